@@ -1,0 +1,93 @@
+"""Command lines made from the config tree: `--section.field value`, by tyro.
+
+tyro parses words into types and prints the help; bounds and cross-field checks are `Config.from_tree`'s, so that
+a TOML file and a command line get the same messages, all at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import pydantic
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from slm_jax.config import Config, read_preset, unknown_key
+from slm_jax.errors import UserError
+
+
+def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `--name VALUE` or `--name=VALUE` out of args: (value or None, the rest). Raises UserError without a value."""
+    for i, arg in enumerate(args):
+        if arg == f"--{name}":
+            if i + 1 == len(args) or args[i + 1].startswith("--"):
+                raise UserError(f"--{name} needs a value")
+            return args[i + 1], args[:i] + args[i + 2 :]
+        if arg.startswith(f"--{name}="):
+            return arg.partition("=")[2], args[:i] + args[i + 1 :]
+    return None, args
+
+
+def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, description: str) -> dict[str, Any]:
+    """Nested dicts of `defaults` (a preset's) with the `--section.field value` of args on top.
+
+    `--help` prints every option with the preset's values as defaults and exits. Raises UserError on an unknown name.
+    """
+    known = set(Config().flat())
+    for arg in args:
+        name = arg[2:].partition("=")[0].replace("-", "_")
+        if arg.startswith("--") and name not in known and name != "help":
+            raise UserError(f"{unknown_key(name)} (--help lists them all)")
+    loose, start = _without_bounds(defaults)
+    parsed = tyro.cli(loose, args=list(args), default=start, prog=prog, description=description, use_underscores=True)
+    given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
+    tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
+    for name in given:
+        section, _, field = name.partition(".")
+        tree.setdefault(section, {})[field] = getattr(getattr(parsed, section), field)
+    return tree
+
+
+def _without_bounds(defaults: dict[str, Any]) -> tuple[type[BaseModel], BaseModel]:
+    """The config tree with types but without bounds, so that every value reaches `Config.from_tree`; and its start."""
+    sections: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for section, section_info in Config.model_fields.items():
+        fields: dict[str, Any] = {}
+        kind = section_info.annotation
+        assert kind is not None
+        given = defaults.get(section, {})
+        for name, info in kind.model_fields.items():
+            default = _shown_default(info.annotation, given.get(name, info.default), info.default)
+            fields[name] = (info.annotation, Field(default, description=info.description))
+        model = pydantic.create_model(kind.__name__, __config__=ConfigDict(frozen=True), **fields)
+        sections[section] = (Annotated[model, tyro.conf.arg(help=section_info.description)], model())
+        values[section] = model()
+    root = pydantic.create_model("Options", __config__=ConfigDict(frozen=True), **sections)
+    return root, root(**values)
+
+
+def _shown_default(annotation: Any, value: Any, fallback: Any) -> Any:
+    """A preset's value as help shows it; one of a wrong type (reported later) is replaced by the field's default."""
+    try:
+        return pydantic.TypeAdapter(annotation).validate_python(value)
+    except pydantic.ValidationError:
+        return fallback
+
+
+def config_from_args(args: list[str], prog: str, description: str, base: dict[str, Any] | None = None) -> Config:
+    """The Config of a command line: `--config NAME|PATH` (or `base`), then overrides. Raises UserError."""
+    preset, args = take_option(args, "config")
+    defaults = read_preset(preset or "quickstart") if preset or base is None else base
+    tree = parse_overrides(args, defaults, prog, description)
+    return Config.from_tree(tree, origin=preset or "config")
+
+
+def wants_help(args: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
+    return "-h" in args or "--help" in args
+
+
+def stdout_is_terminal() -> bool:
+    """Whether progress may be drawn in place (else plain lines)."""
+    return sys.stderr.isatty()

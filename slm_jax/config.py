@@ -1,0 +1,327 @@
+"""Every option there is: one frozen tree, TOML presets, command-line overrides.
+
+Precedence, lowest first: the defaults below, the preset (`--config NAME|PATH`), `--section.field value`.
+A new option is one field here, with its type, default, unit and a one-line description; nothing else declares options.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from slm_jax.errors import UserError
+
+
+class Section(BaseModel):
+    """A frozen group of fields; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The Transformer's shape."""
+
+    dim: int = Field(192, ge=8, description="Width of the residual stream.")
+    depth: int = Field(4, ge=1, description="Number of blocks (attention + SwiGLU).")
+    heads: int = Field(3, ge=1, description="Query heads; dim must be a multiple of it.")
+    kv_heads: int = Field(0, ge=0, description="Key/value heads (grouped-query attention); 0: as many as heads.")
+    mlp_dim: int = Field(768, ge=8, description="SwiGLU size; its inner width is 2/3 of it, rounded up to a multiple of 64.")
+    window: int = Field(0, ge=0, description="Tokens that attention sees, itself included; 0 or >= the length: all.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate on embeddings and on each sub-layer's output.")
+    tie_weights: bool = Field(True, description="Share the embedding with the output head.")
+    qk_norm: bool = Field(True, description="RMSNorm on queries and keys, per head.")
+    rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary position frequencies.")
+
+
+class OptimizerConfig(Section):
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: Muon for hidden matrices, AdamW for the rest; adamw: AdamW for all."
+    )
+    lr: float = Field(0.01, gt=0, description="Peak learning rate (RMS-matched: AdamW and Muon share it).")
+    warmup_steps: int = Field(20, ge=0, description="Steps of linear warm-up from 0, counted in `train.steps`.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "wsd", description="After warm-up: cosine to the floor; stable then linear decay to the floor (wsd); constant."
+    )
+    decay_fraction: float = Field(0.5, gt=0, le=1, description="Share of the steps that wsd decays for, at the end.")
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="The floor, as a share of the peak.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; norm scales are never decayed.")
+    clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0: no clipping.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay.")
+
+
+class TrainConfig(Section):
+    """Length of the run, batch, precision."""
+
+    steps: int = Field(1000, ge=1, description="Optimizer steps in all, those before a resume included.")
+    batch_size: int = Field(16, ge=1, description="Sequences per optimizer step, over all devices.")
+    sequence_length: int = Field(256, ge=2, description="Tokens per sequence.")
+    accumulation: int = Field(1, ge=1, description="Split each batch into so many parts, one after the other (less memory).")
+    seed: int = Field(0, ge=0, description="Initial weights, order of the data, dropout.")
+    z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits small.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it."
+    )
+
+
+class DataConfig(Section):
+    """Where the text comes from."""
+
+    source: Literal["python-docs", "files"] = Field(
+        "python-docs",
+        description="python-docs: the documentation inside every Python installation; files: your own text.",
+    )
+    files: tuple[str, ...] = Field((), description="Text files or globs ('my/**/*.txt'); implies source = files.")
+    separator: str = Field(
+        "<|endoftext|>", description="A line that holds just this ends a document; empty: each file is one document."
+    )
+    encoding_errors: Literal["strict", "replace"] = Field(
+        "strict", description="Bytes that are not UTF-8: strict refuses the file, replace puts U+FFFD in their place."
+    )
+    validation_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of the documents held out for validation, chosen by a hash of each."
+    )
+    mode: Literal["packed"] = Field("packed", description="packed: windows of full length that run across documents.")
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: learned from the training text, or a given one."""
+
+    path: str = Field("", description="A saved tokenizer or a ready-made one's name; empty: learn one from the text.")
+    vocab_size: int = Field(2048, ge=300, le=65536, description="Ids of a learned tokenizer (at most).")
+    lowercase: bool = Field(True, description="Learned: share one entry between the, The and THE (lossless).")
+    byte_limit: int = Field(4, ge=1, le=64, description="Learned: longest base token, in UTF-8 bytes.")
+
+
+class CheckpointConfig(Section):
+    """When to save, how much to keep."""
+
+    every: int = Field(200, ge=1, description="Steps between checkpoints; the last step is always saved.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+
+
+class EvalConfig(Section):
+    """Validation and samples during training."""
+
+    every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
+    max_tokens: int = Field(0, ge=0, description="Validate on at most so many tokens; 0: all held-out text.")
+    prompts: tuple[str, ...] = Field(("The ",), description="Prompts of the sample texts written at each validation.")
+    sample_tokens: int = Field(120, ge=0, description="Length of each sample text; 0: none.")
+
+
+class LogConfig(Section):
+    """What is printed and written."""
+
+    every: int = Field(50, ge=1, description="Steps between plain progress lines (when not a terminal).")
+
+
+class MeshConfig(Section):
+    """Devices."""
+
+    data: int = Field(0, ge=0, description="Devices the batch is split over (data parallel); 0: all there are.")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: ModelConfig = Field(ModelConfig(), description="The Transformer's shape.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer and learning-rate schedule.")
+    train: TrainConfig = Field(TrainConfig(), description="Length of the run, batch, precision.")
+    data: DataConfig = Field(DataConfig(), description="Where the text comes from.")
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Learned from the training text, or given.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When to save, how much to keep.")
+    eval: EvalConfig = Field(EvalConfig(), description="Validation and samples during training.")
+    log: LogConfig = Field(LogConfig(), description="What is printed and written.")
+    mesh: MeshConfig = Field(MeshConfig(), description="Devices.")
+
+    @classmethod
+    def load(cls, preset: str | Path = "quickstart", **overrides: Any) -> "Config":
+        """The preset (a name in `configs/` or a path to a TOML file) with overrides `{"train.steps": 10}` on top.
+
+        Overrides are dotted names, given as `**{"train.steps": 10}` or with `__` for the dot: `train__steps=10`.
+        Raises UserError that lists every problem found.
+        """
+        tree = read_preset(preset)
+        for name, value in overrides.items():
+            section, _, field = name.replace("__", ".").partition(".")
+            tree.setdefault(section, {})[field] = value
+        return cls.from_tree(tree, origin=str(preset))
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any], origin: str = "config") -> "Config":
+        """A validated Config from nested dicts; raises UserError with every problem, one a line."""
+        tree = _files_imply_source(tree)
+        try:
+            config = cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            problems, bad = [], set()
+            for item in error.errors():
+                name = ".".join(str(part) for part in item["loc"][:2])
+                bad.add(name)
+                problems.append(_explain(name, item))
+            # Fields that are themselves wrong take no part in the cross-field checks; all others still do.
+            rest = {
+                section: {k: v for k, v in fields.items() if f"{section}.{k}" not in bad}
+                for section, fields in tree.items()
+                if section in cls.model_fields and section not in bad and isinstance(fields, dict)
+            }
+            problems += [text for fields, text in _cross_checks(cls.model_validate(rest)) if not bad & set(fields)]
+            raise UserError(_as_list(origin, problems)) from None
+        problems = [text for _, text in _cross_checks(config)]
+        if problems:
+            raise UserError(_as_list(origin, problems))
+        return config
+
+    def to_toml(self) -> str:
+        """The whole tree as TOML, each field with its description; `from_tree(tomllib.loads(...))` restores it."""
+        lines = []
+        for section_name, section in self:
+            lines.append(f"[{section_name}]")
+            for name, info in type(section).model_fields.items():
+                value = getattr(section, name)
+                text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+                lines.append(f"{name} = {text}  # {info.description}")
+            lines.append("")
+        return "\n".join(lines)
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """Fields that differ, `{"train.steps": (mine, theirs)}`."""
+        mine, theirs = self.flat(), other.flat()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def flat(self) -> dict[str, Any]:
+        """All fields by dotted name, in order."""
+        return {f"{s}.{f}": v for s, section in self for f, v in section}
+
+
+def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Problems that involve several fields: (the fields, what is wrong and what to do)."""
+    m, t = c.model, c.train
+    if m.dim % m.heads:
+        near = [h for h in range(1, m.dim + 1) if m.dim % h == 0 and (m.dim // h) % 2 == 0]
+        near.sort(key=lambda h: abs(h - m.heads))
+        yield (
+            ("model.dim", "model.heads"),
+            f"model.dim {m.dim} is not divisible by model.heads {m.heads}: use {_either(near[:2])} heads, "
+            f"or dim {_either(_multiples(m.dim, 2 * m.heads))}",
+        )
+    elif (m.dim // m.heads) % 2:
+        yield (
+            ("model.dim", "model.heads"),
+            f"model.dim / model.heads = {m.dim // m.heads} is odd, but rotary positions pair the channels of a head: "
+            f"use dim {_either(_multiples(m.dim, 2 * m.heads))}",
+        )
+    if m.kv_heads and m.heads % m.kv_heads:
+        valid = [k for k in range(1, m.heads + 1) if m.heads % k == 0]
+        yield (
+            ("model.heads", "model.kv_heads"),
+            f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
+        )
+    if t.batch_size % t.accumulation:
+        yield (
+            ("train.batch_size", "train.accumulation"),
+            f"train.batch_size {t.batch_size} is not divisible by train.accumulation {t.accumulation}: "
+            f"use batch_size {_either(_multiples(t.batch_size, t.accumulation))}",
+        )
+    elif c.mesh.data and (t.batch_size // t.accumulation) % c.mesh.data:
+        yield (
+            ("train.batch_size", "train.accumulation", "mesh.data"),
+            batch_devices_problem(t.batch_size, t.accumulation, c.mesh.data),
+        )
+    if c.optimizer.warmup_steps >= t.steps and c.optimizer.warmup_steps > 0:
+        yield (
+            ("optimizer.warmup_steps", "train.steps"),
+            f"optimizer.warmup_steps {c.optimizer.warmup_steps} leaves nothing of train.steps {t.steps}: "
+            f"use fewer than {t.steps}",
+        )
+    if c.data.source == "files" and not c.data.files:
+        yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
+    if c.eval.sample_tokens and any(not p for p in c.eval.prompts):
+        yield ("eval.prompts",), "eval.prompts holds an empty prompt: give each at least one character"
+
+
+def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:
+    """The sentence for a batch that does not divide over the devices."""
+    valid = _either(_multiples(batch_size, devices * accumulation))
+    parts = f" x {accumulation} accumulated parts" if accumulation > 1 else ""
+    return f"train.batch_size {batch_size} is not divisible by {devices} devices{parts}: use {valid}"
+
+
+def _multiples(value: int, step: int) -> list[int]:
+    """The multiples of step around value, positive ones only."""
+    below = value // step * step
+    return [n for n in (below, below + step) if n > 0]
+
+
+def _either(values: Sequence[int]) -> str:
+    return " or ".join(str(v) for v in values)
+
+
+def _as_list(origin: str, problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"{origin}: {problems[0]}"
+    return "\n".join([f"{origin}: {len(problems)} problems:", *(f"  - {p}" for p in problems)])
+
+
+def _explain(name: str, item: Any) -> str:
+    """One pydantic error as one sentence, with the nearest name for an unknown one."""
+    if item["type"] == "extra_forbidden":
+        return unknown_key(name)
+    message = item["msg"].removeprefix("Input should be ")
+    return f"{name} = {item['input']!r}: should be {message}"
+
+
+def unknown_key(name: str) -> str:
+    """The sentence for a name that is no field, with the nearest one that is."""
+    names = list(Config().flat()) + list(Config.model_fields)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not near:  # the right field under the wrong section, or none
+        near = [n for n in names if n.partition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"unknown key {name}" + (f", perhaps you meant {near[0]}" if near else "")
+
+
+def _files_imply_source(tree: dict[str, Any]) -> dict[str, Any]:
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("files"):
+        return {**tree, "data": {**data, "source": "files"}}
+    return tree
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in _preset_folder().glob("*.toml"))
+
+
+def _preset_folder() -> Path:
+    """`configs/`: beside the packages in a source tree, inside the package in a wheel."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def read_preset(preset: str | Path) -> dict[str, Any]:
+    """Nested dicts of a preset by name or of a TOML file by path; raises UserError."""
+    path = Path(preset)
+    if path.suffix != ".toml" and not path.is_file():
+        path = _preset_folder() / f"{preset}.toml"
+        if not path.is_file():
+            near = difflib.get_close_matches(str(preset), preset_names(), n=1, cutoff=0.5)
+            hint = f", perhaps you meant {near[0]}" if near else ""
+            raise UserError(f"no preset named {preset}{hint} (there are: {', '.join(preset_names())}; or give a .toml)")
+    return read_toml(path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Nested dicts of a TOML file; raises UserError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None

@@ -1,0 +1,140 @@
+"""Tokenised text on disk: made once per run, memory-mapped after that.
+
+A corpus folder holds, for `train` and `validation`, the token ids (each document followed by <EOS>), where each
+document ends, how many bytes of UTF-8 it was, and a manifest. It appears under its name only when it is whole.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizer import HybridTokenizer
+
+from slm_jax.errors import UserError
+
+_LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of a corpus: token ids [N], ends int64 [documents] (index after each <EOS>), bytes int64 [documents]."""
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return int(self.sizes.sum())
+
+    def head(self, max_tokens: int) -> "Split":
+        """The first documents, as many as fit in max_tokens (at least one); 0: all."""
+        if not max_tokens or self.ends[-1] <= max_tokens:
+            return self
+        n = max(1, int(np.searchsorted(self.ends, max_tokens, side="right")))
+        return Split(self.tokens[: self.ends[n - 1]], self.ends[:n], self.sizes[:n])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Both sides, and the fingerprint of what they were made from."""
+
+    train: Split
+    validation: Split
+    fingerprint: str
+
+
+def split_documents(documents: Iterable[str], validation_fraction: float) -> tuple[list[str], list[str]]:
+    """(train, validation) texts. Exact repeats are dropped; each text's own hash decides its side, so that adding
+    documents moves none. Raises UserError if there is not enough text for two sides."""
+    texts = list(documents)
+    size = min(_LONG, max(1, sum(map(len, texts)) // 20))
+    seen: set[bytes] = set()
+    sides: tuple[list[str], list[str]] = ([], [])
+    lowest: tuple[bytes, int] | None = None
+    for text in texts:
+        for part in _parts(text, size):
+            digest = hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            held_out = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
+            sides[held_out].append(part)
+            if not held_out and (lowest is None or digest < lowest[0]):
+                lowest = (digest, len(sides[0]) - 1)
+    train, validation = sides
+    if not validation and lowest is not None:  # few documents: none fell below the fraction
+        validation.append(train.pop(lowest[1]))
+    if not train:
+        raise UserError("the text is too short to be split into training and validation: add more")
+    return train, validation
+
+
+def _parts(text: str, size: int) -> Iterable[str]:
+    """The text in parts of about `size` characters, cut after a line (or after a space, or anywhere, if it has none)."""
+    start = 0
+    while len(text) - start > 1.5 * size:
+        limit = start + size
+        cut = max(text.rfind("\n", start, limit), -1) + 1 or max(text.rfind(" ", start, limit), -1) + 1 or limit
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def write_corpus(
+    folder: Path,
+    sides: tuple[list[str], list[str]],
+    tokenizer: HybridTokenizer,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Tokenise both sides into `folder`, which appears at once when it is whole. progress(bytes) as they are done."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    partial.mkdir(parents=True)
+    eos = tokenizer.token2id["<EOS>"]
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    manifest: dict[str, object] = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint}
+    for name, texts in zip(("train", "validation"), sides, strict=True):
+        ids, ends, sizes, checksum = [], [], [], hashlib.sha256()
+        for text in texts:
+            ids.append(np.append(tokenizer.encode_array(text), eos).astype(dtype))
+            ends.append(ids[-1].size)
+            sizes.append(len(text.encode("utf-8", "surrogatepass")))
+            progress(sizes[-1])
+        tokens = np.concatenate(ids)
+        checksum.update(tokens.tobytes())
+        np.save(partial / f"{name}.tokens.npy", tokens)
+        np.save(partial / f"{name}.ends.npy", np.cumsum(ends))
+        np.save(partial / f"{name}.sizes.npy", np.array(sizes))
+        manifest[name] = {
+            "documents": len(texts),
+            "tokens": int(tokens.size),
+            "bytes": int(sum(sizes)),
+            "sha256": checksum.hexdigest(),
+        }
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    partial.rename(folder)
+
+
+def open_corpus(folder: Path, tokenizer: HybridTokenizer) -> Corpus:
+    """The corpus in a folder, memory-mapped. Raises UserError if it is damaged or was made with another tokenizer."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        splits = {}
+        for name in ("train", "validation"):
+            arrays = [np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "ends", "sizes")]
+            splits[name] = Split(*arrays)
+            if splits[name].tokens.size != manifest[name]["tokens"] or splits[name].ends[-1] != splits[name].tokens.size:
+                raise ValueError(f"{name} has {splits[name].tokens.size} tokens, not {manifest[name]['tokens']}")
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"the corpus in {folder} is damaged ({error}): remove that folder to make it again") from None
+    if manifest["tokenizer"] != tokenizer.fingerprint:
+        raise UserError(f"the corpus in {folder} was made with another tokenizer: remove that folder to make it again")
+    fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return Corpus(splits["train"], splits["validation"], fingerprint)

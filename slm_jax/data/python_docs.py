@@ -1,0 +1,79 @@
+"""The embedded corpus: the documentation that every Python installation carries.
+
+`pydoc_data.topics` (the language reference that `help()` shows) and the docstrings of the standard library, about
+2.5 MB of English. Source files are read with `ast`; nothing is imported or run, so the text is the same on every
+machine with the same Python version.
+"""
+
+import ast
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from slm_jax.errors import UserError
+
+# Not documentation: tests, vendored packages, what varies between installations.
+_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "_vendor", "_bundled"}
+_MINIMUM = 200  # characters; shorter modules say next to nothing
+
+
+def documents() -> Iterator[str]:
+    """The documents in a fixed order: each topic of the language reference, then each module with its docstrings.
+
+    Raises UserError on a Python without the sources of its library (some frozen or stripped installations).
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    topics = library / "pydoc_data" / "topics.py"
+    if not topics.is_file():
+        raise UserError(f"this Python carries no documentation ({topics} is missing): give text with --data.files")
+    yield from _topics(topics)
+    for path in sorted(library.rglob("*.py"), key=lambda p: p.relative_to(library).as_posix()):
+        folders = path.relative_to(library).parts[:-1]
+        if _SKIPPED.isdisjoint(folders) and not any(f == "pydoc_data" or f.startswith("config-") for f in folders):
+            text = _module_text(path, ".".join(path.relative_to(library).with_suffix("").parts))
+            if len(text) >= _MINIMUM:
+                yield text
+
+
+def _topics(path: Path) -> Iterator[str]:
+    """The values of the one dict literal in pydoc_data/topics.py."""
+    tree = _parse(path)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            for _, text in sorted(ast.literal_eval(node.value).items()):
+                yield text.strip() + "\n"
+
+
+def _module_text(path: Path, name: str) -> str:
+    """A module's docstrings in the order of its source, as `help()` lays them out."""
+    tree = _parse(path)
+    if tree is None:
+        return ""
+    parts = [f"module {name.removesuffix('.__init__')}\n\n{doc}\n"] if (doc := ast.get_docstring(tree)) else []
+    parts += _described(tree.body, indent="")
+    return "\n".join(parts)
+
+
+def _described(body: list[ast.stmt], indent: str) -> Iterator[str]:
+    """Each class and function with a docstring: its head, then the text indented under it."""
+    for node in body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        is_class = isinstance(node, ast.ClassDef)
+        if doc := ast.get_docstring(node):
+            head = f"class {node.name}" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
+            lines = (f"{indent}    {line}" if line else "" for line in doc.splitlines())
+            yield f"{indent}{head}\n\n" + "\n".join(lines) + "\n"
+        if is_class:
+            yield from _described(node.body, indent + "    ")
+
+
+def _parse(path: Path) -> ast.Module | None:
+    """The syntax tree, or None for a file that is not valid Python (templates, other encodings)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old modules
+            return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return None

@@ -1,0 +1,24 @@
+"""The operations that decide speed, each with a naive twin that says what it computes.
+
+The only place that asks which backend runs.
+"""
+
+from slm_jax.ops.attention import attention, cache_mask, causal_mask, masked_attention, naive_attention
+from slm_jax.ops.backend import compute_dtype, describe_precision
+from slm_jax.ops.cross_entropy import LossSums, cross_entropy, naive_cross_entropy
+from slm_jax.ops.matmul import matmul, naive_matmul
+
+__all__ = [
+    "LossSums",
+    "attention",
+    "cache_mask",
+    "causal_mask",
+    "compute_dtype",
+    "cross_entropy",
+    "describe_precision",
+    "masked_attention",
+    "matmul",
+    "naive_attention",
+    "naive_cross_entropy",
+    "naive_matmul",
+]

@@ -1,0 +1,86 @@
+"""Causal attention with a local window, padding and document segments; and attention to a cache of keys and values."""
+
+import jax
+import jax.numpy as jnp
+
+from slm_jax.ops.attention_blocks import blockwise_attention
+
+MASKED = -1e30  # not -inf: a row with nothing to see (padding) must give numbers, not NaN
+
+
+def causal_mask(
+    length: int,
+    window: int = 0,
+    valid_BxT: jax.Array | None = None,
+    segment_ids_BxT: jax.Array | None = None,
+) -> jax.Array:
+    """bool [B or 1, T, T]: key s is seen from t when t - window < s <= t (window 0: s <= t), s is no padding and
+    both are in one segment."""
+    index_T = jnp.arange(length)
+    mask_BxTxT = _within(index_T[None, :, None] - index_T[None, None, :], window)
+    if valid_BxT is not None:
+        mask_BxTxT &= valid_BxT[:, None, :].astype(bool)
+    if segment_ids_BxT is not None:
+        mask_BxTxT &= segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
+    return mask_BxTxT
+
+
+def cache_mask(positions_BxT: jax.Array, cached_positions_BxS: jax.Array, window: int = 0) -> jax.Array:
+    """bool [B, T, S]: which cached keys a query sees, by position; a cached position of -1 is an empty slot."""
+    distance_BxTxS = positions_BxT[:, :, None] - cached_positions_BxS[:, None, :]
+    return _within(distance_BxTxS, window) & (cached_positions_BxS >= 0)[:, None, :]
+
+
+def _within(distance: jax.Array, window: int) -> jax.Array:
+    seen = distance >= 0
+    return seen & (distance < window) if window else seen
+
+
+def masked_attention(
+    q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array, mask_BxTxS: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """Softmax attention float32 [B, T, H, K] under a mask [B or 1, T, S].
+
+    The H query heads share the G key/value heads in order (H / G each). Products in dtype, softmax in float32.
+    """
+    b, t, h, k = q_BxTxHxK.shape
+    g = k_BxSxGxK.shape[2]
+    q_BxTxGxRxK = q_BxTxHxK.reshape(b, t, g, h // g, k).astype(dtype)
+    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_BxTxS[:, None, None], scores * k**-0.5, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    out = jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
+    return out.reshape(b, t, h, k)
+
+
+def naive_attention(
+    q_BxTxHxK: jax.Array,
+    k_BxTxGxK: jax.Array,
+    v_BxTxGxK: jax.Array,
+    dtype: jnp.dtype,
+    window: int = 0,
+    valid_BxT: jax.Array | None = None,
+    segment_ids_BxT: jax.Array | None = None,
+) -> jax.Array:
+    """What `attention` computes, with the whole mask and all scores at once."""
+    mask = causal_mask(q_BxTxHxK.shape[1], window, valid_BxT, segment_ids_BxT)
+    return masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask, dtype)
+
+
+def attention(
+    q_BxTxHxK: jax.Array,
+    k_BxTxGxK: jax.Array,
+    v_BxTxGxK: jax.Array,
+    dtype: jnp.dtype,
+    window: int = 0,
+    valid_BxT: jax.Array | None = None,
+    segment_ids_BxT: jax.Array | None = None,
+) -> jax.Array:
+    """Causal self-attention float32 [B, T, H, K] of float32 queries, keys and values of the same T tokens.
+
+    window: tokens seen, the query's own included (0: all). valid: 0 for padding, never attended to. segment_ids:
+    attention stays inside a segment. Products in dtype, softmax in float32.
+    """
+    if jax.default_backend() == "cpu":
+        return blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window)
+    return naive_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dtype, window, valid_BxT, segment_ids_BxT)

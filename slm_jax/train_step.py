@@ -1,0 +1,116 @@
+"""The pure, compiled train and evaluation steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from slm_jax import ops
+from slm_jax.config import Config
+from slm_jax.optimizer import make_optimizer, make_schedule
+from slm_jax.transformer import Transformer
+
+Batch = dict[str, jax.Array]  # input_ids, labels (already the next token, -100: none) int32 [B, T]; masks as in Transformer
+
+
+class TrainState(NamedTuple):
+    """All that training changes, and the key it draws from."""
+
+    step: jax.Array  # int32 scalar: optimizer steps taken
+    params: Any  # pure dict of float32 arrays
+    opt_state: Any
+    key: jax.Array  # typed PRNG key; the randomness of a step is fold_in(key, step)
+
+
+class Steps(NamedTuple):
+    """The compiled functions of one run."""
+
+    init: Callable[[], TrainState]
+    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[Any, Batch], ops.LossSums]
+    model: Callable[[Any], Transformer]
+
+
+def model_graph(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
+    """(graph, abstract parameters) of the config's Transformer, without making any array."""
+    dtype = ops.compute_dtype(config.train.dtype)
+    abstract = nnx.eval_shape(lambda: Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(abstract, nnx.Param)
+    return graph, nnx.to_pure_dict(params)
+
+
+def loss_sums(model: Transformer, batch: Batch, z_loss: float, dropout_key: jax.Array | None = None) -> ops.LossSums:
+    """The sums of the next-token loss over a batch; hidden state t is scored against labels[:, t]."""
+    x_BxTxD = model.hidden(
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch.get("segment_ids"),
+        batch.get("positions"),
+        dropout_key=dropout_key,
+    )
+    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, z_loss)
+
+
+def make_steps(config: Config, vocab_size: int) -> Steps:
+    """The functions of a run, all pure; `train` gives its state away (donated)."""
+    graph, _ = model_graph(config, vocab_size)
+    dtype = ops.compute_dtype(config.train.dtype)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+
+    def init() -> TrainState:
+        key = jax.random.key(config.train.seed)
+        model = Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1))
+
+    def merge(params: Any) -> Transformer:
+        return nnx.merge(graph, params)
+
+    def loss(params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, ops.LossSums]:
+        sums = loss_sums(merge(params), batch, config.train.z_loss, key)
+        return sums.loss, sums
+
+    def gradients(params: Any, batch: Batch, key: jax.Array | None) -> tuple[Any, ops.LossSums]:
+        """Gradient of the mean loss over the batch's predicted positions, in `accumulation` parts."""
+        parts = config.train.accumulation
+        if parts == 1:
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        else:
+
+            def one_part(carry, part):  # type: ignore[no-untyped-def]
+                i, micro = part
+                part_key = None if key is None else jax.random.fold_in(key, i)
+                (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, part_key)
+                return jax.tree.map(jnp.add, carry, (grads, sums)), None
+
+            zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
+            # Every parts-th row, so that each part holds rows of every device.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+            (grads, sums), _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
+        # Sums first, one division at the end: parts with fewer predicted positions weigh less, as in one large batch.
+        count = jnp.maximum(sums.count, 1.0)
+        return jax.tree.map(lambda g: g / count, grads), sums
+
+    def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step) if config.model.dropout else None
+        grads, sums = gradients(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = jnp.maximum(sums.count, 1.0)
+        metrics = {
+            "loss": sums.nll / count,
+            "accuracy": sums.correct / count,
+            "lr": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": optax.global_norm(grads),
+            "tokens": sums.count,
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    def evaluate(params: Any, batch: Batch) -> ops.LossSums:
+        return loss_sums(merge(params), batch, z_loss=0.0)
+
+    return Steps(jax.jit(init), jax.jit(train, donate_argnums=0), jax.jit(evaluate), merge)
