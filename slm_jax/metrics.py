@@ -1,0 +1,147 @@
+"""What a run says of itself: JSON lines, a progress bar, the loss plot."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one row per step, in order, each step once whatever happened."""
+
+    def __init__(self, path: Path, after_step: int):
+        """Opens for appending after step `after_step`; rows of later steps (of a run that was killed) are dropped."""
+        kept = [row for row in read_rows(path) if row["step"] <= after_step]
+        self.seconds: float = kept[-1]["seconds"] if kept else 0.0  # training time of the kept rows
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the system
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        self._file.write(json.dumps(row) + "\n")
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+class Progress:
+    """A bar on a terminal, else a plain line every so many steps; both go to stderr."""
+
+    def __init__(self, steps: int, done: int, every: int, stream: TextIO | None = None):
+        """steps in all, those done before a resume, and steps between plain lines."""
+        self._stream = stream or sys.stderr
+        self._every, self._steps = every, steps
+        self._bar = None
+        if self._stream.isatty():
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{postfix}]"
+            self._bar = tqdm(total=steps, initial=done, bar_format=form, file=self._stream, dynamic_ncols=True)
+
+    def show(self, row: Row) -> None:
+        """The newest step."""
+        text = (
+            f"loss {row['loss']:.3f}, lr {row['lr']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, "
+            f"MFU {row['mfu']:.0%}, ETA {duration(row['eta_seconds'])}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(row["step"] - self._bar.n)
+        elif row["step"] % self._every == 0 or row["step"] == self._steps:
+            print(f"step {row['step']}/{self._steps}  {text}", file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Say "text… 3 s" while something long goes on: counted on a terminal, begin and end elsewhere."""
+    stream = stream or sys.stderr
+    start = time.monotonic()
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.wait(1.0):
+            print(f"\r{text}… {time.monotonic() - start:.0f} s", end="", file=stream, flush=True)
+
+    counter = threading.Thread(target=count, daemon=True) if stream.isatty() else None
+    print(f"{text}…", end="" if counter else "\n", file=stream, flush=True)
+    if counter:
+        counter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if counter:
+            counter.join()
+        print(f"\r{text}… {time.monotonic() - start:.1f} s" if counter else f"{text}: {time.monotonic() - start:.1f} s", file=stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """3:07, or 1:02:11."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def plot(rows: list[Row], path: Path, title: str) -> None:
+    """Training and validation loss, and the learning rate, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    steps = [row["step"] for row in rows]
+    loss.plot(steps, [row["loss"] for row in rows], linewidth=0.8, label="training")
+    validated = [row for row in rows if "val_loss" in row]
+    if validated:
+        label = f"validation (last: {validated[-1]['val_bits_per_byte']:.3f} bits per byte)"
+        loss.plot([r["step"] for r in validated], [r["val_loss"] for r in validated], marker="o", label=label)
+    loss.set_ylabel("loss (nats per token)")
+    loss.legend()
+    loss.grid(alpha=0.3)
+    loss.set_title(title)
+    rate.plot(steps, [row["lr"] for row in rows], color="tab:gray")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("step")
+    rate.grid(alpha=0.3)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, path)

@@ -1,0 +1,139 @@
+"""The run directory: everything needed to go on, to evaluate, to generate or to export is in it.
+
+    runs/NAME/config.toml       the resolved config
+              tokenizer.hyb     the tokenizer
+              corpus/           the tokenised text
+              checkpoints/      the newest few states
+              metrics.jsonl     one row per step
+              samples.md        texts written during training
+              loss.png          the curves
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slm_jax.config import Config, read_toml
+from slm_jax.errors import UserError
+
+RUNS = Path("runs")
+
+# Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
+_MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
+_MAY_CHANGE |= {"log.every", "mesh.data"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The places of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.toml"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The saved tokenizer."""
+        return self.path / "tokenizer.hyb"
+
+    @property
+    def corpus(self) -> Path:
+        """The folder of tokenised text."""
+        return self.path / "corpus"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Texts written during training."""
+        return self.path / "samples.md"
+
+    @property
+    def plot(self) -> Path:
+        """The loss and learning-rate curves."""
+        return self.path / "loss.png"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    def read_config(self) -> Config:
+        """The saved config. Raises UserError if there is none or it does not fit this version."""
+        return Config.from_tree(read_toml(self.config), origin=str(self.config))
+
+    def begin(self, config: Config) -> None:
+        """Make the directory with the config, or check that it is of the same config and note allowed changes.
+
+        Raises UserError that names the fields of another config.
+        """
+        if self.exists():
+            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in _MAY_CHANGE}
+            if differ:
+                fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
+                raise UserError(
+                    f"{self.path} is a run of another config; use another --run, or give the same values. "
+                    f"{len(differ)} differ:\n{fields}"
+                )
+        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.config, config.to_toml())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a process trains this run. Raises UserError if another one does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training {self.path}: wait for it, or use another --run") from None
+            yield
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that at every instant it holds the old or the new text whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def new_run(config: Config) -> Run:
+    """A fresh `runs/SOURCE-DIMxDEPTH-TIME-HASH`."""
+    digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]
+    name = f"{config.data.source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
+    return Run(RUNS / name)
+
+
+def find_run(path: str | None) -> Run:
+    """The run at a path, or the newest in `runs/`. Raises UserError, with those there are, if there is none."""
+    runs = sorted((p.parent for p in RUNS.glob("*/config.toml")), key=lambda p: p.stat().st_mtime)
+    if path is None:
+        if not runs:
+            raise UserError(f"there is no run in {RUNS.absolute()}: train one with python -m slm_jax.train")
+        return Run(runs[-1])
+    run = Run(Path(path))
+    if not run.exists():
+        there = f"; there are: {', '.join(map(str, runs[-5:]))}" if runs else ""
+        raise UserError(f"no run in {path} (no config.toml there){there}")
+    return run
