@@ -1,0 +1,101 @@
+"""What goes in comes out, for every str; and every fast path gives the ids of the reference."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus
+from tokenizer import HybridTokenizer
+from tokenizer.segment import encode_reference
+from tokenizer.units import KEY, MAX_KEY, cut_long_key
+from tokenizer.vocabulary import NL, SP
+
+
+def check(tok: HybridTokenizer, text: str) -> None:
+    """Round trip in every form, the reference's ids, no special token, and offsets and streaming that agree."""
+    ids = tok.encode(text)
+    assert ids == encode_reference(text, tok._vocabulary)
+    assert tok.decode(ids) == text
+    assert tok.decode(tok.encode(text, mode="rle")) == text
+    array = tok.encode_array(text)
+    assert array.tolist() == ids
+    assert tok.decode(array) == text
+    assert all(id_ >= SP for id_ in ids)
+    assert tok.count(text) == len(ids)
+    decoder = tok.stream_decoder()
+    assert "".join([*(decoder.push(id_) for id_ in ids), decoder.finish()]) == text
+    spans = tok.offsets(text)
+    assert len(spans) == len(ids)
+    covered = 0
+    for start, end in spans:
+        assert start <= covered <= end
+        covered = max(covered, end)
+    assert covered == len(text)
+
+
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
+def test_languages_and_traps(tok, text):
+    check(tok, text)
+
+
+def test_corpus(tok):
+    check(tok, corpus())
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=any_text)
+def test_any_text(tok, text):
+    check(tok, text)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25_000)
+@given(text=any_text)
+def test_any_text_at_length(tok, text):
+    """25,000 examples for each of the four tokenizers."""
+    check(tok, text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts=st.lists(any_text, max_size=5))
+def test_batch_equals_single(tok, texts):
+    rows, mask = tok.encode_batch(texts)
+    for text, row, kept in zip(texts, rows, mask, strict=True):
+        assert row[kept].tolist() == tok.encode(text)
+        assert not row[~kept].any()
+    rows, mask = tok.encode_batch(texts, max_len=3)
+    assert rows.shape == mask.shape == (len(texts), 3)
+    for text, row, kept in zip(texts, rows, mask, strict=True):
+        assert row[kept].tolist() == tok.encode(text)[:3]
+
+
+@given(text=any_text)
+def test_keys_are_the_text(text):
+    keys = KEY.findall(text)
+    assert "".join(keys) == text
+    for key in keys:
+        parts = cut_long_key(key)
+        assert "".join(parts) == key
+        assert all(0 < len(part) <= MAX_KEY for part in parts)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_any_ids_decode_alike(tok, data):
+    """Ids that no text has, as a model writes them: streaming and whole decoding agree, and nothing fails."""
+    ids = data.draw(st.lists(st.one_of(st.integers(0, tok.vocab_size - 1), st.integers(0, 270)), max_size=40))
+    ids = [id_ for id_ in ids if id_ < tok.vocab_size]
+    whole = tok.decode(ids)
+    decoder = tok.stream_decoder()
+    assert "".join([*(decoder.push(id_) for id_ in ids), decoder.finish()]) == whole
+    assert whole == tok._decoder.to_text(ids)
+
+
+def test_special_tokens_are_ids_only(tok):
+    for name in ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<EOS>", "<RES>"):
+        id_ = tok.token2id[name]
+        assert id_ not in tok.encode(f"a {name} {name}")
+        assert tok.decode([id_]) == ""
+        assert tok.decode([id_], skip_special_tokens=False) == name
+    assert [tok.token2id[name] for name in ("<PAD>", "<SP>", "<NL>")] == [0, SP, NL]
+    assert tok.token2id["<EOS>"] == 5

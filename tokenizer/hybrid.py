@@ -1,0 +1,367 @@
+"""HybridTokenizer: count text, freeze a vocabulary, encode, decode, look inside."""
+
+from __future__ import annotations
+
+import glob as globbing
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, overload
+
+from tokenizer import storage
+from tokenizer.counting import KeyCounts, count_files
+from tokenizer.decoder import Decoder, StreamDecoder, raise_unknown_id
+from tokenizer.encoder import Encoder
+from tokenizer.errors import TokenizerError
+from tokenizer.segment import join_phrases
+from tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
+    import numpy as np
+
+    from tokenizer.reports import Explanation, Merges, Segments, Status
+
+DEFAULT_VOCAB_SIZE = 8192
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total) now and then during long work."""
+
+
+class HybridTokenizer:
+    """A lossless tokenizer of words, merges and bytes that can explain itself.
+
+    Count text (`add_text`, `add_file`, `add_files`), `freeze_vocab` once, then `encode` and `decode`:
+    ``decode(encode(s)) == s`` for every str. Or start from `load` or `pretrained`. A frozen tokenizer never changes
+    and may be used from several threads.
+
+    Args:
+        lowercase: share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the entries.
+        byte_limit: UTF-8 bytes of the longest base token, 1 to 16.
+    """
+
+    def __init__(self, lowercase: bool = True, byte_limit: int = 4) -> None:
+        if not isinstance(byte_limit, int) or isinstance(byte_limit, bool) or not 1 <= byte_limit <= 16:
+            raise TokenizerError(f"byte_limit is {byte_limit!r}: it must be a whole number from 1 to 16")
+        if not isinstance(lowercase, bool):
+            raise TokenizerError(f"lowercase is {lowercase!r}: it must be True or False")
+        self.lowercase = lowercase
+        self.byte_limit = byte_limit
+        self._counts: KeyCounts | None = KeyCounts()
+        self._frozen: Vocabulary | None = None
+
+    # Counting
+
+    def add_text(self, text: str) -> None:
+        """Count a text. Raises TokenizerError when the vocabulary is frozen or `text` is no str."""
+        if not isinstance(text, str):
+            raise TokenizerError(f"add_text takes a str, not {type(text).__name__}")
+        self._open_counts().add_text(text)
+
+    def add_file(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Count a UTF-8 text file of any size. Raises TokenizerError when it cannot be read."""
+        self._add_paths([os.fspath(path)], 1, progress)
+
+    def add_files(
+        self, patterns: str | Iterable[str], processes: int = 1, progress: Progress | None = None
+    ) -> list[str]:
+        """Count the files that a glob pattern (``**`` reaches all folders below) or several match; return their paths.
+
+        `processes` > 1 counts in so many processes, with the same result. Raises TokenizerError when nothing matches.
+        """
+        paths: list[str] = []
+        for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
+            found = sorted(path for path in globbing.glob(os.fspath(pattern), recursive=True) if os.path.isfile(path))
+            if not found:
+                raise TokenizerError(f"no file matches {os.fspath(pattern)!r} (looked from {os.getcwd()})")
+            paths += found
+        if not isinstance(processes, int) or processes < 1:
+            raise TokenizerError(f"processes is {processes!r}: it must be 1 or more")
+        paths = list(dict.fromkeys(paths))
+        self._add_paths(paths, processes, progress)
+        return paths
+
+    def _add_paths(self, paths: list[str], processes: int, progress: Progress | None) -> None:
+        counts = self._open_counts()
+        report = None if progress is None else (lambda done, total: progress("bytes counted", done, total))
+        for shard in count_files(paths, processes, report):
+            counts.merge(shard)
+
+    def _open_counts(self) -> KeyCounts:
+        if self._counts is None:
+            raise TokenizerError("the vocabulary is frozen: make a new HybridTokenizer to count more text")
+        return self._counts
+
+    # Learning
+
+    def freeze_vocab(
+        self,
+        k_bases: int | None = None,
+        max_merges: int | None = None,
+        *,
+        vocab_size: int | None = None,
+        min_freq: int = 2,
+        score: str = "freq",
+        phrases: float = 0.0,
+        note: str = "",
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn the vocabulary from what was counted, once; afterwards the tokenizer encodes and decodes.
+
+        Args:
+            k_bases: take so many of the most common words of at most `byte_limit` bytes as base tokens (fewer when
+                there are fewer); by default every entry that is such a word counts as one.
+            max_merges: learn at most so many merges, phrases included.
+            vocab_size: ids in all, special tokens and bytes included; by default 8192 unless `max_merges` says otherwise. Fewer
+                come out when the text does not offer so many.
+            min_freq: occurrences that a base token or merge needs, at least 1.
+            score: "freq" (how often a pair occurs; best), "freq_pmi" (times the root of the pointwise mutual
+                information), "pmi" (PMI × log(1 + freq), which prefers rare pairs: for comparison).
+            phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words: 0.1 gives
+                fewer tokens for the same text, but each stands for more different things; 0 for none.
+            note: a line kept in the file, for example about the text it was learned from.
+            progress: called as progress(what, done, total).
+
+        Raises:
+            TokenizerError: frozen already, nothing counted, or options that are impossible.
+        """
+        from tokenizer.learn import LearnOptions, learn_vocabulary
+
+        counts = self._open_counts()
+        if not counts.keys:
+            raise TokenizerError("nothing was counted: call add_text, add_file or add_files before freeze_vocab")
+        if vocab_size is None and max_merges is None:
+            vocab_size = DEFAULT_VOCAB_SIZE
+        options = LearnOptions(
+            self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases
+        )
+        options.check()
+        vocabulary = learn_vocabulary(counts.keys, options, progress)
+        self._frozen = vocabulary
+        self._counts = None
+
+    # Encoding
+
+    @overload
+    def encode(self, text: str, mode: Literal["flat"] = "flat") -> list[int]: ...
+
+    @overload
+    def encode(self, text: str, mode: Literal["rle"]) -> list[tuple[int, int]]: ...
+
+    def encode(self, text: str, mode: str = "flat") -> list[int] | list[tuple[int, int]]:
+        """The ids of a text: "flat" is list[int], "rle" list[(id, how often in a row)]. Special tokens never come out."""
+        if mode not in ("flat", "rle"):
+            raise TokenizerError(f"mode is {mode!r}: it must be 'flat' or 'rle'")
+        ids = self._ids(text)
+        return ids if mode == "flat" else _run_lengths(ids)
+
+    def _ids(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TokenizerError(f"encode takes a str, not {type(text).__name__}")
+        ids = array("i")
+        for parts in self._encoder.parts(text):
+            ids.frombytes(b"".join(parts))
+        return join_phrases(ids.tolist(), self._vocabulary)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of a text as int32 [T]: the fast way for long texts."""
+        import numpy as np
+
+        if not isinstance(text, str):
+            raise TokenizerError(f"encode_array takes a str, not {type(text).__name__}")
+        data = b"".join(part for parts in self._encoder.parts(text) for part in parts)
+        ids = np.frombuffer(data, dtype=np.int32)
+        if self._vocabulary.phrases:
+            return np.array(join_phrases(ids.tolist(), self._vocabulary), dtype=np.int32)
+        return ids.copy()
+
+    def encode_batch(self, texts: Sequence[str], max_len: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of several texts: int32 [B, T], padded with <PAD> at the end, and the mask bool [B, T], True at ids.
+
+        T is `max_len`, to which longer texts are cut, or without it the length of the longest text.
+        """
+        import numpy as np
+
+        if isinstance(texts, str):
+            raise TokenizerError("encode_batch takes several texts: put the one text in a list")
+        if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
+            raise TokenizerError(f"max_len is {max_len!r}: it must be a whole number of at least 1")
+        rows = [self.encode_array(text) for text in texts]
+        width = max_len or max(map(len, rows), default=0)
+        ids = np.zeros((len(rows), width), dtype=np.int32)
+        mask = np.zeros((len(rows), width), dtype=bool)
+        for index, row in enumerate(rows):
+            size = min(len(row), width)
+            ids[index, :size] = row[:size]
+            mask[index, :size] = True
+        return ids, mask
+
+    def count(self, text: str) -> int:
+        """How many ids `encode` gives for a text."""
+        return len(self._ids(text))
+
+    # Decoding
+
+    def decode(self, ids: object, *, skip_special_tokens: bool = True) -> str:
+        """The text of ids: flat (list, tuple, int array [T]) or run-length pairs. The exact inverse of `encode`.
+
+        Special tokens are left out, or shown by name with ``skip_special_tokens=False``. Bytes that are no UTF-8,
+        which a model may produce, become U+FFFD. Raises TokenizerError for what is no id.
+        """
+        flat = _flat_ids(ids)
+        size = self._vocabulary.size
+        for id_ in (min(flat, default=0), max(flat, default=0)):
+            if not 0 <= id_ < size:
+                raise_unknown_id(id_, size)
+        return (self._decoder if skip_special_tokens else self._showing_decoder).to_text(flat)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that takes ids one by one: the texts it returns, joined, are `decode` of all ids."""
+        return StreamDecoder(self._decoder)
+
+    # Looking inside
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether there is a vocabulary."""
+        return self._frozen is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        return self._vocabulary.size
+
+    @cached_property
+    def token2id(self) -> dict[str, int]:
+        """{name: id}; names are the texts of the entries, ``<PAD>`` … for special tokens, ``<0xE2>`` for bytes."""
+        names = self._vocabulary.names
+        return dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
+
+    @cached_property
+    def id2token(self) -> dict[int, str]:
+        """{id: name}, the inverse of `token2id`."""
+        return dict(enumerate(self._vocabulary.names))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the content: equal means the same ids for every text."""
+        return storage.fingerprint(self._vocabulary)
+
+    def segment(self, text: str) -> Segments:
+        """The tokens of a text as (kind, text, id); see `tokenizer.reports.Segment` for the kinds."""
+        from tokenizer.inspection import segment
+
+        return segment(self._vocabulary, self._ids(text))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For each id of `encode` the characters [start, end) of the text that it stands for.
+
+        A case mark has no width. Byte tokens that make up one character together all have the place of that character.
+        """
+        from tokenizer.inspection import offsets
+
+        return offsets(self._vocabulary, self._ids(text))
+
+    def explain_token(self, token: str | int) -> Explanation:
+        """How a token (name or id), or any text, is made, down to the bytes."""
+        from tokenizer.inspection import explain
+
+        if isinstance(token, str):
+            id_ = self.token2id.get(token)
+            ids = [id_] if id_ is not None else self._ids(token)
+        else:
+            token = int(token)
+            if not 0 <= token < self.vocab_size:
+                raise_unknown_id(token, self.vocab_size)
+            ids = [token]
+        return explain(self._vocabulary, ids)
+
+    def top_merges(self, n: int = 10) -> Merges:
+        """The first `n` merges in the order in which they were learned."""
+        from tokenizer.inspection import top_merges
+
+        return top_merges(self._vocabulary, n)
+
+    def db_status(self, preview: int = 10) -> Status:
+        """What was counted or learned, with the first `preview` keys or entries; prints as a report."""
+        from tokenizer.inspection import status
+
+        return status(self._counts, self._frozen, preview)
+
+    # Keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the frozen tokenizer to one compressed file."""
+        storage.write(self._vocabulary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
+        """Read a file of `save`. Raises TokenizerError when it is missing, damaged, foreign or newer."""
+        return cls.from_vocabulary(storage.read(path))
+
+    @classmethod
+    def pretrained(cls, name: str) -> HybridTokenizer:
+        """A ready-made tokenizer of the package; `tokenizer.pretrained_names()` lists them."""
+        from tokenizer.vocabularies import path_of
+
+        return cls.load(path_of(name))
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary) -> HybridTokenizer:
+        """A frozen tokenizer around a vocabulary."""
+        tokenizer = cls(vocabulary.lowercase, vocabulary.byte_limit)
+        tokenizer._counts, tokenizer._frozen = None, vocabulary
+        return tokenizer
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        if self._frozen is None:
+            raise TokenizerError("there is no vocabulary yet: call freeze_vocab first, or load a saved tokenizer")
+        return self._frozen
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._vocabulary)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._vocabulary)
+
+    @cached_property
+    def _showing_decoder(self) -> Decoder:
+        return Decoder(self._vocabulary, show_special=True)
+
+    def __repr__(self) -> str:
+        state = f"vocab_size={self.vocab_size}" if self.is_frozen else "not frozen"
+        return f"HybridTokenizer(lowercase={self.lowercase}, byte_limit={self.byte_limit}, {state})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {
+            "content": None if self._frozen is None else self._frozen,
+            "counts": self._counts,
+            "options": (self.lowercase, self.byte_limit),
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(_frozen=state["content"], _counts=state["counts"])
+        self.lowercase, self.byte_limit = state["options"]  # type: ignore[misc]
+
+
+def _run_lengths(ids: list[int]) -> list[tuple[int, int]]:
+    from itertools import groupby
+
+    return [(id_, sum(1 for _ in group)) for id_, group in groupby(ids)]
+
+
+def _flat_ids(ids: object) -> list[int]:
+    """Ids in any of the accepted forms as a list of int."""
+    if hasattr(ids, "tolist"):
+        ids = ids.tolist()
+    try:
+        flat = list(ids)  # type: ignore[call-overload]
+        if flat and not isinstance(flat[0], int) and hasattr(flat[0], "__len__"):
+            flat = [int(id_) for id_, count in flat for _ in range(int(count))]
+        elif flat and type(flat[0]) is not int:
+            flat = [int(id_) for id_ in flat]
+    except (TypeError, ValueError):
+        raise TokenizerError("decode takes ids (list[int] or an int array [T]) or (id, count) pairs") from None
+    return flat

@@ -1,0 +1,92 @@
+"""The answers behind `segment`, `offsets`, `explain_token`, `top_merges` and `db_status`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tokenizer.counting import KeyCounts
+from tokenizer.decoder import Decoder
+from tokenizer.reports import Explanation, Merge, Merges, Segment, Segments, Status
+from tokenizer.units import bytes_to_text
+from tokenizer.vocabulary import FIRST_BYTE, NL, SP, Vocabulary, byte_name
+
+
+def pieces(vocabulary: Vocabulary, ids: list[int]) -> list[bytes]:
+    """The bytes of each id in its place: behind a case mark they are in that case."""
+    decoder = Decoder(vocabulary)
+    marks = (vocabulary.up, vocabulary.caps) if vocabulary.lowercase else ()
+    found, mark = [], -1
+    for id_ in ids:
+        found.append(decoder.table[id_] if mark < 0 else vocabulary.marked_data(id_, mark))
+        mark = id_ if id_ in marks else -1
+    return found
+
+
+def segment(vocabulary: Vocabulary, ids: list[int]) -> Segments:
+    """See HybridTokenizer.segment."""
+    return Segments(
+        Segment(vocabulary.kind(id_), data.decode("utf-8", "backslashreplace"), id_)
+        for id_, data in zip(ids, pieces(vocabulary, ids), strict=True)
+    )
+
+
+def offsets(vocabulary: Vocabulary, ids: list[int]) -> list[tuple[int, int]]:
+    """See HybridTokenizer.offsets. A character begins at each byte that is no UTF-8 continuation byte."""
+    spans = []
+    begun = 0
+    for data in pieces(vocabulary, ids):
+        starts = sum(1 for value in data if value & 0xC0 != 0x80)
+        continues = bool(data) and data[0] & 0xC0 == 0x80
+        spans.append((begun - continues, begun + starts))
+        begun += starts
+    return spans
+
+
+def explain(vocabulary: Vocabulary, ids: list[int]) -> Explanation:
+    """See HybridTokenizer.explain_token; several ids are the explanation of a text that is no token."""
+    if len(ids) == 1:
+        return _explain(vocabulary, ids[0])
+    data = b"".join(pieces(vocabulary, ids))
+    return Explanation(None, bytes_to_text(data), "text", data, tuple(_explain(vocabulary, id_) for id_ in ids))
+
+
+def _explain(vocabulary: Vocabulary, id_: int) -> Explanation:
+    kind, name, data = vocabulary.kind(id_), vocabulary.names[id_], vocabulary.data[id_]
+    parents = vocabulary.parents(id_)
+    if parents is not None:
+        parts = tuple(_explain(vocabulary, parent) for parent in parents)
+    elif kind in ("base", "char"):
+        parts = tuple(_explain_byte(value) for value in data)
+    else:
+        parts = ()
+    return Explanation(id_, name, kind, data, parts)
+
+
+def _explain_byte(value: int) -> Explanation:
+    id_ = {32: SP, 10: NL}.get(value, FIRST_BYTE + value)
+    kind = {SP: "sp", NL: "nl"}.get(id_, "byte")
+    return Explanation(id_, chr(value) if value < 128 else byte_name(value), kind, bytes([value]))
+
+
+def top_merges(vocabulary: Vocabulary, n: int) -> Merges:
+    """See HybridTokenizer.top_merges."""
+    names, counts = vocabulary.names, vocabulary.counts
+    found = Merges()
+    for rank, (left, right) in enumerate((*vocabulary.merges, *vocabulary.phrases)[: max(0, n)]):
+        id_ = vocabulary.first_merge + rank
+        count = counts[id_ - vocabulary.first_entry] if counts else 0
+        found.append(Merge(rank, id_, names[id_], names[left], names[right], count))
+    return found
+
+
+def status(counts: KeyCounts | None, vocabulary: Vocabulary | None, preview: int) -> Status:
+    """See HybridTokenizer.db_status."""
+    if vocabulary is not None:
+        kinds = Counter(vocabulary.kind(id_) for id_ in range(vocabulary.size))
+        learned = range(vocabulary.first_entry, min(vocabulary.size, vocabulary.first_entry + max(0, preview)))
+        known = vocabulary.counts or (0,) * (vocabulary.size - vocabulary.first_entry)
+        shown = tuple((vocabulary.names[id_], known[id_ - vocabulary.first_entry]) for id_ in learned)
+        return Status(True, 0, 0, 0, vocabulary.size, dict(kinds), shown)
+    assert counts is not None
+    common = sorted(counts.keys.items(), key=lambda item: (-item[1], item[0]))[: max(0, preview)]
+    return Status(False, counts.characters, len(counts.keys), counts.dropped_below, 0, {}, tuple(common))
