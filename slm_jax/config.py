@@ -112,7 +112,7 @@ class EvalConfig(Section):
 
     every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
     max_tokens: int = Field(0, ge=0, description="Validate on at most so many tokens; 0: all held-out text.")
-    prompts: tuple[str, ...] = Field(("The ",), description="Prompts of the sample texts written at each validation.")
+    prompts: tuple[str, ...] = Field(("The",), description="Prompts of the sample texts written at each validation.")
     sample_tokens: int = Field(120, ge=0, description="Length of each sample text; 0: none.")
 
 
@@ -234,12 +234,6 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("train.batch_size", "train.accumulation", "mesh.data"),
             batch_devices_problem(t.batch_size, t.accumulation, c.mesh.data),
-        )
-    if c.optimizer.warmup_steps >= t.steps and c.optimizer.warmup_steps > 0:
-        yield (
-            ("optimizer.warmup_steps", "train.steps"),
-            f"optimizer.warmup_steps {c.optimizer.warmup_steps} leaves nothing of train.steps {t.steps}: "
-            f"use fewer than {t.steps}",
         )
     if c.data.source == "files" and not c.data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"

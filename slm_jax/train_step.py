@@ -54,8 +54,8 @@ def loss_sums(model: Transformer, batch: Batch, z_loss: float, dropout_key: jax.
     return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, z_loss)
 
 
-def make_steps(config: Config, vocab_size: int) -> Steps:
-    """The functions of a run, all pure; `train` gives its state away (donated)."""
+def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding | None = None) -> Steps:
+    """The functions of a run, all pure; `train` gives its state away (donated). sharding: of the state."""
     graph, _ = model_graph(config, vocab_size)
     dtype = ops.compute_dtype(config.train.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
@@ -113,4 +113,9 @@ def make_steps(config: Config, vocab_size: int) -> Steps:
     def evaluate(params: Any, batch: Batch) -> ops.LossSums:
         return loss_sums(merge(params), batch, z_loss=0.0)
 
-    return Steps(jax.jit(init), jax.jit(train, donate_argnums=0), jax.jit(evaluate), merge)
+    return Steps(
+        jax.jit(init, out_shardings=sharding),
+        jax.jit(train, donate_argnums=0, out_shardings=sharding),
+        jax.jit(evaluate),
+        merge,
+    )

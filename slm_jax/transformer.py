@@ -210,8 +210,8 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, capacity: int) -> "KVCache":
         """A cache for `capacity` tokens of each of `batch` texts."""
         shape = (batch, capacity, self.config.kv_heads or self.config.heads, self.head_width)
-        blank = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.depth))
-        return KVCache(blank, blank, jnp.full((batch, capacity), -1, jnp.int32))
+        keys, values = ([jnp.zeros(shape, self.dtype) for _ in range(self.config.depth)] for _ in range(2))
+        return KVCache(tuple(keys), tuple(values), jnp.full((batch, capacity), -1, jnp.int32))
 
     @property
     def head_width(self) -> int:

@@ -1,0 +1,60 @@
+"""From a config to a run's tokenizer and corpus, each made once."""
+
+from collections.abc import Callable
+
+from tokenizer import HybridTokenizer, TokenizerError
+
+from slm_jax.config import Config
+from slm_jax.data.corpus import Corpus, open_corpus, split_documents, write_corpus
+from slm_jax.data.sources import documents
+from slm_jax.errors import UserError
+from slm_jax.run import Run
+
+
+def prepare(config: Config, run: Run, say: Callable[[str], None]) -> tuple[HybridTokenizer, Corpus]:
+    """The run's tokenizer and corpus: found, or made from the config's text. Raises UserError.
+
+    Only training text is seen by the tokenizer that is learned.
+    """
+    if run.corpus.is_dir():
+        tokenizer = _load(str(run.tokenizer))
+        return tokenizer, open_corpus(run.corpus, tokenizer)
+    say(f"reading {config.data.source if config.data.source != 'files' else ', '.join(config.data.files)}")
+    sides = split_documents(documents(config.data), config.data.validation_fraction)
+    if config.tokenizer.path:
+        tokenizer = _load(config.tokenizer.path)
+    else:
+        say(f"learning a tokenizer of {config.tokenizer.vocab_size} entries")
+        tokenizer = _learn(config, sides[0])
+    partial = run.tokenizer.with_name(run.tokenizer.name + ".partial")
+    tokenizer.save(partial)
+    partial.replace(run.tokenizer)
+    write_corpus(run.corpus, sides, tokenizer)
+    corpus = open_corpus(run.corpus, tokenizer)
+    train, held_out = corpus.train, corpus.validation
+    say(
+        f"{train.num_bytes / 1e6:.2f} MB to train on ({len(train.ends)} documents, {train.tokens.size:,} tokens, "
+        f"{train.num_bytes / train.tokens.size:.2f} bytes per token), {held_out.num_bytes / 1e6:.2f} MB held out"
+    )
+    return tokenizer, corpus
+
+
+def _learn(config: Config, texts: list[str]) -> HybridTokenizer:
+    tokenizer = HybridTokenizer(lowercase=config.tokenizer.lowercase, byte_limit=config.tokenizer.byte_limit)
+    for text in texts:
+        tokenizer.add_text(text)
+    try:
+        tokenizer.freeze_vocab(vocab_size=config.tokenizer.vocab_size)
+    except TokenizerError as error:
+        raise UserError(f"tokenizer: {error}") from None
+    return tokenizer
+
+
+def _load(name: str) -> HybridTokenizer:
+    """A saved tokenizer by path, or a ready-made one by name."""
+    from pathlib import Path
+
+    try:
+        return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
+    except TokenizerError as error:
+        raise UserError(f"tokenizer.path: {error}") from None

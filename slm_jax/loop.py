@@ -1,0 +1,240 @@
+"""The training loop: step, measure, validate, write samples, save."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizer import HybridTokenizer
+
+from slm_jax import flops, ops, sharding
+from slm_jax.checkpoint import Checkpoints
+from slm_jax.config import Config
+from slm_jax.data.batches import Batches, in_order
+from slm_jax.data.corpus import Corpus
+from slm_jax.data.prepare import prepare
+from slm_jax.errors import UserError
+from slm_jax.generate import Sampling, generate
+from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, waiting
+from slm_jax.mfu import measured_roof
+from slm_jax.run import Run, replace_text
+from slm_jax.train import Result
+from slm_jax.train_step import Steps, TrainState, make_steps
+
+
+def run_training(config: Config, run: Run) -> Result:
+    """Train or continue a run whose directory is begun and locked. Raises UserError."""
+    mesh = sharding.make_mesh(config)
+    tokenizer, corpus = prepare(config, run, say=_say)
+    batches = Batches(corpus.train.tokens, config.train.batch_size, config.train.sequence_length, config.train.seed)
+    steps = make_steps(config, tokenizer.vocab_size, sharding.replicated(mesh))
+    _say(f"{sharding.describe(mesh)}, {ops.describe_precision(config.train.dtype)}")
+
+    with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
+        state, start = _restore(checkpoints, steps, mesh, config, corpus)
+        rows = read_rows(run.metrics)
+        if start >= config.train.steps:
+            _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
+            return Result(run.path, start, rows[start - 1])
+        example = sharding.put_batch(mesh, batches.at(start))
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        with waiting(f"compiling a step of {count / 1e6:.2f} M parameters"):
+            compiled = steps.train.lower(state, example).compile()
+        with (
+            MetricsFile(run.metrics, after_step=start) as metrics,
+            _signals() as stop,
+            Loop(config, run, mesh, tokenizer, corpus, steps, metrics) as loop,
+        ):
+            _forget_samples_after(run, start)
+            step = start
+            while step < config.train.steps and not stop:
+                state, measured = compiled(state, sharding.put_batch(mesh, batches.at(step)))
+                step += 1
+                loop.measured(step, measured)
+                last = step == config.train.steps
+                if last or step % config.eval.every == 0:
+                    loop.validate(state, step)
+                if last or stop or step % config.checkpoint.every == 0:
+                    loop.flush()  # the rows that a checkpoint stands for are on disk before it is
+                    checkpoints.save(step, state, _position(step, config, corpus))
+            loop.flush()
+    plot(read_rows(run.metrics), run.plot, run.path.name)
+    return Result(run.path, step, loop.last_row, stop[0] if stop and step < config.train.steps else None)
+
+
+class Loop:
+    """What happens around the steps: rows, progress, validation, samples."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        mesh: jax.sharding.Mesh,
+        tokenizer: HybridTokenizer,
+        corpus: Corpus,
+        steps: Steps,
+        metrics: MetricsFile,
+    ):
+        self._config, self._run, self._mesh, self._tokenizer, self._steps = config, run, mesh, tokenizer, steps
+        self._validation = corpus.validation.head(config.eval.max_tokens)
+        self._metrics = metrics
+        done = read_rows(run.metrics)
+        self._progress = Progress(config.train.steps, len(done), config.log.every)
+        self._pending: tuple[int, dict[str, jax.Array], Row] | None = None
+        self.last_row: Row = done[-1] if done else {}
+        self._clock = time.perf_counter()
+        self._spent = metrics.seconds
+        self._step_seconds: float | None = None
+        per_token = flops.train_flops_per_token(config.model, tokenizer.vocab_size, config.train.sequence_length)
+        self._mfu_per_rate = per_token / (mesh.size * measured_roof(ops.compute_dtype(config.train.dtype)))
+
+    def __enter__(self) -> "Loop":
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.close()
+
+    def measured(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take a step's metrics, still on the device; what is read now are those of the step before."""
+        self.flush()
+        self._pending = (step, metrics, {})
+
+    def flush(self) -> None:
+        """Read the metrics in hand, write and show their row."""
+        if self._pending is None:
+            return
+        step, metrics, more = self._pending
+        self._pending = None
+        row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()} | more
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        self._spent += elapsed
+        mean = self._step_seconds
+        self._step_seconds = elapsed if mean is None else 0.9 * mean + 0.1 * elapsed
+        rate = row["tokens"] / self._step_seconds
+        row |= {
+            "seconds": self._spent,
+            "tokens_per_second": rate,
+            "mfu": rate * self._mfu_per_rate,
+            "eta_seconds": (self._config.train.steps - step) * self._step_seconds,
+            "time": time.time(),
+        }
+        self._metrics.write(row)
+        self._progress.show(row)
+        self.last_row = row
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss of step {step} is {row['loss']}: training has diverged. Lower --optimizer.lr "
+                f"(now {self._config.optimizer.lr}); the run keeps its last checkpoint"
+            )
+
+    def validate(self, state: TrainState, step: int) -> None:
+        """Measure the held-out text and write sample texts; the numbers join the step's row."""
+        assert self._pending is not None
+        jax.block_until_ready(self._pending[1])
+        step_end = time.perf_counter()
+        scores = self._score(state.params)
+        self._pending[2].update(scores)
+        self._write_samples(state.params, step)
+        spent = time.perf_counter() - step_end
+        self._spent += spent
+        self._clock += spent  # what validation takes is no part of a step's time
+        self._progress.say(
+            f"step {step}: validation loss {scores['val_loss']:.3f}, perplexity {scores['val_perplexity']:.1f}, "
+            f"accuracy {scores['val_accuracy']:.1%}, {scores['val_bits_per_byte']:.3f} bits per byte"
+        )
+
+    def _score(self, params: Any) -> Row:
+        train = self._config.train
+        totals = np.zeros(4)
+        for batch in in_order(self._validation.tokens, train.batch_size, train.sequence_length):
+            totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
+        _, nll, correct, count = totals
+        return {
+            "val_loss": nll / count,
+            "val_perplexity": math.exp(nll / count),
+            "val_accuracy": correct / count,
+            "val_bits_per_byte": nll / math.log(2) / self._validation.num_bytes,
+        }
+
+    def _write_samples(self, params: Any, step: int) -> None:
+        config = self._config
+        if not config.eval.sample_tokens:
+            return
+        # A fixed seed: what changes between the samples of two steps is the model.
+        texts = generate(
+            self._steps.model(params),
+            self._tokenizer,
+            config.eval.prompts,
+            config.eval.sample_tokens,
+            Sampling(seed=config.train.seed),
+            config.train.sequence_length,
+        )
+        with self._run.samples.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"\n## Step {step}\n")
+            for prompt, text in zip(config.eval.prompts, texts, strict=True):
+                file.write("\n" + "".join(f"    {line}\n" for line in (prompt + text).splitlines()))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _position(step: int, config: Config, corpus: Corpus) -> dict[str, Any]:
+    """What the data position is made of; checked on resume."""
+    return {"step": step, "seed": config.train.seed, "corpus": corpus.fingerprint}
+
+
+def _restore(
+    checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, config: Config, corpus: Corpus
+) -> tuple[TrainState, int]:
+    """The newest checkpoint's state and step, or a fresh state and 0."""
+    target = sharding.abstract(jax.eval_shape(steps.init), sharding.replicated(mesh))
+    found = checkpoints.restore_newest(target, warn=_say)
+    if found is None:
+        return steps.init(), 0
+    state, position = found
+    expected = _position(position["step"], config, corpus)
+    if position != expected:
+        raise UserError(f"the checkpoint is of other data: {position} there, {expected} here")
+    _say(f"continuing after step {position['step']}")
+    return state, position["step"]
+
+
+def _forget_samples_after(run: Run, step: int) -> None:
+    """Drop the samples of steps that are about to be taken again."""
+    if run.samples.is_file():
+        head, *sections = run.samples.read_text(encoding="utf-8").split("\n## Step ")
+        kept = [s for s in sections if int(s.partition("\n")[0]) <= step]
+        replace_text(run.samples, "\n## Step ".join([head, *kept]))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGINT or SIGTERM came; a second one acts as it would without us."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _say("\nfinishing the step and saving; once more to stop at once")
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever owns it decides
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,115 @@
+"""Raw text to a trained model: `python -m slm_jax.train`, or `train(config)`.
+
+    run directory  ->  tokenizer and corpus  ->  model and steps  ->  restore  ->  loop  ->  report
+
+Each of these is done once and found again: the same command on a run that was stopped, or killed at any instant,
+goes on where it was and ends with the same numbers.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_jax import cli
+from slm_jax.config import Config, read_toml
+from slm_jax.errors import UserError, exit_on_user_error
+from slm_jax.run import RUNS, Run, find_run, new_run
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    metrics: dict[str, Any]  # the last row of metrics.jsonl
+    stopped_by: int | None = None  # the signal that ended it before its last step
+
+
+def train(config: Config, run: str | Path | None = None) -> Result:
+    """Train, or continue, the run at a path (default: a fresh one in `runs/`). Raises UserError.
+
+    SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
+    """
+    place = Run(Path(run)) if run else new_run(config)
+    with place.lock():
+        place.begin(config)
+        # JAX is imported late: a wrong option is told at once.
+        from slm_jax.loop import run_training
+
+        return run_training(config, place)
+
+
+def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
+    """The config and run of a command line. Raises UserError."""
+    rest = list(args)
+    path, rest = cli.take_option(rest, "run")
+    resume, rest = "--resume" in rest, [arg for arg in rest if arg != "--resume"]
+    run = find_run(path) if resume else Run(Path(path)) if path else None
+    base = read_toml(run.config) if run is not None and run.exists() else None
+    config = cli.config_from_args(rest, "python -m slm_jax.train", HELP, base)
+    return config, run or new_run(config)
+
+
+HELP = f"""Train a small language model from raw text.
+
+With no options: the documentation inside this Python, a few minutes on two CPU cores, no network.
+On your own text: --data.files 'my/*.txt'
+
+--config NAME|PATH   preset in configs/ or a TOML file; every option below overrides it
+--run PATH           the run directory (default: a fresh one in {RUNS}/); an existing run is continued
+--resume             continue the newest run in {RUNS}/ (or the one of --run, which must exist)
+
+Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved."""
+
+
+def main() -> None:
+    """The command line."""
+    config, run = parse_args(sys.argv[1:])
+    print(f"run: {run.path}", file=sys.stderr)
+    from slm_jax.process import tune_process
+
+    tune_process()
+    start = time.monotonic()
+    result = train(config, run.path)
+    if result.stopped_by is not None:
+        print(f"stopped by {signal.Signals(result.stopped_by).name} after step {result.step}, saved. Go on with:")
+        print(f"  python -m slm_jax.train --run {run.path}")
+        raise SystemExit(128 + result.stopped_by)
+    summary(run, result, time.monotonic() - start)
+
+
+def summary(run: Run, result: Result, seconds: float) -> None:
+    """What came out, and the commands to go on."""
+    from slm_jax.metrics import duration
+
+    row = result.metrics
+    name = f"--run {run.path}"
+    sample = last_sample(run)
+    if sample:
+        print(f"\nSample ({run.samples} holds those of earlier steps):\n\n{sample}\n")
+    print(
+        f"{result.step} steps, {duration(seconds)} in all. Validation: loss {row['val_loss']:.3f}, "
+        f"perplexity {row['val_perplexity']:.1f}, accuracy {row['val_accuracy']:.1%}, "
+        f"{row['val_bits_per_byte']:.3f} bits per byte."
+    )
+    print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
+    print(f'  python -m slm_jax.generate {name} --prompt "The"')
+    print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
+    print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")
+
+
+def last_sample(run: Run) -> str:
+    """The newest text in samples.md."""
+    if not run.samples.is_file():
+        return ""
+    return run.samples.read_text(encoding="utf-8").rpartition("\n## ")[2].partition("\n")[2].strip()
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
