@@ -37,12 +37,23 @@ def documents() -> Iterator[str]:
 
 
 def _topics(path: Path) -> Iterator[str]:
-    """The values of the one dict literal in pydoc_data/topics.py."""
+    """The values of the one dict literal in pydoc_data/topics.py, without those that are sections of longer ones.
+
+    Many topics are ("in", "is" and "not in" are parts of "comparisons"); left in, they would put text that is
+    validated on into the training side as well.
+    """
     tree = _parse(path)
-    for node in tree.body if tree else ():
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            for _, text in sorted(ast.literal_eval(node.value).items()):
-                yield text.strip() + "\n"
+    literals = [n.value for n in (tree.body if tree else ()) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)]
+    topics = {name: text.strip() + "\n" for literal in literals for name, text in ast.literal_eval(literal).items()}
+    seen: set[str] = set()
+    kept = []
+    for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
+        paragraphs = [" ".join(paragraph.split()) for paragraph in topics[name].split("\n\n")]
+        repeated = sum(len(p) for p in paragraphs if p in seen)
+        if 2 * repeated < sum(map(len, paragraphs)):
+            kept.append(name)
+            seen.update(paragraphs)
+    yield from (topics[name] for name in sorted(kept))
 
 
 def _module_text(path: Path, name: str) -> str:
