@@ -1,7 +1,6 @@
 """Saving and restoring: Orbax, asynchronous, committed atomically."""
 
 import contextlib
-import errno
 import json
 import logging
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from slm_jax.errors import UserError
+from slm_jax.errors import UserError, is_disk_full
 
 
 class Checkpoints:
@@ -103,25 +102,18 @@ def _named_failures(folder: Path) -> Iterator[None]:
         raise
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk or quota (Orbax and TensorStore wrap it as text)."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def read_params(folder: Path, target: Any) -> tuple[Any, int]:
     """(parameters, step) of the newest whole checkpoint of a run, without its optimizer. Raises UserError if none."""
-    manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+    manager = ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+    )
     failures = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             args = ocp.args.PyTreeRestore(
-                {"params": target}, restore_args=ocp.checkpoint_utils.construct_restore_args({"params": target}), partial_restore=True
+                {"params": target},
+                restore_args=ocp.checkpoint_utils.construct_restore_args({"params": target}),
+                partial_restore=True,
             )
             restored = manager.restore(step, args=ocp.args.Composite(state=args))
             return restored.state["params"], step

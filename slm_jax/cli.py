@@ -4,7 +4,6 @@ tyro parses words into types and prints the help; bounds and cross-field checks 
 a TOML file and a command line get the same messages, all at once.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from slm_jax.errors import UserError
 
 
 def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Take `--name VALUE` or `--name=VALUE` out of args: (value or None, the rest). Raises UserError without a value."""
+    """Take `--name VALUE` or `--name=VALUE` out of args: (value or None, the rest). Raises UserError if it has none."""
     for i, arg in enumerate(args):
         if arg == f"--{name}":
             if i + 1 == len(args) or args[i + 1].startswith("--"):
@@ -39,7 +38,15 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
         if arg.startswith("--") and name not in known and name != "help":
             raise UserError(f"{unknown_key(name)} (--help lists them all)")
     loose, start = _without_bounds(defaults)
-    parsed = tyro.cli(loose, args=list(args), default=start, prog=prog, description=description, use_underscores=True)
+    parsed = tyro.cli(
+        loose,
+        args=list(args),
+        default=start,
+        prog=prog,
+        description=description,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff,),
+    )
     given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
     tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
     for name in given:
@@ -81,13 +88,3 @@ def config_from_args(args: list[str], prog: str, description: str, base: dict[st
     defaults = read_preset(preset or "quickstart") if preset or base is None else base
     tree = parse_overrides(args, defaults, prog, description)
     return Config.from_tree(tree, origin=preset or "config")
-
-
-def wants_help(args: Sequence[str]) -> bool:
-    """Whether the command line asks for help."""
-    return "-h" in args or "--help" in args
-
-
-def stdout_is_terminal() -> bool:
-    """Whether progress may be drawn in place (else plain lines)."""
-    return sys.stderr.isatty()

@@ -30,7 +30,9 @@ class ModelConfig(Section):
     depth: int = Field(4, ge=1, description="Number of blocks (attention + SwiGLU).")
     heads: int = Field(3, ge=1, description="Query heads; dim must be a multiple of it.")
     kv_heads: int = Field(0, ge=0, description="Key/value heads (grouped-query attention); 0: as many as heads.")
-    mlp_dim: int = Field(768, ge=8, description="SwiGLU size; its inner width is 2/3 of it, rounded up to a multiple of 64.")
+    mlp_dim: int = Field(
+        768, ge=8, description="SwiGLU size; its inner width is 2/3 of it, rounded up to a multiple of 64."
+    )
     window: int = Field(0, ge=0, description="Tokens that attention sees, itself included; 0 or >= the length: all.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate on embeddings and on each sub-layer's output.")
     tie_weights: bool = Field(True, description="Share the embedding with the output head.")
@@ -63,11 +65,14 @@ class TrainConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps in all, those before a resume included.")
     batch_size: int = Field(16, ge=1, description="Sequences per optimizer step, over all devices.")
     sequence_length: int = Field(256, ge=2, description="Tokens per sequence.")
-    accumulation: int = Field(1, ge=1, description="Split each batch into so many parts, one after the other (less memory).")
+    accumulation: int = Field(
+        1, ge=1, description="Split each batch into so many parts, one after the other (less memory)."
+    )
     seed: int = Field(0, ge=0, description="Initial weights, order of the data, dropout.")
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits small.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it."
+        "auto",
+        description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",
     )
 
 

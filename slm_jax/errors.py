@@ -1,7 +1,9 @@
 """The one exception for a user's mistake, and how a command ends on it."""
 
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -10,21 +12,39 @@ class UserError(ValueError):
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError into its text on stderr and exit status 2; everything else keeps its traceback."""
+def command_line() -> Iterator[None]:
+    """How a command ends: on a UserError or a full disk with its text and status 2, on Ctrl-C with 130.
+
+    Everything else is ours to mend and keeps its traceback.
+    """
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _end("stopped", 130)
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        _end(f"error: no space left on the disk{where}: free some and give the same command again", 2)
 
 
-def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorator for a command's `main`: user errors become one clear message and exit status 2."""
+def _end(text: str, status: int) -> None:
+    print(text, file=sys.stderr)
+    raise SystemExit(status) from None
 
-    def run() -> None:
-        with exit_on_user_error():
-            main()
 
-    run.__doc__ = main.__doc__
-    return run
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota (some libraries wrap it as text)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,6 +1,6 @@
 """Text from a model: prefill, a decode loop with a cache of keys and values, sampling.
 
-`python -m slm_jax.generate --run runs/NAME --prompt "…"` streams text; `generate` and `stream` are the same for programs.
+`python -m slm_jax.generate --run runs/NAME --prompt "…"` streams text; `generate` and `stream` serve programs.
 """
 
 import functools
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tokenizer import HybridTokenizer
 
-from slm_jax.errors import UserError
+from slm_jax.callable_module import make_callable
+from slm_jax.errors import UserError, command_line
 from slm_jax.transformer import KVCache, Transformer
+from tokenizer import HybridTokenizer
 
 _BUCKET = 64  # prompts and caches are padded to multiples of it, so that few shapes are compiled
 _NEVER = -1e30
@@ -62,7 +63,7 @@ def sample(logits_BxV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arr
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampling", "window"), donate_argnames="cache")
-def _advance(graph, params, tokens, positions, cache, key, suppressed, sampling, window):  # type: ignore[no-untyped-def]
+def _advance(graph, params, tokens, positions, cache, key, suppressed, sampling, window):
     """Feed tokens [B, T] and draw the next [B] after each row's last real one; (next, its positions [B, 1], cache)."""
     model: Transformer = nnx.merge(graph, params)
     x_BxTxD, cache = model.hidden_cached(tokens, positions, cache, window)
@@ -185,6 +186,7 @@ def main() -> None:
     from slm_jax.load import load_run
 
     loaded = load_run(options.run or None)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal shows no half characters
     decoder = loaded.tokenizer.stream_decoder()
     ids = encode_prompt(loaded.tokenizer, options.prompt)
     sys.stdout.write(options.prompt)
@@ -198,8 +200,8 @@ def main() -> None:
     print(decoder.finish())
 
 
-if __name__ == "__main__":
-    from slm_jax.errors import exit_on_user_error
+make_callable(__name__)
 
-    with exit_on_user_error():
+if __name__ == "__main__":
+    with command_line():
         main()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
-from tokenizer import HybridTokenizer, TokenizerError
 
 from slm_jax.checkpoint import read_params
 from slm_jax.config import Config
@@ -12,6 +11,7 @@ from slm_jax.errors import UserError
 from slm_jax.run import Run, find_run
 from slm_jax.train_step import model_graph
 from slm_jax.transformer import Transformer
+from tokenizer import HybridTokenizer, TokenizerError
 
 
 @dataclass(frozen=True)

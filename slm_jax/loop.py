@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tokenizer import HybridTokenizer
 
 from slm_jax import flops, ops, sharding
 from slm_jax.checkpoint import Checkpoints
@@ -22,9 +21,9 @@ from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
 from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, waiting
 from slm_jax.mfu import measured_roof
-from slm_jax.run import Run, replace_text
-from slm_jax.train import Result
+from slm_jax.run import Result, Run, replace_text
 from slm_jax.train_step import Steps, TrainState, make_steps
+from tokenizer import HybridTokenizer
 
 
 def run_training(config: Config, run: Run) -> Result:
@@ -228,7 +227,7 @@ def _signals() -> Iterator[list[int]]:
         _say("\nfinishing the step and saving; once more to stop at once")
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: whoever owns it decides
         pass
@@ -237,4 +236,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

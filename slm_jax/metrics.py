@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import threading
 import time
@@ -38,7 +37,7 @@ class MetricsFile:
         self.seconds: float = kept[-1]["seconds"] if kept else 0.0  # training time of the kept rows
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the system
 
     def write(self, row: Row) -> None:
@@ -110,7 +109,11 @@ def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
         done.set()
         if counter:
             counter.join()
-        print(f"\r{text}… {time.monotonic() - start:.1f} s" if counter else f"{text}: {time.monotonic() - start:.1f} s", file=stream, flush=True)
+        print(
+            f"\r{text}… {time.monotonic() - start:.1f} s" if counter else f"{text}: {time.monotonic() - start:.1f} s",
+            file=stream,
+            flush=True,
+        )
 
 
 def duration(seconds: float) -> str:
@@ -144,4 +147,4 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     rate.grid(alpha=0.3)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -36,7 +36,9 @@ def make_optimizer(config: OptimizerConfig, steps: int, dtype: jnp.dtype) -> opt
     schedule = make_schedule(config, steps)
 
     def adamw() -> optax.GradientTransformation:
-        return optax.chain(optax.scale_by_adam(config.beta1, config.beta2), decay, optax.scale_by_learning_rate(schedule))
+        return optax.chain(
+            optax.scale_by_adam(config.beta1, config.beta2), decay, optax.scale_by_learning_rate(schedule)
+        )
 
     decay = optax.add_decayed_weights(config.weight_decay, mask=lambda tree: jax.tree.map(_is_matrix, tree))
     if config.name == "adamw":

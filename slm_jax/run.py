@@ -1,22 +1,22 @@
 """The run directory: everything needed to go on, to evaluate, to generate or to export is in it.
 
-    runs/NAME/config.toml       the resolved config
-              tokenizer.hyb     the tokenizer
-              corpus/           the tokenised text
-              checkpoints/      the newest few states
-              metrics.jsonl     one row per step
-              samples.md        texts written during training
-              loss.png          the curves
+runs/NAME/config.toml       the resolved config
+          tokenizer.hyb     the tokenizer
+          corpus/           the tokenised text
+          checkpoints/      the newest few states
+          metrics.jsonl     one row per step
+          samples.md        texts written during training
+          loss.png          the curves
 """
 
 import contextlib
 import fcntl
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slm_jax.config import Config, read_toml
 from slm_jax.errors import UserError
@@ -26,6 +26,16 @@ RUNS = Path("runs")
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
 _MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
 _MAY_CHANGE |= {"log.every", "mesh.data"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    metrics: dict[str, Any]  # the last row of metrics.jsonl
+    stopped_by: int | None = None  # the signal that ended it before its last step
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,11 @@ class Run:
         return Config.from_tree(read_toml(self.config), origin=str(self.config))
 
     def begin(self, config: Config) -> None:
-        """Make the directory with the config, or check that it is of the same config and note allowed changes.
+        """Save the config in the locked directory, or check that the run is of the same one and note allowed changes.
 
         Raises UserError that names the fields of another config.
         """
-        if self.exists():
+        if self.exists() and self.corpus.is_dir():  # before it is whole nothing is bound to the config yet
             differ = {k: v for k, v in self.read_config().differences(config).items() if k not in _MAY_CHANGE}
             if differ:
                 fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
@@ -90,9 +100,10 @@ class Run:
                     f"{self.path} is a run of another config; use another --run, or give the same values. "
                     f"{len(differ)} differ:\n{fields}"
                 )
-        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise UserError(f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        elif not self.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder"
+            )
         replace_text(self.config, config.to_toml())
 
     @contextlib.contextmanager
@@ -115,7 +126,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file so that at every instant it holds the old or the new text whole."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def new_run(config: Config) -> Run:

@@ -6,28 +6,18 @@ Each of these is done once and found again: the same command on a run that was s
 goes on where it was and ends with the same numbers.
 """
 
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slm_jax import cli
+from slm_jax.callable_module import make_callable
 from slm_jax.config import Config, read_toml
-from slm_jax.errors import UserError, exit_on_user_error
-from slm_jax.run import RUNS, Run, find_run, new_run
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a call of `train` ended."""
-
-    run: Path
-    step: int
-    metrics: dict[str, Any]  # the last row of metrics.jsonl
-    stopped_by: int | None = None  # the signal that ended it before its last step
+from slm_jax.errors import command_line
+from slm_jax.run import RUNS, Result, Run, find_run, new_run
 
 
 def train(config: Config, run: str | Path | None = None) -> Result:
@@ -36,12 +26,18 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
     """
     place = Run(Path(run)) if run else new_run(config)
-    with place.lock():
-        place.begin(config)
-        # JAX is imported late: a wrong option is told at once.
-        from slm_jax.loop import run_training
+    fresh = not place.path.exists()
+    try:
+        with place.lock():
+            place.begin(config)
+            # JAX is imported late: a wrong option is told at once.
+            from slm_jax.loop import run_training
 
-        return run_training(config, place)
+            return run_training(config, place)
+    except BaseException:
+        if fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
+            shutil.rmtree(place.path, ignore_errors=True)
+        raise
 
 
 def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
@@ -110,6 +106,8 @@ def last_sample(run: Run) -> str:
     return run.samples.read_text(encoding="utf-8").rpartition("\n## ")[2].partition("\n")[2].strip()
 
 
+make_callable(__name__)
+
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with command_line():
         main()

@@ -13,7 +13,9 @@ from slm_jax.config import Config
 from slm_jax.optimizer import make_optimizer, make_schedule
 from slm_jax.transformer import Transformer
 
-Batch = dict[str, jax.Array]  # input_ids, labels (already the next token, -100: none) int32 [B, T]; masks as in Transformer
+Batch = dict[
+    str, jax.Array
+]  # input_ids, labels (already the next token, -100: none) int32 [B, T]; masks as in Transformer
 
 
 class TrainState(NamedTuple):
@@ -28,9 +30,9 @@ class TrainState(NamedTuple):
 class Steps(NamedTuple):
     """The compiled functions of one run."""
 
-    init: Callable[[], TrainState]
-    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[Any, Batch], ops.LossSums]
+    init: Any  # () -> TrainState
+    train: Any  # (TrainState, Batch) -> (TrainState, metrics)
+    evaluate: Any  # (params, Batch) -> LossSums
     model: Callable[[Any], Transformer]
 
 
@@ -81,7 +83,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         else:
 
-            def one_part(carry, part):  # type: ignore[no-untyped-def]
+            def one_part(carry, part):
                 i, micro = part
                 part_key = None if key is None else jax.random.fold_in(key, i)
                 (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, part_key)
@@ -92,7 +94,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
             split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
             (grads, sums), _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
         # Sums first, one division at the end: parts with fewer predicted positions weigh less, as in one large batch.
-        count = jnp.maximum(sums.count, 1.0)
+        count = jnp.maximum(sums.tokens, 1.0)
         return jax.tree.map(lambda g: g / count, grads), sums
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -100,13 +102,13 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
         grads, sums = gradients(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        count = jnp.maximum(sums.count, 1.0)
+        count = jnp.maximum(sums.tokens, 1.0)
         metrics = {
             "loss": sums.nll / count,
             "accuracy": sums.correct / count,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.global_norm(grads),
-            "tokens": sums.count,
+            "tokens": sums.tokens,
         }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

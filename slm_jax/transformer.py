@@ -3,7 +3,7 @@
 RMSNorm before each sub-layer, rotary positions, causal attention with a local window and grouped queries, SwiGLU,
 a tied or untied head, no biases. Parameters are float32; matrix products run in `dtype` and accumulate in float32.
 
-Shapes: B batch, T tokens, S keys seen, D dim, H query heads, G key/value heads, K head width, F SwiGLU width, V vocabulary.
+Shapes: B batch, T tokens, S keys seen, D dim, H query heads, G key/value heads, K head width, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -81,7 +81,9 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(self.width) if config.qk_norm else None
         self.dtype = dtype
 
-    def project(self, x_BxTxD: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x_BxTxD: jax.Array, rotary: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], float32."""
         b, t, _ = x_BxTxD.shape
         q_BxTxHxK = self.query(x_BxTxD).reshape(b, t, self.heads, self.width)
@@ -97,7 +99,7 @@ class Attention(nnx.Module):
 
 
 def swiglu_width(mlp_dim: int) -> int:
-    """Inner width of the SwiGLU: 2/3 of mlp_dim, so that its three matrices cost what two of mlp_dim would, up to x 64."""
+    """Inner width of the SwiGLU: 2/3 of mlp_dim, so that its three matrices cost two of mlp_dim; a multiple of 64."""
     return -(-2 * mlp_dim // 3 // 64) * 64
 
 
@@ -134,7 +136,9 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 class Transformer(nnx.Module):
     """A language model: token ids in, next-token logits out."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs
+    ):
         """Draws all parameters (float32) from `rngs.params`; dtype is that of the matrix products."""
         self.config, self.vocab_size, self.dtype, self.dropout = config, vocab_size, dtype, config.dropout
         self.embedding = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, config.dim), jnp.float32))
@@ -144,7 +148,7 @@ class Transformer(nnx.Module):
         if not config.tie_weights:
             self.head = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, config.dim), jnp.float32))
 
-    def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):  # type: ignore[no-untyped-def]
+    def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
         """Logits float32 [B, T, V] for ids int32 [B, T]; arguments as in `hidden`."""
         x_BxTxD = self.hidden(input_ids, attention_mask, segment_ids, positions, dropout_key=dropout_key)
         return self.logits(x_BxTxD)
@@ -187,7 +191,7 @@ class Transformer(nnx.Module):
     def hidden_cached(
         self, input_ids_BxT: jax.Array, positions_BxT: jax.Array, cache: "KVCache", window: int = 0
     ) -> tuple[jax.Array, "KVCache"]:
-        """Final hidden states float32 [B, T, D] of new tokens that also see the cached ones; and the cache with them in.
+        """Final hidden states float32 [B, T, D] of new tokens that also see the cached ones; the cache with them in.
 
         positions: where each token stands in its own text, -1 for padding. window: as in the config, for generation
         beyond the trained length; 0 uses the config's.

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizer import HybridTokenizer
 
 from slm_jax.errors import UserError
+from tokenizer import HybridTokenizer
 
 _LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
 _FORMAT = 1
@@ -77,7 +78,7 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> tup
 
 
 def _parts(text: str, size: int) -> Iterable[str]:
-    """The text in parts of about `size` characters, cut after a line (or after a space, or anywhere, if it has none)."""
+    """The text in parts of about `size` characters, cut after a line (else after a space, else anywhere)."""
     start = 0
     while len(text) - start > 1.5 * size:
         limit = start + size
@@ -91,15 +92,19 @@ def write_corpus(
     folder: Path,
     sides: tuple[list[str], list[str]],
     tokenizer: HybridTokenizer,
+    at_least: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Tokenise both sides into `folder`, which appears at once when it is whole. progress(bytes) as they are done."""
+    """Tokenise both sides into `folder`, which appears at once when it is whole. progress(bytes) as they are done.
+
+    Raises UserError, and leaves no folder, if there are fewer than at_least tokens (one batch) to train on.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     partial.mkdir(parents=True)
     eos = tokenizer.token2id["<EOS>"]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    manifest: dict[str, object] = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint}
+    manifest: dict[str, Any] = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint}
     for name, texts in zip(("train", "validation"), sides, strict=True):
         ids, ends, sizes, checksum = [], [], [], hashlib.sha256()
         for text in texts:
@@ -118,6 +123,13 @@ def write_corpus(
             "bytes": int(sum(sizes)),
             "sha256": checksum.hexdigest(),
         }
+    found = manifest["train"]["tokens"]
+    if found < at_least:
+        shutil.rmtree(partial)
+        raise UserError(
+            f"the training text has {found:,} tokens, but one batch takes {at_least:,}: "
+            "add text, or lower --train.batch_size or --train.sequence_length"
+        )
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     partial.rename(folder)
 
@@ -130,7 +142,10 @@ def open_corpus(folder: Path, tokenizer: HybridTokenizer) -> Corpus:
         for name in ("train", "validation"):
             arrays = [np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "ends", "sizes")]
             splits[name] = Split(*arrays)
-            if splits[name].tokens.size != manifest[name]["tokens"] or splits[name].ends[-1] != splits[name].tokens.size:
+            if (
+                splits[name].tokens.size != manifest[name]["tokens"]
+                or splits[name].ends[-1] != splits[name].tokens.size
+            ):
                 raise ValueError(f"{name} has {splits[name].tokens.size} tokens, not {manifest[name]['tokens']}")
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"the corpus in {folder} is damaged ({error}): remove that folder to make it again") from None

@@ -1,17 +1,17 @@
 """From a config to a run's tokenizer and corpus, each made once."""
 
 from collections.abc import Callable
-
-from tokenizer import HybridTokenizer, TokenizerError
+from pathlib import Path
 
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus, open_corpus, split_documents, write_corpus
 from slm_jax.data.sources import documents
 from slm_jax.errors import UserError
 from slm_jax.run import Run
+from tokenizer import HybridTokenizer, TokenizerError
 
 
-def prepare(config: Config, run: Run, say: Callable[[str], None]) -> tuple[HybridTokenizer, Corpus]:
+def prepare(config: Config, run: Run, say: Callable[[str], None] = print) -> tuple[HybridTokenizer, Corpus]:
     """The run's tokenizer and corpus: found, or made from the config's text. Raises UserError.
 
     Only training text is seen by the tokenizer that is learned.
@@ -29,7 +29,7 @@ def prepare(config: Config, run: Run, say: Callable[[str], None]) -> tuple[Hybri
     partial = run.tokenizer.with_name(run.tokenizer.name + ".partial")
     tokenizer.save(partial)
     partial.replace(run.tokenizer)
-    write_corpus(run.corpus, sides, tokenizer)
+    write_corpus(run.corpus, sides, tokenizer, at_least=config.train.batch_size * config.train.sequence_length)
     corpus = open_corpus(run.corpus, tokenizer)
     train, held_out = corpus.train, corpus.validation
     say(
@@ -52,8 +52,6 @@ def _learn(config: Config, texts: list[str]) -> HybridTokenizer:
 
 def _load(name: str) -> HybridTokenizer:
     """A saved tokenizer by path, or a ready-made one by name."""
-    from pathlib import Path
-
     try:
         return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
     except TokenizerError as error:

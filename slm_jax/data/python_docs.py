@@ -14,7 +14,17 @@ from pathlib import Path
 from slm_jax.errors import UserError
 
 # Not documentation: tests, vendored packages, what varies between installations.
-_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "_vendor", "_bundled"}
+_SKIPPED = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib2to3",
+    "_vendor",
+    "_bundled",
+}
 _MINIMUM = 200  # characters; shorter modules say next to nothing
 
 
@@ -43,7 +53,9 @@ def _topics(path: Path) -> Iterator[str]:
     validated on into the training side as well.
     """
     tree = _parse(path)
-    literals = [n.value for n in (tree.body if tree else ()) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)]
+    literals = [
+        n.value for n in (tree.body if tree else ()) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)
+    ]
     topics = {name: text.strip() + "\n" for literal in literals for name, text in ast.literal_eval(literal).items()}
     seen: set[str] = set()
     kept = []

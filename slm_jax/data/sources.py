@@ -16,13 +16,15 @@ def documents(config: DataConfig) -> Iterator[str]:
 
 
 def matching_files(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs (`**` for any depth) name, each once, sorted. Raises UserError if one names none."""
+    """The files that paths and globs (`**` for any depth) name, each once, sorted. Raises UserError if one has none."""
     found: set[Path] = set()
     for pattern in patterns:
         matches = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
         files = [p for p in matches if p.is_file()]
         if not files and matches:
-            raise UserError(f"data.files: {pattern} is a folder: name its files, as in '{pattern.rstrip('/')}/**/*.txt'")
+            raise UserError(
+                f"data.files: {pattern} is a folder: name its files, as in '{pattern.rstrip('/')}/**/*.txt'"
+            )
         if not files:
             raise UserError(f"data.files: no file matches {pattern} (in {Path.cwd()})")
         found.update(files)

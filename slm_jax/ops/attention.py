@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from slm_jax.ops.attention_blocks import blockwise_attention
-
-MASKED = -1e30  # not -inf: a row with nothing to see (padding) must give numbers, not NaN
+from slm_jax.ops.attention_blocks import MASKED, blockwise_attention
 
 
 def causal_mask(

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 _BLOCK = 64  # smallest block of queries; more blocks skip more, fewer have larger products
 _MOST_BLOCKS = 8
-_MASKED = -1e30
+MASKED = -1e30  # not -inf: a row with nothing to see (padding) must give numbers, not NaN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window):  # type: ignore[no-untyped-def]
+def blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window):
     """`ops.attention` (see there)."""
     return _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window)[0]
 
@@ -33,7 +33,7 @@ def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
     return [(slice(a, min(a + size, length)), slice(first_key(a), min(a + size, length))) for a in starts]
 
 
-def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, segments):  # type: ignore[no-untyped-def]
+def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, segments):
     """Softmax weights float32 [N, R * Q, S] of a block."""
     n, r, q, k = q_NxRxQxK.shape
     scores = _dot(q_NxRxQxK.reshape(n, r * q, k), k_NxSxK, 2, 2) * k**-0.5
@@ -48,11 +48,11 @@ def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, seg
         seen_BxQxS = seen_BxQxS & (segments[:, queries, None] == segments[:, None, keys])
     b = seen_BxQxS.shape[0]
     scores = scores.reshape(b, n // b, r, q, -1)
-    scores = jnp.where(seen_BxQxS[:, None, None], scores, _MASKED)
+    scores = jnp.where(seen_BxQxS[:, None, None], scores, MASKED)
     return jax.nn.softmax(scores, axis=-1).reshape(n, r * q, -1)
 
 
-def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):  # type: ignore[no-untyped-def]
+def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
     b, t, h, width = q_BxTxHxK.shape
     g = k_BxTxGxK.shape[2]
     q_NxRxTxK = _heads_first(q_BxTxHxK, dtype).reshape(b * g, h // g, t, width)
@@ -67,7 +67,7 @@ def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):  
     return _heads_last(out_NxRxTxK, b), (q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments)
 
 
-def _backward(dtype, window, saved, g_BxTxHxK):  # type: ignore[no-untyped-def]
+def _backward(dtype, window, saved, g_BxTxHxK):
     q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments = saved
     n, r, t, width = q_NxRxTxK.shape
     b = g_BxTxHxK.shape[0]

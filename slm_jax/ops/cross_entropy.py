@@ -18,12 +18,12 @@ _CHUNK = 1024  # rows of logits alive at a time
 
 
 class LossSums(NamedTuple):
-    """Sums over the predicted positions, float32 scalars: divide by `count` for means."""
+    """Sums over the predicted positions, float32 scalars: divide by `tokens` for means."""
 
     loss: jax.Array  # cross entropy in nats, plus the z-loss where asked for
     nll: jax.Array  # cross entropy in nats
     correct: jax.Array  # positions whose most probable token is the label
-    count: jax.Array  # positions with a label
+    tokens: jax.Array  # positions with a label
 
 
 def naive_cross_entropy(
@@ -74,21 +74,21 @@ def _zero_sums() -> LossSums:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):  # type: ignore[no-untyped-def]
+def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):
     head_VxD = head_VxD.astype(dtype)
 
-    def one_chunk(total, chunk):  # type: ignore[no-untyped-def]
+    def one_chunk(total, chunk):
         sums, _, _ = _sums(_logits(chunk[0].astype(dtype), head_VxD), chunk[1], z_loss)
         return jax.tree.map(jnp.add, total, sums), None
 
     return jax.lax.scan(one_chunk, _zero_sums(), (x_SxBxCxD, labels_SxBxC))[0]
 
 
-def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):  # type: ignore[no-untyped-def]
+def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):
     head_VxD = head_VxD.astype(dtype)
     vocab_V = jnp.arange(head_VxD.shape[0])
 
-    def one_chunk(carry, chunk):  # type: ignore[no-untyped-def]
+    def one_chunk(carry, chunk):
         total, dhead_VxD = carry
         x_BxCxD, labels_BxC = chunk[0].astype(dtype), chunk[1]
         logits_BxCxV = _logits(x_BxCxD, head_VxD)
@@ -107,7 +107,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):  # type: ignore[
     return total, (dx_SxBxCxD, dhead_VxD)
 
 
-def _backward(dtype, z_loss, saved, g):  # type: ignore[no-untyped-def]
+def _backward(dtype, z_loss, saved, g):
     dx_SxBxCxD, dhead_VxD = saved
     return dx_SxBxCxD * g.loss, dhead_VxD * g.loss, None
 

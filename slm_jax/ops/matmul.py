@@ -30,13 +30,13 @@ def _matmul(x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return _forward(x_NxI, w_IxO, dtype)[0]
 
 
-def _forward(x_NxI, w_IxO, dtype):  # type: ignore[no-untyped-def]
+def _forward(x_NxI, w_IxO, dtype):
     x_NxI, w_IxO = x_NxI.astype(dtype), w_IxO.astype(dtype)
     y_NxO = jax.lax.dot_general(x_NxI, w_IxO, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return y_NxO, (x_NxI, w_IxO)
 
 
-def _backward(dtype, saved, g_NxO):  # type: ignore[no-untyped-def]
+def _backward(dtype, saved, g_NxO):
     x_NxI, w_IxO = saved
     g_NxO = g_NxO.astype(dtype)
     dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
