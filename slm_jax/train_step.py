@@ -107,7 +107,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
             "loss": sums.nll / count,
             "accuracy": sums.correct / count,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "tokens": sums.tokens,
         }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics

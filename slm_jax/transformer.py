@@ -33,6 +33,10 @@ class KVCache(NamedTuple):
         return self._replace(positions=self.positions.at[rows, slots_BxT].set(positions_BxT, mode="drop")), slots_BxT
 
 
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
+    return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32 (arXiv:1910.07467)."""
 
@@ -47,7 +51,7 @@ class Linear(nnx.Module):
     """x·w without bias, float32 out; weight [in, out] drawn from normal(0, 0.02)."""
 
     def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.weight = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32))
+        self.weight = nnx.Param(_normal(rngs, (inputs, outputs)))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,12 +145,10 @@ class Transformer(nnx.Module):
     ):
         """Draws all parameters (float32) from `rngs.params`; dtype is that of the matrix products."""
         self.config, self.vocab_size, self.dtype, self.dropout = config, vocab_size, dtype, config.dropout
-        self.embedding = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, config.dim), jnp.float32))
+        self.embedding = nnx.Param(_normal(rngs, (vocab_size, config.dim)))
         self.blocks = nnx.List([Block(config, dtype, rngs) for _ in range(config.depth)])
         self.final_norm = RMSNorm(config.dim)
-        self.head = None
-        if not config.tie_weights:
-            self.head = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (vocab_size, config.dim), jnp.float32))
+        self.head = None if config.tie_weights else nnx.Param(_normal(rngs, (vocab_size, config.dim)))
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
         """Logits float32 [B, T, V] for ids int32 [B, T]; arguments as in `hidden`."""

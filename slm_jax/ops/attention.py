@@ -39,14 +39,15 @@ def masked_attention(
 ) -> jax.Array:
     """Softmax attention float32 [B, T, H, K] under a mask [B or 1, T, S].
 
-    The H query heads share the G key/value heads in order (H / G each). Products in dtype, softmax in float32.
+    The H query heads share the G key/value heads in order (H / G each). Products in dtype, softmax in float32. A query
+    that sees nothing (padding) gets zeros.
     """
     b, t, h, k = q_BxTxHxK.shape
     g = k_BxSxGxK.shape[2]
     q_BxTxGxRxK = q_BxTxHxK.reshape(b, t, g, h // g, k).astype(dtype)
     scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
     scores = jnp.where(mask_BxTxS[:, None, None], scores * k**-0.5, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    weights = jnp.where(mask_BxTxS[:, None, None], jax.nn.softmax(scores, axis=-1), 0.0).astype(dtype)
     out = jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
     return out.reshape(b, t, h, k)
 

@@ -49,7 +49,10 @@ def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, seg
     b = seen_BxQxS.shape[0]
     scores = scores.reshape(b, n // b, r, q, -1)
     scores = jnp.where(seen_BxQxS[:, None, None], scores, MASKED)
-    return jax.nn.softmax(scores, axis=-1).reshape(n, r * q, -1)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if valid is not None:  # only then can a query see nothing
+        weights = jnp.where(seen_BxQxS[:, None, None], weights, 0.0)
+    return weights.reshape(n, r * q, -1)
 
 
 def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):

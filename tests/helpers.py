@@ -1,0 +1,53 @@
+"""Small things that several tests build."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from slm_jax.config import Config, ModelConfig
+from slm_jax.transformer import Transformer
+
+FLOAT32 = jnp.dtype("float32")
+BFLOAT16 = jnp.dtype("bfloat16")
+
+TINY = {
+    "model.dim": 32,
+    "model.depth": 2,
+    "model.heads": 4,
+    "model.mlp_dim": 96,
+    "train.batch_size": 8,
+    "train.sequence_length": 16,
+    "train.steps": 20,
+    "train.dtype": "float32",
+    "optimizer.warmup_steps": 2,
+}
+
+
+def tiny_config(**overrides: object) -> Config:
+    """A config that trains in seconds; overrides as `train__steps=3`."""
+    return Config.load(**{**TINY, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def tiny_model(vocab_size: int = 61, seed: int = 0, scale: float = 5.0, **fields: object) -> Transformer:
+    """A Transformer whose weights are scaled up, so that what should matter matters in float32."""
+    config = ModelConfig(**{"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 96, **fields})
+    model = Transformer(config, vocab_size, rngs=nnx.Rngs(seed))
+    graph, params = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, params))
+
+
+def random_ids(shape: tuple[int, ...], vocab_size: int = 61, seed: int = 0) -> jax.Array:
+    """int32 ids."""
+    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab_size, shape), jnp.int32)
+
+
+def largest_difference(a: object, b: object) -> float:
+    """Over all leaves of two trees."""
+    return max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def cosine(a: object, b: object) -> float:
+    """Of two trees, flattened."""
+    x, y = (np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(t)]) for t in (a, b))
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))

@@ -1,0 +1,76 @@
+"""Blockwise attention computes what the naive one does: values and gradients, every mask, any length."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax.ops import attention, naive_attention
+from slm_jax.ops.attention_blocks import blockwise_attention
+from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference
+
+
+def inputs(length, heads=4, kv_heads=4, batch=2, width=8, seed=0):
+    rng = np.random.default_rng(seed)
+    make = lambda h: jnp.asarray(rng.normal(size=(batch, length, h, width)), jnp.float32)  # noqa: E731
+    return make(heads), make(kv_heads), make(kv_heads), make(heads)
+
+
+def segments(length, batch=2):
+    return jnp.asarray(np.sort(np.random.default_rng(3).integers(0, 3, (batch, length)), axis=1))
+
+
+def padding(length, batch=2):
+    return jnp.asarray(np.arange(length)[None] < np.array([[length], [length - length // 3]])[:batch], jnp.int32)
+
+
+def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None):
+    """(output, gradients) of the blockwise and of the naive operation."""
+    for f in (
+        lambda q, k, v: blockwise_attention(q, k, v, valid, segment_ids, dtype, window),
+        lambda q, k, v: naive_attention(q, k, v, dtype, window, valid, segment_ids),
+    ):
+        yield jax.jit(lambda q, k, v, g, f=f: (f(q, k, v), jax.vjp(f, q, k, v)[1](g)))(q, k, v, g)
+
+
+@pytest.mark.parametrize(
+    ("length", "kv_heads", "window"), [(1, 4, 0), (5, 2, 3), (64, 1, 1), (128, 4, 70), (200, 2, 0), (257, 1, 70)]
+)
+def test_equals_naive_in_float32(length, kv_heads, window):
+    q, k, v, g = inputs(length, kv_heads=kv_heads)
+    fast, naive = both(q, k, v, g, FLOAT32, window)
+    assert largest_difference(fast, naive) < 5e-6  # sums of up to 257 float32 terms, taken in another order
+
+
+@pytest.mark.parametrize("masked", ["segments", "padding", "both"])
+def test_equals_naive_with_masks(masked):
+    q, k, v, g = inputs(150, kv_heads=2)
+    valid = padding(150) if masked != "segments" else None
+    segment_ids = segments(150) if masked != "padding" else None
+    fast, naive = both(q, k, v, g, FLOAT32, 40, valid, segment_ids)
+    assert largest_difference(fast, naive) < 5e-6
+
+
+def test_bfloat16_gradients_point_the_same_way():
+    q, k, v, g = inputs(256)
+    fast, naive = both(q, k, v, g, BFLOAT16)
+    exact = list(both(q, k, v, g, FLOAT32))[1]
+    assert cosine(fast[1], naive[1]) > 0.9999
+    assert cosine(fast[1], exact[1]) > 0.9999
+
+
+def test_window_is_exact_at_its_edges():
+    q, k, v, _ = inputs(140, batch=1)
+
+    def reaches(s, t, window):
+        """Whether the output at t depends on the value at s."""
+        gradient = jax.grad(lambda v: attention(q, k, v, FLOAT32, window)[0, t].sum())(v)
+        return bool(jnp.any(gradient[0, s] != 0))
+
+    for t in (5, 100, 139):
+        assert reaches(t, t, 3)
+        assert reaches(t - 2, t, 3)
+        assert not reaches(t - 3, t, 3)
+        assert reaches(0, t, t + 1)
+        assert not reaches(0, t, t)
+    assert not reaches(101, 100, 0)
