@@ -279,10 +279,10 @@ def _explain(name: str, item: Any) -> str:
 
 def unknown_key(name: str) -> str:
     """The sentence for a name that is no field, with the nearest one that is."""
-    names = list(Config().flat()) + list(Config.model_fields)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not near:  # the right field under the wrong section, or none
-        near = [n for n in names if n.partition(".")[2] == name.rpartition(".")[2]][:1]
+    fields = list(Config().flat())
+    # The right field under the wrong section, or the nearest spelling.
+    near = [f for f in fields if "." in name and f.partition(".")[2] == name.rpartition(".")[2]]
+    near = near or difflib.get_close_matches(name, fields if "." in name else Config.model_fields, n=1, cutoff=0.5)
     return f"unknown key {name}" + (f", perhaps you meant {near[0]}" if near else "")
 
 

@@ -1,0 +1,269 @@
+"""The commands as a user gives them: real processes, real files, real signals."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = """
+    --model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32
+    --tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 12 --eval.max_tokens 500
+""".split()
+
+
+@pytest.fixture(scope="module")
+def cache():
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+@pytest.fixture
+def place(tmp_path, cache):
+    """A folder with text, and how to run a command in it."""
+    text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
+    (tmp_path / "text.txt").write_text(text)
+    return Place(tmp_path, cache)
+
+
+class Place:
+    def __init__(self, path, cache):
+        self.path = path
+        self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        self.environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+
+    def start(self, module, *args):
+        command = [sys.executable, "-m", module, *map(str, args)]
+        return subprocess.Popen(
+            command, cwd=self.path, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def run(self, module, *args):
+        process = self.start(module, *args)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def train(self, *args):
+        return self.run("slm_jax.train", *TINY, "--data.files", "text.txt", *args)
+
+    def rows(self, run):
+        return [json.loads(line) for line in (self.path / run / "metrics.jsonl").read_text().splitlines()]
+
+    def refused(self, module, *args):
+        """The one message of a command that must end with status 2 and no traceback."""
+        status, _, err = self.run(module, *args)
+        assert status == 2, err
+        assert "Traceback" not in err
+        return err.partition("error: ")[2]
+
+
+CLOCK = {"seconds", "tokens_per_second", "mfu", "eta_seconds", "time"}
+
+
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+
+
+def saved_arrays(folder):
+    """Every array of the newest checkpoint, by name."""
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    tree = ocp.StandardCheckpointer().restore(folder.absolute() / str(step) / "state")
+    import jax
+
+    return step, {
+        jax.tree_util.keystr(path): np.asarray(jax.random.key_data(x) if "key" in str(getattr(x, "dtype", "")) else x)
+        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def assert_same_run(first: Path, second: Path):
+    step, arrays = saved_arrays(first / "checkpoints")
+    other_step, others = saved_arrays(second / "checkpoints")
+    assert step == other_step
+    assert arrays.keys() == others.keys()
+    for name in arrays:
+        assert np.array_equal(arrays[name], others[name]), name
+    read = lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    assert without_clock(read(first)) == without_clock(read(second))
+    assert (first / "samples.md").read_text() == (second / "samples.md").read_text()
+
+
+def test_text_to_model_to_text(place):
+    status, out, err = place.train("--run", "run", "--train.steps", "40", "--eval.every", "20", "--log.every", "10")
+    assert status == 0, err
+    rows = place.rows("run")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert {"loss", "lr", "grad_norm", "tokens"} <= rows[0].keys()
+    assert [row["step"] for row in rows if "val_bits_per_byte" in row] == [20, 40]
+    assert rows[-1]["val_loss"] < rows[19]["val_loss"]
+    assert "compiling" in err
+    assert re.search(r"step 10/40 +loss \d.*tokens/s, MFU .*ETA", err)
+    assert "python -m slm_jax.generate --run run" in out
+    assert "bits per byte" in out
+    assert (place.path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (place.path / "run" / "samples.md").read_text().count("## Step") == 2
+
+    status, text, err = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
+    assert status == 0, err
+    assert text.startswith("Line 5")
+    assert len(text) > 10
+    again = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
+    assert again[1] == text
+    assert place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--seed", "1")[1] != text
+    assert "prompt is empty" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "")
+    assert "no run in nowhere" in place.refused("slm_jax.generate", "--run", "nowhere", "--prompt", "x")
+    assert "temperature -1" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1")
+
+
+def test_finished_run_says_so_goes_on_and_keeps_what_was(place):
+    assert place.train("--run", "run", "--train.steps", "6")[0] == 0
+    before = place.rows("run")
+    status, _, err = place.train("--run", "run", "--train.steps", "6")
+    assert status == 0
+    assert "finished: 6 steps are done" in err
+    assert place.rows("run") == before
+    assert place.run("slm_jax.train", "--run", "run", "--train.steps", "9")[0] == 0  # its own config, more steps
+    assert place.rows("run")[:6] == before
+    assert [row["step"] for row in place.rows("run")] == list(range(1, 10))
+
+    text = place.refused(
+        "slm_jax.train", "--run", "run", "--train.steps", "9", "--train.seed", "5", "--optimizer.lr", "0.5"
+    )
+    assert "2 differ" in text
+    assert "train.seed: 0 there, 5 here" in text
+    assert "optimizer.lr" in text
+    assert len(place.rows("run")) == 9
+
+
+def test_mistakes_end_with_one_message_and_leave_nothing(place):
+    (place.path / "empty.txt").write_text("")
+    (place.path / "latin.txt").write_bytes(b"abc\xff")
+    (place.path / "short.txt").write_text("too short to train on")
+    said = {
+        ("--model.dims", "3"): "unknown key model.dims, perhaps you meant model.dim",
+        ("--config", "quikstart"): "perhaps you meant quickstart",
+        ("--data.files", "none*.txt"): "no file matches none*.txt",
+        ("--data.files", "empty.txt"): "empty.txt is empty",
+        ("--data.files", "latin.txt"): "not UTF-8: byte 0xff at offset 3",
+        ("--data.files", "short.txt"): "but one batch takes 4,096",
+        ("--tokenizer.path", "nowhere"): "nowhere",
+        ("--resume",): "there is no run",
+    }
+    for args, expected in said.items():
+        assert expected in place.refused("slm_jax.train", *args)
+    runs = place.path / "runs"
+    assert not runs.exists() or not list(runs.iterdir())
+
+
+def test_a_mistake_can_be_mended_in_the_same_run(place):
+    place.refused("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.batch_size", "4000")
+    assert place.train("--run", "run", "--train.steps", "3")[0] == 0
+
+
+def test_two_processes_do_not_train_one_run(place):
+    first = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000")
+    wait_for(lambda: (place.path / "run" / "config.toml").exists(), first)
+    assert "another process is training run" in place.refused(
+        "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000"
+    )
+    first.kill()
+    first.communicate()
+
+
+def wait_for(condition, process, seconds=120.0):
+    """Until the condition holds; the process must not end before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        os.sched_yield()
+
+
+LONG = ("--train.steps", "60", "--checkpoint.every", "7", "--eval.every", "20")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_killed_at_random_instants_ends_bit_identical(place, kills):
+    assert place.train("--run", "whole", *LONG)[0] == 0
+    random = np.random.default_rng(kills)
+    killed = 0
+    while killed < kills:
+        process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *LONG)
+        # A random row of the metrics is awaited (0: before the first), then a random moment more.
+        row, spin = int(random.integers(0, 60)), int(random.integers(0, 2000))
+        metrics = place.path / "killed" / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < row):
+            os.sched_yield()
+        for _ in range(spin):
+            os.sched_yield()
+        process.kill()
+        process.communicate()
+        killed += 1
+        if process.returncode == 0:
+            shutil.rmtree(place.path / "killed")
+    assert place.train("--run", "killed", *LONG)[0] == 0
+    assert_same_run(place.path / "whole", place.path / "killed")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_goes_on(place, number, status):
+    process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000")
+    metrics = place.path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    done = len(place.rows("run"))
+    assert f"after step {done}, saved" in out
+    code, _, err = place.run("slm_jax.train", "--run", "run", "--train.steps", str(done + 2))
+    assert code == 0
+    assert f"continuing after step {done}" in err
+    assert len(place.rows("run")) == done + 2
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(place):
+    assert place.train("--run", "whole", *LONG)[0] == 0
+    assert place.train("--run", "hurt", *LONG)[0] == 0
+    newest = place.path / "hurt" / "checkpoints" / "60"
+    for file in (newest / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    status, _, err = place.train("--run", "hurt", *LONG)
+    assert status == 0, err
+    assert "checkpoint 60 is damaged and passed over" in err
+    assert "continuing after step 56" in err
+    assert_same_run(place.path / "whole", place.path / "hurt")
+
+
+def test_full_disk_is_one_clear_line_and_costs_nothing_saved(place):
+    """On a file system of 3 MB of its own, where the first checkpoints fit and later ones do not."""
+    small = place.path / "small"
+    small.mkdir()
+    script = (
+        'mount -t tmpfs -o size=3m tmpfs small || exit 77; "$@" --train.steps 5; echo "first: $?"; '
+        'cp -r small/run kept; head -c 9m /dev/zero > small/fill; "$@" --train.steps 9; echo "second: $?"; '
+        'rm small/fill; "$@" --train.steps 9; echo "third: $?"'
+    )
+    command = [sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "small/run"]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command],
+        cwd=place.path, env=place.environment, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stderr.partition("\n")[0]:
+        pytest.skip("this system lets no user mount a file system")
+    assert re.findall(r"(first|second|third): (\d+)", done.stdout) == [("first", "0"), ("second", "2"), ("third", "0")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "no space left on the disk" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert "continuing after step 5" in done.stderr

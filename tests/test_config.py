@@ -1,0 +1,119 @@
+"""Presets, overrides, and every problem told at once."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from slm_jax.cli import config_from_args
+from slm_jax.config import Config, preset_names
+from slm_jax.errors import UserError
+
+
+def problem(**overrides):
+    with pytest.raises(UserError) as caught:
+        Config.load(**{name.replace("__", "."): value for name, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_every_preset_is_valid():
+    assert "quickstart" in preset_names()
+    for name in preset_names():
+        Config.load(name)
+
+
+def test_toml_round_trip_keeps_everything():
+    config = Config.load(data__files=("a b.txt", 'q"\\.txt'), train__steps=7, model__tie_weights=False)
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+
+
+def test_every_field_is_described_and_no_name_is_a_twin():
+    for section, info in Config.model_fields.items():
+        for name, field in info.annotation.model_fields.items():
+            assert field.description, f"{section}.{name}"
+            assert field.description.endswith("."), f"{section}.{name}"
+
+
+def test_precedence_default_preset_override(tmp_path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[train]\nsteps = 5\nseed = 3\n")
+    config = config_from_args(["--config", str(preset), "--train.steps", "9"], "x", "x")
+    assert (config.train.steps, config.train.seed, config.train.batch_size) == (9, 3, Config().train.batch_size)
+
+
+def test_command_line_types():
+    args = ["--data.files", "a.txt", "b.txt", "--model.tie_weights", "False", "--optimizer.lr=1e-3"]
+    config = config_from_args(args, "x", "x")
+    assert config.data.files == ("a.txt", "b.txt")
+    assert config.data.source == "files"
+    assert config.model.tie_weights is False
+    assert config.optimizer.lr == 1e-3
+
+
+def test_all_problems_together():
+    text = problem(
+        model__dim=0, optimizer__lr=-1.0, train__batch_size=7, train__accumulation=2, model__heads=4, model__kv_heads=3
+    )
+    assert text.count("\n  - ") == 4
+    for part in ("model.dim = 0", "optimizer.lr = -1.0", "use batch_size 6 or 8", "use one of [1, 2, 4]"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"model.dim": 100, "model.heads": 3},
+            r"not divisible by model.heads 3: use \d+ or \d+ heads, or dim 96 or 102",
+        ),
+        ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
+        ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
+        ({"data.source": "files"}, "--data.files"),
+        ({"eval.prompts": ("",)}, "empty prompt"),
+        ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
+        ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
+        ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
+        ({"trian.steps": 3}, "unknown key trian, perhaps you meant train"),
+    ],
+)
+def test_each_problem_says_what_to_do(overrides, said):
+    assert re.search(said, problem(**overrides)), problem(**overrides)
+
+
+def test_suggested_values_are_accepted():
+    Config.load(**{"model.dim": 96, "model.heads": 3})
+    Config.load(**{"train.batch_size": 104, "mesh.data": 8})
+
+
+def test_unknown_preset_and_broken_file(tmp_path):
+    with pytest.raises(UserError, match="perhaps you meant quickstart"):
+        Config.load("quikstart")
+    (tmp_path / "bad.toml").write_text("[train\n")
+    with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
+        Config.load(tmp_path / "bad.toml")
+    with pytest.raises(UserError, match="cannot read"):
+        Config.load(tmp_path / "none.toml")
+
+
+def test_unknown_option_on_the_command_line():
+    with pytest.raises(UserError, match=r"unknown key model\.dims, perhaps you meant model\.dim "):
+        config_from_args(["--model.dims", "3"], "x", "x")
+
+
+def test_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.steps = 3
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        config_from_args(["--help"], "python -m slm_jax.train", "text")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in Config().flat())
+
+
+def test_configs_travel_inside_the_wheel():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"configs": "slm_jax/configs"}
