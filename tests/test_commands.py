@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TINY = """
-    --model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32
-    --tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 12 --eval.max_tokens 500
-""".split()
+TINY = (
+    "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
+    "--tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 12 --eval.max_tokens 500"
+).split()
 
 
 @pytest.fixture(scope="module")

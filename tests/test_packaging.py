@@ -1,0 +1,42 @@
+"""Imports cost nothing and reach nothing; the tokenizer knows no jax; documented names exist."""
+
+import subprocess
+import sys
+
+import slm_jax
+
+IMPORT_ALL = """
+import importlib, pkgutil, socket, sys
+def refuse(*args, **kwargs): raise AssertionError("a network connection on import")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+for package in sys.argv[1:]:
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
+
+
+def python(code, *args):
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+
+
+def test_the_tokenizer_imports_no_jax():
+    done = python(IMPORT_ALL + "assert not {'jax', 'flax', 'slm_jax'} & sys.modules.keys()", "tokenizer")
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_imports_in_silence_without_network_or_devices():
+    no_device = "from jax._src import xla_bridge\nassert not xla_bridge._backends, 'a device was opened'"
+    done = python(IMPORT_ALL + no_device, "tokenizer", "slm_jax")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importing_the_package_alone_imports_no_jax():
+    assert python("import slm_jax, sys; assert 'jax' not in sys.modules").returncode == 0
+
+
+def test_documented_names():
+    from slm_jax import Config, Transformer, generate, load_run, train
+
+    assert all(map(callable, (Config, Transformer, generate, load_run, train)))
+    assert callable(slm_jax.train.train)
