@@ -158,8 +158,7 @@ class HybridTokenizer:
         if not isinstance(text, str):
             raise TokenizerError(f"encode takes a str, not {type(text).__name__}")
         ids = array("i")
-        for parts in self._encoder.parts(text):
-            ids.frombytes(b"".join(parts))
+        ids.frombytes(self._encoder.ids(text))
         return join_phrases(ids.tolist(), self._vocabulary)
 
     def encode_array(self, text: str) -> np.ndarray:
@@ -168,8 +167,7 @@ class HybridTokenizer:
 
         if not isinstance(text, str):
             raise TokenizerError(f"encode_array takes a str, not {type(text).__name__}")
-        data = b"".join(part for parts in self._encoder.parts(text) for part in parts)
-        ids = np.frombuffer(data, dtype=np.int32)
+        ids = np.frombuffer(self._encoder.ids(text), dtype=np.int32)
         if self._vocabulary.phrases:
             return np.array(join_phrases(ids.tolist(), self._vocabulary), dtype=np.int32)
         return ids.copy()
