@@ -20,6 +20,7 @@ from tokenizer.vocabulary import Vocabulary
 if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
     import numpy as np
 
+    from tokenizer.phrases import PhraseJoiner
     from tokenizer.reports import Explanation, Merges, Segments, Status
 
 DEFAULT_VOCAB_SIZE = 8192
@@ -135,7 +136,7 @@ class HybridTokenizer:
             self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases
         )
         options.check()
-        vocabulary = learn_vocabulary(counts.keys, options, progress)
+        vocabulary = learn_vocabulary(counts.keys, [text for _, text in counts.sample], options, progress)
         self._frozen = vocabulary
         self._counts = None
 
@@ -157,9 +158,19 @@ class HybridTokenizer:
     def _ids(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TokenizerError(f"encode takes a str, not {type(text).__name__}")
+        data = self._encoder.ids(text)
+        if len(data) > 4 * _MANY and self._vocabulary.phrases:
+            return self._joined(data).tolist()
         ids = array("i")
-        ids.frombytes(self._encoder.ids(text))
+        ids.frombytes(data)
         return join_phrases(ids.tolist(), self._vocabulary)
+
+    def _joined(self, data: bytes) -> np.ndarray:
+        """The ids in these bytes as an array, phrases joined."""
+        import numpy as np
+
+        ids = np.frombuffer(data, dtype=np.int32)
+        return self._joiner.join(ids) if self._vocabulary.phrases else ids
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a text as int32 [T]: the fast way for long texts."""
@@ -167,10 +178,7 @@ class HybridTokenizer:
 
         if not isinstance(text, str):
             raise TokenizerError(f"encode_array takes a str, not {type(text).__name__}")
-        ids = np.frombuffer(self._encoder.ids(text), dtype=np.int32)
-        if self._vocabulary.phrases:
-            return np.array(join_phrases(ids.tolist(), self._vocabulary), dtype=np.int32)
-        return ids.copy()
+        return np.array(self._joined(self._encoder.ids(text)), dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str], max_len: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ids of several texts: int32 [B, T], padded with <PAD> at the end, and the mask bool [B, T], True at ids.
@@ -325,6 +333,12 @@ class HybridTokenizer:
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self._vocabulary)
+
+    @cached_property
+    def _joiner(self) -> PhraseJoiner:
+        from tokenizer.phrases import PhraseJoiner
+
+        return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
 
     @cached_property
     def _decoder(self) -> Decoder:

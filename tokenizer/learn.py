@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tokenizer.batch import BatchSegmenter
 from tokenizer.errors import TokenizerError
+from tokenizer.learn_phrases import with_phrases
 from tokenizer.merges import BREAK, SCORES, PairMerger, learn_merges
 from tokenizer.prune import EntryGraph
-from tokenizer.units import capitalised, case_pairs, cut_long_key
+from tokenizer.units import MAX_KEY, capitalised, case_pairs, cut_long_key
 from tokenizer.vocabulary import (
     CASE_MARKS,
     FIRST_BYTE,
@@ -46,6 +47,15 @@ class LearnOptions:
     score: str
     phrases: float
 
+    def without(self, phrases: int) -> LearnOptions:
+        """The options for what is learned beside so many phrases."""
+        size, merges = self.vocab_size, self.max_merges
+        return replace(
+            self,
+            vocab_size=None if size is None else size - phrases,
+            max_merges=None if merges is None else max(0, merges - phrases),
+        )
+
     def check(self) -> None:
         """Raise TokenizerError when an option is impossible."""
         whole = {"vocab_size": self.vocab_size, "k_bases": self.k_bases, "max_merges": self.max_merges}
@@ -67,11 +77,28 @@ class LearnOptions:
             raise TokenizerError(f"phrases is {self.phrases!r}: it must be a share from 0 to 0.5")
 
 
-def training_words(keys: dict[str, int]) -> Counter[str]:
-    """The weighted words in which merges may grow, out of counted keys."""
-    words: Counter[str] = Counter()
+def training_parts(keys: dict[str, int]) -> Counter[str]:
+    """The counted keys, long ones cut; of very many, every fourth of those that occur once stands for four of them."""
+    parts = Counter({key: count for key, count in keys.items() if len(key) <= MAX_KEY})
     for key, count in keys.items():
-        for part in cut_long_key(key):
+        if len(key) > MAX_KEY:
+            for part in cut_long_key(key):
+                parts[part] += count
+    if len(parts) > _MANY_PARTS:
+        single = sorted(part for part, count in parts.items() if count == 1)
+        parts = Counter({part: count for part, count in parts.items() if count > 1})
+        parts.update(dict.fromkeys(single[::4], 4))
+    return parts
+
+
+def training_words(parts: Counter[str]) -> Counter[str]:
+    """The weighted words in which merges may grow."""
+    words: Counter[str] = Counter()
+    plain = re.compile(" ?[^ \n\t\r]+").fullmatch
+    for part, count in parts.items():
+        if plain(part):
+            words[part] += count
+        else:
             for word in WORD.findall(part):
                 words[word] += count
     return words
@@ -139,6 +166,8 @@ def choose_bases(words: Counter[str], limit: int, byte_limit: int, min_freq: int
     """The most common words of 2 to `byte_limit` bytes, their leading space not counted; at most `limit`."""
     found = []
     for word, count in words.items():
+        if len(word) > byte_limit + 1:
+            continue
         bare = word[1:] if word[:1] == " " else word
         if count >= min_freq and len(word) > 1 and bare.strip() and bare not in RESERVED_NAMES:
             size = len(bare.encode("utf-8", "surrogatepass"))
@@ -152,17 +181,33 @@ def _forbidden(text: str) -> bool:
     return len(text) > MAX_ENTRY or text in RESERVED_NAMES or _FOUR_DIGITS.search(text) is not None
 
 
-OVERSHOOT = 1.2
+OVERSHOOT = 1.1
 """Entries learned for each that is kept."""
-_MANY_KEYS = 100_000
-"""From so many different keys on, every fourth of those that occur once stands for four."""
+_MANY_PARTS = 100_000
+"""Different keys from which on a part of them is enough to learn from."""
 _ROUNDS = (1.0,)
 """Sizes, relative to what is kept, between which the use of entries is measured anew."""
 
 
-def learn_vocabulary(keys: dict[str, int], options: LearnOptions, progress: Progress | None = None) -> Vocabulary:
-    """Learn a vocabulary; deterministic in the counts and options, whatever the order of `keys`."""
-    cased_words = training_words(keys)
+def learn_vocabulary(
+    keys: dict[str, int], sample: list[str], options: LearnOptions, progress: Progress | None = None
+) -> Vocabulary:
+    """Learn a vocabulary from counted keys and, for phrases, a sample of the running text.
+
+    Deterministic in the counts and options, whatever the order of `keys` and `sample`.
+    """
+    learned = sum(size or 0 for size in (options.vocab_size, -FIRST_LEARNED - len(CASE_MARKS)))
+    if options.vocab_size is None:
+        learned = options.max_merges or 0
+    phrases = int(options.phrases * learned)
+    vocabulary = _learn_entries(keys, options.without(phrases), progress)
+    return with_phrases(vocabulary, sample, phrases, options.min_freq) if phrases else vocabulary
+
+
+def _learn_entries(keys: dict[str, int], options: LearnOptions, progress: Progress | None) -> Vocabulary:
+    """Everything but the phrases."""
+    parts = training_parts(keys)
+    cased_words = training_words(parts)
     pairs: dict[str, str] = {}
     words = cased_words
     if options.lowercase:
@@ -185,7 +230,7 @@ def learn_vocabulary(keys: dict[str, int], options: LearnOptions, progress: Prog
         {*merged, *cased} - set(fixed_bases),
         pairs,
     )
-    used = _select(graph, fixed_bases, keys, most, pairs, options)
+    used = _select(graph, fixed_bases, parts, most, pairs, options)
     bases = fixed_bases
     if options.k_bases is None:
         whole = set(choose_bases(cased_words, MAX_ENTRIES, options.byte_limit, options.min_freq))
@@ -226,28 +271,18 @@ def _cased_entries(
 
 
 def _select(
-    graph: EntryGraph, fixed: list[str], keys: dict[str, int], most: int, pairs: dict[str, str], options: LearnOptions
+    graph: EntryGraph, fixed: list[str], parts: Counter[str], most: int, pairs: dict[str, str], options: LearnOptions
 ) -> dict[str, int]:
     """Shrink the entries to `most` by their use on the keys; return how often each remaining one was used."""
-    parts: Counter[str] = Counter()
-    for key, count in keys.items():
-        for part in cut_long_key(key):
-            parts[part] += count
-    if len(parts) > _MANY_KEYS:
-        single = sorted(part for part, count in parts.items() if count == 1)
-        parts.update(dict.fromkeys(single, -1))
-        parts.update(dict.fromkeys(single[::4], 4))
-        parts = +parts
     ordered = sorted(parts)
     weights = np.array([parts[part] for part in ordered], dtype=np.int64)
     used: dict[str, int] = {}
-    for size in (*_ROUNDS, None):
+    for size in _ROUNDS:
         vocabulary = assemble(graph, fixed, used, pairs, options)
         counts = BatchSegmenter(vocabulary).usage(ordered, weights).tolist()
         used = dict(zip(vocabulary.texts[vocabulary.first_entry :], counts[vocabulary.first_entry :], strict=True))
-        if size is not None:
-            saved = {text: count * (len(text.encode()) - 1 if len(text) == 1 else 1) for text, count in used.items()}
-            graph.shrink(saved, int(most * size))
+        saved = {text: count * (len(text.encode()) - 1 if len(text) == 1 else 1) for text, count in used.items()}
+        graph.shrink(saved, int(most * size))
     return used
 
 

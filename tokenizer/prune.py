@@ -54,6 +54,8 @@ class EntryGraph:
 
     def marked(self, text: str) -> tuple[str, str] | None:
         """(case mark, entry) that spell `text`, or None."""
+        if text.islower():
+            return None
         small = text.translate(self._lower)
         if small == text or small not in self.known:
             return None
