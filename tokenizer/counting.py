@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizer.encoder import blocks, long_form, short_keys
+from tokenizer.encoder import PIECE, RUN_SIGNS, blocks, long_form, split_any, split_first_word, split_plain
 from tokenizer.errors import TokenizerError
 from tokenizer.units import MAX_KEY, cut_long_key
 
@@ -25,7 +25,7 @@ SHARD_BYTES = 32 << 20
 """Bytes of a file that are counted at once."""
 SAMPLE_CHARACTERS = 24_000_000
 """Characters of running text kept for learning phrases; from larger corpora a sample spread over all of it."""
-_SAMPLE_BLOCK = 1 << 15
+SAMPLE_BLOCK = 1 << 15
 
 
 @dataclass
@@ -43,15 +43,19 @@ class KeyCounts:
     def add_text(self, text: str) -> None:
         """Count the keys of one text."""
         self.characters += len(text)
+        word, rest = split_first_word(text)
+        if word:
+            self._add_key(word, 1)
         short: Counter[str] = Counter()
-        for block in blocks(text):
-            first, keys = short_keys(block) if block else (None, [])
-            short.update(keys)
-            if first is not None:
-                self._add_key(first, 1)
+        if rest:
+            for piece in blocks(rest, PIECE):
+                keys = split_plain(piece)
+                if not RUN_SIGNS.isdisjoint(keys):
+                    keys = split_any(piece)
+                short.update(keys)
         for key, count in short.items():
             self._add_key(long_form(key), count)
-        for block in blocks(text, _SAMPLE_BLOCK):
+        for block in blocks(text, SAMPLE_BLOCK):
             digest = hashlib.blake2b(block.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self.sample.append((digest, block))
         self._bound()

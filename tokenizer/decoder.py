@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+from tokenizer.errors import TokenizerError
 from tokenizer.units import bytes_to_text, unfinished_tail
 from tokenizer.vocabulary import FIRST_BYTE, NL, SP, Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tokenizer.batch_decode import BatchDecoder
 
 
 class Decoder:
@@ -25,6 +32,20 @@ class Decoder:
                 if id_ not in (SP, NL):
                     data[id_] = self.vocabulary.names[id_].encode()
         return data
+
+    @cached_property
+    def _batch(self) -> BatchDecoder:
+        from tokenizer.batch_decode import BatchDecoder  # imports NumPy, which short texts do without
+
+        return BatchDecoder(self.vocabulary, self.table)
+
+    def array_to_text(self, ids: np.ndarray) -> str:
+        """The text of ids (int [T]); equal to `to_text`."""
+        data = self._batch.decode(ids)
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError:
+            return bytes_to_text(bytes(data))
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for: each id by itself, or with the case mark right before it."""
@@ -73,6 +94,4 @@ class StreamDecoder:
 
 def raise_unknown_id(id_: int, size: int) -> None:
     """Raise the error for an id outside the vocabulary."""
-    from tokenizer.errors import TokenizerError
-
     raise TokenizerError(f"{id_} is no id of this tokenizer: its ids are 0 to {size - 1}")

@@ -20,6 +20,7 @@ from tokenizer.vocabulary import Vocabulary
 if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
     import numpy as np
 
+    from tokenizer.phrases import PhraseJoiner
     from tokenizer.reports import Explanation, Merges, Segments, Status
 
 DEFAULT_VOCAB_SIZE = 8192
@@ -135,7 +136,7 @@ class HybridTokenizer:
             self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases
         )
         options.check()
-        vocabulary = learn_vocabulary(counts.keys, options, progress)
+        vocabulary = learn_vocabulary(counts.keys, [text for _, text in counts.sample], options, progress)
         self._frozen = vocabulary
         self._counts = None
 
@@ -157,10 +158,19 @@ class HybridTokenizer:
     def _ids(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TokenizerError(f"encode takes a str, not {type(text).__name__}")
+        data = self._encoder.ids(text)
+        if len(data) > 4 * _MANY and self._vocabulary.phrases:
+            return self._joined(data).tolist()
         ids = array("i")
-        for parts in self._encoder.parts(text):
-            ids.frombytes(b"".join(parts))
+        ids.frombytes(data)
         return join_phrases(ids.tolist(), self._vocabulary)
+
+    def _joined(self, data: bytes) -> np.ndarray:
+        """The ids in these bytes as an array, phrases joined."""
+        import numpy as np
+
+        ids = np.frombuffer(data, dtype=np.int32)
+        return self._joiner.join(ids) if self._vocabulary.phrases else ids
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a text as int32 [T]: the fast way for long texts."""
@@ -168,11 +178,7 @@ class HybridTokenizer:
 
         if not isinstance(text, str):
             raise TokenizerError(f"encode_array takes a str, not {type(text).__name__}")
-        data = b"".join(part for parts in self._encoder.parts(text) for part in parts)
-        ids = np.frombuffer(data, dtype=np.int32)
-        if self._vocabulary.phrases:
-            return np.array(join_phrases(ids.tolist(), self._vocabulary), dtype=np.int32)
-        return ids.copy()
+        return np.array(self._joined(self._encoder.ids(text)), dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str], max_len: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ids of several texts: int32 [B, T], padded with <PAD> at the end, and the mask bool [B, T], True at ids.
@@ -207,12 +213,18 @@ class HybridTokenizer:
         Special tokens are left out, or shown by name with ``skip_special_tokens=False``. Bytes that are no UTF-8,
         which a model may produce, become U+FFFD. Raises TokenizerError for what is no id.
         """
-        flat = _flat_ids(ids)
+        decoder = self._decoder if skip_special_tokens else self._showing_decoder
         size = self._vocabulary.size
-        for id_ in (min(flat, default=0), max(flat, default=0)):
+        flat = _flat_ids(ids)
+        for id_ in (min(flat), max(flat)) if isinstance(flat, list) and flat else ():
             if not 0 <= id_ < size:
                 raise_unknown_id(id_, size)
-        return (self._decoder if skip_special_tokens else self._showing_decoder).to_text(flat)
+        if isinstance(flat, list):
+            return decoder.to_text(flat)
+        for id_ in (int(flat.min()), int(flat.max())):
+            if not 0 <= id_ < size:
+                raise_unknown_id(id_, size)
+        return decoder.array_to_text(flat)
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes ids one by one: the texts it returns, joined, are `decode` of all ids."""
@@ -323,6 +335,12 @@ class HybridTokenizer:
         return Encoder(self._vocabulary)
 
     @cached_property
+    def _joiner(self) -> PhraseJoiner:
+        from tokenizer.phrases import PhraseJoiner
+
+        return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
+
+    @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._vocabulary)
 
@@ -352,16 +370,30 @@ def _run_lengths(ids: list[int]) -> list[tuple[int, int]]:
     return [(id_, sum(1 for _ in group)) for id_, group in groupby(ids)]
 
 
-def _flat_ids(ids: object) -> list[int]:
-    """Ids in any of the accepted forms as a list of int."""
-    if hasattr(ids, "tolist"):
-        ids = ids.tolist()
+_MANY = 256
+"""Ids from which on NumPy decodes faster than plain Python."""
+
+
+def _flat_ids(ids: object) -> list[int] | np.ndarray:
+    """Ids in any of the accepted forms: a list where there are few, else an int array [T]."""
     try:
-        flat = list(ids)  # type: ignore[call-overload]
-        if flat and not isinstance(flat[0], int) and hasattr(flat[0], "__len__"):
-            flat = [int(id_) for id_, count in flat for _ in range(int(count))]
-        elif flat and type(flat[0]) is not int:
-            flat = [int(id_) for id_ in flat]
-    except (TypeError, ValueError):
+        if not hasattr(ids, "dtype"):
+            ids = ids if isinstance(ids, list | tuple) else list(ids)  # type: ignore[call-overload]
+            if ids and hasattr(ids[0], "__len__"):
+                ids = [id_ for id_, count in ids for _ in range(count)]
+            numbers = array("i", ids)
+            if len(numbers) < _MANY:
+                return numbers.tolist()
+            import numpy as np
+
+            return np.frombuffer(numbers, dtype=np.int32)
+        import numpy as np
+
+        values = np.asarray(ids)
+        if values.ndim == 2 and values.shape[1] == 2:
+            values = np.repeat(values[:, 0], values[:, 1])
+        if values.size and (values.ndim != 1 or values.dtype.kind not in "iu"):
+            raise TypeError
+        return values if values.size >= _MANY else [int(id_) for id_ in values]
+    except (TypeError, ValueError, OverflowError):
         raise TokenizerError("decode takes ids (list[int] or an int array [T]) or (id, count) pairs") from None
-    return flat

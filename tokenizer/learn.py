@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tokenizer.batch import BatchSegmenter
 from tokenizer.errors import TokenizerError
+from tokenizer.learn_phrases import with_phrases
 from tokenizer.merges import BREAK, SCORES, PairMerger, learn_merges
-from tokenizer.units import PUNCTUATION, capitalised, case_pairs, cut_long_key
+from tokenizer.prune import EntryGraph
+from tokenizer.units import MAX_KEY, capitalised, case_pairs, cut_long_key
 from tokenizer.vocabulary import (
     CASE_MARKS,
     FIRST_BYTE,
@@ -26,11 +29,9 @@ from tokenizer.vocabulary import (
 
 Progress = Callable[[str, int, int], None]
 
-# Merges grow inside of these: a word with the space before it, digits, punctuation with the space before it, white space.
-WORD = re.compile(
-    rf"[ \n\t\r]+(?=[ ])|[ ]?(?:[^ \n\t\r0-9{PUNCTUATION}]|(?<=[^ \n\t\r0-9{PUNCTUATION}])['’](?=[^ \n\t\r0-9{PUNCTUATION}]))+"
-    rf"|[ ]?[0-9]{{1,3}}|[ ]?(?![\t\r])[{PUNCTUATION}]+|[ \n\t\r]+"
-)
+# Merges grow inside of these: a key without its white space, but for the one space before it; and white space.
+WORD = re.compile(r"[ \n\t\r]+(?=[ ])|[ ]?[^ \n\t\r]+|[ \n\t\r]+")
+_FOUR_DIGITS = re.compile("[0-9]{4}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class LearnOptions:
     min_freq: int
     score: str
     phrases: float
+
+    def without(self, phrases: int) -> LearnOptions:
+        """The options for what is learned beside so many phrases."""
+        size, merges = self.vocab_size, self.max_merges
+        return replace(
+            self,
+            vocab_size=None if size is None else size - phrases,
+            max_merges=None if merges is None else max(0, merges - phrases),
+        )
 
     def check(self) -> None:
         """Raise TokenizerError when an option is impossible."""
@@ -67,11 +77,28 @@ class LearnOptions:
             raise TokenizerError(f"phrases is {self.phrases!r}: it must be a share from 0 to 0.5")
 
 
-def training_words(keys: dict[str, int]) -> Counter[str]:
-    """The weighted words in which merges may grow, out of counted keys."""
-    words: Counter[str] = Counter()
+def training_parts(keys: dict[str, int]) -> Counter[str]:
+    """The counted keys, long ones cut; of very many, every fourth of those that occur once stands for four of them."""
+    parts = Counter({key: count for key, count in keys.items() if len(key) <= MAX_KEY})
     for key, count in keys.items():
-        for part in cut_long_key(key):
+        if len(key) > MAX_KEY:
+            for part in cut_long_key(key):
+                parts[part] += count
+    if len(parts) > _MANY_PARTS:
+        single = sorted(part for part, count in parts.items() if count == 1)
+        parts = Counter({part: count for part, count in parts.items() if count > 1})
+        parts.update(dict.fromkeys(single[::4], 4))
+    return parts
+
+
+def training_words(parts: Counter[str]) -> Counter[str]:
+    """The weighted words in which merges may grow."""
+    words: Counter[str] = Counter()
+    plain = re.compile(" ?[^ \n\t\r]+").fullmatch
+    for part, count in parts.items():
+        if plain(part):
+            words[part] += count
+        else:
             for word in WORD.findall(part):
                 words[word] += count
     return words
@@ -139,6 +166,8 @@ def choose_bases(words: Counter[str], limit: int, byte_limit: int, min_freq: int
     """The most common words of 2 to `byte_limit` bytes, their leading space not counted; at most `limit`."""
     found = []
     for word, count in words.items():
+        if len(word) > byte_limit + 1:
+            continue
         bare = word[1:] if word[:1] == " " else word
         if count >= min_freq and len(word) > 1 and bare.strip() and bare not in RESERVED_NAMES:
             size = len(bare.encode("utf-8", "surrogatepass"))
@@ -148,65 +177,146 @@ def choose_bases(words: Counter[str], limit: int, byte_limit: int, min_freq: int
 
 
 def _forbidden(text: str) -> bool:
-    return len(text) > MAX_ENTRY or text in RESERVED_NAMES
+    """Entries are not too long, not named like special tokens, and hold three digits in a row at most."""
+    return len(text) > MAX_ENTRY or text in RESERVED_NAMES or _FOUR_DIGITS.search(text) is not None
 
 
-def learn_vocabulary(keys: dict[str, int], options: LearnOptions, progress: Progress | None = None) -> Vocabulary:
-    """Learn a vocabulary; deterministic in the counts and options, whatever the order of `keys`."""
-    words = training_words(keys)
+OVERSHOOT = 1.1
+"""Entries learned for each that is kept."""
+_MANY_PARTS = 100_000
+"""Different keys from which on a part of them is enough to learn from."""
+_ROUNDS = (1.0,)
+"""Sizes, relative to what is kept, between which the use of entries is measured anew."""
+
+
+def learn_vocabulary(
+    keys: dict[str, int], sample: list[str], options: LearnOptions, progress: Progress | None = None
+) -> Vocabulary:
+    """Learn a vocabulary from counted keys and, for phrases, a sample of the running text.
+
+    Deterministic in the counts and options, whatever the order of `keys` and `sample`.
+    """
+    learned = sum(size or 0 for size in (options.vocab_size, -FIRST_LEARNED - len(CASE_MARKS)))
+    if options.vocab_size is None:
+        learned = options.max_merges or 0
+    phrases = int(options.phrases * learned)
+    vocabulary = _learn_entries(keys, options.without(phrases), progress)
+    return with_phrases(vocabulary, sample, phrases, options.min_freq) if phrases else vocabulary
+
+
+def _learn_entries(keys: dict[str, int], options: LearnOptions, progress: Progress | None) -> Vocabulary:
+    """Everything but the phrases."""
+    parts = training_parts(keys)
+    cased_words = training_words(parts)
     pairs: dict[str, str] = {}
+    words = cased_words
     if options.lowercase:
         letters = {letter.lower() for letter in set("".join(words))}
         pairs = case_pairs({letter for letter in letters if len(letter) == 1})
         words = fold_case(words, pairs)
-    fixed = FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
-    room = (options.vocab_size or 1 << 40) - fixed
+    room = MAX_ENTRIES if options.vocab_size is None else options.vocab_size
+    room -= FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
     symbols = Symbols(words, min(room // 2, 1 << 16), options.min_freq)
-    room -= len(symbols.alphabet)
-    bases = choose_bases(words, min(room, options.k_bases or 0), options.byte_limit, options.min_freq)
-    wanted = room - len(bases)
-    if options.max_merges is not None:
-        wanted = min(wanted, options.max_merges)
-    known = set(bases)
-    merger = PairMerger(symbols.symbols, symbols.weights, symbols.texts(), options.score, options.min_freq)
-    report = None if progress is None else (lambda done, of: progress("merges", done, of))
-    merges = learn_merges(merger, wanted, _forbidden, report)
-    texts = [merger.texts[symbol] for _, _, symbol in merges]
+    fixed_bases: list[str] = []
+    if options.k_bases is not None:
+        fixed_bases = choose_bases(words, min(room, options.k_bases), options.byte_limit, options.min_freq)
+    room -= len(fixed_bases)
+    most = room if options.max_merges is None else min(room, options.max_merges + len(symbols.alphabet))
+    merged = _merge(symbols, int(most * OVERSHOOT), options, progress)
+    cased = _cased_entries(cased_words, {*merged, *fixed_bases}, pairs, most // 3, options.min_freq)
+    graph = EntryGraph(
+        [chr(value) for value in range(128)] + fixed_bases,
+        symbols.alphabet,
+        {*merged, *cased} - set(fixed_bases),
+        pairs,
+    )
+    used = _select(graph, fixed_bases, parts, most, pairs, options)
+    bases = fixed_bases
     if options.k_bases is None:
-        whole = set(choose_bases(words, 1 << 40, options.byte_limit, options.min_freq))
-        bases = [text for text in texts if text in whole]
-    return assemble(texts, bases, symbols.alphabet, pairs, options)
+        whole = set(choose_bases(cased_words, MAX_ENTRIES, options.byte_limit, options.min_freq))
+        bases = [text for text in graph.made if text in whole and graph.marked(text) is None]
+    return assemble(graph, bases, used, pairs, options)
+
+
+def _merge(symbols: Symbols, wanted: int, options: LearnOptions, progress: Progress | None) -> list[str]:
+    """The texts of up to `wanted` merges."""
+    report = None if progress is None else (lambda done, of: progress("merges", done, of))
+    # A floor well below the count of the last merge keeps rare pairs out of the heap; it is lowered if it was too high.
+    floor = max(options.min_freq, int(symbols.weights.sum()) // (40 * max(1, wanted)))
+    if options.score == "pmi":
+        floor = options.min_freq
+    while True:
+        merger = PairMerger(symbols.symbols.copy(), symbols.weights, symbols.texts(), options.score, floor)
+        merges = learn_merges(merger, wanted, _forbidden, report)
+        if len(merges) >= wanted or floor == options.min_freq:
+            return [merger.texts[symbol] for _, _, symbol in merges]
+        floor = max(options.min_freq, floor // 8)
+
+
+def _cased_entries(
+    cased_words: Counter[str], entries: set[str], pairs: dict[str, str], limit: int, min_freq: int
+) -> list[str]:
+    """The most common words with upper-case letters whose lower-case form is an entry: " The", " I"."""
+    if not pairs:
+        return []
+    lower = {ord(upper): small for small, upper in pairs.items()}
+    upper = {ord(small): big for small, big in pairs.items()}
+    found = []
+    for word, count in cased_words.items():
+        small = word.translate(lower)
+        if small != word and small in entries and count >= min_freq and not _forbidden(word):
+            if word in (capitalised(small, pairs), small.translate(upper)):
+                found.append((-count, word))
+    return [word for _, word in sorted(found)[:limit]]
+
+
+def _select(
+    graph: EntryGraph, fixed: list[str], parts: Counter[str], most: int, pairs: dict[str, str], options: LearnOptions
+) -> dict[str, int]:
+    """Shrink the entries to `most` by their use on the keys; return how often each remaining one was used."""
+    ordered = sorted(parts)
+    weights = np.array([parts[part] for part in ordered], dtype=np.int64)
+    used: dict[str, int] = {}
+    for size in _ROUNDS:
+        vocabulary = assemble(graph, fixed, used, pairs, options)
+        counts = BatchSegmenter(vocabulary).usage(ordered, weights).tolist()
+        used = dict(zip(vocabulary.texts[vocabulary.first_entry :], counts[vocabulary.first_entry :], strict=True))
+        saved = {text: count * (len(text.encode()) - 1 if len(text) == 1 else 1) for text, count in used.items()}
+        graph.shrink(saved, int(most * size))
+    return used
 
 
 def assemble(
-    texts: list[str], bases: list[str], alphabet: list[str], pairs: dict[str, str], options: LearnOptions
+    graph: EntryGraph, bases: list[str], used: dict[str, int], pairs: dict[str, str], options: LearnOptions
 ) -> Vocabulary:
-    """Number the entries: alphabet, bases, then merges in the order of `texts`, parents before children."""
-    first = FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
+    """Number the entries: alphabet, bases, then merges, the most used first but parents before children."""
+
+    def by_use(text: str) -> tuple[int, int, str]:
+        return -used.get(text, 0), len(text), text
+
+    alphabet, bases = sorted(graph.single, key=by_use), sorted(bases, key=by_use)
     ids: dict[str, int] = {chr(value): FIRST_BYTE + value for value in range(128)}
     ids[" "], ids["\n"] = SP, NL
+    first = FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
     for text in [*alphabet, *bases]:
-        ids.setdefault(text, first)
+        ids[text] = first
         first += 1
-    known = {*ids, *texts}
-    lower = {ord(big): small for small, big in pairs.items()}
+    for offset, mark in enumerate(CASE_MARKS):
+        ids[mark] = FIRST_LEARNED + offset
     merges: list[tuple[int, int]] = []
 
     def place(text: str) -> int:
-        if text in ids:
-            return ids[text]
-        marked = marked_parent(text, known, lower, pairs)
-        if marked is not None:
-            pair = (FIRST_LEARNED + CASE_MARKS.index(marked[0]), place(marked[1]))
-        else:
-            cut = next(cut for cut in range(len(text) - 1, 0, -1) if text[:cut] in known and text[cut:] in known)
-            pair = (place(text[:cut]), place(text[cut:]))
-        ids[text] = first + len(merges)
-        merges.append(pair)
+        if text not in ids:
+            parents = graph.parents(text)
+            assert parents is not None
+            left, right = place(parents[0]), place(parents[1])
+            ids[text] = first + len(merges)
+            merges.append((left, right))
         return ids[text]
 
-    for text in texts:
+    for text in sorted(graph.made, key=by_use):
         place(text)
+    learned = sorted(((id_, text) for text, id_ in ids.items() if id_ >= FIRST_LEARNED and text not in CASE_MARKS))
     return Vocabulary(
         lowercase=options.lowercase,
         byte_limit=options.byte_limit,
@@ -214,16 +324,5 @@ def assemble(
         bases=tuple(bases),
         merges=tuple(merges),
         pairs=pairs,
+        counts=tuple(used.get(text, 0) for _, text in learned),
     )
-
-
-def marked_parent(text: str, known: set[str], lower: dict[int, str], pairs: dict[str, str]) -> tuple[str, str] | None:
-    """(case mark, entry) that spell `text`, or None when it has no upper-case letters or no such entry is known."""
-    small = text.translate(lower)
-    if small == text or small not in known:
-        return None
-    if capitalised(small, pairs) == text:
-        return "<UP>", small
-    if small.translate({ord(key): value for key, value in pairs.items()}) == text:
-        return "<CAPS>", small
-    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
 from typing import NamedTuple
 
 from tokenizer.errors import TokenizerError
@@ -136,21 +135,30 @@ class Vocabulary:
         Phrases are not among them: they join keys, and this maps what lies inside of one.
         """
         ids = [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
-        texts = [self.texts[id_] for id_ in ids]
         edges: dict[str, Edge] = {}
         if self.lowercase:
-            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>. The separator cannot be in an entry.
-            upper = self.upper("\udfff".join(texts)).split("\udfff")
-            edges.update(zip(upper, zip(repeat(self.caps), ids, strict=False), strict=True))
-            pairs = self.pairs
-            edges.update(
-                (text[:1] + pairs.get(text[1:2], text[1:2]) + text[2:], (self.up, id_))
-                if text[0] == " "
-                else (pairs.get(text[0], text[0]) + text[1:], (self.up, id_))
-                for text, id_ in zip(texts, ids, strict=True)
-            )
+            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>.
+            upper, capitals = self.upper_texts, self.capitalised_texts
+            edges.update((upper[id_], (self.caps, id_)) for id_ in ids)
+            edges.update((capitals[id_], (self.up, id_)) for id_ in ids)
+        texts = [self.texts[id_] for id_ in ids]
         edges.update(zip(reversed(texts), zip(reversed(ids), strict=True), strict=True))  # SP over byte 0x20
         return edges
+
+    @cached_property
+    def upper_texts(self) -> list[str]:
+        """The text of each id behind <CAPS>."""
+        # In one go, because there may be many; the separator, a surrogate, cannot be in an entry.
+        return self.upper("\udfff".join(self.texts)).split("\udfff")
+
+    @cached_property
+    def capitalised_texts(self) -> list[str]:
+        """The text of each id behind <UP>."""
+        pair = self.pairs.get
+        return [
+            text[:1] + pair(text[1:2], text[1:2]) + text[2:] if text[:1] == " " else pair(text[:1], text[:1]) + text[1:]
+            for text in self.texts
+        ]
 
     @cached_property
     def longest(self) -> int:
@@ -208,7 +216,6 @@ class Vocabulary:
 
     def marked_data(self, id_: int, mark: int) -> bytes:
         """The bytes of an id behind a case mark."""
-        text = self.texts[id_]
-        if not text:
+        if not self.texts[id_]:
             return self.data[id_]
-        return text_to_bytes(capitalised(text, self.pairs) if mark == self.up else self.upper(text))
+        return text_to_bytes((self.capitalised_texts if mark == self.up else self.upper_texts)[id_])

@@ -1,5 +1,6 @@
 """What goes in comes out, for every str; and every fast path gives the ids of the reference."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,3 +100,13 @@ def test_special_tokens_are_ids_only(tok):
         assert tok.decode([id_], skip_special_tokens=False) == name
     assert [tok.token2id[name] for name in ("<PAD>", "<SP>", "<NL>")] == [0, SP, NL]
     assert tok.token2id["<EOS>"] == 5
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_arrays_decode_like_lists(tok, data):
+    """The NumPy decoder against the plain one, for any ids, short and long."""
+    ids = data.draw(st.lists(st.integers(0, tok.vocab_size - 1), max_size=30)) * data.draw(st.integers(1, 20))
+    plain = tok._decoder.to_bytes(ids)
+    assert bytes(tok._decoder._batch.decode(np.array(ids, dtype=np.int32))) == plain
+    assert tok.decode(ids) == tok.decode(np.array(ids, dtype=np.uint16)) == tok._decoder.to_text(ids)
