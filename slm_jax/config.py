@@ -20,7 +20,7 @@ from slm_jax.errors import UserError
 class Section(BaseModel):
     """A frozen group of fields; unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):

@@ -36,14 +36,13 @@ def run_training(config: Config, run: Run) -> Result:
 
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         state, start = _restore(checkpoints, steps, mesh, config, corpus)
-        rows = read_rows(run.metrics)
         if start >= config.train.steps:
             _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
-            return Result(run.path, start, rows[start - 1])
-        example = sharding.put_batch(mesh, batches.at(start))
-        count = sum(x.size for x in jax.tree.leaves(state.params))
-        with waiting(f"compiling a step of {count / 1e6:.2f} M parameters"):
-            compiled = steps.train.lower(state, example).compile()
+            return Result(run.path, start, (read_rows(run.metrics) or [{}])[-1])
+        count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
+        with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
+            state = steps.init() if state is None else state
+            compiled = steps.train.lower(state, sharding.put_batch(mesh, batches.at(start))).compile()
         with (
             MetricsFile(run.metrics, after_step=start) as metrics,
             _signals() as stop,
@@ -110,7 +109,13 @@ class Loop:
             return
         step, metrics, more = self._pending
         self._pending = None
-        row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()} | more
+        row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+        row |= {"tokens": int(row["tokens"])} | more
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss of step {step} is {row['loss']}: training has diverged. Lower --optimizer.lr "
+                f"(now {self._config.optimizer.lr}); the run keeps its last checkpoint"
+            )
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._spent += elapsed
@@ -127,11 +132,6 @@ class Loop:
         self._metrics.write(row)
         self._progress.show(row)
         self.last_row = row
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss of step {step} is {row['loss']}: training has diverged. Lower --optimizer.lr "
-                f"(now {self._config.optimizer.lr}); the run keeps its last checkpoint"
-            )
 
     def validate(self, state: TrainState, step: int) -> None:
         """Measure the held-out text and write sample texts; the numbers join the step's row."""
@@ -192,12 +192,12 @@ def _position(step: int, config: Config, corpus: Corpus) -> dict[str, Any]:
 
 def _restore(
     checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, config: Config, corpus: Corpus
-) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step, or a fresh state and 0."""
+) -> tuple[TrainState | None, int]:
+    """The newest checkpoint's state and step, or None and 0."""
     target = sharding.abstract(jax.eval_shape(steps.init), sharding.replicated(mesh))
     found = checkpoints.restore_newest(target, warn=_say)
     if found is None:
-        return steps.init(), 0
+        return None, 0
     state, position = found
     expected = _position(position["step"], config, corpus)
     if position != expected:

@@ -54,6 +54,7 @@ def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
 HELP = f"""Train a small language model from raw text.
 
 With no options: the documentation inside this Python, a few minutes on two CPU cores, no network.
+
 On your own text: --data.files 'my/*.txt'
 
 --config NAME|PATH   preset in configs/ or a TOML file; every option below overrides it
@@ -88,11 +89,12 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     sample = last_sample(run)
     if sample:
         print(f"\nSample ({run.samples} holds those of earlier steps):\n\n{sample}\n")
-    print(
-        f"{result.step} steps, {duration(seconds)} in all. Validation: loss {row['val_loss']:.3f}, "
-        f"perplexity {row['val_perplexity']:.1f}, accuracy {row['val_accuracy']:.1%}, "
-        f"{row['val_bits_per_byte']:.3f} bits per byte."
-    )
+    print(f"{result.step} steps, {duration(seconds)} in this call.", end=" ")
+    if "val_loss" in row:
+        print(
+            f"Validation: loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
+            f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte."
+        )
     print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
     print(f'  python -m slm_jax.generate {name} --prompt "The"')
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
