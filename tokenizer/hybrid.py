@@ -318,6 +318,19 @@ class HybridTokenizer:
         return cls.load(path_of(name))
 
     @classmethod
+    def import_pickle(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
+        """The word counts of an old `tokenizer_state.pkl.gz` of the original project, to be frozen anew.
+
+        Nothing in the file is run. Its ids are not kept. Raises TokenizerError for any other pickle.
+        """
+        from tokenizer.legacy import read_word_counts
+
+        words, lowercase, byte_limit = read_word_counts(path)
+        tokenizer = cls(lowercase, byte_limit)
+        tokenizer._open_counts().keys.update({f" {word}": count for word, count in words.items()})
+        return tokenizer
+
+    @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HybridTokenizer:
         """A frozen tokenizer around a vocabulary."""
         tokenizer = cls(vocabulary.lowercase, vocabulary.byte_limit)

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Segment(NamedTuple):
-    """One token of a text: its kind, the text it stands for and its id.
+    """One token of a text: the text it stands for, its kind and its id.
 
     Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that changes the case of
     the next token; its text is empty), phrase, special.
     """
 
-    kind: str
     text: str
+    kind: str
     id: int
 
 
@@ -22,7 +22,7 @@ class Segments(list[Segment]):
     """The tokens of a text; prints as a line of kinds and texts."""
 
     def __repr__(self) -> str:
-        return " ".join(f"[{kind} {text!r}]" if text else f"[{kind} #{id_}]" for kind, text, id_ in self)
+        return " ".join(f"[{kind} {text!r}]" if text else f"[{kind} #{id_}]" for text, kind, id_ in self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +34,10 @@ class Explanation:
     kind: str
     data: bytes
     parts: tuple[Explanation, ...] = ()
+
+    def leaves(self) -> list[str]:
+        """The names at the ends of the tree, from left to right."""
+        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self.name]
 
     def lines(self, indent: str = "") -> list[str]:
         """The tree as lines of text."""
