@@ -393,6 +393,8 @@ def _flat_ids(ids: object) -> list[int] | np.ndarray:
         if not hasattr(ids, "dtype"):
             ids = ids if isinstance(ids, list | tuple) else list(ids)  # type: ignore[call-overload]
             if ids and hasattr(ids[0], "__len__"):
+                if any(count < 1 for _, count in ids):
+                    raise ValueError
                 ids = [id_ for id_, count in ids for _ in range(count)]
             numbers = array("i", ids)
             if len(numbers) < _MANY:
