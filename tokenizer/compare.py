@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def read_texts(paths: list[str]) -> list[str]:
 
 def hold_out(texts: list[str], share: int = 10) -> tuple[list[str], list[str]]:
     """(to learn from, to measure with): blocks of 16 k characters, about one in `share` chosen by its hash."""
-    learn, measure = [], []
+    learn: list[str] = []
+    measure: list[str] = []
     for text in texts:
         for start in range(0, len(text), _BLOCK):
             block = text[start : start + _BLOCK]
@@ -59,11 +61,11 @@ def measure(
     first, again, back = [], [], []
     for _ in range(rounds):
         encode, decode = fresh()
-        first.append(_seconds(lambda encode=encode: encode(text)))
-        again.append(_seconds(lambda encode=encode: encode(text)))
+        first.append(_seconds(partial(encode, text)))
+        again.append(_seconds(partial(encode, text)))
         ids = encode(text)
         decode(ids)
-        back.append(_seconds(lambda decode=decode, ids=ids: decode(ids)))
+        back.append(_seconds(partial(decode, ids)))
     middle = [size / max(sorted(times)[rounds // 2], 1e-9) for times in (first, again, back)]
     return Row(name, size * 1e6 / max(1, len(ids)), *middle)
 
@@ -72,6 +74,10 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def _same(rival: rivals.Rival) -> tuple[Callable[[str], Any], Callable[[Any], str]]:
+    return rival.encode, rival.decode
 
 
 def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[str], None]) -> list[Row]:
@@ -93,7 +99,7 @@ def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[
         tokenizer.encode_array("load its tables " * 100)
         return tokenizer.encode_array, tokenizer.decode
 
-    rows = [measure(name, lambda v=vocabulary: renew(v), text) for name, vocabulary in vocabularies.items()]
+    rows = [measure(name, partial(renew, vocabulary), text) for name, vocabulary in vocabularies.items()]
     others = []
     present = rivals.installed()
     if "Hugging Face tokenizers" in present:
@@ -104,7 +110,7 @@ def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[
     if "sentencepiece" in present:
         others.append(rivals.train_sentencepiece(learn, vocab_size))
     for other in others:
-        rows.append(measure(other.name, lambda other=other: (other.encode, other.decode), text))
+        rows.append(measure(other.name, partial(_same, other), text))
     missing = {"Hugging Face tokenizers", "tiktoken", "sentencepiece"} - set(present)
     if missing:
         say(f"not installed, hence not compared: {', '.join(sorted(missing))}")

@@ -1,6 +1,7 @@
 """Reading the `tokenizer_state.pkl.gz` of the original project, without running anything that is in it.
 
-Its ids cannot be kept, because its encoding was not reversible; its word counts can, and a new vocabulary is frozen from them.
+Its ids cannot be kept, because its encoding was not reversible; its word counts can, and a new vocabulary is frozen
+from them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from typing import NamedTuple
 class Segment(NamedTuple):
     """One token of a text: the text it stands for, its kind and its id.
 
-    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that changes the case of
+    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that
+        changes the case of
     the next token; its text is empty), phrase, special.
     """
 
@@ -50,7 +51,7 @@ class Explanation:
 
 
 class Merge(NamedTuple):
-    """One learned merge: its rank (0 is the first learned), id, text, the texts of its parts and its count in training."""
+    """One learned merge: rank (0 is the most used), id, text, the texts of its parts and its count in training."""
 
     rank: int
     id: int
@@ -70,7 +71,7 @@ class Merges(list[Merge]):
 
 @dataclass(frozen=True, repr=False)
 class Status:
-    """What was counted and learned so far. `preview` holds (text, count) of the most common keys, or of the first entries."""
+    """What was counted and learned. `preview` holds (text, count) of the most common keys, or of the first entries."""
 
     frozen: bool
     characters: int

@@ -1,4 +1,4 @@
-"""Other tokenizers, where they are installed, behind one small interface, learned from the same text to the same size."""
+"""Other tokenizers, where they are installed, behind one small interface, learned from the same text."""
 
 from __future__ import annotations
 

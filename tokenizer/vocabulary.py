@@ -137,10 +137,14 @@ class Vocabulary:
         ids = [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
         edges: dict[str, Edge] = {}
         if self.lowercase:
-            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>.
+            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>. Marks go before small letters only.
             upper, capitals = self.upper_texts, self.capitalised_texts
-            edges.update((upper[id_], (self.caps, id_)) for id_ in ids)
-            edges.update((capitals[id_], (self.up, id_)) for id_ in ids)
+            big = "".join(self.pairs.values())
+            joined = "\udfff".join(self.texts)
+            small = joined.translate({ord(letter): None for letter in big}).split("\udfff")
+            plain = [id_ for id_ in ids if len(small[id_]) == len(self.texts[id_])]
+            edges.update((upper[id_], (self.caps, id_)) for id_ in plain)
+            edges.update((capitals[id_], (self.up, id_)) for id_ in plain)
         texts = [self.texts[id_] for id_ in ids]
         edges.update(zip(reversed(texts), zip(reversed(ids), strict=True), strict=True))  # SP over byte 0x20
         return edges

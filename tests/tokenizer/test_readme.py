@@ -1,5 +1,7 @@
 """The examples of the original project, as written there but for the import."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -52,5 +54,5 @@ def test_run_lengths_are_maximal(text, runs):
     tok.add_text("x")
     tok.freeze_vocab(min_freq=1)
     pairs = tok.encode(text, mode="rle")
-    assert all(left != right for (left, _), (right, _) in zip(pairs, pairs[1:], strict=False))
+    assert all(left != right for (left, _), (right, _) in pairwise(pairs))
     assert sum(count for _, count in pairs) == tok.count(text)
