@@ -203,7 +203,9 @@ class Encoder:
 
 
 def _places_of_none(values: list[bytes | None]) -> list[int]:
-    places = []
+    places: list[int] = []
+    if None not in values:
+        return places
     at = -1
     try:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from tokenizer.errors import TokenizerError
@@ -139,10 +140,8 @@ class Vocabulary:
         if self.lowercase:
             # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>. Marks go before small letters only.
             upper, capitals = self.upper_texts, self.capitalised_texts
-            big = "".join(self.pairs.values())
-            joined = "\udfff".join(self.texts)
-            small = joined.translate({ord(letter): None for letter in big}).split("\udfff")
-            plain = [id_ for id_ in ids if len(small[id_]) == len(self.texts[id_])]
+            no_capital = frozenset(self.pairs.values()).isdisjoint
+            plain = [id_ for id_ in ids if no_capital(self.texts[id_])]
             edges.update((upper[id_], (self.caps, id_)) for id_ in plain)
             edges.update((capitals[id_], (self.up, id_)) for id_ in plain)
         texts = [self.texts[id_] for id_ in ids]
@@ -152,8 +151,10 @@ class Vocabulary:
     @cached_property
     def upper_texts(self) -> list[str]:
         """The text of each id behind <CAPS>."""
-        # In one go, because there may be many; the separator, a surrogate, cannot be in an entry.
-        return self.upper("\udfff".join(self.texts)).split("\udfff")
+        table = self._upper_table
+        if not all(table.get(ord(letter)) == letter.upper() for letter in ascii_lowercase):
+            return [text.translate(table) for text in self.texts]
+        return [text.upper() if text.isascii() else text.translate(table) for text in self.texts]  # upper is faster
 
     @cached_property
     def capitalised_texts(self) -> list[str]:
@@ -167,7 +168,7 @@ class Vocabulary:
     @cached_property
     def longest(self) -> int:
         """Characters of the longest key of `edges`."""
-        return max(map(len, self.edges))
+        return max(map(len, self.texts[: self.first_phrase]))
 
     @cached_property
     def data(self) -> list[bytes]:
