@@ -30,7 +30,7 @@ class BatchDecoder:
         self._lengths = lengths
         self._heads = np.frombuffer(b"".join([token[:8].ljust(8, b"\0") for token in data]), dtype=np.uint64)
         long = [token for token in data if len(token) > 8]
-        # The eights after the first: chunk k of token t is at _first_tail[t] + k, and begins at min(8 (k + 1), size - 8).
+        # The eights after the first: chunk k of token t is at _first_tail[t] + k, begins at min(8 (k + 1), size - 8).
         tails = [token[at : at + 8] for token in long for at in _tail_offsets(len(token))]
         self._tails = np.frombuffer(b"".join(tails), dtype=np.uint64)
         self._tail_counts = np.maximum(0, (lengths + 7) // 8 - 1)
@@ -60,7 +60,7 @@ class BatchDecoder:
             eights[starts[long] + offsets] = self._tails[self._first_tail[token] + chunk]
             chunk += 1
             long = long[self._tail_counts[token] > chunk]
-        return memoryview(out)[:total]
+        return out[:total].data
 
 
 def _tail_offsets(size: int) -> list[int]:

@@ -1,15 +1,14 @@
 """Counting the keys of a corpus of any size in bounded memory, in one process or several with the same result.
 
-Text is counted shard by shard (a text given by hand, or a stretch of a file), and shards are added up in their order, so
-that the number of processes cannot matter. When there are too many different keys, the rarest are dropped (lossy
-counting after Manku and Motwani, 2002): a key that is kept may be counted a few occurrences too low, never too high;
-keys that occur often enough to become entries are not affected beyond that.
+Text is counted shard by shard (a text given by hand, or a stretch of a file), and shards are added up in their
+order, so that the number of processes cannot matter. When there are too many different keys, the rarest are dropped
+(lossy counting after Manku and Motwani, 2002): a key that is kept may be counted a few occurrences too low, never
+too high; keys that occur often enough to become entries are not affected beyond that.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -100,14 +99,15 @@ def count_shard(path: str, start: int, stop: int) -> KeyCounts:
         counts.add_text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TokenizerError(
-            f"{path} is not UTF-8 text (byte {start + error.start}): convert it, for example with iconv, or leave it out"
+            f"{path} is not UTF-8 text (byte {start + error.start}): "
+            "convert it, for example with iconv, or leave it out"
         ) from None
     return counts
 
 
 def shards_of(path: str) -> Iterator[tuple[str, int, int]]:
     """The stretches in which a file is counted: cut before a space or newline that follows something else."""
-    size = os.stat(path).st_size
+    size = Path(path).stat().st_size
     start = 0
     with Path(path).open("rb") as file:
         while size - start > SHARD_BYTES:

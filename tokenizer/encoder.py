@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -61,8 +61,8 @@ def split_first_word(text: str) -> tuple[str, str]:
 def split_plain(text: str) -> list[str]:
     """The keys, in short form, of a text that begins with white space.
 
-    The short form of a key leaves a single leading space away: "word" stands for " word". The keys are right only where no
-    spaces stand side by side or beside a newline and no more than two newlines meet; otherwise one of
+    The short form of a key leaves a single leading space away: "word" stands for " word". The keys are right only
+    where no spaces stand side by side or beside a newline and no more than two newlines meet; otherwise one of
     `RUN_SIGNS` is among them.
     """
     text = text.replace("\n", " \n")
@@ -107,13 +107,29 @@ class Encoder:
                 found += self._block(block)
         return b"".join(found)
 
+    def ids_of_many(self, texts: Sequence[str]) -> list[bytes]:
+        """For each text what `ids` gives, in much less time where the texts are short."""
+        split = [split_first_word(text) for text in texts]
+        words = [cut_long_key(word) if word else [] for word, _ in split]
+        parts = iter(self._parts([part for cut in words for part in cut]))
+        found = [[next(parts) for _ in cut] for cut in words]
+        for first in range(0, len(texts), 4096):
+            rows = self._look_up([rest for _, rest in split[first : first + 4096]])
+            for row, rest in zip(found[first:], rows, strict=False):
+                row += rest
+        return [b"".join(row) for row in found]
+
     def _block(self, block: str) -> list[bytes]:
         """The ids of a text that begins with white space, in parts."""
+        return [b"".join(found) for found in self._look_up(blocks(block, PIECE))]
+
+    def _look_up(self, pieces: Iterable[str]) -> list[list[bytes]]:
+        """For each of the texts, which begin with white space or are empty, the ids of its keys."""
         look_up = self._memory.get
         rows: list[list[bytes | None]] = []
         unknown: list[tuple[list[str], list[int], list[bytes | None]]] = []
         runs = False
-        for piece in blocks(block, PIECE):
+        for piece in pieces:
             keys = split_any(piece) if runs else split_plain(piece)
             found = list(map(look_up, keys))
             places = _places_of_none(found)
@@ -132,7 +148,7 @@ class Encoder:
             for keys, places, found in unknown:
                 for place in places:
                     found[place] = new[keys[place]]
-        return [b"".join(found) for found in rows]  # type: ignore[arg-type]
+        return rows  # type: ignore[return-value]  # no None is left
 
     def _unknown(self, keys: set[str]) -> dict[str, bytes]:
         """The ids of keys in short form; remembers them unless they are long."""
@@ -187,7 +203,9 @@ class Encoder:
 
 
 def _places_of_none(values: list[bytes | None]) -> list[int]:
-    places = []
+    places: list[int] = []
+    if None not in values:
+        return places
     at = -1
     try:
         while True:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import glob as globbing
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from tokenizer import storage
-from tokenizer.counting import KeyCounts, count_files
 from tokenizer.decoder import Decoder, StreamDecoder, raise_unknown_id
 from tokenizer.encoder import Encoder
 from tokenizer.errors import TokenizerError
+from tokenizer.forms import MANY, checked_text, flat_ids, run_lengths
 from tokenizer.segment import join_phrases
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
     import numpy as np
 
+    from tokenizer.counting import KeyCounts
     from tokenizer.phrases import PhraseJoiner
     from tokenizer.reports import Explanation, Merges, Segments, Status
 
@@ -36,7 +38,8 @@ class HybridTokenizer:
     and may be used from several threads.
 
     Args:
-        lowercase: share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the entries.
+        lowercase: share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the
+            entries.
         byte_limit: UTF-8 bytes of the longest base token, 1 to 16.
     """
 
@@ -47,7 +50,7 @@ class HybridTokenizer:
             raise TokenizerError(f"lowercase is {lowercase!r}: it must be True or False")
         self.lowercase = lowercase
         self.byte_limit = byte_limit
-        self._counts: KeyCounts | None = KeyCounts()
+        self._counts: KeyCounts | None = None
         self._frozen: Vocabulary | None = None
 
     # Counting
@@ -69,11 +72,14 @@ class HybridTokenizer:
 
         `processes` > 1 counts in so many processes, with the same result. Raises TokenizerError when nothing matches.
         """
+        import glob as globbing  # takes a while, and only counting needs it
+
         paths: list[str] = []
         for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
-            found = sorted(path for path in globbing.glob(os.fspath(pattern), recursive=True) if os.path.isfile(path))
+            matches = globbing.glob(os.fspath(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute
+            found = sorted(path for path in matches if Path(path).is_file())
             if not found:
-                raise TokenizerError(f"no file matches {os.fspath(pattern)!r} (looked from {os.getcwd()})")
+                raise TokenizerError(f"no file matches {os.fspath(pattern)!r} (looked from {Path.cwd()})")
             paths += found
         if not isinstance(processes, int) or processes < 1:
             raise TokenizerError(f"processes is {processes!r}: it must be 1 or more")
@@ -82,14 +88,20 @@ class HybridTokenizer:
         return paths
 
     def _add_paths(self, paths: list[str], processes: int, progress: Progress | None) -> None:
+        from tokenizer.counting import count_files
+
         counts = self._open_counts()
         report = None if progress is None else (lambda done, total: progress("bytes counted", done, total))
         for shard in count_files(paths, processes, report):
             counts.merge(shard)
 
     def _open_counts(self) -> KeyCounts:
-        if self._counts is None:
+        if self._frozen is not None:
             raise TokenizerError("the vocabulary is frozen: make a new HybridTokenizer to count more text")
+        if self._counts is None:
+            from tokenizer.counting import KeyCounts
+
+            self._counts = KeyCounts()
         return self._counts
 
     # Learning
@@ -112,8 +124,8 @@ class HybridTokenizer:
             k_bases: take so many of the most common words of at most `byte_limit` bytes as base tokens (fewer when
                 there are fewer); by default every entry that is such a word counts as one.
             max_merges: learn at most so many merges, phrases included.
-            vocab_size: ids in all, special tokens and bytes included; by default 8192 unless `max_merges` says otherwise. Fewer
-                come out when the text does not offer so many.
+            vocab_size: ids in all, special tokens and bytes included; by default 8192 unless `max_merges` says
+                otherwise. Fewer come out when the text does not offer so many.
             min_freq: occurrences that a base token or merge needs, at least 1.
             score: "freq" (how often a pair occurs; best), "freq_pmi" (times the root of the pointwise mutual
                 information), "pmi" (PMI × log(1 + freq), which prefers rare pairs: for comparison).
@@ -136,8 +148,10 @@ class HybridTokenizer:
             self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases
         )
         options.check()
+        if not isinstance(note, str):
+            raise TokenizerError(f"note is {note!r}: it must be a str")
         vocabulary = learn_vocabulary(counts.keys, [text for _, text in counts.sample], options, progress)
-        self._frozen = vocabulary
+        self._frozen = replace(vocabulary, note=note)
         self._counts = None
 
     # Encoding
@@ -149,17 +163,15 @@ class HybridTokenizer:
     def encode(self, text: str, mode: Literal["rle"]) -> list[tuple[int, int]]: ...
 
     def encode(self, text: str, mode: str = "flat") -> list[int] | list[tuple[int, int]]:
-        """The ids of a text: "flat" is list[int], "rle" list[(id, how often in a row)]. Special tokens never come out."""
+        """The ids of a text: "flat" is list[int], "rle" list[(id, how often in a row)]; never special tokens."""
         if mode not in ("flat", "rle"):
             raise TokenizerError(f"mode is {mode!r}: it must be 'flat' or 'rle'")
         ids = self._ids(text)
-        return ids if mode == "flat" else _run_lengths(ids)
+        return ids if mode == "flat" else run_lengths(ids)
 
     def _ids(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise TokenizerError(f"encode takes a str, not {type(text).__name__}")
-        data = self._encoder.ids(text)
-        if len(data) > 4 * _MANY and self._vocabulary.phrases:
+        data = self._encoder.ids(checked_text(text, "encode"))
+        if len(data) > 4 * MANY and self._vocabulary.phrases:
             return self._joined(data).tolist()
         ids = array("i")
         ids.frombytes(data)
@@ -176,9 +188,7 @@ class HybridTokenizer:
         """The ids of a text as int32 [T]: the fast way for long texts."""
         import numpy as np
 
-        if not isinstance(text, str):
-            raise TokenizerError(f"encode_array takes a str, not {type(text).__name__}")
-        return np.array(self._joined(self._encoder.ids(text)), dtype=np.int32)
+        return np.array(self._joined(self._encoder.ids(checked_text(text, "encode_array"))), dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str], max_len: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ids of several texts: int32 [B, T], padded with <PAD> at the end, and the mask bool [B, T], True at ids.
@@ -191,14 +201,16 @@ class HybridTokenizer:
             raise TokenizerError("encode_batch takes several texts: put the one text in a list")
         if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
             raise TokenizerError(f"max_len is {max_len!r}: it must be a whole number of at least 1")
-        rows = [self.encode_array(text) for text in texts]
-        width = max_len or max(map(len, rows), default=0)
-        ids = np.zeros((len(rows), width), dtype=np.int32)
-        mask = np.zeros((len(rows), width), dtype=bool)
-        for index, row in enumerate(rows):
-            size = min(len(row), width)
-            ids[index, :size] = row[:size]
-            mask[index, :size] = True
+        rows = self._encoder.ids_of_many([checked_text(text, "encode_batch") for text in texts])
+        lengths = np.array([len(row) // 4 for row in rows], dtype=np.int64)
+        flat = np.frombuffer(b"".join(rows), dtype=np.int32)
+        if self._vocabulary.phrases:
+            flat, lengths = self._joiner.join_rows(flat, lengths, border=self.vocab_size)
+        width = max_len or int(lengths.max(initial=0))
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int32)
+        places = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids[mask] = flat[places < width]
         return ids, mask
 
     def count(self, text: str) -> int:
@@ -215,7 +227,7 @@ class HybridTokenizer:
         """
         decoder = self._decoder if skip_special_tokens else self._showing_decoder
         size = self._vocabulary.size
-        flat = _flat_ids(ids)
+        flat = flat_ids(ids)
         for id_ in (min(flat), max(flat)) if isinstance(flat, list) and flat else ():
             if not 0 <= id_ < size:
                 raise_unknown_id(id_, size)
@@ -297,7 +309,7 @@ class HybridTokenizer:
         """What was counted or learned, with the first `preview` keys or entries; prints as a report."""
         from tokenizer.inspection import status
 
-        return status(self._counts, self._frozen, preview)
+        return status(None if self.is_frozen else self._open_counts(), self._frozen, preview)
 
     # Keeping
 
@@ -316,6 +328,19 @@ class HybridTokenizer:
         from tokenizer.vocabularies import path_of
 
         return cls.load(path_of(name))
+
+    @classmethod
+    def import_pickle(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
+        """The word counts of an old `tokenizer_state.pkl.gz` of the original project, to be frozen anew.
+
+        Nothing in the file is run. Its ids are not kept. Raises TokenizerError for any other pickle.
+        """
+        from tokenizer.legacy import read_word_counts
+
+        words, lowercase, byte_limit = read_word_counts(path)
+        tokenizer = cls(lowercase, byte_limit)
+        tokenizer._open_counts().keys.update({f" {word}": count for word, count in words.items()})
+        return tokenizer
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HybridTokenizer:
@@ -354,7 +379,7 @@ class HybridTokenizer:
 
     def __getstate__(self) -> dict[str, object]:
         return {
-            "content": None if self._frozen is None else self._frozen,
+            "content": self._frozen,
             "counts": self._counts,
             "options": (self.lowercase, self.byte_limit),
         }
@@ -362,38 +387,3 @@ class HybridTokenizer:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(_frozen=state["content"], _counts=state["counts"])
         self.lowercase, self.byte_limit = state["options"]  # type: ignore[misc]
-
-
-def _run_lengths(ids: list[int]) -> list[tuple[int, int]]:
-    from itertools import groupby
-
-    return [(id_, sum(1 for _ in group)) for id_, group in groupby(ids)]
-
-
-_MANY = 256
-"""Ids from which on NumPy decodes faster than plain Python."""
-
-
-def _flat_ids(ids: object) -> list[int] | np.ndarray:
-    """Ids in any of the accepted forms: a list where there are few, else an int array [T]."""
-    try:
-        if not hasattr(ids, "dtype"):
-            ids = ids if isinstance(ids, list | tuple) else list(ids)  # type: ignore[call-overload]
-            if ids and hasattr(ids[0], "__len__"):
-                ids = [id_ for id_, count in ids for _ in range(count)]
-            numbers = array("i", ids)
-            if len(numbers) < _MANY:
-                return numbers.tolist()
-            import numpy as np
-
-            return np.frombuffer(numbers, dtype=np.int32)
-        import numpy as np
-
-        values = np.asarray(ids)
-        if values.ndim == 2 and values.shape[1] == 2:
-            values = np.repeat(values[:, 0], values[:, 1])
-        if values.size and (values.ndim != 1 or values.dtype.kind not in "iu"):
-            raise TypeError
-        return values if values.size >= _MANY else [int(id_) for id_ in values]
-    except (TypeError, ValueError, OverflowError):
-        raise TokenizerError("decode takes ids (list[int] or an int array [T]) or (id, count) pairs") from None

@@ -25,9 +25,16 @@ def pieces(vocabulary: Vocabulary, ids: list[int]) -> list[bytes]:
 def segment(vocabulary: Vocabulary, ids: list[int]) -> Segments:
     """See HybridTokenizer.segment."""
     return Segments(
-        Segment(vocabulary.kind(id_), data.decode("utf-8", "backslashreplace"), id_)
+        Segment(_printable(data), vocabulary.kind(id_), id_)
         for id_, data in zip(ids, pieces(vocabulary, ids), strict=True)
     )
+
+
+def _printable(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(map(byte_name, data))
 
 
 def offsets(vocabulary: Vocabulary, ids: list[int]) -> list[tuple[int, int]]:

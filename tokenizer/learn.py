@@ -264,9 +264,10 @@ def _cased_entries(
     found = []
     for word, count in cased_words.items():
         small = word.translate(lower)
-        if small != word and small in entries and count >= min_freq and not _forbidden(word):
-            if word in (capitalised(small, pairs), small.translate(upper)):
-                found.append((-count, word))
+        if small == word or small not in entries or count < min_freq or _forbidden(word):
+            continue
+        if word in (capitalised(small, pairs), small.translate(upper)):
+            found.append((-count, word))
     return [word for _, word in sorted(found)[:limit]]
 
 

@@ -68,7 +68,7 @@ class _Learner:
         pairs, counts = np.unique(keys, return_counts=True)
         frequent = counts >= self.min_freq
         pairs, counts = pairs[frequent], counts[frequent]
-        chosen = []
+        chosen: list[int] = []
         first = len(self.texts)
         for key in pairs[np.lexsort((pairs, -counts))].tolist():
             if len(chosen) == wanted:

@@ -1,9 +1,9 @@
 """Byte-pair merges from weighted words, on flat NumPy arrays.
 
-Byte-pair encoding after Sennrich, Haddow and Birch (2016), with a choice of score. The words lie behind one another in one
-array with breaks between them; neighbours are linked, so that a merge touches only the places where it applies. The places
-of a pair are all known when the younger of its two symbols appears and only vanish afterwards, hence the heap
-holds upper bounds that are corrected when they come to the top.
+Byte-pair encoding after Sennrich, Haddow and Birch (2016), with a choice of score. The words lie behind one another
+in one array with breaks between them; neighbours are linked, so that a merge touches only the places where it
+applies. The places of a pair are all known when the younger of its two symbols appears and only vanish afterwards,
+hence the heap holds upper bounds that are corrected when they come to the top.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def learn_merges(
 ) -> list[tuple[int, int, int]]:
     """Up to `wanted` merges with new texts, best first: (left, right, new symbol).
 
-    Symbols are numbered on from the highest one there is. A pair that spells a known text becomes that text's symbol and is not
-    counted among the merges; a pair whose text is `forbidden` is passed over.
+    Symbols are numbered on from the highest one there is. A pair that spells a known text becomes that text's
+    symbol and is not counted among the merges; a pair whose text is `forbidden` is passed over.
     """
     merges: list[tuple[int, int, int]] = []
     next_symbol = max(merger.texts) + 1

@@ -40,8 +40,15 @@ class PhraseJoiner:
             keep[places[lengths > offset] + offset] = False
         return out[keep]
 
+    def join_rows(self, ids: np.ndarray, lengths: np.ndarray, border: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for rows that lie one behind another (`lengths` int [B]); `border` is a number that is no id."""
+        ends = np.cumsum(lengths)
+        joined = self.join(np.insert(ids, ends, border))
+        borders = np.flatnonzero(joined == border)
+        return np.delete(joined, borders), np.diff(borders, prepend=-1) - 1
+
     def _longest(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(length, phrase id), both [T], of the longest phrase that begins at each place; length 0 where there is none."""
+        """(length, phrase id), both [T], of the longest phrase that begins at each place; length 0 for none."""
         sizes = np.zeros(len(ids), dtype=np.int64)
         phrases = np.zeros(len(ids), dtype=np.int32)
         nodes = self._trie.first[ids]

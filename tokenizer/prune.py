@@ -1,12 +1,13 @@
 """From more entries than wanted to the ones that earn their place.
 
-Merges are learned greedily, and many that were needed on the way are hardly used in the end (Chizhov et al., "Picky BPE",
-2024, call them junk). Here more entries are learned than asked for, the training text is segmented with all of them, and those
-that save fewest tokens go, as long as every entry that stays can still be made of two others.
+Merges are learned greedily, and many that were needed on the way are hardly used in the end (Chizhov et al., "Picky
+BPE", 2024, call them junk). Here more entries are learned than asked for, the training text is segmented with all
+of them, and those that save fewest tokens go, as long as every entry that stays can still be made of two others.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 
@@ -41,7 +42,7 @@ class EntryGraph:
             self._children.setdefault(parent, set()).add(text)
 
     def parents(self, text: str, without: str = "") -> tuple[str, ...] | None:
-        """Two entries, other than `without`, that make `text`; ("<UP>" or "<CAPS>", entry) where it is a changed case."""
+        """Two entries, other than `without`, that make `text`, or ("<UP>" or "<CAPS>", entry)."""
         marked = self.marked(text)
         if marked is not None and marked[1] != without:
             return marked
@@ -64,39 +65,41 @@ class EntryGraph:
             return "<UP>", small
         return ("<CAPS>", small) if small.translate(self._upper) == text else None
 
-    def remove(self, text: str) -> bool:
-        """Remove an entry, unless another one cannot be made without it: then False."""
+    def remove(self, text: str) -> set[str] | None:
+        """Remove an entry; return the texts that it or others no longer need as parents.
+
+        None, and nothing happens, where another entry cannot be made without it.
+        """
         moved = []
         for child in sorted(self._children.get(text, ())):
             parents = self.parents(child, without=text)
             if parents is None:
-                return False
+                return None
             moved.append((child, parents))
+        released = set(self._parents.get(text, ()))
         for child, parents in moved:
             for parent in self._parents[child]:
                 self._children[parent].discard(child)
+                released.add(parent)
             self._link(child, parents)
         for parent in self._parents.pop(text, ()):
             self._children[parent].discard(text)
-        self.known.discard(text)
-        self.single.discard(text)
-        self.made.discard(text)
-        return True
+        for texts in (self.known, self.single, self.made, released):
+            texts.discard(text)
+        return released
 
     def shrink(self, losses: dict[str, int], size: int) -> None:
         """Remove entries of least loss until `size` removable ones are left, or nothing more can go."""
-        order = sorted(self.single | self.made, key=lambda text: (losses.get(text, 0), -len(text), text))
-        excess = len(order) - size
-        # What another entry needs may be free later, when that one has gone: hence more than one round.
-        while excess > 0:
-            stuck = []
-            for text in order:
-                if excess <= 0:
-                    return
-                if self.remove(text):
-                    excess -= 1
-                else:
-                    stuck.append(text)
-            if len(stuck) == len(order):
-                return
-            order = stuck
+        heap = [(losses.get(text, 0), -len(text), text) for text in self.single | self.made]
+        excess = len(heap) - size
+        heapq.heapify(heap)
+        needed: dict[str, tuple[int, int, str]] = {}
+        while excess > 0 and heap:
+            item = heapq.heappop(heap)
+            released = self.remove(item[2])
+            if released is None:
+                needed[item[2]] = item
+                continue
+            excess -= 1
+            for text in released & needed.keys():  # perhaps it can go now; the heap keeps the order by loss
+                heapq.heappush(heap, needed.pop(text))

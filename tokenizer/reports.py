@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 
 class Segment(NamedTuple):
-    """One token of a text: its kind, the text it stands for and its id.
+    """One token of a text: the text it stands for, its kind and its id.
 
-    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that changes the case of
+    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that
+        changes the case of
     the next token; its text is empty), phrase, special.
     """
 
-    kind: str
     text: str
+    kind: str
     id: int
 
 
@@ -22,7 +23,7 @@ class Segments(list[Segment]):
     """The tokens of a text; prints as a line of kinds and texts."""
 
     def __repr__(self) -> str:
-        return " ".join(f"[{kind} {text!r}]" if text else f"[{kind} #{id_}]" for kind, text, id_ in self)
+        return " ".join(f"[{kind} {text!r}]" if text else f"[{kind} #{id_}]" for text, kind, id_ in self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +36,10 @@ class Explanation:
     data: bytes
     parts: tuple[Explanation, ...] = ()
 
+    def leaves(self) -> list[str]:
+        """The names at the ends of the tree, from left to right."""
+        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self.name]
+
     def lines(self, indent: str = "") -> list[str]:
         """The tree as lines of text."""
         number = "" if self.id is None else f" #{self.id}"
@@ -46,7 +51,7 @@ class Explanation:
 
 
 class Merge(NamedTuple):
-    """One learned merge: its rank (0 is the first learned), id, text, the texts of its parts and its count in training."""
+    """One learned merge: rank (0 is the most used), id, text, the texts of its parts and its count in training."""
 
     rank: int
     id: int
@@ -66,7 +71,7 @@ class Merges(list[Merge]):
 
 @dataclass(frozen=True, repr=False)
 class Status:
-    """What was counted and learned so far. `preview` holds (text, count) of the most common keys, or of the first entries."""
+    """What was counted and learned. `preview` holds (text, count) of the most common keys, or of the first entries."""
 
     frozen: bool
     characters: int

@@ -1,8 +1,8 @@
 """Text to ids: the reference. Short, slow, and the meaning of every faster way.
 
-A key is written with the fewest ids there are for it (Viterbi over its characters); among equals the one whose first
-token is longest wins, then whose second is, and so on. Then phrases join ids of neighbouring keys, from left to right, the
-longest first.
+A key is written with the fewest ids there are for it (Viterbi over its characters); among equals the one whose
+first token is longest wins, then whose second is, and so on. Then phrases join ids of neighbouring keys, from left
+to right, the longest first.
 """
 
 from __future__ import annotations

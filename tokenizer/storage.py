@@ -1,8 +1,8 @@
 """The saved file: written, verified and read without running anything that is in it.
 
-Layout: 8 bytes magic, 2 bytes version, 32 bytes SHA-256 of the content, 4 bytes length of the content (all little-endian), then
-the content compressed by zlib. The content is a length-prefixed JSON header and the id pairs as uint32. Sizes are checked
-before anything is allocated; parents must come before children.
+Layout: 8 bytes magic, 2 bytes version, 32 bytes SHA-256 of the content, 4 bytes length of the content (all
+little-endian), then the content compressed by zlib. The content is a length-prefixed JSON header and the id pairs
+as uint32. Sizes are checked before anything is allocated; parents must come before children.
 """
 
 from __future__ import annotations

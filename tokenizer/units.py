@@ -22,7 +22,7 @@ PUNCTUATION = (
     r"\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 LONG_KEY_PART = re.compile(
-    rf" ?[^ \n{PUNCTUATION}]{{1,24}}[{PUNCTUATION}]{{0,7}}|[ \n]{{1,32}}(?=[^ \n])|[ \n]{{1,32}}| ?[{PUNCTUATION}]{{1,31}}"
+    rf" ?[^ \n{PUNCTUATION}]{{1,24}}[{PUNCTUATION}]{{0,7}}|[ \n]{{1,32}}| ?[{PUNCTUATION}]{{1,31}}"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from tokenizer.errors import TokenizerError
@@ -137,10 +138,12 @@ class Vocabulary:
         ids = [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
         edges: dict[str, Edge] = {}
         if self.lowercase:
-            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>.
+            # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>. Marks go before small letters only.
             upper, capitals = self.upper_texts, self.capitalised_texts
-            edges.update((upper[id_], (self.caps, id_)) for id_ in ids)
-            edges.update((capitals[id_], (self.up, id_)) for id_ in ids)
+            no_capital = frozenset(self.pairs.values()).isdisjoint
+            plain = [id_ for id_ in ids if no_capital(self.texts[id_])]
+            edges.update((upper[id_], (self.caps, id_)) for id_ in plain)
+            edges.update((capitals[id_], (self.up, id_)) for id_ in plain)
         texts = [self.texts[id_] for id_ in ids]
         edges.update(zip(reversed(texts), zip(reversed(ids), strict=True), strict=True))  # SP over byte 0x20
         return edges
@@ -148,8 +151,10 @@ class Vocabulary:
     @cached_property
     def upper_texts(self) -> list[str]:
         """The text of each id behind <CAPS>."""
-        # In one go, because there may be many; the separator, a surrogate, cannot be in an entry.
-        return self.upper("\udfff".join(self.texts)).split("\udfff")
+        table = self._upper_table
+        if not all(table.get(ord(letter)) == letter.upper() for letter in ascii_lowercase):
+            return [text.translate(table) for text in self.texts]
+        return [text.upper() if text.isascii() else text.translate(table) for text in self.texts]  # upper is faster
 
     @cached_property
     def capitalised_texts(self) -> list[str]:
@@ -163,7 +168,7 @@ class Vocabulary:
     @cached_property
     def longest(self) -> int:
         """Characters of the longest key of `edges`."""
-        return max(map(len, self.edges))
+        return max(map(len, self.texts[: self.first_phrase]))
 
     @cached_property
     def data(self) -> list[bytes]:

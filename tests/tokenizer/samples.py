@@ -71,10 +71,10 @@ def corpus() -> str:
     """About 60 kB of text with something of everything, the same in every process."""
     source = random.Random(7)
     words = [word for text in LANGUAGES.values() for word in text.split()]
-    common = "the of and to in a is that it was for on are with as his they at be this from have or by one had not but".split()
+    common = "the of and to in a is that it was for on are with as his they at be this from have or by one had not"
     parts = []
     for _ in range(6000):
-        word = source.choice(common) if source.random() < 0.6 else source.choice(words)
+        word = source.choice(common.split()) if source.random() < 0.6 else source.choice(words)
         style = source.random()
         word = word.upper() if style < 0.03 else word.capitalize() if style < 0.15 else word
         parts.append(word + source.choice([" ", " ", " ", " ", ", ", ". ", "\n", "\n\n", "\n    ", "  "]))

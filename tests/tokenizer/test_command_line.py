@@ -1,0 +1,90 @@
+"""python -m tokenizer, from outside: results on standard output, mistakes as one line and status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tokenizer.samples import LANGUAGES, corpus
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, text: str | None = None) -> subprocess.CompletedProcess:
+    given = None if text is None else text.encode("utf-8")
+    command = [sys.executable, "-m", "tokenizer", *map(str, arguments)]
+    return subprocess.run(command, input=given, capture_output=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command line")
+    (folder / "text.txt").write_text(corpus(), encoding="utf-8", newline="")
+    path = folder / "my.hybtok"
+    done = run("train", f"{folder}/*.txt", "--out", path, "--vocab-size", 700, "--note", "test corpus")
+    assert done.returncode == 0, done.stderr
+    assert b"700 ids" in done.stdout
+    return path
+
+
+@pytest.mark.parametrize("mode", ["flat", "rle"])
+def test_there_and_back(trained, mode):
+    text = "\n".join(LANGUAGES.values()) + "  \n"
+    ids = run("encode", trained, "--mode", mode, text=text)
+    assert ids.returncode == 0
+    back = run("decode", trained, text=ids.stdout.decode())
+    assert back.returncode == 0
+    assert back.stdout.decode() == text
+
+
+def test_inspect(trained):
+    done = run("inspect", trained, "--text", "Hello the world", "--token", " the", "--merges", 5)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    assert "vocab_size=700" in shown
+    assert "rank" in shown
+    assert "' the'" in shown
+
+
+def test_help_teaches():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in (b"train", b"encode", b"decode", b"inspect", b"compare", b"--out my.hybtok"):
+        assert word in done.stdout
+
+
+def test_mistakes(trained, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    mistakes = [
+        ("encode", tmp_path / "missing.hybtok"),
+        ("encode", tmp_path / "latin.txt"),
+        ("encode", trained, tmp_path / "missing.txt"),
+        ("encode", trained, tmp_path / "latin.txt"),
+        ("decode", trained, tmp_path / "latin.txt"),
+        ("train", tmp_path / "nothing*.txt", "--out", tmp_path / "x"),
+        ("train", tmp_path / "latin.txt", "--out", tmp_path / "x"),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "no" / "x"),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--vocab-size", 5),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--score", "best"),
+        ("inspect", trained, "--token", 10**6),
+        ("compare", tmp_path / "missing.txt"),
+        ("bake",),
+        (),
+    ]
+    for arguments in mistakes:
+        done = run(*arguments, text="")
+        assert done.returncode == 2, arguments
+        assert b"Traceback" not in done.stderr
+        assert b"error: " in done.stderr
+        if arguments and arguments[0] != "bake":
+            assert done.stderr.count(b"\n") == 1
+    done = run("decode", trained, text="1 2 three")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+
+
+def test_importing_does_not_load_numpy():
+    code = (
+        "import sys, tokenizer; t = tokenizer.HybridTokenizer; sys.exit('numpy' in sys.modules or 'jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
