@@ -1,7 +1,7 @@
 """The run directory: everything needed to go on, to evaluate, to generate or to export is in it.
 
 runs/NAME/config.toml       the resolved config
-          tokenizer.hyb     the tokenizer
+          tokenizer.hybtok     the tokenizer
           corpus/           the tokenised text
           checkpoints/      the newest few states
           metrics.jsonl     one row per step
@@ -52,7 +52,7 @@ class Run:
     @property
     def tokenizer(self) -> Path:
         """The saved tokenizer."""
-        return self.path / "tokenizer.hyb"
+        return self.path / "tokenizer.hybtok"
 
     @property
     def corpus(self) -> Path:

@@ -19,7 +19,8 @@ def matching_files(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs (`**` for any depth) name, each once, sorted. Raises UserError if one has none."""
     found: set[Path] = set()
     for pattern in patterns:
-        matches = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
+        found_names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207  Path.glob: no absolute ones
+        matches = [Path(p) for p in found_names]
         files = [p for p in matches if p.is_file()]
         if not files and matches:
             raise UserError(
