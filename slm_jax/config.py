@@ -117,7 +117,9 @@ class EvalConfig(Section):
 
     every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
     max_tokens: int = Field(0, ge=0, description="Validate on at most so many tokens; 0: all held-out text.")
-    prompts: tuple[str, ...] = Field(("The",), description="Prompts of the sample texts written at each validation.")
+    prompts: tuple[str, ...] = Field(
+        ("",), description="Beginnings of the sample texts written at each validation; empty: of a new document."
+    )
     sample_tokens: int = Field(120, ge=0, description="Length of each sample text; 0: none.")
 
 
@@ -242,8 +244,6 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if c.data.source == "files" and not c.data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
-    if c.eval.sample_tokens and any(not p for p in c.eval.prompts):
-        yield ("eval.prompts",), "eval.prompts holds an empty prompt: give each at least one character"
 
 
 def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:

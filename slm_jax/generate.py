@@ -87,8 +87,8 @@ def stream(
     model's window. suppress: ids never drawn. The same seed gives the same tokens. Raises UserError on bad input.
     """
     sampling.check()
-    if not prompts or any(not len(prompt) for prompt in prompts):
-        raise UserError("the prompt is empty: give at least one character")
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise UserError("a prompt has no tokens: begin it with <EOS>, as encode_prompt does")
     graph, params = nnx.split(model, nnx.Param)
     longest = max(map(len, prompts))
     width = -(-longest // _BUCKET) * _BUCKET
@@ -120,7 +120,7 @@ def generate(
     sampling: Sampling = Sampling(),
     context: int = 0,
 ) -> list[str]:
-    """Each prompt's continuation, up to the end of its text or max_tokens."""
+    """Each prompt's continuation, up to the end of its text or max_tokens; an empty prompt begins a new document."""
     eos = tokenizer.token2id["<EOS>"]
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
@@ -136,9 +136,7 @@ def generate(
 
 
 def encode_prompt(tokenizer: HybridTokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt as the beginning of a document. Raises UserError if it is empty."""
-    if not prompt:
-        raise UserError("the prompt is empty: give at least one character")
+    """The ids of a prompt as the beginning of a document (of which an empty one leaves all to the model)."""
     return [tokenizer.token2id["<EOS>"], *tokenizer.encode(prompt, mode="flat")]
 
 

@@ -60,7 +60,7 @@ class Progress:
         self._every, self._steps = every, steps
         self._bar = None
         if self._stream.isatty():
-            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{postfix}]"
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=steps, initial=done, bar_format=form, file=self._stream, dynamic_ncols=True)
 
     def show(self, row: Row) -> None:

@@ -96,7 +96,8 @@ def summary(run: Run, result: Result, seconds: float) -> None:
             f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte."
         )
     print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
-    print(f'  python -m slm_jax.generate {name} --prompt "The"')
+    prompt = next(filter(None, run.read_config().eval.prompts), "The")
+    print(f'  python -m slm_jax.generate {name} --prompt "{prompt}"')
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
     print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")
 

@@ -70,7 +70,6 @@ def test_all_problems_together():
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
         ({"data.source": "files"}, "--data.files"),
-        ({"eval.prompts": ("",)}, "empty prompt"),
         ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
         ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
