@@ -1,6 +1,7 @@
 """What a command sets for its own process, before the first array exists. Never called on import."""
 
 import ctypes
+import hashlib
 import os
 import platform
 from pathlib import Path
@@ -32,6 +33,16 @@ def _keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR names one."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: programs compiled for another one may not run here (a shared home folder)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.sha256(features.encode()).hexdigest()[:8]
