@@ -1,9 +1,9 @@
 """Saving and restoring: Orbax, asynchronous, committed atomically."""
 
 import contextlib
-import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,20 @@ import orbax.checkpoint as ocp
 from slm_jax.errors import UserError, is_disk_full
 
 
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _quiet_orbax() -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each save at INFO and WARNING
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save."""
 
     def __init__(self, folder: Path, keep: int):
         """folder is made if missing; the `keep` newest checkpoints stay."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each save at INFO and WARNING
+        _quiet_orbax()
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -51,7 +59,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def restore_newest(self, target: Any, warn: Any = print) -> tuple[Any, dict[str, Any]] | None:
+    def restore_newest(self, target: Any, warn: Any = _to_stderr) -> tuple[Any, dict[str, Any]] | None:
         """(state, position) of the newest whole checkpoint, or None without any.
 
         target: the state's shapes, dtypes and shardings. A damaged checkpoint is named through warn, moved aside to
@@ -67,16 +75,15 @@ class Checkpoints:
                 jax.block_until_ready(restored.state)
             except Exception as error:  # whatever a damaged file makes the reader raise
                 damaged.append(step)
-                reason = str(error).strip().partition("\n")[0][:200]
-                warn(f"checkpoint {step} is damaged and passed over ({type(error).__name__}: {reason})")
+                warn(_damage(step, error))
                 continue
             for bad in damaged:
                 self._move_aside(bad)
             return restored.state, restored.position
         if damaged:
             raise UserError(
-                f"every checkpoint in {self._folder} is damaged (steps {damaged}): "
-                f"restore one from a backup, or remove the folder to begin again"
+                f"no checkpoint in {self._folder} can be read (of steps {damaged}, see above): they are damaged, or of "
+                "another version of this program. Restore one from a backup, or begin another --run"
             )
         return None
 
@@ -102,21 +109,27 @@ def _named_failures(folder: Path) -> Iterator[None]:
         raise
 
 
-def read_params(folder: Path, target: Any) -> tuple[Any, int]:
-    """(parameters, step) of the newest whole checkpoint of a run, without its optimizer. Raises UserError if none."""
-    manager = ocp.CheckpointManager(
-        folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
-    )
-    failures = []
-    for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            args = ocp.args.PyTreeRestore(
-                {"params": target},
-                restore_args=ocp.checkpoint_utils.construct_restore_args({"params": target}),
-                partial_restore=True,
-            )
-            restored = manager.restore(step, args=ocp.args.Composite(state=args))
-            return restored.state["params"], step
-        except Exception as error:
-            failures.append(f"{step}: {str(error).strip().partition(chr(10))[0][:200]}")
-    raise UserError(f"no usable checkpoint in {folder}" + (f" ({json.dumps(failures)})" if failures else ""))
+def read_params(folder: Path, target: Any, warn: Any = _to_stderr) -> tuple[Any, int]:
+    """(parameters, step) of the newest whole checkpoint of a run, without its optimizer. Raises UserError if none.
+
+    target: the parameters' shapes, dtypes and shardings. A damaged checkpoint is named through warn and passed over.
+    """
+    _quiet_orbax()
+    item = {"params": target}
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    with contextlib.closing(ocp.CheckpointManager(folder.absolute(), options=options)) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                restore = ocp.args.PyTreeRestore(
+                    item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+                )
+                restored = manager.restore(step, args=ocp.args.Composite(state=restore))
+                return jax.block_until_ready(restored.state["params"]), step
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                warn(_damage(step, error))
+    raise UserError(f"no usable checkpoint in {folder}")
+
+
+def _damage(step: int, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0][:200]
+    return f"checkpoint {step} is damaged and passed over ({type(error).__name__}: {reason})"

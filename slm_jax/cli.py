@@ -21,10 +21,16 @@ def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
         if arg == f"--{name}":
             if i + 1 == len(args) or args[i + 1].startswith("--"):
                 raise UserError(f"--{name} needs a value")
-            return args[i + 1], args[:i] + args[i + 2 :]
+            return args[i + 1], _once(name, args[:i] + args[i + 2 :])
         if arg.startswith(f"--{name}="):
-            return arg.partition("=")[2], args[:i] + args[i + 1 :]
+            return arg.partition("=")[2], _once(name, args[:i] + args[i + 1 :])
     return None, args
+
+
+def _once(name: str, rest: list[str]) -> list[str]:
+    if any(arg == f"--{name}" or arg.startswith(f"--{name}=") for arg in rest):
+        raise UserError(f"--{name} is given twice")
+    return rest
 
 
 def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, description: str) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
     known = set(Config().flat())
     for arg in args:
         name = arg[2:].partition("=")[0].replace("-", "_")
-        if arg.startswith("--") and name not in known and name != "help":
+        if arg.startswith("--") and name.strip("_") and name not in known and name != "help":
             raise UserError(f"{unknown_key(name)} (--help lists them all)")
     loose, start = _without_bounds(defaults)
     parsed = tyro.cli(
@@ -51,7 +57,8 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
     tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
     for name in given:
         section, _, field = name.partition(".")
-        tree.setdefault(section, {})[field] = getattr(getattr(parsed, section), field)
+        if isinstance(tree.setdefault(section, {}), dict):  # else from_tree says so
+            tree[section][field] = getattr(getattr(parsed, section), field)
     return tree
 
 
@@ -64,6 +71,7 @@ def _without_bounds(defaults: dict[str, Any]) -> tuple[type[BaseModel], BaseMode
         kind = section_info.annotation
         assert kind is not None
         given = defaults.get(section, {})
+        given = given if isinstance(given, dict) else {}
         for name, info in kind.model_fields.items():
             default = _shown_default(info.annotation, given.get(name, info.default), info.default)
             fields[name] = (info.annotation, Field(default, description=info.description))

@@ -68,7 +68,7 @@ class TrainConfig(Section):
     accumulation: int = Field(
         1, ge=1, description="Split each batch into so many parts, one after the other (less memory)."
     )
-    seed: int = Field(0, ge=0, description="Initial weights, order of the data, dropout.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Initial weights, order of the data, dropout.")
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits small.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -158,7 +158,8 @@ class Config(Section):
         tree = read_preset(preset)
         for name, value in overrides.items():
             section, _, field = name.replace("__", ".").partition(".")
-            tree.setdefault(section, {})[field] = value
+            if isinstance(tree.setdefault(section, {}), dict):  # else from_tree says so
+                tree[section][field] = value
         return cls.from_tree(tree, origin=str(preset))
 
     @classmethod
@@ -242,8 +243,30 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("train.batch_size", "train.accumulation", "mesh.data"),
             batch_devices_problem(t.batch_size, t.accumulation, c.mesh.data),
         )
+    if c.data.source != "files" and c.data.files:
+        yield (
+            ("data.source", "data.files"),
+            f"data.source is {c.data.source}, but data.files names files: leave one out, or --data.source files",
+        )
+    if "\n" in c.data.separator or c.data.separator != c.data.separator.strip():
+        yield (
+            ("data.separator",),
+            f"data.separator {c.data.separator!r} can never be all of a line: leave out outer spaces and line ends",
+        )
+    for name, texts in (("data.files", c.data.files), ("eval.prompts", c.eval.prompts)):
+        for text in texts:
+            if not _is_unicode(text):
+                yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
     if c.data.source == "files" and not c.data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:
@@ -288,7 +311,7 @@ def unknown_key(name: str) -> str:
 
 def _files_imply_source(tree: dict[str, Any]) -> dict[str, Any]:
     data = tree.get("data")
-    if isinstance(data, dict) and data.get("files"):
+    if isinstance(data, dict) and data.get("files") and "source" not in data:
         return {**tree, "data": {**data, "source": "files"}}
     return tree
 

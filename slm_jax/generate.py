@@ -6,7 +6,7 @@
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -35,12 +35,14 @@ class Sampling:
     def check(self) -> None:
         """Raises UserError for values out of range."""
         problems = []
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature {self.temperature} must be 0 or more")
         if self.top_k < 0:
             problems.append(f"top_k {self.top_k} must be 0 (all) or more")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p {self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"seed {self.seed} must be from 0 to {2**32 - 1}")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -99,15 +101,17 @@ def stream(
         positions[row, : len(prompt)] = np.arange(len(prompt))
     suppressed = np.zeros(model.vocab_size, bool)
     suppressed[list(suppress)] = True
-    window = min(w for w in (context, model.config.window, longest + max_tokens) if w)
-    cache: KVCache = model.empty_cache(len(prompts), -(-(longest + max_tokens) // _BUCKET) * _BUCKET)
+    capacity = -(-(longest + max_tokens) // _BUCKET) * _BUCKET
+    window = min(w for w in (context, model.config.window, capacity) if w)
+    cache: KVCache = model.empty_cache(len(prompts), capacity)
+    static = replace(sampling, seed=0)  # the seed is in the key: another one compiles nothing
     key = jax.random.key(sampling.seed)
     drawn: Any = tokens
     at: Any = positions
     for i in range(max_tokens):
         drawn = drawn if i == 0 else drawn[:, None]
         drawn, at, cache = _advance(
-            graph, params, drawn, at, cache, jax.random.fold_in(key, i), suppressed, sampling, window
+            graph, params, drawn, at, cache, jax.random.fold_in(key, i), suppressed, static, window
         )
         yield np.asarray(drawn)
 
@@ -115,12 +119,13 @@ def stream(
 def generate(
     model: Transformer,
     tokenizer: HybridTokenizer,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     max_tokens: int = 200,
     sampling: Sampling = Sampling(),
     context: int = 0,
 ) -> list[str]:
     """Each prompt's continuation, up to the end of its text or max_tokens; an empty prompt begins a new document."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     eos = tokenizer.token2id["<EOS>"]
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))

@@ -40,7 +40,7 @@ def load_tokenizer(run: Run) -> HybridTokenizer:
 
 def load_run(path: str | None = None) -> LoadedRun:
     """The newest whole checkpoint of a run (default: the newest run in `runs/`). Raises UserError."""
-    run = find_run(path)
+    run = find_run(path, trained=True)
     config = run.read_config()
     tokenizer = load_tokenizer(run)
     graph, shapes = model_graph(config, tokenizer.vocab_size)

@@ -21,6 +21,7 @@ from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
 from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, waiting
 from slm_jax.mfu import measured_roof
+from slm_jax.optimizer import make_schedule
 from slm_jax.run import Result, Run, replace_text
 from slm_jax.train_step import Steps, TrainState, make_steps
 from tokenizer import HybridTokenizer
@@ -36,9 +37,16 @@ def run_training(config: Config, run: Run) -> Result:
 
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         state, start = _restore(checkpoints, steps, mesh, config, corpus)
-        if start >= config.train.steps:
+        rows = read_rows(run.metrics)
+        if start > config.train.steps:
+            raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
+        if start == config.train.steps:
             _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
-            return Result(run.path, start, (read_rows(run.metrics) or [{}])[-1])
+            _plot(run)
+            return Result(run.path, start, (rows or [{}])[-1])
+        run.save_config(config)
+        for notice in _notices(config, start, rows):
+            _say(notice)
         count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             state = steps.init() if state is None else state
@@ -61,7 +69,7 @@ def run_training(config: Config, run: Run) -> Result:
                     loop.flush()  # the rows that a checkpoint stands for are on disk before it is
                     checkpoints.save(step, state, _position(step, config, corpus))
             loop.flush()
-    plot(read_rows(run.metrics), run.plot, run.path.name)
+    _plot(run)
     return Result(run.path, step, loop.last_row, stop[0] if stop and step < config.train.steps else None)
 
 
@@ -111,11 +119,12 @@ class Loop:
         self._pending = None
         row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         row |= {"tokens": int(row["tokens"])} | more
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss of step {step} is {row['loss']}: training has diverged. Lower --optimizer.lr "
-                f"(now {self._config.optimizer.lr}); the run keeps its last checkpoint"
-            )
+        for name, value in row.items():
+            if not math.isfinite(value):  # before a checkpoint is made of it
+                raise UserError(
+                    f"{name} of step {step} is {value}: training has diverged. Begin another --run with a lower "
+                    f"--optimizer.lr (here {self._config.optimizer.lr}); this one keeps its last checkpoint"
+                )
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._spent += elapsed
@@ -157,14 +166,14 @@ class Loop:
         _, nll, correct, count = totals
         return {
             "val_loss": nll / count,
-            "val_perplexity": math.exp(nll / count),
+            "val_perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
             "val_accuracy": correct / count,
             "val_bits_per_byte": nll / math.log(2) / self._validation.num_bytes,
         }
 
     def _write_samples(self, params: Any, step: int) -> None:
         config = self._config
-        if not config.eval.sample_tokens:
+        if not (config.eval.sample_tokens and config.eval.prompts):
             return
         # A fixed seed: what changes between the samples of two steps is the model.
         texts = generate(
@@ -179,6 +188,25 @@ class Loop:
             file.write(f"\n## Step {step}\n")
             for prompt, text in zip(config.eval.prompts, texts, strict=True):
                 file.write("\n" + "".join(f"    {line}\n" for line in (prompt + text).splitlines()))
+
+
+def _plot(run: Run) -> None:
+    """Draw the curves, unless they are drawn already."""
+    if run.metrics.is_file() and (
+        not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns
+    ):
+        plot(read_rows(run.metrics), run.plot, run.path.name)
+
+
+def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
+    """What the schedule does that one may not expect."""
+    steps, warmup = config.train.steps, config.optimizer.warmup_steps
+    if steps <= warmup:
+        yield f"note: warm-up takes {warmup} steps of {steps}; the learning rate does not reach its peak"
+    rate = float(make_schedule(config.optimizer, steps)(start))
+    before = rows[start - 1]["lr"] if 0 < start <= len(rows) else rate
+    if start > warmup and rate > 1.5 * before:
+        yield f"note: with {steps} steps the learning rate goes up again, from {before:.2e} to {rate:.2e}"
 
 
 def _say(text: str) -> None:

@@ -12,20 +12,20 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from slm_jax.errors import UserError
+
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    """The rows of a metrics file; a last line cut short by a crash is left out. Raises UserError on other damage."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # after the last line end: nothing, or an unfinished row
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or remove the lines that are no JSON") from None
 
 
 class MetricsFile:
@@ -42,7 +42,7 @@ class MetricsFile:
 
     def write(self, row: Row) -> None:
         """Append a row."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def __enter__(self) -> "MetricsFile":
         return self

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from slm_jax import ops
 from slm_jax.config import OptimizerConfig
 
 
@@ -93,9 +94,9 @@ def orthogonalize(x_IxO: jax.Array, dtype: jnp.dtype, steps: int = 5) -> jax.Arr
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
 
     def dot(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.matmul(left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
+        return ops.einsum("...ij,...jk->...ik", left, right, dtype)
 
     for _ in range(steps):
-        gram = jnp.einsum("...ik,...jk->...ij", x.astype(dtype), x.astype(dtype), preferred_element_type=jnp.float32)
+        gram = ops.einsum("...ik,...jk->...ij", x, x, dtype)
         x = a * x + dot(b * gram + c * dot(gram, gram), x)
     return jnp.swapaxes(x, -1, -2) if tall else x

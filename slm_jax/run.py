@@ -12,6 +12,7 @@ runs/NAME/config.toml       the resolved config
 import contextlib
 import fcntl
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Run:
         return Config.from_tree(read_toml(self.config), origin=str(self.config))
 
     def begin(self, config: Config) -> None:
-        """Save the config in the locked directory, or check that the run is of the same one and note allowed changes.
+        """Save the config of a new run in the locked directory, or check that an old one's is the same but for what may
+        change (`save_config` notes that, once the run is known to go on).
 
         Raises UserError that names the fields of another config.
         """
@@ -100,10 +102,15 @@ class Run:
                     f"{self.path} is a run of another config; use another --run, or give the same values. "
                     f"{len(differ)} differ:\n{fields}"
                 )
-        elif not self.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            return
+        if not self.exists() and {p.name for p in self.path.iterdir()} - {".lock", "config.toml.partial"}:
             raise UserError(
                 f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder"
             )
+        self.save_config(config)
+
+    def save_config(self, config: Config) -> None:
+        """Keep the resolved config."""
         replace_text(self.config, config.to_toml())
 
     @contextlib.contextmanager
@@ -117,8 +124,10 @@ class Run:
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(f"another process is training {self.path}: wait for it, or use another --run") from None
+            except OSError as error:  # some network file systems have no locks
+                print(f"cannot lock {self.path} ({error.strerror}): let no other process train it", file=sys.stderr)
             yield
 
 
@@ -133,13 +142,16 @@ def new_run(config: Config) -> Run:
     """A fresh `runs/SOURCE-DIMxDEPTH-TIME-HASH`."""
     digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]
     name = f"{config.data.source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
-    return Run(RUNS / name)
+    taken = sum(1 for _ in RUNS.glob(f"{name}*"))
+    return Run(RUNS / (f"{name}-{taken + 1}" if taken else name))
 
 
-def find_run(path: str | None) -> Run:
-    """The run at a path, or the newest in `runs/`. Raises UserError, with those there are, if there is none."""
+def find_run(path: str | None, trained: bool = False) -> Run:
+    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint). Raises UserError, with those there
+    are, if there is none."""
     runs = sorted((p.parent for p in RUNS.glob("*/config.toml")), key=lambda p: p.stat().st_mtime)
     if path is None:
+        runs = [r for r in runs if not trained or any(p.name.isdigit() for p in Run(r).checkpoints.glob("*"))]
         if not runs:
             raise UserError(f"there is no run in {RUNS.absolute()}: train one with python -m slm_jax.train")
         return Run(runs[-1])

@@ -6,6 +6,7 @@ Each of these is done once and found again: the same command on a run that was s
 goes on where it was and ends with the same numbers.
 """
 
+import shlex
 import shutil
 import signal
 import sys
@@ -27,17 +28,17 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     """
     place = Run(Path(run)) if run else new_run(config)
     fresh = not place.path.exists()
-    try:
-        with place.lock():
+    with place.lock():
+        try:
             place.begin(config)
             # JAX is imported late: a wrong option is told at once.
             from slm_jax.loop import run_training
 
             return run_training(config, place)
-    except BaseException:
-        if fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
-            shutil.rmtree(place.path, ignore_errors=True)
-        raise
+        except BaseException:
+            if fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
+                shutil.rmtree(place.path, ignore_errors=True)
+            raise
 
 
 def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
@@ -66,6 +67,7 @@ Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped 
 
 def main() -> None:
     """The command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     config, run = parse_args(sys.argv[1:])
     print(f"run: {run.path}", file=sys.stderr)
     from slm_jax.process import tune_process
@@ -75,7 +77,7 @@ def main() -> None:
     result = train(config, run.path)
     if result.stopped_by is not None:
         print(f"stopped by {signal.Signals(result.stopped_by).name} after step {result.step}, saved. Go on with:")
-        print(f"  python -m slm_jax.train --run {run.path}")
+        print(f"  python -m slm_jax.train --run {shlex.quote(str(run.path))}")
         raise SystemExit(128 + result.stopped_by)
     summary(run, result, time.monotonic() - start)
 
@@ -85,7 +87,7 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     from slm_jax.metrics import duration
 
     row = result.metrics
-    name = f"--run {run.path}"
+    name = f"--run {shlex.quote(str(run.path))}"
     sample = last_sample(run)
     if sample:
         print(f"\nSample ({run.samples} holds those of earlier steps):\n\n{sample}\n")
@@ -97,7 +99,7 @@ def summary(run: Run, result: Result, seconds: float) -> None:
         )
     print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
     prompt = next(filter(None, run.read_config().eval.prompts), "The")
-    print(f'  python -m slm_jax.generate {name} --prompt "{prompt}"')
+    print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
     print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")
 

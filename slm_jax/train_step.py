@@ -108,6 +108,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
             "accuracy": sums.correct / count,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             "tokens": sums.tokens,
         }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics

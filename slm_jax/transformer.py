@@ -157,8 +157,7 @@ class Transformer(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """float32 [..., V] of final hidden states [..., D]."""
-        head_VxD = self.head_weight().astype(self.dtype)
-        return jnp.einsum("...d,vd->...v", x.astype(self.dtype), head_VxD, preferred_element_type=jnp.float32)
+        return ops.einsum("...d,vd->...v", x, self.head_weight(), self.dtype)
 
     def head_weight(self) -> jax.Array:
         """The output head [V, D]: the embedding itself when tied."""

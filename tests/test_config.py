@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.cli import config_from_args
+from slm_jax.cli import config_from_args, take_option
 from slm_jax.config import Config, preset_names
 from slm_jax.errors import UserError
 
@@ -70,6 +70,10 @@ def test_all_problems_together():
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
         ({"data.source": "files"}, "--data.files"),
+        ({"data.source": "python-docs", "data.files": ("a",)}, "leave one out"),
+        ({"data.separator": " ##"}, "can never be all of a line"),
+        ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),
+        ({"train.seed": 2**32}, "train.seed"),
         ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
         ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
@@ -91,6 +95,11 @@ def test_unknown_preset_and_broken_file(tmp_path):
     (tmp_path / "bad.toml").write_text("[train\n")
     with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
         Config.load(tmp_path / "bad.toml")
+    (tmp_path / "flat.toml").write_text("train = 5\n")
+    with pytest.raises(UserError, match="train = 5"):
+        config_from_args(["--config", str(tmp_path / "flat.toml"), "--train.steps", "9"], "x", "x")
+    with pytest.raises(UserError, match="train = 5"):
+        Config.load(tmp_path / "flat.toml", **{"train.steps": 9})
     with pytest.raises(UserError, match="cannot read"):
         Config.load(tmp_path / "none.toml")
 
@@ -98,6 +107,11 @@ def test_unknown_preset_and_broken_file(tmp_path):
 def test_unknown_option_on_the_command_line():
     with pytest.raises(UserError, match=r"unknown key model\.dims, perhaps you meant model\.dim "):
         config_from_args(["--model.dims", "3"], "x", "x")
+
+
+def test_an_option_given_twice():
+    with pytest.raises(UserError, match="--run is given twice"):
+        take_option(["--run", "a", "--run=b"], "run")
 
 
 def test_frozen():

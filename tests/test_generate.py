@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slm_jax.errors import UserError
-from slm_jax.generate import Sampling, sample, stream
+from slm_jax.generate import Sampling, _advance, sample, stream
 from tests.helpers import tiny_model
 
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8]]
@@ -85,7 +85,15 @@ def test_suppressed_tokens_never_come():
 
 
 def test_values_out_of_range_are_told_together():
-    with pytest.raises(UserError, match=r"temperature -1.*top_k -2.*top_p 0"):
-        list(stream(tiny_model(), PROMPTS, 1, Sampling(temperature=-1, top_k=-2, top_p=0)))
+    with pytest.raises(UserError, match=r"temperature -1.*top_k -2.*top_p 0.*seed -1"):
+        list(stream(tiny_model(), PROMPTS, 1, Sampling(temperature=-1, top_k=-2, top_p=0, seed=-1)))
     with pytest.raises(UserError, match="no tokens"):
         list(stream(tiny_model(), [[]], 1))
+
+
+def test_other_seeds_and_lengths_compile_nothing():
+    model = tiny_model(dim=48)
+    drawn(model, [[1, 2]], 3, Sampling(seed=0))
+    before = _advance._cache_size()
+    drawn(model, [[1, 2, 3, 4]], 5, Sampling(seed=7))
+    assert _advance._cache_size() == before

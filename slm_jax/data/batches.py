@@ -46,7 +46,6 @@ class Batches:
         self._tokens, self._length, self._seed = tokens, length, seed
         order = grain.MapDataset.range(self.windows).seed(seed).shuffle().repeat()
         self._dataset = order.map_with_index(self._window).batch(batch_size)
-        self._batch_size = batch_size
 
     def _window(self, index: int, window_index: int) -> Arrays:
         return window(self._tokens, self._offset(index // self.windows), int(window_index), self._length)
@@ -58,10 +57,6 @@ class Batches:
     def at(self, step: int) -> Arrays:
         """The batch of optimizer step `step` (from 0): input_ids and labels int32 [B, T]."""
         return self._dataset[step]
-
-    def epoch(self, step: int) -> float:
-        """Epochs begun or done when `step` steps are."""
-        return step * self._batch_size / self.windows
 
 
 def in_order(tokens: np.ndarray, batch_size: int, length: int) -> Iterator[Arrays]:

@@ -7,7 +7,7 @@ document ends, how many bytes of UTF-8 it was, and a manifest. It appears under 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,26 +49,31 @@ class Corpus:
     train: Split
     validation: Split
     fingerprint: str
+    source: object
 
 
 def split_documents(documents: Iterable[str], validation_fraction: float) -> tuple[list[str], list[str]]:
     """(train, validation) texts. Exact repeats are dropped; each text's own hash decides its side, so that adding
-    documents moves none. Raises UserError if there is not enough text for two sides."""
-    texts = list(documents)
-    size = min(_LONG, max(1, sum(map(len, texts)) // 20))
+    documents moves none.
+
+    Long documents are cut into parts first. Where no hash falls below the fraction (few documents), the lowest one is
+    held out. Raises UserError if there is not enough text for two sides.
+    """
+    texts = [part for text in documents for part in _parts(text, _LONG)]
+    if len(texts) == 1:  # too little to cut as usual, and something has to be held out
+        texts = list(_parts(texts[0], max(1, len(texts[0]) // 20)))
     seen: set[bytes] = set()
     sides: tuple[list[str], list[str]] = ([], [])
     lowest: tuple[bytes, int] | None = None
     for text in texts:
-        for part in _parts(text, size):
-            digest = hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            held_out = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
-            sides[held_out].append(part)
-            if not held_out and (lowest is None or digest < lowest[0]):
-                lowest = (digest, len(sides[0]) - 1)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        held_out = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
+        sides[held_out].append(text)
+        if not held_out and (lowest is None or digest < lowest[0]):
+            lowest = (digest, len(sides[0]) - 1)
     train, validation = sides
     if not validation and lowest is not None:  # few documents: none fell below the fraction
         validation.append(train.pop(lowest[1]))
@@ -93,9 +98,9 @@ def write_corpus(
     sides: tuple[list[str], list[str]],
     tokenizer: HybridTokenizer,
     at_least: int = 1,
-    progress: Callable[[int], None] = lambda _: None,
+    source: object = None,
 ) -> None:
-    """Tokenise both sides into `folder`, which appears at once when it is whole. progress(bytes) as they are done.
+    """Tokenise both sides into `folder`, which appears at once when it is whole; `source` is noted in the manifest.
 
     Raises UserError, and leaves no folder, if there are fewer than at_least tokens (one batch) to train on.
     """
@@ -104,14 +109,13 @@ def write_corpus(
     partial.mkdir(parents=True)
     eos = tokenizer.token2id["<EOS>"]
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    manifest: dict[str, Any] = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint}
+    manifest: dict[str, Any] = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, "source": source}
     for name, texts in zip(("train", "validation"), sides, strict=True):
         ids, ends, sizes, checksum = [], [], [], hashlib.sha256()
         for text in texts:
             ids.append(np.append(tokenizer.encode_array(text), eos).astype(dtype))
             ends.append(ids[-1].size)
             sizes.append(len(text.encode("utf-8", "surrogatepass")))
-            progress(sizes[-1])
         tokens = np.concatenate(ids)
         checksum.update(tokens.tobytes())
         np.save(partial / f"{name}.tokens.npy", tokens)
@@ -147,9 +151,9 @@ def open_corpus(folder: Path, tokenizer: HybridTokenizer) -> Corpus:
                 or splits[name].ends[-1] != splits[name].tokens.size
             ):
                 raise ValueError(f"{name} has {splits[name].tokens.size} tokens, not {manifest[name]['tokens']}")
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
         raise UserError(f"the corpus in {folder} is damaged ({error}): remove that folder to make it again") from None
     if manifest["tokenizer"] != tokenizer.fingerprint:
         raise UserError(f"the corpus in {folder} was made with another tokenizer: remove that folder to make it again")
     fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return Corpus(splits["train"], splits["validation"], fingerprint)
+    return Corpus(splits["train"], splits["validation"], fingerprint, manifest.get("source"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus, open_corpus, split_documents, write_corpus
-from slm_jax.data.sources import documents
+from slm_jax.data.sources import describe_source, documents
 from slm_jax.errors import UserError
 from slm_jax.run import Run
 from tokenizer import HybridTokenizer, TokenizerError
@@ -18,7 +18,10 @@ def prepare(config: Config, run: Run, say: Callable[[str], None] = print) -> tup
     """
     if run.corpus.is_dir():
         tokenizer = _load(str(run.tokenizer))
-        return tokenizer, open_corpus(run.corpus, tokenizer)
+        corpus = open_corpus(run.corpus, tokenizer)
+        if corpus.source != describe_source(config.data):
+            say("note: the text has changed since this run began; it goes on with the text that it began with")
+        return tokenizer, corpus
     say(f"reading {config.data.source if config.data.source != 'files' else ', '.join(config.data.files)}")
     sides = split_documents(documents(config.data), config.data.validation_fraction)
     if config.tokenizer.path:
@@ -29,7 +32,8 @@ def prepare(config: Config, run: Run, say: Callable[[str], None] = print) -> tup
     partial = run.tokenizer.with_name(run.tokenizer.name + ".partial")
     tokenizer.save(partial)
     partial.replace(run.tokenizer)
-    write_corpus(run.corpus, sides, tokenizer, at_least=config.train.batch_size * config.train.sequence_length)
+    one_batch = config.train.batch_size * config.train.sequence_length
+    write_corpus(run.corpus, sides, tokenizer, at_least=one_batch, source=describe_source(config.data))
     corpus = open_corpus(run.corpus, tokenizer)
     train, held_out = corpus.train, corpus.validation
     say(

@@ -1,8 +1,10 @@
 """Documents by name: each source yields the texts of its documents, in a fixed order."""
 
 import glob
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from slm_jax.config import DataConfig
 from slm_jax.data import python_docs
@@ -15,12 +17,23 @@ def documents(config: DataConfig) -> Iterator[str]:
     return (text for text in texts if text.strip())
 
 
+def describe_source(config: DataConfig) -> Any:
+    """What tells one state of the text from another: sizes and times of the files, or Python's version. JSON."""
+    if config.source == "python-docs":
+        return platform.python_version()
+    found = (Path(name) for pattern in config.files for name in _glob(pattern))
+    return sorted([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found if path.is_file())
+
+
+def _glob(pattern: str) -> list[str]:
+    return glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207  Path.glob takes none absolute
+
+
 def matching_files(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs (`**` for any depth) name, each once, sorted. Raises UserError if one has none."""
     found: set[Path] = set()
     for pattern in patterns:
-        found_names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207  Path.glob: no absolute ones
-        matches = [Path(p) for p in found_names]
+        matches = [Path(name) for name in _glob(pattern)]
         files = [p for p in matches if p.is_file()]
         if not files and matches:
             raise UserError(

@@ -6,7 +6,7 @@ The only place that asks which backend runs.
 from slm_jax.ops.attention import attention, cache_mask, causal_mask, masked_attention, naive_attention
 from slm_jax.ops.backend import compute_dtype, describe_precision
 from slm_jax.ops.cross_entropy import LossSums, cross_entropy, naive_cross_entropy
-from slm_jax.ops.matmul import matmul, naive_matmul
+from slm_jax.ops.matmul import einsum, matmul, naive_matmul
 
 __all__ = [
     "LossSums",
@@ -16,6 +16,7 @@ __all__ = [
     "compute_dtype",
     "cross_entropy",
     "describe_precision",
+    "einsum",
     "masked_attention",
     "matmul",
     "naive_attention",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.ops.attention_blocks import MASKED, blockwise_attention
+from slm_jax.ops.matmul import einsum
 
 
 def causal_mask(
@@ -44,11 +45,11 @@ def masked_attention(
     """
     b, t, h, k = q_BxTxHxK.shape
     g = k_BxSxGxK.shape[2]
-    q_BxTxGxRxK = q_BxTxHxK.reshape(b, t, g, h // g, k).astype(dtype)
-    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
+    q_BxTxGxRxK = q_BxTxHxK.reshape(b, t, g, h // g, k)
+    scores = einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK, dtype)
     scores = jnp.where(mask_BxTxS[:, None, None], scores * k**-0.5, MASKED)
-    weights = jnp.where(mask_BxTxS[:, None, None], jax.nn.softmax(scores, axis=-1), 0.0).astype(dtype)
-    out = jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK.astype(dtype), preferred_element_type=jnp.float32)
+    weights = jnp.where(mask_BxTxS[:, None, None], jax.nn.softmax(scores, axis=-1), 0.0)
+    out = einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK, dtype)
     return out.reshape(b, t, h, k)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from slm_jax.ops.backend import precision
+
 _BLOCK = 64  # smallest block of queries; more blocks skip more, fewer have larger products
 _MOST_BLOCKS = 8
 MASKED = -1e30  # not -inf: a row with nothing to see (padding) must give numbers, not NaN
@@ -110,7 +112,7 @@ def _heads_last(x_NxRxTxK: jax.Array, batch: int) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> Any:
     """Batched over axis 0, contracting the named axes, in float32."""
     dims = (((a_axis,), (b_axis,)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
 def _transposed_dot(a_NxPxS: jax.Array, b_NxPxK: jax.Array) -> Any:

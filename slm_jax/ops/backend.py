@@ -18,6 +18,11 @@ def compute_dtype(choice: Literal["auto", "float32", "bfloat16"]) -> jnp.dtype:
     return jnp.dtype(jnp.bfloat16 if _multiplies_bfloat16() else jnp.float32)
 
 
+def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """What `precision` to ask of a product: float32 means float32, where GPUs would take TF32 and TPUs bfloat16."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
 def describe_precision(choice: Literal["auto", "float32", "bfloat16"]) -> str:
     """One phrase for the start of a run: what is computed in which precision, and why."""
     dtype = compute_dtype(choice)
@@ -33,8 +38,9 @@ def _multiplies_bfloat16() -> bool:
     backend = jax.default_backend()
     if backend == "tpu":
         return True
-    if backend == "gpu":  # Ampere (8.0) was the first with bfloat16 tensor cores
-        return float(getattr(jax.devices()[0], "compute_capability", "0")) >= 8.0
+    if backend == "gpu":  # NVIDIA from Ampere (8.0) on, AMD's CDNA
+        capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
+        return capability.startswith("gfx9") or (capability[:1].isdigit() and float(capability) >= 8.0)
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.batch import IGNORE
-from slm_jax.ops.matmul import transposed_dot_f32
+from slm_jax.ops.matmul import einsum, transposed_dot_f32
 
 _CHUNK = 1024  # rows of logits alive at a time
 
@@ -53,7 +53,7 @@ def cross_entropy(
 
 
 def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array) -> jax.Array:
-    return jnp.einsum("bcd,vd->bcv", x_BxCxD, head_VxD, preferred_element_type=jnp.float32)
+    return einsum("bcd,vd->bcv", x_BxCxD, head_VxD, x_BxCxD.dtype)
 
 
 def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tuple[LossSums, jax.Array, jax.Array]:
@@ -64,7 +64,7 @@ def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tupl
     target_BxC = jnp.take_along_axis(logits_BxCxV, label_BxC[..., None], axis=-1)[..., 0]
     nll = jnp.sum(jnp.where(valid_BxC, log_z_BxC - target_BxC, 0.0))
     z = z_loss * jnp.sum(jnp.where(valid_BxC, log_z_BxC**2, 0.0))
-    correct = jnp.sum(valid_BxC & (target_BxC >= jnp.max(logits_BxCxV, axis=-1)), dtype=jnp.float32)
+    correct = jnp.sum(valid_BxC & (jnp.argmax(logits_BxCxV, axis=-1) == label_BxC), dtype=jnp.float32)
     return LossSums(nll + z, nll, correct, jnp.sum(valid_BxC, dtype=jnp.float32)), log_z_BxC, valid_BxC
 
 
@@ -97,7 +97,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, dtype, z_loss):
         p_BxCxV *= (1.0 + 2.0 * z_loss * log_z_BxC)[..., None]  # d(nll + z) / d(log Z)
         hit_BxCxV = labels_BxC[..., None] == vocab_V
         dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - hit_BxCxV, 0.0).astype(dtype)
-        dx_BxCxD = jnp.einsum("bcv,vd->bcd", dlogits_BxCxV, head_VxD, preferred_element_type=jnp.float32)
+        dx_BxCxD = einsum("bcv,vd->bcd", dlogits_BxCxV, head_VxD, dtype)
         rows = x_BxCxD.shape[0] * x_BxCxD.shape[1]
         dhead_VxD += transposed_dot_f32(dlogits_BxCxV.reshape(rows, -1), x_BxCxD.reshape(rows, -1))
         return (jax.tree.map(jnp.add, total, sums), dhead_VxD), dx_BxCxD

@@ -30,8 +30,11 @@ def test_sides_are_disjoint_complete_and_of_about_the_fraction():
 
 
 def test_adding_documents_moves_none():
+    """Not even the parts of long ones."""
     more = [f"Something else, number {i}." * 30 for i in range(300)]
-    before, after = split_documents(DOCUMENTS, 0.2), split_documents(DOCUMENTS + more, 0.2)
+    novels = ["".join(f"Line {i} of novel {n}.\n" for i in range(3000)) for n in range(5)]
+    before, after = split_documents(DOCUMENTS + novels, 0.2), split_documents(more + DOCUMENTS + novels, 0.2)
+    assert len(sum(before, [])) > len(DOCUMENTS) + 20
     assert set(before[0]) <= set(after[0])
     assert set(before[1]) <= set(after[1])
 

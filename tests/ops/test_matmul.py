@@ -26,3 +26,13 @@ def test_bfloat16_rounds_once_and_accumulates_in_float32():
     np.testing.assert_allclose(out, naive_out, atol=1e-5)  # float32 sums of 32 terms in another order
     assert cosine(grads, naive_grads) > 0.9999
     assert cosine(grads, value_and_grads(naive_matmul, FLOAT32)[1]) > 0.9999
+
+
+def test_all_three_products_are_bfloat16():
+    """In the program, whatever backend compiles it: operands bfloat16, results float32."""
+    x, w = jnp.zeros((8, 32)), jnp.zeros((32, 16))
+    grads = jax.grad(lambda x, w: matmul(x, w, BFLOAT16).sum(), argnums=(0, 1))
+    program = jax.jit(lambda x, w: (matmul(x, w, BFLOAT16), grads(x, w))).lower(x, w).as_text()
+    dots = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(dots) >= 3
+    assert all(line.count("xbf16>") == 2 and line.count("xf32>") == 1 for line in dots)
