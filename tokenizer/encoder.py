@@ -188,6 +188,13 @@ class Encoder:
     def _batch(self) -> BatchSegmenter:
         from tokenizer.batch import BatchSegmenter  # imports NumPy, which short texts do without
 
+        # What is an entry, or a case mark and an entry, is its own segmentation: nothing needs to be computed.
+        known = {
+            text[1:]: array("i", ids).tobytes()
+            for text, ids in self.vocabulary.edges.items()
+            if text[0] == " " and len(text) > 1 and text[1] not in _WHITE and ids[0] != self.vocabulary.caps
+        }
+        self._remember(self._memory, known)
         return BatchSegmenter(self.vocabulary)
 
     def _remember(self, memory: dict[str, bytes], new: dict[str, bytes]) -> None:
