@@ -128,10 +128,9 @@ def measure_load(name: str, rounds: int) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         waited.append(1000 * (time.perf_counter() - start))
         used.append(1000 * (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime))
-    print(
-        f"load {name}: {statistics.median(used[1:]):.0f} ms processor, {statistics.median(waited[1:]):.0f} ms on the clock"
-    )
-    return statistics.median(used[1:])
+    spent, clock = statistics.median(used[1:]), statistics.median(waited[1:])
+    print(f"load {name}: {spent:.0f} ms processor, {clock:.0f} ms on the clock")
+    return spent
 
 
 def trained(learn: list[str], size: int, phrases: float) -> HybridTokenizer:
