@@ -18,13 +18,15 @@ _NO_EDGE = 40_000  # in uint16 together with _UNREACHED below 65,536, above ever
 _UNREACHED = 20_032
 _STEP = 64  # costs are kept times 64, with 63 - (length - 1) added: the longest of equals is the least
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+NODE_BITS = np.uint64(21)
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class Trie:
-    """A trie over texts, stepped for many nodes at once. Node 0 is "no such prefix".
+    """A trie over texts, stepped for many nodes at once.
 
-    `text_at[node]` is the index of the text that ends there, or -1.
+    A node is its number times 2**21 (uint64), so that a node and a character make a key by "or"; node 0 is "no such
+    prefix". `text_at[number]` is the index of the text that ends there, or -1.
     """
 
     def __init__(self, texts: list[str]) -> None:
@@ -43,8 +45,8 @@ class Trie:
         np.maximum.accumulate(nodes, axis=0, out=nodes)
         self.text_at = np.full(int(nodes.max()) + 1, -1, dtype=np.int32)
         self.text_at[nodes[np.arange(len(order)), lengths - 1]] = order
-        self.first = np.zeros(0x110000, dtype=np.int32)
-        self.first[codes[:, 0]] = nodes[:, 0]
+        self.first = np.zeros(0x110000, dtype=np.uint64)
+        self.first[codes[:, 0]] = nodes[:, 0].astype(np.uint64) << NODE_BITS
         inner = fresh[:, 1:]
         self._fill_table(nodes[:, :-1][inner], codes[:, 1:][inner], nodes[:, 1:][inner])
 
@@ -53,8 +55,8 @@ class Trie:
         self._shift = np.uint64(64 - bits)
         self._mask = np.uint64((1 << bits) - 1)
         self._keys = np.full(1 << bits, _EMPTY, dtype=np.uint64)
-        self._values = np.zeros(1 << bits, dtype=np.int32)
-        keys = parents.astype(np.uint64) << np.uint64(21) | codes
+        self._values = np.zeros(1 << bits, dtype=np.uint64)
+        keys = parents.astype(np.uint64) << NODE_BITS | codes
         slots = (keys * _GOLDEN) >> self._shift
         owner = np.zeros(1 << bits, dtype=np.int64)
         left = np.arange(len(keys))
@@ -65,23 +67,25 @@ class Trie:
             won[free] = owner[slots[left[free]]] == left[free]
             placed = left[won]
             self._keys[slots[placed]] = keys[placed]
-            self._values[slots[placed]] = nodes[placed]
+            self._values[slots[placed]] = nodes[placed].astype(np.uint64) << NODE_BITS
             left = left[~won]
             slots[left] = (slots[left] + np.uint64(1)) & self._mask
 
-    def step(self, nodes: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """The child of each node (int32 [n]) by a character (uint32 [n]), 0 where there is none."""
-        keys = nodes.astype(np.uint64) << np.uint64(21) | codes
+    def step(self, nodes: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, children): which of the nodes (uint64 [n]) have a child by their character (uint32 [n]), and it."""
+        keys = nodes | codes
         slots = (keys * _GOLDEN) >> self._shift
         found = self._keys[slots]
-        children = np.where(found == keys, self._values[slots], 0)
-        left = np.flatnonzero((found != keys) & (found != _EMPTY))
+        match = found == keys
+        left = np.flatnonzero(~match & (found != _EMPTY))
         while len(left):  # linear probing, at a quarter full rarely more than once
             slots[left] = (slots[left] + np.uint64(1)) & self._mask
             found = self._keys[slots[left]]
-            children[left] = np.where(found == keys[left], self._values[slots[left]], 0)
-            left = left[(found != keys[left]) & (found != _EMPTY)]
-        return children
+            hit = found == keys[left]
+            match[left[hit]] = True
+            left = left[~hit & (found != _EMPTY)]
+        alive = np.flatnonzero(match)
+        return alive, self._values[slots[alive]]
 
 
 class BatchSegmenter:
@@ -168,28 +172,27 @@ class BatchSegmenter:
         nodes = np.zeros((width, depth, count), dtype=np.int32)
         flat_costs, flat_nodes = costs.ravel(), nodes.ravel()
         here = self.trie.first[codes]
-        single = self._cost[here]
+        number = here >> NODE_BITS
+        single = self._cost[number]
         # A character without an entry costs its bytes; node 0 marks it.
         fallback = (1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)).astype(np.uint16) * _STEP
         costs[:, 0] = (np.where(single > 0, single, fallback) + np.uint16(_STEP - 1)).reshape(width, count)
-        nodes[:, 0] = np.where(single > 0, here, 0).reshape(width, count)
+        nodes[:, 0] = np.where(single > 0, number, 0).reshape(width, count)
         places = np.flatnonzero(here)
         here = here[places]
         cells = places + (places // count) * ((depth - 1) * count)
+        padded = np.concatenate((codes, np.zeros(depth * count, dtype=np.uint32)))  # no entry contains a zero
         for length in range(1, depth):
-            inside = places < (width - length) * count
-            if not inside.all():
-                places, here, cells = places[inside], here[inside], cells[inside]
-            here = self.trie.step(here, codes[places + length * count])
-            alive = np.flatnonzero(here)
+            alive, here = self.trie.step(here, padded[places + length * count])
             if not len(alive):
                 break
-            places, here, cells = places[alive], here[alive], cells[alive]
-            cost = self._cost[here]
+            places, cells = places[alive], cells[alive]
+            number = here >> NODE_BITS
+            cost = self._cost[number]
             full = np.flatnonzero(cost)
             target = cells[full] + length * count
             flat_costs[target] = cost[full] + np.uint16(_STEP - 1 - length)
-            flat_nodes[target] = here[full]
+            flat_nodes[target] = number[full]
         return costs, nodes
 
     def _read_out(

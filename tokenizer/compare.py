@@ -108,7 +108,10 @@ def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[
         if "tiktoken" in present:
             others.append(rivals.tiktoken_of(trained))
     if "sentencepiece" in present:
-        others.append(rivals.train_sentencepiece(learn, vocab_size))
+        try:
+            others.append(rivals.train_sentencepiece(learn, vocab_size))
+        except RuntimeError as error:  # it wants an entry for every character, for example
+            say(f"sentencepiece is not compared: {str(error).splitlines()[0]}")
     for other in others:
         rows.append(measure(other.name, partial(_same, other), text))
     missing = {"Hugging Face tokenizers", "tiktoken", "sentencepiece"} - set(present)

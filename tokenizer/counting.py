@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizer.encoder import PIECE, RUN_SIGNS, blocks, long_form, split_any, split_first_word, split_plain
+from tokenizer.encoder import PIECE, RUN_SIGNS, WHITE, blocks, long_form, split_any, split_first_word, split_plain
 from tokenizer.errors import TokenizerError
 from tokenizer.units import MAX_KEY, cut_long_key
 
@@ -52,8 +52,9 @@ class KeyCounts:
                 if not RUN_SIGNS.isdisjoint(keys):
                     keys = split_any(piece)
                 short.update(keys)
-        for key, count in short.items():
-            self._add_key(long_form(key), count)
+        for key in [key for key in short if len(key) >= MAX_KEY]:
+            self._add_key(long_form(key), short.pop(key))
+        self.keys.update({(key if key[:1] in WHITE else " " + key): count for key, count in short.items()})
         for block in blocks(text, SAMPLE_BLOCK):
             digest = hashlib.blake2b(block.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self.sample.append((digest, block))

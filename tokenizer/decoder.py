@@ -45,7 +45,7 @@ class Decoder:
         try:
             return str(data, "utf-8")
         except UnicodeDecodeError:
-            return bytes_to_text(bytes(data))
+            return bytes_to_text(data)
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for: each id by itself, or with the case mark right before it."""

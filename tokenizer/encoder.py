@@ -22,7 +22,7 @@ from tokenizer.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from tokenizer.batch import BatchSegmenter
 
-FIRST_BLOCK, LAST_BLOCK = 1 << 14, 1 << 18
+FIRST_BLOCK, LAST_BLOCK = 1 << 14, 1 << 20
 """Characters after which unknown keys are segmented: few at first, when nearly all are unknown, then more and more."""
 PIECE = 1 << 12
 """Characters that are looked up at once: what was cut is still in the processor's cache."""
@@ -80,10 +80,10 @@ def split_any(text: str) -> list[str]:
 
 def long_form(key: str) -> str:
     """The text of a key in short form."""
-    return key if key[:1] in _WHITE else " " + key
+    return key if key[:1] in WHITE else " " + key
 
 
-_WHITE = frozenset((" ", "\n"))
+WHITE = frozenset((" ", "\n"))
 
 
 class Encoder:
@@ -153,7 +153,7 @@ class Encoder:
     def _unknown(self, keys: set[str]) -> dict[str, bytes]:
         """The ids of keys in short form; remembers them unless they are long."""
         short = [key for key in keys if len(key) < MAX_KEY]
-        parts = [key if key[:1] in _WHITE else " " + key for key in short]
+        parts = [key if key[:1] in WHITE else " " + key for key in short]
         long = [(key, cut_long_key(long_form(key))) for key in keys if len(key) >= MAX_KEY]
         for _, cut in long:
             parts += cut
@@ -188,6 +188,13 @@ class Encoder:
     def _batch(self) -> BatchSegmenter:
         from tokenizer.batch import BatchSegmenter  # imports NumPy, which short texts do without
 
+        # What is an entry, or a case mark and an entry, is its own segmentation: nothing needs to be computed.
+        known = {
+            text[1:]: array("i", ids).tobytes()
+            for text, ids in self.vocabulary.edges.items()
+            if text[0] == " " and len(text) > 1 and text[1] not in WHITE and ids[0] != self.vocabulary.caps
+        }
+        self._remember(self._memory, known)
         return BatchSegmenter(self.vocabulary)
 
     def _remember(self, memory: dict[str, bytes], new: dict[str, bytes]) -> None:

@@ -29,8 +29,8 @@ from tokenizer.vocabulary import (
 
 Progress = Callable[[str, int, int], None]
 
-# Merges grow inside of these: a key without its white space, but for the one space before it; and white space.
-WORD = re.compile(r"[ \n\t\r]+(?=[ ])|[ ]?[^ \n\t\r]+|[ \n\t\r]+")
+# Merges grow inside of these: white space and what follows it, as in a key, but a tab or carriage return ends one.
+WORD = re.compile(r"[ \n\t\r]*[^ \n\t\r]+|[ \n\t\r]+")
 _FOUR_DIGITS = re.compile("[0-9]{4}")
 
 
@@ -110,7 +110,7 @@ def fold_case(words: Counter[str], pairs: dict[str, str]) -> Counter[str]:
         return words
     lower = re.escape("".join(pairs))
     upper = re.escape("".join(pairs.values()))
-    runs = re.compile(rf" ?[{upper}]+(?![{lower}])| ?[{upper}]?[^{upper}]+|[{upper}]+| ")
+    runs = re.compile(rf"[ \n]*[{upper}]+(?![{lower}])|[ \n]*[{upper}]?[^{upper}]+|[{upper}]+|[ \n]+")
     has_upper = re.compile(rf"[{upper}]").search
     table = {ord(big): small for small, big in pairs.items()}
     folded: Counter[str] = Counter()

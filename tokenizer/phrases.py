@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenizer.batch import Trie
+from tokenizer.batch import NODE_BITS, Trie
 from tokenizer.vocabulary import PhraseTable
 
 
@@ -61,11 +61,10 @@ class PhraseJoiner:
         while len(places):
             inside = places + length < len(ids)
             places, nodes = places[inside], nodes[inside]
-            nodes = self._trie.step(nodes, codes[places + length])
-            alive = np.flatnonzero(nodes)
-            places, nodes = places[alive], nodes[alive]
+            alive, nodes = self._trie.step(nodes, codes[places + length])
+            places = places[alive]
             length += 1
-            found = self._phrase_at[nodes]
+            found = self._phrase_at[nodes >> NODE_BITS]
             full = np.flatnonzero(found >= 0)
             sizes[places[full]] = length
             phrases[places[full]] = found[full]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from tokenizer.units import capitalised
+
 
 class EntryGraph:
     """Entries as texts, each made of two others; `fixed` ones need no parents and stay.
@@ -60,8 +62,7 @@ class EntryGraph:
         small = text.translate(self._lower)
         if small == text or small not in self.known:
             return None
-        at = 1 if text[:1] == " " else 0
-        if small[:at] + self._pairs.get(small[at : at + 1], "") + small[at + 1 :] == text:
+        if capitalised(small, self._pairs) == text:
             return "<UP>", small
         return ("<CAPS>", small) if small.translate(self._upper) == text else None
 

@@ -53,8 +53,8 @@ def case_pairs(letters: set[str]) -> dict[str, str]:
 
 
 def capitalised(text: str, pairs: dict[str, str]) -> str:
-    """The text with its first character, or the one after a leading space, in upper case: what ``<UP>`` means."""
-    at = 1 if text[:1] == " " else 0
+    """The text with its first character behind spaces and newlines in upper case: what ``<UP>`` means."""
+    at = len(text) - len(text.lstrip(" \n"))
     return text[:at] + pairs.get(text[at : at + 1], text[at : at + 1]) + text[at + 1 :]
 
 

@@ -159,9 +159,9 @@ class Vocabulary:
     @cached_property
     def capitalised_texts(self) -> list[str]:
         """The text of each id behind <UP>."""
-        pair = self.pairs.get
+        pair, white = self.pairs.get, ("", " ", "\n")
         return [
-            text[:1] + pair(text[1:2], text[1:2]) + text[2:] if text[:1] == " " else pair(text[:1], text[:1]) + text[1:]
+            pair(text[0], text[0]) + text[1:] if text[:1] not in white else capitalised(text, self.pairs)
             for text in self.texts
         ]
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -128,19 +131,33 @@ def measure_load(name: str, rounds: int) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         waited.append(1000 * (time.perf_counter() - start))
         used.append(1000 * (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime))
-    print(
-        f"load {name}: {statistics.median(used[1:]):.0f} ms processor, {statistics.median(waited[1:]):.0f} ms on the clock"
-    )
-    return statistics.median(used[1:])
+    spent, clock = statistics.median(used[1:]), statistics.median(waited[1:])
+    print(f"load {name}: {spent:.0f} ms processor, {clock:.0f} ms on the clock")
+    return spent
 
 
-def trained(learn: list[str], size: int, phrases: float) -> HybridTokenizer:
-    """The own tokenizer."""
-    tokenizer = HybridTokenizer()
-    for text in learn:
-        tokenizer.add_text(text)
-    tokenizer.freeze_vocab(vocab_size=size, phrases=phrases)
-    return tokenizer
+def train_all(folder: Path, skip: list[str], size: int, target: Path) -> None:
+    """Train every tokenizer of one size and save it to the folder `target`."""
+    learn = [pair[0] for name, pair in read_folder(folder).items() if name not in skip]
+    for name, phrases in (("plain", 0.0), ("phrases", 0.1)):
+        tokenizer = HybridTokenizer()
+        for text in learn:
+            tokenizer.add_text(text)
+        tokenizer.freeze_vocab(vocab_size=size, phrases=phrases)
+        tokenizer.save(target / name)
+    rivals.train_hugging_face(learn, size).save(str(target / "hf.json"))
+
+
+def trained(folder: Path, skip: list[str], size: int) -> tuple[HybridTokenizer, HybridTokenizer, Any]:
+    """(own, own with phrases, Hugging Face), trained in another process: this one's memory stays as a user's would."""
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        process = multiprocessing.get_context("spawn").Process(target=train_all, args=(folder, skip, size, Path(name)))
+        process.start()
+        process.join()
+        own, phrased = (HybridTokenizer.load(Path(name) / part) for part in ("plain", "phrases"))
+        return own, phrased, Tokenizer.from_file(str(Path(name) / "hf.json"))
 
 
 def main() -> None:
@@ -164,9 +181,8 @@ def main() -> None:
     )
     rows: list[Row] = []
     for size in options.sizes:
-        model = rivals.train_hugging_face(learn, size)
+        own, phrased, model = trained(options.folder, options.skip, size)
         hf, tik = rivals.hugging_face(model), rivals.tiktoken_of(model)
-        own, phrased = trained(learn, size, 0.0), trained(learn, size, 0.1)
         tokens = {name: (len(hf.encode(text)), own.count(text), phrased.count(text)) for name, text in held.items()}
         for name, (theirs, mine, joined) in tokens.items():
             plain, phrases = theirs / mine, theirs / joined

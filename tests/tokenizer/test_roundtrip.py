@@ -110,3 +110,13 @@ def test_arrays_decode_like_lists(tok, data):
     plain = tok._decoder.to_bytes(ids)
     assert bytes(tok._decoder._batch.decode(np.array(ids, dtype=np.int32))) == plain
     assert tok.decode(ids) == tok.decode(np.array(ids, dtype=np.uint16)) == tok._decoder.to_text(ids)
+
+
+@settings(deadline=None, max_examples=200)
+@given(left=any_text, right=any_text)
+def test_texts_join_between_keys(tok, left, right):
+    """encode(a) + encode(b) is encode(a + b) where b begins with white space and a ends without; phrases apart."""
+    if tok._vocabulary.phrases:
+        return
+    left, right = left.rstrip(" \n"), " " + right.lstrip(" \n")
+    assert tok.encode(left) + tok.encode(right) == tok.encode(left + right)
