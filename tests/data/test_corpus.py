@@ -34,7 +34,7 @@ def test_adding_documents_moves_none():
     more = [f"Something else, number {i}." * 30 for i in range(300)]
     novels = ["".join(f"Line {i} of novel {n}.\n" for i in range(3000)) for n in range(5)]
     before, after = split_documents(DOCUMENTS + novels, 0.2), split_documents(more + DOCUMENTS + novels, 0.2)
-    assert len(sum(before, [])) > len(DOCUMENTS) + 20
+    assert len(before[0]) + len(before[1]) > len(DOCUMENTS) + 20
     assert set(before[0]) <= set(after[0])
     assert set(before[1]) <= set(after[1])
 
