@@ -102,7 +102,11 @@ class TokenizerConfig(Section):
     path: str = Field("", description="A saved tokenizer or a ready-made one's name; empty: learn one from the text.")
     vocab_size: int = Field(2048, ge=300, le=65536, description="Ids of a learned tokenizer (at most).")
     lowercase: bool = Field(True, description="Learned: share one entry between the, The and THE (lossless).")
-    byte_limit: int = Field(4, ge=1, le=64, description="Learned: longest base token, in UTF-8 bytes.")
+    byte_limit: int = Field(4, ge=1, le=16, description="Learned: longest base token, in UTF-8 bytes.")
+    boundaries: Literal["words", "spaces"] = Field(
+        "words",
+        description="Learned: keep letters, digits and punctuation apart (words), or not: fewer tokens (spaces).",
+    )
 
 
 class CheckpointConfig(Section):

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-merges", type=int, metavar="N", help="learn at most so many merges")
     train.add_argument("--min-freq", type=int, default=2, metavar="N", help="occurrences that an entry needs (2)")
     train.add_argument("--score", default="freq", help="how merges are ranked: freq, freq_pmi or pmi (freq)")
+    train.add_argument("--boundaries", default="words", help="where merges stop: words or spaces (words)")
     train.add_argument(
         "--phrases", type=float, default=0.0, metavar="SHARE", help="share of entries that span words (0)"
     )
@@ -124,6 +125,7 @@ def _train(options: argparse.Namespace) -> None:
         min_freq=options.min_freq,
         score=options.score,
         phrases=options.phrases,
+        boundaries=options.boundaries,
         note=options.note,
         progress=progress,
     )

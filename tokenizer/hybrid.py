@@ -115,6 +115,7 @@ class HybridTokenizer:
         min_freq: int = 2,
         score: str = "freq",
         phrases: float = 0.0,
+        boundaries: str = "words",
         note: str = "",
         progress: Progress | None = None,
     ) -> None:
@@ -131,6 +132,9 @@ class HybridTokenizer:
                 information), "pmi" (PMI × log(1 + freq), which prefers rare pairs: for comparison).
             phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words: 0.1 gives
                 fewer tokens for the same text, but each stands for more different things; 0 for none.
+            boundaries: where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
+                space, so that "him," can be one token; 3 to 5 % fewer tokens, but small models trained on them end
+                worse (1.43 against 1.40 bits per byte in the same steps).
             note: a line kept in the file, for example about the text it was learned from.
             progress: called as progress(what, done, total).
 
@@ -145,7 +149,7 @@ class HybridTokenizer:
         if vocab_size is None and max_merges is None:
             vocab_size = DEFAULT_VOCAB_SIZE
         options = LearnOptions(
-            self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases
+            self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases, boundaries
         )
         options.check()
         if not isinstance(note, str):

@@ -14,7 +14,7 @@ from tokenizer.errors import TokenizerError
 from tokenizer.learn_phrases import with_phrases
 from tokenizer.merges import BREAK, SCORES, PairMerger, learn_merges
 from tokenizer.prune import EntryGraph
-from tokenizer.units import MAX_KEY, capitalised, case_pairs, cut_long_key
+from tokenizer.units import MAX_KEY, PUNCTUATION, capitalised, case_pairs, cut_long_key
 from tokenizer.vocabulary import (
     CASE_MARKS,
     FIRST_BYTE,
@@ -29,8 +29,16 @@ from tokenizer.vocabulary import (
 
 Progress = Callable[[str, int, int], None]
 
-# Merges grow inside of these: white space and what follows it, as in a key, but a tab or carriage return ends one.
-WORD = re.compile(r"[ \n\t\r]*[^ \n\t\r]+|[ \n\t\r]+")
+_LETTER = rf"[^ \n\t\r0-9{PUNCTUATION}]"
+# Merges grow inside of these. "words": a word with the space before it (an apostrophe inside belongs to it), up to
+# three digits, punctuation, white space. "spaces": white space and all that follows it, up to a tab or carriage return.
+BOUNDARIES = {
+    "words": re.compile(
+        rf"[ \n\t\r]+(?=[ ])|[ ]?(?:{_LETTER}|(?<={_LETTER})['’](?={_LETTER}))+"
+        rf"|[ ]?[0-9]{{1,3}}|[ ]?(?![\t\r])[{PUNCTUATION}]+|[ \n\t\r]+"
+    ),
+    "spaces": re.compile(r"[ \n\t\r]*[^ \n\t\r]+|[ \n\t\r]+"),
+}
 _FOUR_DIGITS = re.compile("[0-9]{4}")
 
 
@@ -46,6 +54,7 @@ class LearnOptions:
     min_freq: int
     score: str
     phrases: float
+    boundaries: str
 
     def without(self, phrases: int) -> LearnOptions:
         """The options for what is learned beside so many phrases."""
@@ -73,6 +82,8 @@ class LearnOptions:
                 raise TokenizerError(f"{name} is {value}: it must be at most {MAX_ENTRIES}")
         if self.score not in SCORES:
             raise TokenizerError(f"score is {self.score!r}: it must be one of {', '.join(SCORES)}")
+        if self.boundaries not in BOUNDARIES:
+            raise TokenizerError(f"boundaries is {self.boundaries!r}: it must be one of {', '.join(BOUNDARIES)}")
         if isinstance(self.phrases, bool) or not isinstance(self.phrases, int | float) or not 0 <= self.phrases <= 0.5:
             raise TokenizerError(f"phrases is {self.phrases!r}: it must be a share from 0 to 0.5")
 
@@ -91,16 +102,13 @@ def training_parts(keys: dict[str, int]) -> Counter[str]:
     return parts
 
 
-def training_words(parts: Counter[str]) -> Counter[str]:
+def training_words(parts: Counter[str], boundaries: str) -> Counter[str]:
     """The weighted words in which merges may grow."""
     words: Counter[str] = Counter()
-    plain = re.compile(" ?[^ \n\t\r]+").fullmatch
+    find = BOUNDARIES[boundaries].findall
     for part, count in parts.items():
-        if plain(part):
-            words[part] += count
-        else:
-            for word in WORD.findall(part):
-                words[word] += count
+        for word in find(part):
+            words[word] += count
     return words
 
 
@@ -207,7 +215,7 @@ def learn_vocabulary(
 def _learn_entries(keys: dict[str, int], options: LearnOptions, progress: Progress | None) -> Vocabulary:
     """Everything but the phrases."""
     parts = training_parts(keys)
-    cased_words = training_words(parts)
+    cased_words = training_words(parts, options.boundaries)
     pairs: dict[str, str] = {}
     words = cased_words
     if options.lowercase:

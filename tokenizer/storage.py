@@ -1,7 +1,8 @@
 """The saved file: written, verified and read without running anything that is in it.
 
-Layout: 8 bytes magic, 2 bytes version, 32 bytes SHA-256 of the content, 4 bytes length of the content (all
-little-endian), then the content compressed by zlib. The content is a length-prefixed JSON header and the id pairs
+Layout: 8 bytes magic, 2 bytes version, 32 bytes SHA-256 of what follows behind the length, 4 bytes length of the
+content (all little-endian), then the content compressed by zlib. (The hash is of the compressed bytes: some bits of
+those mean nothing, and a change of them is damage too.) The content is a length-prefixed JSON header and the id pairs
 as uint32. Sizes are checked before anything is allocated; parents must come before children.
 """
 
@@ -58,11 +59,12 @@ def fingerprint(vocabulary: Vocabulary) -> str:
 def write(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
     """Write the file; it appears whole or not at all."""
     content = content_of(vocabulary)
-    head = _HEAD.pack(MAGIC, VERSION, hashlib.sha256(content).digest(), len(content))
+    packed = zlib.compress(content, 9)
+    head = _HEAD.pack(MAGIC, VERSION, hashlib.sha256(packed).digest(), len(content))
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(head + zlib.compress(content, 9))
+        temporary.write_bytes(head + packed)
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -91,6 +93,8 @@ def parse(data: bytes, name: str) -> Vocabulary:
         raise TokenizerError(f"{name}: format version {version}, this program reads {VERSION}: use a newer slm_jax")
     if length > MAX_CONTENT:
         raise TokenizerError(f"{name}: damaged (claims {length} bytes of content; the most is {MAX_CONTENT})")
+    if hashlib.sha256(data[_HEAD.size :]).digest() != digest:
+        raise TokenizerError(f"{name}: damaged or cut off (its SHA-256 does not fit its content)")
     unpacker = zlib.decompressobj()
     try:
         content = unpacker.decompress(data[_HEAD.size :], length + 1)
@@ -98,8 +102,6 @@ def parse(data: bytes, name: str) -> Vocabulary:
         raise TokenizerError(f"{name}: damaged or cut off (it cannot be unpacked)") from None
     if len(content) != length or not unpacker.eof or unpacker.unused_data:
         raise TokenizerError(f"{name}: damaged or cut off (its length is wrong)")
-    if hashlib.sha256(content).digest() != digest:
-        raise TokenizerError(f"{name}: damaged (its SHA-256 does not fit its content)")
     try:
         return _vocabulary(content)
     except TokenizerError as error:

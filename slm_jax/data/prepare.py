@@ -48,7 +48,7 @@ def _learn(config: Config, texts: list[str]) -> HybridTokenizer:
     for text in texts:
         tokenizer.add_text(text)
     try:
-        tokenizer.freeze_vocab(vocab_size=config.tokenizer.vocab_size)
+        tokenizer.freeze_vocab(vocab_size=config.tokenizer.vocab_size, boundaries=config.tokenizer.boundaries)
     except TokenizerError as error:
         raise UserError(f"tokenizer: {error}") from None
     return tokenizer

@@ -55,7 +55,8 @@ def test_every_damage_is_refused(saved):
 def _sealed(content: bytes, claimed: int | None = None) -> bytes:
     """A file whose checksum is right whatever its content."""
     size = len(content) if claimed is None else claimed
-    return struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, hashlib.sha256(content).digest(), size) + zlib.compress(content)
+    packed = zlib.compress(content)
+    return struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, hashlib.sha256(packed).digest(), size) + packed
 
 
 def test_damage_behind_a_right_checksum(saved, tmp_path):
