@@ -1,6 +1,7 @@
 """The training loop: step, measure, validate, write samples, save."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -57,7 +58,7 @@ def run_training(config: Config, run: Run) -> Result:
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics) as loop,
         ):
             _forget_samples_after(run, start)
-            step = start
+            step = saved = start
             while step < config.train.steps and not stop:
                 state, measured = compiled(state, sharding.put_batch(mesh, batches.at(step)))
                 step += 1
@@ -65,10 +66,13 @@ def run_training(config: Config, run: Run) -> Result:
                 last = step == config.train.steps
                 if last or step % config.eval.every == 0:
                     loop.validate(state, step)
-                if last or stop or step % config.checkpoint.every == 0:
+                if last or step % config.checkpoint.every == 0:
                     loop.flush()  # the rows that a checkpoint stands for are on disk before it is
                     checkpoints.save(step, state, _position(step, config, corpus))
+                    saved = step
             loop.flush()
+            if saved != step:  # stopped by a signal
+                checkpoints.save(step, state, _position(step, config, corpus))
     _plot(run)
     return Result(run.path, step, loop.last_row, stop[0] if stop and step < config.train.steps else None)
 
@@ -252,7 +256,7 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
-        _say("\nfinishing the step and saving; once more to stop at once")
+        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not safe in a handler
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
