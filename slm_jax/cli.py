@@ -43,6 +43,7 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
         name = arg[2:].partition("=")[0].replace("-", "_")
         if arg.startswith("--") and name.strip("_") and name not in known and name != "help":
             raise UserError(f"{unknown_key(name)} (--help lists them all)")
+    args = _capital_booleans(args)
     loose, start = _without_bounds(defaults)
     parsed = tyro.cli(
         loose,
@@ -55,11 +56,28 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
     )
     given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
     tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
+    if "data.files" in given and "data.source" not in given and isinstance(tree.get("data"), dict):
+        tree["data"].pop("source", None)  # files imply it; what the preset said is overridden
     for name in given:
         section, _, field = name.partition(".")
+        if getattr(getattr(parsed, section), field) == ():
+            raise UserError(f"--{name} needs at least one value")
         if isinstance(tree.setdefault(section, {}), dict):  # else from_tree says so
             tree[section][field] = getattr(getattr(parsed, section), field)
     return tree
+
+
+def _capital_booleans(args: Sequence[str]) -> list[str]:
+    """`true` and `false`, as TOML writes them, where an option takes them."""
+    booleans = {f"--{name}" for name, value in Config().flat().items() if isinstance(value, bool)}
+    result = list(args)
+    for i, arg in enumerate(result):
+        option, equals, value = arg.partition("=")
+        if option in booleans and equals:
+            result[i] = f"{option}={value.capitalize()}"
+        elif i and result[i - 1] in booleans:
+            result[i] = arg.capitalize()
+    return result
 
 
 def _without_bounds(defaults: dict[str, Any]) -> tuple[type[BaseModel], BaseModel]:

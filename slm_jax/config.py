@@ -9,10 +9,10 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from slm_jax.errors import UserError
 
@@ -21,6 +21,10 @@ class Section(BaseModel):
     """A frozen group of fields; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# A list of texts; one alone may be given without brackets.
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class ModelConfig(Section):
@@ -83,7 +87,7 @@ class DataConfig(Section):
         "python-docs",
         description="python-docs: the documentation inside every Python installation; files: your own text.",
     )
-    files: tuple[str, ...] = Field((), description="Text files or globs ('my/**/*.txt'); implies source = files.")
+    files: Texts = Field((), description="Text files or globs ('my/**/*.txt'); implies source = files.")
     separator: str = Field(
         "<|endoftext|>", description="A line that holds just this ends a document; empty: each file is one document."
     )
@@ -121,7 +125,7 @@ class EvalConfig(Section):
 
     every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
     max_tokens: int = Field(0, ge=0, description="Validate on at most so many tokens; 0: all held-out text.")
-    prompts: tuple[str, ...] = Field(
+    prompts: Texts = Field(
         ("",), description="Beginnings of the sample texts written at each validation; empty: of a new document."
     )
     sample_tokens: int = Field(120, ge=0, description="Length of each sample text; 0: none.")
@@ -221,8 +225,9 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         near.sort(key=lambda h: abs(h - m.heads))
         yield (
             ("model.dim", "model.heads"),
-            f"model.dim {m.dim} is not divisible by model.heads {m.heads}: use {_either(near[:2])} heads, "
-            f"or dim {_either(_multiples(m.dim, 2 * m.heads))}",
+            f"model.dim {m.dim} is not divisible by model.heads {m.heads} into heads of even width: use "
+            + (f"{_either(near[:2])} heads, or " if near else "")
+            + f"dim {_either(_multiples(m.dim, 2 * m.heads))}",
         )
     elif (m.dim // m.heads) % 2:
         yield (
@@ -300,7 +305,7 @@ def _explain(name: str, item: Any) -> str:
     """One pydantic error as one sentence, with the nearest name for an unknown one."""
     if item["type"] == "extra_forbidden":
         return unknown_key(name)
-    message = item["msg"].removeprefix("Input should be ")
+    message = item["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list of texts")
     return f"{name} = {item['input']!r}: should be {message}"
 
 
@@ -308,8 +313,9 @@ def unknown_key(name: str) -> str:
     """The sentence for a name that is no field, with the nearest one that is."""
     fields = list(Config().flat())
     # The right field under the wrong section, or the nearest spelling.
-    near = [f for f in fields if "." in name and f.partition(".")[2] == name.rpartition(".")[2]]
-    near = near or difflib.get_close_matches(name, fields if "." in name else Config.model_fields, n=1, cutoff=0.5)
+    near = [f for f in fields if f.partition(".")[2] == name.rpartition(".")[2]]
+    others = fields if "." in name else [*Config.model_fields, "config", "run", "resume"]
+    near = near or difflib.get_close_matches(name, others, n=1, cutoff=0.5)
     return f"unknown key {name}" + (f", perhaps you meant {near[0]}" if near else "")
 
 

@@ -45,6 +45,8 @@ def run_training(config: Config, run: Run) -> Result:
             _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
             _plot(run)
             return Result(run.path, start, (rows or [{}])[-1])
+        if start:
+            _say(f"continuing after step {start}")
         run.save_config(config)
         for notice in _notices(config, start, rows):
             _say(notice)
@@ -169,10 +171,10 @@ class Loop:
             totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
         _, nll, correct, count = totals
         return {
-            "val_loss": nll / count,
+            "val_loss": float(nll / count),
             "val_perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
-            "val_accuracy": correct / count,
-            "val_bits_per_byte": nll / math.log(2) / self._validation.num_bytes,
+            "val_accuracy": float(correct / count),
+            "val_bits_per_byte": float(nll / math.log(2) / self._validation.num_bytes),
         }
 
     def _write_samples(self, params: Any, step: int) -> None:
@@ -190,8 +192,9 @@ class Loop:
         )
         with self._run.samples.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"\n## Step {step}\n")
-            for prompt, text in zip(config.eval.prompts, texts, strict=True):
-                file.write("\n" + "".join(f"    {line}\n" for line in (prompt + text).splitlines()))
+            for i, (prompt, text) in enumerate(zip(config.eval.prompts, texts, strict=True)):
+                block = "".join(f"    {line}\n" for line in (prompt + text).strip("\n").splitlines())
+                file.write("\n* * *\n\n" * (i > 0) + "\n" * (i == 0) + block)
 
 
 def _plot(run: Run) -> None:
@@ -234,7 +237,6 @@ def _restore(
     expected = _position(position["step"], config, corpus)
     if position != expected:
         raise UserError(f"the checkpoint is of other data: {position} there, {expected} here")
-    _say(f"continuing after step {position['step']}")
     return state, position["step"]
 
 

@@ -74,10 +74,15 @@ def main() -> None:
 
     tune_process()
     start = time.monotonic()
-    result = train(config, run.path)
+    again = f"python -m slm_jax.train --run {shlex.quote(str(run.path))}"
+    try:
+        result = train(config, run.path)
+    except KeyboardInterrupt:  # before the first step, or a second one
+        print("stopped" + (f". Go on with:\n  {again}" if run.exists() else ", nothing was begun"), file=sys.stderr)
+        raise SystemExit(130) from None
     if result.stopped_by is not None:
         print(f"stopped by {signal.Signals(result.stopped_by).name} after step {result.step}, saved. Go on with:")
-        print(f"  python -m slm_jax.train --run {shlex.quote(str(run.path))}")
+        print(f"  {again}")
         raise SystemExit(128 + result.stopped_by)
     summary(run, result, time.monotonic() - start)
 
@@ -98,17 +103,18 @@ def summary(run: Run, result: Result, seconds: float) -> None:
             f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte."
         )
     print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
-    prompt = next(filter(None, run.read_config().eval.prompts), "The")
+    prompt = next(filter(None, run.read_config().eval.prompts), (sample.split() or ["The"])[0])
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
     print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")
 
 
 def last_sample(run: Run) -> str:
-    """The newest text in samples.md."""
+    """The newest texts in samples.md, without its indentation."""
     if not run.samples.is_file():
         return ""
-    return run.samples.read_text(encoding="utf-8").rpartition("\n## ")[2].partition("\n")[2].strip()
+    section = run.samples.read_text(encoding="utf-8").rpartition("\n## ")[2].partition("\n")[2]
+    return "\n".join(line.removeprefix("    ") for line in section.split("\n")).strip()
 
 
 make_callable(__name__)

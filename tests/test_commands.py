@@ -112,6 +112,8 @@ def test_text_to_model_to_text(place):
     assert "bits per byte" in out
     assert (place.path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (place.path / "run" / "samples.md").read_text().count("## Step") == 2
+    sample = (place.path / "run" / "samples.md").read_text().rpartition("## Step 40")[2].strip("\n").splitlines()
+    assert "\n".join(line.removeprefix("    ") for line in sample) in out
 
     status, text, err = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
     assert status == 0, err

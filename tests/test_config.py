@@ -65,7 +65,7 @@ def test_all_problems_together():
     [
         (
             {"model.dim": 100, "model.heads": 3},
-            r"not divisible by model.heads 3: use \d+ or \d+ heads, or dim 96 or 102",
+            r"not divisible by model.heads 3 .*: use \d+ or \d+ heads, or dim 96 or 102",
         ),
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
@@ -78,6 +78,7 @@ def test_all_problems_together():
         ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
         ({"trian.steps": 3}, "unknown key trian, perhaps you meant train"),
+        ({"model.dim": 65, "model.heads": 2}, "heads of even width: use dim 64 or 68"),
     ],
 )
 def test_each_problem_says_what_to_do(overrides, said):
@@ -107,6 +108,31 @@ def test_unknown_preset_and_broken_file(tmp_path):
 def test_unknown_option_on_the_command_line():
     with pytest.raises(UserError, match=r"unknown key model\.dims, perhaps you meant model\.dim "):
         config_from_args(["--model.dims", "3"], "x", "x")
+
+
+def test_spellings_that_mean_the_same():
+    assert config_from_args(["--model.tie_weights", "false"], "x", "x").model.tie_weights is False
+    assert config_from_args(["--model.tie_weights=true"], "x", "x").model.tie_weights is True
+    assert Config.load(**{"data.files": "my.txt"}).data.files == ("my.txt",)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("--steps", "train.steps"), ("--resum", "resume"), ("--data.filse", "data.files")]
+)
+def test_nearest_option(name, near):
+    with pytest.raises(UserError, match=f"perhaps you meant {near} "):
+        config_from_args([name, "3"], "x", "x")
+
+
+def test_an_option_without_its_values():
+    with pytest.raises(UserError, match=r"--data\.files needs at least one value"):
+        config_from_args(["--data.files"], "x", "x")
+
+
+def test_files_override_the_source_of_a_preset(tmp_path):
+    (tmp_path / "docs.toml").write_text('[data]\nsource = "python-docs"\n')
+    config = config_from_args(["--config", str(tmp_path / "docs.toml"), "--data.files", "a.txt"], "x", "x")
+    assert config.data.source == "files"
 
 
 def test_an_option_given_twice():

@@ -76,7 +76,8 @@ class HybridTokenizer:
 
         paths: list[str] = []
         for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
-            matches = globbing.glob(os.fspath(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute
+            literal = os.fspath(pattern)  # a file's name may hold [ or *
+            matches = [literal] if Path(literal).is_file() else globbing.glob(literal, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute
             found = sorted(path for path in matches if Path(path).is_file())
             if not found:
                 raise TokenizerError(f"no file matches {os.fspath(pattern)!r} (looked from {Path.cwd()})")

@@ -18,6 +18,7 @@ from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
 _LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
+_FEW = 20  # parts; fewer are cut into about so many
 _FORMAT = 1
 
 
@@ -56,12 +57,15 @@ def split_documents(documents: Iterable[str], validation_fraction: float) -> tup
     """(train, validation) texts. Exact repeats are dropped; each text's own hash decides its side, so that adding
     documents moves none.
 
-    Long documents are cut into parts first. Where no hash falls below the fraction (few documents), the lowest one is
-    held out. Raises UserError if there is not enough text for two sides.
+    Long documents are cut into parts first, and a text of few parts into about 20 (adding to so small a text moves
+    them). Where no hash falls below the fraction, the lowest one is held out. Raises UserError if there is not enough
+    text for two sides.
     """
-    texts = [part for text in documents for part in _parts(text, _LONG)]
-    if len(texts) == 1:  # too little to cut as usual, and something has to be held out
-        texts = list(_parts(texts[0], max(1, len(texts[0]) // 20)))
+    whole = list(documents)
+    texts = [part for text in whole for part in _parts(text, _LONG)]
+    if len(texts) < _FEW:  # else what is held out could be one of three files
+        size = max(1, sum(map(len, whole)) // _FEW)
+        texts = [part for text in whole for part in _parts(text, size)]
     seen: set[bytes] = set()
     sides: tuple[list[str], list[str]] = ([], [])
     lowest: tuple[bytes, int] | None = None

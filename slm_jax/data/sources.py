@@ -26,6 +26,8 @@ def describe_source(config: DataConfig) -> Any:
 
 
 def _glob(pattern: str) -> list[str]:
+    if Path(pattern).expanduser().is_file():  # its name may hold [ or *
+        return [str(Path(pattern).expanduser())]
     return glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207  Path.glob takes none absolute
 
 

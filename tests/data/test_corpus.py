@@ -52,6 +52,13 @@ def test_one_long_document_is_split_in_parts_that_lose_nothing():
     assert 0 < sum(map(len, validation)) < 0.15 * len(text)
 
 
+def test_of_a_few_files_none_is_held_out_whole():
+    files = [f"{name} " * 2000 for name in ("english", "עברית", "🙂🙃", "four", "five")]
+    train, validation = split_documents(files, 0.05)
+    assert all(any(name in part for part in train) for name in ("english", "עברית", "🙂🙃", "four", "five"))
+    assert 0 < sum(map(len, validation)) < 0.25 * sum(map(len, files))
+
+
 def test_a_few_documents_still_give_both_sides():
     train, validation = split_documents(["first text " * 50, "second text " * 50], 0.01)
     assert train

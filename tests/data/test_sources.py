@@ -45,6 +45,11 @@ def test_files_are_sorted_unique_and_split_at_separators(tmp_path):
     assert len(local(tmp_path / "b.txt", separator="")) == 1
 
 
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
+    (tmp_path / "notes [1].txt").write_text("here")
+    assert local(tmp_path / "notes [1].txt") == ["here"]
+
+
 def test_globs_reach_into_folders(tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     (tmp_path / "x" / "y" / "deep.txt").write_text("deep")
