@@ -28,6 +28,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     """
     place = Run(Path(run)) if run else new_run(config)
     fresh = not place.path.exists()
+    print(f"run: {place.path}", file=sys.stderr)
     with place.lock():
         try:
             place.begin(config)
@@ -69,7 +70,6 @@ def main() -> None:
     """The command line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     config, run = parse_args(sys.argv[1:])
-    print(f"run: {run.path}", file=sys.stderr)
     from slm_jax.process import tune_process
 
     tune_process()
