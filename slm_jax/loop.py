@@ -20,7 +20,7 @@ from slm_jax.data.corpus import Corpus
 from slm_jax.data.prepare import prepare
 from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
-from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, waiting
+from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text, waiting
 from slm_jax.mfu import measured_roof
 from slm_jax.optimizer import make_schedule
 from slm_jax.run import Result, Run, replace_text
@@ -57,7 +57,7 @@ def run_training(config: Config, run: Run) -> Result:
         with (
             MetricsFile(run.metrics, after_step=start) as metrics,
             _signals() as stop,
-            Loop(config, run, mesh, tokenizer, corpus, steps, metrics) as loop,
+            Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
         ):
             _forget_samples_after(run, start)
             step = saved = start
@@ -91,14 +91,14 @@ class Loop:
         corpus: Corpus,
         steps: Steps,
         metrics: MetricsFile,
+        done: int,
     ):
         self._config, self._run, self._mesh, self._tokenizer, self._steps = config, run, mesh, tokenizer, steps
         self._validation = corpus.validation.head(config.eval.max_tokens)
         self._metrics = metrics
-        done = read_rows(run.metrics)
-        self._progress = Progress(config.train.steps, len(done), config.log.every)
+        self.last_row = metrics.last
+        self._progress = Progress(config.train.steps, done, config.log.every)
         self._pending: tuple[int, dict[str, jax.Array], Row] | None = None
-        self.last_row: Row = done[-1] if done else {}
         self._clock = time.perf_counter()
         self._spent = metrics.seconds
         self._step_seconds: float | None = None
@@ -159,10 +159,7 @@ class Loop:
         spent = time.perf_counter() - step_end
         self._spent += spent
         self._clock += spent  # what validation takes is no part of a step's time
-        self._progress.say(
-            f"step {step}: validation loss {scores['val_loss']:.3f}, perplexity {scores['val_perplexity']:.1f}, "
-            f"accuracy {scores['val_accuracy']:.1%}, {scores['val_bits_per_byte']:.3f} bits per byte"
-        )
+        self._progress.say(f"step {step}: validation {scores_text(scores)}")
 
     def _score(self, params: Any) -> Row:
         train = self._config.train

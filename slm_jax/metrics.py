@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from slm_jax.errors import UserError
+from slm_jax.run import replace_text
 
 Row = dict[str, Any]
 
@@ -34,10 +35,9 @@ class MetricsFile:
     def __init__(self, path: Path, after_step: int):
         """Opens for appending after step `after_step`; rows of later steps (of a run that was killed) are dropped."""
         kept = [row for row in read_rows(path) if row["step"] <= after_step]
+        self.last: Row = kept[-1] if kept else {}
         self.seconds: float = kept[-1]["seconds"] if kept else 0.0  # training time of the kept rows
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the system
 
     def write(self, row: Row) -> None:
@@ -114,6 +114,14 @@ def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
             file=stream,
             flush=True,
         )
+
+
+def scores_text(row: Row) -> str:
+    """The validation scores of a row in words."""
+    return (
+        f"loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
+        f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -89,7 +89,7 @@ def main() -> None:
 
 def summary(run: Run, result: Result, seconds: float) -> None:
     """What came out, and the commands to go on."""
-    from slm_jax.metrics import duration
+    from slm_jax.metrics import duration, scores_text
 
     row = result.metrics
     name = f"--run {shlex.quote(str(run.path))}"
@@ -98,10 +98,7 @@ def summary(run: Run, result: Result, seconds: float) -> None:
         print(f"\nSample ({run.samples} holds those of earlier steps):\n\n{sample}\n")
     print(f"{result.step} steps, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in row:
-        print(
-            f"Validation: loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
-            f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte."
-        )
+        print(f"Validation: {scores_text(row)}.")
     print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
     prompt = next(filter(None, run.read_config().eval.prompts), (sample.split() or ["The"])[0])
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")

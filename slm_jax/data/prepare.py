@@ -29,9 +29,7 @@ def prepare(config: Config, run: Run, say: Callable[[str], None] = print) -> tup
     else:
         say(f"learning a tokenizer of {config.tokenizer.vocab_size} entries")
         tokenizer = _learn(config, sides[0])
-    partial = run.tokenizer.with_name(run.tokenizer.name + ".partial")
-    tokenizer.save(partial)
-    partial.replace(run.tokenizer)
+    tokenizer.save(run.tokenizer)
     one_batch = config.train.batch_size * config.train.sequence_length
     write_corpus(run.corpus, sides, tokenizer, at_least=one_batch, source=describe_source(config.data))
     corpus = open_corpus(run.corpus, tokenizer)
