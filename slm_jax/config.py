@@ -74,6 +74,9 @@ class TrainConfig(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Initial weights, order of the data, dropout.")
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits small.")
+    ul_alpha: float = Field(
+        0.0, ge=0, description="Weight of the unlikelihood of repeating a token that the text already holds."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",

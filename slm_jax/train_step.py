@@ -44,7 +44,9 @@ def model_graph(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
     return graph, nnx.to_pure_dict(params)
 
 
-def loss_sums(model: Transformer, batch: Batch, z_loss: float, dropout_key: jax.Array | None = None) -> ops.LossSums:
+def loss_sums(
+    model: Transformer, batch: Batch, terms: ops.Terms = ops.Terms(), dropout_key: jax.Array | None = None
+) -> ops.LossSums:
     """The sums of the next-token loss over a batch; hidden state t is scored against labels[:, t]."""
     x_BxTxD = model.hidden(
         batch["input_ids"],
@@ -53,7 +55,10 @@ def loss_sums(model: Transformer, batch: Batch, z_loss: float, dropout_key: jax.
         batch.get("positions"),
         dropout_key=dropout_key,
     )
-    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, z_loss)
+    seen = None
+    if terms.ul_alpha:
+        seen = ops.Seen.of(batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
+    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, terms, seen)
 
 
 def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding | None = None) -> Steps:
@@ -62,6 +67,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
     dtype = ops.compute_dtype(config.train.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
     schedule = make_schedule(config.optimizer, config.train.steps)
+    terms = ops.Terms(config.train.z_loss, config.train.ul_alpha)
 
     def init() -> TrainState:
         key = jax.random.key(config.train.seed)
@@ -73,7 +79,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
         return nnx.merge(graph, params)
 
     def loss(params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, ops.LossSums]:
-        sums = loss_sums(merge(params), batch, config.train.z_loss, key)
+        sums = loss_sums(merge(params), batch, terms, key)
         return sums.loss, sums
 
     def gradients(params: Any, batch: Batch, key: jax.Array | None) -> tuple[Any, ops.LossSums]:
@@ -114,7 +120,7 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(params: Any, batch: Batch) -> ops.LossSums:
-        return loss_sums(merge(params), batch, z_loss=0.0)
+        return loss_sums(merge(params), batch)
 
     return Steps(
         jax.jit(init, out_shardings=sharding),

@@ -5,11 +5,13 @@ The only place that asks which backend runs.
 
 from slm_jax.ops.attention import attention, cache_mask, causal_mask, masked_attention, naive_attention
 from slm_jax.ops.backend import compute_dtype, describe_precision
-from slm_jax.ops.cross_entropy import LossSums, cross_entropy, naive_cross_entropy
+from slm_jax.ops.cross_entropy import LossSums, Seen, Terms, cross_entropy, naive_cross_entropy
 from slm_jax.ops.matmul import einsum, matmul, naive_matmul
 
 __all__ = [
     "LossSums",
+    "Seen",
+    "Terms",
     "attention",
     "cache_mask",
     "causal_mask",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slm_jax.batch import IGNORE
-from slm_jax.ops import cross_entropy, naive_cross_entropy
+from slm_jax.ops import Seen, Terms, cross_entropy, naive_cross_entropy
 from tests.helpers import BFLOAT16, FLOAT32, cosine
 
 
@@ -19,24 +19,73 @@ def inputs(b, t, d=16, v=37, seed=0):
     return x, head, jnp.asarray(labels, jnp.int32)
 
 
-@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 5), (3, 700), (1500, 2)])
-@pytest.mark.parametrize("z_loss", [0.0, 0.01])
-def test_equals_naive_in_float32(b, t, z_loss):
-    x, head, labels = inputs(b, t)
-    results = []
+def seen_tokens(b, t, v=37, seed=1):
+    """Tokens with repetitions, padding at some ends, two documents in a row."""
+    rng = np.random.default_rng(seed)
+    ids = jnp.asarray(rng.integers(0, max(2, v // 3), (b, t)), jnp.int32)
+    valid = jnp.asarray(np.arange(t) < rng.integers(1, t + 1, (b, 1)))
+    return Seen.of(ids, valid, jnp.asarray(np.arange(t) >= t // 3, jnp.int32)[None].repeat(b, 0))
+
+
+def both(x, head, labels, *rest):
+    """(sums, gradients) of the chunked and of the naive cross entropy."""
     for f in (cross_entropy, naive_cross_entropy):
-        loss = lambda x, head, f=f: (lambda s: (s.loss, s))(f(x, head, labels, FLOAT32, z_loss))  # noqa: E731
+        loss = lambda x, head, f=f: (lambda s: (s.loss, s))(f(x, head, labels, *rest))  # noqa: E731
         (_, sums), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, head)
-        results.append((sums, grads))
-    (sums, grads), (naive_sums, naive_grads) = results
+        yield sums, grads
+
+
+@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 5), (3, 700), (1500, 2)])
+@pytest.mark.parametrize("terms", [Terms(), Terms(z_loss=0.01), Terms(0.01, ul_alpha=0.5)])
+def test_equals_naive_in_float32(b, t, terms):
+    x, head, labels = inputs(b, t)
+    (sums, grads), (naive_sums, naive_grads) = both(0.3 * x, head, labels, FLOAT32, terms, seen_tokens(b, t))
     np.testing.assert_allclose(np.array(sums), np.array(naive_sums), rtol=1e-6)
     for fast, naive in zip(grads, naive_grads, strict=True):
-        np.testing.assert_allclose(fast, naive, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(naive))))
+        np.testing.assert_allclose(fast, naive, rtol=1e-6, atol=2e-6 * float(jnp.max(jnp.abs(naive))))
+
+
+def test_unlikelihood_is_that_of_its_definition():
+    """Every distinct token of the segment so far, padding and the label left out: counted one by one."""
+    x, head, labels = inputs(3, 9, v=11)
+    ids = np.random.default_rng(2).integers(0, 5, (3, 9))
+    valid = np.arange(9) < np.array([[9], [6], [9]])
+    segments = np.array([[0] * 9, [0] * 9, [0] * 4 + [1] * 5])
+    labels = np.where(valid, np.asarray(labels), IGNORE)
+    logp = jax.nn.log_softmax(0.3 * x @ head.T, axis=-1)
+    expected = 0.0
+    for b, t in np.argwhere(labels != IGNORE):
+        before = {ids[b, s] for s in range(t + 1) if segments[b, s] == segments[b, t] and valid[b, s]}
+        expected += sum(-np.log1p(-np.exp(float(logp[b, t, c]))) for c in before - {labels[b, t]})
+    seen = Seen.of(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
+    sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, Terms(ul_alpha=2.0), seen)
+    assert float(sums.loss - sums.nll) == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_a_certain_repetition_still_has_a_gradient():
+    """Where 1 - p is nothing, the term is capped but goes on pushing."""
+    x, head = jnp.full((1, 1, 1), 40.0), jnp.array([[1.0], [0.0], [-1.0]])
+    seen = Seen.of(jnp.zeros((1, 1), jnp.int32))
+    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, Terms(ul_alpha=1.0), seen)  # noqa: E731
+    assert np.isfinite(float(sums(head).loss))
+    assert float(jax.grad(lambda h: sums(h).loss)(head)[0, 0]) > 0
+
+
+def test_rows_that_pad_the_head_are_no_tokens():
+    x, head, labels = inputs(2, 9)
+    labels = jnp.minimum(labels, 29)
+    padded = both(x, head, labels, FLOAT32, Terms(), None, 30)
+    exact = both(x, head[:30], labels, FLOAT32)
+    for (sums, grads), (expected, expected_grads) in zip(padded, exact, strict=True):
+        np.testing.assert_allclose(np.array(sums), np.array(expected), rtol=1e-6)
+        np.testing.assert_allclose(grads[1][:30], expected_grads[1], rtol=1e-5, atol=1e-5)
+        assert not np.any(grads[1][30:])
 
 
 def test_bfloat16_gradients_point_the_same_way():
     x, head, labels = inputs(4, 300)
-    grad = lambda f, dtype: jax.grad(lambda x, h: f(x, h, labels, dtype).loss, argnums=(0, 1))(x, head)  # noqa: E731
+    rest = (Terms(1e-3, ul_alpha=0.3), seen_tokens(4, 300))
+    grad = lambda f, dtype: jax.grad(lambda x, h: f(x, h, labels, dtype, *rest).loss, argnums=(0, 1))(x, head)  # noqa: E731
     assert cosine(grad(cross_entropy, BFLOAT16), grad(naive_cross_entropy, FLOAT32)) > 0.9999
 
 
