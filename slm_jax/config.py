@@ -34,14 +34,24 @@ class ModelConfig(Section):
     depth: int = Field(4, ge=1, description="Number of blocks (attention + SwiGLU).")
     heads: int = Field(3, ge=1, description="Query heads; dim must be a multiple of it.")
     kv_heads: int = Field(0, ge=0, description="Key/value heads (grouped-query attention); 0: as many as heads.")
-    mlp_dim: int = Field(
-        768, ge=8, description="SwiGLU size; its inner width is 2/3 of it, rounded up to a multiple of 64."
-    )
+    mlp_dim: int = Field(768, ge=8, description="SwiGLU size; its inner width is 2/3 of it, rounded up.")
+    mlp_multiple: int = Field(64, ge=1, description="The inner width is rounded up to a multiple of it.")
     window: int = Field(0, ge=0, description="Tokens that attention sees, itself included; 0 or >= the length: all.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate on embeddings and on each sub-layer's output.")
     tie_weights: bool = Field(True, description="Share the embedding with the output head.")
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys, per head.")
     rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary position frequencies.")
+    vocab_multiple: int = Field(
+        1, ge=1, description="Pad the embedding and the head to a multiple of so many rows (no token is added)."
+    )
+    scan_layers: bool = Field(
+        False, description="One compiled block, looped over: compiles fast however deep, runs slower on CPU."
+    )
+    remat: Literal["none", "dots", "full"] = Field(
+        "none",
+        description="Activations computed again in the backward pass, to save memory: none; all but the results of "
+        "linear layers (dots); all but each block's input (full).",
+    )
 
 
 class OptimizerConfig(Section):

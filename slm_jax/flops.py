@@ -10,7 +10,7 @@ def matmul_parameters(config: ModelConfig, vocab_size: int) -> int:
     head_width = config.dim // config.heads
     kv_dim = (config.kv_heads or config.heads) * head_width
     attention = 2 * config.dim * config.dim + 2 * config.dim * kv_dim
-    return config.depth * (attention + 3 * config.dim * swiglu_width(config.mlp_dim)) + vocab_size * config.dim
+    return config.depth * (attention + 3 * config.dim * swiglu_width(config)) + vocab_size * config.dim
 
 
 def mean_context(length: int, window: int) -> float:

@@ -41,7 +41,9 @@ def make_optimizer(config: OptimizerConfig, steps: int, dtype: jnp.dtype) -> opt
             optax.scale_by_adam(config.beta1, config.beta2), decay, optax.scale_by_learning_rate(schedule)
         )
 
-    decay = optax.add_decayed_weights(config.weight_decay, mask=lambda tree: jax.tree.map(_is_matrix, tree))
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree)
+    )
     if config.name == "adamw":
         update = adamw()
     else:
@@ -50,21 +52,27 @@ def make_optimizer(config: OptimizerConfig, steps: int, dtype: jnp.dtype) -> opt
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
 
 
-def _is_matrix(leaf: Any) -> bool:
-    return leaf.ndim >= 2
+def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a parameter is a matrix (or a stack of them, one per layer) rather than a vector of scales."""
+    return leaf.ndim >= (3 if _in_blocks(path) else 2)
+
+
+def _in_blocks(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is of the blocks, and so has a leading axis of layers."""
+    return getattr(path[0], "key", None) == "blocks"
 
 
 def _labels(tree: Any) -> Any:
     """Which optimizer updates each parameter."""
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return "muon" if _is_matrix(leaf) and getattr(path[0], "key", None) == "blocks" else "adamw"
+        return "muon" if _in_blocks(path) and is_matrix(path, leaf) else "adamw"
 
     return jax.tree_util.tree_map_with_path(label, tree)
 
 
 def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024): Nesterov momentum, orthogonalised per matrix.
+    """Muon (Jordan et al. 2024): Nesterov momentum, orthogonalised per matrix [..., in, out].
 
     Updates are scaled to the root mean square of AdamW's (0.2 * sqrt(max(in, out)), arXiv:2502.16982), so that both
     optimizers share one learning rate and one weight decay. optax.contrib.muon computes the same; this one runs its
@@ -78,7 +86,7 @@ def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransfo
         del params
         momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
         nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
-        return jax.tree.map(lambda x: orthogonalize(x, dtype) * 0.2 * max(x.shape) ** 0.5, nesterov), momentum
+        return jax.tree.map(lambda x: orthogonalize(x, dtype) * 0.2 * max(x.shape[-2:]) ** 0.5, nesterov), momentum
 
     return optax.GradientTransformation(init, update)
 

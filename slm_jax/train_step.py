@@ -11,7 +11,7 @@ from flax import nnx
 from slm_jax import ops
 from slm_jax.config import Config
 from slm_jax.optimizer import make_optimizer, make_schedule
-from slm_jax.transformer import Transformer
+from slm_jax.transformer import Transformer, resize_rows
 
 Batch = dict[
     str, jax.Array
@@ -58,7 +58,26 @@ def loss_sums(
     seen = None
     if terms.ul_alpha:
         seen = ops.Seen.of(batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
-    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, terms, seen)
+    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, terms, seen, model.vocab_size)
+
+
+def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) -> TrainState:
+    """The state for another vocabulary size, its parameters in the model as well.
+
+    Old ids keep their rows of the parameters and of the optimizer's moments bit for bit; new ones begin as in
+    `Transformer.resize_token_embeddings`, their moments at 0.
+    """
+    nnx.update(model, state.params)
+    old_size = model.vocab_size
+    model.resize_token_embeddings(vocab_size, jax.random.fold_in(state.key, state.step))
+
+    def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
+        if not {getattr(part, "key", None) for part in path} & {"embedding", "head"}:
+            return moment
+        return resize_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
+
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return state._replace(params=params, opt_state=jax.tree_util.tree_map_with_path(resize, state.opt_state))
 
 
 def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding | None = None) -> Steps:

@@ -2,11 +2,14 @@
 
 RMSNorm before each sub-layer, rotary positions, causal attention with a local window and grouped queries, SwiGLU,
 a tied or untied head, no biases. Parameters are float32; matrix products run in `dtype` and accumulate in float32.
+The parameters of all blocks are stacked, [L, ...] each: a few large arrays to keep, shard and update instead of many.
 
-Shapes: B batch, T tokens, S keys seen, D dim, H query heads, G key/value heads, K head width, V vocabulary.
+Shapes: B batch, T tokens, S keys seen, D dim, H query heads, G key/value heads, K head width, V vocabulary, L layers.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,16 +105,21 @@ class Attention(nnx.Module):
         return self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1))
 
 
-def swiglu_width(mlp_dim: int) -> int:
-    """Inner width of the SwiGLU: 2/3 of mlp_dim, so that its three matrices cost two of mlp_dim; a multiple of 64."""
-    return -(-2 * mlp_dim // 3 // 64) * 64
+def round_up(size: float, multiple: int) -> int:
+    """The least multiple that is not below size."""
+    return math.ceil(size / multiple) * multiple
+
+
+def swiglu_width(config: ModelConfig) -> int:
+    """Inner width of the SwiGLU: 2/3 of mlp_dim, so that its three matrices cost two of mlp_dim, rounded up."""
+    return round_up(2 * config.mlp_dim / 3, config.mlp_multiple)
 
 
 class SwiGLU(nnx.Module):
     """(silu(x·gate) * x·up)·down (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width = swiglu_width(config.mlp_dim)
+        width = swiglu_width(config)
         self.gate = Linear(config.dim, width, dtype, rngs)
         self.up = Linear(config.dim, width, dtype, rngs)
         self.down = Linear(width, config.dim, dtype, rngs)
@@ -129,6 +137,20 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.dim)
         self.mlp = SwiGLU(config, dtype, rngs)
 
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+        dropout: float = 0.0,
+        keys_2: jax.Array | None = None,
+    ) -> jax.Array:
+        """attend: queries [B, T, H, K], keys and values [B, T, G, K] to [B, T, H, K]; keys: of the two dropouts."""
+        q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
+        attention_key, mlp_key = (None, None) if keys_2 is None else keys_2
+        x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v)), dropout, attention_key)
+        return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
+
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Dropout: zero a share `rate` of x and scale the rest up; no key, no dropout."""
@@ -138,17 +160,19 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 class Transformer(nnx.Module):
-    """A language model: token ids in, next-token logits out."""
+    """Token ids in, next-token logits out."""
 
     def __init__(
         self, config: ModelConfig, vocab_size: int, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs
     ):
         """Draws all parameters (float32) from `rngs.params`; dtype is that of the matrix products."""
         self.config, self.vocab_size, self.dtype, self.dropout = config, vocab_size, dtype, config.dropout
-        self.embedding = nnx.Param(_normal(rngs, (vocab_size, config.dim)))
-        self.blocks = nnx.List([Block(config, dtype, rngs) for _ in range(config.depth)])
+        rows = round_up(vocab_size, config.vocab_multiple)
+        self.embedding = nnx.Param(_normal(rngs, (rows, config.dim)))
+        stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda layer_rngs: Block(config, dtype, layer_rngs)))
+        self.blocks: Block = stack(rngs)  # its parameters are [L, ...]
         self.final_norm = RMSNorm(config.dim)
-        self.head = None if config.tie_weights else nnx.Param(_normal(rngs, (vocab_size, config.dim)))
+        self.head = None if config.tie_weights else nnx.Param(_normal(rngs, (rows, config.dim)))
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
         """Logits float32 [B, T, V] for ids int32 [B, T]; arguments as in `hidden`."""
@@ -157,10 +181,10 @@ class Transformer(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """float32 [..., V] of final hidden states [..., D]."""
-        return ops.einsum("...d,vd->...v", x, self.head_weight(), self.dtype)
+        return ops.einsum("...d,vd->...v", x, self.head_weight(), self.dtype)[..., : self.vocab_size]
 
     def head_weight(self) -> jax.Array:
-        """The output head [V, D]: the embedding itself when tied."""
+        """The output head [V or more, D]: the embedding itself when tied; rows beyond V are padding."""
         return self.embedding[...] if self.head is None else self.head[...]
 
     def hidden(
@@ -180,13 +204,27 @@ class Transformer(nnx.Module):
         if positions_BxT is None:
             positions_BxT = jnp.arange(input_ids_BxT.shape[1])[None]
         rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
-        keys = iter(jax.random.split(dropout_key, 2 * self.config.depth + 1) if dropout_key is not None else ())
-        x_BxTxD = drop(self.embedding[...][input_ids_BxT], self.dropout, next(keys, None))
-        for block in self.blocks:
-            q, k, v = block.attention.project(block.attention_norm(x_BxTxD), rotary)
-            out = ops.attention(q, k, v, self.dtype, self.config.window, attention_mask_BxT, segment_ids_BxT)
-            x_BxTxD += drop(block.attention.merge_heads(out), self.dropout, next(keys, None))
-            x_BxTxD += drop(block.mlp(block.mlp_norm(x_BxTxD)), self.dropout, next(keys, None))
+        graph, params = nnx.split(self.blocks)
+
+        def attend(q, k, v):
+            return ops.attention(q, k, v, self.dtype, self.config.window, attention_mask_BxT, segment_ids_BxT)
+
+        def layer(x_BxTxD, params_and_keys):
+            layer_params, keys_2 = params_and_keys
+            return nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend, self.dropout, keys_2), None
+
+        keys_Lx2, embedding_key = None, None
+        if dropout_key is not None and self.dropout:
+            keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
+            embedding_key = jax.random.fold_in(dropout_key, 1)
+        x_BxTxD = drop(self.embedding[...][input_ids_BxT], self.dropout, embedding_key)
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
+        if self.config.scan_layers:
+            x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, keys_Lx2))
+        else:
+            for each in unstack((params, keys_Lx2), self.config.depth):
+                x_BxTxD, _ = layer(x_BxTxD, each)
         return self.final_norm(x_BxTxD)
 
     def hidden_cached(
@@ -203,13 +241,15 @@ class Transformer(nnx.Module):
         keys, values = list(cache.keys), list(cache.values)
         rows = jnp.arange(input_ids_BxT.shape[0])[:, None]
         x_BxTxD = self.embedding[...][input_ids_BxT]
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.attention_norm(x_BxTxD), rotary)
-            keys[i] = keys[i].at[rows, slots].set(k.astype(keys[i].dtype), mode="drop")
-            values[i] = values[i].at[rows, slots].set(v.astype(values[i].dtype), mode="drop")
-            out = ops.masked_attention(q, keys[i], values[i], mask, self.dtype)
-            x_BxTxD += block.attention.merge_heads(out)
-            x_BxTxD += block.mlp(block.mlp_norm(x_BxTxD))
+        graph, params = nnx.split(self.blocks)
+        for i, layer_params in enumerate(unstack(params, self.config.depth)):
+
+            def attend(q, k, v, i=i):
+                keys[i] = keys[i].at[rows, slots].set(k.astype(keys[i].dtype), mode="drop")
+                values[i] = values[i].at[rows, slots].set(v.astype(values[i].dtype), mode="drop")
+                return ops.masked_attention(q, keys[i], values[i], mask, self.dtype)
+
+            x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend)
         return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(values))
 
     def empty_cache(self, batch: int, capacity: int) -> "KVCache":
@@ -222,3 +262,41 @@ class Transformer(nnx.Module):
     def head_width(self) -> int:
         """Channels of one attention head, K."""
         return self.config.dim // self.config.heads
+
+    def set_dropout(self, rate: float) -> None:
+        """The dropout rate from here on; raises ValueError unless 0 <= rate < 1."""
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout {rate} must be at least 0 and below 1")
+        self.dropout = rate
+
+    def resize_token_embeddings(self, vocab_size: int, key: jax.Array | None = None) -> None:
+        """Another vocabulary size: rows of the old ids stay bit for bit, new ones are drawn from normal(0, 0.02),
+        a tied head stays tied. `resize_vocabulary` of train_step.py does it to a whole training state."""
+        keys = jax.random.split(jax.random.key(0) if key is None else key)
+        rows = round_up(vocab_size, self.config.vocab_multiple)
+        for weight, each in zip((self.embedding, self.head), keys, strict=True):
+            if weight is not None:
+                new_VxD = INIT_STD * jax.random.normal(each, (rows, self.config.dim), jnp.float32)
+                weight.set_value(resize_rows(weight[...], self.vocab_size, vocab_size, new_VxD))
+        self.vocab_size = vocab_size
+
+
+def resize_rows(old_VxD: jax.Array, old_size: int, size: int, new_VxD: jax.Array) -> jax.Array:
+    """new with the first rows of old in it: those of the ids that both sizes have."""
+    kept = min(old_size, size)
+    return jnp.concatenate([old_VxD[:kept], new_VxD[kept:]])
+
+
+# What the backward pass finds ready, and what it computes again.
+REMAT_POLICIES: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # kept: linear layers. Again: attention, norms
+    "full": None,  # kept: each block's input
+}
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The trees of single layers out of one whose leaves are [L, ...]."""
+    # split's gradient is one concatenation, that of L slices would be L paddings of the whole.
+    leaves, structure = jax.tree.flatten(tree)
+    split = [[part.squeeze(0) for part in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*split, strict=True)]

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.config import Config, ModelConfig
+from slm_jax.optimizer import is_matrix
 from slm_jax.transformer import Transformer
 
 FLOAT32 = jnp.dtype("float32")
@@ -34,7 +35,9 @@ def tiny_model(vocab_size: int = 61, seed: int = 0, scale: float = 5.0, **fields
     config = ModelConfig(**{"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 96, **fields})
     model = Transformer(config, vocab_size, rngs=nnx.Rngs(seed))
     graph, params = nnx.split(model)
-    return nnx.merge(graph, jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, params))
+    tree = nnx.to_pure_dict(params)
+    tree = jax.tree_util.tree_map_with_path(lambda path, x: x * scale if is_matrix(path, x) else x, tree)
+    return nnx.merge(graph, tree)
 
 
 def random_ids(shape: tuple[int, ...], vocab_size: int = 61, seed: int = 0) -> jax.Array:

@@ -13,7 +13,7 @@ from tests.helpers import tiny_model
 def test_matmul_parameters_are_those_of_the_model(fields):
     model = tiny_model(**fields)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    matrices = sum(x.size for x in jax.tree.leaves(params["blocks"]) if x.ndim == 2)
+    matrices = sum(x.size for x in jax.tree.leaves(params["blocks"]) if x.ndim == 3)
     assert flops.matmul_parameters(model.config, 61) == matrices + 61 * 32
 
 

@@ -8,7 +8,7 @@ import pytest
 from slm_jax import sharding
 from slm_jax.batch import IGNORE
 from slm_jax.data.batches import Batches
-from slm_jax.train_step import make_steps
+from slm_jax.train_step import make_steps, resize_vocabulary
 from tests.helpers import largest_difference, random_ids, tiny_config
 
 VOCAB = 61
@@ -112,3 +112,27 @@ def test_eight_devices_equal_one():
             losses[devices].append(float(metrics["loss"]))
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == devices
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resized_state_goes_on_with_its_old_rows(name, tied):
+    """Parameters and moments of the old ids stay bit for bit, those of new ones begin at 0, and training goes on."""
+    config = tiny_config(optimizer__name=name, model__tie_weights=tied)
+    ids = random_ids((8, 16))
+    state, _, made = train(config, shifted_batch(ids), 3)
+    old = jax.device_get(state)  # training gives the state away
+    wider = resize_vocabulary(state, made.model(state.params), VOCAB + 9)
+    resized = 0
+    for before, after in zip(jax.tree.leaves(old[1:3]), jax.tree.leaves(wider[1:3]), strict=True):
+        same = after if after.shape == before.shape else after[:VOCAB]
+        resized += after.shape != before.shape
+        assert np.array_equal(before, same)
+    assert resized == (3 if tied else 6)  # each with its two moments
+    for moments in jax.tree.leaves(wider.opt_state):
+        if moments.shape[:1] == (VOCAB + 9,):
+            assert not np.any(moments[VOCAB:])
+    larger = make_steps(config, VOCAB + 9)
+    assert jax.tree.structure(wider) == jax.tree.structure(jax.eval_shape(larger.init))
+    state, metrics = larger.train(wider, shifted_batch(ids.at[:, ::2].set(VOCAB + 8)))
+    assert np.isfinite(float(metrics["loss"]))

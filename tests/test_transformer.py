@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from slm_jax.ops import Terms
+from slm_jax.train_step import loss_sums
 from tests.helpers import largest_difference, random_ids, tiny_model
 
 OPTIONS = [
@@ -81,8 +83,73 @@ def test_dropout_only_with_a_key_and_the_same_for_the_same_key():
     model, ids = tiny_model(dropout=0.3), random_ids((2, 8))
     key = jax.random.key(1)
     assert largest_difference(model(ids), tiny_model()(ids)) == 0
+    model.set_dropout(0.0)
+    assert largest_difference(model(ids, dropout_key=key), model(ids)) == 0
+    with pytest.raises(ValueError, match="dropout 1"):
+        model.set_dropout(1)
+    model.set_dropout(0.3)
     assert largest_difference(model(ids, dropout_key=key), model(ids, dropout_key=key)) == 0
     assert largest_difference(model(ids, dropout_key=key), model(ids)) > 0.01
+
+
+def loss_and_gradients(batch, key=None, **fields):
+    graph, params = nnx.split(tiny_model(depth=3, **fields), nnx.Param)
+
+    def loss(params):
+        sums = loss_sums(nnx.merge(graph, params), batch, Terms(ul_alpha=0.1), key)
+        return sums.loss / sums.tokens
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("fields", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots", "scan_layers": True}])
+def test_scan_and_remat_change_nothing(fields):
+    """Dropout included: what is computed again draws the same."""
+    ids = random_ids((3, 17))
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+    key = jax.random.key(3)
+    for expected, value in zip(
+        jax.tree.leaves(loss_and_gradients(batch, key, dropout=0.2)),
+        jax.tree.leaves(loss_and_gradients(batch, key, dropout=0.2, **fields)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padded_vocabulary_is_not_seen(tied):
+    """Rows of padding give no logits, take no probability, have no gradient; the other rows are those of no padding."""
+    plain, padded = (tiny_model(tie_weights=tied, vocab_multiple=m) for m in (1, 64))
+    assert plain.embedding[...].shape[0] == 61
+    assert padded.embedding[...].shape[0] == padded.head_weight().shape[0] == 64
+    ids = random_ids((2, 9))
+    assert padded(ids).shape == (2, 9, 61)
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+    graph, params = nnx.split(padded, nnx.Param)
+    grads = jax.grad(lambda params: loss_sums(nnx.merge(graph, params), batch).loss)(params)
+    assert not np.any(nnx.to_pure_dict(grads)["embedding" if tied else "head"][61:])
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(padded(ids[:, :-1])), ids[:, 1:, None], axis=-1).sum()
+    assert float(loss_sums(padded, batch).nll) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [70, 50])
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_resized_vocabulary_keeps_the_old_rows(tied, size, multiple):
+    model = tiny_model(tie_weights=tied, vocab_multiple=multiple)
+    ids = random_ids((1, 9)) % 50
+    before, embedding, head = model(ids), model.embedding[...], model.head_weight()
+    model.resize_token_embeddings(size)
+    kept = min(size, 61)
+    assert model(ids).shape == (1, 9, size)
+    assert model.embedding[...].shape[0] == -(-size // multiple) * multiple
+    assert np.array_equal(model.embedding[...][:kept], embedding[:kept])
+    assert np.array_equal(model.head_weight()[:kept], head[:kept])
+    assert (model.head is None) == tied
+    assert largest_difference(model(ids)[..., :kept], before[..., :kept]) < 1e-4
+    if size > 61:
+        assert 0.01 < float(jnp.std(model.embedding[...][61:size])) < 0.03
+        model(jnp.full((1, 3), size - 1))  # the new ids are known
 
 
 def test_tied_head_is_the_embedding_and_untied_is_not():

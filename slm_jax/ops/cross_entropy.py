@@ -13,7 +13,7 @@ Shapes as in transformer.py, and: S chunks, C positions of a chunk, V rows of th
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +166,7 @@ def _zero_sums() -> LossSums:
 def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size):
     """The sums alone, when no gradient is asked for."""
     head_VxD = head_VxD.astype(dtype)
-    rows_BxTxD = None if seen is None else head_VxD[seen.ids_BxT]
+    rows_BxTxD: Any = None if seen is None else head_VxD[seen.ids_BxT]
 
     def one_chunk(total, chunk):
         x_BxCxD, labels_BxC, at = chunk[0].astype(dtype), chunk[1], chunk[2]
@@ -182,7 +182,7 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size):
 def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size):
     head_VxD = head_VxD.astype(dtype)
     vocab_V = jnp.arange(len(head_VxD))
-    rows_BxTxD = None if seen is None else head_VxD[seen.ids_BxT]
+    rows_BxTxD: Any = None if seen is None else head_VxD[seen.ids_BxT]
 
     def one_chunk(carry, chunk):
         total, dhead_VxD, drows_BxTxD = carry
@@ -190,7 +190,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size):
         logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
         sums, log_z_BxC, valid_BxC = _sums(logits_BxCxV, labels_BxC, terms.z_loss)
         dlog_z_BxC = 1.0 + 2.0 * terms.z_loss * log_z_BxC
-        dx_BxCxD = 0.0
+        dx_BxCxD: Any = 0.0
         if seen is not None:
             term, odds_BxCxT = _unlikelihood(x_BxCxD, rows_BxTxD, log_z_BxC, seen.candidates(labels_BxC, at))
             sums = sums._replace(loss=sums.loss + terms.ul_alpha * term)
