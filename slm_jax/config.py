@@ -82,6 +82,14 @@ class TrainConfig(Section):
     accumulation: int = Field(
         1, ge=1, description="Split each batch into so many parts, one after the other (less memory)."
     )
+    microbatch: int | Literal["auto"] = Field(
+        "auto",
+        description="The same by size: sequences computed at once; auto: as many as fit into memory (`accumulation` "
+        "parts or more).",
+    )
+    memory_gb: float = Field(
+        0.0, ge=0, description="Memory of one device that a step may take, in 10^9 bytes; 0: what is free."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Initial weights, order of the data, dropout.")
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits small.")
     ul_alpha: float = Field(
@@ -91,6 +99,11 @@ class TrainConfig(Section):
         "auto",
         description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",
     )
+
+    @property
+    def parts(self) -> int:
+        """Parts that a batch is computed in, one after the other."""
+        return self.accumulation if self.microbatch == "auto" else self.batch_size // self.microbatch
 
 
 class DataConfig(Section):
@@ -190,11 +203,12 @@ class Config(Section):
         try:
             config = cls.model_validate(tree)
         except pydantic.ValidationError as error:
-            problems, bad = [], set()
+            found: dict[str, str] = {}
             for item in error.errors():
                 name = ".".join(str(part) for part in item["loc"][:2])
-                bad.add(name)
-                problems.append(_explain(name, item))
+                # A field of several types has an error for each.
+                found[name] = f"{found[name]}, or {_expected(item)}" if name in found else _explain(name, item)
+            problems, bad = list(found.values()), set(found)
             # Fields that are themselves wrong take no part in the cross-field checks; all others still do.
             rest = {
                 section: {k: v for k, v in fields.items() if f"{section}.{k}" not in bad}
@@ -232,7 +246,7 @@ class Config(Section):
 
 def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Problems that involve several fields: (the fields, what is wrong and what to do)."""
-    m, t = c.model, c.train
+    m = c.model
     if m.dim % m.heads:
         near = [h for h in range(1, m.dim + 1) if m.dim % h == 0 and (m.dim // h) % 2 == 0]
         near.sort(key=lambda h: abs(h - m.heads))
@@ -254,17 +268,7 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("model.heads", "model.kv_heads"),
             f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
         )
-    if t.batch_size % t.accumulation:
-        yield (
-            ("train.batch_size", "train.accumulation"),
-            f"train.batch_size {t.batch_size} is not divisible by train.accumulation {t.accumulation}: "
-            f"use batch_size {_either(_multiples(t.batch_size, t.accumulation))}",
-        )
-    elif c.mesh.data and (t.batch_size // t.accumulation) % c.mesh.data:
-        yield (
-            ("train.batch_size", "train.accumulation", "mesh.data"),
-            batch_devices_problem(t.batch_size, t.accumulation, c.mesh.data),
-        )
+    yield from _batch_checks(c)
     if c.data.source != "files" and c.data.files:
         yield (
             ("data.source", "data.files"),
@@ -281,6 +285,35 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
     if c.data.source == "files" and not c.data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
+
+
+def _batch_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Problems of the batch's division into parts and over devices."""
+    t = c.train
+    batch, micro = "train.batch_size", "train.microbatch"
+    if t.microbatch == "auto":
+        names, problem = ("train.batch_size", "train.accumulation"), f"train.accumulation {t.accumulation}"
+        divisor = t.accumulation
+    else:
+        names, problem, divisor = (batch, micro), f"train.microbatch {t.microbatch}", t.microbatch
+        if t.microbatch < 1:
+            yield (micro,), f"train.microbatch = {t.microbatch}: should be at least 1, or auto"
+            return
+        if t.accumulation > 1 and t.accumulation * t.microbatch != t.batch_size:
+            yield (
+                (*names, "train.accumulation"),
+                f"train.microbatch {t.microbatch} x train.accumulation {t.accumulation} is not train.batch_size "
+                f"{t.batch_size}: leave one of the two out",
+            )
+            return
+    if t.batch_size % divisor:
+        yield (
+            names,
+            f"train.batch_size {t.batch_size} is not divisible by {problem}: "
+            f"use batch_size {_either(_multiples(t.batch_size, divisor))}",
+        )
+    elif c.mesh.data and (t.batch_size // t.parts) % c.mesh.data:
+        yield (*names, "mesh.data"), batch_devices_problem(t.batch_size, t.parts, c.mesh.data)
 
 
 def _is_unicode(text: str) -> bool:
@@ -318,8 +351,12 @@ def _explain(name: str, item: Any) -> str:
     """One pydantic error as one sentence, with the nearest name for an unknown one."""
     if item["type"] == "extra_forbidden":
         return unknown_key(name)
-    message = item["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list of texts")
-    return f"{name} = {item['input']!r}: should be {message}"
+    return f"{name} = {item['input']!r}: should be {_expected(item)}"
+
+
+def _expected(item: Any) -> str:
+    text = item["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list of texts")
+    return text.removesuffix(", unable to parse string as an integer")
 
 
 def unknown_key(name: str) -> str:

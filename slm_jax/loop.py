@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax import flops, ops, sharding
+from slm_jax import flops, memory, ops, sharding
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data.batches import Batches, in_order
@@ -47,13 +47,18 @@ def run_training(config: Config, run: Run) -> Result:
             return Result(run.path, start, (rows or [{}])[-1])
         if start:
             _say(f"continuing after step {start}")
-        run.save_config(config)
         for notice in _notices(config, start, rows):
             _say(notice)
         count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
+            resident = sum(x.nbytes for x in jax.tree.leaves(state))  # every device holds all of it
+            first = sharding.put_batch(mesh, batches.at(start))
+            before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
+            fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, first, resident, before)
             state = steps.init() if state is None else state
-            compiled = steps.train.lower(state, sharding.put_batch(mesh, batches.at(start))).compile()
+        _say(memory.describe(fitted, config))
+        config, steps = fitted.config, fitted.steps
+        run.save_config(config)  # with the microbatch that was found
         with (
             MetricsFile(run.metrics, after_step=start) as metrics,
             _signals() as stop,
@@ -62,7 +67,7 @@ def run_training(config: Config, run: Run) -> Result:
             _forget_samples_after(run, start)
             step = saved = start
             while step < config.train.steps and not stop:
-                state, measured = compiled(state, sharding.put_batch(mesh, batches.at(step)))
+                state, measured = fitted.train(state, sharding.put_batch(mesh, batches.at(step)))
                 step += 1
                 loop.measured(step, measured)
                 last = step == config.train.steps
@@ -164,7 +169,8 @@ class Loop:
     def _score(self, params: Any) -> Row:
         train = self._config.train
         totals = np.zeros(4)
-        for batch in in_order(self._validation.tokens, train.batch_size, train.sequence_length):
+        rows = train.batch_size // train.parts
+        for batch in in_order(self._validation.tokens, rows, train.sequence_length):
             totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
         _, nll, correct, count = totals
         return {

@@ -26,7 +26,7 @@ RUNS = Path("runs")
 
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
 _MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
-_MAY_CHANGE |= {"log.every", "mesh.data"}
+_MAY_CHANGE |= {"log.every", "mesh.data", "train.accumulation", "train.microbatch", "train.memory_gb"}
 
 
 @dataclass(frozen=True)

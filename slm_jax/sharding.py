@@ -19,7 +19,7 @@ def make_mesh(config: Config) -> Mesh:
     wanted = config.mesh.data or available
     if wanted > available:
         raise UserError(f"mesh.data asks for {wanted} devices, but there are {available} ({jax.default_backend()})")
-    batch, parts = config.train.batch_size, config.train.accumulation
+    batch, parts = config.train.batch_size, config.train.parts
     if (batch // parts) % wanted:
         raise UserError(batch_devices_problem(batch, parts, wanted))
     return jax.make_mesh((wanted,), ("data",), devices=jax.devices()[:wanted], axis_types=(AxisType.Auto,))

@@ -102,8 +102,8 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
         return sums.loss, sums
 
     def gradients(params: Any, batch: Batch, key: jax.Array | None) -> tuple[Any, ops.LossSums]:
-        """Gradient of the mean loss over the batch's predicted positions, in `accumulation` parts."""
-        parts = config.train.accumulation
+        """Gradient of the mean loss over the batch's predicted positions, in equal parts, one after the other."""
+        parts = config.train.parts
         if parts == 1:
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         else:
