@@ -44,6 +44,10 @@ class ModelConfig(Section):
     vocab_multiple: int = Field(
         1, ge=1, description="Pad the embedding and the head to a multiple of so many rows (no token is added)."
     )
+    attention: Literal["auto", "blocks", "cudnn", "splash", "naive"] = Field(
+        "auto",
+        description="auto: cudnn on NVIDIA GPUs, splash on TPUs, else blocks of queries; naive: all scores at once.",
+    )
     scan_layers: bool = Field(
         False, description="One compiled block, looped over: compiles fast however deep, runs slower on CPU."
     )

@@ -34,7 +34,9 @@ def run_training(config: Config, run: Run) -> Result:
     tokenizer, corpus = prepare(config, run, say=_say)
     batches = Batches(corpus.train.tokens, config.train.batch_size, config.train.sequence_length, config.train.seed)
     steps = make_steps(config, tokenizer.vocab_size, sharding.replicated(mesh))
-    _say(f"{sharding.describe(mesh)}, {ops.describe_precision(config.train.dtype)}")
+    model, dtype = config.model, ops.compute_dtype(config.train.dtype)
+    attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
+    _say(f"{sharding.describe(mesh)}, {ops.describe_precision(config.train.dtype)}, {attention}")
 
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         state, start = _restore(checkpoints, steps, mesh, config, corpus)

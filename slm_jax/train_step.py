@@ -1,5 +1,7 @@
 """The pure, compiled train and evaluation steps."""
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,7 +82,7 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
     return state._replace(params=params, opt_state=jax.tree_util.tree_map_with_path(resize, state.opt_state))
 
 
-def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding | None = None) -> Steps:
+def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.NamedSharding | None = None) -> Steps:
     """The functions of a run, all pure; `train` gives its state away (donated). sharding: of the state."""
     graph, _ = model_graph(config, vocab_size)
     dtype = ops.compute_dtype(config.train.dtype)
@@ -141,9 +143,19 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.Sharding 
     def evaluate(params: Any, batch: Batch) -> ops.LossSums:
         return loss_sums(merge(params), batch)
 
+    def in_mesh(f: Callable[..., Any]) -> Callable[..., Any]:
+        """f traced with the mesh in sight: kernels that XLA cannot split are mapped over it (ops)."""
+
+        @functools.wraps(f)
+        def traced(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh) if sharding else contextlib.nullcontext():
+                return f(*args)
+
+        return traced
+
     return Steps(
         jax.jit(init, out_shardings=sharding),
-        jax.jit(train, donate_argnums=0, out_shardings=sharding),
-        jax.jit(evaluate),
+        jax.jit(in_mesh(train), donate_argnums=0, out_shardings=sharding),
+        jax.jit(in_mesh(evaluate)),
         merge,
     )

@@ -207,7 +207,8 @@ class Transformer(nnx.Module):
         graph, params = nnx.split(self.blocks)
 
         def attend(q, k, v):
-            return ops.attention(q, k, v, self.dtype, self.config.window, attention_mask_BxT, segment_ids_BxT)
+            how = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention)
+            return ops.attention(q, k, v, self.dtype, *how)
 
         def layer(x_BxTxD, params_and_keys):
             layer_params, keys_2 = params_and_keys

@@ -3,7 +3,14 @@
 The only place that asks which backend runs.
 """
 
-from slm_jax.ops.attention import attention, cache_mask, causal_mask, masked_attention, naive_attention
+from slm_jax.ops.attention import (
+    attention,
+    cache_mask,
+    causal_mask,
+    describe_attention,
+    masked_attention,
+    naive_attention,
+)
 from slm_jax.ops.backend import compute_dtype, describe_precision
 from slm_jax.ops.cross_entropy import LossSums, Seen, Terms, cross_entropy, naive_cross_entropy
 from slm_jax.ops.matmul import einsum, matmul, naive_matmul
@@ -17,6 +24,7 @@ __all__ = [
     "causal_mask",
     "compute_dtype",
     "cross_entropy",
+    "describe_attention",
     "describe_precision",
     "einsum",
     "masked_attention",

@@ -1,9 +1,13 @@
 """Causal attention with a local window, padding and document segments; and attention to a cache of keys and values."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from slm_jax.errors import UserError
 from slm_jax.ops.attention_blocks import MASKED, blockwise_attention
+from slm_jax.ops.attention_kernels import cudnn_attention, splash_attention
 from slm_jax.ops.matmul import einsum
 
 
@@ -75,12 +79,64 @@ def attention(
     window: int = 0,
     valid_BxT: jax.Array | None = None,
     segment_ids_BxT: jax.Array | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Causal self-attention float32 [B, T, H, K] of float32 queries, keys and values of the same T tokens.
 
     window: tokens seen, the query's own included (0: all). valid: 0 for padding, never attended to. segment_ids:
-    attention stays inside a segment. Products in dtype, softmax in float32.
+    attention stays inside a segment. Products in dtype, softmax in float32. implementation: as `choose_attention`.
     """
-    if jax.default_backend() == "cpu":
-        return blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window)
-    return naive_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dtype, window, valid_BxT, segment_ids_BxT)
+    name, _ = choose_attention(implementation, dtype, q_BxTxHxK.shape[1], q_BxTxHxK.shape[3])
+    arrays = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
+    if name == "naive":
+        return naive_attention(*arrays, dtype, window, valid_BxT, segment_ids_BxT)
+    return _FAST[name](*arrays, valid_BxT, segment_ids_BxT, dtype, window)
+
+
+_FAST: dict[str, Callable[..., jax.Array]] = {
+    "blocks": blockwise_attention,
+    "cudnn": cudnn_attention,
+    "splash": splash_attention,
+}
+
+
+def choose_attention(asked: str, dtype: jnp.dtype, length: int, width: int) -> tuple[str, str]:
+    """(which implementation runs, why it is not the backend's kernel or ""), for heads of a width.
+
+    auto: cuDNN on NVIDIA GPUs, splash on TPUs, blocks where neither can run. Raises UserError if the one that was
+    asked for by name cannot run.
+    """
+    if asked in ("blocks", "naive"):
+        return asked, ""
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "blocks") if asked == "auto" else asked
+    problem = {"cudnn": _cudnn_problem, "splash": _splash_problem}.get(kernel, lambda *_: "")(dtype, length, width)
+    if problem and asked != "auto":
+        raise UserError(f"model.attention {asked}: {problem}. Use --model.attention auto")
+    return ("blocks", f"{kernel}: {problem}") if problem else (kernel, "")
+
+
+def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
+    if jax.default_backend() != "gpu" or not hasattr(jax.devices()[0], "compute_capability"):
+        return "there is no NVIDIA GPU"
+    major = int(str(jax.devices()[0].compute_capability).partition(".")[0])
+    if major < 8:
+        return "it needs a GPU of compute capability 8.0 or more"
+    if dtype != jnp.bfloat16:
+        return "it computes in bfloat16 only"
+    widest = 256 if major >= 9 else 128
+    if width % 8 or width > widest:
+        return f"heads are {width} wide, it needs a multiple of 8 up to {widest}"
+    return f"{length} tokens are an odd number" if length % 2 else ""
+
+
+def _splash_problem(dtype: jnp.dtype, length: int, width: int) -> str:
+    if jax.default_backend() != "tpu":
+        return "there is no TPU"
+    return f"{length} tokens are not a multiple of 128" if length % 128 else ""
+
+
+def describe_attention(asked: str, dtype: jnp.dtype, length: int, width: int) -> str:
+    """One phrase for the start of a run. Raises UserError as `choose_attention` does."""
+    name, why = choose_attention(asked, dtype, length, width)
+    words = {"blocks": "in blocks", "naive": "naive", "cudnn": "by cuDNN", "splash": "by splash"}[name]
+    return f"attention {words}" + (f" ({why})" if why else "")

@@ -1,4 +1,4 @@
-"""Causal attention in blocks of queries, with gradients written out: the fast path on CPU.
+"""Causal attention in blocks of queries, with gradients written out: the fast path on CPU, and wherever no kernel fits.
 
 Each block of queries meets only the keys it can see, so the masked half of the scores is never made; the backward
 pass makes the weights again from the queries and keys rather than keeping [B, H, T, T] (as FlashAttention does,

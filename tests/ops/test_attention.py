@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.ops import attention, naive_attention
+from slm_jax import sharding
+from slm_jax.errors import UserError
+from slm_jax.ops import attention, describe_attention, naive_attention
 from slm_jax.ops.attention_blocks import blockwise_attention
-from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference
+from slm_jax.ops.attention_kernels import cudnn_attention, splash_attention
+from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 
 
 def inputs(length, heads=4, kv_heads=4, batch=2, width=8, seed=0):
@@ -74,3 +77,72 @@ def test_window_is_exact_at_its_edges():
         assert reaches(0, t, t + 1)
         assert not reaches(0, t, t)
     assert not reaches(101, 100, 0)
+
+
+def on_xla(*args):
+    """What is asked of cuDNN, asked of XLA: the same function of JAX with the same arguments."""
+    return cudnn_attention(*args, implementation="xla")
+
+
+def interpreted(*args):
+    """The TPU kernel's program, run by the interpreter."""
+    return splash_attention(*args, interpret=True)
+
+
+@pytest.mark.parametrize("kernel", [on_xla, interpreted])
+@pytest.mark.parametrize(("kv_heads", "window"), [(4, 0), (2, 70), (1, 1)])
+@pytest.mark.parametrize("masked", ["no", "both"])
+def test_kernels_equal_naive(kernel, kv_heads, window, masked):
+    """At every real query; what queries of padding get is never read."""
+    length = 256
+    q, k, v, g = inputs(length, kv_heads=kv_heads)
+    valid, segment_ids = (padding(length), segments(length)) if masked == "both" else (None, None)
+    if valid is not None:
+        g = g * valid[:, :, None, None]
+    fast, naive = (
+        jax.jit(lambda q, k, v, f=f: (jnp.where(g == 0, 0, f(q, k, v)), jax.vjp(f, q, k, v)[1](g)))(q, k, v)
+        for f in (
+            lambda q, k, v: kernel(q, k, v, valid, segment_ids, FLOAT32, window),
+            lambda q, k, v: naive_attention(q, k, v, FLOAT32, window, valid, segment_ids),
+        )
+    )
+    assert largest_difference(fast, naive) < 3e-5  # of gradients of size 10
+
+
+def test_kernel_over_several_devices():
+    """XLA cannot split a kernel: it is mapped over the mesh in use."""
+    mesh = sharding.make_mesh(tiny_config())
+    assert mesh.size == 8
+    q, k, v, _ = inputs(128, batch=8, kv_heads=2)
+
+    def gradients(q, k, v):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            f = lambda *x: jnp.sum(jnp.sin(interpreted(*x, None, None, FLOAT32, 0)))  # noqa: E731
+            return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
+
+    split = jax.jit(gradients)(**sharding.put_batch(mesh, {"q": q, "k": k, "v": v}))
+    expected = jax.grad(lambda *x: jnp.sum(jnp.sin(naive_attention(*x, FLOAT32))), argnums=(0, 1, 2))(q, k, v)
+    assert "data" in split[0].sharding.spec
+    assert largest_difference(split, expected) < 3e-5
+
+
+def test_what_cannot_run_is_refused_by_name_and_replaced_aloud():
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention in blocks"
+    for name, missing in (("cudnn", "no NVIDIA GPU"), ("splash", "no TPU")):
+        with pytest.raises(UserError, match=f"model.attention {name}: there is {missing}"):
+            describe_attention(name, BFLOAT16, 256, 64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "width", "says"),
+    [(FLOAT32, 256, 64, "bfloat16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
+)
+def test_a_gpu_without_the_shape_for_cudnn_says_so(monkeypatch, dtype, length, width, says):
+    """The hardware is pretended; which kernel is then chosen is not."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = type("Device", (), {"compute_capability": "9.0"})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by cuDNN"
+    described = describe_attention("auto", dtype, length, width)
+    assert described.startswith("attention in blocks (cudnn: ")
+    assert says in described
