@@ -1,0 +1,140 @@
+"""Accelerators and what their vendors promise: peak matrix speed, memory, bandwidth; each row with its source.
+
+A row describes one *JAX device*, by the name that JAX reports (`jax.devices()[0].device_kind`): one core of a TPU v2,
+v3 or v7 chip (two devices a chip), a whole chip of the other TPUs, one GPU. Names must match whole, because
+"… RTX 4090 Laptop GPU" or "… A100-SXM4-40GB MIG 1g.5gb" are other, slower things; for an unknown name the measured
+roof stands in (mfu.py).
+
+bfloat16: products accumulated in float32, dense (data sheets often print twice as much, "with sparsity"). None: the
+    device has no bfloat16 matrix units.
+float32: what products at JAX's `Precision.HIGHEST`, the one that this package asks for, can reach at most. On GPUs
+    that is the vendor's float32 figure without tensor cores (TensorFloat-32 keeps 10 of the 23 bits and is not
+    float32). TPUs have no float32 matrix units: HIGHEST is six bfloat16 passes (jax.lax.Precision), so a sixth.
+GeForce: tensor cores run at half rate when they accumulate in float32, which makes bfloat16 exactly twice float32 in
+    all three families (whitepapers: RTX 3090 35.6 and 71, RTX 4090 82.6 and 165.2, RTX 5090 104.8 and 209.5 TFLOPS).
+    The figures hold at the listed boost clock; a cool card runs above it, and can be measured a little above its peak.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+
+class Device(NamedTuple):
+    """One JAX device as its vendor describes it."""
+
+    bfloat16: float | None  # FLOP/s, dense, accumulated in float32
+    float32: float  # FLOP/s
+    memory: float  # GB
+    bandwidth: float  # GB/s
+    source: str
+
+    def peak(self, dtype: jnp.dtype) -> float | None:
+        """FLOP/s of products in dtype; None where the device has no units for it."""
+        return self.float32 if dtype == jnp.float32 else self.bfloat16 if dtype == jnp.bfloat16 else None
+
+
+def find(device_kind: str) -> Device | None:
+    """The row of a device by the name JAX gives it, or None. Older drivers leave out "NVIDIA "."""
+    return _DEVICES.get(_key(device_kind))
+
+
+def known() -> list[str]:
+    """The names of the table."""
+    return list(_NAMES)
+
+
+def _key(name: str) -> str:
+    return name.lower().removeprefix("nvidia ").removeprefix("tesla ")
+
+
+_TPU_PAPER = "Jouppi et al., A Domain-Specific Supercomputer for Training Deep Neural Networks (CACM 2020), table 3"
+_ADA = "NVIDIA Ada GPU Architecture whitepaper"
+_GA102 = "NVIDIA Ampere GA102 GPU Architecture whitepaper"
+_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper"
+_GEFORCE = "2 x CUDA cores x boost clock of NVIDIA's GeForce comparison page"
+_P100, _V100 = "NVIDIA Tesla P100 data sheet", "NVIDIA Tesla V100 data sheet"
+_A100, _H100, _H200 = ("NVIDIA A100 data sheet", "NVIDIA H100 data sheet", "NVIDIA H200 data sheet")
+
+
+def _tpu(chip_bfloat16: float, chip_memory: float, chip_bandwidth: float, source: str, devices: int = 1) -> Device:
+    """Figures of a chip, TFLOP/s, GB and GB/s, shared by its JAX devices."""
+    peak = chip_bfloat16 * 1e12 / devices
+    return Device(peak, peak / 6, chip_memory / devices, chip_bandwidth / devices, source)
+
+
+def _gpu(bfloat16: float | None, float32: float, memory: float, bandwidth: float, source: str) -> Device:
+    """Figures in TFLOP/s, GB and GB/s."""
+    return Device(bfloat16 and bfloat16 * 1e12, float32 * 1e12, memory, bandwidth, source)
+
+
+def _geforce(cores: int, boost_mhz: float, memory: float, bandwidth: float, source: str = _GEFORCE) -> Device:
+    """Two FLOPs per core and cycle; tensor cores with float32 accumulation twice that (see the top of the file)."""
+    peak = 2 * cores * boost_mhz * 1e6
+    return Device(2 * peak, peak, memory, bandwidth, source)
+
+
+_V5E = _tpu(197, 16, 819, "Google Cloud documentation, TPU v5e")
+_V5P = _tpu(459, 95, 2765, "Google Cloud documentation, TPU v5p")
+_V6E = _tpu(918, 32, 1638, "Google Cloud documentation, TPU v6e")
+_V7 = _tpu(2307, 192, 7380, "Google Cloud documentation, TPU7x (Ironwood)", devices=2)
+
+_NAMES: dict[str, Device] = {
+    "TPU v2": _tpu(46, 16, 700, _TPU_PAPER, devices=2),
+    "TPU v3": _tpu(123, 32, 900, f"{_TPU_PAPER}; Google Cloud documentation, TPU v3", devices=2),
+    "TPU v4": _tpu(275, 32, 1200, "Google Cloud documentation, TPU v4"),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "TPU7x": _V7,
+    "TPU7": _V7,
+    "Tesla P100-PCIE-12GB": _gpu(None, 9.3, 12, 549, _P100),
+    "Tesla P100-PCIE-16GB": _gpu(None, 9.3, 16, 732, _P100),
+    "Tesla P100-SXM2-16GB": _gpu(None, 10.6, 16, 732, _P100),
+    "Tesla V100-PCIE-16GB": _gpu(None, 14.0, 16, 900, _V100),
+    "Tesla V100-PCIE-32GB": _gpu(None, 14.0, 32, 900, _V100),
+    "Tesla V100-SXM2-16GB": _gpu(None, 15.7, 16, 900, _V100),
+    "Tesla V100-SXM2-32GB": _gpu(None, 15.7, 32, 900, _V100),
+    "Tesla V100S-PCIE-32GB": _gpu(None, 16.4, 32, 1134, _V100),
+    "Tesla T4": _gpu(None, 8.1, 16, 300, "NVIDIA T4 data sheet"),
+    "NVIDIA A10": _gpu(125, 31.2, 24, 600, "NVIDIA A10 data sheet"),
+    "NVIDIA A100-PCIE-40GB": _gpu(312, 19.5, 40, 1555, _A100),
+    "NVIDIA A100-SXM4-40GB": _gpu(312, 19.5, 40, 1555, _A100),
+    "NVIDIA A100 80GB PCIe": _gpu(312, 19.5, 80, 1935, _A100),
+    "NVIDIA A100-SXM4-80GB": _gpu(312, 19.5, 80, 2039, _A100),
+    "NVIDIA L4": _gpu(121, 30.3, 24, 300, "NVIDIA L4 data sheet (bfloat16: half of 242 with sparsity)"),
+    "NVIDIA L40S": _gpu(362, 91.6, 48, 864, "NVIDIA L40S data sheet"),
+    "NVIDIA H100 80GB HBM3": _gpu(989.5, 67, 80, 3350, f"{_H100}, SXM (bfloat16: half of 1,979 with sparsity)"),
+    "NVIDIA H100 PCIe": _gpu(756.5, 51, 80, 2000, f"{_H100}, PCIe (bfloat16: half of 1,513 with sparsity)"),
+    "NVIDIA H100 NVL": _gpu(835.5, 60, 94, 3900, f"{_H100}, NVL (bfloat16: half of 1,671 with sparsity)"),
+    "NVIDIA H200": _gpu(989.5, 67, 141, 4800, f"{_H200}, SXM (bfloat16: half of 1,979 with sparsity)"),
+    "NVIDIA H200 NVL": _gpu(835.5, 60, 141, 4800, f"{_H200}, NVL (bfloat16: half of 1,671 with sparsity)"),
+    "NVIDIA B200": _gpu(2250, 80, 180, 8000, "NVIDIA Blackwell Architecture Technical Brief, HGX B200"),
+    "NVIDIA GeForce RTX 3090 Ti": _geforce(10752, 1860, 24, 1008),
+    "NVIDIA GeForce RTX 3090": _geforce(10496, 1695, 24, 936, _GA102),
+    "NVIDIA GeForce RTX 3080 Ti": _geforce(10240, 1665, 12, 912),
+    "NVIDIA GeForce RTX 3080": _geforce(8704, 1710, 10, 760, f"{_GA102} (the 10 GB card; that of 12 GB: 3 % more)"),
+    "NVIDIA GeForce RTX 3070 Ti": _geforce(6144, 1770, 8, 608),
+    "NVIDIA GeForce RTX 3070": _geforce(5888, 1725, 8, 448, _GA102),
+    "NVIDIA GeForce RTX 3060 Ti": _geforce(4864, 1665, 8, 448),
+    "NVIDIA GeForce RTX 3060": _geforce(3584, 1777, 12, 360),
+    "NVIDIA GeForce RTX 4090": _geforce(16384, 2520, 24, 1008, _ADA),
+    "NVIDIA GeForce RTX 4080 SUPER": _geforce(10240, 2550, 16, 736),
+    "NVIDIA GeForce RTX 4080": _geforce(9728, 2505, 16, 717, _ADA),
+    "NVIDIA GeForce RTX 4070 Ti SUPER": _geforce(8448, 2610, 16, 672),
+    "NVIDIA GeForce RTX 4070 Ti": _geforce(7680, 2610, 12, 504),
+    "NVIDIA GeForce RTX 4070 SUPER": _geforce(7168, 2475, 12, 504),
+    "NVIDIA GeForce RTX 4070": _geforce(5888, 2475, 12, 504),
+    "NVIDIA GeForce RTX 4060 Ti": _geforce(4352, 2535, 8, 288),
+    "NVIDIA GeForce RTX 4060": _geforce(3072, 2460, 8, 272),
+    "NVIDIA GeForce RTX 5090": _geforce(21760, 2407, 32, 1792, _BLACKWELL),
+    "NVIDIA GeForce RTX 5080": _geforce(10752, 2617, 16, 960, _BLACKWELL),
+    "NVIDIA GeForce RTX 5070 Ti": _geforce(8960, 2452, 16, 896, _BLACKWELL),
+    "NVIDIA GeForce RTX 5070": _geforce(6144, 2512, 12, 672, _BLACKWELL),
+    "NVIDIA GeForce RTX 5060 Ti": _geforce(4608, 2572, 16, 448),
+    "NVIDIA GeForce RTX 5060": _geforce(3840, 2497, 8, 448),
+}
+_DEVICES = {_key(name): device for name, device in _NAMES.items()}
