@@ -21,8 +21,8 @@ from slm_jax.data.prepare import prepare
 from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
 from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text, waiting
-from slm_jax.mfu import measured_roof
 from slm_jax.optimizer import make_schedule
+from slm_jax.roof import denominator
 from slm_jax.run import Result, Run, replace_text
 from slm_jax.train_step import Steps, TrainState, make_steps
 from tokenizer import HybridTokenizer
@@ -110,7 +110,9 @@ class Loop:
         self._spent = metrics.seconds
         self._step_seconds: float | None = None
         per_token = flops.train_flops_per_token(config.model, tokenizer.vocab_size, config.train.sequence_length)
-        self._mfu_per_rate = per_token / (mesh.size * measured_roof(ops.compute_dtype(config.train.dtype)))
+        roof = denominator(config, tokenizer.vocab_size, mesh)
+        self._mfu_per_rate = per_token / roof.flops
+        _say(f"MFU is of {roof.text}")
 
     def __enter__(self) -> "Loop":
         self._clock = time.perf_counter()

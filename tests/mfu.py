@@ -1,0 +1,138 @@
+"""Counts the device's FLOPs: `python tests/mfu.py` prints and checks them, `pytest tests/mfu.py` checks a small step.
+
+What must agree: the formula, the products of the traced program and XLA's cost analysis (tests/test_flops.py has the
+shapes), and the measured roof, which no step can exceed. Options of the script: those of `python -m slm_jax.mfu`.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # this folder holds a `tokenizer` too
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax import mfu, roof
+from slm_jax.config import Config
+from slm_jax.errors import UserError, command_line
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "model.dim": 64,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.mlp_dim": 192,
+    "train.batch_size": 8,
+    "train.sequence_length": 64,
+    "mesh.data": 1,
+}
+OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+AGREED = "formula, traced program and XLA agree; the step is below the roof"
+
+
+def check(report: mfu.Report) -> None:
+    """The counts agree, and the step stays below the roof."""
+    counts = report.counts
+    assert counts.products == pytest.approx(counts.formula_square, rel=1e-9)
+    # XLA adds element-wise operations: below a hundredth in wide models, up to a seventh in the narrowest.
+    assert counts.xla is None or 1.0 <= counts.xla / counts.formula_square < 1.15
+    assert counts.formula <= counts.formula_square
+    assert counts.formula < report.roof * report.seconds
+    assert 0 < report.mfu_roof < 1
+    assert report.mfu_peak is None or 0 < report.mfu_peak < 1
+
+
+@pytest.fixture(scope="module")
+def small() -> mfu.Report:
+    return mfu.measure(Config.load(**SMALL), 300, steps=5)
+
+
+def test_formula_program_and_xla_agree_and_the_roof_holds(small):
+    check(small)
+    assert small.tokens_per_second == pytest.approx(8 * 64 / small.seconds)
+    assert len(small.times.seconds) == 5
+    assert small.times.program_bytes > 4 * 3 * small.parameters  # float32 parameters and the optimizer's state
+
+
+def test_the_text_states_denominator_convention_and_spread(small):
+    text = mfu.as_text(small)
+    assert "in no table of devices, so the measured roof stands in" in text
+    assert f"{small.mfu_roof:.1%} of the measured roof" in text
+    assert roof.CONVENTION in text
+    assert "80 % of 5 within" in text
+    assert "Newton-Schulz" in text
+    known = small._replace(peak=4 * small.roof, source="a data sheet", vendor={"float32": 1e15, "bfloat16": None})
+    assert f"{small.mfu_roof / 4:.1%} of the vendor's peak" in mfu.as_text(known)
+    assert "a data sheet" in mfu.as_text(known)
+
+
+def test_the_roof_is_of_the_steps_products_too():
+    config = Config.load(**SMALL)
+    shapes = roof.step_shapes(config, 300)
+    assert (512, 64, 128) in shapes  # up and gate, forward
+    assert (64, 512, 128) in shapes  # their gradient
+    assert (512, 64, 300) in shapes  # the head
+    assert all(2 * np.prod(shape, dtype=float) <= 4e9 for shape in shapes)
+    found = roof.measured_roof(jnp.dtype("float32"), shapes, seconds=0.1)
+    assert 0 < found.median <= found.flops
+    assert found.shape in [*shapes, (512, 512, 512), (1024, 1024, 1024)]
+
+
+def test_simulated_devices_share_one_roof():
+    """Eight devices of one processor are no faster than one; eight accelerators are."""
+    from slm_jax import sharding
+
+    mesh = sharding.make_mesh(Config.load(**{**SMALL, "mesh.data": 8}))
+    assert mesh.size == 8
+    assert roof.units(mesh) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--steps", "0"], "--steps 0"),
+        (["--steps", "many"], "--steps many"),
+        (["--model.dimm", "3"], "perhaps you meant model.dim"),
+        (["--tokenizer.path", "no-such"], "tokenizer.path"),
+        (["--run", "no-such-run"], "no-such-run"),
+        (["--mesh.data", "99"], "99"),
+    ],
+)
+def test_mistakes_are_explained(args, words):
+    with pytest.raises(UserError, match=words):
+        mfu.main(args)
+
+
+def test_the_accelerators_benchmark_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "accelerator.py"), "--tiny", "--steps", "3"]
+    command += ["--json", str(tmp_path / "rows"), "--trace", str(tmp_path / "trace"), "--model.depth", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout
+    row = json.loads((tmp_path / "rows").read_text())
+    assert row["batch"][1] == 64
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_this_file_is_a_script(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "mfu.py"), *OPTIONS, "--steps", "3", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == AGREED
+    row = json.loads(done.stdout)
+    assert row["device"] == "cpu"
+    assert row["batch"] == [8, 64, 1]
+    assert len(row["times"]["seconds"]) == 3
+    assert row["mfu_peak"] is None
+    assert row["mfu_roof"] == pytest.approx(row["counts"]["formula"] / row["seconds"] / row["roof"])
+    assert row["convention"] == roof.CONVENTION
+
+
+if __name__ == "__main__":
+    with command_line():
+        check(mfu.main())
+        print(AGREED, file=sys.stderr)
