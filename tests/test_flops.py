@@ -131,6 +131,13 @@ def test_the_real_step_is_the_naive_one_with_known_additions():
     assert counts.uncounted == ()
 
 
+def test_loops_in_the_real_step_are_counted_in_full():
+    once = mfu.count(model_config(), 61).written
+    assert mfu.count(model_config(scan_layers=True), 61).written == once
+    assert mfu.count(tiny_config(train__accumulation=4), 61).written == once
+    assert mfu.count(model_config(remat="full"), 61).written > once
+
+
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1}, {"tie_weights": False}])
 def test_generation_is_counted_as_it_runs(fields):
     model = tiny_model(**fields)

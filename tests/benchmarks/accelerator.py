@@ -2,9 +2,10 @@
 
 Trains models of 125 M (sequences of 1,024) and 1 B parameters (2,048) for some tens of steps on random ids, with the
 train step that `python -m slm_jax.train` runs, in bfloat16. The batch is found by trying: doubled until the speed
-grows by less than 2 % or the memory is full. Prints, per model, what `python -m slm_jax.mfu` prints (MFU against the
-vendor's peak and the measured roof, FLOPs counted three ways, the spread of the steps, memory), and whether the
-target is reached. One H100, H200, A100 or TPU chip is enough; several share the batch. On a CPU: --tiny.
+grows by less than 2 % or the memory is full (for 1 B also with activations recomputed). Prints, per model, what
+`python -m slm_jax.mfu` prints (MFU against the vendor's peak and the measured roof, FLOPs counted three ways, the
+spread of the steps, memory), and whether the target is reached. One H100, H200, A100 or TPU chip is enough; several
+share the batch. On a CPU: --tiny.
 
 Any field of the config may be added: --model.depth 6 --optimizer.name adamw.
 """
@@ -27,7 +28,8 @@ import jax  # noqa: E402  # after the environment is set
 
 from slm_jax import cli, mfu, sharding  # noqa: E402  # after the path is set
 from slm_jax.config import Config  # noqa: E402
-from slm_jax.errors import command_line  # noqa: E402
+from slm_jax.errors import UserError, command_line  # noqa: E402
+from slm_jax.process import tune_process  # noqa: E402
 
 Tree = dict[str, dict[str, Any]]
 
@@ -53,6 +55,9 @@ MODELS: dict[str, Tree] = {
 TARGETS = {"125m": 0.5, "1b": 0.6}
 """Share of the measured roof."""
 FIRST_BATCH = {"125m": 8, "1b": 2, "tiny": 1}
+"""Sequences a device."""
+REMAT = {"125m": ["none"], "1b": ["none", "dots"], "tiny": ["none", "dots"]}
+"""What is tried: recomputing costs FLOPs, but lets a larger batch fit."""
 
 
 def configured(name: str, batch: int, overrides: list[str]) -> Config:
@@ -62,26 +67,31 @@ def configured(name: str, batch: int, overrides: list[str]) -> Config:
     return Config.from_tree(cli.parse_overrides(overrides, tree, "accelerator.py", __doc__ or ""), origin=name)
 
 
-def find_batch(name: str, overrides: list[str], largest: int) -> int:
-    """The batch of the highest speed among the doublings that fit. Raises UserError if none does."""
-    fastest, best = 0.0, 0
-    batch = FIRST_BATCH[name] * jax.device_count()
-    while batch <= largest * jax.device_count():
-        config = configured(name, batch, overrides)
-        try:
-            times = mfu.time_steps(config, mfu.vocabulary(config), 5, sharding.make_mesh(config))
-        except mfu.OutOfMemoryError as error:
-            if not best:
-                raise
-            print(f"  batch {batch}: {error}", flush=True)
-            gc.collect()
-            break
-        speed = batch * config.train.sequence_length / statistics.median(times.seconds)
-        print(f"  batch {batch}: {speed:,.0f} tokens/s", end=", ")
-        print(f"{times.program_bytes / 1e9:.3g} GB, compiled in {times.compile_seconds:.0f} s", flush=True)
-        if speed < 1.02 * fastest:
-            break
-        fastest, best, batch = speed, batch, 2 * batch
+def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, list[str]]:
+    """The batch of the highest speed among the doublings that fit, and the options of it. Raises UserError."""
+    fastest, best, given = 0.0, None, any(word.startswith("--model.remat") for word in overrides)
+    for remat in [""] if given else REMAT[name]:
+        options = [*overrides, "--model.remat", remat] if remat else overrides
+        batch, before = FIRST_BATCH[name] * jax.device_count(), 0.0
+        while batch <= largest * jax.device_count():
+            config = configured(name, batch, options)
+            print(f"  {f'remat {remat}, ' if remat else ''}batch {batch}:", end=" ", flush=True)
+            try:
+                times = mfu.time_steps(config, mfu.vocabulary(config), 5, sharding.make_mesh(config))
+            except mfu.OutOfMemoryError as error:
+                print(error, flush=True)
+                gc.collect()
+                break
+            speed = batch * config.train.sequence_length / statistics.median(times.seconds)
+            print(f"{speed:,.0f} tokens/s, {times.program_bytes / 1e9:.3g} GB, ", end="")
+            print(f"compiled in {times.compile_seconds:.0f} s", flush=True)
+            if speed > fastest:
+                fastest, best = speed, (batch, options)
+            if speed < 1.02 * before:
+                break
+            before, batch = speed, 2 * batch
+    if best is None:
+        raise UserError(f"{name}: not even the smallest batch fits: try --model.remat full, or fewer layers")
     return best
 
 
@@ -95,10 +105,13 @@ def main() -> None:
     parser.add_argument("--trace", default="", help="folder for a profile of three steps of each model")
     parser.add_argument("--json", default="", help="file that gets one JSON object per model and line")
     options, overrides = parser.parse_known_args()
+    tune_process()  # with it the program that was found is not compiled again
     for name in ["tiny"] if options.tiny else options.models:
         print(f"{name}:", flush=True)
-        batch = options.batch or find_batch(name, overrides, 4 if options.tiny else 1024)
-        config = configured(name, batch, overrides)
+        chosen = (options.batch, overrides)
+        if not options.batch:
+            chosen = find_fastest(name, overrides, 2 if options.tiny else 1024)
+        config = configured(name, *chosen)
         trace = str(Path(options.trace) / name) if options.trace else ""
         report = mfu.measure(config, mfu.vocabulary(config), options.steps, trace)
         print(mfu.as_text(report))
