@@ -27,7 +27,8 @@ class Roof(NamedTuple):
 
 
 def measured_roof(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float = 0.5) -> Roof:
-    """FLOP/s of one device on products in dtype accumulated in float32, the best of about `seconds`.
+    """FLOP/s of one device on products in dtype accumulated in float32: the best, once none better came for `seconds`
+    (at most four times as long, for a machine that others use is rarely free).
 
     Large squares, and on CPU the given shapes too: there no size is best for all (tall ones can be twice as fast as
     squares), and a roof below what the step's own products reach would show more than 100 %.
@@ -40,12 +41,17 @@ def measured_roof(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float
         chained = 8
         runs = {(n, n, n): _product((n, n, n), dtype, chained) for n in (4096, 8192)}
     times: dict[Shape, list[float]] = {shape: [] for shape in runs}
-    end = time.perf_counter() + seconds
-    while len(times[next(iter(runs))]) < 3 or time.perf_counter() < end:
+    start = gained = time.perf_counter()
+    fastest, rounds = 0.0, 0
+    while rounds < 3 or time.perf_counter() < min(gained + seconds, start + 4 * seconds):
+        rounds += 1
         for shape, run in runs.items():  # in turn, so that a busy moment hits all shapes
-            start = time.perf_counter()
+            before = time.perf_counter()
             run()
-            times[shape].append(time.perf_counter() - start)
+            times[shape].append((now := time.perf_counter()) - before)
+            rate = float(np.prod(shape)) / times[shape][-1]
+            if rate > 1.01 * fastest:
+                fastest, gained = rate, now
     rates = {shape: [2 * chained * float(np.prod(shape)) / t for t in found] for shape, found in times.items()}
     best = max(rates, key=lambda shape: max(rates[shape]))
     return Roof(max(rates[best]), statistics.median(rates[best]), best)

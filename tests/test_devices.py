@@ -103,13 +103,12 @@ def test_devices_without_bfloat16_units_have_no_bfloat16_peak():
         ("TPU7x", "7X"),
     ],
 )
-def test_names_and_peaks_agree_with_jax(kind, version):
+def test_peaks_agree_with_jax(kind, version):
     """JAX carries a table of its own for its kernels; TPU v3 is left out, where it says 140 and the vendor 123."""
-    info = pytest.importorskip("jax._src.pallas.mosaic.tpu_info")
-    chip = info.chip_version_from_device_kind(kind)
-    assert chip == getattr(info.ChipVersion, f"TPU_{version}")
+    tpu = pytest.importorskip("jax.experimental.pallas.tpu")
+    chip = getattr(tpu.ChipVersion, f"TPU_{version}")
+    cores = 2 if chip.supports_megacore else 1  # of a JAX device
+    per_core = tpu.get_tpu_info_for_chip(chip, cores)
     row = devices.find(kind)
     assert row is not None
-    cores = 2 if chip.supports_megacore else 1  # of a JAX device
-    per_core = info._get_tpu_info_impl(chip, cores)
     assert row.bfloat16 == pytest.approx(cores * per_core.bf16_ops_per_second, rel=0.01)
