@@ -10,8 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax import cli, devices, flops, ops, sharding
+from slm_jax import cli, devices, flops, memory, ops, sharding
 from slm_jax.config import Config, read_toml
 from slm_jax.errors import UserError, command_line
 from slm_jax.roof import CONVENTION, Roof, measured_roof, step_shapes, tera, units
 from slm_jax.run import Run
-from slm_jax.train_step import Steps, TrainState, loss_sums, make_steps, model_graph
+from slm_jax.train_step import TrainState, make_steps, model_graph
 from tokenizer import HybridTokenizer, TokenizerError
 
 
@@ -49,11 +48,14 @@ def count(config: Config, vocab_size: int) -> Counts:
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("input_ids", "labels")}
 
     def gradient(params: Any, batch: Any) -> Any:
-        return jax.grad(lambda p: loss_sums(nnx.merge(graph, p), batch).loss)(params)
+        def loss(params: Any) -> jax.Array:  # of whole logits
+            model = nnx.merge(graph, params)
+            x_BxTxD = model.hidden(batch["input_ids"])
+            return ops.naive_cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype).loss
 
-    with naive_operations():
-        products = flops.traced_flops(gradient, params, batch).flops
-        xla = flops.xla_flops(lambda p, b: gradient(p, b), params, batch)
+        return jax.grad(loss)(params)
+
+    products, xla = flops.traced_flops(gradient, params, batch).flops, flops.xla_flops(gradient, params, batch)
     steps = make_steps(config, vocab_size)
     written = flops.traced_flops(steps.train, jax.eval_shape(steps.init), batch)
     return Counts(
@@ -68,30 +70,17 @@ def count(config: Config, vocab_size: int) -> Counts:
 
 
 def _plain(config: Config) -> Config:
-    """The config of the naive program: each layer written out, nothing computed twice, no padding, no dropout."""
-    plain = {"scan_layers": False, "remat": "none", "vocab_multiple": 1, "dropout": 0.0}
+    """The config of the naive program: the whole square of attention, each layer written out, nothing computed twice,
+    no padding, no dropout."""
+    plain = {"attention": "naive", "scan_layers": False, "remat": "none", "vocab_multiple": 1, "dropout": 0.0}
     return config.model_copy(update={"model": config.model.model_copy(update=plain)})
-
-
-@contextmanager
-def naive_operations() -> Iterator[None]:
-    """Within, models are traced with the naive twins: the whole square of attention, whole logits, nothing twice."""
-    fast = ops.attention, ops.cross_entropy
-    ops.attention, ops.cross_entropy = ops.naive_attention, ops.naive_cross_entropy
-    try:
-        yield
-    finally:
-        ops.attention, ops.cross_entropy = fast
-
-
-class OutOfMemoryError(UserError):
-    """The step does not fit the device."""
 
 
 class StepTimes(NamedTuple):
     """Training steps as they ran."""
 
     seconds: list[float]  # of each step, from the end of the one before
+    parts: int  # that a batch was computed in, one after the other
     compile_seconds: float
     program_bytes: int  # a device's memory for the compiled step: state, batch, temporary
     peak_bytes: int | None  # the most that the process ever held on a device, where the backend says it
@@ -100,32 +89,28 @@ class StepTimes(NamedTuple):
 def time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.Mesh, trace: str = "") -> StepTimes:
     """Time `steps` steps of the real train step on random ids, after two that are not counted. Raises UserError.
 
-    As in the training loop, a step is dispatched before the one before it is waited for. trace: a folder for a
-    profile of three more steps.
+    As in the training loop, the microbatch is what fits (`memory.compile_to_fit`), and a step is dispatched before the
+    one before it is waited for. trace: a folder for a profile of three more steps.
     """
     try:
-        functions = make_steps(config, vocab_size, sharding.replicated(mesh))
-        return _time_steps(config, functions, vocab_size, steps, mesh, trace)
+        return _time_steps(config, vocab_size, steps, mesh, trace)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
-        raise OutOfMemoryError(
-            f"a batch of {config.train.batch_size} x {config.train.sequence_length} tokens in "
-            f"{config.train.accumulation} parts does not fit: raise train.accumulation or lower train.batch_size"
+        raise UserError(
+            f"the device ran out of memory at {config.train.batch_size} x {config.train.sequence_length} tokens: "
+            f"lower --train.memory_gb, or give a smaller --train.microbatch than auto finds"
         ) from None
 
 
-def _time_steps(
-    config: Config, functions: Steps, vocab_size: int, steps: int, mesh: jax.sharding.Mesh, trace: str
-) -> StepTimes:
+def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.Mesh, trace: str) -> StepTimes:
     shape = (config.train.batch_size, config.train.sequence_length + 1)
     ids = np.random.default_rng(config.train.seed).integers(0, vocab_size, shape, np.int32)
     batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
     start = time.perf_counter()
-    state: TrainState = functions.init()
-    compiled = functions.train.lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
+    state: TrainState = fitted.steps.init()
+    compile_seconds, compiled = time.perf_counter() - start, fitted.train
     ends, pending, warmup = [], None, 2
     for _ in range(warmup + steps):
         state, metrics = compiled(state, batch)
@@ -140,15 +125,9 @@ def _time_steps(
             for _ in range(3):
                 state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics)
-    program = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    program += memory.output_size_in_bytes - memory.alias_size_in_bytes
     stats = mesh.devices.flat[0].memory_stats() or {}
-    return StepTimes(
-        np.diff(ends)[warmup - 1 :].tolist(),
-        compile_seconds,
-        program,
-        stats.get("peak_bytes_in_use"),
-    )
+    seconds = np.diff(ends)[warmup - 1 :].tolist()
+    return StepTimes(seconds, fitted.config.train.parts, compile_seconds, fitted.needed, stats.get("peak_bytes_in_use"))
 
 
 class Report(NamedTuple):
@@ -209,7 +188,7 @@ def measure(config: Config, vocab_size: int, steps: int, trace: str = "") -> Rep
         dtype.name,
         config.optimizer.name,
         flops.parameters(config.model, vocab_size),
-        (config.train.batch_size, config.train.sequence_length, config.train.accumulation),
+        (config.train.batch_size, config.train.sequence_length, times.parts),
         count(config, vocab_size),
         times,
         units(mesh) * roofs[dtype.name].flops,

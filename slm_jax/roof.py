@@ -76,7 +76,7 @@ def _product(shape: Shape, dtype: jnp.dtype, chained: int) -> Callable[[], Any]:
 
 def step_shapes(config: Config, vocab_size: int) -> list[Shape]:
     """The products of a training step, forward and for the weights' gradients, cut to at most about 4 GFLOP each."""
-    tokens = config.train.batch_size * config.train.sequence_length // config.train.accumulation
+    tokens = config.train.batch_size * config.train.sequence_length // config.train.parts
     shapes: list[Shape] = []
     for i, o in dict.fromkeys([*flops.block_matrices(config.model), (config.model.dim, vocab_size)]):
         rows = min(tokens, max(64, int(2e9 / (i * o))))

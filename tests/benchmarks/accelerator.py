@@ -2,7 +2,7 @@
 
 Trains models of 125 M (sequences of 1,024) and 1 B parameters (2,048) for some tens of steps on random ids, with the
 train step that `python -m slm_jax.train` runs, in bfloat16. The batch is found by trying: doubled until the speed
-grows by less than 2 % or the memory is full (for 1 B also with activations recomputed). Prints, per model, what
+grows by less than 2 %, in as few parts as fit (for 1 B also with activations recomputed). Prints, per model, what
 `python -m slm_jax.mfu` prints (MFU against the vendor's peak and the measured roof, FLOPs counted three ways, the
 spread of the steps, memory), and whether the target is reached. One H100, H200, A100 or TPU chip is enough; several
 share the batch. On a CPU: --tiny.
@@ -75,15 +75,16 @@ def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, li
         batch, before = FIRST_BATCH[name] * jax.device_count(), 0.0
         while batch <= largest * jax.device_count():
             config = configured(name, batch, options)
+            mesh = sharding.make_mesh(config)
             print(f"  {f'remat {remat}, ' if remat else ''}batch {batch}:", end=" ", flush=True)
             try:
-                times = mfu.time_steps(config, mfu.vocabulary(config), 5, sharding.make_mesh(config))
-            except mfu.OutOfMemoryError as error:
+                times = mfu.time_steps(config, mfu.vocabulary(config), 5, mesh)
+            except UserError as error:  # nothing of it fits
                 print(error, flush=True)
                 gc.collect()
                 break
             speed = batch * config.train.sequence_length / statistics.median(times.seconds)
-            print(f"{speed:,.0f} tokens/s, {times.program_bytes / 1e9:.3g} GB, ", end="")
+            print(f"{speed:,.0f} tokens/s, {times.parts} parts, {times.program_bytes / 1e9:.3g} GB, ", end="")
             print(f"compiled in {times.compile_seconds:.0f} s", flush=True)
             if speed > fastest:
                 fastest, best = speed, (batch, options)
