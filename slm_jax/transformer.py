@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from slm_jax import ops
 from slm_jax.config import ModelConfig
 
 INIT_STD = 0.02
+Rotary = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]  # cos, sin
 
 
 class KVCache(NamedTuple):
@@ -61,14 +63,18 @@ class Linear(nnx.Module):
         return ops.matmul(x, self.weight[...], self.dtype)
 
 
-def rotary_tables(positions_BxT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin float32 [B, T, 1, width / 2] of the rotary angles (arXiv:2104.09864)."""
-    frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions_BxT.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+def rotary_tables(positions_BxT: jax.Array | np.ndarray, width: int, base: float) -> Rotary:
+    """cos and sin float32 [B, T, 1, width / 2] of the rotary angles (arXiv:2104.09864).
+
+    In NumPy for positions in NumPy: constants of the program, which would else make them again wherever it uses them.
+    """
+    xp = np if isinstance(positions_BxT, np.ndarray) else jnp
+    frequency = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    angle = positions_BxT.astype(np.float32)[:, :, None, None] * frequency
+    return xp.cos(angle), xp.sin(angle)
 
 
-def rotate(x_BxTxHxK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
     """Turn each pair of channels (i, i + K/2) by the position's angle."""
     a, b = jnp.split(x_BxTxHxK, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -88,9 +94,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(self.width) if config.qk_norm else None
         self.dtype = dtype
 
-    def project(
-        self, x_BxTxD: jax.Array, rotary: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x_BxTxD: jax.Array, rotary: Rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], float32."""
         b, t, _ = x_BxTxD.shape
         q_BxTxHxK = self.query(x_BxTxD).reshape(b, t, self.heads, self.width)
@@ -140,7 +144,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
+        rotary: Rotary,
         attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         dropout: float = 0.0,
         keys_2: jax.Array | None = None,
@@ -192,7 +196,7 @@ class Transformer(nnx.Module):
         input_ids_BxT: jax.Array,
         attention_mask_BxT: jax.Array | None = None,
         segment_ids_BxT: jax.Array | None = None,
-        positions_BxT: jax.Array | None = None,
+        positions_BxT: jax.Array | np.ndarray | None = None,
         *,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
@@ -202,7 +206,7 @@ class Transformer(nnx.Module):
         segment. positions: for the rotary angles, 0..T-1 when not given. dropout_key: None switches dropout off.
         """
         if positions_BxT is None:
-            positions_BxT = jnp.arange(input_ids_BxT.shape[1])[None]
+            positions_BxT = np.arange(input_ids_BxT.shape[1])[None]
         rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
         graph, params = nnx.split(self.blocks)
 
