@@ -1,5 +1,7 @@
 """The compiled step: shifted targets, accumulation, one compilation, determinism, several devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,21 @@ def test_eight_devices_equal_one():
             losses[devices].append(float(metrics["loss"]))
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == devices
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+
+
+def test_devices_meet_once_a_step():
+    """No all-reduce inside a loop: gradients are added up over the devices after the loop over chunks of the loss."""
+    config = tiny_config(train__batch_size=64, train__sequence_length=256)
+    mesh = sharding.make_mesh(config)
+    made = make_steps(config, VOCAB, sharding.replicated(mesh))
+    ids = random_ids((64, 257))
+    batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    program = made.train.lower(made.init(), batch).compile().as_text()
+    computations = re.split(r"\n\n", program)
+    bodies = [c for c in computations if c.startswith(tuple(f"%{n} " for n in re.findall(r"body=%([\w.]+)", program)))]
+    assert bodies
+    assert "all-reduce(" in program
+    assert not any("all-reduce(" in body for body in bodies)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+
+from slm_jax.ops.mesh import over_rows
 
 _SPLASH_BLOCK = 512  # queries and keys of a tile; a multiple of the 128 lanes
 
@@ -70,14 +71,15 @@ def splash_attention(
     if valid_BxT is not None:
         segments_BxT = jnp.where(valid_BxT.astype(bool), 0 if segments_BxT is None else segments_BxT, -1)
 
-    def whole(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT):
+    def rows(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT):
         kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
         segments = None if segments_BxT is None else splash.SegmentIds(segments_BxT, segments_BxT)
         return jax.vmap(kernel)(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments)
 
     # The kernel expects scaled queries.
     arrays = [(q_BxTxHxK * width**-0.5).astype(dtype), k_BxTxGxK.astype(dtype), v_BxTxGxK.astype(dtype)]
-    out_BxHxTxK = _on_each_device(whole)(*(x.swapaxes(1, 2) for x in arrays), segments_BxT)
+    # XLA cannot split a kernel.
+    out_BxHxTxK = over_rows(rows, *(x.swapaxes(1, 2) for x in arrays), segments_BxT)
     return out_BxHxTxK.swapaxes(1, 2).astype(jnp.float32)
 
 
@@ -104,12 +106,3 @@ def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any
             q_seq_shards=1,
             interpret=interpret,
         )
-
-
-def _on_each_device(f: Any) -> Any:
-    """f mapped over the mesh in use, rows over "data": XLA cannot split a kernel by itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return f
-    rows = PartitionSpec("data")
-    return jax.shard_map(f, in_specs=rows, out_specs=rows, check_vma=False)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from slm_jax.batch import IGNORE
 from slm_jax.ops.matmul import einsum, transposed_dot_f32
+from slm_jax.ops.mesh import sum_over_rows
 
 _CHUNK = 1024  # rows of logits alive at a time
 _NEVER = -1e30  # the logit of what is no token; not -inf, whose gradient is NaN
@@ -111,21 +112,25 @@ def cross_entropy(
     seen: needed for terms.ul_alpha. vocab_size: rows of the head that stand for tokens (0: all); the rest is padding.
     Only `loss` has a gradient; gradients are float32.
     """
+    assert seen is not None or not terms.ul_alpha, "the unlikelihood term needs the tokens"
+    seen = seen if terms.ul_alpha else None
+    # Each device adds up its own rows: XLA would sum the head's gradient over all devices once a chunk.
+    f = functools.partial(_cut_and_summed, dtype=dtype, terms=terms, vocab_size=vocab_size or len(head_VxD))
+    return sum_over_rows(f, x_BxTxD, head_VxD, labels_BxT, seen, whole=(1,))
+
+
+def _cut_and_summed(x_BxTxD, head_VxD, labels_BxT, seen, dtype, terms, vocab_size):
     b, t, d = x_BxTxD.shape
-    # Chunks are cut along T: cut along B, a batch that is split over devices would be visited one device at a time.
+    # Cut along T, so that a chunk holds some of each row and the rows' own tokens serve all its positions.
     chunks = min(t, -(-b * t // _CHUNK))
     size = -(-t // chunks)
-    x_BxTxD = jnp.pad(x_BxTxD, ((0, 0), (0, chunks * size - t), (0, 0)))
-    labels_BxT = jnp.pad(labels_BxT, ((0, 0), (0, chunks * size - t)), constant_values=IGNORE)
+    more = ((0, 0), (0, chunks * size - t))
+    x_BxTxD = jnp.pad(x_BxTxD, (*more, (0, 0)))
+    labels_BxT = jnp.pad(labels_BxT, more, constant_values=IGNORE)
+    seen = jax.tree.map(lambda array_BxT: jnp.pad(array_BxT, more), seen)
     x_SxBxCxD = x_BxTxD.reshape(b, chunks, size, d).swapaxes(0, 1)
     labels_SxBxC = labels_BxT.reshape(b, chunks, size).swapaxes(0, 1)
-    if terms.ul_alpha:
-        assert seen is not None, "the unlikelihood term needs the tokens"
-        more = ((0, 0), (0, chunks * size - t))
-        seen = Seen(jnp.pad(seen.ids_BxT, more), jnp.pad(seen.segments_BxT, more), jnp.pad(seen.first_BxT, more))
-    else:
-        seen = None
-    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size or len(head_VxD))
+    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, seen, dtype, terms, vocab_size)
 
 
 def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int) -> jax.Array:
