@@ -60,9 +60,13 @@ def measured_roof(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float
 def _product(shape: Shape, dtype: jnp.dtype, chained: int) -> Callable[[], Any]:
     """A compiled call of `chained` products of one shape; chained ones are square."""
     m, k, n = shape
-    # Random, not constant: zeros and ones draw less power, and a GPU then clocks higher than on a real step.
-    a = jax.random.normal(jax.random.key(0), (m, k)).astype(dtype)
-    b = (jax.random.normal(jax.random.key(1), (k, n)) / k**0.5).astype(dtype)  # keeps the scale of a
+    # Random, not constant: zeros and ones draw less power, and a GPU then clocks higher than on a real step. Of NumPy's
+    # numbers, since JAX would compile a generator for each shape; divided by what keeps the scale of a.
+    random = np.random.default_rng(0)
+    a, b = (
+        jnp.asarray(random.standard_normal(shape, np.float32) / scale, dtype)
+        for shape, scale in (((m, k), 1.0), ((k, n), k**0.5))
+    )
 
     @jax.jit
     def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -98,7 +102,9 @@ def denominator(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> Den
     if device is not None and (peak := device.peak(dtype)) is not None:
         total = mesh.size * peak
         return Denominator(total, f"{tera(total)} (vendor's {dtype} peak), {CONVENTION}")
-    total = units(mesh) * measured_roof(dtype, step_shapes(config, vocab_size)).flops
+    # Few shapes and not long, for a run waits for it: `python -m slm_jax.mfu` looks at all.
+    shapes = sorted(step_shapes(config, vocab_size), key=np.prod)[-3:]
+    total = units(mesh) * measured_roof(dtype, shapes, seconds=0.1).flops
     return Denominator(total, f"{tera(total)} (fastest {dtype} product measured here), {CONVENTION}")
 
 
