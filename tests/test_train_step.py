@@ -47,6 +47,18 @@ def test_learns_to_predict_the_next_token_and_not_to_copy():
     assert (predicted[:, 1:-1] == np.asarray(ids)[:, 1:-1]).mean() < 0.2
 
 
+def test_one_batch_learned_by_heart_is_known_shifted_and_not_unshifted():
+    """Eight texts that differ in their first token can be known to the last one. What knows them is worse than chance
+    at naming its own input, the task that an unshifted loss would set."""
+    config = tiny_config(train__steps=150, model__dim=64, model__mlp_dim=192)
+    ids = random_ids((8, 16)).at[:, 0].set(jnp.arange(8))
+    batch = shifted_batch(ids)
+    state, _, made = train(config, batch, 150)
+    shifted, unshifted = made.evaluate(state.params, batch), made.evaluate(state.params, batch | {"labels": ids})
+    assert float(shifted.nll / shifted.tokens) < 0.02
+    assert float(unshifted.nll / unshifted.tokens) > np.log(VOCAB)
+
+
 def test_batches_feed_the_next_token_to_the_step():
     """From the text stream to the loss: on a stream where each token determines the next but never equals it, the
     loss falls to almost nothing; a loss that scored position t against token t would fall as well on copying, so the

@@ -79,6 +79,25 @@ def test_padding_never_changes_real_positions():
     assert largest_difference(first[1, :6], model(ids[1:, :6])[0]) < 1e-4
 
 
+def test_padding_gets_and_gives_no_gradient():
+    """On the left, where the real tokens come after it."""
+    model = tiny_model()
+    graph, params = nnx.split(model, nnx.Param)
+    ids = jnp.arange(10)[None]  # each token once, so that a row of the embedding is a position
+    mask = (ids >= 4).astype(jnp.int32)
+
+    def real(params):
+        return jnp.sum(jnp.tanh(nnx.merge(graph, params).hidden(ids, mask)[0, 4:]))
+
+    gradient = nnx.to_pure_dict(jax.grad(real)(params))["embedding"]
+    touched = jnp.abs(gradient).sum(axis=1)[:10] > 0
+    assert touched.tolist() == [False] * 4 + [True] * 6
+    assert bool(jnp.isfinite(gradient).all())  # queries that see nothing must not give NaN
+    assert (
+        largest_difference(model(ids, attention_mask=mask)[:, 4:], model(ids[:, 4:])) < 2e-3
+    )  # positions are relative
+
+
 def test_dropout_only_with_a_key_and_the_same_for_the_same_key():
     model, ids = tiny_model(dropout=0.3), random_ids((2, 8))
     key = jax.random.key(1)
