@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from slm_jax.config import ModelConfig, OptimizerConfig
 
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         v_BxGxTxK = self.value(x_BxTxD).view(b, t, self.kv_heads, self.width).transpose(1, 2)
         q_BxHxTxK = rotate(self.query_norm(q_BxHxTxK), cos, sin).to(v_BxGxTxK.dtype)
         k_BxGxTxK = rotate(self.key_norm(k_BxGxTxK), cos, sin).to(v_BxGxTxK.dtype)
-        out_BxHxTxK = F.scaled_dot_product_attention(
+        out_BxHxTxK = functional.scaled_dot_product_attention(
             q_BxHxTxK,
             k_BxGxTxK,
             v_BxGxTxK,
@@ -78,7 +78,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(width, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
@@ -150,9 +150,9 @@ def mean_loss(logits: Tensor, batch: Batch, z_loss: float = 0.0, ul_alpha: float
     labels = batch["labels"]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not ul_alpha and not z_loss:
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-    log_p_BxTxV = F.log_softmax(logits, dim=-1)
-    loss = F.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    log_p_BxTxV = functional.log_softmax(logits, dim=-1)
+    loss = functional.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     if z_loss:
         loss = loss + z_loss * torch.logsumexp(logits, dim=-1)[labels != IGNORE].square().mean()
     return loss + ul_alpha * unlikelihood(log_p_BxTxV, batch) / (labels != IGNORE).sum() if ul_alpha else loss

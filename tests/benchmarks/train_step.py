@@ -1,0 +1,363 @@
+"""The training step's targets, measured: python tests/benchmarks/train_step.py [--shapes S M] [--rounds 5]
+
+Each row of the table is a process of its own, set up as its users set it up (slm_jax as its command does, PyTorch as it
+comes), that waits until it is asked for a few steps. All take their turn in every round; what counts is the ratio of
+times within a round, its median and quartiles over the rounds, on the clock and in processor time (which says more
+when others use the machine, though threads that wait count in it). Both sides train the same model on the same batch
+with the same loss terms, clipping and AdamW, on all cores. PyTorch is given its best plain form: fused attention, loss
+and AdamW; `dense` is the unlikelihood term as its authors published it, the others gather the probabilities needed.
+
+    --only ROW …      rows beside `ours` (part of a name is enough)
+    --terms plain ul  without, with the unlikelihood term
+    --memory          temporary memory of the compiled step instead of time
+    --first-step      seconds from the start of a process to its first step, compilation cache empty and filled
+
+Needs the extra `bench`. A shared machine makes tokens/s mean little; ratios stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+# Not the folder of this file, which holds names of other modules (tokenizer.py).
+sys.path[0] = str(ROOT)
+
+VOCAB = 8192
+BATCH, LENGTH = 16, 256
+SHAPES = {
+    "S": {"model.dim": 256, "model.depth": 4, "model.heads": 8, "model.mlp_dim": 1024},
+    "M": {"model.dim": 512, "model.depth": 6, "model.heads": 8, "model.mlp_dim": 2048},
+}
+COMMON = {
+    "train.batch_size": BATCH,
+    "train.sequence_length": LENGTH,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 3e-4,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+}
+OURS = {
+    "ours": {},
+    "ours, Muon": {"optimizer.name": "muon"},
+    "ours, fp32": {"train.dtype": "float32"},
+    "ours, scan + remat": {"model.scan_layers": True, "model.remat": "full"},
+    "naive JAX fp32": {"train.dtype": "float32"},
+}
+TORCH = {
+    "torch eager fp32": {},
+    "torch eager fp32, dense": {"dense": True},
+    "torch eager bf16": {"bf16": True},
+    "torch compile fp32": {"compile": True},
+    "torch compile bf16": {"compile": True, "bf16": True},
+    "torch compile bf16, dense": {"compile": True, "bf16": True, "dense": True},
+}
+# (row, terms, shape): times the speed of that row that is aimed at
+TARGETS = {
+    ("torch eager fp32", "ul", "S"): 4.0,
+    ("torch eager fp32", "ul", "M"): 3.5,
+    ("torch eager fp32", "plain", "S"): 2.8,
+    ("torch eager fp32", "plain", "M"): 2.8,
+    ("torch compile bf16", "ul", "S"): 1.6,
+    ("torch compile bf16", "plain", "S"): 1.6,
+    ("torch compile bf16", "ul", "M"): 1.15,
+    ("torch compile bf16", "plain", "M"): 1.15,
+}
+UL_ALPHA = 0.1
+
+
+def make_batch() -> dict[str, Any]:
+    """input_ids and labels int32 [B, T], frequencies about 1 / rank as in text."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, VOCAB + 1)
+    tokens = rng.choice(VOCAB, (BATCH, LENGTH + 1), p=weights / weights.sum()).astype(np.int32)
+    return {"input_ids": tokens[:, :-1].copy(), "labels": tokens[:, 1:].copy()}
+
+
+def make_config(row: str, shape: str, terms: str) -> Any:
+    """The Config of one of our rows."""
+    from slm_jax.config import Config
+
+    alpha = UL_ALPHA if terms == "ul" else 0.0
+    return Config.load(**COMMON | SHAPES[shape] | {"train.ul_alpha": alpha} | OURS.get(row, {}))
+
+
+def our_steps(row: str, shape: str, terms: str) -> Any:
+    """slm_jax's compiled functions; for the naive row its operations are replaced by their naive twins."""
+    from slm_jax import ops
+    from slm_jax.train_step import make_steps
+
+    if row.startswith("naive"):
+        ops.attention, ops.cross_entropy, ops.matmul = ops.naive_attention, ops.naive_cross_entropy, ops.naive_matmul
+    return make_steps(make_config(row, shape, terms), VOCAB)
+
+
+def make_weights(shapes: Any) -> Any:
+    """The same weights for every row: normal(0, 0.02), norms 1."""
+    import jax
+    import numpy as np
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if path[-1].key == "scale":
+            return np.ones(leaf.shape, np.float32)
+        name = jax.tree_util.keystr(path).encode()
+        return np.random.default_rng(list(name)).normal(0, 0.02, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def our_step(row: str, shape: str, terms: str, same_weights: bool = True) -> Callable[[int], float]:
+    """count -> the loss after so many more steps of slm_jax."""
+    import jax
+
+    from slm_jax.process import tune_process
+
+    tune_process()
+    steps = our_steps(row, shape, terms)
+    batch = jax.device_put(make_batch())
+    state = steps.init()
+    if same_weights:
+        state = state._replace(params=jax.device_put(make_weights(state.params)))
+
+    def run(count: int) -> float:
+        nonlocal state
+        for _ in range(count):
+            state, metrics = steps.train(state, batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def torch_step(row: str, shape: str, terms: str) -> Callable[[int], float]:
+    """count -> the loss after so many more steps of the twin."""
+    import jax
+    import torch
+
+    from tests import torch_twin
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    form, config = TORCH[row], make_config(row, shape, terms)
+    model = torch_twin.TorchTransformer(config.model, VOCAB)
+    torch_twin.load_weights(model, make_weights(jax.eval_shape(our_steps(row, shape, terms).init).params))
+    batch = {name: torch.from_numpy(value).long() for name, value in make_batch().items()}
+    optimizer = torch_twin.make_adamw(model, config.optimizer, fused=True)
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        logits = model(ids)
+        if form.get("dense") and terms == "ul":
+            return dense_loss(logits, batch, UL_ALPHA)
+        return torch_twin.mean_loss(logits, batch, 0.0, UL_ALPHA if terms == "ul" else 0.0)
+
+    compiled = torch.compile(loss_of) if form.get("compile") else loss_of
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=form.get("bf16", False)):
+                loss = compiled(batch["input_ids"])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+            optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def dense_loss(logits: Any, batch: dict[str, Any], ul_alpha: float) -> Any:
+    """The loss with a mask over the vocabulary, as in the code published with arXiv:1908.04319."""
+    import torch
+
+    ids, labels = batch["input_ids"], batch["labels"]
+    log_p_BxTxV = logits.float().log_softmax(-1)
+    earlier_TxS = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    # What does not count is written at the label, which is then taken out.
+    index_BxTxS = torch.where(earlier_TxS, ids[:, None, :], labels[:, :, None])
+    negative_BxTxV = torch.zeros_like(log_p_BxTxV).scatter_(2, index_BxTxS, 1.0).scatter_(2, labels[:, :, None], 0.0)
+    rest_BxTxV = (1.0 - log_p_BxTxV.exp()).clamp(min=1e-5)
+    nll = torch.nn.functional.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten())
+    return nll - ul_alpha * (rest_BxTxV.log() * negative_BxTxV).sum() / labels.numel()
+
+
+def worker(row: str, shape: str, terms: str) -> None:
+    """Two steps to compile, whose losses are printed; then `count` steps for each line of standard input, answered
+    with seconds on the clock and of the processors."""
+    run = (torch_step if row in TORCH else our_step)(row, shape, terms)
+    print(json.dumps([run(1), run(1)]), flush=True)
+    for line in sys.stdin:
+        start, used = time.perf_counter(), time.process_time()
+        run(int(line))
+        print(json.dumps([time.perf_counter() - start, time.process_time() - used]), flush=True)
+
+
+def memory_worker(row: str, shape: str, terms: str) -> None:
+    """Prints the bytes of temporary memory of the compiled step."""
+    import jax
+
+    steps = our_steps(row, shape, terms)
+    compiled = steps.train.lower(jax.eval_shape(steps.init), make_batch()).compile()
+    print(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def first_step_worker(row: str, shape: str, terms: str) -> None:
+    """One step from nothing, with what the command imports."""
+    from slm_jax import loop  # noqa: F401
+
+    our_step(row, shape, terms, same_weights=False)(1)
+    print("done", flush=True)
+
+
+WORKERS = {"time": worker, "memory": memory_worker, "first-step": first_step_worker}
+
+
+@dataclass
+class Process:
+    """A row at work."""
+
+    name: str
+    handle: subprocess.Popen[str]
+    losses: list[float]
+
+    @classmethod
+    def start(cls, name: str, shape: str, terms: str) -> Process:
+        handle = spawn("time", name, shape, terms)
+        return cls(name, handle, json.loads(answer(handle)))
+
+    def seconds(self, steps: int) -> list[float]:
+        """On the clock, and of the processors, of so many steps."""
+        assert self.handle.stdin is not None
+        self.handle.stdin.write(f"{steps}\n")
+        self.handle.stdin.flush()
+        return json.loads(answer(self.handle))
+
+    def stop(self) -> None:
+        assert self.handle.stdin is not None
+        self.handle.stdin.close()
+        self.handle.wait()
+
+
+def spawn(kind: str, row: str, shape: str, terms: str, **environment: str) -> subprocess.Popen[str]:
+    """A process of one row."""
+    command = [sys.executable, __file__, "--worker", kind, row, shape, terms]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def answer(handle: subprocess.Popen[str]) -> str:
+    """The process's next line."""
+    assert handle.stdout is not None
+    line = handle.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(map(str, handle.args))} ended with status {handle.wait()}")  # type: ignore
+    return line
+
+
+def quartiles(values: list[float]) -> str:
+    """`median (lower quartile - upper quartile)`."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: int) -> None:
+    """Print how many times faster than each row `ours` is."""
+    processes = []
+    try:
+        for row in rows:
+            processes.append(Process.start(row, shape, terms))
+            first = ", ".join(f"{loss:.4f}" for loss in processes[-1].losses)
+            print(f"  {row}: ready, first losses {first}", file=sys.stderr, flush=True)
+        times: dict[str, list[list[float]]] = {row: [] for row in rows}
+        for i in range(rounds):
+            for process in processes[i % len(rows) :] + processes[: i % len(rows)]:
+                times[process.name].append(process.seconds(steps))
+    finally:
+        for process in processes:
+            process.stop()
+    print(f"\n{shape}, {terms}: {rounds} rounds of {steps} steps")
+    print(f"{'time / ours, median (quartiles)':32}{'clock':>18}{'processors':>20}{'target':>9}{'':14}{'tokens/s':>9}")
+    for row in rows:
+        clock, used = (
+            [theirs[i] / mine[i] for theirs, mine in zip(times[row], times["ours"], strict=True)] for i in (0, 1)
+        )
+        target = TARGETS.get((row, terms, shape))
+        verdict = "" if target is None else "reached" if statistics.median(clock) >= target else "NOT reached"
+        goal = "" if target is None else f">= {target:.2f}"
+        rate = BATCH * LENGTH * steps / statistics.median(both[0] for both in times[row])
+        print(f"{row:28}{quartiles(clock):>22}{quartiles(used):>20}{goal:>9}  {verdict:12}{rate:9,.0f}", flush=True)
+
+
+def measure_memory(shape: str, terms: str) -> None:
+    """Print the compiled steps' temporary memory."""
+    found = {}
+    for row in ("naive JAX fp32", "ours, fp32", "ours", "ours, scan + remat"):
+        process = spawn("memory", row, shape, terms)
+        found[row] = int(answer(process))
+        process.wait()
+    print(f"\n{shape}, {terms}: temporary memory of the compiled step")
+    naive = found["naive JAX fp32"]
+    for row, size in found.items():
+        print(f"{row:28}{size / 2**20:8.0f} MiB   1/{naive / size:.1f} of naive")
+
+
+def measure_first_step(shape: str, rounds: int) -> None:
+    """Print the seconds from the start of a process to the end of its first step."""
+    times: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for state in times:
+                start = time.perf_counter()
+                process = spawn("first-step", "ours", shape, "plain", XDG_CACHE_HOME=cache)
+                answer(process)
+                times[state].append(time.perf_counter() - start)
+                process.wait()
+    for state, target in (("cold", 15.0), ("warm", 3.0)):
+        verdict = "reached" if statistics.median(times[state]) <= target else "NOT reached"
+        print(f"{shape}: first step, {state} cache: {quartiles(times[state])} s, target <= {target:.0f} s: {verdict}")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    if sys.argv[1:2] == ["--worker"]:
+        kind, *what = sys.argv[2:]
+        return WORKERS[kind](*what)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--terms", nargs="+", choices=["plain", "ul"], default=["plain", "ul"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="steps of each row in a round")
+    parser.add_argument("--only", nargs="+", metavar="ROW")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--first-step", action="store_true")
+    options = parser.parse_args()
+    for shape in options.shapes:
+        if options.first_step:
+            measure_first_step(shape, options.rounds)
+            continue
+        for terms in options.terms:
+            if options.memory:
+                measure_memory(shape, terms)
+                continue
+            rows = [row for row in [*OURS, *TORCH] if terms == "ul" or "dense" not in row]
+            if options.only:
+                rows = [row for row in rows if row == "ours" or any(part in row for part in options.only)]
+            measure_speed(rows, shape, terms, options.rounds, options.steps)
+    return None
+
+
+if __name__ == "__main__":
+    main()
