@@ -26,6 +26,9 @@ MODELS = {
     "one kv head, window": {"kv_heads": 1, "window": 4},
     "no qk_norm": {"qk_norm": False},
     "untied": {"tie_weights": False},
+    "scanned, computed again": {"scan_layers": True, "remat": "full", "window": 7},
+    "linear layers kept": {"remat": "dots", "kv_heads": 1},
+    "padded": {"vocab_multiple": 32, "mlp_multiple": 48, "tie_weights": False},
     "everything": {"kv_heads": 2, "window": 6, "tie_weights": False, "qk_norm": False, "rope_base": 500.0},
 }
 MASKS = ("none", "right padding", "left padding", "segments", "segments and padding")
@@ -110,7 +113,7 @@ def assert_equal_to_twin(options, masked, terms=Terms()):
     expected_logits, expected_loss, expected_gradients = torch_results(twin_of(model, params), as_torch(batch), terms)
     assert_close(logits, expected_logits)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    found = torch_twin.weights_of(gradients)
+    found = torch_twin.weights_of(gradients, V)
     assert found.keys() == expected_gradients.keys()
     for name, gradient in found.items():
         assert_close(gradient, expected_gradients[name])
@@ -179,7 +182,7 @@ def steps(model, config, count=5):
     state = optimizer.init(params)
     for _ in range(count):
         params, state = step(params, state)
-    return torch_twin.weights_of(params), twin, as_torch(batch)
+    return torch_twin.weights_of(params, V), twin, as_torch(batch)
 
 
 def test_adamw_with_clipping_is_that_of_torch():
@@ -198,7 +201,7 @@ def test_muon_is_that_of_torch():
     """Torch orthogonalises in bfloat16 (ours may, here it runs in float32), so directions agree and digits do not."""
     config = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=0, schedule="constant", weight_decay=0.3, clip=0)
     model = tiny_model(V, scale=3.0)
-    before = torch_twin.weights_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    before = torch_twin.weights_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)), V)
     params, twin, batch = steps(model, config)
     hidden = {n: p for n, p in twin.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
     muon = torch.optim.Muon(

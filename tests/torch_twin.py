@@ -68,11 +68,11 @@ def angles(positions_BxT: Tensor, width: int, base: float, dtype: torch.dtype) -
 
 
 class SwiGLU(nn.Module):
-    """arXiv:2002.05202; inner width 2/3 of mlp_dim, rounded up to a multiple of 64."""
+    """arXiv:2002.05202; inner width 2/3 of mlp_dim, rounded up to a multiple of mlp_multiple."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width = (2 * config.mlp_dim + 191) // 192 * 64
+        width = -(-2 * config.mlp_dim // (3 * config.mlp_multiple)) * config.mlp_multiple
         self.gate = nn.Linear(config.dim, width, bias=False)
         self.up = nn.Linear(config.dim, width, bias=False)
         self.down = nn.Linear(width, config.dim, bias=False)
@@ -192,19 +192,19 @@ def make_adamw(model: nn.Module, config: OptimizerConfig, **form: Any) -> torch.
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), **form)
 
 
-def weights_of(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def weights_of(params: Mapping[str, Any], vocab_size: int) -> dict[str, np.ndarray]:
     """slm_jax's parameters, or a tree of the same shape (gradients), under the names and in the layout of the twin.
 
     `blocks` may hold one tree per layer, or one whose arrays have a leading axis of layers. Matrices [in, out] there
-    are [out, in] here; the embedding and the head are [V, D] in both.
+    are [out, in] here; the embedding and the head are [V, D] in both, with rows of padding there.
     """
     trees = dict(params)
     blocks = trees.pop("blocks", {})
     if not all(isinstance(name, int) for name in blocks):
         depth = jax.tree.leaves(blocks)[0].shape[0]
         blocks = {i: jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(depth)}
-    found = {name: np.asarray(value) for name, value in trees.items() if name in ("embedding", "head")}
-    named = {f"{name}.weight": value for name, value in found.items()}
+    tables = {name: np.asarray(value) for name, value in trees.items() if name in ("embedding", "head")}
+    named = {f"{name}.weight": value[:vocab_size] for name, value in tables.items()}
     named["final_norm.weight"] = np.asarray(trees["final_norm"]["scale"])
     for i, block in blocks.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(block):
@@ -214,9 +214,9 @@ def weights_of(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return named
 
 
-def load_weights(model: nn.Module, params: Mapping[str, Any]) -> None:
+def load_weights(model: TorchTransformer, params: Mapping[str, Any]) -> None:
     """Copy slm_jax's parameters into the twin; raises KeyError or RuntimeError when one is missing or left over."""
-    named = weights_of(params)
+    named = weights_of(params, model.embedding.num_embeddings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(named.pop(name).copy()))
