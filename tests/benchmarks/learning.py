@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -41,12 +40,16 @@ class Trained(NamedTuple):
     run: Path
     start: float  # as time.time()
     seconds: float  # of the whole command
-    processor_seconds: float
     rows: list[dict[str, float]]  # metrics.jsonl
+    used: list[tuple[float, float]]  # (time.time(), processor seconds of the process up to it)
 
     def clock(self, step: int) -> float:
         """Seconds from the start of the process to the end of a step."""
         return self.rows[step - 1]["time"] - self.start
+
+    def processors(self, step: int) -> float:
+        """Processor seconds up to the end of a step: less telling than the clock, but alike on a busy machine."""
+        return max((used for moment, used in self.used if moment <= self.rows[step - 1]["time"]), default=math.nan)
 
 
 def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
@@ -64,17 +67,34 @@ def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
     }
     command = [sys.executable, "-m", "slm_jax.train", "--run", str(run)]
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))] + options
-    with tempfile.TemporaryDirectory() as cache:
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": cache}, capture_output=True, text=True
+    used = []
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
+        start = time.time()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "XDG_CACHE_HOME": cache},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
         )
-        seconds, after = time.time() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\nended with status {done.returncode}:\n{done.stderr}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        while process.poll() is None:
+            used.append((time.time(), processor_seconds(process.pid)))
+            time.sleep(0.2)
+        seconds = time.time() - start
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{errors.read()}")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return Trained(run, start, seconds, used, rows)
+    return Trained(run, start, seconds, rows, used)
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a running process so far; not a number where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def steps_that_fit(text: Path, run: Path, seconds: float, options: list[str]) -> int:
@@ -132,11 +152,14 @@ def measure(text: Path, options: argparse.Namespace) -> None:
         scores = bits_per_byte(trained, held_out)
     passed = next((step for step, score in scores.items() if score <= options.target), None)
     for step, score in scores.items():
-        print(f"  step {step:6}  {trained.clock(step):7.1f} s  {score:.3f} bits per byte")
+        print(
+            f"  step {step:6}  {trained.clock(step):7.1f} s  {trained.processors(step):7.1f} s of processors  "
+            f"{score:.3f} bits per byte"
+        )
     reached = "not reached" if passed is None else f"passed by {trained.clock(passed):.1f} s (step {passed})"
     print(
         f"  {scores[steps]:.3f} bits per byte after {trained.clock(steps):.1f} s, {steps} steps; {options.target:.2f} "
-        f"{reached}; the command took {trained.seconds:.1f} s, {trained.processor_seconds:.0f} s of processors",
+        f"{reached}; the command took {trained.seconds:.1f} s",
         flush=True,
     )
 
