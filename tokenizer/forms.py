@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from array import array
 from itertools import groupby
-from struct import error as struct_error
-from struct import pack
 from typing import TYPE_CHECKING
 
 from tokenizer.errors import TokenizerError
@@ -28,7 +26,6 @@ def run_lengths(ids: list[int]) -> list[tuple[int, int]]:
 
 MANY = 256
 """Ids from which on NumPy decodes faster than plain Python."""
-_STRETCH = 1 << 12
 
 
 def flat_ids(ids: object) -> list[int] | np.ndarray:
@@ -44,9 +41,10 @@ def flat_ids(ids: object) -> list[int] | np.ndarray:
                 return array("i", ids).tolist()
             import numpy as np
 
-            # In stretches, the fastest way from a list to an array.
-            stretches = [ids[start : start + _STRETCH] for start in range(0, len(ids), _STRETCH)]
-            return np.frombuffer(b"".join([pack(f"{len(part)}i", *part) for part in stretches]), dtype=np.int32)
+            try:  # "I" is by far the fastest way from a list to numbers, and knows no negative ones
+                return np.frombuffer(array("I", ids), dtype=np.uint32)
+            except OverflowError:
+                return np.frombuffer(array("i", ids), dtype=np.int32)
         import numpy as np
 
         values = np.asarray(ids)
@@ -55,5 +53,5 @@ def flat_ids(ids: object) -> list[int] | np.ndarray:
         if values.size and (values.ndim != 1 or values.dtype.kind not in "iu"):
             raise TypeError
         return values if values.size >= MANY else [int(id_) for id_ in values]
-    except (TypeError, ValueError, OverflowError, struct_error):
+    except (TypeError, ValueError, OverflowError):
         raise TokenizerError("decode takes ids (list[int] or an int array [T]) or (id, count) pairs") from None
