@@ -182,7 +182,9 @@ class Encoder:
     def _segment(self, keys: list[str]) -> list[bytes]:
         if len(keys) >= BATCH_FROM:
             return self._batch.segment(keys)
-        return [array("i", segment_key(key, self.vocabulary)).tobytes() for key in keys]
+        # All edges take longer to make than a few keys to segment without.
+        look_up = self.vocabulary.edges.get if "_batch" in self.__dict__ else self.vocabulary.edge
+        return [array("i", segment_key(key, self.vocabulary, look_up)).tobytes() for key in keys]
 
     @cached_property
     def _batch(self) -> BatchSegmenter:

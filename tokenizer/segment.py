@@ -7,20 +7,28 @@ to right, the longest first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tokenizer.units import iterate_keys, text_to_bytes
 from tokenizer.vocabulary import FIRST_BYTE, Edge, Vocabulary
 
+LookUp = Callable[[str], Edge | None]
 
-def edges_of_key(key: str, vocabulary: Vocabulary) -> list[tuple[str, Edge]]:
-    """The best segmentation of one key: (text, ids) for each step; a character without an entry is its bytes."""
-    edges, longest, length = vocabulary.edges, vocabulary.longest, len(key)
+
+def edges_of_key(key: str, vocabulary: Vocabulary, look_up: LookUp | None = None) -> list[tuple[str, Edge]]:
+    """The best segmentation of one key: (text, ids) for each step; a character without an entry is its bytes.
+
+    `look_up` may stand in for `vocabulary.edges.get`.
+    """
+    look_up = look_up or vocabulary.edges.get
+    longest, length = vocabulary.longest, len(key)
     cost = [0] * (length + 1)
     steps: list[tuple[str, Edge]] = [("", ())] * length
     for start in range(length - 1, -1, -1):
         best = 1 << 30
         for end in range(start + 1, min(length, start + longest) + 1):
             text = key[start:end]
-            ids = edges.get(text)
+            ids = look_up(text)
             if ids is None:
                 if end > start + 1:
                     continue
@@ -36,9 +44,9 @@ def edges_of_key(key: str, vocabulary: Vocabulary) -> list[tuple[str, Edge]]:
     return path
 
 
-def segment_key(key: str, vocabulary: Vocabulary) -> list[int]:
+def segment_key(key: str, vocabulary: Vocabulary, look_up: LookUp | None = None) -> list[int]:
     """The ids of one key."""
-    return [id_ for _, ids in edges_of_key(key, vocabulary) for id_ in ids]
+    return [id_ for _, ids in edges_of_key(key, vocabulary, look_up) for id_ in ids]
 
 
 def join_phrases(ids: list[int], vocabulary: Vocabulary) -> list[int]:

@@ -134,6 +134,8 @@ def _vocabulary(content: bytes) -> Vocabulary:
     bases = _field(header, "bases", list)
     if len(letters) % 2 or not all(type(base) is str for base in bases):
         raise TokenizerError("damaged (case pairs or bases)")
+    if len({*letters}) != len(letters):
+        raise TokenizerError("damaged (a letter has two cases)")
     vocabulary = Vocabulary(
         lowercase=_field(header, "lowercase", bool),
         byte_limit=_field(header, "byte_limit", int),

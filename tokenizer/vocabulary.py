@@ -135,7 +135,7 @@ class Vocabulary:
 
         Phrases are not among them: they join keys, and this maps what lies inside of one.
         """
-        ids = [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
+        ids = self._ids_with_text
         edges: dict[str, Edge] = {}
         if self.lowercase:
             # Later lines win: the plain entry over <UP>, and <UP> over <CAPS>. Marks go before small letters only.
@@ -144,9 +144,34 @@ class Vocabulary:
             plain = [id_ for id_ in ids if no_capital(self.texts[id_])]
             edges.update((upper[id_], (self.caps, id_)) for id_ in plain)
             edges.update((capitals[id_], (self.up, id_)) for id_ in plain)
-        texts = [self.texts[id_] for id_ in ids]
-        edges.update(zip(reversed(texts), zip(reversed(ids), strict=True), strict=True))  # SP over byte 0x20
+        edges.update((text, (id_,)) for text, id_ in self._plain_edges.items())
         return edges
+
+    def edge(self, text: str) -> Edge | None:
+        """`edges.get(text)`, without all of them being made: the way to encode little soon after loading."""
+        id_ = self._plain_edges.get(text)
+        if id_ is not None:
+            return (id_,)
+        small = text.translate(self._lower_table)
+        if small == text or (id_ := self._plain_edges.get(small)) is None:
+            return None
+        if capitalised(small, self.pairs) == text:
+            return self.up, id_
+        return (self.caps, id_) if self.upper(small) == text else None
+
+    @property
+    def _ids_with_text(self) -> list[int]:
+        return [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
+
+    @cached_property
+    def _plain_edges(self) -> dict[str, int]:
+        """{text: id} of the entries; SP rather than byte 0x20."""
+        ids = self._ids_with_text[::-1]
+        return {self.texts[id_]: id_ for id_ in ids}
+
+    @cached_property
+    def _lower_table(self) -> dict[int, str]:
+        return {ord(upper): lower for lower, upper in self.pairs.items()}
 
     @cached_property
     def upper_texts(self) -> list[str]:

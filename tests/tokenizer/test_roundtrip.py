@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus
-from tokenizer import HybridTokenizer
+from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.segment import encode_reference
 from tokenizer.units import KEY, MAX_KEY, cut_long_key
 from tokenizer.vocabulary import NL, SP
@@ -55,6 +55,36 @@ def test_any_text(tok, text):
 def test_any_text_at_length(tok, text):
     """25,000 examples for each of the four tokenizers."""
     check(tok, text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=any_text)
+def test_one_edge_is_as_among_all(tok, text):
+    vocabulary = tok._vocabulary
+    for start in range(len(text)):
+        for end in range(start + 1, min(len(text), start + 12) + 1):
+            piece = text[start:end]
+            for form in (piece, piece.upper(), piece.capitalize()):
+                assert vocabulary.edge(form) == vocabulary.edges.get(form)
+
+
+def test_every_edge_is_found(tok):
+    vocabulary = tok._vocabulary
+    assert all(vocabulary.edge(text) == ids for text, ids in vocabulary.edges.items())
+
+
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
+def test_the_first_text_after_loading(tok, text):
+    """Before any table is made."""
+    assert HybridTokenizer.from_vocabulary(tok._vocabulary).encode(text) == encode_reference(text, tok._vocabulary)
+
+
+@pytest.mark.parametrize("wrong", [-1, -(2**31), 2**31, 2**32 - 1, 10**6])
+@pytest.mark.parametrize("count", [3, 1000])
+def test_what_is_no_id(tok, wrong, count):
+    for ids in ([9] * count + [wrong], [wrong] + [9] * count, np.array([9] * count + [wrong])):
+        with pytest.raises(TokenizerError, match=f"^{wrong} is no id|decode takes ids"):
+            tok.decode(ids)
 
 
 @settings(deadline=None, max_examples=300)

@@ -80,6 +80,14 @@ def test_damage_behind_a_right_checksum(saved, tmp_path):
     assert refused > 100
 
 
+def test_letters_with_two_cases_are_refused(saved):
+    content = content_of(parse(saved, "whole"))
+    damaged = content.replace(b'"pairs":"aAb', b'"pairs":"aAA', 1)
+    assert damaged != content
+    with pytest.raises(TokenizerError, match="two cases"):
+        parse(_sealed(damaged), "damaged")
+
+
 def test_sizes_are_checked_before_memory_is_taken():
     bomb = struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, bytes(32), 0xFFFFFFFF) + zlib.compress(bytes(1 << 20))
     with pytest.raises(TokenizerError, match="claims"):
