@@ -22,6 +22,49 @@ Learn a tokenizer from text, encode and decode with it, look inside, compare it 
 TOKENIZER is a saved file or the name of a ready-made one: {names}.
 """
 
+TRAIN = """\
+Learn a vocabulary from UTF-8 text files and save it as one file.
+
+  python -m tokenizer train 'books/**/*.txt' --out my.hybtok
+  python -m tokenizer train a.txt b.txt --out my.hybtok --vocab-size 32768 --processes 4
+
+Quote patterns, so that the shell leaves ** to this program. 8192 ids suit a few MB of text, 32768 some 50 MB
+and more. Then use it: --tokenizer.path my.hybtok in training, HybridTokenizer.load("my.hybtok") in Python.
+"""
+ENCODE = """\
+Write a text as ids.
+
+  echo 'Hello, world!' | python -m tokenizer encode english-16k
+  python -m tokenizer encode my.hybtok book.txt > book.ids
+  python -m tokenizer encode my.hybtok --mode rle table.txt      (id:count for runs of one id)
+"""
+DECODE = """\
+Turn ids back into the text they were made from, exactly.
+
+  echo 'Hello, world!' | python -m tokenizer encode english-16k | python -m tokenizer decode english-16k
+  python -m tokenizer decode my.hybtok book.ids > book.txt
+"""
+INSPECT = """\
+Show what a tokenizer holds, how it cuts a text and how its tokens are made.
+
+  python -m tokenizer inspect english-16k
+  python -m tokenizer inspect english-16k --text 'Hello, world!'     (each token: kind and text)
+  python -m tokenizer inspect english-16k --token ' welcome'         (its parts, down to the bytes)
+  python -m tokenizer inspect english-16k --merges 20                (the most used ones)
+
+A space belongs to the word after it: ' the' and 'the' are two tokens.
+"""
+COMPARE = """\
+Learn from nine tenths of the files with this tokenizer and, where they are installed, with Hugging Face
+tokenizers, tiktoken and sentencepiece; print bytes per token and speed on the rest. More bytes per token means
+fewer tokens for the same text.
+
+  python -m tokenizer compare my_text.txt
+  python -m tokenizer compare 'books/*.txt' --vocab-size 16384 --ready english-16k
+
+Speed needs about 2 MB of text or more; of less, only the bytes per token are told.
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
@@ -31,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="learn a vocabulary from UTF-8 text files")
+    train = commands.add_parser(
+        "train", description=TRAIN, formatter_class=style, help="learn a vocabulary from UTF-8 text files"
+    )
     train.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns; ** reaches all folders below")
     train.add_argument("--out", required=True, metavar="PATH", help="where to save the tokenizer")
     train.add_argument("--vocab-size", type=int, metavar="N", help="ids in all (8192 unless --max-merges is given)")
@@ -48,26 +93,33 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", type=int, default=1, metavar="N", help="processes that count (1); same result")
     train.add_argument("--note", default="", help="a line kept in the file, for example about the text")
 
-    encode = commands.add_parser("encode", help="text to ids, separated by spaces")
+    encode = commands.add_parser(
+        "encode", description=ENCODE, formatter_class=style, help="text to ids, separated by spaces"
+    )
     encode.add_argument("tokenizer", metavar="TOKENIZER")
     encode.add_argument("file", nargs="?", default="-", metavar="FILE", help="UTF-8 text; standard input by default")
     encode.add_argument("--mode", choices=("flat", "rle"), default="flat", help="ids, or id:count for runs of one id")
 
-    decode = commands.add_parser("decode", help="ids (or id:count) to text")
+    decode = commands.add_parser("decode", description=DECODE, formatter_class=style, help="ids (or id:count) to text")
     decode.add_argument("tokenizer", metavar="TOKENIZER")
     decode.add_argument("file", nargs="?", default="-", metavar="FILE", help="ids; standard input by default")
 
-    inspect = commands.add_parser("inspect", help="what a tokenizer holds and how it cuts a text")
+    inspect = commands.add_parser(
+        "inspect", description=INSPECT, formatter_class=style, help="what a tokenizer holds and how it cuts a text"
+    )
     inspect.add_argument("tokenizer", metavar="TOKENIZER")
     inspect.add_argument("--text", help="show the tokens of this text")
     inspect.add_argument("--token", help="explain this token (its text or its id)")
     inspect.add_argument("--merges", type=int, default=0, metavar="N", help="show the N most used merges")
     inspect.add_argument("--preview", type=int, default=10, metavar="N", help="entries shown (10)")
 
-    compare = commands.add_parser("compare", help="bytes per token and speed beside other installed tokenizers")
-    compare.add_argument(
-        "files", nargs="+", metavar="FILES", help="UTF-8 text files; a tenth is held out to measure on"
+    compare = commands.add_parser(
+        "compare",
+        description=COMPARE,
+        formatter_class=style,
+        help="bytes per token and speed beside other installed tokenizers",
     )
+    compare.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns of UTF-8 text")
     compare.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="entries that each learns (8192)")
     compare.add_argument("--ready", nargs="*", default=[], metavar="NAME", help="also measure these ready-made ones")
     return parser

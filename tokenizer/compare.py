@@ -12,26 +12,31 @@ from typing import Any
 
 from tokenizer import rivals
 from tokenizer.errors import TokenizerError
+from tokenizer.files import matching_files
 from tokenizer.hybrid import HybridTokenizer
 
 _BLOCK = 1 << 14
+_LEAST = 1000
+"""Characters of which a comparison needs at least so many."""
+_TIMED = 200_000
+"""Bytes from which on the time that a tokenizer takes says something."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison; speeds in MB of UTF-8 text per second of processor time."""
+    """One line of the comparison; speeds in MB of UTF-8 text per second of processor time, None for too little text."""
 
     name: str
     bytes_per_token: float
-    encode_first: float
-    encode_again: float
-    decode: float
+    encode_first: float | None
+    encode_again: float | None
+    decode: float | None
 
 
-def read_texts(paths: list[str]) -> list[str]:
-    """The texts of UTF-8 files. Raises TokenizerError when one cannot be read."""
+def read_texts(patterns: list[str]) -> list[str]:
+    """The texts of UTF-8 files, named by paths or globs. Raises TokenizerError when one cannot be read."""
     texts = []
-    for path in paths:
+    for path in matching_files(patterns):
         try:
             texts.append(Path(path).read_bytes().decode("utf-8"))
         except OSError as error:
@@ -42,15 +47,18 @@ def read_texts(paths: list[str]) -> list[str]:
 
 
 def hold_out(texts: list[str], share: int = 10) -> tuple[list[str], list[str]]:
-    """(to learn from, to measure with): blocks of 16 k characters, about one in `share` chosen by its hash."""
-    learn: list[str] = []
-    measure: list[str] = []
-    for text in texts:
-        for start in range(0, len(text), _BLOCK):
-            block = text[start : start + _BLOCK]
-            digest = hashlib.sha256(block.encode("utf-8", "surrogatepass")).digest()
-            (measure if digest[0] % share == 0 else learn).append(block)
-    return learn, measure
+    """(to learn from, to measure with): blocks of up to 16 k characters, about one in `share` chosen by its hash.
+
+    At least one block is held out, and of small texts the blocks are small, that there be some of each.
+    """
+    size = min(_BLOCK, 1 + sum(map(len, texts)) // (4 * share))
+    blocks = [text[start : start + size] for text in texts for start in range(0, len(text), size)]
+    digests = [hashlib.sha256(block.encode("utf-8", "surrogatepass")).digest()[0] for block in blocks]
+    chosen = [digest % share == 0 for digest in digests]
+    if blocks and not any(chosen):
+        chosen[digests.index(min(digests))] = True
+    learn = [block for block, held_out in zip(blocks, chosen, strict=True) if not held_out]
+    return learn, [block for block, held_out in zip(blocks, chosen, strict=True) if held_out]
 
 
 def measure(
@@ -58,6 +66,8 @@ def measure(
 ) -> Row:
     """Time one tokenizer on a text: each round on a fresh one, first and second pass; the median counts."""
     size = len(text.encode("utf-8", "surrogatepass")) / 1e6
+    if size * 1e6 < _TIMED:
+        return Row(name, size * 1e6 / len(fresh()[0](text)), None, None, None)
     first, again, back = [], [], []
     for _ in range(rounds):
         encode, decode = fresh()
@@ -84,9 +94,11 @@ def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[
     """Learn from nine tenths of the files with every tokenizer there is, measure on the rest."""
     learn, measured = hold_out(read_texts(paths))
     text = "".join(measured)
-    if not learn or not text:
-        raise TokenizerError("too little text to compare on: give files of together at least 500 kB")
+    if len(text) + sum(map(len, learn)) < _LEAST:
+        raise TokenizerError(f"too little text to compare on: give files of together at least {_LEAST} characters")
     say(f"learning {vocab_size} entries from {sum(map(len, learn))} characters, measuring on {len(text)} others")
+    if len(text.encode("utf-8", "surrogatepass")) < _TIMED:
+        say(f"too little text to measure speed: that takes files of about {10 * _TIMED / 1e6:.0f} MB or more")
     own = HybridTokenizer()
     for block in learn:
         own.add_text(block)
@@ -123,12 +135,13 @@ def compare(paths: list[str], vocab_size: int, ready: list[str], say: Callable[[
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a table."""
+    """The rows as a table; speeds only where they were measured."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}  bytes/token  encode MB/s: first pass  again  decode MB/s"]
-    lines += [
-        f"{row.name:{width}}  {row.bytes_per_token:11.3f}  {row.encode_first:23.1f}  {row.encode_again:5.1f}"
-        f"  {row.decode:11.1f}"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    head, lines = f"{'':{width}}  bytes/token", [f"{row.name:{width}}  {row.bytes_per_token:11.3f}" for row in rows]
+    if all(row.decode is not None for row in rows):
+        head += "  encode MB/s: first pass  again  decode MB/s"
+        lines = [
+            f"{line}  {row.encode_first:23.1f}  {row.encode_again:5.1f}  {row.decode:11.1f}"
+            for line, row in zip(lines, rows, strict=True)
+        ]
+    return "\n".join([head, *lines])

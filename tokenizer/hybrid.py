@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from tokenizer import storage
@@ -70,21 +69,14 @@ class HybridTokenizer:
     ) -> list[str]:
         """Count the files that a glob pattern (``**`` reaches all folders below) or several match; return their paths.
 
-        `processes` > 1 counts in so many processes, with the same result. Raises TokenizerError when nothing matches.
+        `processes` > 1 counts in so many processes, with the same result. Raises TokenizerError when nothing matches
+        or all files are empty.
         """
-        import glob as globbing  # takes a while, and only counting needs it
+        from tokenizer.files import matching_files
 
-        paths: list[str] = []
-        for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
-            literal = os.fspath(pattern)  # a file's name may hold [ or *
-            matches = [literal] if Path(literal).is_file() else globbing.glob(literal, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute
-            found = sorted(path for path in matches if Path(path).is_file())
-            if not found:
-                raise TokenizerError(f"no file matches {os.fspath(pattern)!r} (looked from {Path.cwd()})")
-            paths += found
         if not isinstance(processes, int) or processes < 1:
             raise TokenizerError(f"processes is {processes!r}: it must be 1 or more")
-        paths = list(dict.fromkeys(paths))
+        paths = matching_files(patterns)
         self._add_paths(paths, processes, progress)
         return paths
 
@@ -305,7 +297,7 @@ class HybridTokenizer:
         return explain(self._vocabulary, ids)
 
     def top_merges(self, n: int = 10) -> Merges:
-        """The first `n` merges in the order in which they were learned."""
+        """The `n` merges and phrases that were used most on the training text, the most used first."""
         from tokenizer.inspection import top_merges
 
         return top_merges(self._vocabulary, n)

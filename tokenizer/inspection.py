@@ -77,12 +77,14 @@ def _explain_byte(value: int) -> Explanation:
 
 def top_merges(vocabulary: Vocabulary, n: int) -> Merges:
     """See HybridTokenizer.top_merges."""
-    names, counts = vocabulary.names, vocabulary.counts
+    names, first = vocabulary.names, vocabulary.first_merge
+    pairs = (*vocabulary.merges, *vocabulary.phrases)
+    counts = vocabulary.counts[first - vocabulary.first_entry :] or (0,) * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda place: (-counts[place], place))[: max(0, n)]
     found = Merges()
-    for rank, (left, right) in enumerate((*vocabulary.merges, *vocabulary.phrases)[: max(0, n)]):
-        id_ = vocabulary.first_merge + rank
-        count = counts[id_ - vocabulary.first_entry] if counts else 0
-        found.append(Merge(rank, id_, names[id_], names[left], names[right], count))
+    for rank, place in enumerate(order):
+        left, right = pairs[place]
+        found.append(Merge(rank, first + place, names[first + place], names[left], names[right], counts[place]))
     return found
 
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 class Segment(NamedTuple):
     """One token of a text: the text it stands for, its kind and its id.
 
-    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that
-        changes the case of
-    the next token; its text is empty), phrase, special.
+    Kinds: base, merge, byte, sp, nl, char (one character beyond ASCII), run (white space), case (a mark that changes
+    the case of the next token; its text is empty), phrase, special.
     """
 
     text: str
@@ -62,11 +61,12 @@ class Merge(NamedTuple):
 
 
 class Merges(list[Merge]):
-    """Merges in the order in which they were learned; prints as a table."""
+    """The most used merges, by their use on the training text; prints as a table."""
 
     def __repr__(self) -> str:
         rows = [f"{m.rank:>6}  {m.id:>6}  {m.count:>10}  {m.text!r} = {m.left!r} + {m.right!r}" for m in self]
-        return "\n".join([f"{'rank':>6}  {'id':>6}  {'count':>10}  merge", *rows])
+        head = ["most used merges:", f"{'rank':>6}  {'id':>6}  {'uses':>10}  text = left + right"]
+        return "\n".join([*head, *rows] if rows else ["no merges"])
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,5 +90,7 @@ class Status:
             lines.append(f"counting: {self.characters} characters, {self.keys} different keys")
             if self.dropped_below:
                 lines.append(f"keys that occur up to {self.dropped_below} times were dropped to bound the memory")
+        if self.preview:
+            lines.append(f"{'uses':>10}  first entries" if self.frozen else f"{'count':>10}  most common keys")
         lines += [f"{count:>10}  {text!r}" for text, count in self.preview]
         return "\n".join(lines)

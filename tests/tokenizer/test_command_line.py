@@ -43,7 +43,9 @@ def test_inspect(trained):
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode()
     assert "vocab_size=700" in shown
-    assert "rank" in shown
+    assert "most used merges" in shown
+    uses = [int(line.split()[2]) for line in shown.split("text = left + right\n")[1].split("\n")[:5]]
+    assert uses == sorted(uses, reverse=True)
     assert "' the'" in shown
 
 
@@ -54,8 +56,16 @@ def test_help_teaches():
         assert word in done.stdout
 
 
+@pytest.mark.parametrize("command", ["train", "encode", "decode", "inspect", "compare"])
+def test_help_of_each_command_has_an_example(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"\n  python -m tokenizer {command} ".encode() in done.stdout or b"| python -m tokenizer" in done.stdout
+
+
 def test_mistakes(trained, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").touch()
     mistakes = [
         ("encode", tmp_path / "missing.hybtok"),
         ("encode", tmp_path / "latin.txt"),
@@ -63,12 +73,15 @@ def test_mistakes(trained, tmp_path):
         ("encode", trained, tmp_path / "latin.txt"),
         ("decode", trained, tmp_path / "latin.txt"),
         ("train", tmp_path / "nothing*.txt", "--out", tmp_path / "x"),
+        ("train", tmp_path, "--out", tmp_path / "x"),
+        ("train", tmp_path / "empty.txt", "--out", tmp_path / "x"),
         ("train", tmp_path / "latin.txt", "--out", tmp_path / "x"),
         ("train", trained.parent / "text.txt", "--out", tmp_path / "no" / "x"),
         ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--vocab-size", 5),
         ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--score", "best"),
         ("inspect", trained, "--token", 10**6),
         ("compare", tmp_path / "missing.txt"),
+        ("compare", tmp_path),
         ("bake",),
         (),
     ]

@@ -14,9 +14,12 @@ def test_hold_out_is_a_partition():
     assert measured
     assert sum(map(len, learn + measured)) == len(texts[0])
     assert hold_out(texts) == (learn, measured)
+    for size in (2, 50, 3000):
+        assert all(hold_out(["".join(map(chr, range(64, 64 + size)))]))
 
 
-def test_rivals_are_measured_and_lossless(tmp_path):
+def test_rivals_are_measured_and_lossless(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenizer.compare._TIMED", 10_000)
     pytest.importorskip("tokenizers")
     pytest.importorskip("tiktoken")
     path = tmp_path / "text.txt"
@@ -50,3 +53,13 @@ def test_too_little_text(tmp_path):
     path.write_text("tiny", encoding="utf-8")
     with pytest.raises(TokenizerError, match="too little text"):
         compare([str(path)], 700, [], print)
+
+
+def test_of_little_text_only_the_bytes_per_token_are_told(tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text(corpus()[:3000], encoding="utf-8", newline="")
+    said: list[str] = []
+    rows = compare([str(path)], 400, ["english-8k"], said.append)
+    assert any("too little text to measure speed" in line for line in said)
+    assert all(row.bytes_per_token > 0.5 and row.decode is None for row in rows)
+    assert "MB/s" not in table(rows)

@@ -110,7 +110,10 @@ def test_counts_and_ranks_are_reported():
     spell = {"<SP>": " ", "<NL>": "\n"}
     for merge in merges:
         assert merge.text == spell.get(merge.left, merge.left) + spell.get(merge.right, merge.right)
-    assert len(repr(merges).split("\n")) == 6
+    assert [merge.count for merge in merges] == sorted((merge.count for merge in tok.top_merges(10**6)), reverse=True)[
+        :5
+    ]
+    assert len(repr(merges).split("\n")) == 7
     status = tok.db_status(preview=3)
     assert status.frozen
     assert sum(status.kinds.values()) == status.vocab_size == tok.vocab_size
