@@ -126,8 +126,8 @@ class HybridTokenizer:
             phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words: 0.1 gives
                 fewer tokens for the same text, but each stands for more different things; 0 for none.
             boundaries: where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
-                space, so that "him," can be one token; 3 to 5 % fewer tokens, but small models trained on them end
-                worse (1.43 against 1.40 bits per byte in the same steps).
+                space, so that "him," can be one token; 2 to 5 % fewer tokens, but small models trained on them end
+                worse (1.43 against 1.38 bits per byte in the same steps).
             note: a line kept in the file, for example about the text it was learned from.
             progress: called as progress(what, done, total).
 

@@ -76,10 +76,13 @@ class PairMerger:
             return []
         order = np.argsort(keys, kind="stable")
         keys, places = keys[order], places[order]
-        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+        changes = (keys[1:] != keys[:-1]).nonzero()[0]
+        bounds = np.empty(len(changes) + 2, dtype=np.int64)
+        bounds[0], bounds[-1] = 0, len(keys)
+        bounds[1:-1] = changes + 1
+        starts, ends = bounds[:-1], bounds[1:]
         counts = np.add.reduceat(self.weights[places], starts)
-        ends = np.append(starts[1:], len(keys))
-        kept = np.flatnonzero(counts >= self.floor)
+        kept = (counts >= self.floor).nonzero()[0]
         return [
             (key, places[start:end], count)
             for key, start, end, count in zip(
