@@ -123,8 +123,9 @@ class HybridTokenizer:
             min_freq: occurrences that a base token or merge needs, at least 1.
             score: "freq" (how often a pair occurs; best), "freq_pmi" (times the root of the pointwise mutual
                 information), "pmi" (PMI × log(1 + freq), which prefers rare pairs: for comparison).
-            phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words: 0.1 gives
-                fewer tokens for the same text, but each stands for more different things; 0 for none.
+            phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words (and, with
+                boundaries="spaces", anything else): fewer tokens for the same text, but each stands for more
+                different things; 0 for none. About 0.15 shortens most at 8,192 ids, 0.3 at 32,768.
             boundaries: where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
                 space, so that "him," can be one token; 2 to 5 % fewer tokens, but small models trained on them end
                 worse (1.43 against 1.38 bits per byte in the same steps).

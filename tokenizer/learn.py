@@ -210,7 +210,9 @@ def learn_vocabulary(
         learned = options.max_merges or 0
     phrases = int(options.phrases * learned)
     vocabulary = _learn_entries(keys, options.without(phrases), progress)
-    return with_phrases(vocabulary, sample, phrases, options.min_freq) if phrases else vocabulary
+    if not phrases:
+        return vocabulary
+    return with_phrases(vocabulary, sample, phrases, options.min_freq, anywhere=options.boundaries == "spaces")
 
 
 def _learn_entries(keys: dict[str, int], options: LearnOptions, progress: Progress | None) -> Vocabulary:

@@ -22,13 +22,16 @@ _MOST_IDS = 8
 _BORDER = -1
 
 
-def with_phrases(vocabulary: Vocabulary, sample: list[str], wanted: int, min_freq: int) -> Vocabulary:
-    """The vocabulary with up to `wanted` phrases learned from the texts of `sample`."""
+def with_phrases(vocabulary: Vocabulary, sample: list[str], wanted: int, min_freq: int, anywhere: bool) -> Vocabulary:
+    """The vocabulary with up to `wanted` phrases learned from the texts of `sample`.
+
+    `anywhere`: neighbours of any kind may be joined; else what is joined begins with white space.
+    """
     encoder = Encoder(vocabulary)
     rows = [np.frombuffer(encoder.ids(text), dtype=np.int32) for text in sorted(sample)]
     border = np.array([_BORDER], dtype=np.int32)
     stream = np.concatenate([array for row in rows for array in (row, border)])
-    learner = _Learner(vocabulary, stream, min_freq)
+    learner = _Learner(vocabulary, stream, min_freq, anywhere)
     most = int(wanted * _OVERSHOOT)
     for _ in range(_ROUNDS * 4):
         if len(learner.pairs) >= most or not learner.step(min(most - len(learner.pairs), most // _ROUNDS + 1)):
@@ -39,20 +42,22 @@ def with_phrases(vocabulary: Vocabulary, sample: list[str], wanted: int, min_fre
 class _Learner:
     """Symbols are ids, and behind those the phrases in the order in which they were found."""
 
-    def __init__(self, vocabulary: Vocabulary, stream: np.ndarray, min_freq: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, stream: np.ndarray, min_freq: int, anywhere: bool) -> None:
         self.vocabulary = vocabulary
         self.stream = stream
         self.min_freq = min_freq
+        self.anywhere = anywhere
         self.texts = list(vocabulary.texts)
         self.known = set(self.texts) | RESERVED_NAMES
         self.sizes = [1] * len(self.texts)
         self.pairs: list[tuple[int, int]] = []
 
     def _usable(self) -> tuple[np.ndarray, np.ndarray]:
-        """(may stand left, may stand right) of each symbol: the right part of a phrase begins with a space."""
-        left = np.array([bool(text) and "\n" not in text for text in self.texts] + [False])  # the last is _BORDER
-        right = np.array([text[:1] == " " and len(text) > 1 and text[1] != " " for text in self.texts] + [False])
-        right &= left
+        """(may stand left, may stand right) of each symbol."""
+        left = np.array([bool(text) for text in self.texts] + [False])  # the last is _BORDER
+        right = left.copy()
+        if not self.anywhere:
+            right[:-1] = [text[:1] == "\n" or (text[:1] == " " and text[1:2] not in ("", " ")) for text in self.texts]
         if self.vocabulary.lowercase:
             left[self.vocabulary.up] = True
         return left, right

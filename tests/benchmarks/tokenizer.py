@@ -142,7 +142,7 @@ def train_all(folder: Path, skip: list[str], size: int, target: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "plain": {},
         "spaces": {"boundaries": "spaces"},
-        "phrases": {"boundaries": "spaces", "phrases": 0.1},
+        "phrases": {"boundaries": "spaces", "phrases": 0.15 if size < 20000 else 0.3},
     }
     for name, choice in kinds.items():
         tokenizer = HybridTokenizer()

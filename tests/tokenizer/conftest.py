@@ -22,7 +22,7 @@ def tok(request: pytest.FixtureRequest) -> HybridTokenizer:
     if request.param == "cased":
         return make(lowercase=False)
     if request.param == "phrases":
-        return make(phrases=0.2)
+        return make(phrases=0.2, boundaries="spaces")
     tiny = HybridTokenizer()
     tiny.add_text("aa bb")
     tiny.freeze_vocab()

@@ -78,6 +78,16 @@ def test_cased_entries_have_no_marks():
     assert "case" not in tok.db_status().kinds
 
 
+def test_phrases_end_where_merges_may():
+    """A phrase adds a part that begins with white space, or with boundaries at spaces any part."""
+    begins = {}
+    for boundaries in ("words", "spaces"):
+        vocabulary = make(vocab_size=1200, phrases=0.3, boundaries=boundaries)._vocabulary
+        rights = [vocabulary.texts[right] for _, right in vocabulary.phrases]
+        begins[boundaries] = {text[0] in " \n" for text in rights}
+    assert begins == {"words": {True}, "spaces": {True, False}}
+
+
 def test_phrases_span_words_and_shorten():
     plain, phrased = make(vocab_size=1200), make(vocab_size=1200, phrases=0.1)
     vocabulary = phrased._vocabulary
