@@ -1,9 +1,14 @@
 """Counting the keys of a corpus of any size in bounded memory, in one process or several with the same result.
 
 Text is counted shard by shard (a text given by hand, or a stretch of a file), and shards are added up in their
-order, so that the number of processes cannot matter. When there are too many different keys, the rarest are dropped
-(lossy counting after Manku and Motwani, 2002): a key that is kept may be counted a few occurrences too low, never
-too high; keys that occur often enough to become entries are not affected beyond that.
+order, so that the number of processes cannot matter.
+
+Memory: when there are more than `MAX_KEYS` different keys, the rarest half of them or more is dropped, all up to one
+count (after the lossy counting of Manku and Motwani, 2002). What that costs: a key that was dropped and comes again
+is counted too low, never too high, and by no more than `KeyCounts.undercount`, the sum of the counts up to which keys
+were dropped. A text of nothing but new words adds about one to it for each 32 MB shard: some 3,000 for 100 GB, of
+which an entry of the vocabulary occurs hundreds of thousands of times; ordinary text, in which new words become
+rare, adds much less. The peak is reached while a shard is added to a full table: see `MAX_KEYS`.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ MAX_KEYS = 4_000_000
 """Different keys held at most; about 130 bytes each."""
 SHARD_BYTES = 32 << 20
 """Bytes of a file that are counted at once."""
+STRETCH = 8 << 20
+"""Characters whose keys are counted before they are added to the others: what is held twice."""
 SAMPLE_CHARACTERS = 24_000_000
 """Characters of running text kept for learning phrases; from larger corpora a sample spread over all of it."""
 SAMPLE_BLOCK = 1 << 15
@@ -36,8 +43,8 @@ class KeyCounts:
     keys: Counter[str] = field(default_factory=Counter)
     sample: list[tuple[bytes, str]] = field(default_factory=list)
     characters: int = 0
-    dropped_below: int = 0
-    """Keys that occur less often than this may be missing; 0 when none was dropped."""
+    undercount: int = 0
+    """No count is lower than the truth by more than this; 0 when nothing was dropped."""
 
     def add_text(self, text: str) -> None:
         """Count the keys of one text."""
@@ -45,20 +52,28 @@ class KeyCounts:
         word, rest = split_first_word(text)
         if word:
             self._add_key(word, 1)
-        short: Counter[str] = Counter()
-        if rest:
-            for piece in blocks(rest, PIECE):
-                keys = split_plain(piece)
-                if not RUN_SIGNS.isdisjoint(keys):
-                    keys = split_any(piece)
-                short.update(keys)
-        for key in [key for key in short if len(key) >= MAX_KEY]:
-            self._add_key(long_form(key), short.pop(key))
-        self.keys.update({(key if key[:1] in WHITE else " " + key): count for key, count in short.items()})
+        for stretch in blocks(rest, STRETCH) if rest else ():
+            self._add_stretch(stretch)
+            self._bound_keys()
         for block in blocks(text, SAMPLE_BLOCK):
             digest = hashlib.blake2b(block.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self.sample.append((digest, block))
-        self._bound()
+        self._bound_sample()
+
+    def _add_stretch(self, stretch: str) -> None:
+        """Count the keys of a text that begins with white space."""
+        short: Counter[str] = Counter()
+        for piece in blocks(stretch, PIECE):
+            keys = split_plain(piece)
+            if not RUN_SIGNS.isdisjoint(keys):
+                keys = split_any(piece)
+            short.update(keys)
+        for key in [key for key in short if len(key) >= MAX_KEY]:
+            self._add_key(long_form(key), short.pop(key))
+        counts = self.keys
+        for key, count in short.items():
+            full = key if key[:1] in WHITE else " " + key
+            counts[full] = counts.get(full, 0) + count
 
     def _add_key(self, key: str, count: int) -> None:
         if len(key) > MAX_KEY:
@@ -70,19 +85,27 @@ class KeyCounts:
     def merge(self, other: KeyCounts) -> None:
         """Add the counts of a later shard."""
         self.characters += other.characters
-        self.dropped_below = max(self.dropped_below, other.dropped_below)
+        self.undercount += other.undercount
         if self.keys:
             self.keys.update(other.keys)
         else:
             self.keys = other.keys
         self.sample += other.sample
-        self._bound()
+        self._bound_keys()
+        self._bound_sample()
 
-    def _bound(self) -> None:
-        while len(self.keys) > self.limit:
-            self.dropped_below += 1
-            least = self.dropped_below
-            self.keys = Counter({key: count for key, count in self.keys.items() if count > least})
+    def _bound_keys(self) -> None:
+        if len(self.keys) <= self.limit:
+            return
+        left, least = len(self.keys), 0
+        for count, keys in sorted(Counter(self.keys.values()).items()):
+            if left <= self.limit // 2:
+                break
+            left, least = left - keys, count
+        self.undercount += least
+        self.keys = Counter({key: count for key, count in self.keys.items() if count > least})
+
+    def _bound_sample(self) -> None:
         size = sum(len(block) for _, block in self.sample)
         if size > self.sample_limit:
             self.sample.sort()

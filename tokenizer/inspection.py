@@ -98,4 +98,4 @@ def status(counts: KeyCounts | None, vocabulary: Vocabulary | None, preview: int
         return Status(True, 0, 0, 0, vocabulary.size, dict(kinds), shown)
     assert counts is not None
     common = sorted(counts.keys.items(), key=lambda item: (-item[1], item[0]))[: max(0, preview)]
-    return Status(False, counts.characters, len(counts.keys), counts.dropped_below, 0, {}, tuple(common))
+    return Status(False, counts.characters, len(counts.keys), counts.undercount, 0, {}, tuple(common))

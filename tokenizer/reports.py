@@ -76,7 +76,7 @@ class Status:
     frozen: bool
     characters: int
     keys: int
-    dropped_below: int
+    undercount: int
     vocab_size: int
     kinds: dict[str, int]
     preview: tuple[tuple[str, int], ...]
@@ -88,8 +88,8 @@ class Status:
             lines.append(f"frozen: {self.vocab_size} ids ({kinds})")
         else:
             lines.append(f"counting: {self.characters} characters, {self.keys} different keys")
-            if self.dropped_below:
-                lines.append(f"keys that occur up to {self.dropped_below} times were dropped to bound the memory")
+            if self.undercount:
+                lines.append(f"rare keys were dropped to bound the memory: counts are up to {self.undercount} too low")
         if self.preview:
             lines.append(f"{'uses':>10}  first entries" if self.frozen else f"{'count':>10}  most common keys")
         lines += [f"{count:>10}  {text!r}" for text, count in self.preview]

@@ -1,5 +1,6 @@
 """Counting: the same whatever the cut, the order of work and the number of processes, in bounded memory."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -76,8 +77,31 @@ def test_memory_is_bounded_and_common_keys_stay():
         counts.add_text("the common words " * 5 + " ".join(f"rare{index}x{n}" for n in range(100)) + " ")
         assert len(counts.keys) <= 1000
         assert sum(len(text) for _, text in counts.sample) <= 50_000
-    assert counts.dropped_below >= 1
-    assert 1000 - counts.dropped_below <= counts.keys[" common"] <= 1000
+    assert counts.undercount >= 1
+    assert 1000 - counts.undercount <= counts.keys[" common"] <= 1000
+
+
+def test_counts_are_too_low_by_no_more_than_they_say():
+    """Words that come and go, each hundreds of times within its part of the stream."""
+    source, truth, counts = random.Random(3), Counter(), KeyCounts(limit=300)
+    for index in range(300):
+        words = source.choices(range(index * 5, index * 5 + 100), k=150)
+        text = "".join(f" w{word}" for word in [*words, *range(10**6 + index * 50, 10**6 + index * 50 + 50)])
+        shard = KeyCounts(limit=100)
+        shard.add_text(text)
+        truth.update(iterate_keys(text))
+        counts.merge(shard)
+    assert 0 < counts.undercount < 2000
+    assert len(counts.keys) <= 300
+    assert all(truth[key] - counts.undercount <= counts.keys[key] <= truth[key] for key in truth)
+    assert any(counts.keys[key] < truth[key] for key in counts.keys)
+
+
+def test_a_long_text_is_counted_in_stretches(monkeypatch):
+    monkeypatch.setattr(counting, "STRETCH", 500)
+    counts = KeyCounts()
+    counts.add_text(corpus())
+    assert counts.keys == Counter(iterate_keys(corpus()))
 
 
 def test_sample_does_not_depend_on_the_order():
