@@ -24,7 +24,11 @@ from tokenizer.errors import TokenizerError
 from tokenizer.units import MAX_KEY, cut_long_key
 
 MAX_KEYS = 4_000_000
-"""Different keys held at most; about 130 bytes each."""
+"""Different keys held at most, about 130 bytes each, 300 where they are long and rare characters.
+
+Measured peaks of a process that counts only new words, shard by shard: 1.04 GB (10 letters), 0.79 GB (6 letters),
+1.18 GB (30 characters beyond U+FFFF, 3.5 million keys held). Every further counting process takes up to 0.6 GB.
+"""
 SHARD_BYTES = 32 << 20
 """Bytes of a file that are counted at once."""
 STRETCH = 8 << 20
