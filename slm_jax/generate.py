@@ -1,119 +1,307 @@
-"""Text from a model: prefill, a decode loop with a cache of keys and values, sampling.
+"""Text from a model: prefill, then one compiled loop that draws, writes and feeds tokens until every row has ended.
 
-`python -m slm_jax.generate --run runs/NAME --prompt "…"` streams text; `generate` and `stream` serve programs.
+    generate(model, tokenizer, ["Once upon", "The"], 200, Sampling(temperature=0.8, seed=1), context=256) -> texts
+    stream(...) -> tokens as they come        generate_ids(...) -> all ids        python -m slm_jax.generate --help
+
+Rows (texts) of a batch end together: prompts are padded on the left, so that every step writes one column of the cache
+for all rows. What the settings of `Sampling` are, which ids are suppressed or end a text, and how long the prompts are
+within a multiple of 64 tokens, compiles nothing anew.
+
+A row sees the last `context` tokens at every layer, at most; the cache is a ring of that many columns and a little
+more, so that a text may go on for ever in bounded memory. Give the length that the model was trained at (a run's
+`load_run(path).context`): it has met no greater distance. A text within it is continued exactly as the whole model
+would; beyond it, attention slides along.
+
+Shapes: B rows, L columns (padding, prompts, what is drawn), V vocabulary.
 """
 
 import functools
-import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from slm_jax import ops
 from slm_jax.callable_module import make_callable
 from slm_jax.errors import UserError, command_line
-from slm_jax.transformer import KVCache, Transformer
+from slm_jax.sampling import Controls, Sampling, ban_ngrams, controls, penalize, sample
+from slm_jax.transformer import KVCache, Transformer, unstack
 from tokenizer import HybridTokenizer
 
-_BUCKET = 64  # prompts and caches are padded to multiples of it, so that few shapes are compiled
-_NEVER = -1e30
+_CHUNKS = (64, 512)  # prompts are fed this many tokens at a time, at least and at most (a power of two)
+_STREAM_SECONDS = 0.05  # how long a streaming caller waits for the next tokens, about
+_STREAM_TOKENS = 64  # and for how many of them at most
+NO_TOKEN = -1  # in the place of a token: padding, or a row that has ended
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn."""
+class _State(NamedTuple):
+    """All that changes while texts grow; the arrays are given away at each call (donated)."""
 
-    temperature: float = 0.8  # 0: always the most probable token
-    top_k: int = 0  # only the k most probable tokens; 0: all
-    top_p: float = 0.95  # only the most probable tokens that together have this probability
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises UserError for values out of range."""
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature {self.temperature} must be 0 or more")
-        if self.top_k < 0:
-            problems.append(f"top_k {self.top_k} must be 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p {self.top_p} must be above 0 and at most 1")
-        if not 0 <= self.seed < 2**32:
-            problems.append(f"seed {self.seed} must be from 0 to {2**32 - 1}")
-        if problems:
-            raise UserError("; ".join(problems))
+    cache: KVCache
+    history_BxL: jax.Array  # int32: padding, prompts, drawn ids; NO_TOKEN where there is none
+    column: jax.Array  # int32 scalar: the next column to fill
+    seen_BxV: jax.Array  # bool: ids of the prompt and of what is drawn
+    logits_BxV: jax.Array  # float32, of the token to draw next
+    ended_B: jax.Array  # bool
 
 
-def sample(logits_BxV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Next tokens int32 [B]."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    logits_BxV = logits_BxV / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_BxV, min(sampling.top_k, logits_BxV.shape[-1]))[0][:, -1:]
-        logits_BxV = jnp.where(logits_BxV < kth, _NEVER, logits_BxV)
-    if sampling.top_p < 1:
-        sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(sorted_BxV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BxV, axis=-1)
-        # The token that crosses the threshold stays, so one always does.
-        smallest = jnp.min(jnp.where(before < sampling.top_p, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
-        logits_BxV = jnp.where(logits_BxV < smallest, _NEVER, logits_BxV)
-    return jax.random.categorical(key, logits_BxV, axis=-1).astype(jnp.int32)
+class _Rules(NamedTuple):
+    """What does not change."""
+
+    start_B: Any  # int32: each prompt's first column
+    first: Any  # int32 scalar: the first column drawn
+    uniform_BxLx2: jax.Array  # float32 in [0, 1): what each token of each row is drawn by
+    controls: Controls
+    suppressed_V: jax.Array  # bool: never drawn
+    stops_V: jax.Array  # bool: these end a text; no penalty and no n-gram rule holds them off
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampling", "window"), donate_argnames="cache")
-def _advance(graph, params, tokens, positions, cache, key, suppressed, sampling, window):
-    """Feed tokens [B, T] and draw the next [B] after each row's last real one; (next, its positions [B, 1], cache)."""
+class _Weights(NamedTuple):
+    """A model's parameters as a loop wants them: the layers cut apart, matrices in the dtype of the products."""
+
+    params: Any
+    layers: list[Any]
+    head_VxD: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _prepare(graph: nnx.GraphDef, params: Any) -> _Weights:
     model: Transformer = nnx.merge(graph, params)
-    x_BxTxD, cache = model.hidden_cached(tokens, positions, cache, window)
-    last = jnp.argmax(positions, axis=1)
-    logits_BxV = model.logits(x_BxTxD[jnp.arange(len(last)), last])
-    drawn = sample(jnp.where(suppressed, _NEVER, logits_BxV), key, sampling)
-    return drawn, jnp.max(positions, axis=1, keepdims=True) + 1, cache
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        # The scales of norms stay float32; only matrices are multiplied in dtype.
+        return leaf.astype(model.dtype) if any(getattr(key, "key", None) == "weight" for key in path) else leaf
+
+    blocks = jax.tree_util.tree_map_with_path(cast, nnx.state(model.blocks, nnx.Param))
+    head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
+    return _Weights(params, unstack(blocks, model.config.depth), head_VxD)
+
+
+def _feed(graph: nnx.GraphDef, weights: _Weights, state: _State, rules: _Rules, width: int, window: int) -> _State:
+    """The state with `width` columns of its history fed to the model and the logits of the last one."""
+    model: Transformer = nnx.merge(graph, weights.params)
+    column = state.cache.written
+    ids_BxT = jax.lax.dynamic_slice_in_dim(state.history_BxL, column, width, axis=1)
+    positions_BxT = column + jnp.arange(width) - rules.start_B[:, None]
+    positions_BxT = jnp.where(ids_BxT < 0, -1, positions_BxT)
+    x_BxTxD, cache = model.hidden_cached(jnp.maximum(ids_BxT, 0), positions_BxT, state.cache, window, weights.layers)
+    logits_BxV = ops.einsum("bd,vd->bv", x_BxTxD[:, -1], weights.head_VxD, model.dtype)
+    return state._replace(cache=cache, logits_BxV=logits_BxV)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "capacity", "chunk", "window"))
+def _prefill(
+    graph: nnx.GraphDef,
+    weights: _Weights,
+    history_BxL: jax.Array,
+    rules: _Rules,
+    capacity: int,
+    chunk: int,
+    window: int,
+) -> _State:
+    """The state after the prompts, fed in chunks of columns (bounded memory, one program for prompts of any length)."""
+    b = len(history_BxL)
+    model: Transformer = nnx.merge(graph, weights.params)
+    v = model.vocab_size
+    ids_BxL = jnp.where(history_BxL < 0, v, history_BxL)  # beyond the end: dropped
+    state = _State(
+        cache=model.empty_cache(b, capacity),
+        history_BxL=history_BxL,
+        column=rules.first,
+        seen_BxV=jnp.zeros((b, v), bool).at[jnp.arange(b)[:, None], ids_BxL].set(True, mode="drop"),
+        logits_BxV=jnp.zeros((b, v), jnp.float32),
+        ended_B=jnp.zeros(b, bool),
+    )
+    feed = functools.partial(_feed, graph, weights, rules=rules, width=chunk, window=window)
+    return jax.lax.fori_loop(0, rules.first // chunk, lambda _, state: feed(state), state)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "window"), donate_argnames="state")
+def _decode(
+    graph: nnx.GraphDef, weights: _Weights, state: _State, rules: _Rules, until: jax.Array, window: int
+) -> _State:
+    """The state with columns drawn up to `until`, or until every row has ended."""
+
+    def step(state: _State) -> _State:
+        token_B = jnp.where(state.ended_B, NO_TOKEN, _draw(state, rules))
+        history_BxL = jax.lax.dynamic_update_slice(state.history_BxL, token_B[:, None], (0, state.column))
+        rows_B = jnp.arange(len(token_B))
+        state = state._replace(
+            history_BxL=history_BxL,
+            column=state.column + 1,
+            seen_BxV=state.seen_BxV.at[rows_B, jnp.maximum(token_B, 0)].max(token_B >= 0),
+            ended_B=state.ended_B | rules.stops_V[jnp.maximum(token_B, 0)],
+        )
+        return _feed(graph, weights, state, rules, 1, window)
+
+    return jax.lax.while_loop(lambda state: (state.column < until) & ~jnp.all(state.ended_B), step, state)
+
+
+def _draw(state: _State, rules: _Rules) -> jax.Array:
+    """The next ids int32 [B]."""
+    settings = rules.controls
+    logits_BxV = penalize(state.logits_BxV, state.seen_BxV & ~rules.stops_V, settings.penalty_B)
+    logits_BxV = ban_ngrams(logits_BxV, state.history_BxL, rules.start_B, state.column, settings.ngram_B, rules.stops_V)
+    logits_BxV = jnp.where(rules.suppressed_V, -jnp.inf, logits_BxV)
+    uniform_Bx2 = jax.lax.dynamic_index_in_dim(rules.uniform_BxLx2, state.column - rules.first, 1, keepdims=False)
+    return sample(logits_BxV, uniform_Bx2, settings)
 
 
 def stream(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
     context: int = 0,
     suppress: Sequence[int] = (),
+    stop: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
-    """The next tokens int32 [B], max_tokens times, for prompts of token ids of any lengths (none empty).
+    """The next tokens int32 [B] of each row, up to max_tokens times, as they come; NO_TOKEN (-1) after a row's end.
 
-    context: tokens that attention sees at most (a model knows no distances beyond its training length); 0: the
-    model's window. suppress: ids never drawn. The same seed gives the same tokens. Raises UserError on bad input.
+    prompts: ids, of any lengths (none empty). sampling: one for all rows, whose random numbers then differ by row
+    number; or one per row, whose text is then that of the row generated alone. context: tokens that attention sees at
+    most, 0: the model's window. suppress: ids never drawn. stop: ids that end a row; they are its last.
+
+    The same seed gives the same tokens, those of `generate_ids`, whatever else is in the batch (but a batch of another
+    shape may round otherwise, which counts where two tokens are as good as equal). Raises UserError on bad input.
     """
-    sampling.check()
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise UserError("a prompt has no tokens: begin it with <EOS>, as encode_prompt does")
+    for tokens_BxN in _segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=True):
+        yield from tokens_BxN.T
+
+
+def generate_ids(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    context: int = 0,
+    suppress: Sequence[int] = (),
+    stop: Sequence[int] = (),
+) -> list[list[int]]:
+    """What `stream` yields, row by row and all at once, from one call of the compiled loop; a stop id is included."""
+    segments = list(_segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=False))
+    return [[token for token in row if token != NO_TOKEN] for row in np.concatenate(segments, axis=1).tolist()]
+
+
+def _segments(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling | Sequence[Sampling],
+    context: int,
+    suppress: Sequence[int],
+    stop: Sequence[int],
+    streaming: bool,
+) -> Iterator[np.ndarray]:
+    """Tokens int32 [B, N] as they come: one segment when not streaming."""
+    settings = _check(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
     graph, params = nnx.split(model, nnx.Param)
     longest = max(map(len, prompts))
-    width = -(-longest // _BUCKET) * _BUCKET
-    tokens = np.zeros((len(prompts), width), np.int32)
-    positions = np.full((len(prompts), width), -1, np.int32)
+    chunk = min(max(_power_of_two(longest), _CHUNKS[0]), _CHUNKS[1])
+    first = -(-longest // chunk) * chunk
+    length = _round_up(first + max_tokens, chunk)
+    window = min((w for w in (context, model.config.window) if w), default=0)
+    window = 0 if window >= length else window
+    capacity = min(length, _round_up(window + chunk - 1, chunk)) if window else length
+    history_BxL = np.full((len(prompts), length), NO_TOKEN, np.int32)
     for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-        positions[row, : len(prompt)] = np.arange(len(prompt))
-    suppressed = np.zeros(model.vocab_size, bool)
-    suppressed[list(suppress)] = True
-    capacity = -(-(longest + max_tokens) // _BUCKET) * _BUCKET
-    window = min(w for w in (context, model.config.window, capacity) if w)
-    cache: KVCache = model.empty_cache(len(prompts), capacity)
-    static = replace(sampling, seed=0)  # the seed is in the key: another one compiles nothing
-    key = jax.random.key(sampling.seed)
-    drawn: Any = tokens
-    at: Any = positions
-    for i in range(max_tokens):
-        drawn = drawn if i == 0 else drawn[:, None]
-        drawn, at, cache = _advance(
-            graph, params, drawn, at, cache, jax.random.fold_in(key, i), suppressed, static, window
-        )
-        yield np.asarray(drawn)
+        history_BxL[row, first - len(prompt) : first] = prompt
+    rules = _Rules(
+        start_B=np.array([first - len(prompt) for prompt in prompts], np.int32),
+        first=np.int32(first),
+        uniform_BxLx2=_uniforms(*_seeds(sampling, len(prompts)), length),
+        controls=controls(settings),
+        suppressed_V=_mask(suppress, model.vocab_size),
+        stops_V=_mask(stop, model.vocab_size),
+    )
+    weights = _prepare(graph, params)
+    state = _prefill(graph, weights, history_BxL, rules, capacity, chunk, window)
+    column, end = first, first + max_tokens
+    count = 1 if streaming else max_tokens
+    while column < end:
+        clock = time.perf_counter()
+        state = _decode(graph, weights, state, rules, np.int32(min(column + count, end)), window)
+        drawn, column = column, int(state.column)
+        yield np.array(state.history_BxL)[:, drawn:column]  # a copy: the next call takes the buffer
+        if np.asarray(state.ended_B).all():
+            return
+        # The first segment is short, for the first token to come soon; then as many as fit the time.
+        per_token = (time.perf_counter() - clock) / count
+        count = min(max(int(_STREAM_SECONDS / per_token), 1), 2 * count, _STREAM_TOKENS)
+
+
+def _check(
+    vocab_size: int,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling | Sequence[Sampling],
+    context: int,
+    suppress: Sequence[int],
+    stop: Sequence[int],
+) -> Sequence[Sampling]:
+    """The settings of each row. Raises UserError with all that is wrong."""
+    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    problems = [problem for each in dict.fromkeys(settings) for problem in each.problems()]
+    if len(settings) != len(prompts):
+        problems.append(f"{len(settings)} samplings for {len(prompts)} prompts: give one, or one for each")
+    if not prompts:
+        problems.append("no prompts: give at least one")
+    if not all(len(prompt) for prompt in prompts):
+        problems.append("a prompt has no tokens: begin it with <EOS>, as encode_prompt does")
+    if max_tokens < 1:
+        problems.append(f"max_tokens {max_tokens} must be 1 or more")
+    if context < 0:
+        problems.append(f"context {context} must be 0 (the model's window) or more")
+    for name, ids in (("prompt", (i for prompt in prompts for i in prompt)), ("suppress", suppress), ("stop", stop)):
+        if outside := [int(i) for i in ids if not 0 <= i < vocab_size][:3]:
+            problems.append(f"{name} ids {outside} are outside the model's vocabulary of {vocab_size}")
+    if len(set(suppress)) >= vocab_size:
+        problems.append("every id is suppressed: leave one to draw")
+    if problems:
+        raise UserError("; ".join(problems))
+    return settings
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << (n - 1).bit_length()
+
+
+def _round_up(n: int, unit: int) -> int:
+    """To a multiple of unit, and to few values: at most an eighth more, so that few shapes are compiled."""
+    unit = max(unit, _power_of_two(n) // 16)
+    return -(-n // unit) * unit
+
+
+def _seeds(sampling: Sampling | Sequence[Sampling], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint32 [B]: a seed and a row number for each row."""
+    if isinstance(sampling, Sampling):
+        return np.full(rows, sampling.seed, np.uint32), np.arange(rows, dtype=np.uint32)
+    return np.array([each.seed for each in sampling], np.uint32), np.zeros(rows, np.uint32)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _uniforms(seed_B: jax.Array, row_B: jax.Array, length: int) -> jax.Array:
+    """float32 [B, length, 2] in [0, 1): those of a step come of the seed, the row number and the step, nothing else.
+
+    Made before the loop: inside it, at one token a time, they would take longer than the draw.
+    """
+
+    def one(seed: jax.Array, row: jax.Array, step: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
+        return jax.random.uniform(key, (2,))
+
+    return jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(seed_B, row_B, jnp.arange(length))
+
+
+def _mask(ids: Sequence[int], size: int) -> Any:
+    mask = np.zeros(size, bool)
+    mask[list(ids)] = True
+    return mask
 
 
 def generate(
@@ -121,23 +309,15 @@ def generate(
     tokenizer: HybridTokenizer,
     prompts: str | Sequence[str],
     max_tokens: int = 200,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
     context: int = 0,
 ) -> list[str]:
     """Each prompt's continuation, up to the end of its text or max_tokens; an empty prompt begins a new document."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
     eos = tokenizer.token2id["<EOS>"]
-    rows: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for drawn in stream(
-        model, [encode_prompt(tokenizer, p) for p in prompts], max_tokens, sampling, context, never_drawn(tokenizer)
-    ):
-        running -= {row for row in running if drawn[row] == eos}
-        for row in running:
-            rows[row].append(int(drawn[row]))
-        if not running:
-            break
-    return [tokenizer.decode(row) for row in rows]
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    rows = generate_ids(model, ids, max_tokens, sampling, context, never_drawn(tokenizer), [eos])
+    return [tokenizer.decode([token for token in row if token != eos]) for row in rows]
 
 
 def encode_prompt(tokenizer: HybridTokenizer, prompt: str) -> list[int]:
@@ -151,60 +331,10 @@ def never_drawn(tokenizer: HybridTokenizer) -> list[int]:
     return [tokenizer.token2id[name] for name in names]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Continue a text with the model of a run."""
-
-    prompt: str
-    """The text to continue."""
-    run: str = ""
-    """The run directory; empty: the newest in runs/."""
-    max_tokens: int = 200
-    """Longest continuation, in tokens."""
-    temperature: float = 0.8
-    """0: always the most probable token; higher is more varied."""
-    top_k: int = 0
-    """Draw from the k most probable tokens; 0: from all."""
-    top_p: float = 0.95
-    """Draw from the most probable tokens that together have this probability."""
-    seed: int = 0
-    """The same seed gives the same text."""
-
-
-def main() -> None:
-    """The command line."""
-    import tyro
-
-    from slm_jax.process import tune_process
-
-    options = tyro.cli(Options, prog="python -m slm_jax.generate", use_underscores=True)
-    tune_process()
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    sampling.check()
-    if options.max_tokens < 1:
-        raise UserError(f"max_tokens {options.max_tokens} must be 1 or more")
-    if not options.prompt:
-        raise UserError("the prompt is empty: give at least one character")
-
-    from slm_jax.load import load_run
-
-    loaded = load_run(options.run or None)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal shows no half characters
-    decoder = loaded.tokenizer.stream_decoder()
-    ids = encode_prompt(loaded.tokenizer, options.prompt)
-    sys.stdout.write(options.prompt)
-    for drawn in stream(
-        loaded.model, [ids], options.max_tokens, sampling, loaded.context, never_drawn(loaded.tokenizer)
-    ):
-        if drawn[0] == loaded.tokenizer.token2id["<EOS>"]:
-            break
-        sys.stdout.write(decoder.push(int(drawn[0])))
-        sys.stdout.flush()
-    print(decoder.finish())
-
-
 make_callable(__name__)
 
 if __name__ == "__main__":
+    from slm_jax.generate_command import main
+
     with command_line():
         main()

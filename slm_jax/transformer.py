@@ -24,18 +24,21 @@ Rotary = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]  # cos, sin
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far; a token at position p lives in slot p of its row."""
+    """Keys and values of the tokens seen so far, one column for all rows; full, it goes round.
 
-    keys: tuple[jax.Array, ...]  # per layer [B, S, G, K], S the capacity
+    S columns serve a window of S + 1 - T tokens while T are fed at once; T divides S and what was written before.
+    """
+
+    keys: tuple[jax.Array, ...]  # per layer [B·G, S, K], S the capacity; three axes, which XLA updates in place
     values: tuple[jax.Array, ...]
-    positions: jax.Array  # int32 [B, S], -1 where a slot is empty
+    positions: jax.Array  # int32 [B, S], -1 where a column is empty or padding
+    written: jax.Array  # int32 scalar: columns written so far
 
     def claim(self, positions_BxT: jax.Array) -> tuple["KVCache", jax.Array]:
-        """The cache with slots taken for new tokens, and their slots [B, T]; padding (-1) gets none."""
-        capacity = self.positions.shape[1]
-        slots_BxT = jnp.where(positions_BxT < 0, capacity, positions_BxT)  # beyond the end: dropped
-        rows = jnp.arange(positions_BxT.shape[0])[:, None]
-        return self._replace(positions=self.positions.at[rows, slots_BxT].set(positions_BxT, mode="drop")), slots_BxT
+        """The cache with the next T columns taken for new tokens (-1: padding), and the first of them."""
+        column = self.written % self.positions.shape[1]
+        positions = jax.lax.dynamic_update_slice(self.positions, positions_BxT, (0, column))
+        return self._replace(positions=positions, written=self.written + positions_BxT.shape[1]), column
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
@@ -233,35 +236,41 @@ class Transformer(nnx.Module):
         return self.final_norm(x_BxTxD)
 
     def hidden_cached(
-        self, input_ids_BxT: jax.Array, positions_BxT: jax.Array, cache: "KVCache", window: int = 0
+        self,
+        input_ids_BxT: jax.Array,
+        positions_BxT: jax.Array,
+        cache: "KVCache",
+        window: int = 0,
+        layers: list[Any] | None = None,
     ) -> tuple[jax.Array, "KVCache"]:
         """Final hidden states float32 [B, T, D] of new tokens that also see the cached ones; the cache with them in.
 
         positions: where each token stands in its own text, -1 for padding. window: as in the config, for generation
-        beyond the trained length; 0 uses the config's.
+        beyond the trained length; 0 uses the config's. layers: the blocks' parameters one by one, where they are at
+        hand (a loop should not cut and cast them at every step).
         """
         rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
-        cache, slots = cache.claim(positions_BxT)
+        cache, column = cache.claim(positions_BxT)
         mask = ops.cache_mask(positions_BxT, cache.positions, window or self.config.window)
         keys, values = list(cache.keys), list(cache.values)
-        rows = jnp.arange(input_ids_BxT.shape[0])[:, None]
         x_BxTxD = self.embedding[...][input_ids_BxT]
         graph, params = nnx.split(self.blocks)
-        for i, layer_params in enumerate(unstack(params, self.config.depth)):
+        for i, layer_params in enumerate(layers or unstack(params, self.config.depth)):
 
             def attend(q, k, v, i=i):
-                keys[i] = keys[i].at[rows, slots].set(k.astype(keys[i].dtype), mode="drop")
-                values[i] = values[i].at[rows, slots].set(v.astype(values[i].dtype), mode="drop")
-                return ops.masked_attention(q, keys[i], values[i], mask, self.dtype)
+                keys[i] = ops.write_cache(keys[i], k, column, self.dtype)
+                values[i] = ops.write_cache(values[i], v, column, self.dtype)
+                return ops.cached_attention(q, keys[i], values[i], mask, self.dtype)
 
             x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend)
         return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(values))
 
     def empty_cache(self, batch: int, capacity: int) -> "KVCache":
-        """A cache for `capacity` tokens of each of `batch` texts."""
-        shape = (batch, capacity, self.config.kv_heads or self.config.heads, self.head_width)
-        keys, values = ([jnp.zeros(shape, self.dtype) for _ in range(self.config.depth)] for _ in range(2))
-        return KVCache(tuple(keys), tuple(values), jnp.full((batch, capacity), -1, jnp.int32))
+        """A cache of `capacity` columns for each of `batch` texts."""
+        shape = (batch * (self.config.kv_heads or self.config.heads), capacity, self.head_width)
+        dtype = ops.cache_dtype(self.dtype)
+        keys, values = ([jnp.zeros(shape, dtype) for _ in range(self.config.depth)] for _ in range(2))
+        return KVCache(tuple(keys), tuple(values), jnp.full((batch, capacity), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
     @property
     def head_width(self) -> int:

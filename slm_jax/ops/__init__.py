@@ -5,11 +5,14 @@ The only place that asks which backend runs.
 
 from slm_jax.ops.attention import (
     attention,
+    cache_dtype,
     cache_mask,
+    cached_attention,
     causal_mask,
     describe_attention,
     masked_attention,
     naive_attention,
+    write_cache,
 )
 from slm_jax.ops.backend import compute_dtype, describe_precision
 from slm_jax.ops.cross_entropy import LossSums, Seen, Terms, cross_entropy, naive_cross_entropy
@@ -20,7 +23,9 @@ __all__ = [
     "Seen",
     "Terms",
     "attention",
+    "cache_dtype",
     "cache_mask",
+    "cached_attention",
     "causal_mask",
     "compute_dtype",
     "cross_entropy",
@@ -32,4 +37,5 @@ __all__ = [
     "naive_attention",
     "naive_cross_entropy",
     "naive_matmul",
+    "write_cache",
 ]

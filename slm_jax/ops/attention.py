@@ -57,6 +57,42 @@ def masked_attention(
     return out.reshape(b, t, h, k)
 
 
+def cache_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """What a cache of keys and values is kept in: on CPU float32 that holds values of dtype, for XLA would convert a
+    bfloat16 cache whole at every step (batch 8, 256 tokens, 8 heads of 32: 1.1 ms a layer and step against 0.15)."""
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
+
+
+def _round_to(x: jax.Array, dtype: jnp.dtype, kept: jnp.dtype) -> jax.Array:
+    """x rounded to dtype, kept in another one."""
+    if kept == dtype or dtype == jnp.float32:
+        return x.astype(kept)
+    info = jnp.finfo(dtype)  # reduce_precision: XLA may drop a pair of conversions
+    return jax.lax.reduce_precision(x.astype(kept), info.nexp, info.nmant)
+
+
+def write_cache(cache_NxSxK: jax.Array, new_BxTxGxK: jax.Array, column: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The cache (N = B·G) with T new keys or values, rounded to dtype, from a column on (column + T <= S)."""
+    b, t, g, k = new_BxTxGxK.shape
+    new_NxTxK = _round_to(new_BxTxGxK, dtype, cache_NxSxK.dtype).transpose(0, 2, 1, 3).reshape(b * g, t, k)
+    return jax.lax.dynamic_update_slice(cache_NxSxK, new_NxTxK, (0, column, 0))
+
+
+def cached_attention(
+    q_BxTxHxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_BxTxS: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """What `masked_attention` computes, of keys and values in a cache [B·G, S, K] (see `cache_dtype` for its dtype)."""
+    b, t, h, k = q_BxTxHxK.shape
+    n, s, _ = k_NxSxK.shape
+    g, kept = n // b, k_NxSxK.dtype
+    q_NxQxK = q_BxTxHxK.reshape(b, t, g, h // g, k).transpose(0, 2, 3, 1, 4).reshape(n, -1, k)
+    scores = einsum("nqk,nsk->nqs", _round_to(q_NxQxK, dtype, kept), k_NxSxK, kept).reshape(b, h, t, s)
+    scores = jnp.where(mask_BxTxS[:, None], scores * k**-0.5, MASKED)
+    weights = jnp.where(mask_BxTxS[:, None], jax.nn.softmax(scores, axis=-1), 0.0).reshape(n, -1, s)
+    out_NxQxK = einsum("nqs,nsk->nqk", _round_to(weights, dtype, kept), v_NxSxK, kept)
+    return out_NxQxK.reshape(b, h, t, k).swapaxes(1, 2)
+
+
 def naive_attention(
     q_BxTxHxK: jax.Array,
     k_BxTxGxK: jax.Array,

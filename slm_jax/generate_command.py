@@ -1,0 +1,126 @@
+"""The command line `python -m slm_jax.generate`: prompts from options, files or standard input."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from slm_jax.errors import UserError
+from slm_jax.generate import NO_TOKEN, encode_prompt, generate_ids, never_drawn, stream
+from slm_jax.load import LoadedRun, load_run
+from slm_jax.process import tune_process
+from slm_jax.sampling import Sampling
+
+_DEFAULT = Sampling()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Continue texts with the model of a run."""
+
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text to continue; may be given several times; `-`: standard input, whole."""
+    prompts: str = ""
+    """A file of prompts, one per line (UTF-8)."""
+    run: str = ""
+    """The run directory; empty: the newest in runs/."""
+    samples: int = 1
+    """Continuations of each prompt."""
+    max_tokens: int = 200
+    """Longest continuation, in tokens; it may go beyond the trained length (see context)."""
+    context: int = 0
+    """Tokens that attention looks back over; 0: the length that the model was trained at."""
+    batch_size: int = 16
+    """Texts computed at once, where there are several."""
+    format: Literal["text", "jsonl"] = "text"
+    """text: as it comes, prompt first. jsonl: a line {"prompt", "text", "ended"} for each text when it is done."""
+    suppress: tuple[str, ...] = ()
+    """Tokens never drawn, by name as `python -m tokenizer inspect` prints them, such as "<EOS>": never end."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = _DEFAULT
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line. Raises UserError."""
+    options = tyro.cli(Options, args=args, prog="python -m slm_jax.generate", use_underscores=True)
+    tune_process()
+    problems = options.sampling.problems()
+    for name, least in (("samples", 1), ("max_tokens", 1), ("context", 0), ("batch_size", 1)):
+        if getattr(options, name) < least:
+            problems.append(f"{name} {getattr(options, name)} must be {least} or more")
+    if problems:
+        raise UserError("; ".join(problems))
+    prompts = read_prompts(options)
+    loaded = load_run(options.run or None)
+    names = loaded.tokenizer.token2id
+    if unknown := [name for name in options.suppress if name not in names]:
+        raise UserError(f"--suppress {unknown[0]!r} is no token of this run: `python -m tokenizer inspect` lists them")
+    suppress = [*never_drawn(loaded.tokenizer), *(names[name] for name in options.suppress)]
+    context = options.context or loaded.context
+    ids = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids))
+    if longest > context:
+        print(
+            f"note: a prompt has {longest} tokens, the context {context}: each token is drawn by attention to the last "
+            f"{context} tokens",
+            file=sys.stderr,
+        )
+    # Half characters, which byte tokens may leave, are shown escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if len(prompts) * options.samples == 1 and options.format == "text":
+        _stream_one(loaded, prompts[0], ids[0], options, context, suppress)
+    else:
+        _write_all(loaded, prompts, ids, options, context, suppress)
+
+
+def read_prompts(options: Options) -> list[str]:
+    """All prompts that the options name. Raises UserError if one is empty or cannot be read, or there is none."""
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
+    if options.prompts:
+        try:
+            prompts += Path(options.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {options.prompts} cannot be read: {error}") from None
+    if not prompts:
+        raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")
+    if "" in prompts:
+        raise UserError("a prompt is empty: give at least one character")
+    return prompts
+
+
+def _stream_one(
+    loaded: LoadedRun, prompt: str, ids: list[int], options: Options, context: int, suppress: list[int]
+) -> None:
+    """The prompt, and its continuation as it comes."""
+    eos = loaded.tokenizer.token2id["<EOS>"]
+    decoder = loaded.tokenizer.stream_decoder()
+    sys.stdout.write(prompt)
+    for drawn in stream(loaded.model, [ids], options.max_tokens, options.sampling, context, suppress, [eos]):
+        if drawn[0] not in (eos, NO_TOKEN):
+            sys.stdout.write(decoder.push(int(drawn[0])))
+            sys.stdout.flush()
+    print(decoder.finish())
+
+
+def _write_all(
+    loaded: LoadedRun, prompts: list[str], ids: list[list[int]], options: Options, context: int, suppress: list[int]
+) -> None:
+    """Every sample of every prompt, batch by batch; sample i of a prompt has the seed + i, whatever else is asked."""
+    eos = loaded.tokenizer.token2id["<EOS>"]
+    rows = [(i, sample) for i in range(len(prompts)) for sample in range(options.samples)]
+    for start in range(0, len(rows), options.batch_size):
+        batch = rows[start : start + options.batch_size]
+        samplings = [options.sampling.with_seed_plus(sample) for _, sample in batch]
+        texts = generate_ids(
+            loaded.model, [ids[i] for i, _ in batch], options.max_tokens, samplings, context, suppress, [eos]
+        )
+        for (i, sample), drawn in zip(batch, texts, strict=True):
+            text = loaded.tokenizer.decode([token for token in drawn if token != eos])
+            if options.format == "jsonl":
+                row = {"prompt": prompts[i], "text": text, "ended": drawn[-1] == eos}
+                print(json.dumps(row))
+            else:
+                print(f"=== prompt {i + 1}, sample {sample + 1} ===\n{prompts[i]}{text}", flush=True)
