@@ -127,8 +127,8 @@ class HybridTokenizer:
                 boundaries="spaces", anything else): fewer tokens for the same text, but each stands for more
                 different things; 0 for none. About 0.15 shortens most at 8,192 ids, 0.3 at 32,768.
             boundaries: where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
-                space, so that "him," can be one token; 2 to 5 % fewer tokens, but small models trained on them end
-                worse (1.43 against 1.38 bits per byte in the same steps).
+                space, so that "him," can be one token; 3 to 5 % fewer tokens, but small models trained on them end
+                worse (1.43 against 1.40 bits per byte in the same steps).
             note: a line kept in the file, for example about the text it was learned from.
             progress: called as progress(what, done, total).
 

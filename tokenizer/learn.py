@@ -30,13 +30,12 @@ from tokenizer.vocabulary import (
 Progress = Callable[[str, int, int], None]
 
 _LETTER = rf"[^ \n\t\r0-9{PUNCTUATION}]"
-# Merges grow inside of these. "words": a word with the white space before it (an apostrophe inside belongs to it),
-# punctuation with the spaces and newlines before it, up to three digits, white space. "spaces": white space and all
-# that follows it, up to a tab or carriage return.
+# Merges grow inside of these. "words": a word with the space before it (an apostrophe inside belongs to it), up to
+# three digits, punctuation, white space. "spaces": white space and all that follows it, up to a tab or carriage return.
 BOUNDARIES = {
     "words": re.compile(
-        rf"[ \n\t\r]*(?:{_LETTER}|(?<={_LETTER})['’](?={_LETTER}))+"
-        rf"|[ ]?[0-9]{{1,3}}|[ \n]*(?![\t\r])[{PUNCTUATION}]+|[ \n\t\r]+"
+        rf"[ \n\t\r]+(?=[ ])|[ ]?(?:{_LETTER}|(?<={_LETTER})['’](?={_LETTER}))+"
+        rf"|[ ]?[0-9]{{1,3}}|[ ]?(?![\t\r])[{PUNCTUATION}]+|[ \n\t\r]+"
     ),
     "spaces": re.compile(r"[ \n\t\r]*[^ \n\t\r]+|[ \n\t\r]+"),
 }
