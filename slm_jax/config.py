@@ -110,24 +110,63 @@ class TrainConfig(Section):
         return self.accumulation if self.microbatch == "auto" else self.batch_size // self.microbatch
 
 
+# Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
+SOURCES: tuple[str, ...] = ("python-docs", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
+SOURCES += ("fineweb-edu", "cosmopedia", "wikipedia", "alpaca", "dolly")
+
+
+def is_source(name: str) -> bool:
+    """Whether data.source may be this: a name, one with `:CONFIG` behind it (wikipedia:he), or a hub id."""
+    return name.startswith("hf:") or name.partition(":")[0] in SOURCES
+
+
 class DataConfig(Section):
     """Where the text comes from."""
 
-    source: Literal["python-docs", "files"] = Field(
+    source: str = Field(
         "python-docs",
-        description="python-docs: the documentation inside every Python installation; files: your own text.",
+        description="python-docs (inside every Python installation), files, a name such as tinystories "
+        "(python -m slm_jax.data list), or hf:OWNER/NAME[:CONFIG][:SPLIT].",
     )
-    files: Texts = Field((), description="Text files or globs ('my/**/*.txt'); implies source = files.")
+    files: Texts = Field(
+        (), description="Text, JSONL or Parquet files, folders or globs ('my/**/*.txt'); implies source = files."
+    )
+    mix: Texts = Field(
+        (), description="Several sources or globs instead, by share of the batches: 'python-docs=1' 'my/*.txt=3'."
+    )
     separator: str = Field(
         "<|endoftext|>", description="A line that holds just this ends a document; empty: each file is one document."
+    )
+    document: Literal["file", "line"] = Field(
+        "file", description="Text files: what is a document, a file (or a part up to a separator) or each line."
     )
     encoding_errors: Literal["strict", "replace"] = Field(
         "strict", description="Bytes that are not UTF-8: strict refuses the file, replace puts U+FFFD in their place."
     )
+    text_field: str = Field("", description="Rows: the column of the text; empty: the source's own, or text.")
+    template: str = Field(
+        "", description="Rows as instructions: alpaca, or a prompt with {column}s ('{question}\\n'); empty: no prompt."
+    )
+    response_field: str = Field("", description="Instructions: the column of the response; empty: output.")
+    loss_on: Literal["response", "all"] = Field(
+        "response", description="Instructions: what is predicted, the response only or the prompt as well."
+    )
+    revision: str = Field("", description="Hub: a commit or branch; empty: the newest when the text is prepared.")
+    max_documents: int = Field(0, ge=0, description="Documents to train on, of each source, at most; 0: all.")
+    max_tokens: int = Field(0, ge=0, description="Tokens to train on, of each source, at most (about); 0: all.")
+    deduplicate: bool = Field(True, description="Leave out exact repeats of a document.")
     validation_fraction: float = Field(
-        0.05, gt=0, lt=1, description="Share of the documents held out for validation, chosen by a hash of each."
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of the documents held out for validation, chosen by a hash of each, where the source has "
+        "no validation text of its own.",
     )
     mode: Literal["packed"] = Field("packed", description="packed: windows of full length that run across documents.")
+    cache: str = Field(
+        "", description="Folder of prepared text, shared by all runs; empty: slm_jax/data in the user's cache folder."
+    )
+    workers: int = Field(0, ge=0, description="Processes that tokenize; 0: one for each core.")
 
 
 class TokenizerConfig(Section):
@@ -273,7 +312,24 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
         )
     yield from _batch_checks(c)
-    if c.data.source != "files" and c.data.files:
+    yield from _data_checks(c)
+
+
+def _data_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    if not is_source(c.data.source):
+        likely = difflib.get_close_matches(c.data.source, SOURCES, n=1, cutoff=0.5)
+        yield (
+            ("data.source",),
+            f"data.source {c.data.source!r} is not known"
+            + (f", perhaps you meant {likely[0]}" if likely else "")
+            + f": it is one of {', '.join(SOURCES)}, or hf:OWNER/NAME",
+        )
+    if c.data.mix and (c.data.files or c.data.source != "python-docs"):
+        yield (
+            ("data.mix", "data.files", "data.source"),
+            "data.mix names the sources itself: leave out data.files and data.source",
+        )
+    elif c.data.source != "files" and c.data.files:
         yield (
             ("data.source", "data.files"),
             f"data.source is {c.data.source}, but data.files names files: leave one out, or --data.source files",
@@ -283,7 +339,7 @@ def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("data.separator",),
             f"data.separator {c.data.separator!r} can never be all of a line: leave out outer spaces and line ends",
         )
-    for name, texts in (("data.files", c.data.files), ("eval.prompts", c.eval.prompts)):
+    for name, texts in (("data.files", c.data.files), ("data.mix", c.data.mix), ("eval.prompts", c.eval.prompts)):
         for text in texts:
             if not _is_unicode(text):
                 yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"

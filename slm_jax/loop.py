@@ -32,7 +32,7 @@ def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
     mesh = sharding.make_mesh(config)
     tokenizer, corpus = prepare(config, run, say=_say)
-    batches = Batches(corpus.train.tokens, config.train.batch_size, config.train.sequence_length, config.train.seed)
+    batches = Batches(corpus.parts, config.train.batch_size, config.train.sequence_length, config.train.seed)
     steps = make_steps(config, tokenizer.vocab_size, sharding.replicated(mesh))
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
@@ -174,7 +174,7 @@ class Loop:
         train = self._config.train
         totals = np.zeros(4)
         rows = train.batch_size // train.parts
-        for batch in in_order(self._validation.tokens, rows, train.sequence_length):
+        for batch in in_order(self._validation, rows, train.sequence_length):
             totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
         _, nll, correct, count = totals
         return {

@@ -12,6 +12,7 @@ runs/NAME/config.toml       the resolved config
 import contextlib
 import fcntl
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ RUNS = Path("runs")
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
 _MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
 _MAY_CHANGE |= {"log.every", "mesh.data", "train.accumulation", "train.microbatch", "train.memory_gb"}
+_MAY_CHANGE |= {"data.cache", "data.workers"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def replace_text(path: Path, text: str) -> None:
 def new_run(config: Config) -> Run:
     """A fresh `runs/SOURCE-DIMxDEPTH-TIME-HASH`."""
     digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]
-    name = f"{config.data.source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
+    source = re.sub(r"[^A-Za-z0-9.]+", "-", "mix" if config.data.mix else config.data.source)
+    name = f"{source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
     taken = sum(1 for _ in RUNS.glob(f"{name}*"))
     return Run(RUNS / (f"{name}-{taken + 1}" if taken else name))
 

@@ -39,6 +39,7 @@ class Place:
         self.path = path
         self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         self.environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+        self.environment["XDG_CACHE_HOME"] = str(path / "cache")
 
     def start(self, module, *args):
         command = [sys.executable, "-m", module, *map(str, args)]

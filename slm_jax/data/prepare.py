@@ -1,59 +1,187 @@
-"""From a config to a run's tokenizer and corpus, each made once."""
+"""From a config to a tokenizer and a corpus: found in the run or in the shared cache, or made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from slm_jax.config import Config
-from slm_jax.data.corpus import Corpus, open_corpus, split_documents, write_corpus
-from slm_jax.data.sources import describe_source, documents
+from slm_jax.data import cache
+from slm_jax.data.build import Options, build_corpus, write_json
+from slm_jax.data.corpus import FORMAT, Corpus, open_corpus
+from slm_jax.data.documents import Bad, Document, Reader, Source
+from slm_jax.data.sources import make_sources
+from slm_jax.data.splitting import Counts, Head, Sides, make_plan, read_head
 from slm_jax.errors import UserError
 from slm_jax.run import Run
 from tokenizer import HybridTokenizer, TokenizerError
 
+Say = Callable[[str], None]
 
-def prepare(config: Config, run: Run, say: Callable[[str], None] = print) -> tuple[HybridTokenizer, Corpus]:
+
+@dataclass
+class Input:
+    """A source with its weight, and its head once that is read."""
+
+    source: Source
+    weight: float
+    head: tuple[Reader, Head, Iterator[Document | Bad]] | None = None
+
+    def read_head(self) -> list[Document]:
+        """The documents of the head, read once."""
+        if self.head is None:
+            reader = self.source.read()
+            self.head = (reader, *read_head(reader))
+        return self.head[1].documents()
+
+
+def prepare(config: Config, run: Run, say: Say = print) -> tuple[HybridTokenizer, Corpus]:
     """The run's tokenizer and corpus: found, or made from the config's text. Raises UserError.
 
     Only training text is seen by the tokenizer that is learned.
     """
     if run.corpus.is_dir():
-        tokenizer = _load(str(run.tokenizer))
+        tokenizer = load_tokenizer(str(run.tokenizer))
         corpus = open_corpus(run.corpus, tokenizer)
-        if corpus.source != describe_source(config.data):
+        if _has_changed(config, corpus):
             say("note: the text has changed since this run began; it goes on with the text that it began with")
         return tokenizer, corpus
-    say(f"reading {config.data.source if config.data.source != 'files' else ', '.join(config.data.files)}")
-    sides = split_documents(documents(config.data), config.data.validation_fraction)
-    if config.tokenizer.path:
-        tokenizer = _load(config.tokenizer.path)
-    else:
-        say(f"learning a tokenizer of {config.tokenizer.vocab_size} entries")
-        tokenizer = _learn(config, sides[0])
+    # A run on another file system than the cache links to it; if that was emptied, the corpus is made again.
+    lost = run.corpus.is_symlink() and run.tokenizer.is_file()
+    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else config.tokenizer.path)
+    _check_size(config, [open_corpus(entry, tokenizer) for entry, _ in entries])
     tokenizer.save(run.tokenizer)
-    one_batch = config.train.batch_size * config.train.sequence_length
-    write_corpus(run.corpus, sides, tokenizer, at_least=one_batch, source=describe_source(config.data))
+    _give(entries, run.corpus)
     corpus = open_corpus(run.corpus, tokenizer)
-    train, held_out = corpus.train, corpus.validation
-    say(
-        f"{train.num_bytes / 1e6:.2f} MB to train on ({len(train.ends)} documents, {train.tokens.size:,} tokens, "
-        f"{train.num_bytes / train.tokens.size:.2f} bytes per token), {held_out.num_bytes / 1e6:.2f} MB held out"
-    )
+    for line in describe_corpus(corpus):
+        say(line)
     return tokenizer, corpus
 
 
-def _learn(config: Config, texts: list[str]) -> HybridTokenizer:
-    tokenizer = HybridTokenizer(lowercase=config.tokenizer.lowercase, byte_limit=config.tokenizer.byte_limit)
-    for text in texts:
-        tokenizer.add_text(text)
+def prepare_cached(config: Config, say: Say, tokenizer_path: str) -> tuple[HybridTokenizer, list[tuple[Path, Input]]]:
+    """The tokenizer, and the folders in the shared cache that hold the corpora of the config's sources."""
+    inputs = [Input(source, weight) for source, weight in make_sources(config.data)]
+    folder = cache.cache_folder(config.data.cache)
+    if tokenizer_path:
+        tokenizer = load_tokenizer(tokenizer_path)
+    else:
+        tokenizer = _learned(config, inputs, folder, say)
+    return tokenizer, [(_corpus(config, each, tokenizer, folder, say), each) for each in inputs]
+
+
+def _learned(config: Config, inputs: Sequence[Input], folder: Path, say: Say) -> HybridTokenizer:
+    """The tokenizer that is learned from the sources: that of the cache, or a new one."""
+    t, options = config.tokenizer, _options(config)
+    described = [[each.source.describe(), each.weight] for each in inputs]
+    key = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries, asdict(options)]
+    path = folder / "tokenizers" / f"{cache.slug(inputs[0].source.name)}-{cache.key_of(key)}.hybtok"
+    with cache.only_one(path, f"the tokenizer of {inputs[0].source.name}"):
+        if path.is_file():
+            try:
+                return HybridTokenizer.load(path)
+            except TokenizerError as error:
+                say(f"{error}; learning it again")
+        say(f"reading {', '.join(each.source.name for each in inputs)}")
+        texts = [text for each in inputs for text in _training_texts(each.read_head(), options)]
+        say(f"learning a tokenizer of {t.vocab_size} entries")
+        tokenizer = HybridTokenizer(lowercase=t.lowercase, byte_limit=t.byte_limit)
+        for text in texts:
+            tokenizer.add_text(text)
+        try:
+            tokenizer.freeze_vocab(vocab_size=t.vocab_size, boundaries=t.boundaries)
+        except TokenizerError as error:
+            raise UserError(f"tokenizer: {error}") from None
+        partial = path.with_name(path.name + ".partial")
+        tokenizer.save(partial)
+        partial.replace(path)
+        return tokenizer
+
+
+def _training_texts(head: list[Document], options: Options) -> Iterator[str]:
+    sides = Sides(make_plan(head, options.validation_fraction), options.validation_fraction)
+    counts = Counts()
+    for document in head:
+        for text in sides.place(document, counts):
+            if text.side == "train":
+                yield text.text + (text.response or "")
+
+
+def _corpus(config: Config, each: Input, tokenizer: HybridTokenizer, folder: Path, say: Say) -> Path:
+    """The folder in the cache with the corpus of one source, made if it is not there."""
+    source, options = each.source, _options(config)
+    key = cache.key_of([FORMAT, source.describe(), asdict(options), tokenizer.fingerprint])
+    entry = folder / "corpora" / f"{cache.slug(source.name)}-{key}"
+    with cache.only_one(entry, source.name):
+        if entry.is_dir():
+            try:
+                open_corpus(entry, tokenizer)
+                return entry
+            except UserError as error:
+                say(f"{str(error).partition(': remove')[0]}: making it again")
+                cache.discard(entry)
+        build_corpus(entry, source, tokenizer, options, each.head, config.data.workers, say)
+    return entry
+
+
+def _options(config: Config) -> Options:
+    data = config.data
+    return Options(data.validation_fraction, data.deduplicate, data.max_documents, data.max_tokens, data.loss_on)
+
+
+def _check_size(config: Config, corpora: list[Corpus]) -> None:
+    tokens = sum(len(corpus.train) for corpus in corpora)
+    one_batch = config.train.batch_size * config.train.sequence_length
+    if config.data.mode == "packed" and tokens < one_batch:
+        raise UserError(
+            f"the training text has {tokens:,} tokens, but one batch takes {one_batch:,}: "
+            "add text, or lower --train.batch_size or --train.sequence_length"
+        )
+
+
+def _give(entries: list[tuple[Path, Input]], target: Path) -> None:
+    """Put the corpora into a run's folder: one as it is, several in a folder each."""
+    cache.discard(target)
+    if len(entries) == 1:
+        cache.give_to_run(entries[0][0], target)
+        return
+    partial = target.with_name(target.name + ".partial")
+    cache.discard(partial)
+    partial.mkdir()
+    mix: list[dict[str, Any]] = []
+    for number, (entry, each) in enumerate(entries):
+        cache.give_to_run(entry, partial / str(number))
+        mix.append({"folder": str(number), "name": each.source.name, "weight": each.weight})
+    source = [each.source.describe() for _, each in entries]
+    write_json(partial / "manifest.json", {"format": FORMAT, "mix": mix, "source": source})
+    partial.rename(target)
+
+
+def _has_changed(config: Config, corpus: Corpus) -> bool:
     try:
-        tokenizer.freeze_vocab(vocab_size=config.tokenizer.vocab_size, boundaries=config.tokenizer.boundaries)
-    except TokenizerError as error:
-        raise UserError(f"tokenizer: {error}") from None
-    return tokenizer
+        described = [source.describe() for source, _ in make_sources(config.data)]
+    except UserError:  # the files are gone
+        return True
+    return corpus.source != (described if len(described) > 1 else described[0])
 
 
-def _load(name: str) -> HybridTokenizer:
-    """A saved tokenizer by path, or a ready-made one by name."""
+def describe_corpus(corpus: Corpus) -> Iterator[str]:
+    """What there is, in a line for each source."""
+    for part, manifest in zip(corpus.parts, corpus.manifests, strict=True):
+        train, held_out, counts = manifest["train"], manifest["validation"], Counts.from_json(manifest["counts"])
+        name = f"{part.name}: " if len(corpus.parts) > 1 else ""
+        yield (
+            f"{name}{train['bytes'] / 1e6:.2f} MB to train on ({train['documents']:,} documents, "
+            f"{train['tokens']:,} tokens, {train['bytes'] / train['tokens']:.2f} bytes per token), "
+            f"{held_out['bytes'] / 1e6:.2f} MB held out"
+        )
+        if counts.repeats:
+            yield f"{name}{counts.repeats:,} exact repeats left out"
+        if counts.bad:
+            yield f"{name}{counts.bad_text()}"
+
+
+def load_tokenizer(name: str) -> HybridTokenizer:
+    """A saved tokenizer by path, or a ready-made one by name. Raises UserError."""
     try:
         return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
     except TokenizerError as error:

@@ -6,11 +6,15 @@ machine with the same Python version.
 """
 
 import ast
+import itertools
+import platform
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from slm_jax.data.documents import Document
 from slm_jax.errors import UserError
 
 # Not documentation: tests, vendored packages, what varies between installations.
@@ -26,6 +30,33 @@ _SKIPPED = {
     "_bundled",
 }
 _MINIMUM = 200  # characters; shorter modules say next to nothing
+
+
+class PythonDocs:
+    """See `Source`."""
+
+    name = "python-docs"
+
+    def describe(self) -> Any:
+        """Python's version."""
+        return platform.python_version()
+
+    def read(self, position: Any = None) -> "_Reader":
+        """position: the number of documents that were read."""
+        return _Reader(position or 0)
+
+
+class _Reader:
+    def __init__(self, done: int):
+        self._done = done
+
+    def __iter__(self) -> Iterator[Document]:
+        for text in itertools.islice(documents(), self._done, None):
+            self._done += 1
+            yield Document(text)
+
+    def position(self) -> int:
+        return self._done
 
 
 def documents() -> Iterator[str]:

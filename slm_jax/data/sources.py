@@ -1,84 +1,56 @@
-"""Documents by name: each source yields the texts of its documents, in a fixed order."""
+"""Sources by name: what `data.source`, `data.files` and `data.mix` stand for."""
 
-import glob
-import platform
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-from slm_jax.config import DataConfig
-from slm_jax.data import python_docs
+from slm_jax.config import SOURCES, DataConfig, is_source
+from slm_jax.data.documents import Columns, Source
+from slm_jax.data.files import FileSource
+from slm_jax.data.python_docs import PythonDocs
 from slm_jax.errors import UserError
 
 
-def documents(config: DataConfig) -> Iterator[str]:
-    """The documents that the config names, none empty. Raises UserError for what cannot be read."""
-    texts = python_docs.documents() if config.source == "python-docs" else _local(config)
-    return (text for text in texts if text.strip())
+def make_sources(config: DataConfig) -> list[tuple[Source, float]]:
+    """The sources of a config with their weights: one, or those of a mixture. Raises UserError."""
+    if not config.mix:
+        return [(make_source(config.source, config), 1.0)]
+    return [(make_source(name, config), weight) for name, weight in map(parse_weight, config.mix)]
 
 
-def describe_source(config: DataConfig) -> Any:
-    """What tells one state of the text from another: sizes and times of the files, or Python's version. JSON."""
-    if config.source == "python-docs":
-        return platform.python_version()
-    found = (Path(name) for pattern in config.files for name in _glob(pattern))
-    return sorted([str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found if path.is_file())
-
-
-def _glob(pattern: str) -> list[str]:
-    if Path(pattern).expanduser().is_file():  # its name may hold [ or *
-        return [str(Path(pattern).expanduser())]
-    return glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207  Path.glob takes none absolute
-
-
-def matching_files(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs (`**` for any depth) name, each once, sorted. Raises UserError if one has none."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        matches = [Path(name) for name in _glob(pattern)]
-        files = [p for p in matches if p.is_file()]
-        if not files and matches:
-            raise UserError(
-                f"data.files: {pattern} is a folder: name its files, as in '{pattern.rstrip('/')}/**/*.txt'"
-            )
-        if not files:
-            raise UserError(f"data.files: no file matches {pattern} (in {Path.cwd()})")
-        found.update(files)
-    return sorted(found)
-
-
-def _local(config: DataConfig) -> Iterator[str]:
-    files = matching_files(config.files)
-    if all(path.stat().st_size == 0 for path in files):
-        raise UserError(f"data.files: all {len(files)} files are empty" if len(files) > 1 else f"{files[0]} is empty")
-    for path in files:
-        yield from _split(read_text(path, config.encoding_errors), config.separator)
-
-
-def read_text(path: Path, encoding_errors: str = "strict") -> str:
-    """A file's text, byte order mark removed, line ends as they are. Raises UserError at the first byte not UTF-8."""
+def parse_weight(entry: str) -> tuple[str, float]:
+    """`NAME=WEIGHT` of a mixture; the weight is 1 if it is not given. Raises UserError."""
+    name, equals, text = entry.rpartition("=")
+    if not equals:
+        return entry, 1.0
     try:
-        return path.read_bytes().decode("utf-8", errors=encoding_errors).removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} (line {line}). "
-            "Convert the file, or put U+FFFD in place of such bytes with --data.encoding_errors replace"
-        ) from None
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise UserError(f"data.mix: {entry}: {text} is no weight (a number above 0), as in python-docs=0.3")
+    return name, weight
 
 
-def _split(text: str, separator: str) -> Iterator[str]:
-    """The documents of a file: split at lines that hold just the separator."""
-    if not separator:
-        yield text
-        return
-    document: list[str] = []
-    for line in text.splitlines(keepends=True) if separator in text else (text,):
-        if line.strip() == separator:
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
+def make_source(name: str, config: DataConfig) -> Source:
+    """A source by its name; what is no name of one is a pattern of files. Raises UserError."""
+    if name == "python-docs":
+        return PythonDocs()
+    if name != "files" and is_source(name):
+        from slm_jax.data.hub import make_hub_source
+
+        return make_hub_source(name, config)
+    patterns = config.files if name == "files" else (name,)
+    per_line = config.document == "line"
+    return FileSource(patterns, make_columns(config), config.separator, per_line, config.encoding_errors)
+
+
+def make_columns(config: DataConfig, default: Columns | None = None) -> Columns:
+    """How the config says that rows become documents; where it says nothing, by default as `default`."""
+    base = default or Columns()
+    if config.text_field:
+        return Columns(text=config.text_field)
+    if not config.template:
+        return base
+    response = config.response_field or base.response or "output"
+    template = config.template.replace("\\n", "\n")  # as one types it in a shell
+    return Columns(template=template, response=response, also=base.also)
+
+
+__all__ = ["SOURCES", "make_columns", "make_source", "make_sources", "parse_weight"]

@@ -1,31 +1,95 @@
-"""Split by hash, written whole or not at all, read back exactly."""
+"""Split by hash, written in shards that survive a kill, read back exactly; damage is named."""
 
-import hashlib
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from slm_jax.data.corpus import open_corpus, split_documents, write_corpus
+from slm_jax.data import build
+from slm_jax.data.build import Options, build_corpus
+from slm_jax.data.corpus import open_corpus
+from slm_jax.data.documents import Bad, Document
+from slm_jax.data.encode import encode_groups
+from slm_jax.data.splitting import split_documents
 from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
-DOCUMENTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
+TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
+
+
+class Listed:
+    """A source of given documents."""
+
+    name = "listed"
+
+    def __init__(self, items):
+        self.items = [Document(item) if isinstance(item, str) else item for item in items]
+
+    def describe(self):
+        return "listed"
+
+    def read(self, position=None):
+        return ListReader(self.items, position or 0)
+
+
+class ListReader:
+    def __init__(self, items, done):
+        self._items, self._done = items, done
+
+    def __iter__(self):
+        while self._done < len(self._items):
+            self._done += 1
+            yield self._items[self._done - 1]
+
+    def position(self):
+        return self._done
+
+
+def texts_of(documents, fraction=0.2):
+    """The two sides as lists of text."""
+    return [[t.text for t in side] for side in split_documents([Document(d) for d in documents], fraction)]
+
+
+def decoded(split, tokenizer):
+    """The documents of a split, each without its <EOS>."""
+    starts = [0, *split.ends[:-1]]
+    pieces = [split[a:b] for a, b in zip(starts, split.ends, strict=True)]
+    assert all(piece[-1] == tokenizer.token2id["<EOS>"] for piece in pieces)
+    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     made = HybridTokenizer()
-    for text in DOCUMENTS:
+    for text in TEXTS:
         made.add_text(text)
     made.freeze_vocab(vocab_size=400)
     return made
 
 
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Groups and shards so small that a few documents make many."""
+    monkeypatch.setattr(build, "_GROUP", 1000)
+    monkeypatch.setattr(build, "SHARD", 1000)
+    monkeypatch.setattr("slm_jax.data.splitting.HEAD", 5000)
+
+
 def test_sides_are_disjoint_complete_and_of_about_the_fraction():
-    train, validation = split_documents(DOCUMENTS, 0.2)
+    train, validation = texts_of(TEXTS)
     assert not set(train) & set(validation)
-    assert sorted(train + validation) == sorted(DOCUMENTS)
+    assert sorted(train + validation) == sorted(TEXTS)
     assert 20 < len(validation) < 60
 
 
@@ -33,20 +97,15 @@ def test_adding_documents_moves_none():
     """Not even the parts of long ones."""
     more = [f"Something else, number {i}." * 30 for i in range(300)]
     novels = ["".join(f"Line {i} of novel {n}.\n" for i in range(3000)) for n in range(5)]
-    before, after = split_documents(DOCUMENTS + novels, 0.2), split_documents(more + DOCUMENTS + novels, 0.2)
-    assert len(before[0]) + len(before[1]) > len(DOCUMENTS) + 20
+    before, after = texts_of(TEXTS + novels), texts_of(more + TEXTS + novels)
+    assert len(before[0]) + len(before[1]) > len(TEXTS) + 20
     assert set(before[0]) <= set(after[0])
     assert set(before[1]) <= set(after[1])
 
 
-def test_exact_repeats_are_dropped():
-    train, validation = split_documents(DOCUMENTS * 3, 0.2)
-    assert len(train) + len(validation) == len(DOCUMENTS)
-
-
 def test_one_long_document_is_split_in_parts_that_lose_nothing():
     text = "".join(f"Line {i} of a novel.\n" for i in range(20_000))
-    train, validation = split_documents([text], 0.05)
+    train, validation = texts_of([text], 0.05)
     assert sum(map(len, train + validation)) == len(text)
     assert all(part.endswith("\n") for part in train + validation)
     assert 0 < sum(map(len, validation)) < 0.15 * len(text)
@@ -54,64 +113,231 @@ def test_one_long_document_is_split_in_parts_that_lose_nothing():
 
 def test_of_a_few_files_none_is_held_out_whole():
     files = [f"{name} " * 2000 for name in ("english", "עברית", "🙂🙃", "four", "five")]
-    train, validation = split_documents(files, 0.05)
+    train, validation = texts_of(files, 0.05)
     assert all(any(name in part for part in train) for name in ("english", "עברית", "🙂🙃", "four", "five"))
     assert 0 < sum(map(len, validation)) < 0.25 * sum(map(len, files))
 
 
 def test_a_few_documents_still_give_both_sides():
-    train, validation = split_documents(["first text " * 50, "second text " * 50], 0.01)
+    train, validation = texts_of(["first text " * 50, "second text " * 50], 0.01)
     assert train
     assert validation
     with pytest.raises(UserError, match="too short"):
-        split_documents(["x"], 0.05)
+        texts_of(["x"])
 
 
-def test_written_and_read_back(tmp_path, tokenizer):
-    sides = split_documents(DOCUMENTS, 0.2)
-    write_corpus(tmp_path / "corpus", sides, tokenizer)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_written_and_read_back(tmp_path, tokenizer, small_shards, monkeypatch, workers):
+    monkeypatch.setattr("slm_jax.data.encode._ALONE", 5000)  # characters; the rest goes through the workers
+    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2), workers=workers)
     corpus = open_corpus(tmp_path / "corpus", tokenizer)
-    for split, texts in ((corpus.train, sides[0]), (corpus.validation, sides[1])):
-        starts = [0, *split.ends[:-1]]
-        pieces = [split.tokens[a:b] for a, b in zip(starts, split.ends, strict=True)]
-        assert all(piece[-1] == tokenizer.token2id["<EOS>"] for piece in pieces)
-        assert [tokenizer.decode(piece[:-1].tolist()) for piece in pieces] == texts
-        assert split.sizes.tolist() == [len(text.encode()) for text in texts]
+    assert len(corpus.train.shards) > 5
+    for split, texts in zip((corpus.train, corpus.validation), texts_of(TEXTS), strict=True):
+        assert decoded(split, tokenizer) == texts
+        assert split.num_bytes == sum(len(text.encode()) for text in texts)
+        assert split.num_bytes_of(0, len(split)) == split.num_bytes
+        assert split.num_documents == len(texts)
+    assert not list(tmp_path.glob("*.partial"))
 
 
-def test_manifest_tells_what_is_there(tmp_path, tokenizer):
-    write_corpus(tmp_path / "corpus", split_documents(DOCUMENTS, 0.2), tokenizer)
-    manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
-    tokens = np.load(tmp_path / "corpus" / "train.tokens.npy")
-    assert manifest["train"]["sha256"] == hashlib.sha256(tokens.tobytes()).hexdigest()
-    assert manifest["train"]["tokens"] == tokens.size
+def test_reading_across_shards_is_reading_one_array(tmp_path, tokenizer, small_shards):
+    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2))
+    split = open_corpus(tmp_path / "corpus", tokenizer).train
+    whole = np.concatenate([shard.tokens for shard in split.shards])
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = sorted(random.integers(0, len(split) + 1, 2))
+        assert np.array_equal(split[a:b], whole[a:b])
+        assert split.num_bytes_of(a, b) == split.num_bytes_of(0, b) - split.num_bytes_of(0, a)
 
 
-def test_too_little_text_leaves_no_folder(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"one batch takes 1,000,000"):
-        write_corpus(tmp_path / "corpus", split_documents(DOCUMENTS, 0.2), tokenizer, at_least=1_000_000)
-    assert list(tmp_path.iterdir()) == []
+def test_repeats_and_bad_rows_are_left_out_and_counted(tmp_path, tokenizer, small_shards):
+    items = [x for i, text in enumerate(TEXTS) for x in (text, Bad("odd", f"row {i}"), text, " \n")]
+    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
+    corpus = open_corpus(tmp_path / "a", tokenizer)
+    assert [decoded(s, tokenizer) for s in (corpus.train, corpus.validation)] == texts_of(TEXTS)
+    assert corpus.manifests[0]["counts"] == {
+        "documents": 600,
+        "repeats": 200,
+        "empty": 200,
+        "bad": {"odd": 200},
+        "examples": {"odd": "row 0"},
+    }
+    build_corpus(tmp_path / "b", Listed(items), tokenizer, Options(0.2, deduplicate=False))
+    corpus = open_corpus(tmp_path / "b", tokenizer)
+    train, validation = texts_of(TEXTS)
+    assert decoded(corpus.train, tokenizer) == [text for text in train for _ in range(2)]
+    assert decoded(corpus.validation, tokenizer) == validation
 
 
-def test_damage_and_another_tokenizer_are_named(tmp_path, tokenizer):
-    write_corpus(tmp_path / "corpus", split_documents(DOCUMENTS, 0.2), tokenizer)
+def test_limits(tmp_path, tokenizer, small_shards):
+    train = texts_of(TEXTS)[0]
+    build_corpus(tmp_path / "a", Listed(TEXTS), tokenizer, Options(0.2, max_documents=50))
+    assert decoded(open_corpus(tmp_path / "a", tokenizer).train, tokenizer) == train[:50]
+    build_corpus(tmp_path / "b", Listed(TEXTS), tokenizer, Options(0.2, max_tokens=3000))
+    split = open_corpus(tmp_path / "b", tokenizer).train
+    assert decoded(split, tokenizer) == train[: split.num_documents]
+    assert split.ends[-2] < 3000 <= len(split)
+
+
+def test_a_source_s_own_validation_text_is_never_trained_on(tmp_path, tokenizer):
+    held_out = [Document(text, side="validation") for text in TEXTS[:20]]
+    items = [*held_out, *(Document(text, side="train") for text in TEXTS[10:])]
+    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
+    corpus = open_corpus(tmp_path / "a", tokenizer)
+    assert decoded(corpus.validation, tokenizer) == TEXTS[:20]
+    assert decoded(corpus.train, tokenizer) == TEXTS[20:]
+
+
+def test_an_instruction_s_prompt_is_not_predicted(tmp_path, tokenizer, small_shards):
+    items = [Document(f"Question {i}?\n", f"Answer {i} 🙂, THE end.") for i in range(100)]
+    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
+    build_corpus(tmp_path / "b", Listed(items), tokenizer, Options(0.2, loss_on="all"))
+    split, other = (open_corpus(tmp_path / name, tokenizer).train for name in "ab")
+    assert len(split) == len(other)
+    assert not other.has_prompts
+    mask = split.is_prompt(0, len(split))
+    texts = decoded(split, tokenizer)
+    predicted = tokenizer.decode(split[0 : len(split)][~mask].tolist())
+    assert predicted == "".join(text.partition("\n")[2] for text in texts)
+    assert tokenizer.decode(split[0 : len(split)][mask].tolist()) == "".join(t.partition("\n")[0] + "\n" for t in texts)
+    assert split.num_bytes == len(predicted.encode()) == split.num_bytes_of(0, len(split))
+    assert other.num_bytes == sum(len(text.encode()) for text in texts)
+    for a, b in ((0, 7), (3, 50), (11, 12), (900, len(split))):
+        assert np.array_equal(split.is_prompt(a, b), mask[a:b])
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_build_that_was_interrupted_goes_on_and_ends_with_the_same_files(
+    tmp_path, tokenizer, small_shards, monkeypatch
+):
+    items = [x for i, text in enumerate(TEXTS) for x in (text, Bad(f"odd {i % 3}", f"row {i}"), text)]
+    build_corpus(tmp_path / "whole", Listed(items), tokenizer, Options(0.2))
+    expected = contents(tmp_path / "whole")
+    write = build._write_file
+    number = 0
+    while not (tmp_path / "cut").is_dir():
+        number += 1
+        left = iter(range(number % 5 + 1))
+
+        def interrupted(path, content, left=left):
+            if next(left, None) is None:
+                path.with_name(path.name + ".partial").write_bytes(b"half")
+                raise Killed
+            write(path, content)
+
+        monkeypatch.setattr(build, "_write_file", interrupted)
+        try:
+            build_corpus(tmp_path / "cut", Listed(items), tokenizer, Options(0.2), say=lambda text: None)
+        except Killed:
+            assert number < 200
+    assert number > 5
+    (tmp_path / "cut" / "progress.json.partial").unlink(missing_ok=True)
+    found = contents(tmp_path / "cut")
+    assert {name: data for name, data in found.items() if not name.endswith(".partial")} == expected
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from slm_jax.data import build, splitting
+from slm_jax.data.build import Options, build_corpus
+from slm_jax.data.files import FileSource
+from tokenizer import HybridTokenizer
+build._GROUP, build.SHARD, splitting.HEAD = 20_000, 20_000, 50_000
+build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
+             HybridTokenizer.pretrained("english-8k"), Options(0.1), workers=2)
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_killed_at_random_instants_it_ends_with_the_same_files(tmp_path, kills):
+    random = np.random.default_rng(kills)
+    words = [f"w{i:x}" for i in range(3000)]
+    with (tmp_path / "text.jsonl").open("w") as file:
+        for i in range(6000):
+            text = " ".join(words[j] for j in (random.zipf(1.3, 60) + i) % len(words))
+            file.write(json.dumps({"text": text} if i % 50 else {"body": 1}) + "\n")
+    command = [sys.executable, "-c", PREPARE]
+    environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[2])}
+    begin = time.monotonic()
+    subprocess.run([*command, tmp_path / "whole", tmp_path / "text.jsonl"], env=environment, check=True)
+    seconds = time.monotonic() - begin
+    killed = 0
+    while killed < kills:
+        process = subprocess.Popen([*command, tmp_path / "cut", tmp_path / "text.jsonl"], env=environment)
+        try:
+            process.wait(timeout=random.uniform(0.2, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0 and killed < kills:
+            for path in (tmp_path / "cut").iterdir():
+                path.unlink()
+            (tmp_path / "cut").rmdir()
+    if not (tmp_path / "cut").is_dir():
+        subprocess.run([*command, tmp_path / "cut", tmp_path / "text.jsonl"], env=environment, check=True)
+    found = {name: data for name, data in contents(tmp_path / "cut").items() if not name.endswith(".partial")}
+    assert found == contents(tmp_path / "whole")
+
+
+def test_damage_and_another_tokenizer_are_named(tmp_path, tokenizer, small_shards):
+    folder = tmp_path / "corpus"
+    build_corpus(folder, Listed(TEXTS), tokenizer, Options(0.2))
     other = HybridTokenizer()
     other.add_text("other text " * 9)
     other.freeze_vocab(vocab_size=300)
     with pytest.raises(UserError, match="another tokenizer"):
-        open_corpus(tmp_path / "corpus", other)
-    file = tmp_path / "corpus" / "train.tokens.npy"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="damaged"):
-        open_corpus(tmp_path / "corpus", tokenizer)
+        open_corpus(folder, other)
+    file = folder / "train-00003.tokens.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=r"damaged \(train-00003\.tokens\.npy: "):
+        open_corpus(folder, tokenizer, verify=False)
+    file.write_bytes(whole[:-10] + bytes(x ^ 1 for x in whole[-10:]))
+    open_corpus(folder, tokenizer, verify=False)
+    with pytest.raises(UserError, match=r"train-00003\.tokens\.npy: its checksum"):
+        open_corpus(folder, tokenizer)
+    file.write_bytes(whole)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_corpus(folder, tokenizer)
 
 
-def test_head_takes_whole_documents(tmp_path, tokenizer):
-    write_corpus(tmp_path / "corpus", split_documents(DOCUMENTS, 0.2), tokenizer)
-    split = open_corpus(tmp_path / "corpus", tokenizer).validation
-    head = split.head(int(split.ends[2]))
-    assert len(head.ends) == 3
-    assert head.tokens.size == split.ends[2]
-    assert head.num_bytes == split.sizes[:3].sum()
+def test_head_takes_whole_documents(tmp_path, tokenizer, small_shards):
+    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2))
+    split = open_corpus(tmp_path / "corpus", tokenizer).train
+    for count in (1, 3, 77):
+        head = split.head(int(split.ends[count - 1]))
+        assert head.num_documents == count
+        assert len(head) == split.ends[count - 1]
+        assert head.num_bytes == split.documents["bytes"][:count].sum()
     assert split.head(0) is split
-    assert len(split.head(1).ends) == 1
+    assert split.head(1).num_documents == 1
+
+
+def test_sources_without_text_say_so(tmp_path, tokenizer):
+    bad = [Bad("column text is missing (there: body)", f"row {i}") for i in range(3)]
+    for items, said in (([], "no text"), ([" "], "empty"), (bad, "3 bad rows .*column text is missing")):
+        with pytest.raises(UserError, match=said):
+            build_corpus(tmp_path / "corpus", Listed(items), tokenizer, Options(0.2))
+
+
+def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("slm_jax.data.encode._ALONE", 0)
+    tokenizer.save(tmp_path / "tokenizer.hybtok")
+    groups = encode_groups(((i, [TEXTS[i]]) for i in range(9)), tokenizer, tmp_path / "nowhere.hybtok", 2)
+    with pytest.raises(UserError, match="a process that encodes text has ended"):
+        list(groups)
+    groups = encode_groups(((i, [TEXTS[i]]) for i in range(9)), tokenizer, tmp_path / "tokenizer.hybtok", 2)
+    assert [(i, tokenizer.decode(ids.tolist())) for i, (ids,) in groups] == list(enumerate(TEXTS[:9]))
+
+
+def test_options_are_all_in_the_manifest(tmp_path, tokenizer):
+    options = Options(0.3, False, 40, 5000, "all")
+    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, options)
+    assert json.loads((tmp_path / "corpus" / "manifest.json").read_text())["options"] == dataclasses.asdict(options)

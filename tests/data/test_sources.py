@@ -1,19 +1,35 @@
-"""Documents come whole, in order, from Python's own documentation and from files."""
+"""Documents come whole, in order, from any position, out of Python's own documentation and out of files."""
+
+import contextlib
+import gzip
+import json
+import lzma
+import sys
 
 import pytest
 
 from slm_jax.config import DataConfig
 from slm_jax.data import python_docs
-from slm_jax.data.sources import documents
+from slm_jax.data.documents import Bad, Columns, Document
+from slm_jax.data.python_docs import PythonDocs
+from slm_jax.data.sources import make_source, parse_weight
 from slm_jax.errors import UserError
+
+with contextlib.suppress(ImportError):
+    import zstandard  # noqa: F401
+
+
+def source(*files, **fields):
+    return make_source("files", DataConfig(source="files", files=tuple(str(f) for f in files), **fields))
 
 
 def local(*files, **fields):
-    return list(documents(DataConfig(source="files", files=tuple(str(f) for f in files), **fields)))
+    """The texts of all good documents."""
+    return [item.text for item in source(*files, **fields).read() if isinstance(item, Document)]
 
 
 def test_python_docs_is_megabytes_of_english_always_the_same():
-    first = list(python_docs.documents())
+    first = [document.text for document in PythonDocs().read()]
     assert first == list(python_docs.documents())
     assert sum(map(len, first)) > 1_500_000
     text = "\n".join(first)
@@ -35,14 +51,20 @@ def test_python_docs_leaves_out_sections_of_other_topics():
 
 
 def test_files_are_sorted_unique_and_split_at_separators(tmp_path):
-    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\r\nlines\n<|endoftext|>\n\n")
+    (tmp_path / "b.txt").write_bytes(b"one\n<|endoftext|>\ntwo\r\nlines\n <|endoftext|> \r\n\n")
     (tmp_path / "a.txt").write_text("\ufefffirst <|endoftext|> inside a line\n")
     assert local(tmp_path / "*.txt", tmp_path / "b.txt") == [
         "first <|endoftext|> inside a line\n",
         "one\n",
         "two\r\nlines\n",
+        "\n",
     ]
     assert len(local(tmp_path / "b.txt", separator="")) == 1
+    assert local(tmp_path / "a.txt", tmp_path / "b.txt", document="line")[:3] == [
+        "first <|endoftext|> inside a line",
+        "one",
+        "<|endoftext|>",
+    ]
 
 
 def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
@@ -50,21 +72,126 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
     assert local(tmp_path / "notes [1].txt") == ["here"]
 
 
-def test_globs_reach_into_folders(tmp_path):
+def test_globs_and_folders_reach_below(tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     (tmp_path / "x" / "y" / "deep.txt").write_text("deep")
+    (tmp_path / "x" / "notes.md.gz").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "x" / "picture.png").write_bytes(b"\x89PNG")
     assert local(tmp_path / "**" / "*.txt") == ["deep"]
+    assert local(tmp_path) == ["packed", "deep"]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "latin.txt").write_bytes(b"line\ncaf" + b"\xe9 au lait")
+    (tmp_path / "latin.txt").write_bytes(b"line\n<|endoftext|>\ncaf" + b"\xe9 au lait")
+    (tmp_path / "broken.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:-30])
+    (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match=r"no file matches .*nothing\*"):
         local(tmp_path / "nothing*")
-    with pytest.raises(UserError, match="is a folder"):
-        local(tmp_path)
+    with pytest.raises(UserError, match=r"the folder .*pictures holds no \.txt"):
+        local(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"empty\.txt is empty"):
         local(tmp_path / "empty.txt")
-    with pytest.raises(UserError, match=r"not UTF-8: byte 0xe9 at offset 8 \(line 2\).*encoding_errors replace"):
+    with pytest.raises(UserError, match=r"broken\.txt\.gz is damaged"):
+        local(tmp_path / "broken.txt.gz")
+    if zstandard := sys.modules.get("zstandard"):
+        (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
+        assert local(tmp_path / "b.txt.zst") == ["one two"]
+        (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(bytes(range(65, 90)) * 99)[:-9])
+        with pytest.raises(UserError, match=r"b\.txt\.zst is damaged: it ends in the middle"):
+            local(tmp_path / "b.txt.zst")
+    with pytest.raises(UserError, match=r"not UTF-8: byte 0xe9 at offset 22 \(line 3\).*encoding_errors replace"):
         local(tmp_path / "latin.txt")
-    assert local(tmp_path / "latin.txt", encoding_errors="replace") == ["line\ncaf\ufffd au lait"]
+    with pytest.raises(UserError, match=r"byte 0xe9 at offset 22 \(line 3\)"):
+        local(tmp_path / "latin.txt", document="line")
+    assert local(tmp_path / "latin.txt", encoding_errors="replace") == ["line\n", "caf\ufffd au lait"]
+
+
+ROWS = [{"text": f"Row {i}, עברית 🙂.", "n": i} for i in range(7)]
+
+
+def write_rows(path, rows):
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    if path.suffix == ".zst":
+        pack = pytest.importorskip("zstandard").compress
+    path.write_bytes(pack(data))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson.xz", "a.jsonl.zst", "a.json"])
+def test_json_lines_packed_and_not(tmp_path, name):
+    write_rows(tmp_path / name, ROWS)
+    assert local(tmp_path / name) == [row["text"] for row in ROWS]
+
+
+def test_a_json_list_is_rows(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    assert local(tmp_path / "a.json") == [row["text"] for row in ROWS]
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=3)
+    assert local(tmp_path / "a.parquet") == [row["text"] for row in ROWS]
+    with pytest.raises(UserError, match=r"no column body \(there: text, n\): .*--data.text_field"):
+        local(tmp_path / "a.parquet", text_field="body")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(UserError, match="no readable Parquet file"):
+        local(tmp_path / "b.parquet")
+
+
+def test_bad_rows_are_told_with_their_place(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n{"text": 3}\n\n{"body": "x"}\n[1]\nnonsense\n{"text": null}\n{"text": "too"}\n')
+    items = list(source(path).read())
+    assert [item.text for item in items if isinstance(item, Document)] == ["good", "too"]
+    assert [(item.reason, item.where) for item in items if isinstance(item, Bad)] == [
+        ("column text is of type int, not text", f"{path} line 2"),
+        ("column text is missing (there: body)", f"{path} line 4"),
+        ("a row is a list, not an object of columns", f"{path} line 5"),
+        ("a line is no JSON", f"{path} line 6"),
+        ("column text is empty (null), not text", f"{path} line 7"),
+    ]
+
+
+def test_reading_goes_on_from_any_position(tmp_path):
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree\n")
+    write_rows(tmp_path / "c.jsonl.gz", ROWS[:3])
+    files = source(tmp_path)
+    whole = list(files.read())
+    assert len(whole) == 13
+    for each in (files, PythonDocs()):
+        reader = each.read()
+        everything = list(each.read())
+        for done, _ in zip(range(1, 15), reader, strict=False):
+            position = json.loads(json.dumps(reader.position()))
+            assert list(each.read(position)) == everything[done:]
+
+
+def test_templates_make_instructions():
+    row = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+    made = Columns(template="alpaca", response="output").document(row, "here")
+    assert made.response == "2"
+    assert "paired with an input" in made.text
+    assert made.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:\n")
+    made = Columns(template="alpaca", response="output").document({**row, "input": ""}, "here")
+    assert "Input" not in made.text
+    assert made.text.endswith("### Instruction:\nAdd.\n\n### Response:\n")
+    dolly = Columns(template="alpaca", response="response", also=(("input", "context"),))
+    made = dolly.document({"instruction": "Add.", "context": "1 + 1", "response": "2"}, "here")
+    assert (made.text.count("1 + 1"), made.response) == (1, "2")
+    mine = Columns(template="Q: {q} {not a field}\nA:", response="a").document({"q": "Why?", "a": " So."}, "here")
+    assert mine == Document("Q: Why? {not a field}\nA:", " So.")
+    assert Columns(template="{q}", response="a").document({"q": "x", "a": " "}, "") == Bad("column a is empty", "")
+    assert "column q is missing" in Columns(template="{q}", response="a").document({"a": "x"}, "").reason
+
+
+def test_weights_of_a_mixture():
+    assert parse_weight("python-docs=0.3") == ("python-docs", 0.3)
+    assert parse_weight("my/*.txt") == ("my/*.txt", 1.0)
+    with pytest.raises(UserError, match="x is no weight"):
+        parse_weight("python-docs=x")
+    with pytest.raises(UserError, match="0 is no weight"):
+        parse_weight("python-docs=0")

@@ -1,0 +1,207 @@
+"""The hub's data sets through the real libraries and real HTTP, from a server of our own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slm_jax.config import Config, DataConfig
+from slm_jax.data import hub
+from slm_jax.data.catalog import CATALOG, find_set
+from slm_jax.data.sources import make_source
+from slm_jax.errors import UserError
+from tests.data.hub_server import COMMIT, Hub
+
+pytest.importorskip("datasets")
+import pyarrow
+import pyarrow.parquet as parquet
+
+
+def table(path, rows, group=50):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+STORIES = [f"Once upon a time there were {i} cats. " * 8 for i in range(400)]
+ARTICLES = [f" = Title {i} = \n \n Text of {i}.\n = = Section = = \n More <unk> text {i}.\n" for i in range(40)]
+TASKS = [{"instruction": f"Add {i}.", "input": str(i) if i % 2 else "", "output": f"It is {i}."} for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny data sets of the real schemas."""
+    root = tmp_path_factory.mktemp("hub")
+    stories = root / "roneneldan" / "TinyStories" / "data"
+    for i in range(2):
+        table(stories / f"train-0000{i}-of-00002.parquet", [{"text": text} for text in STORIES[i::2]])
+    table(stories / "validation-00000-of-00001.parquet", [{"text": f"Held out {i}. " * 9} for i in range(10)])
+    wikitext = root / "Salesforce" / "wikitext"
+    for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1"):
+        rows = [{"text": line} for article in ARTICLES for line in ["", *article.splitlines(keepends=True)]]
+        table(wikitext / config / "train-00000-of-00001.parquet", rows)
+        table(wikitext / config / "validation-00000-of-00001.parquet", rows[:12])
+        table(wikitext / config / "test-00000-of-00001.parquet", rows[:6])
+    configs = "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: {config}/{s}-*\n" for s in ("test", "train", "validation"))
+        for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1")
+    )
+    (wikitext / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    lines(root / "yahma" / "alpaca-cleaned" / "alpaca_data_cleaned.json", [])
+    (root / "yahma" / "alpaca-cleaned" / "alpaca_data_cleaned.json").write_text(json.dumps(TASKS))
+    dolly = [{"instruction": t["instruction"], "context": t["input"], "response": t["output"]} for t in TASKS]
+    lines(root / "databricks" / "databricks-dolly-15k" / "databricks-dolly-15k.jsonl", dolly)
+    wikipedia = root / "wikimedia" / "wikipedia"
+    table(wikipedia / "20231101.he" / "train-00000-of-00001.parquet", [{"id": "1", "title": "ש", "text": "שלום " * 9}])
+    (wikipedia / "README.md").write_text(
+        "---\nconfigs:\n- config_name: 20231101.he\n  data_files:\n  - split: train\n    path: 20231101.he/*\n---\n"
+    )
+    lines(root / "some" / "rows" / "train.jsonl", [{"body": f"Row {i}. " * 20, "n": i} for i in range(3000)])
+    return root
+
+
+PROGRAM = """
+import json, sys
+from slm_jax.config import DataConfig
+from slm_jax.data import hub
+from slm_jax.data.sources import make_source
+from slm_jax.errors import UserError
+name, fields, start, count = json.loads(sys.argv[1])
+hub.RETRIES = (0.01,) * 4
+try:
+    reader = make_source(name, DataConfig(source=name, **fields)).read(start)
+    items = [[*item] for _, item in zip(range(count), reader)]
+    print(json.dumps([items, reader.position()]))
+except UserError as error:
+    print(json.dumps(["error", str(error)]))
+sys.stdout.flush()
+import os; os._exit(0)
+"""
+
+
+class Served:
+    def __init__(self, folder, home):
+        self.hub, self.home = Hub(folder), home
+
+    def environment(self):
+        """HF_ENDPOINT is read when the libraries are imported: they run in processes of their own."""
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        root = str(Path(hub.__file__).parents[2])
+        return {**kept, "HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "PYTHONPATH": root, "HF_TOKEN": ""}
+
+    def read(self, name, start=None, count=10**6, **fields):
+        """(items as lists, position after them), or ("error", what was said)."""
+        arguments = json.dumps([name, fields, start, count])
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, arguments],
+            env=self.environment(), text=True, capture_output=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        self.err = done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def served(folder, tmp_path):
+    made = Served(folder, tmp_path)
+    yield made
+    made.hub.close()
+
+
+def test_splits_positions_and_dropped_connections(served):
+    whole, _ = served.read("tinystories")
+    assert [text for text, _, side in whole if side == "validation"] == [f"Held out {i}. " * 9 for i in range(10)]
+    assert sorted(text for text, _, side in whole if side == "train") == sorted(STORIES)
+    assert [side for _, _, side in whole] == ["validation"] * 10 + ["train"] * 400
+    served.hub.drop, served.hub.refuse = [300, 2000, 100], 2
+    first, position = served.read("tinystories", count=137)
+    assert not served.hub.drop
+    assert first == whole[:137]
+    assert position["commit"] == COMMIT
+    rest, _ = served.read("tinystories", start=position)
+    assert rest == whole[137:]
+
+
+def test_lines_become_articles_from_any_position(served):
+    whole, _ = served.read("wikitext")
+    train = [text for text, _, side in whole if side == "train"]
+    assert train == ARTICLES
+    first, position = served.read("wikitext-2", count=11)
+    rest, _ = served.read("wikitext-2", start=position)
+    assert first + rest == whole
+
+
+def test_instructions_and_configurations(served):
+    alpaca, _ = served.read("alpaca")
+    assert [response for _, response, _ in alpaca] == [task["output"] for task in TASKS]
+    assert alpaca[1][0].endswith("### Instruction:\nAdd 1.\n\n### Input:\n1\n\n### Response:\n")
+    dolly, _ = served.read("dolly")
+    assert dolly == alpaca
+    assert served.read("wikipedia:he")[0] == [["שלום " * 9, None, None]]
+
+
+def test_any_id_and_what_can_be_wrong_with_it(served):
+    rows, _ = served.read("hf:some/rows", text_field="body", count=2000)
+    assert rows[1234] == ["Row 1234. " * 20, None, None]
+    said = {
+        ("hf:some/rows", ""): r"has no column text (there: body, n): name the text's with --data.text_field",
+        ("hf:some/rows::tset", ""): "has no split tset; there are: train",
+        ("hf:some/rows:conf", ""): "'conf' not found. Available: ['default']. Choose one with hf:some/rows:CONFIG",
+        ("hf:no/where", ""): "the hub has no data set no/where (or it is private: set HF_TOKEN)",
+        ("wikipedia:xx", ""): "20231101.xx",
+    }
+    for (name, field), expected in said.items():
+        kind, text = served.read(name, text_field=field)
+        assert kind == "error"
+        assert expected in text
+    served.hub.gated.add("some/rows")
+    assert "some/rows is gated: accept its terms" in served.read("hf:some/rows", text_field="body")[1]
+
+
+def test_a_connection_that_stays_away_is_told(served):
+    served.hub.refuse = 10**9
+    kind, text = served.read("tinystories")
+    assert kind == "error"
+    assert "the connection failed 5 times" in text
+    assert "give the same command again" in text
+    assert served.err.count("again in") == 4
+
+
+def test_no_network_is_known_at_once(monkeypatch, folder):
+    server = Hub(folder)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    hub.probe("tinystories")
+    server.close()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 cannot be reached .*--data.source python-docs"):
+        hub.probe("tinystories")
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address that nobody has
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="cannot be reached"):
+        hub.probe("tinystories")
+    assert time.monotonic() - begin < 2 * hub.PATIENCE
+
+
+def test_names():
+    assert set(CATALOG) | {"python-docs", "files"} == set(__import__("slm_jax.config").config.SOURCES)
+    assert find_set("wikitext").config == "wikitext-103-raw-v1"
+    assert find_set("wikipedia:he").config == "20231101.he"
+    assert find_set("fineweb-edu").config == "sample-10BT"
+    assert find_set("hf:a/b:c:d")[2:5] == ("c", "", "d")
+    for wrong in ("hf:a", "hf:a/b:c:d:e", "hf:/b", "tinystories:x"):
+        with pytest.raises(UserError, match=r"data\.source"):
+            find_set(wrong)
+    with pytest.raises(UserError, match="perhaps you meant tinystories"):
+        Config.load(**{"data.source": "tinystorys"})
+    assert (
+        make_source("alpaca", DataConfig(source="alpaca", template="Q {instruction}\n")).set.columns.response
+        == "output"
+    )
