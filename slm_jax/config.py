@@ -162,7 +162,11 @@ class DataConfig(Section):
         description="Share of the documents held out for validation, chosen by a hash of each, where the source has "
         "no validation text of its own.",
     )
-    mode: Literal["packed"] = Field("packed", description="packed: windows of full length that run across documents.")
+    mode: Literal["packed", "segmented", "padded"] = Field(
+        "packed",
+        description="packed: windows of full length that run across documents; segmented: the same, with attention "
+        "inside each document only; padded: each document in rows of its own.",
+    )
     cache: str = Field(
         "", description="Folder of prepared text, shared by all runs; empty: slm_jax/data in the user's cache folder."
     )

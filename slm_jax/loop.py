@@ -15,8 +15,8 @@ import numpy as np
 from slm_jax import flops, memory, ops, sharding
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
-from slm_jax.data.batches import Batches, in_order
 from slm_jax.data.corpus import Corpus
+from slm_jax.data.feed import Feed, make_batches, validation_batches
 from slm_jax.data.prepare import prepare
 from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
@@ -32,7 +32,7 @@ def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
     mesh = sharding.make_mesh(config)
     tokenizer, corpus = prepare(config, run, say=_say)
-    batches = Batches(corpus.parts, config.train.batch_size, config.train.sequence_length, config.train.seed)
+    batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, sharding.replicated(mesh))
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
@@ -49,12 +49,12 @@ def run_training(config: Config, run: Run) -> Result:
             return Result(run.path, start, (rows or [{}])[-1])
         if start:
             _say(f"continuing after step {start}")
-        for notice in _notices(config, start, rows):
+        for notice in (*(batches.notes() if config.data.mode == "padded" else ()), *_notices(config, start, rows)):
             _say(notice)
         count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             resident = sum(x.nbytes for x in jax.tree.leaves(state))  # every device holds all of it
-            first = sharding.put_batch(mesh, batches.at(start))
+            first = sharding.put_batch(mesh, batches.blank())
             before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, first, resident, before)
             state = steps.init() if state is None else state
@@ -65,13 +65,17 @@ def run_training(config: Config, run: Run) -> Result:
             MetricsFile(run.metrics, after_step=start) as metrics,
             _signals() as stop,
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
+            Feed(batches, lambda batch: sharding.put_batch(mesh, batch), start, config.train.steps) as feed,
         ):
             _forget_samples_after(run, start)
             step = saved = start
             while step < config.train.steps and not stop:
-                state, measured = fitted.train(state, sharding.put_batch(mesh, batches.at(step)))
+                batch, num_bytes = feed.take()
+                # Padded batches come in a few widths; the widest is compiled by now, the others when they first come.
+                widest = batch["input_ids"].shape == first["input_ids"].shape
+                state, measured = (fitted.train if widest else steps.train)(state, batch)
                 step += 1
-                loop.measured(step, measured)
+                loop.measured(step, measured, num_bytes)
                 last = step == config.train.steps
                 if last or step % config.eval.every == 0:
                     loop.validate(state, step)
@@ -80,6 +84,7 @@ def run_training(config: Config, run: Run) -> Result:
                     checkpoints.save(step, state, _position(step, config, corpus))
                     saved = step
             loop.flush()
+            loop.waited(feed.waited)
             if saved != step:  # stopped by a signal
                 checkpoints.save(step, state, _position(step, config, corpus))
     _plot(run)
@@ -107,7 +112,7 @@ class Loop:
         self._progress = Progress(config.train.steps, done, config.log.every)
         self._pending: tuple[int, dict[str, jax.Array], Row] | None = None
         self._clock = time.perf_counter()
-        self._spent = metrics.seconds
+        self._spent = self._before = metrics.seconds
         self._step_seconds: float | None = None
         per_token = flops.train_flops_per_token(config.model, tokenizer.vocab_size, config.train.sequence_length)
         roof = denominator(config, tokenizer.vocab_size, mesh)
@@ -121,10 +126,16 @@ class Loop:
     def __exit__(self, *_: Any) -> None:
         self._progress.close()
 
-    def measured(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take a step's metrics, still on the device; what is read now are those of the step before."""
+    def measured(self, step: int, metrics: dict[str, jax.Array], num_bytes: int) -> None:
+        """Take a step's metrics, still on the device, and the bytes of text that it predicted; what is read now are
+        those of the step before."""
         self.flush()
-        self._pending = (step, metrics, {})
+        self._pending = (step, metrics, {"bytes": num_bytes})
+
+    def waited(self, seconds: float) -> None:
+        """Tell of time that the steps of this call spent waiting for data, if it was much."""
+        if (share := seconds / max(self._spent - self._before, 1e-9)) > 0.01:
+            self._progress.say(f"note: {share:.0%} of the time went by waiting for data")
 
     def flush(self) -> None:
         """Read the metrics in hand, write and show their row."""
@@ -174,14 +185,16 @@ class Loop:
         train = self._config.train
         totals = np.zeros(4)
         rows = train.batch_size // train.parts
-        for batch in in_order(self._validation, rows, train.sequence_length):
+        num_bytes = 0
+        for batch, size in validation_batches(self._config, self._validation, rows):
+            num_bytes += size
             totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
         _, nll, correct, count = totals
         return {
             "val_loss": float(nll / count),
             "val_perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
             "val_accuracy": float(correct / count),
-            "val_bits_per_byte": float(nll / math.log(2) / self._validation.num_bytes),
+            "val_bits_per_byte": float(nll / math.log(2) / num_bytes),
         }
 
     def _write_samples(self, params: Any, step: int) -> None:

@@ -30,7 +30,8 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
 
     The windows 0..ceil(N / length)-1 hold every token exactly once as labels[t], with the one before it as
     input_ids[t]; those that are not to be predicted (of a prompt) are IGNORE. The last window is filled up with IGNORE
-    labels. Before the first document comes the <EOS> of the last. into: zeros and IGNORE labels to write to.
+    labels. Before the first document comes the <EOS> of the last. into: blank arrays to write to; where they include
+    segment_ids and positions, each document is a segment, and what predicts its first token stands at its position 0.
     """
     n = len(tokens)
     count = min(length, n - index * length)
@@ -43,7 +44,19 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
             mask = tokens.is_prompt(a, b)
             at = (a - start) % n
             row["labels"][at : at + b - a][mask] = IGNORE
+    if "segment_ids" in row:
+        _write_segments(tokens, start, count, row)
     return row
+
+
+def _write_segments(tokens: Stream, start: int, count: int, row: Arrays) -> None:
+    assert isinstance(tokens, Split)
+    numbers = np.concatenate([tokens.numbers(a, b) for a, b in stretches(len(tokens), start, count)])
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    lengths = np.diff(begins, append=count)
+    row["segment_ids"][:count] = np.repeat(np.arange(begins.size), lengths)
+    row["segment_ids"][count:] = begins.size
+    row["positions"][:count] = np.arange(count) - np.repeat(begins, lengths)
 
 
 def stretches(n: int, start: int, count: int) -> Iterator[tuple[int, int]]:
@@ -57,6 +70,12 @@ def stretches(n: int, start: int, count: int) -> Iterator[tuple[int, int]]:
 def blank(*shape: int) -> Arrays:
     """Nothing to read and nothing to predict, int32 [shape]."""
     return {"input_ids": np.zeros(shape, np.int32), "labels": np.full(shape, IGNORE, np.int32)}
+
+
+def blank_rows(rows: int, length: int, segments: bool) -> Arrays:
+    """The same [rows, length], perhaps with segment_ids and positions."""
+    more = {name: np.zeros((rows, length), np.int32) for name in ("segment_ids", "positions") if segments}
+    return blank(rows, length) | more
 
 
 class Windows:
@@ -113,8 +132,10 @@ class Mixture:
 class Batches:
     """Endless shuffled batches [B, T] of one token stream, or of several mixed by weight."""
 
-    def __init__(self, tokens: Stream | Sequence[Part], batch_size: int, length: int, seed: int):
-        """Raises UserError when the streams do not fill one batch."""
+    def __init__(
+        self, tokens: Stream | Sequence[Part], batch_size: int, length: int, seed: int, segments: bool = False
+    ):
+        """segments: with segment_ids and positions. Raises UserError when the streams do not fill one batch."""
         parts = tokens if not isinstance(tokens, Split | np.ndarray) else [Part(tokens, 1.0, "")]  # type: ignore[arg-type]
         total = sum(len(part.train) for part in parts)
         if total < batch_size * length:
@@ -122,7 +143,7 @@ class Batches:
                 f"the training text has {total:,} tokens, but one batch takes {batch_size} x {length} = "
                 f"{batch_size * length:,}: add text, or lower --train.batch_size or --train.sequence_length"
             )
-        self._batch_size, self._length = batch_size, length
+        self._batch_size, self._length, self._segments = batch_size, length, segments
         self._sources = [Windows(part.train, length, (seed + 7919 * k) % 2**32) for k, part in enumerate(parts)]
         self._mixture = Mixture([part.weight for part in parts], seed) if len(parts) > 1 else None
         self.windows = sum(source.count for source in self._sources)
@@ -132,17 +153,25 @@ class Batches:
         return self._sources[source], index
 
     def at(self, step: int, host: int = 0, hosts: int = 1) -> Arrays:
-        """The batch of optimizer step `step` (from 0): input_ids and labels int32 [B, T].
+        """The batch of optimizer step `step` (from 0): input_ids and labels (segment_ids, positions) int32 [B, T].
 
         Of several hosts each may ask for its equal part of the rows; put together they are the whole batch.
         """
         rows = self._batch_size // hosts
-        arrays = blank(rows, self._length)
+        arrays = self.blank(rows)
         first = step * self._batch_size + host * rows
         for i in range(rows):
             source, index = self._place(first + i)
             source.write(index, {name: array[i] for name, array in arrays.items()})
         return arrays
+
+    def blank(self, rows: int = 0) -> Arrays:
+        """A batch (or some rows of one) without content, of the shapes that batches have at most."""
+        return blank_rows(rows or self._batch_size, self._length, self._segments)
+
+    def notes(self) -> Iterator[str]:
+        """What one should know of the batches: how long an epoch is."""
+        yield f"{self.windows / self._batch_size:,.1f} batches an epoch"
 
     def num_bytes(self, step: int) -> int:
         """UTF-8 bytes of the text that the targets of a step stand for: over an epoch, exactly those of its text."""
@@ -161,11 +190,11 @@ class Batches:
         return [float(n / source.count) for n, source in zip(done, self._sources, strict=True)]
 
 
-def in_order(tokens: Stream, batch_size: int, length: int) -> Iterator[Arrays]:
+def in_order(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
     """Batches [B, T] that predict every token once, in order; the last is filled up with IGNORE labels."""
     windows = -(-len(tokens) // length)
     for start in range(0, windows, batch_size):
-        arrays = blank(batch_size, length)
+        arrays = blank_rows(batch_size, length, segments)
         for i in range(min(batch_size, windows - start)):
             window(tokens, 0, start + i, length, {name: array[i] for name, array in arrays.items()})
         yield arrays

@@ -25,7 +25,7 @@ from slm_jax.data.splitting import Counts, Head, Plan, Sides, Text, make_plan, r
 from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
-_GROUP = 1 << 20  # characters that are encoded at once
+_GROUP = 2 << 20  # characters that are encoded at once
 _NEWS = 10.0  # seconds between lines of progress
 SHARD = 1 << 24  # tokens; after so many a shard is written, and what was done till then survives a kill
 

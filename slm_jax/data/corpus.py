@@ -111,6 +111,16 @@ class Split:
                 mask[max(first + base, 0) : max(min(first + prompt, end) + base, 0)] = True
         return mask
 
+    def numbers(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: the number of the document that each token belongs to."""
+        found = []
+        for index, a, b in self._places(start, stop):
+            ends = self.shards[index].documents["end"]
+            first, last = np.searchsorted(ends, (a, b - 1), side="right")
+            inner = np.searchsorted(ends[first:last], np.arange(a, b), side="right")
+            found.append(inner + first + self._first[index])
+        return np.concatenate([np.zeros(0, np.int64), *found])
+
     def num_bytes_of(self, start: int, stop: int) -> int:
         """UTF-8 bytes of text that the tokens start..stop-1 stand for: summed over all of a document exactly its
         length, prompts left out."""

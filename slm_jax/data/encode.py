@@ -20,7 +20,7 @@ import numpy as np
 from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
-_ALONE = 4 << 20  # characters; less is encoded sooner than workers have started
+_ALONE = 8 << 20  # characters; less is encoded sooner than workers have started
 Group = TypeVar("Group")
 
 
@@ -42,7 +42,7 @@ def encode_groups(
         group, texts = next(groups, (None, None))
         if texts is None:
             return
-        yield group, [tokenizer.encode_array(text) for text in texts]  # type: ignore[misc]
+        yield group, tokenizer.encode_arrays(texts)  # type: ignore[misc]
         done += sum(map(len, texts))
     yield from _encode_in_workers(groups, saved, workers)
 
@@ -131,7 +131,7 @@ def _work(path: str) -> None:
     tokenizer = HybridTokenizer.load(path)
     while True:  # until the caller is gone, however it ended
         texts = [data.decode("utf-8", "surrogatepass") for data in _receive(sys.stdin.buffer)]
-        _send(sys.stdout.buffer, [tokenizer.encode_array(text).tobytes() for text in texts])
+        _send(sys.stdout.buffer, [ids.tobytes() for ids in tokenizer.encode_arrays(texts)])
 
 
 if __name__ == "__main__":

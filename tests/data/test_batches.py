@@ -8,8 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_jax.batch import IGNORE
-from slm_jax.data.batches import Batches, in_order, window
+from slm_jax.config import Config
+from slm_jax.data.batches import Batches, Mixture, in_order, window
+from slm_jax.data.corpus import DOCUMENT, Part, Shard, Split
+from slm_jax.data.feed import Feed, make_batches, validation_batches
+from slm_jax.data.padded import PaddedBatches, Rows, padded_in_order, widths
 from slm_jax.errors import UserError
+from slm_jax.sharding import make_mesh, put_batch
+from tests.helpers import tiny_config
+
+EOS = 999
+
+
+def split_of(lengths, shards=1, prompts=None, first=0):
+    """Documents of these many tokens, their <EOS> included, whose other tokens count up from `first`; one byte each."""
+    prompts = prompts or [0] * len(lengths)
+    made = []
+    for part in np.array_split(np.arange(len(lengths)), shards):
+        rows, ids = [], []
+        for i in part:
+            ids += [*range(first, first + lengths[i] - 1), EOS]
+            first += lengths[i] - 1
+            rows.append((len(ids), 0, lengths[i] - 1 - prompts[i], prompts[i], 0, 0))
+        made.append(Shard(np.array(ids, np.uint16), np.array(rows, DOCUMENT), any(prompts)))
+    return Split(made, np.array([1] * EOS + [0], np.int32))
 
 
 def targets(batches):
@@ -69,3 +91,178 @@ def test_window_at_the_seam():
 def test_too_short_a_stream_says_what_to_do():
     with pytest.raises(UserError, match=r"30 tokens, but one batch takes 2 x 16 = 32"):
         Batches(np.arange(30, dtype=np.uint16), 2, 16, 0)
+
+
+LENGTHS = [5, 40, 3, 17, 16, 2, 90, 9, 33, 1, 28, 12]
+
+
+def test_segments_keep_documents_apart():
+    split = split_of(LENGTHS, shards=3)
+    stream, number = split[0 : len(split)], np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    place = np.concatenate([np.arange(n) for n in LENGTHS])
+    assert np.array_equal(split.numbers(0, len(split)), number)
+    batches = Batches(split, 4, 16, 0, segments=True)
+    rows = [
+        {name: array[i] for name, array in batches.at(step).items()}
+        for step in range(batches.windows)
+        for i in range(4)
+    ]
+    for row in rows:
+        count = int((row["labels"] != IGNORE).sum())
+        at = next(a for a in range(len(stream)) if np.array_equal(np.roll(stream, -a)[:count], row["labels"][:count]))
+        expected = np.roll(number, -at)[:count]
+        same = row["segment_ids"][:count, None] == row["segment_ids"][None, :count]
+        assert np.array_equal(same, expected[:, None] == expected[None])
+        places = np.roll(place, -at)[:count]
+        first = places[0]
+        inside = expected == expected[0]
+        assert np.array_equal(row["positions"][:count], np.where(np.cumsum(~inside) == 0, places - first, places))
+        assert not np.isin(row["segment_ids"][count:], row["segment_ids"][:count]).any()
+    plain = Batches(split, 4, 16, 0)
+    assert all((batches.at(s)[name] == plain.at(s)[name]).all() for s in range(9) for name in ("input_ids", "labels"))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_bytes_of_batches_are_exact(shards):
+    split = split_of(LENGTHS, shards, prompts=[min(2, n - 1) for n in LENGTHS])
+    everything = split[0 : len(split)]
+    predicted = everything[~split.is_prompt(0, len(split))]
+    assert split.num_bytes == np.count_nonzero(predicted != EOS)
+    for batches in (Batches(split, 2, 16, 3), PaddedBatches([Part(split, 1, "")], 2, 64, 3)):
+        for step in range(40):
+            labels = batches.at(step)["labels"]
+            assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE) & (labels != EOS))
+    for mode in ("packed", "segmented", "padded"):
+        config = tiny_config(data__mode=mode, train__sequence_length=96)
+        found = list(validation_batches(config, split, 3))
+        assert sum(size for _, size in found) == split.num_bytes
+        assert targets(batch for batch, _ in found) == Counter(predicted.tolist())
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_padded_rows_hold_every_token_once_an_epoch(length):
+    split = split_of(LENGTHS, shards=2)
+    batches = PaddedBatches([Part(split, 1.0, "")], 3, length, seed=1)
+    for epoch in range(3):
+        made = [batches.at(step) for step in range(epoch * batches.batches, (epoch + 1) * batches.batches)]
+        assert targets(made) == Counter(split[0 : len(split)].tolist())
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in made)
+        area = sum(batch["labels"].size for batch in made)
+        assert batches.padding == pytest.approx(1 - tokens / area)
+    assert {batch["labels"].shape[1] for batch in made} <= set(widths(length))
+    for batch in made:
+        real = batch["attention_mask"] == 1
+        assert ((batch["labels"] != IGNORE) == real).all()
+        assert (np.diff(batch["attention_mask"], axis=1) <= 0).all()  # padding comes last
+        inner = real[:, 1:]
+        assert (batch["input_ids"][:, 1:][inner] == batch["labels"][:, :-1][inner]).all()
+    assert targets(batch for batch, _ in padded_in_order(split, 3, length)) == Counter(split[0 : len(split)].tolist())
+
+
+def test_a_response_is_never_cut_without_being_counted():
+    split = split_of([10, 20, 30, 12], prompts=[4, 4, 16, 4])
+    rows = Rows(split, 16)
+    assert (rows.cut_responses, rows.left_out, len(rows)) == (1, 1, 3)
+    batches = PaddedBatches([Part(split, 1.0, "")], 4, 16, 0)
+    assert [note.partition(" ")[0] for note in batches.notes()] == ["1", "1", "1"]
+    labels = [batches.at(step)["labels"] for step in range(batches.batches)]
+    assert targets({"labels": each} for each in labels) == Counter(
+        [*range(4, 9), EOS, *range(13, 25), *range(61, 68), EOS]
+    )
+    with pytest.raises(UserError, match="no prompt leaves room"):
+        PaddedBatches([Part(split, 1.0, "x")], 4, 4, 0)
+
+
+def test_a_mixture_has_its_shares_everywhere():
+    mixture = Mixture([3, 1, 0.5], seed=0)
+    places = [mixture.place(i) for i in range(3000)]
+    for source, share in enumerate((667, 222, 111)):
+        assert sum(s == source for s, _ in places[1000:2000]) == share
+        assert [index for s, index in places if s == source] == list(range(sum(s == source for s, _ in places)))
+    parts = [Part(split_of([50] * 9), 3, "a"), Part(split_of([50] * 9, first=450), 1, "b")]
+    for batches in (Batches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
+        seen = Counter()
+        for step in range(250):
+            labels = batches.at(step)["labels"]
+            seen.update((labels[(labels != IGNORE) & (labels != EOS)] >= 450).tolist())
+        assert seen[True] / seen.total() == pytest.approx(0.25, abs=0.02)
+    assert Batches(parts, 8, 16, 0).epochs(250) == pytest.approx([1500 / 29, 500 / 29])
+
+
+def both_modes():
+    split = split_of(LENGTHS * 3)
+    parts = [Part(split, 2, "a"), Part(split_of([20] * 9, first=500), 1, "b")]
+    return [Batches(parts, 8, 16, 5), Batches(split, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
+
+
+def test_hosts_and_devices_see_one_batch():
+    for batches in both_modes():
+        for step in (0, 7, 1000):
+            whole = batches.at(step)
+            halves = [batches.at(step, host, 2) for host in range(2)]
+            for name in whole:
+                assert np.array_equal(np.concatenate([half[name] for half in halves]), whole[name])
+                for devices in (1, 2, 4, 8):
+                    mesh = make_mesh(tiny_config(mesh__data=devices))
+                    there = put_batch(mesh, whole)[name]
+                    assert len(there.addressable_shards) == devices
+                    assert np.array_equal(np.asarray(there), whole[name])
+
+
+def test_position_in_any_order_and_far_away():
+    for first, second in zip(both_modes(), both_modes(), strict=True):
+        forward = {step: first.at(step) for step in (0, 1, 2, 60, 10**6)}
+        for step in reversed(forward):
+            again = second.at(step)
+            assert all(np.array_equal(again[name], forward[step][name]) for name in again)
+
+
+def test_a_feed_gives_the_same_and_tells_what_went_wrong():
+    batches = both_modes()[0]
+    with Feed(batches, lambda arrays: arrays, 3, 40) as feed:
+        for step in range(3, 30):  # it is left before its end
+            fed = feed.take()
+            assert np.array_equal(fed.batch["labels"], batches.at(step)["labels"])
+            assert fed.num_bytes == batches.num_bytes(step)
+    assert not feed._thread.is_alive()
+
+    def broken(arrays):
+        raise OSError("gone")
+
+    with Feed(batches, broken, 0, 9) as feed, pytest.raises(OSError, match="gone"):
+        feed.take()
+
+
+def test_no_batch_holds_validation_text(tmp_path):
+    """From files to batches: every document that is held out shares no word with what is trained on."""
+    from slm_jax.data.prepare import prepare
+    from slm_jax.run import Run
+
+    words = lambda i: [f"w{i:03}x{j}" for j in range(40)]  # noqa: E731
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(" ".join(words(i % 150)) + "\n" for i in range(200)))
+    fields = {
+        "data.files": (str(tmp_path / "a.txt"),),
+        "data.cache": str(tmp_path / "cache"),
+        "tokenizer.vocab_size": 400,
+    }
+    for mode in ("packed", "segmented", "padded"):
+        config = Config.load(**fields, **{"data.mode": mode, "train.batch_size": 4, "train.sequence_length": 64})
+        run = Run(tmp_path / mode)
+        run.path.mkdir()
+        tokenizer, corpus = prepare(config, run, say=lambda text: None)
+        batches = make_batches(config, corpus)
+        seen = set()
+        for step in range(100):
+            for row in batches.at(step)["input_ids"]:
+                seen.update(
+                    word[:4] for word in tokenizer.decode(row[row != 0].tolist()).split()[1:-1] if len(word) > 5
+                )
+        held_out = {
+            word[:4] for word in tokenizer.decode(corpus.validation[0 : len(corpus.validation)].tolist()).split()
+        }
+        trained = {word[:4] for word in tokenizer.decode(corpus.train[0 : len(corpus.train)].tolist()).split()}
+        assert corpus.validation.num_documents > 2
+        assert corpus.validation.num_documents + corpus.train.num_documents == 150
+        assert not seen & (held_out - trained)
+        assert not {f"w{i:03}" for i in range(150)} - (held_out | trained)
+        assert not held_out & trained

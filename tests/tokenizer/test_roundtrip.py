@@ -94,6 +94,7 @@ def test_batch_equals_single(tok, texts):
     for text, row, kept in zip(texts, rows, mask, strict=True):
         assert row[kept].tolist() == tok.encode(text)
         assert not row[~kept].any()
+    assert [ids.tolist() for ids in tok.encode_arrays(texts)] == [tok.encode(text) for text in texts]
     rows, mask = tok.encode_batch(texts, max_len=3)
     assert rows.shape == mask.shape == (len(texts), 3)
     for text, row, kept in zip(texts, rows, mask, strict=True):
