@@ -56,7 +56,7 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
     )
     given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
     tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
-    if "data.files" in given and "data.source" not in given and isinstance(tree.get("data"), dict):
+    if given & {"data.files", "data.mix"} and "data.source" not in given and isinstance(tree.get("data"), dict):
         tree["data"].pop("source", None)  # files imply it; what the preset said is overridden
     for name in given:
         section, _, field = name.partition(".")

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from slm_jax.data.splitting import Counts, Head, Plan, Sides, Text, make_plan, r
 from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
-_GROUP = 2 << 20  # characters that are encoded at once
+_GROUP = 1 << 20  # characters that are encoded at once
 _NEWS = 10.0  # seconds between lines of progress
 SHARD = 1 << 24  # tokens; after so many a shard is written, and what was done till then survives a kill
 
@@ -49,6 +50,7 @@ class Group(NamedTuple):
     texts: list[Text]
     counts: dict[str, Any]
     position: Any
+    version: str
     last: bool
 
 
@@ -59,6 +61,7 @@ class Progress:
     plan: Plan
     head: int = 0  # items; of what comes before their end no position is known
     position: Any = None
+    version: str = ""
     counts: dict[str, Any] = field(default_factory=lambda: Counts().to_json())
     shards: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {side: [] for side in SIDES})
     done: bool = False
@@ -96,6 +99,33 @@ def build_corpus(
     """
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        progress = _build_shards(partial, source, tokenizer, options, head, workers, say)
+    except UserError:
+        if not list(partial.glob("*.tokens.npy")):  # nothing to go on with
+            shutil.rmtree(partial)
+        raise
+    manifest = {"format": FORMAT, "name": source.name, "source": source.describe(), "version": progress.version}
+    manifest |= {"options": asdict(options), "tokenizer": tokenizer.fingerprint, "dtype": _dtype(tokenizer).name}
+    manifest["counts"] = progress.counts
+    for side in SIDES:
+        sums = {what: progress.total(side, what) for what in ("documents", "tokens", "bytes", "prompts")}
+        manifest[side] = {**sums, "shards": progress.shards[side]}
+    write_json(partial / "manifest.json", manifest)
+    (partial / "progress.json").unlink(missing_ok=True)
+    partial.rename(folder)
+
+
+def _build_shards(
+    partial: Path,
+    source: Source,
+    tokenizer: HybridTokenizer,
+    options: Options,
+    head: tuple[Reader, Head, Iterator[Document | Bad]] | None,
+    workers: int,
+    say: Say,
+) -> Progress:
+    """Write the shards that are missing, and the tokenizer."""
     progress = Progress.load(partial)
     saved = partial / "tokenizer.hybtok"
     if progress is None:
@@ -122,15 +152,12 @@ def build_corpus(
                 news.tell(progress.total("train", "tokens") + writer.tokens["train"])
                 if progress.done:  # the limit of tokens is reached
                     break
-    _check(progress, options)
-    manifest = {"format": FORMAT, "name": source.name, "source": source.describe(), "options": asdict(options)}
-    manifest |= {"tokenizer": tokenizer.fingerprint, "dtype": _dtype(tokenizer).name, "counts": progress.counts}
     for side in SIDES:
-        sums = {what: progress.total(side, what) for what in ("documents", "tokens", "bytes", "prompts")}
-        manifest[side] = {**sums, "shards": progress.shards[side]}
-    write_json(partial / "manifest.json", manifest)
-    (partial / "progress.json").unlink()
-    partial.rename(folder)
+        if not progress.shards[side]:
+            limits = "raise data.max_documents or data.max_tokens"
+            limited = options.max_documents or options.max_tokens
+            raise UserError(f"{source.name}: no text is left for {side}: {limits if limited else 'add more'}")
+    return progress
 
 
 def _groups(
@@ -155,9 +182,9 @@ def _groups(
         if options.max_documents and kept >= options.max_documents:
             break
         if size >= _GROUP:
-            yield Group(texts, counts.to_json(), reader.position() if number >= head else None, False)
+            yield Group(texts, counts.to_json(), reader.position() if number >= head else None, reader.version, False)
             texts, size = [], 0
-    yield Group(texts, counts.to_json(), None, True)
+    yield Group(texts, counts.to_json(), None, reader.version, True)
 
 
 def _sides(folder: Path, progress: Progress, options: Options) -> Sides:
@@ -229,7 +256,8 @@ class _Writer:
                     "documents_sha256": checksum(documents),
                 }
             )
-        self._progress.position, self._progress.counts, self._progress.done = group.position, group.counts, done
+        self._progress.position, self._progress.version = group.position, group.version
+        self._progress.counts, self._progress.done = group.counts, done
         self._progress.save(self._folder)
         self._clear()
 
@@ -241,15 +269,6 @@ def _strings(texts: list[Text]) -> list[str]:
 
 def _dtype(tokenizer: HybridTokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-
-
-def _check(progress: Progress, options: Options) -> None:
-    for side in SIDES:
-        if not progress.shards[side]:
-            limits = (
-                "; raise data.max_documents or data.max_tokens" if options.max_documents or options.max_tokens else ""
-            )
-            raise UserError(f"no text is left for {side}{limits or ': add more'}")
 
 
 class _News:

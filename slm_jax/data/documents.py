@@ -35,6 +35,10 @@ class Reader(Protocol):
     def position(self) -> Any:
         """Where the next one is, as JSON: `Source.read(position)` goes on there."""
 
+    @property
+    def version(self) -> str:
+        """The state of the source that is read, where it has a name (a commit of the hub)."""
+
 
 class Source(Protocol):
     """Documents by name."""

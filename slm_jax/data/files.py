@@ -121,6 +121,8 @@ class FileSource:
 class FileReader:
     """See `Reader`."""
 
+    version = ""
+
     def __init__(self, source: FileSource, position: list[int]):
         self._source, self._position = source, list(position)
 

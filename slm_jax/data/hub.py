@@ -60,6 +60,11 @@ class HubReader:
         """The commit, which split is read, where it is, and the lines of an article that has begun."""
         return {"commit": self._commit, "split": self._split, "state": self._state, "lines": self._lines}
 
+    @property
+    def version(self) -> str:
+        """The commit; "" before the hub was asked."""
+        return self._commit or ""
+
     def __iter__(self) -> Iterator[Document | Bad]:
         failures = 0
         while True:

@@ -47,6 +47,8 @@ class PythonDocs:
 
 
 class _Reader:
+    version = platform.python_version()
+
     def __init__(self, done: int):
         self._done = done
 

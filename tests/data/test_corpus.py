@@ -41,7 +41,7 @@ class Listed:
 
 class ListReader:
     def __init__(self, items, done):
-        self._items, self._done = items, done
+        self._items, self._done, self.version = items, done, ""
 
     def __iter__(self):
         while self._done < len(self._items):
@@ -325,6 +325,7 @@ def test_sources_without_text_say_so(tmp_path, tokenizer):
     for items, said in (([], "no text"), ([" "], "empty"), (bad, "3 bad rows .*column text is missing")):
         with pytest.raises(UserError, match=said):
             build_corpus(tmp_path / "corpus", Listed(items), tokenizer, Options(0.2))
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):

@@ -176,6 +176,49 @@ def test_a_connection_that_stays_away_is_told(served):
     assert served.err.count("again in") == 4
 
 
+PREPARE = """
+import sys
+from slm_jax.data import __main__, build, splitting
+build._GROUP, build.SHARD, splitting.HEAD = 4000, 4000, 9000
+sys.argv[1:1] = ["prepare", "--data.source", "tinystories", "--tokenizer.vocab_size", "400", "--data.cache"]
+__main__.main()
+"""
+
+
+def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
+    def prepare(cache):
+        return subprocess.Popen(
+            [sys.executable, "-c", PREPARE, str(cache)],
+            env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def finished(cache):
+        process = prepare(cache)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out.splitlines()
+
+    shown = finished(tmp_path / "whole")
+    whole = Path(shown[-1])
+    assert "400 documents" in shown[0]
+    for shard in (1, 4):
+        process = prepare(tmp_path / "cut")
+        while not list((tmp_path / "cut").rglob(f"train-0000{shard}.tokens.npy")):
+            assert process.poll() is None, process.communicate()
+            os.sched_yield()
+        process.kill()
+        process.communicate()
+    cut = Path(finished(tmp_path / "cut")[-1])
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, cut)]
+    names = [name for name in contents[0] if name.endswith(".npy")]
+    assert len(names) > 12
+    assert all(contents[0][name] == contents[1][name] for name in names)
+    assert contents[0]["manifest.json"] == contents[1]["manifest.json"]
+    assert json.loads(contents[0]["manifest.json"])["version"] == COMMIT
+    served.hub.close()
+    assert finished(tmp_path / "cut") == finished(tmp_path / "cut")  # from the cache, without a network
+
+
 def test_no_network_is_known_at_once(monkeypatch, folder):
     server = Hub(folder)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
