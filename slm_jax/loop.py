@@ -49,7 +49,7 @@ def run_training(config: Config, run: Run) -> Result:
             return Result(run.path, start, (rows or [{}])[-1])
         if start:
             _say(f"continuing after step {start}")
-        for notice in (*(batches.notes() if config.data.mode == "padded" else ()), *_notices(config, start, rows)):
+        for notice in (*batches.notes(config.train.steps), *_notices(config, start, rows)):
             _say(notice)
         count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):

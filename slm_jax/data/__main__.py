@@ -115,7 +115,7 @@ def _inspect(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, config: C
             yield f"  {mode}: {error}"
         else:
             size = f"{config.train.batch_size} x {config.train.sequence_length}"
-            yield f"  {mode} at {size}: {'; '.join(batches.notes())}"
+            yield f"  {mode} at {size}: {'; '.join(batches.notes(config.train.steps))}"
     for number in np.linspace(0, corpus.train.num_documents - 1, _SAMPLES).astype(int):
         ends = corpus.train.ends
         start = int(ends[number - 1]) if number else 0

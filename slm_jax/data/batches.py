@@ -51,8 +51,10 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
 
 def _write_segments(tokens: Stream, start: int, count: int, row: Arrays) -> None:
     assert isinstance(tokens, Split)
-    numbers = np.concatenate([tokens.numbers(a, b) for a, b in stretches(len(tokens), start, count)])
-    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    n, found = len(tokens), [np.zeros(1, np.int64)]
+    for a, b in stretches(n, start, count):
+        found.append(tokens.beginnings(a, b) + ((a - start) % n - a))
+    begins = np.unique(np.concatenate(found))
     lengths = np.diff(begins, append=count)
     row["segment_ids"][:count] = np.repeat(np.arange(begins.size), lengths)
     row["segment_ids"][count:] = begins.size
@@ -128,6 +130,16 @@ class Mixture:
         source = int(self._source[at])
         return source, block * int(self.counts[source]) + int(self._rank[at])
 
+    def taken(self, rows: int) -> list[int]:
+        """How many of the first so many rows each source gives."""
+        block, rest = divmod(rows, _BLOCK)
+        return (block * self.counts + np.bincount(self._source[:rest], minlength=len(self.counts))).tolist()
+
+
+def epochs_text(epochs: Sequence[float]) -> str:
+    """In words, for each source."""
+    return f"{', '.join(f'{each:.2f}' for each in epochs)} epochs" + (" of the sources" if len(epochs) > 1 else "")
+
 
 class Batches:
     """Endless shuffled batches [B, T] of one token stream, or of several mixed by weight."""
@@ -169,9 +181,9 @@ class Batches:
         """A batch (or some rows of one) without content, of the shapes that batches have at most."""
         return blank_rows(rows or self._batch_size, self._length, self._segments)
 
-    def notes(self) -> Iterator[str]:
-        """What one should know of the batches: how long an epoch is."""
-        yield f"{self.windows / self._batch_size:,.1f} batches an epoch"
+    def notes(self, steps: int) -> Iterator[str]:
+        """What one should know of the batches: how often so many steps read the text."""
+        yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
 
     def num_bytes(self, step: int) -> int:
         """UTF-8 bytes of the text that the targets of a step stand for: over an epoch, exactly those of its text."""
@@ -181,13 +193,8 @@ class Batches:
     def epochs(self, steps: int) -> list[float]:
         """How often each source was read in the first `steps` steps."""
         rows = steps * self._batch_size
-        if self._mixture is None:
-            return [rows / self.windows]
-        whole, part = divmod(rows, _BLOCK)
-        done = whole * self._mixture.counts + np.bincount(
-            [self._mixture.place(i)[0] for i in range(part)], minlength=len(self._sources)
-        )
-        return [float(n / source.count) for n, source in zip(done, self._sources, strict=True)]
+        taken = self._mixture.taken(rows) if self._mixture else [rows]
+        return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
 
 
 def in_order(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:

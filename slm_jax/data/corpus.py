@@ -111,15 +111,14 @@ class Split:
                 mask[max(first + base, 0) : max(min(first + prompt, end) + base, 0)] = True
         return mask
 
-    def numbers(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start]: the number of the document that each token belongs to."""
-        found = []
+    def beginnings(self, start: int, stop: int) -> np.ndarray:
+        """int64 [n]: those of the tokens start..stop-1 with which a document begins."""
+        found = [np.zeros(0, np.int64)]
         for index, a, b in self._places(start, stop):
             ends = self.shards[index].documents["end"]
-            first, last = np.searchsorted(ends, (a, b - 1), side="right")
-            inner = np.searchsorted(ends[first:last], np.arange(a, b), side="right")
-            found.append(inner + first + self._first[index])
-        return np.concatenate([np.zeros(0, np.int64), *found])
+            first, last = np.searchsorted(ends, (a, b))
+            found += [self._starts[index : index + (a == 0)], ends[first:last] + self._starts[index]]
+        return np.concatenate(found).astype(np.int64)
 
     def num_bytes_of(self, start: int, stop: int) -> int:
         """UTF-8 bytes of text that the tokens start..stop-1 stand for: summed over all of a document exactly its

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from slm_jax.data.batches import Arrays, Mixture, blank, ring
+from slm_jax.data.batches import Arrays, Mixture, blank, epochs_text, ring
 from slm_jax.data.corpus import Part, Split
 from slm_jax.errors import UserError
 
@@ -133,14 +133,19 @@ class PaddedBatches:
         rows, _, members = self._place(step)
         return sum(rows.num_bytes(index) for index in members)
 
-    def notes(self) -> Iterator[str]:
-        """What is lost, in words; and the share of padding."""
+    def epochs(self, steps: int) -> list[float]:
+        """How often each source was read in the first `steps` steps."""
+        taken = self._mixture.taken(steps) if self._mixture else [steps]
+        return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
+
+    def notes(self, steps: int) -> Iterator[str]:
+        """What is lost, in words; how often so many steps read the text; and the share of padding."""
         cut, left = (sum(getattr(s.rows, name) for s in self._sources) for name in ("cut_responses", "left_out"))
         if cut:
             yield f"{cut:,} responses are longer than --train.sequence_length and lose their end"
         if left:
             yield f"{left:,} instructions are left out: their prompt alone fills --train.sequence_length"
-        yield f"{self.batches:,} batches an epoch, {self.padding:.1%} padding"
+        yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
 
 
 def padded_in_order(split: Split, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:

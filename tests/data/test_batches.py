@@ -100,7 +100,8 @@ def test_segments_keep_documents_apart():
     split = split_of(LENGTHS, shards=3)
     stream, number = split[0 : len(split)], np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     place = np.concatenate([np.arange(n) for n in LENGTHS])
-    assert np.array_equal(split.numbers(0, len(split)), number)
+    assert np.array_equal(split.beginnings(0, len(split)), np.flatnonzero(place == 0))
+    assert np.array_equal(split.beginnings(5, 46), np.flatnonzero(place[:46] == 0)[1:])
     batches = Batches(split, 4, 16, 0, segments=True)
     rows = [
         {name: array[i] for name, array in batches.at(step).items()}
@@ -164,7 +165,7 @@ def test_a_response_is_never_cut_without_being_counted():
     rows = Rows(split, 16)
     assert (rows.cut_responses, rows.left_out, len(rows)) == (1, 1, 3)
     batches = PaddedBatches([Part(split, 1.0, "")], 4, 16, 0)
-    assert [note.partition(" ")[0] for note in batches.notes()] == ["1", "1", "1"]
+    assert [note.partition(" ")[0] for note in batches.notes(5)] == ["1", "1", "5"]
     labels = [batches.at(step)["labels"] for step in range(batches.batches)]
     assert targets({"labels": each} for each in labels) == Counter(
         [*range(4, 9), EOS, *range(13, 25), *range(61, 68), EOS]
@@ -187,6 +188,8 @@ def test_a_mixture_has_its_shares_everywhere():
             seen.update((labels[(labels != IGNORE) & (labels != EOS)] >= 450).tolist())
         assert seen[True] / seen.total() == pytest.approx(0.25, abs=0.02)
     assert Batches(parts, 8, 16, 0).epochs(250) == pytest.approx([1500 / 29, 500 / 29])
+    assert list(Batches(parts, 8, 16, 0).notes(250)) == ["250 steps are 51.72, 17.24 epochs of the sources"]
+    assert PaddedBatches(parts[:1], 8, 50, 0).epochs(7) == [3.5]
 
 
 def both_modes():

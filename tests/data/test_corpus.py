@@ -151,6 +151,23 @@ def test_reading_across_shards_is_reading_one_array(tmp_path, tokenizer, small_s
         assert split.num_bytes_of(a, b) == split.num_bytes_of(0, b) - split.num_bytes_of(0, a)
 
 
+def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
+    words = "ÉCOLE Straße İstanbul ŉ ǅ 🙂 עברית ⁇ THE End a\u0301 \ud800 ﬁn K ſ Σίσυφος <EOS>".split()
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(words, 40)) + "  \n" * (i % 3) + str(i) for i in range(60)]
+    made = HybridTokenizer()
+    for text in texts[:40]:
+        made.add_text(text)
+    made.freeze_vocab(vocab_size=500)
+    build_corpus(tmp_path / "corpus", Listed(texts), made, Options(0.2))
+    corpus = open_corpus(tmp_path / "corpus", made)
+    for split in (corpus.train, corpus.validation):
+        ends = split.ends
+        sizes = [split.num_bytes_of(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        assert sizes == [len(text.encode("utf-8", "surrogatepass")) for text in decoded(split, made)]
+        assert sum(split.num_bytes_of(a, a + 1) for a in range(len(split))) == split.num_bytes
+
+
 def test_repeats_and_bad_rows_are_left_out_and_counted(tmp_path, tokenizer, small_shards):
     items = [x for i, text in enumerate(TEXTS) for x in (text, Bad("odd", f"row {i}"), text, " \n")]
     build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
