@@ -323,14 +323,14 @@ def test_instructions_in_other_batches_go_on_bit_identical(place, mode):
     tasks = ({"instruction": f"Say {i}" * (i % 5 + 1), "output": f"{i} " * (i % 9 + 1)} for i in range(300))
     (place.path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     args = [*TINY, "--data.files", "tasks.jsonl", "--data.template", "Q {instruction}\\nA ", "--data.mode", mode]
-    args += ["--checkpoint.every", "6", "--train.steps", "14", "--optimizer.schedule", "constant"]
+    args += ["--checkpoint.every", "6", "--eval.every", "7", "--train.steps", "14", "--optimizer.schedule", "constant"]
     status, _, err = place.run("slm_jax.train", *args, "--run", "whole")
     assert status == 0, err
     assert ("% padding" in err) == (mode == "padded")
     rows = place.rows("whole")
     assert all(0 < row["bytes"] < 4 * row["tokens"] for row in rows)
     assert len({row["tokens"] for row in rows}) > 1  # prompts are not predicted
-    assert place.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "8")[0] == 0
+    assert place.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "7")[0] == 0
     shutil.rmtree(place.path / "cache" / "slm_jax" / "data")
     assert place.run("slm_jax.train", *args, "--run", "parts")[0] == 0
     assert without_clock(place.rows("parts")) == without_clock(rows)

@@ -131,7 +131,7 @@ def _build_shards(
     if progress is None:
         if head is None:
             reader = source.read()
-            head = (reader, *read_head(reader))
+            head = (reader, *read_head(reader, options.max_documents, options.max_tokens))
         reader, begun, rest = head
         progress = Progress(make_plan(begun.documents(), options.validation_fraction), len(begun.items))
         tokenizer.save(saved)

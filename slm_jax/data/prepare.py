@@ -27,11 +27,11 @@ class Input:
     weight: float
     head: tuple[Reader, Head, Iterator[Document | Bad]] | None = None
 
-    def read_head(self) -> list[Document]:
+    def read_head(self, options: Options) -> list[Document]:
         """The documents of the head, read once."""
         if self.head is None:
             reader = self.source.read()
-            self.head = (reader, *read_head(reader))
+            self.head = (reader, *read_head(reader, options.max_documents, options.max_tokens))
         return self.head[1].documents()
 
 
@@ -82,7 +82,7 @@ def _learned(config: Config, inputs: Sequence[Input], folder: Path, say: Say) ->
             except TokenizerError as error:
                 say(f"{error}; learning it again")
         say(f"reading {', '.join(each.source.name for each in inputs)}")
-        texts = [text for each in inputs for text in _training_texts(each.read_head(), options)]
+        texts = [text for each in inputs for text in _training_texts(each.read_head(options), options)]
         say(f"learning a tokenizer of {t.vocab_size} entries")
         tokenizer = HybridTokenizer(lowercase=t.lowercase, byte_limit=t.byte_limit)
         for text in texts:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from slm_jax.errors import UserError
 _LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
 _FEW = 20  # parts; fewer are cut into about so many
 HEAD = 50 << 20  # characters; what is decided once for all of a source is decided on its beginning, of this length
+_PER_TOKEN = 8  # characters; more than a token stands for
 _HOPELESS = 1000  # bad rows before the first good one: then the source is told to be wrong rather than read to its end
 
 
@@ -76,10 +78,15 @@ class Head:
     whole: bool  # there is no more
 
     @classmethod
-    def take(cls, reader: Iterator[Document | Bad]) -> "Head":
-        """Reads the head. Raises UserError if there is nothing but bad rows."""
+    def take(cls, reader: Iterator[Document | Bad], documents: int = 0, tokens: int = 0) -> "Head":
+        """Reads the head, no more than about what so many documents or tokens take (0: no limit).
+
+        Raises UserError if there is nothing but bad rows.
+        """
         items: list[Document | Bad] = []
-        size = 0
+        size = number = 0
+        limit = min(HEAD, _PER_TOKEN * tokens or HEAD)
+        most = 2 * documents + _FEW if documents else math.inf
         counts = Counts()
         for item in reader:
             items.append(item)
@@ -91,7 +98,8 @@ class Head:
                 item
             ):  # all of it, so that the tokenizer finds text to learn from
                 size += len(item.text) + len(item.response or "")
-            if size >= HEAD:
+                number += 1
+            if size >= limit or number >= most:
                 return cls(items, False)
         if not size:
             raise UserError(f"there is no text to train on; {counts.bad_text() or 'all documents are empty'}")
@@ -174,10 +182,10 @@ def split_documents(documents: Iterable[Document], fraction: float) -> tuple[lis
     return [t for t in texts if t.side == "train"], [t for t in texts if t.side == "validation"]
 
 
-def read_head(reader: Reader) -> tuple[Head, Iterator[Document | Bad]]:
-    """The head of a source, and what comes after it."""
+def read_head(reader: Reader, documents: int = 0, tokens: int = 0) -> tuple[Head, Iterator[Document | Bad]]:
+    """The head of a source (see `Head.take`), and what comes after it."""
     rest = iter(reader)
-    return Head.take(rest), rest
+    return Head.take(rest, documents, tokens), rest
 
 
 def _parts(document: Document, size: int) -> Iterator[Document]:

@@ -17,7 +17,7 @@ from slm_jax.data.build import Options, build_corpus
 from slm_jax.data.corpus import open_corpus
 from slm_jax.data.documents import Bad, Document
 from slm_jax.data.encode import encode_groups
-from slm_jax.data.splitting import split_documents
+from slm_jax.data.splitting import read_head, split_documents
 from slm_jax.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -195,6 +195,9 @@ def test_limits(tmp_path, tokenizer, small_shards):
     split = open_corpus(tmp_path / "b", tokenizer).train
     assert decoded(split, tokenizer) == train[: split.num_documents]
     assert split.ends[-2] < 3000 <= len(split)
+    few = ListReader([Document(text) for text in TEXTS], 0)  # nor is much more read than is wanted
+    assert len(read_head(few, documents=10)[0].items) == few.position() == 40
+    assert read_head(ListReader(few._items, 0), tokens=50)[0].items == few._items[:3]
 
 
 def test_a_source_s_own_validation_text_is_never_trained_on(tmp_path, tokenizer):
