@@ -70,6 +70,8 @@ def test_all_problems_together():
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
         ({"data.source": "files"}, "--data.files"),
+        ({"data.source": "tinystory"}, "'tinystory' is not known, perhaps you meant tinystories"),
+        ({"data.mix": ("a.txt",), "data.files": ("b.txt",)}, "data.mix names the sources itself"),
         ({"data.source": "python-docs", "data.files": ("a",)}, "leave one out"),
         ({"data.separator": " ##"}, "can never be all of a line"),
         ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),

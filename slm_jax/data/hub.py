@@ -52,7 +52,7 @@ class HubReader:
     """See `Reader`; connects when the first document is asked for."""
 
     def __init__(self, source: HubSource, position: Any):
-        self._source = source
+        self._source, self._begun = source, False
         at = position or {"commit": None, "split": 0, "state": None, "lines": []}
         self._commit, self._split, self._state, self._lines = (at[k] for k in ("commit", "split", "state", "lines"))
 
@@ -72,10 +72,9 @@ class HubReader:
             try:
                 yield from self._read()
                 return
-            except UserError:
-                raise
             except Exception as error:  # the library and those below it raise what they like
-                self._refuse_lasting(error)
+                if not (isinstance(error, UnreachableError) and self._begun):
+                    self._refuse_lasting(error)
                 failures = 0 if (self._split, self._state) != before else failures
                 if failures == len(RETRIES):
                     raise UserError(
@@ -98,7 +97,7 @@ class HubReader:
             if self._state is not None:
                 dataset.load_state_dict(self._state)
             for row in dataset:
-                self._state = dataset.state_dict()
+                self._state, self._begun = dataset.state_dict(), True
                 yield from self._documents(row, side, name)
             if self._lines:
                 article, self._lines = "".join(self._lines), []
@@ -151,12 +150,14 @@ class HubReader:
 
     def _refuse_lasting(self, error: Exception) -> None:
         """Raises UserError for what trying again does not mend."""
+        if isinstance(error, UserError):
+            raise error
         names, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
         name, repo = self._source.name, self._source.set.repo
         if "GatedRepoError" in names or "is a gated dataset" in text:
             raise UserError(
                 f"{name}: {repo} is gated: accept its terms on https://huggingface.co/datasets/{repo}, then "
-                "`huggingface-cli login` or set HF_TOKEN"
+                "`hf auth login` or set HF_TOKEN"
             ) from None
         if names & {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "HFValidationError"}:
             at = f" at revision {self._source.revision}" if self._source.revision else ""
@@ -165,7 +166,8 @@ class HubReader:
             raise UserError(f"{name}: {text}. Choose one with hf:{repo}:CONFIG") from None
         if "Dataset scripts are no longer supported" in text:
             raise UserError(f"{name}: {repo} is made by a script of its own, which is not run: use a copy in Parquet")
-        if isinstance(error, ValueError | TypeError | KeyError) and "JSONDecodeError" not in names:
+        # What was cut off on its way is no valid JSON or Parquet: that is worth another try.
+        if isinstance(error, ValueError | TypeError | KeyError) and not names & {"JSONDecodeError", "ArrowException"}:
             raise UserError(f"{name}: {repo} cannot be read ({type(error).__name__}: {text[:300]})") from None
 
 
@@ -173,9 +175,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}".rstrip(": ")
 
 
+class UnreachableError(UserError):
+    """There is no connection to the hub: told at once before anything was read, after that worth another try."""
+
+
 def probe(name: str) -> None:
-    """Raises UserError if the hub (HF_ENDPOINT, or the proxy that leads there) takes no connection within 3 s; without
-    asking, the library tries for minutes."""
+    """Raises UnreachableError if the hub (HF_ENDPOINT, or the proxy that leads there) takes no connection within 3 s;
+    without asking, the library tries for minutes."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     scheme = urlsplit(endpoint).scheme
     proxy = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
@@ -195,7 +201,7 @@ def probe(name: str) -> None:
     thread.start()
     thread.join(PATIENCE)
     if failure:
-        raise UserError(
+        raise UnreachableError(
             f"{name} needs the network, but {address[0]} cannot be reached ({failure[0]}). Without a network: "
             "--data.source python-docs, or your own text with --data.files"
         )

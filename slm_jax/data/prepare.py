@@ -169,10 +169,11 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
     for part, manifest in zip(corpus.parts, corpus.manifests, strict=True):
         train, held_out, counts = manifest["train"], manifest["validation"], Counts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
+        rate = f"{train['bytes'] / train['tokens']:.2f} bytes per token"
+        size = f"{train['documents']:,} documents, {train['tokens']:,} tokens"
         yield (
-            f"{name}{train['bytes'] / 1e6:.2f} MB to train on ({train['documents']:,} documents, "
-            f"{train['tokens']:,} tokens, {train['bytes'] / train['tokens']:.2f} bytes per token), "
-            f"{held_out['bytes'] / 1e6:.2f} MB held out"
+            f"{name}{train['bytes'] / 1e6:.2f} MB {'of responses ' * bool(train['prompts'])}to train on "
+            f"({size}, {'prompts included' if train['prompts'] else rate}), {held_out['bytes'] / 1e6:.2f} MB held out"
         )
         if counts.repeats:
             yield f"{name}{counts.repeats:,} exact repeats left out"

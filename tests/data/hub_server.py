@@ -22,10 +22,17 @@ class Hub:
         self.drop: list[int] = []  # bytes after which the next answers with data break off
         self.refuse = 0  # answers with data that are 503 instead
         self.gated: set[str] = set()
+        self.go_away = False  # close as soon as an answer breaks off
+        self._port = 0
+        self.open()
+
+    def open(self) -> None:
+        """Serve, after `close` at the same address."""
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self._port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -120,6 +127,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if is_data and self.hub.drop and len(body) > self.hub.drop[0]:
                 self.wfile.write(body[: self.hub.drop.pop(0)])
                 self.wfile.flush()
+                if self.hub.go_away:
+                    self.hub.close()
                 self.close_connection = True
                 self.connection.close()
                 return None

@@ -75,8 +75,8 @@ from slm_jax.config import DataConfig
 from slm_jax.data import hub
 from slm_jax.data.sources import make_source
 from slm_jax.errors import UserError
-name, fields, start, count = json.loads(sys.argv[1])
-hub.RETRIES = (0.01,) * 4
+name, fields, start, count, wait = json.loads(sys.argv[1])
+hub.RETRIES = (wait,) * 4
 try:
     reader = make_source(name, DataConfig(source=name, **fields)).read(start)
     items = [[*item] for _, item in zip(range(count), reader)]
@@ -98,9 +98,9 @@ class Served:
         root = str(Path(hub.__file__).parents[2])
         return {**kept, "HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "PYTHONPATH": root, "HF_TOKEN": ""}
 
-    def read(self, name, start=None, count=10**6, **fields):
-        """(items as lists, position after them), or ("error", what was said)."""
-        arguments = json.dumps([name, fields, start, count])
+    def read(self, name, start=None, count=10**6, wait=0.01, **fields):
+        """(items as lists, position after them), or ("error", what was said). wait: seconds between retries."""
+        arguments = json.dumps([name, fields, start, count, wait])
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, arguments],
             env=self.environment(), text=True, capture_output=True, check=False, timeout=300,
@@ -217,6 +217,23 @@ def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
     assert json.loads(contents[0]["manifest.json"])["version"] == COMMIT
     served.hub.close()
     assert finished(tmp_path / "cut") == finished(tmp_path / "cut")  # from the cache, without a network
+
+
+def test_a_network_that_is_gone_for_a_while(served):
+    whole, _ = served.read("tinystories")
+    validation = served.hub.folder / "roneneldan" / "TinyStories" / "data" / "validation-00000-of-00001.parquet"
+    served.hub.drop, served.hub.go_away = [validation.stat().st_size], True  # it goes away while it sends a larger one
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(["tinystories", {}, None, 10**6, 2])],
+        env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = [next(line for line in process.stderr if "again in 2 s" in line) for _ in range(2)]
+    assert "cannot be reached" in said[1]
+    served.hub.open()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])[0] == whole
 
 
 def test_no_network_is_known_at_once(monkeypatch, folder):
