@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_
 from slm_jax.optimizer import make_schedule
 from slm_jax.roof import denominator
 from slm_jax.run import Result, Run, replace_text
-from slm_jax.train_step import Steps, TrainState, make_steps
+from slm_jax.train_step import Batch, Steps, TrainState, make_steps
 from tokenizer import HybridTokenizer
 
 
@@ -59,7 +59,7 @@ def run_training(config: Config, run: Run) -> Result:
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, first, resident, before)
             state = steps.init() if state is None else state
         _say(memory.describe(fitted, config))
-        config, steps = fitted.config, fitted.steps
+        config, steps, train = fitted.config, fitted.steps, _for_any_width(fitted, first)
         run.save_config(config)  # with the microbatch that was found
         with (
             MetricsFile(run.metrics, after_step=start) as metrics,
@@ -71,9 +71,7 @@ def run_training(config: Config, run: Run) -> Result:
             step = saved = start
             while step < config.train.steps and not stop:
                 batch, num_bytes = feed.take()
-                # Padded batches come in a few widths; the widest is compiled by now, the others when they first come.
-                widest = batch["input_ids"].shape == first["input_ids"].shape
-                state, measured = (fitted.train if widest else steps.train)(state, batch)
+                state, measured = train(state, batch)
                 step += 1
                 loop.measured(step, measured, num_bytes)
                 last = step == config.train.steps
@@ -89,6 +87,17 @@ def run_training(config: Config, run: Run) -> Result:
                 checkpoints.save(step, state, _position(step, config, corpus))
     _plot(run)
     return Result(run.path, step, loop.last_row, stop[0] if stop and step < config.train.steps else None)
+
+
+def _for_any_width(fitted: memory.Fitted, widest: Batch) -> Callable[..., Any]:
+    """The training step for batches like the widest, for which it is compiled, and for narrower ones (padded batches
+    come in a few widths), for which it is compiled when the first one comes."""
+
+    def train(state: TrainState, batch: Batch) -> Any:
+        shapes = [each["input_ids"].shape for each in (batch, widest)]
+        return (fitted.train if shapes[0] == shapes[1] else fitted.steps.train)(state, batch)
+
+    return train
 
 
 class Loop:

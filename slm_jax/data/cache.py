@@ -13,20 +13,28 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slm_jax.errors import UserError
+from slm_jax.run import RUNS
 
 _COPIED = 256 << 20  # bytes; a larger corpus on another file system is linked to rather than copied
 
 
 def cache_folder(option: str = "") -> Path:
-    """`data.cache`, or else `slm_jax/data` in the user's cache folder."""
+    """`data.cache`, or else `slm_jax/data` in the user's cache folder, or beside the runs where none can be written."""
     if option:
         return Path(option).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_jax" / "data"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "slm_jax" / "data"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return RUNS / ".cache"
 
 
 def key_of(value: Any) -> str:

@@ -87,6 +87,15 @@ def test_on_another_file_system_small_text_is_copied_and_large_linked_to(place, 
     assert again.fingerprint == before.fingerprint
 
 
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache.cache_folder() == tmp_path / "user" / "slm_jax" / "data"
+    assert cache.cache_folder("~/x") == Path.home() / "x"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # where nothing can be made
+    assert cache.cache_folder() == Path("runs") / ".cache"
+
+
 def test_damage_in_the_cache_is_told_and_mended(place):
     _, before = place.prepare("one")
     shutil.rmtree(place.path / "one")
