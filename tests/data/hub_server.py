@@ -20,6 +20,7 @@ class Hub:
     def __init__(self, folder: Path):
         self.folder, self.requests = folder, []
         self.drop: list[int] = []  # bytes after which the next answers with data break off
+        self.skip = 0  # answers with data before these faults
         self.refuse = 0  # answers with data that are 503 instead
         self.gated: set[str] = set()
         self.go_away = False  # close as soon as an answer breaks off
@@ -28,6 +29,7 @@ class Hub:
 
     def open(self) -> None:
         """Serve, after `close` at the same address."""
+        self.away = False
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.daemon_threads = True
@@ -36,7 +38,8 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Stop, so that connections are refused."""
+        """Stop, so that connections are refused and those that are open break off."""
+        self.away = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -56,6 +59,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
+        if self.hub.away:
+            self.close_connection = True
+            return self.connection.close()
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path):
@@ -111,6 +117,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             start, status = int(found[1]), 206
             stop = min(int(found[2]) + 1, len(data)) if found[2] else len(data)
         is_data = self.command == "GET" and file.suffix in (".parquet", ".jsonl", ".gz", ".json", ".txt")
+        if is_data and self.hub.skip:
+            self.hub.skip, is_data = self.hub.skip - 1, False
         if is_data and self.hub.refuse:
             self.hub.refuse -= 1
             return self._error(503, "", "try later")
