@@ -166,7 +166,10 @@ def needs(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{purpose} needs {module}, which is not installed: pip install 'slm_jax[data]'") from None
+        raise UserError(
+            f"{purpose} needs {module}, which is not installed: it comes with the extra [data], in a clone "
+            "pip install -e '.[data]', or by itself: pip install datasets pyarrow zstandard"
+        ) from None
 
 
 def open_binary(path: Path) -> IO[bytes]:

@@ -11,6 +11,7 @@ import pytest
 from slm_jax.config import DataConfig
 from slm_jax.data import python_docs
 from slm_jax.data.documents import Bad, Columns, Document
+from slm_jax.data.files import needs
 from slm_jax.data.python_docs import PythonDocs
 from slm_jax.data.sources import make_source, parse_weight
 from slm_jax.errors import UserError
@@ -186,6 +187,11 @@ def test_templates_make_instructions():
     assert mine == Document("Q: Why? {not a field}\nA:", " So.")
     assert Columns(template="{q}", response="a").document({"q": "x", "a": " "}, "") == Bad("column a is empty", "")
     assert "column q is missing" in Columns(template="{q}", response="a").document({"a": "x"}, "").reason
+
+
+def test_a_missing_library_is_named_with_its_extra():
+    with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed: .*\[data\]"):
+        needs("pyarroww", "reading x.parquet")
 
 
 def test_weights_of_a_mixture():
