@@ -7,13 +7,13 @@ A new option is one field here, with its type, default, unit and a one-line desc
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from slm_jax.config_checks import cross_checks
 from slm_jax.errors import UserError
 
 
@@ -108,16 +108,6 @@ class TrainConfig(Section):
     def parts(self) -> int:
         """Parts that a batch is computed in, one after the other."""
         return self.accumulation if self.microbatch == "auto" else self.batch_size // self.microbatch
-
-
-# Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
-SOURCES: tuple[str, ...] = ("python-docs", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
-SOURCES += ("fineweb-edu", "cosmopedia", "wikipedia", "alpaca", "dolly")
-
-
-def is_source(name: str) -> bool:
-    """Whether data.source may be this: a name, one with `:CONFIG` behind it (wikipedia:he), or a hub id."""
-    return name.startswith("hf:") or name.partition(":")[0] in SOURCES
 
 
 class DataConfig(Section):
@@ -262,9 +252,9 @@ class Config(Section):
                 for section, fields in tree.items()
                 if section in cls.model_fields and section not in bad and isinstance(fields, dict)
             }
-            problems += [text for fields, text in _cross_checks(cls.model_validate(rest)) if not bad & set(fields)]
+            problems += [text for fields, text in cross_checks(cls.model_validate(rest)) if not bad & set(fields)]
             raise UserError(_as_list(origin, problems)) from None
-        problems = [text for _, text in _cross_checks(config)]
+        problems = [text for _, text in cross_checks(config)]
         if problems:
             raise UserError(_as_list(origin, problems))
         return config
@@ -289,120 +279,6 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """All fields by dotted name, in order."""
         return {f"{s}.{f}": v for s, section in self for f, v in section}
-
-
-def _cross_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems that involve several fields: (the fields, what is wrong and what to do)."""
-    m = c.model
-    if m.dim % m.heads:
-        near = [h for h in range(1, m.dim + 1) if m.dim % h == 0 and (m.dim // h) % 2 == 0]
-        near.sort(key=lambda h: abs(h - m.heads))
-        yield (
-            ("model.dim", "model.heads"),
-            f"model.dim {m.dim} is not divisible by model.heads {m.heads} into heads of even width: use "
-            + (f"{_either(near[:2])} heads, or " if near else "")
-            + f"dim {_either(_multiples(m.dim, 2 * m.heads))}",
-        )
-    elif (m.dim // m.heads) % 2:
-        yield (
-            ("model.dim", "model.heads"),
-            f"model.dim / model.heads = {m.dim // m.heads} is odd, but rotary positions pair the channels of a head: "
-            f"use dim {_either(_multiples(m.dim, 2 * m.heads))}",
-        )
-    if m.kv_heads and m.heads % m.kv_heads:
-        valid = [k for k in range(1, m.heads + 1) if m.heads % k == 0]
-        yield (
-            ("model.heads", "model.kv_heads"),
-            f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
-        )
-    yield from _batch_checks(c)
-    yield from _data_checks(c)
-
-
-def _data_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    if not is_source(c.data.source):
-        likely = difflib.get_close_matches(c.data.source, SOURCES, n=1, cutoff=0.5)
-        yield (
-            ("data.source",),
-            f"data.source {c.data.source!r} is not known"
-            + (f", perhaps you meant {likely[0]}" if likely else "")
-            + f": it is one of {', '.join(SOURCES)}, or hf:OWNER/NAME",
-        )
-    if c.data.mix and (c.data.files or c.data.source != "python-docs"):
-        yield (
-            ("data.mix", "data.files", "data.source"),
-            "data.mix names the sources itself: leave out data.files and data.source",
-        )
-    elif c.data.source != "files" and c.data.files:
-        yield (
-            ("data.source", "data.files"),
-            f"data.source is {c.data.source}, but data.files names files: leave one out, or --data.source files",
-        )
-    if "\n" in c.data.separator or c.data.separator != c.data.separator.strip():
-        yield (
-            ("data.separator",),
-            f"data.separator {c.data.separator!r} can never be all of a line: leave out outer spaces and line ends",
-        )
-    for name, texts in (("data.files", c.data.files), ("data.mix", c.data.mix), ("eval.prompts", c.eval.prompts)):
-        for text in texts:
-            if not _is_unicode(text):
-                yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
-    if c.data.source == "files" and not c.data.files:
-        yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
-
-
-def _batch_checks(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems of the batch's division into parts and over devices."""
-    t = c.train
-    batch, micro = "train.batch_size", "train.microbatch"
-    if t.microbatch == "auto":
-        names, problem = ("train.batch_size", "train.accumulation"), f"train.accumulation {t.accumulation}"
-        divisor = t.accumulation
-    else:
-        names, problem, divisor = (batch, micro), f"train.microbatch {t.microbatch}", t.microbatch
-        if t.microbatch < 1:
-            yield (micro,), f"train.microbatch = {t.microbatch}: should be at least 1, or auto"
-            return
-        if t.accumulation > 1 and t.accumulation * t.microbatch != t.batch_size:
-            yield (
-                (*names, "train.accumulation"),
-                f"train.microbatch {t.microbatch} x train.accumulation {t.accumulation} is not train.batch_size "
-                f"{t.batch_size}: leave one of the two out",
-            )
-            return
-    if t.batch_size % divisor:
-        yield (
-            names,
-            f"train.batch_size {t.batch_size} is not divisible by {problem}: "
-            f"use batch_size {_either(_multiples(t.batch_size, divisor))}",
-        )
-    elif c.mesh.data and (t.batch_size // t.parts) % c.mesh.data:
-        yield (*names, "mesh.data"), batch_devices_problem(t.batch_size, t.parts, c.mesh.data)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:
-    """The sentence for a batch that does not divide over the devices."""
-    valid = _either(_multiples(batch_size, devices * accumulation))
-    parts = f" x {accumulation} accumulated parts" if accumulation > 1 else ""
-    return f"train.batch_size {batch_size} is not divisible by {devices} devices{parts}: use {valid}"
-
-
-def _multiples(value: int, step: int) -> list[int]:
-    """The multiples of step around value, positive ones only."""
-    below = value // step * step
-    return [n for n in (below, below + step) if n > 0]
-
-
-def _either(values: Sequence[int]) -> str:
-    return " or ".join(str(v) for v in values)
 
 
 def _as_list(origin: str, problems: list[str]) -> str:

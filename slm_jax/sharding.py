@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slm_jax.config import Config, batch_devices_problem
+from slm_jax.config import Config
+from slm_jax.config_checks import batch_devices_problem
 from slm_jax.errors import UserError
 
 

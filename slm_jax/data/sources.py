@@ -1,6 +1,7 @@
 """Sources by name: what `data.source`, `data.files` and `data.mix` stand for."""
 
-from slm_jax.config import SOURCES, DataConfig, is_source
+from slm_jax.config import DataConfig
+from slm_jax.config_checks import SOURCES, is_source
 from slm_jax.data.documents import Columns, Source
 from slm_jax.data.files import FileSource
 from slm_jax.data.python_docs import PythonDocs

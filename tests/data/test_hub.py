@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slm_jax.config import Config, DataConfig
+from slm_jax.config_checks import SOURCES
 from slm_jax.data import hub
 from slm_jax.data.catalog import CATALOG, find_set
 from slm_jax.data.sources import make_source
@@ -252,7 +253,7 @@ def test_no_network_is_known_at_once(monkeypatch, folder):
 
 
 def test_names():
-    assert set(CATALOG) | {"python-docs", "files"} == set(__import__("slm_jax.config").config.SOURCES)
+    assert set(CATALOG) | {"python-docs", "files"} == set(SOURCES)
     assert find_set("wikitext").config == "wikitext-103-raw-v1"
     assert find_set("wikipedia:he").config == "20231101.he"
     assert find_set("fineweb-edu").config == "sample-10BT"
