@@ -25,7 +25,7 @@ def test_cached_equals_full_forward(options):
     ids = random_ids((2, 14))
     lengths = np.array([9, 4])
     positions = np.where(np.arange(12)[None] < lengths[:, None], np.arange(12)[None], -1)
-    cache = model.empty_cache(2, 16)
+    cache = model.empty_cache(2, 12 + 5)  # a column for each token fed, padding included
     prompt = jnp.where(positions >= 0, ids[:, :12], 0)
     x, cache = model.hidden_cached(prompt, jnp.asarray(positions), cache)
     full = model(ids)
