@@ -51,7 +51,7 @@ def run_training(config: Config, run: Run) -> Result:
             _say(f"continuing after step {start}")
         for notice in (*batches.notes(config.train.steps), *_notices(config, start, rows)):
             _say(notice)
-        count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(steps.init).params))
+        count = flops.parameters(model, tokenizer.vocab_size)
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             resident = sum(x.nbytes for x in jax.tree.leaves(state))  # every device holds all of it
             first = sharding.put_batch(mesh, batches.blank())

@@ -21,11 +21,11 @@ from flax import nnx
 
 from slm_jax import cli, devices, flops, memory, ops, sharding
 from slm_jax.config import Config, read_toml
+from slm_jax.data.prepare import load_tokenizer
 from slm_jax.errors import UserError, command_line
 from slm_jax.roof import CONVENTION, Roof, measured_roof, step_shapes, tera, units
 from slm_jax.run import Run
 from slm_jax.train_step import TrainState, make_steps, model_graph
-from tokenizer import HybridTokenizer, TokenizerError
 
 
 class Counts(NamedTuple):
@@ -267,13 +267,7 @@ def _seconds(value: float) -> str:
 def vocabulary(config: Config) -> int:
     """Entries of the config's tokenizer; of one yet to be learned, those asked for. Raises UserError."""
     path = config.tokenizer.path
-    if not path:
-        return config.tokenizer.vocab_size
-    try:
-        found = HybridTokenizer.load(path) if Path(path).exists() else HybridTokenizer.pretrained(path)
-    except TokenizerError as error:
-        raise UserError(f"tokenizer.path: {error}") from None
-    return found.vocab_size
+    return load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size
 
 
 HELP = f"""Measure the device's matrix speed and what the training step of a config makes of it (MFU).

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from slm_jax.run import user_cache
+
 
 def tune_process() -> None:
     """For command-line programs: keep big buffers, and compiled programs between runs."""
@@ -32,8 +34,7 @@ def _keep_freed_memory() -> None:
 def _keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR names one."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache / _processor()))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla" / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

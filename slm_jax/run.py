@@ -12,6 +12,7 @@ runs/NAME/config.toml       the resolved config
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import sys
 import time
@@ -24,6 +25,12 @@ from slm_jax.config import Config, read_toml
 from slm_jax.errors import UserError
 
 RUNS = Path("runs")
+
+
+def user_cache() -> Path:
+    """The project's folder in the user's cache: prepared text, compiled programs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_jax"
+
 
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
 _MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}

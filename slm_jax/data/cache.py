@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.errors import UserError
-from slm_jax.run import RUNS
+from slm_jax.run import RUNS, user_cache
 
 _COPIED = 256 << 20  # bytes; a larger corpus on another file system is linked to rather than copied
 
@@ -28,7 +28,7 @@ def cache_folder(option: str = "") -> Path:
     """`data.cache`, or else `slm_jax/data` in the user's cache folder, or beside the runs where none can be written."""
     if option:
         return Path(option).expanduser()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "slm_jax" / "data"
+    folder = user_cache() / "data"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from slm_jax.batch import IGNORE
 from slm_jax.data.batches import Arrays, Mixture, blank, epochs_text, ring
 from slm_jax.data.corpus import Part, Split
 from slm_jax.errors import UserError
@@ -49,7 +50,7 @@ class Rows:
         arrays["attention_mask"][:size] = 1
         mask = self.split.is_prompt(start, start + size)
         if mask is not None:
-            arrays["labels"][:size][mask] = -100
+            arrays["labels"][:size][mask] = IGNORE
 
     def num_bytes(self, index: int) -> int:
         """UTF-8 bytes of the text that the row's labels stand for."""

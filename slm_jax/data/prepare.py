@@ -91,9 +91,7 @@ def _learned(config: Config, inputs: Sequence[Input], folder: Path, say: Say) ->
             tokenizer.freeze_vocab(vocab_size=t.vocab_size, boundaries=t.boundaries)
         except TokenizerError as error:
             raise UserError(f"tokenizer: {error}") from None
-        partial = path.with_name(path.name + ".partial")
-        tokenizer.save(partial)
-        partial.replace(path)
+        tokenizer.save(path)
         return tokenizer
 
 

@@ -1,7 +1,7 @@
 """Sources by name: what `data.source`, `data.files` and `data.mix` stand for."""
 
 from slm_jax.config import DataConfig
-from slm_jax.config_checks import SOURCES, is_source
+from slm_jax.config_checks import is_source
 from slm_jax.data.documents import Columns, Source
 from slm_jax.data.files import FileSource
 from slm_jax.data.python_docs import PythonDocs
@@ -52,6 +52,3 @@ def make_columns(config: DataConfig, default: Columns | None = None) -> Columns:
     response = config.response_field or base.response or "output"
     template = config.template.replace("\\n", "\n")  # as one types it in a shell
     return Columns(template=template, response=response, also=base.also)
-
-
-__all__ = ["SOURCES", "make_columns", "make_source", "make_sources", "parse_weight"]
