@@ -201,9 +201,11 @@ class LogConfig(Section):
 
 
 class MeshConfig(Section):
-    """Devices."""
+    """Devices: data x fsdp x tensor of them."""
 
-    data: int = Field(0, ge=0, description="Devices the batch is split over (data parallel); 0: all there are.")
+    data: int = Field(0, ge=0, description="Devices the batch is split over (data parallel); 0: all that are left.")
+    fsdp: int = Field(1, ge=1, description="Devices that split the batch and hold a part of the parameters each.")
+    tensor: int = Field(1, ge=1, description="Devices that split each layer: heads, inner width and vocabulary.")
 
 
 class Config(Section):

@@ -26,14 +26,14 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("model.dim", "model.heads"),
             f"model.dim {m.dim} is not divisible by model.heads {m.heads} into heads of even width: use "
-            + (f"{_either(near[:2])} heads, or " if near else "")
-            + f"dim {_either(_multiples(m.dim, 2 * m.heads))}",
+            + (f"{either(near[:2])} heads, or " if near else "")
+            + f"dim {either(multiples(m.dim, 2 * m.heads))}",
         )
     elif (m.dim // m.heads) % 2:
         yield (
             ("model.dim", "model.heads"),
             f"model.dim / model.heads = {m.dim // m.heads} is odd, but rotary positions pair the channels of a head: "
-            f"use dim {_either(_multiples(m.dim, 2 * m.heads))}",
+            f"use dim {either(multiples(m.dim, 2 * m.heads))}",
         )
     if m.kv_heads and m.heads % m.kv_heads:
         valid = [k for k in range(1, m.heads + 1) if m.heads % k == 0]
@@ -41,6 +41,7 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             ("model.heads", "model.kv_heads"),
             f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
         )
+    yield from _mesh_checks(c)
     yield from _batch_checks(c)
     yield from _data_checks(c)
 
@@ -77,6 +78,21 @@ def _data_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
 
 
+def _mesh_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
+    m, tensor = c.model, c.mesh.tensor
+    for name, heads in (("model.heads", m.heads), ("model.kv_heads", m.kv_heads)):
+        if heads % tensor:
+            fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+            yield (
+                (name, "mesh.tensor"),
+                f"{name} {heads} do not divide over mesh.tensor {tensor}: use mesh.tensor {either(fitting)}, "
+                f"or {either(multiples(heads, tensor))} heads",
+            )
+    if m.dim % (fsdp := c.mesh.fsdp):
+        valid = either(multiples(m.dim, fsdp))
+        yield ("model.dim", "mesh.fsdp"), f"model.dim {m.dim} does not divide over mesh.fsdp {fsdp}: use dim {valid}"
+
+
 def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
     """Problems of the batch's division into parts and over devices."""
     t = c.train
@@ -100,10 +116,10 @@ def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             names,
             f"train.batch_size {t.batch_size} is not divisible by {problem}: "
-            f"use batch_size {_either(_multiples(t.batch_size, divisor))}",
+            f"use batch_size {either(multiples(t.batch_size, divisor))}",
         )
-    elif c.mesh.data and (t.batch_size // t.parts) % c.mesh.data:
-        yield (*names, "mesh.data"), batch_devices_problem(t.batch_size, t.parts, c.mesh.data)
+    elif (t.batch_size // t.parts) % (rows := max(c.mesh.data, 1) * c.mesh.fsdp):
+        yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(t.batch_size, t.parts, rows)
 
 
 def _is_unicode(text: str) -> bool:
@@ -116,16 +132,16 @@ def _is_unicode(text: str) -> bool:
 
 def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:
     """The sentence for a batch that does not divide over the devices."""
-    valid = _either(_multiples(batch_size, devices * accumulation))
+    valid = either(multiples(batch_size, devices * accumulation))
     parts = f" x {accumulation} accumulated parts" if accumulation > 1 else ""
     return f"train.batch_size {batch_size} is not divisible by {devices} devices{parts}: use {valid}"
 
 
-def _multiples(value: int, step: int) -> list[int]:
+def multiples(value: int, step: int) -> list[int]:
     """The multiples of step around value, positive ones only."""
     below = value // step * step
     return [n for n in (below, below + step) if n > 0]
 
 
-def _either(values: Sequence[int]) -> str:
+def either(values: Sequence[int]) -> str:
     return " or ".join(str(v) for v in values)

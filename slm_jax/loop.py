@@ -33,7 +33,7 @@ def run_training(config: Config, run: Run) -> Result:
     mesh = sharding.make_mesh(config)
     tokenizer, corpus = prepare(config, run, say=_say)
     batches = make_batches(config, corpus)
-    steps = make_steps(config, tokenizer.vocab_size, sharding.replicated(mesh))
+    steps = make_steps(config, tokenizer.vocab_size, mesh)
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
     _say(f"{sharding.describe(mesh)}, {ops.describe_precision(config.train.dtype)}, {attention}")
@@ -53,7 +53,7 @@ def run_training(config: Config, run: Run) -> Result:
             _say(notice)
         count = flops.parameters(model, tokenizer.vocab_size)
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
-            resident = sum(x.nbytes for x in jax.tree.leaves(state))  # every device holds all of it
+            resident = sharding.bytes_per_device(state)
             first = sharding.put_batch(mesh, batches.blank())
             before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, first, resident, before)
@@ -258,7 +258,8 @@ def _restore(
     checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, config: Config, corpus: Corpus
 ) -> tuple[TrainState | None, int]:
     """The newest checkpoint's state and step, or None and 0."""
-    target = sharding.abstract(jax.eval_shape(steps.init), sharding.replicated(mesh))
+    shapes = jax.eval_shape(steps.init)
+    target = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
     found = checkpoints.restore_newest(target, warn=_say)
     if found is None:
         return None, 0

@@ -48,7 +48,7 @@ def compile_to_fit(
     """
     limit = memory_limit(config, mesh) + resident
     asked, first = config.train.microbatch, 0
-    divisions = list(_divisions(config, mesh.size))
+    divisions = list(_divisions(config, mesh.shape["data"] * mesh.shape["fsdp"]))
     if asked == "auto":
         divisions = [parts for parts in divisions if parts >= least_parts] or divisions[-1:]
     while divisions:
@@ -85,8 +85,9 @@ def _compiled(
 ) -> Fitted:
     train_config = config.train.model_copy(update={"microbatch": rows, "accumulation": 1})
     config = config.model_copy(update={"train": train_config})
-    steps = make_steps(config, vocab_size, sharding.replicated(mesh))
-    state = sharding.abstract(jax.eval_shape(steps.init), sharding.replicated(mesh))
+    steps = make_steps(config, vocab_size, mesh)
+    shapes = jax.eval_shape(steps.init)
+    state = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
     try:
         train = steps.train.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:

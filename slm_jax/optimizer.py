@@ -86,7 +86,11 @@ def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransfo
         del params
         momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
         nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
-        return jax.tree.map(lambda x: orthogonalize(x, dtype) * 0.2 * max(x.shape[-2:]) ** 0.5, nesterov), momentum
+
+        def scaled(x_LxIxO: jax.Array) -> jax.Array:
+            return orthogonalize(ops.split_layers(x_LxIxO), dtype) * 0.2 * max(x_LxIxO.shape[-2:]) ** 0.5
+
+        return jax.tree.map(scaled, nesterov), momentum
 
     return optax.GradientTransformation(init, update)
 

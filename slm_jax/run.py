@@ -34,7 +34,15 @@ def user_cache() -> Path:
 
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
 _MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
-_MAY_CHANGE |= {"log.every", "mesh.data", "train.accumulation", "train.microbatch", "train.memory_gb"}
+_MAY_CHANGE |= {
+    "log.every",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "train.accumulation",
+    "train.microbatch",
+    "train.memory_gb",
+}
 _MAY_CHANGE |= {"data.cache", "data.workers"}
 
 

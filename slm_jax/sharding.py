@@ -1,6 +1,12 @@
 """Devices: one mesh, and where batches and state live on it.
 
 `jit` with shardings is what `pmap` became: the step is written for the global batch, XLA splits it over the mesh.
+Three axes, each of one or more devices (arXiv:2105.04663 describes the method):
+
+data     the batch's rows; every device holds all of the training state
+fsdp     the batch's rows as well; each device holds its part of every matrix and of its moments (ZeRO-3,
+         arXiv:1910.02054), which are put together layer by layer where they are needed
+tensor   attention heads, the SwiGLU's inner width and the vocabulary (Megatron, arXiv:1909.08053)
 """
 
 from typing import Any
@@ -10,25 +16,44 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.config import Config
-from slm_jax.config_checks import batch_devices_problem
+from slm_jax.config_checks import batch_devices_problem, either, multiples
 from slm_jax.errors import UserError
+from slm_jax.ops.mesh import ROWS, TENSOR
+
+AXES = (*ROWS, TENSOR)
+
+# Which axis of the mesh the last two axes of a matrix are split over, by the name of its module.
+_INWARD, _OUTWARD = ("fsdp", TENSOR), (TENSOR, "fsdp")
+_MATRICES = dict.fromkeys(("query", "key", "value", "gate", "up"), _INWARD)
+_MATRICES |= dict.fromkeys(("out", "down", "embedding", "head"), _OUTWARD)
 
 
 def make_mesh(config: Config) -> Mesh:
-    """The mesh with axis "data" over `mesh.data` devices (0: all). Raises UserError if batch or devices do not fit."""
-    available = jax.device_count()
-    wanted = config.mesh.data or available
-    if wanted > available:
-        raise UserError(f"mesh.data asks for {wanted} devices, but there are {available} ({jax.default_backend()})")
-    batch, parts = config.train.batch_size, config.train.parts
-    if (batch // parts) % wanted:
-        raise UserError(batch_devices_problem(batch, parts, wanted))
-    return jax.make_mesh((wanted,), ("data",), devices=jax.devices()[:wanted], axis_types=(AxisType.Auto,))
+    """The mesh of `mesh.data` x `mesh.fsdp` x `mesh.tensor` devices (data 0: as many as there are). Raises UserError,
+    with the nearest numbers that would do, if devices, batch or model do not divide."""
+    available, m = jax.device_count(), config.mesh
+    each = m.fsdp * m.tensor
+    if (wanted := max(m.data, 1) * each) > available:
+        asked = " x ".join(f"{axis} {size}" for axis, size in m if size)
+        raise UserError(f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()})")
+    if not m.data and available % each:
+        raise UserError(
+            f"mesh.fsdp {m.fsdp} x mesh.tensor {m.tensor} does not divide the {available} devices: use a divisor of "
+            f"{available}, or say how many --mesh.data to use"
+        )
+    sizes = (m.data or available // each, m.fsdp, m.tensor)
+    rows, train = sizes[0] * sizes[1], config.train
+    if (train.batch_size // train.parts) % rows:
+        raise UserError(batch_devices_problem(train.batch_size, train.parts, rows))
+    count = int(np.prod(sizes))
+    if jax.process_count() > 1 and count != available:
+        raise UserError(f"mesh takes {count} of the {available} devices of {jax.process_count()} processes: take all")
+    return jax.make_mesh(sizes, AXES, devices=jax.devices()[:count], axis_types=(AxisType.Auto,) * 3)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The batch on the devices, its rows split over "data"."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    """The batch on the devices, its rows split over "data" and "fsdp"."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -36,12 +61,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def of_tree(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of each leaf of a training state or of its parameters (arrays, or shapes and dtypes).
+
+    A matrix and its moments are split alike. Raises UserError if a matrix does not divide.
+    """
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        module = next((key for part in path if (key := getattr(part, "key", None)) in _MATRICES), None)
+        if module is None or leaf.ndim < 2:
+            return replicated(mesh)
+        spec = _MATRICES[module]
+        for size, axis in zip(leaf.shape[-2:], spec, strict=True):
+            if size % mesh.shape[axis]:
+                raise UserError(_indivisible(module, size, axis, mesh.shape[axis]))
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 2), *spec))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def _indivisible(module: str, size: int, axis: str, devices: int) -> str:
+    found = f"the {size} rows or columns of {module} do not divide over mesh.{axis} {devices}"
+    if axis == TENSOR and module in ("embedding", "head"):
+        return f"{found}: pad the vocabulary with --model.vocab_multiple {devices}"
+    if axis == TENSOR and module in ("gate", "up", "down"):
+        return f"{found}: use --model.mlp_multiple {devices} or a multiple of it"
+    return f"{found}: use {either(multiples(size, devices))}, or another --mesh.{axis}"
+
+
 def describe(mesh: Mesh) -> str:
     """The devices in words."""
     device = mesh.devices.flat[0]
-    return f"{mesh.size} x {device.device_kind}" if device.platform != "cpu" else f"{mesh.size} x CPU"
+    text = f"{mesh.size} x {device.device_kind}" if device.platform != "cpu" else f"{mesh.size} x CPU"
+    split = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    return text + (f" ({' x '.join(split)})" if split and split != [f"data {mesh.size}"] else "")
 
 
-def abstract(tree: Any, sharding: NamedSharding) -> Any:
+def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of a tree, each with the sharding it is to have."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What the arrays of a tree take of each device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))

@@ -1,6 +1,5 @@
 """The pure, compiled train and evaluation steps."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from slm_jax import ops
+from slm_jax import ops, sharding
 from slm_jax.config import Config
 from slm_jax.optimizer import make_optimizer, make_schedule
 from slm_jax.transformer import Transformer, resize_rows
@@ -82,8 +81,9 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
     return state._replace(params=params, opt_state=jax.tree_util.tree_map_with_path(resize, state.opt_state))
 
 
-def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.NamedSharding | None = None) -> Steps:
-    """The functions of a run, all pure; `train` gives its state away (donated). sharding: of the state."""
+def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None) -> Steps:
+    """The functions of a run, all pure; `train` gives its state away (donated). mesh: the devices that hold the state,
+    split as in sharding.py (None: one device)."""
     graph, _ = model_graph(config, vocab_size)
     dtype = ops.compute_dtype(config.train.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
@@ -148,14 +148,18 @@ def make_steps(config: Config, vocab_size: int, sharding: jax.sharding.NamedShar
 
         @functools.wraps(f)
         def traced(*args: Any) -> Any:
-            with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh) if sharding else contextlib.nullcontext():
+            assert mesh is not None
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return f(*args)
 
         return traced
 
+    if mesh is None:
+        return Steps(jax.jit(init), jax.jit(train, donate_argnums=0), jax.jit(evaluate), merge)
+    whole, split = sharding.replicated(mesh), sharding.of_tree(mesh, jax.eval_shape(init))
     return Steps(
-        jax.jit(init, out_shardings=sharding),
-        jax.jit(in_mesh(train), donate_argnums=0, out_shardings=sharding),
-        jax.jit(in_mesh(evaluate)),
+        jax.jit(init, out_shardings=split),  # made where they are to be: no device ever holds all
+        jax.jit(in_mesh(train), donate_argnums=0, out_shardings=(split, whole)),
+        jax.jit(in_mesh(evaluate), out_shardings=whole),
         merge,
     )

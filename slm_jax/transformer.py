@@ -219,13 +219,14 @@ class Transformer(nnx.Module):
 
         def layer(x_BxTxD, params_and_keys):
             layer_params, keys_2 = params_and_keys
-            return nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend, self.dropout, keys_2), None
+            x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend, self.dropout, keys_2)
+            return ops.keep_rows_split(x_BxTxD), None
 
         keys_Lx2, embedding_key = None, None
         if dropout_key is not None and self.dropout:
             keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
             embedding_key = jax.random.fold_in(dropout_key, 1)
-        x_BxTxD = drop(self.embedding[...][input_ids_BxT], self.dropout, embedding_key)
+        x_BxTxD = ops.keep_rows_split(drop(self.embedding[...][input_ids_BxT], self.dropout, embedding_key))
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
         if self.config.scan_layers:

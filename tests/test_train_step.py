@@ -119,7 +119,7 @@ def test_eight_devices_equal_one():
     losses = {}
     for devices in (1, 8):
         mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
-        made = make_steps(config, VOCAB, sharding.replicated(mesh))
+        made = make_steps(config, VOCAB, mesh)
         state, losses[devices] = made.init(), []
         for step in range(5):
             state, metrics = made.train(state, sharding.put_batch(mesh, batches.at(step)))
@@ -132,7 +132,7 @@ def test_devices_meet_once_a_step():
     """No all-reduce inside a loop: gradients are added up over the devices after the loop over chunks of the loss."""
     config = tiny_config(train__batch_size=64, train__sequence_length=256)
     mesh = sharding.make_mesh(config)
-    made = make_steps(config, VOCAB, sharding.replicated(mesh))
+    made = make_steps(config, VOCAB, mesh)
     ids = random_ids((64, 257))
     batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
     program = made.train.lower(made.init(), batch).compile().as_text()

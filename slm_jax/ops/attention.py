@@ -9,6 +9,7 @@ from slm_jax.errors import UserError
 from slm_jax.ops.attention_blocks import MASKED, blockwise_attention
 from slm_jax.ops.attention_kernels import cudnn_attention, splash_attention
 from slm_jax.ops.matmul import einsum
+from slm_jax.ops.mesh import over_rows_and_heads
 
 
 def causal_mask(
@@ -126,7 +127,11 @@ def attention(
     arrays = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     if name == "naive":
         return naive_attention(*arrays, dtype, window, valid_BxT, segment_ids_BxT)
-    return _FAST[name](*arrays, valid_BxT, segment_ids_BxT, dtype, window)
+
+    def local(q, k, v, valid, segments):
+        return _FAST[name](q, k, v, valid, segments, dtype, window)
+
+    return over_rows_and_heads(local, arrays, (valid_BxT, segment_ids_BxT))
 
 
 _FAST: dict[str, Callable[..., jax.Array]] = {

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.ops.mesh import over_rows
-
 _SPLASH_BLOCK = 512  # queries and keys of a tile; a multiple of the 128 lanes
 
 
@@ -71,15 +69,12 @@ def splash_attention(
     if valid_BxT is not None:
         segments_BxT = jnp.where(valid_BxT.astype(bool), 0 if segments_BxT is None else segments_BxT, -1)
 
-    def rows(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT):
-        kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
-        segments = None if segments_BxT is None else splash.SegmentIds(segments_BxT, segments_BxT)
-        return jax.vmap(kernel)(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments)
-
     # The kernel expects scaled queries.
     arrays = [(q_BxTxHxK * width**-0.5).astype(dtype), k_BxTxGxK.astype(dtype), v_BxTxGxK.astype(dtype)]
-    # XLA cannot split a kernel.
-    out_BxHxTxK = over_rows(rows, *(x.swapaxes(1, 2) for x in arrays), segments_BxT)
+    q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = (x.swapaxes(1, 2) for x in arrays)
+    kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
+    segments = None if segments_BxT is None else splash.SegmentIds(segments_BxT, segments_BxT)
+    out_BxHxTxK = jax.vmap(kernel)(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments)
     return out_BxHxTxK.swapaxes(1, 2).astype(jnp.float32)
 
 

@@ -10,6 +10,7 @@ from slm_jax.errors import UserError
 from slm_jax.ops import attention, describe_attention, naive_attention
 from slm_jax.ops.attention_blocks import blockwise_attention
 from slm_jax.ops.attention_kernels import cudnn_attention, splash_attention
+from slm_jax.ops.mesh import over_rows_and_heads
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 
 
@@ -111,13 +112,14 @@ def test_kernels_equal_naive(kernel, kv_heads, window, masked):
 
 def test_kernel_over_several_devices():
     """XLA cannot split a kernel: it is mapped over the mesh in use."""
-    mesh = sharding.make_mesh(tiny_config())
+    mesh = sharding.make_mesh(tiny_config(mesh__tensor=2))
     assert mesh.size == 8
     q, k, v, _ = inputs(128, batch=8, kv_heads=2)
 
     def gradients(q, k, v):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            f = lambda *x: jnp.sum(jnp.sin(interpreted(*x, None, None, FLOAT32, 0)))  # noqa: E731
+            kernel = lambda *x: interpreted(*x, None, None, FLOAT32, 0)  # noqa: E731
+            f = lambda *x: jnp.sum(jnp.sin(over_rows_and_heads(kernel, x, ())))  # noqa: E731
             return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
 
     split = jax.jit(gradients)(**sharding.put_batch(mesh, {"q": q, "k": k, "v": v}))
