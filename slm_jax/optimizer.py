@@ -1,5 +1,6 @@
 """Learning-rate schedules, AdamW and Muon, and which weights decay."""
 
+import functools
 from typing import Any
 
 import jax
@@ -87,10 +88,12 @@ def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransfo
         momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
         nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
 
-        def scaled(x_LxIxO: jax.Array) -> jax.Array:
-            return orthogonalize(ops.split_layers(x_LxIxO), dtype) * 0.2 * max(x_LxIxO.shape[-2:]) ** 0.5
+        def scaled(path: tuple[Any, ...], x_LxIxO: jax.Array) -> jax.Array:
+            split = ops.split_of(path)[1]
+            orthogonal = ops.layer_by_layer(functools.partial(orthogonalize, dtype=dtype), x_LxIxO, split)
+            return orthogonal * 0.2 * max(x_LxIxO.shape[-2:]) ** 0.5
 
-        return jax.tree.map(scaled, nesterov), momentum
+        return jax.tree_util.tree_map_with_path(scaled, nesterov), momentum
 
     return optax.GradientTransformation(init, update)
 

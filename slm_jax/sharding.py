@@ -18,14 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from slm_jax.config import Config
 from slm_jax.config_checks import batch_devices_problem, either, multiples
 from slm_jax.errors import UserError
-from slm_jax.ops.mesh import ROWS, TENSOR
+from slm_jax.ops.mesh import ROWS, TENSOR, split_of
 
 AXES = (*ROWS, TENSOR)
-
-# Which axis of the mesh the last two axes of a matrix are split over, by the name of its module.
-_INWARD, _OUTWARD = ("fsdp", TENSOR), (TENSOR, "fsdp")
-_MATRICES = dict.fromkeys(("query", "key", "value", "gate", "up"), _INWARD)
-_MATRICES |= dict.fromkeys(("out", "down", "embedding", "head"), _OUTWARD)
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -68,14 +63,13 @@ def of_tree(mesh: Mesh, tree: Any) -> Any:
     """
 
     def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        module = next((key for part in path if (key := getattr(part, "key", None)) in _MATRICES), None)
-        if module is None or leaf.ndim < 2:
+        module, split = split_of(path)
+        if not module or leaf.ndim < 2:
             return replicated(mesh)
-        spec = _MATRICES[module]
-        for size, axis in zip(leaf.shape[-2:], spec, strict=True):
-            if size % mesh.shape[axis]:
+        for size, axis in zip(leaf.shape[-2:], split, strict=True):
+            if axis and size % mesh.shape[axis]:
                 raise UserError(_indivisible(module, size, axis, mesh.shape[axis]))
-        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 2), *spec))
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 2), *split))
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

@@ -96,6 +96,8 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1))
 
+    split = None if mesh is None else sharding.of_tree(mesh, jax.eval_shape(init))
+
     def merge(params: Any) -> Transformer:
         return nnx.merge(graph, params)
 
@@ -127,6 +129,8 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step) if config.model.dropout else None
         grads, sums = gradients(state.params, batch, key)
+        if split is not None:  # the sums over devices are split as what they update
+            grads = jax.lax.with_sharding_constraint(grads, split.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         count = jnp.maximum(sums.tokens, 1.0)
@@ -156,7 +160,7 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
 
     if mesh is None:
         return Steps(jax.jit(init), jax.jit(train, donate_argnums=0), jax.jit(evaluate), merge)
-    whole, split = sharding.replicated(mesh), sharding.of_tree(mesh, jax.eval_shape(init))
+    whole = sharding.replicated(mesh)
     return Steps(
         jax.jit(init, out_shardings=split),  # made where they are to be: no device ever holds all
         jax.jit(in_mesh(train), donate_argnums=0, out_shardings=(split, whole)),

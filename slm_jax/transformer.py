@@ -226,7 +226,8 @@ class Transformer(nnx.Module):
         if dropout_key is not None and self.dropout:
             keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
             embedding_key = jax.random.fold_in(dropout_key, 1)
-        x_BxTxD = ops.keep_rows_split(drop(self.embedding[...][input_ids_BxT], self.dropout, embedding_key))
+        x_BxTxD = ops.keep_rows_split(ops.rows_of(self.embedding[...], input_ids_BxT))
+        x_BxTxD = drop(x_BxTxD, self.dropout, embedding_key)
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
         if self.config.scan_layers:

@@ -17,7 +17,7 @@ from slm_jax.ops.attention import (
 from slm_jax.ops.backend import compute_dtype, describe_precision
 from slm_jax.ops.cross_entropy import LossSums, Seen, Terms, cross_entropy, naive_cross_entropy
 from slm_jax.ops.matmul import einsum, matmul, naive_matmul
-from slm_jax.ops.mesh import keep_rows_split, split_layers
+from slm_jax.ops.mesh import keep_rows_split, layer_by_layer, rows_of, split_of
 
 __all__ = [
     "LossSums",
@@ -34,11 +34,13 @@ __all__ = [
     "describe_precision",
     "einsum",
     "keep_rows_split",
+    "layer_by_layer",
     "masked_attention",
     "matmul",
     "naive_attention",
     "naive_cross_entropy",
     "naive_matmul",
-    "split_layers",
+    "rows_of",
+    "split_of",
     "write_cache",
 ]

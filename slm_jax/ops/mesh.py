@@ -4,14 +4,32 @@ The mesh is the one that the step is traced in (`train_step.make_steps`); withou
 the rows of a batch are split over "data" and "fsdp", heads, inner widths and vocabulary over "tensor".
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 ROWS = ("data", "fsdp")
 TENSOR = "tensor"
+
+Split = tuple[str | None, str | None]
+"""Which axis of the mesh each of the last two axes of an array is split over."""
+
+_INWARD, _OUTWARD = ("fsdp", TENSOR), (TENSOR, "fsdp")
+_MATRICES: dict[str, Split] = dict.fromkeys(("query", "key", "value", "gate", "up"), _INWARD)
+_MATRICES |= dict.fromkeys(("out", "down", "embedding", "head"), _OUTWARD)
+
+
+def split_of(path: tuple[Any, ...]) -> tuple[str, Split]:
+    """(module, how its matrix is split) for the path of a parameter, or of a moment of one, in its tree; ("", …) where
+    every device holds the whole."""
+    for part in path:
+        if (module := getattr(part, "key", None)) in _MATRICES:
+            return module, _MATRICES[module]
+    return "", (None, None)
 
 
 def over_rows_and_heads(
@@ -54,18 +72,34 @@ def keep_rows_split(x_BxTxD: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(ROWS))
 
 
-def split_layers(x_Lx: jax.Array) -> jax.Array:
-    """The same stack, its layers dealt out to as many devices as divide them, each layer whole: for what is computed
-    layer by layer and would otherwise be repeated on every device."""
-    axes: tuple[str, ...] = ()
-    shape = jax.sharding.get_abstract_mesh().shape
-    size = 1
-    for axis in _axes(*ROWS, TENSOR):
-        if x_Lx.shape[0] % (size * shape[axis]) == 0:
-            axes, size = (*axes, axis), size * shape[axis]
-    if not _axes("fsdp", TENSOR):
-        return x_Lx
-    return jax.lax.with_sharding_constraint(x_Lx, PartitionSpec(axes or None))
+def rows_of(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
+    """table[ids], float [..., D]. The columns are put together first: the lookup would leave its result split by them,
+    and neither it nor its gradient can be made one by rows but by way of the whole."""
+    if _axes("fsdp"):
+        table_VxD = jax.lax.with_sharding_constraint(table_VxD, PartitionSpec(TENSOR))
+    return table_VxD[ids]
+
+
+def layer_by_layer(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, split: Split) -> jax.Array:
+    """f(x) of a stack of matrices, each computed on its own and whole: the matrices are dealt out to all devices.
+    Left to XLA, every device would compute all of them, or a part of each. split: how the stack is kept."""
+    axes = _axes(*filter(None, split), "data")  # "data" last: what it splits is on every one of its devices already
+    if not axes:
+        return f(x_LxIxO)
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+    more = -len(x_LxIxO) % devices
+    x_NxIxO = jnp.pad(x_LxIxO, ((0, more), (0, 0), (0, 0)))
+    # One axis at a time, each an exchange: asked for all at once, XLA would first put the whole stack together.
+    ways = [
+        PartitionSpec(axes[:n] or None, *(each if each in axes[n:] else None for each in split))
+        for n in range(len(axes) + 1)
+    ]
+    for way in ways:
+        x_NxIxO = jax.lax.with_sharding_constraint(x_NxIxO, way)
+    y_NxIxO = f(x_NxIxO)
+    for way in reversed(ways):
+        y_NxIxO = jax.lax.with_sharding_constraint(y_NxIxO, way)
+    return y_NxIxO[: len(x_LxIxO)]
 
 
 def _axes(*names: str) -> tuple[str, ...]:
