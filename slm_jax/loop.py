@@ -1,18 +1,18 @@
 """The training loop: step, measure, validate, write samples, save."""
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 
-from slm_jax import flops, memory, ops, sharding
+from slm_jax import flops, hosts, memory, ops, sharding
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus
@@ -31,7 +31,7 @@ from tokenizer import HybridTokenizer
 def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
     mesh = sharding.make_mesh(config)
-    tokenizer, corpus = prepare(config, run, say=_say)
+    tokenizer, corpus = hosts.first_then_all(lambda: prepare(config, run, say=_say))
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)
@@ -41,6 +41,7 @@ def run_training(config: Config, run: Run) -> Result:
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         state, start = _restore(checkpoints, steps, mesh, config, corpus)
         rows = read_rows(run.metrics)
+        first, part = hosts.is_first(), sharding.part_of(mesh)
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
         if start == config.train.steps:
@@ -54,22 +55,24 @@ def run_training(config: Config, run: Run) -> Result:
         count = flops.parameters(model, tokenizer.vocab_size)
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             resident = sharding.bytes_per_device(state)
-            first = sharding.put_batch(mesh, batches.blank())
+            blank = sharding.put_batch(mesh, batches.blank())
             before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
-            fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, first, resident, before)
+            fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, blank, resident, before)
             state = steps.init() if state is None else state
         _say(memory.describe(fitted, config))
-        config, steps, train = fitted.config, fitted.steps, _for_any_width(fitted, first)
-        run.save_config(config)  # with the microbatch that was found
+        config, steps, train = fitted.config, fitted.steps, _for_any_width(fitted, blank)
+        if first:
+            run.save_config(config)  # with the microbatch that was found
         with (
-            MetricsFile(run.metrics, after_step=start) as metrics,
-            _signals() as stop,
+            MetricsFile(run.metrics, start, writes=first) as metrics,
+            _Stop() as stop,
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
-            Feed(batches, lambda batch: sharding.put_batch(mesh, batch), start, config.train.steps) as feed,
+            Feed(batches, lambda b: sharding.put_batch(mesh, b, part), start, config.train.steps, part) as feed,
         ):
-            _forget_samples_after(run, start)
+            if first:
+                _forget_samples_after(run, start)
             step = saved = start
-            while step < config.train.steps and not stop:
+            while step < config.train.steps and not stop(step):
                 batch, num_bytes = feed.take()
                 state, measured = train(state, batch)
                 step += 1
@@ -86,7 +89,7 @@ def run_training(config: Config, run: Run) -> Result:
             if saved != step:  # stopped by a signal
                 checkpoints.save(step, state, _position(step, config, corpus))
     _plot(run)
-    return Result(run.path, step, loop.last_row, stop[0] if stop and step < config.train.steps else None)
+    return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None)
 
 
 def _for_any_width(fitted: memory.Fitted, widest: Batch) -> Callable[..., Any]:
@@ -118,7 +121,8 @@ class Loop:
         self._validation = corpus.validation.head(config.eval.max_tokens)
         self._metrics = metrics
         self.last_row = metrics.last
-        self._progress = Progress(config.train.steps, done, config.log.every)
+        quiet = None if hosts.is_first() else open(os.devnull, "w")  # noqa: SIM115, PTH123
+        self._progress = Progress(config.train.steps, done, config.log.every, quiet)
         self._pending: tuple[int, dict[str, jax.Array], Row] | None = None
         self._clock = time.perf_counter()
         self._spent = self._before = metrics.seconds
@@ -210,6 +214,9 @@ class Loop:
         config = self._config
         if not (config.eval.sample_tokens and config.eval.prompts):
             return
+        params = sharding.on_one_device(self._mesh, params)
+        if not hosts.is_first():
+            return
         # A fixed seed: what changes between the samples of two steps is the model.
         texts = generate(
             self._steps.model(params),
@@ -228,8 +235,10 @@ class Loop:
 
 def _plot(run: Run) -> None:
     """Draw the curves, unless they are drawn already."""
-    if run.metrics.is_file() and (
-        not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns
+    if (
+        hosts.is_first()
+        and run.metrics.is_file()
+        and (not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns)
     ):
         plot(read_rows(run.metrics), run.plot, run.path.name)
 
@@ -246,6 +255,8 @@ def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
 
 
 def _say(text: str) -> None:
+    if not hosts.is_first():
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -278,25 +289,37 @@ def _forget_samples_after(run: Run, step: int) -> None:
         replace_text(run.samples, "\n## Step ".join([head, *kept]))
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that holds the signal once SIGINT or SIGTERM came; a second one acts as it would without us."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
+class _Stop:
+    """Whether to end after the step in hand: SIGINT or SIGTERM came. A second one acts as it would without us.
 
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        for each, handler in before.items():
+    Of several processes a SIGTERM to any one ends all of them after the same step, by JAX's own handler for it.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None  # the one that came
+        self._before: dict[int, Any] = {}
+
+    def __call__(self, step: int) -> bool:
+        if hosts.count() > 1 and hosts.told_to_stop(step):
+            self.signal = int(signal.SIGTERM)
+        return self.signal is not None
+
+    def __enter__(self) -> "_Stop":
+        numbers = (signal.SIGINT, signal.SIGTERM) if hosts.count() == 1 else (signal.SIGINT,)
+        with contextlib.suppress(ValueError):  # not the main thread: whoever owns it decides
+            for number in map(int, numbers):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        for each, handler in self._before.items():
             signal.signal(each, handler)
         os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not safe in a handler
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever owns it decides
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if hosts.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.signal = number

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from slm_jax import sharding
+from slm_jax import hosts, sharding
 from slm_jax.config import Config
 from slm_jax.errors import UserError
 from slm_jax.train_step import Steps, make_steps
@@ -46,7 +46,7 @@ def compile_to_fit(
 
     Raises UserError if the microbatch that was asked for does not fit, naming one that does, or if none does.
     """
-    limit = memory_limit(config, mesh) + resident
+    limit = hosts.least(memory_limit(config, mesh)) + resident
     asked, first = config.train.microbatch, 0
     divisions = list(_divisions(config, mesh.shape["data"] * mesh.shape["fsdp"]))
     if asked == "auto":

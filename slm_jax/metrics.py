@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -32,13 +33,16 @@ def read_rows(path: Path) -> list[Row]:
 class MetricsFile:
     """`metrics.jsonl`: one row per step, in order, each step once whatever happened."""
 
-    def __init__(self, path: Path, after_step: int):
-        """Opens for appending after step `after_step`; rows of later steps (of a run that was killed) are dropped."""
+    def __init__(self, path: Path, after_step: int, writes: bool = True):
+        """Opens for appending after step `after_step`; rows of later steps (of a run that was killed) are dropped.
+        writes: whether this process is the one that does; the others read."""
         kept = [row for row in read_rows(path) if row["step"] <= after_step]
         self.last: Row = kept[-1] if kept else {}
         self.seconds: float = kept[-1]["seconds"] if kept else 0.0  # training time of the kept rows
-        replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the system
+        if writes:
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        where = path if writes else os.devnull
+        self._file: TextIO = open(where, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, PTH123  # a line at a time
 
     def write(self, row: Row) -> None:
         """Append a row."""

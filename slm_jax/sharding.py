@@ -46,9 +46,39 @@ def make_mesh(config: Config) -> Mesh:
     return jax.make_mesh(sizes, AXES, devices=jax.devices()[:count], axis_types=(AxisType.Auto,) * 3)
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The batch on the devices, its rows split over "data" and "fsdp"."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
+def part_of(mesh: Mesh) -> tuple[int, int]:
+    """(host, hosts): this process needs the host-th of `hosts` equal parts of a batch's rows for its own devices."""
+    index = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    mine = [row for row, devices in enumerate(index) if any(d.process_index == jax.process_index() for d in devices)]
+    together = mine == list(range(mine[0], mine[-1] + 1)) and len(index) % len(mine) == 0 and mine[0] % len(mine) == 0
+    return (mine[0] // len(mine), len(index) // len(mine)) if together else (0, 1)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], part: tuple[int, int] = (0, 1)) -> dict[str, jax.Array]:
+    """The global batch on the devices, its rows split over "data" and "fsdp". part: which of how many parts of the
+    rows `batch` is, all that this process needs (see `part_of`)."""
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, rows)
+    host, hosts = part
+
+    def put(local: np.ndarray) -> jax.Array:
+        first, shape = host * len(local), (hosts * len(local), *local.shape[1:])
+
+        def cut(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            return local[start - first : stop - first]
+
+        return jax.make_array_from_callback(shape, rows, cut)
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def on_one_device(mesh: Mesh, tree: Any) -> Any:
+    """The whole of a tree that the mesh holds, on the first device of each process. All processes take part."""
+    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

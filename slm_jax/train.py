@@ -6,6 +6,7 @@ Each of these is done once and found again: the same command on a run that was s
 goes on where it was and ends with the same numbers.
 """
 
+import contextlib
 import shlex
 import shutil
 import signal
@@ -14,10 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from slm_jax import cli
+from slm_jax import cli, hosts
 from slm_jax.callable_module import make_callable
 from slm_jax.config import Config, read_toml
-from slm_jax.errors import command_line
+from slm_jax.errors import UserError, command_line
 from slm_jax.run import RUNS, Result, Run, find_run, new_run
 
 
@@ -26,18 +27,21 @@ def train(config: Config, run: str | Path | None = None) -> Result:
 
     SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
     """
-    place = Run(Path(run)) if run else new_run(config)
-    fresh = not place.path.exists()
-    print(f"run: {place.path}", file=sys.stderr)
-    with place.lock():
+    place = Run(Path(hosts.from_first(lambda: str(run or new_run(config).path))))
+    fresh, first = not place.path.exists(), hosts.is_first()
+    if first:
+        print(f"run: {place.path}", file=sys.stderr)
+    with place.lock() if first else contextlib.nullcontext():
         try:
-            place.begin(config)
+            hosts.from_first(lambda: place.begin(config))
+            if not place.exists():
+                raise UserError(f"{place.path.absolute()} is not there: all processes must see the same file system")
             # JAX is imported late: a wrong option is told at once.
             from slm_jax.loop import run_training
 
             return run_training(config, place)
         except BaseException:
-            if fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
+            if first and fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
                 shutil.rmtree(place.path, ignore_errors=True)
             raise
 
@@ -63,23 +67,33 @@ On your own text: --data.files 'my/*.txt'
 --run PATH           the run directory (default: a fresh one in {RUNS}/); an existing run is continued
 --resume             continue the newest run in {RUNS}/ (or the one of --run, which must exist)
 
+Several hosts: the same command on each, with the same file system; found by themselves under Slurm, Open MPI, on
+Kubernetes (pip install kubernetes) and on TPU slices, elsewhere by
+--coordinator HOST:PORT --processes N --process I   (the first one's address, how many, and which this is, from 0)
+
 Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved."""
 
 
 def main() -> None:
     """The command line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
-    config, run = parse_args(sys.argv[1:])
+    together, args = hosts.take_options(sys.argv[1:])
+    config, run = parse_args(args)
+    hosts.join(**together)
     from slm_jax.process import tune_process
 
     tune_process()
     start = time.monotonic()
     again = f"python -m slm_jax.train --run {shlex.quote(str(run.path))}"
     try:
-        result = train(config, run.path)
+        with hosts.ending_together():
+            result = train(config, run.path)
     except KeyboardInterrupt:  # before the first step, or a second one
         print("stopped" + (f". Go on with:\n  {again}" if run.exists() else ", nothing was begun"), file=sys.stderr)
         raise SystemExit(130) from None
+    if not hosts.is_first():
+        raise SystemExit(128 + result.stopped_by if result.stopped_by is not None else 0)
+    run = Run(result.run)
     if result.stopped_by is not None:
         print(f"stopped by {signal.Signals(result.stopped_by).name} after step {result.step}, saved. Go on with:")
         print(f"  {again}")

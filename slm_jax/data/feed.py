@@ -44,9 +44,16 @@ class Fed(NamedTuple):
 class Feed:
     """The batches of steps first..last-1 in order, each made by a thread while the steps before it run."""
 
-    def __init__(self, batches: Batches | PaddedBatches, put: Callable[[Arrays], Any], first: int, last: int):
-        """put: takes a batch to the devices."""
-        self._batches, self._put, self._steps = batches, put, range(first, last)
+    def __init__(
+        self,
+        batches: Batches | PaddedBatches,
+        put: Callable[[Arrays], Any],
+        first: int,
+        last: int,
+        part: tuple[int, int] = (0, 1),
+    ):
+        """put: takes a batch, or this process's part (host, hosts) of it, to the devices."""
+        self._batches, self._put, self._steps, self._part = batches, put, range(first, last), part
         self._ready: Queue[Fed | BaseException] = Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
@@ -69,7 +76,7 @@ class Feed:
             for step in self._steps:
                 if self._stop.is_set():
                     return
-                self._ready.put(Fed(self._put(self._batches.at(step)), self._batches.num_bytes(step)))
+                self._ready.put(Fed(self._put(self._batches.at(step, *self._part)), self._batches.num_bytes(step)))
         except BaseException as error:
             self._ready.put(error)
 
