@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _WAITS = itertools.count()  # each wait has a name of its own, the same in every process
 
+LOST = 75  # exit status: another process went away (EX_TEMPFAIL: the same command may succeed)
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 _LOST = b"""
 error: another process of this run ended or is out of reach, so this one ends too. Give the same command again on every
@@ -47,12 +48,15 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     """Find the other processes of this run, if there are any; before JAX is used. Raises UserError.
 
     coordinator: HOST:PORT of the first process, with the number of processes and this one's number. Without it they
-    are those of the cluster, where there is one (Slurm, Open MPI, Kubernetes, a TPU slice of several hosts).
+    are those of the cluster, where there is one (Slurm, Open MPI, Kubernetes, a TPU slice of several hosts); processes
+    1 joins nobody.
     """
+    if processes == 1:
+        return
     given = [x is not None for x in (coordinator, processes, process)]
     if any(given) and not all(given):
         raise UserError("--coordinator HOST:PORT, --processes N and --process I (0 to N-1) belong together")
-    if processes == 1 or not (all(given) or _in_a_cluster()):
+    if not (all(given) or _in_a_cluster()):
         return
     import jax
 
@@ -165,12 +169,21 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if count() == 1:
             raise
-        traceback.print_exception(error) if not isinstance(error, UserError) else print(
-            f"error: {error}", file=sys.stderr
-        )
+        status = 2 if isinstance(error, UserError) else LOST if _is_loss(error) else 1
+        print(f"error: {error}" if status != 1 else "".join(traceback.format_exception(error)), file=sys.stderr)
+        if status == LOST:
+            os.write(2, _LOST)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(status)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether an error came of another process that went away in the middle of a sum over all."""
+    import jax
+
+    signs = ("gloo", "socket closed", "connection", "coordination", "unavailable", "heartbeat", "nccl")
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def _wait() -> None:

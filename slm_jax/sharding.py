@@ -30,7 +30,9 @@ def make_mesh(config: Config) -> Mesh:
     each = m.fsdp * m.tensor
     if (wanted := max(m.data, 1) * each) > available:
         asked = " x ".join(f"{axis} {size}" for axis, size in m if size)
-        raise UserError(f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()})")
+        raise UserError(
+            f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()}): give others"
+        )
     if not m.data and available % each:
         raise UserError(
             f"mesh.fsdp {m.fsdp} x mesh.tensor {m.tensor} does not divide the {available} devices: use a divisor of "

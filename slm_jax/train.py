@@ -71,7 +71,8 @@ Several hosts: the same command on each, with the same file system; found by the
 Kubernetes (pip install kubernetes) and on TPU slices, elsewhere by
 --coordinator HOST:PORT --processes N --process I   (the first one's address, how many, and which this is, from 0)
 
-Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved."""
+Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved;
+75 or 134 another process of the run was lost: give the same command again."""
 
 
 def main() -> None:
