@@ -114,8 +114,16 @@ def read_params(folder: Path, target: Any, warn: Any = _to_stderr) -> tuple[Any,
 
     target: the parameters' shapes, dtypes and shardings. A damaged checkpoint is named through warn and passed over.
     """
+    found, step = read_newest(folder, {"params": target}, warn)
+    return found["params"], step
+
+
+def read_newest(folder: Path, item: dict[str, Any], warn: Any = _to_stderr) -> tuple[dict[str, Any], int]:
+    """(some fields of the state, step) of the newest whole checkpoint; the folder is left as it is.
+
+    item: for each field that is wanted its shapes, dtypes and shardings. Otherwise as `read_params`.
+    """
     _quiet_orbax()
-    item = {"params": target}
     options = ocp.CheckpointManagerOptions(read_only=True, create=False)
     with contextlib.closing(ocp.CheckpointManager(folder.absolute(), options=options)) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
@@ -124,7 +132,7 @@ def read_params(folder: Path, target: Any, warn: Any = _to_stderr) -> tuple[Any,
                     item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
                 )
                 restored = manager.restore(step, args=ocp.args.Composite(state=restore))
-                return jax.block_until_ready(restored.state["params"]), step
+                return jax.block_until_ready(dict(restored.state)), step
             except Exception as error:  # whatever a damaged file makes the reader raise
                 warn(_damage(step, error))
     raise UserError(f"no usable checkpoint in {folder}")

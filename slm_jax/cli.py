@@ -11,8 +11,9 @@ import pydantic
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm_jax.config import Config, read_preset, unknown_key
+from slm_jax.config import Config, read_preset, read_toml, unknown_key
 from slm_jax.errors import UserError
+from slm_jax.run import find_run
 
 
 def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
@@ -109,8 +110,14 @@ def _shown_default(annotation: Any, value: Any, fallback: Any) -> Any:
 
 
 def config_from_args(args: list[str], prog: str, description: str, base: dict[str, Any] | None = None) -> Config:
-    """The Config of a command line: `--config NAME|PATH` (or `base`), then overrides. Raises UserError."""
+    """The Config of a command line: `--config NAME|PATH` (or `base`), then overrides. Raises UserError.
+
+    With `--init.from_run` and without a preset, the model is that run's.
+    """
     preset, args = take_option(args, "config")
     defaults = read_preset(preset or "quickstart") if preset or base is None else base
+    start, _ = take_option(args, "init.from_run")
+    if start and not preset and base is None:  # the model is that run's, unless a preset says what it is
+        defaults = {**defaults, "model": read_toml(find_run(start, trained=True).config).get("model", {})}
     tree = parse_overrides(args, defaults, prog, description)
     return Config.from_tree(tree, origin=preset or "config")

@@ -176,6 +176,21 @@ class TokenizerConfig(Section):
     )
 
 
+class InitConfig(Section):
+    """What a run begins with."""
+
+    from_run: str = Field(
+        "",
+        description="A run whose newest weights this one begins with, its tokenizer included (fine-tuning); empty: "
+        "random weights.",
+    )
+    optimizer: Literal["fresh", "carry"] = Field(
+        "fresh",
+        description="With from_run, the optimizer's moments: fresh, or those of that run (carry). The schedule begins "
+        "anew.",
+    )
+
+
 class CheckpointConfig(Section):
     """When to save, how much to keep."""
 
@@ -216,6 +231,7 @@ class Config(Section):
     train: TrainConfig = Field(TrainConfig(), description="Length of the run, batch, precision.")
     data: DataConfig = Field(DataConfig(), description="Where the text comes from.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Learned from the training text, or given.")
+    init: InitConfig = Field(InitConfig(), description="What a run begins with.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When to save, how much to keep.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation and samples during training.")
     log: LogConfig = Field(LogConfig(), description="What is printed and written.")

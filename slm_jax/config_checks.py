@@ -41,6 +41,11 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             ("model.heads", "model.kv_heads"),
             f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
         )
+    if c.init.optimizer == "carry" and not c.init.from_run:
+        yield (
+            ("init.optimizer", "init.from_run"),
+            "init.optimizer is carry, but there is no run to carry it from: give --init.from_run, or leave it fresh",
+        )
     yield from _mesh_checks(c)
     yield from _batch_checks(c)
     yield from _data_checks(c)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax import flops, hosts, memory, ops, sharding
+from slm_jax import flops, hosts, memory, ops, sharding, warm_start
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus
@@ -31,6 +31,7 @@ from tokenizer import HybridTokenizer
 def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
     mesh = sharding.make_mesh(config)
+    origin = warm_start.find_origin(config) if run.newest_step() is None else None
     tokenizer, corpus = hosts.first_then_all(lambda: prepare(config, run, say=_say))
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
@@ -40,6 +41,11 @@ def run_training(config: Config, run: Run) -> Result:
 
     with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
         state, start = _restore(checkpoints, steps, mesh, config, corpus)
+        if state is None and origin is not None:
+            state = warm_start.first_state(config, origin, steps, tokenizer.vocab_size, mesh)
+            checkpoints.save(0, state, _position(0, config, corpus))
+            checkpoints.wait()  # the other run may go now
+            _say(f"beginning with the weights of {origin.run.path}")
         rows = read_rows(run.metrics)
         first, part = hosts.is_first(), sharding.part_of(mesh)
         if start > config.train.steps:

@@ -97,6 +97,10 @@ class Run:
         """The loss and learning-rate curves."""
         return self.path / "loss.png"
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, None without any."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=None)
+
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return self.config.is_file()
@@ -171,7 +175,7 @@ def find_run(path: str | None, trained: bool = False) -> Run:
     are, if there is none."""
     runs = sorted((p.parent for p in RUNS.glob("*/config.toml")), key=lambda p: p.stat().st_mtime)
     if path is None:
-        runs = [r for r in runs if not trained or any(p.name.isdigit() for p in Run(r).checkpoints.glob("*"))]
+        runs = [r for r in runs if not trained or Run(r).newest_step() is not None]
         if not runs:
             raise UserError(f"there is no run in {RUNS.absolute()}: train one with python -m slm_jax.train")
         return Run(runs[-1])

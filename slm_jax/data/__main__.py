@@ -12,7 +12,7 @@ from slm_jax.data import cache
 from slm_jax.data.catalog import CATALOG
 from slm_jax.data.corpus import Corpus, open_corpus, read_manifest
 from slm_jax.data.feed import make_batches
-from slm_jax.data.prepare import describe_corpus, load_tokenizer, prepare_cached
+from slm_jax.data.prepare import describe_corpus, given_tokenizer, load_tokenizer, prepare_cached
 from slm_jax.errors import UserError, command_line
 from tokenizer import HybridTokenizer
 
@@ -39,7 +39,7 @@ def main() -> None:
         print("\n".join(_list(cache.cache_folder(config.data.cache))))
     elif command == "prepare":
         config = cli.config_from_args(rest, "python -m slm_jax.data prepare", HELP)
-        tokenizer, entries = prepare_cached(config, _say, config.tokenizer.path)
+        tokenizer, entries = prepare_cached(config, _say, given_tokenizer(config))
         for entry, _ in entries:
             print("\n".join([*describe_corpus(open_corpus(entry, tokenizer)), str(entry)]))
     elif command == "inspect":
@@ -81,7 +81,7 @@ def _list(folder: Path) -> Iterator[str]:
 def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, HybridTokenizer]]:
     """(folder, tokenizer) of what is to be inspected."""
     if folder is None:
-        tokenizer, entries = prepare_cached(config, _say, config.tokenizer.path)
+        tokenizer, entries = prepare_cached(config, _say, given_tokenizer(config))
         yield from ((entry, tokenizer) for entry, _ in entries)
         return
     if (folder / "corpus").is_dir():  # of a run

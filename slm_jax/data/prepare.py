@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_jax.config import Config
+from slm_jax.config import Config, TokenizerConfig
 from slm_jax.data import cache
 from slm_jax.data.build import Options, build_corpus, write_json
 from slm_jax.data.corpus import FORMAT, Corpus, open_corpus
@@ -13,7 +13,7 @@ from slm_jax.data.documents import Bad, Document, Reader, Source
 from slm_jax.data.sources import make_sources
 from slm_jax.data.splitting import Counts, Head, Sides, make_plan, read_head
 from slm_jax.errors import UserError
-from slm_jax.run import Run
+from slm_jax.run import Run, find_run
 from tokenizer import HybridTokenizer, TokenizerError
 
 Say = Callable[[str], None]
@@ -48,7 +48,7 @@ def prepare(config: Config, run: Run, say: Say = print) -> tuple[HybridTokenizer
         return tokenizer, corpus
     # A run on another file system than the cache links to it; if that was emptied, the corpus is made again.
     lost = run.corpus.is_symlink() and run.tokenizer.is_file()
-    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else config.tokenizer.path)
+    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else given_tokenizer(config))
     _check_size(config, [open_corpus(entry, tokenizer) for entry, _ in entries])
     tokenizer.save(run.tokenizer)
     _give(entries, run.corpus)
@@ -177,6 +177,31 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
             yield f"{name}{counts.repeats:,} exact repeats left out"
         if counts.bad:
             yield f"{name}{counts.bad_text()}"
+
+
+def given_tokenizer(config: Config) -> str:
+    """Path or name of the tokenizer that a config gives: of the run it begins with, or `tokenizer.path`; empty: none.
+
+    Raises UserError if a run is named to begin with, and another tokenizer than its own is asked for.
+    """
+    asked, start = config.tokenizer, config.init.from_run
+    if not start:
+        return asked.path
+    run = find_run(start, trained=True)
+    if asked.path:
+        if load_tokenizer(asked.path).fingerprint != load_tokenizer(str(run.tokenizer)).fingerprint:
+            raise UserError(
+                f"tokenizer.path {asked.path} is not the tokenizer of {run.path}, whose weights know no other"
+            )
+    elif asked != TokenizerConfig():  # what was not asked for is that run's
+        theirs, default = dict(run.read_config().tokenizer), dict(TokenizerConfig())
+        wrong = {name: value for name, value in asked if value not in (theirs[name], default[name])}
+        differ = [f"tokenizer.{name}: {theirs[name]!r} there, {value!r} here" for name, value in wrong.items()]
+        if differ:
+            raise UserError(
+                f"the weights of {run.path} know no tokenizer but their own; leave tokenizer.* out: {'; '.join(differ)}"
+            )
+    return str(run.tokenizer)
 
 
 def load_tokenizer(name: str) -> HybridTokenizer:

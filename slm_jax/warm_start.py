@@ -1,0 +1,95 @@
+"""Begin a run with the newest weights of another: fine-tuning, and the stages of a curriculum.
+
+    the other run's config and tokenizer  ->  what does not fit is refused  ->  its weights, and its moments if asked
+
+The state that comes of it is the new run's checkpoint of step 0, whole on disk before the first step: from then on the
+run stands on its own, whatever becomes of the other, and ends with the same bits wherever it is killed.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from slm_jax import sharding
+from slm_jax.checkpoint import read_newest
+from slm_jax.config import Config, ModelConfig
+from slm_jax.errors import UserError
+from slm_jax.run import Run, find_run
+from slm_jax.train_step import Steps, TrainState, make_steps
+
+# What the parameters and their meaning depend on; dropout, window, rotary base, attention and remat may differ.
+_SHAPING = ("dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "tie_weights", "qk_norm", "vocab_multiple")
+
+
+class Origin(NamedTuple):
+    """The run that another begins with."""
+
+    run: Run
+    config: Config
+
+
+def find_origin(config: Config) -> Origin | None:
+    """The run of `init.from_run`, None without one. Raises UserError with all that does not fit, both values named."""
+    if not config.init.from_run:
+        return None
+    run = find_run(config.init.from_run, trained=True)
+    origin = Origin(run, run.read_config())
+    problems = list(_misfits(config, origin.config))
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise UserError(
+            f"this run cannot begin with the weights of {run.path}:{listed}\n"
+            f"Give the same values, or take that run's own: --config {run.config}"
+        )
+    return origin
+
+
+def _misfits(config: Config, theirs: Config) -> Iterator[str]:
+    for name in _SHAPING:
+        here, there = _resolved(config.model, name), _resolved(theirs.model, name)
+        if here != there:
+            yield f"model.{name}: {there!r} there, {here!r} here"
+    if config.init.optimizer == "carry" and config.optimizer.name != theirs.optimizer.name:
+        yield (
+            f"optimizer.name: {theirs.optimizer.name!r} there, {config.optimizer.name!r} here; its moments can be "
+            "carried to the same optimizer only (init.optimizer fresh begins new ones)"
+        )
+
+
+def _resolved(model: ModelConfig, name: str) -> Any:
+    return model.kv_heads or model.heads if name == "kv_heads" else getattr(model, name)
+
+
+def first_state(config: Config, origin: Origin, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state of step 0 with the origin's parameters, and with its optimizer's moments if they are carried.
+
+    Step, random key and the schedule's count are the new run's own. Raises UserError without a usable checkpoint.
+    """
+    carried = config.init.optimizer == "carry"
+    shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
+    target = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+    wanted = {"params": target.params} | ({"opt_state": target.opt_state} if carried else {})
+    found, _ = read_newest(origin.run.checkpoints, wanted)
+    state = steps.init()
+    state = state._replace(params=found["params"])
+    if carried:
+        state = state._replace(opt_state=_carried(found["opt_state"], origin.config, state.opt_state, config))
+    return state
+
+
+def _carried(old: Any, old_config: Config, new: Any, new_config: Config) -> Any:
+    """The new optimizer's state with the old one's moments; the schedule's count stays the new one's, 0."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def pick(mine: Any, theirs: Any) -> Any:
+        return mine if is_schedule(mine) else theirs
+
+    # Clipping, which has no state, comes first in the chain where there is any.
+    theirs = old[1] if old_config.optimizer.clip else old
+    mine = new[1] if new_config.optimizer.clip else new
+    merged = jax.tree.map(pick, mine, theirs, is_leaf=is_schedule)
+    return (new[0], merged) if new_config.optimizer.clip else merged
