@@ -115,7 +115,7 @@ class DataConfig(Section):
 
     source: str = Field(
         "python-docs",
-        description="python-docs (inside every Python installation), files, a name such as tinystories "
+        description="python-docs or python-qa (inside every Python installation), files, a name such as tinystories "
         "(python -m slm_jax.data list), or hf:OWNER/NAME[:CONFIG][:SPLIT].",
     )
     files: Texts = Field(
@@ -254,6 +254,14 @@ class Config(Section):
     @classmethod
     def from_tree(cls, tree: dict[str, Any], origin: str = "config") -> "Config":
         """A validated Config from nested dicts; raises UserError with every problem, one a line."""
+        config, problems = cls.check(tree)
+        if problems or config is None:
+            raise UserError(as_list(origin, problems))
+        return config
+
+    @classmethod
+    def check(cls, tree: dict[str, Any]) -> tuple["Config | None", list[str]]:
+        """The Config of nested dicts and every problem that it has; None where fields are themselves wrong."""
         tree = _files_imply_source(tree)
         try:
             config = cls.model_validate(tree)
@@ -271,11 +279,8 @@ class Config(Section):
                 if section in cls.model_fields and section not in bad and isinstance(fields, dict)
             }
             problems += [text for fields, text in cross_checks(cls.model_validate(rest)) if not bad & set(fields)]
-            raise UserError(_as_list(origin, problems)) from None
-        problems = [text for _, text in cross_checks(config)]
-        if problems:
-            raise UserError(_as_list(origin, problems))
-        return config
+            return None, problems
+        return config, [text for _, text in cross_checks(config)]
 
     def to_toml(self) -> str:
         """The whole tree as TOML, each field with its description; `from_tree(tomllib.loads(...))` restores it."""
@@ -299,7 +304,8 @@ class Config(Section):
         return {f"{s}.{f}": v for s, section in self for f, v in section}
 
 
-def _as_list(origin: str, problems: list[str]) -> str:
+def as_list(origin: str, problems: list[str]) -> str:
+    """Problems as the text of one error."""
     if len(problems) == 1:
         return f"{origin}: {problems[0]}"
     return "\n".join([f"{origin}: {len(problems)} problems:", *(f"  - {p}" for p in problems)])
@@ -334,9 +340,10 @@ def _files_imply_source(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(path.stem for path in _preset_folder().glob("*.toml"))
+def preset_names(curricula: bool = False) -> list[str]:
+    """Names of the presets that ship with the package: of runs, or of curricula (which have stages)."""
+    paths = sorted(_preset_folder().glob("*.toml"))
+    return [path.stem for path in paths if ("\n[[stages]]" in path.read_text(encoding="utf-8")) == curricula]
 
 
 def _preset_folder() -> Path:
@@ -345,16 +352,20 @@ def _preset_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def read_preset(preset: str | Path) -> dict[str, Any]:
-    """Nested dicts of a preset by name or of a TOML file by path; raises UserError."""
+def read_preset(preset: str | Path, curricula: bool = False) -> dict[str, Any]:
+    """Nested dicts of a preset by name or of a TOML file by path, of a run or of a curriculum; raises UserError."""
     path = Path(preset)
     if path.suffix != ".toml" and not path.is_file():
         path = _preset_folder() / f"{preset}.toml"
         if not path.is_file():
-            near = difflib.get_close_matches(str(preset), preset_names(), n=1, cutoff=0.5)
+            names = preset_names(curricula)
+            near = difflib.get_close_matches(str(preset), names, n=1, cutoff=0.5)
             hint = f", perhaps you meant {near[0]}" if near else ""
-            raise UserError(f"no preset named {preset}{hint} (there are: {', '.join(preset_names())}; or give a .toml)")
-    return read_toml(path)
+            raise UserError(f"no preset named {preset}{hint} (there are: {', '.join(names)}; or give a .toml)")
+    tree = read_toml(path)
+    if "stages" in tree and not curricula:
+        raise UserError(f"{path} is a curriculum of several stages: python -m slm_jax.orchestrator --config {preset}")
+    return tree
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from slm_jax.config import Config
 
 # Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
-SOURCES: tuple[str, ...] = ("python-docs", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
+SOURCES: tuple[str, ...] = ("python-docs", "python-qa", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
 SOURCES += ("fineweb-edu", "cosmopedia", "wikipedia", "alpaca", "dolly")
 
 

@@ -7,6 +7,9 @@ runs/NAME/config.toml       the resolved config
           metrics.jsonl     one row per step
           samples.md        texts written during training
           loss.png          the curves
+
+A curriculum (orchestrator) is a folder with curriculum.toml, the tokenizer, benchmarks.csv, and in stages/01-NAME,
+stages/02-NAME… a run for each stage.
 """
 
 import contextlib
@@ -25,6 +28,8 @@ from slm_jax.config import Config, read_toml
 from slm_jax.errors import UserError
 
 RUNS = Path("runs")
+STAGES = "stages"  # the folder of a curriculum that holds a run for each stage
+CURRICULUM = "curriculum.toml"
 
 
 def user_cache() -> Path:
@@ -33,8 +38,8 @@ def user_cache() -> Path:
 
 
 # Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
-_MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
-_MAY_CHANGE |= {
+MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
+MAY_CHANGE |= {
     "log.every",
     "mesh.data",
     "mesh.fsdp",
@@ -43,7 +48,7 @@ _MAY_CHANGE |= {
     "train.microbatch",
     "train.memory_gb",
 }
-_MAY_CHANGE |= {"data.cache", "data.workers"}
+MAY_CHANGE |= {"data.cache", "data.workers"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Run:
         Raises UserError that names the fields of another config.
         """
         if self.exists() and self.corpus.is_dir():  # before it is whole nothing is bound to the config yet
-            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in _MAY_CHANGE}
+            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in MAY_CHANGE}
             if differ:
                 fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
                 raise UserError(
@@ -171,16 +176,36 @@ def new_run(config: Config) -> Run:
 
 
 def find_run(path: str | None, trained: bool = False) -> Run:
-    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint). Raises UserError, with those there
-    are, if there is none."""
-    runs = sorted((p.parent for p in RUNS.glob("*/config.toml")), key=lambda p: p.stat().st_mtime)
+    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint); of a curriculum its newest stage with
+    a checkpoint. Raises UserError, with those there are, if there is none."""
+    found = [run for folder in RUNS.glob("*") if (run := _run_in(folder)) is not None]
+    runs = sorted(found, key=lambda run: run.path.stat().st_mtime)
     if path is None:
-        runs = [r for r in runs if not trained or Run(r).newest_step() is not None]
+        runs = [run for run in runs if not trained or run.newest_step() is not None]
         if not runs:
             raise UserError(f"there is no run in {RUNS.absolute()}: train one with python -m slm_jax.train")
-        return Run(runs[-1])
-    run = Run(Path(path))
-    if not run.exists():
-        there = f"; there are: {', '.join(map(str, runs[-5:]))}" if runs else ""
+        return runs[-1]
+    run = _run_in(Path(path))
+    if run is None:
+        there = f"; there are: {', '.join(str(run.path) for run in runs[-5:])}" if runs else ""
         raise UserError(f"no run in {path} (no config.toml there){there}")
     return run
+
+
+def _run_in(folder: Path) -> Run | None:
+    """The run in a folder, or the newest stage of a curriculum: with a checkpoint, else that was begun at all."""
+    if Run(folder).exists():
+        return Run(folder)
+    begun = [Run(stage) for stage in stages_in(folder)]
+    return next((run for run in reversed(begun) if run.newest_step() is not None), begun[-1] if begun else None)
+
+
+def stages_in(folder: Path) -> list[Path]:
+    """The runs of a curriculum's stages that were begun, in order."""
+    return sorted(path.parent for path in (folder / STAGES).glob("*/config.toml"))
+
+
+def curriculum_of(run: Run) -> Path | None:
+    """The folder of the curriculum that a run is a stage of."""
+    stages = run.path.absolute().parent
+    return run.path.parent.parent if stages.name == STAGES and (stages.parent / CURRICULUM).is_file() else None

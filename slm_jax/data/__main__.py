@@ -54,6 +54,7 @@ def main() -> None:
 def _list(folder: Path) -> Iterator[str]:
     yield "Sources (--data.source):"
     yield f"  {'python-docs':12} the documentation inside this Python, 2.5 MB; no network"
+    yield f"  {'python-qa':12} 4,700 questions on its modules, classes and functions, 0.5 MB; no network"
     yield f"  {'files':12} your own text, with --data.files"
     for name, each in CATALOG.items():
         yield f"  {name:12} {each.about} (hf:{each.repo})"

@@ -190,6 +190,11 @@ class Batches:
         rows = range(step * self._batch_size, (step + 1) * self._batch_size)
         return sum(source.num_bytes(index) for source, index in map(self._place, rows))
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps after which as many rows were taken as all sources together have."""
+        return self.windows / self._batch_size
+
     def epochs(self, steps: int) -> list[float]:
         """How often each source was read in the first `steps` steps."""
         rows = steps * self._batch_size

@@ -134,6 +134,11 @@ class PaddedBatches:
         rows, _, members = self._place(step)
         return sum(rows.num_bytes(index) for index in members)
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps after which as many batches were taken as all sources together have."""
+        return float(self.batches)
+
     def epochs(self, steps: int) -> list[float]:
         """How often each source was read in the first `steps` steps."""
         taken = self._mixture.taken(steps) if self._mixture else [steps]

@@ -71,12 +71,21 @@ def documents() -> Iterator[str]:
     if not topics.is_file():
         raise UserError(f"this Python carries no documentation ({topics} is missing): give text with --data.files")
     yield from _topics(topics)
+    for name, tree in modules(library):
+        text = _module_text(name, tree)
+        if len(text) >= _MINIMUM:
+            yield text
+
+
+def modules(library: Path) -> Iterator[tuple[str, ast.Module]]:
+    """(name, syntax tree) of the documented modules of a standard library, in a fixed order."""
     for path in sorted(library.rglob("*.py"), key=lambda p: p.relative_to(library).as_posix()):
         folders = path.relative_to(library).parts[:-1]
         if _SKIPPED.isdisjoint(folders) and not any(f == "pydoc_data" or f.startswith("config-") for f in folders):
-            text = _module_text(path, ".".join(path.relative_to(library).with_suffix("").parts))
-            if len(text) >= _MINIMUM:
-                yield text
+            tree = _parse(path)
+            if tree is not None:
+                name = ".".join(path.relative_to(library).with_suffix("").parts)
+                yield name.removesuffix(".__init__"), tree
 
 
 def _topics(path: Path) -> Iterator[str]:
@@ -101,12 +110,9 @@ def _topics(path: Path) -> Iterator[str]:
     yield from (topics[name] for name in sorted(kept))
 
 
-def _module_text(path: Path, name: str) -> str:
+def _module_text(name: str, tree: ast.Module) -> str:
     """A module's docstrings in the order of its source, as `help()` lays them out."""
-    tree = _parse(path)
-    if tree is None:
-        return ""
-    parts = [f"module {name.removesuffix('.__init__')}\n\n{doc}\n"] if (doc := ast.get_docstring(tree)) else []
+    parts = [f"module {name}\n\n{doc}\n"] if (doc := ast.get_docstring(tree)) else []
     parts += _described(tree.body, indent="")
     return "\n".join(parts)
 

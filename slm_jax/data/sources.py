@@ -5,6 +5,7 @@ from slm_jax.config_checks import is_source
 from slm_jax.data.documents import Columns, Source
 from slm_jax.data.files import FileSource
 from slm_jax.data.python_docs import PythonDocs
+from slm_jax.data.python_qa import QA_COLUMNS, PythonQA
 from slm_jax.errors import UserError
 
 
@@ -33,6 +34,8 @@ def make_source(name: str, config: DataConfig) -> Source:
     """A source by its name; what is no name of one is a pattern of files. Raises UserError."""
     if name == "python-docs":
         return PythonDocs()
+    if name == "python-qa":
+        return PythonQA(make_columns(config, QA_COLUMNS))
     if name != "files" and is_source(name):
         from slm_jax.data.hub import make_hub_source
 

@@ -1,0 +1,308 @@
+"""One CSV row per measured stage or run: `python -m slm_jax.benchmark_logger --run runs/NAME`.
+
+Several processes may append to one file: a lock is held while a row is written in a single piece, what a crash has left
+of a last line is cut off first, and the header is written once. A row is known by its stage, steps and config: the same
+stage measured again, after a kill, adds none.
+"""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import slm_jax
+from slm_jax.errors import UserError, command_line
+from slm_jax.metrics import Row, read_rows
+from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One row. Scores are of the held-out text, in natural units; seconds are of training alone."""
+
+    timestamp: str  # UTC
+    stage: str  # of a curriculum; else the run's name
+    model: str  # DIMxDEPTH
+    device: str
+    parameters: int
+    dataset: str
+    sequence_length: int
+    steps: int
+    items: int  # sequences trained on
+    batch: int  # sequences of a step
+    tokens: int  # predicted in training
+    seconds: float
+    loss: float  # nats per token
+    perplexity: float
+    accuracy: float
+    bits_per_byte: float
+    train_loss: float  # of the last step
+    tokens_per_second: float
+    mfu: float
+    version: str  # of slm_jax
+    jax: str
+    config: str  # 12 hexadecimal digits of all that a result depends on
+    commit: str  # of the source tree, with + where files differ from it
+
+
+COLUMNS = tuple(field.name for field in fields(Benchmark))
+_TYPES = {field.name: field.type for field in fields(Benchmark)}
+_KEY = ("stage", "steps", "config")
+
+
+def measure(run: Run) -> Benchmark:
+    """The row of a run as its files say, after its last validation. Raises UserError if it was never validated."""
+    from slm_jax import flops
+    from slm_jax.load import load_tokenizer
+
+    rows = read_rows(run.metrics)
+    last = max((i for i, row in enumerate(rows) if "val_loss" in row), default=None)
+    if last is None:
+        raise UserError(
+            f"{run.path} was never validated, so there is nothing to log: train it to --eval.every or its end"
+        )
+    config, row, done = run.read_config(), rows[last], rows[: last + 1]
+    tokens = sum(each["tokens"] for each in done)
+    rate = tokens / row["seconds"]
+    place = environment(run)
+    return Benchmark(
+        timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
+        stage=run.path.name,
+        model=f"{config.model.dim}x{config.model.depth}",
+        device=place["device"],
+        parameters=flops.parameters(config.model, load_tokenizer(run).vocab_size),
+        dataset=" ".join(config.data.mix or config.data.files or (config.data.source,)),
+        sequence_length=config.train.sequence_length,
+        steps=row["step"],
+        items=row["step"] * config.train.batch_size,
+        batch=config.train.batch_size,
+        tokens=tokens,
+        seconds=row["seconds"],
+        loss=row["val_loss"],
+        perplexity=row["val_perplexity"],
+        accuracy=row["val_accuracy"],
+        bits_per_byte=row["val_bits_per_byte"],
+        train_loss=row["loss"],
+        tokens_per_second=rate,
+        mfu=row["mfu"] / row["tokens_per_second"] * rate,  # the same roof, over all steps
+        version=place["version"],
+        jax=place["jax"],
+        config=config_hash(run),
+        commit=place["commit"],
+    )
+
+
+def config_hash(run: Run) -> str:
+    """12 hexadecimal digits of the fields of a run's config that its result depends on, without paths to other runs."""
+    skipped = (MAY_CHANGE - {"train.steps"}) | {"init.from_run", "tokenizer.path"}
+    flat = {name: value for name, value in run.read_config().flat().items() if name not in skipped}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def environment(run: Run) -> dict[str, str]:
+    """device, version, jax and commit of the run's last call, or of this process where the run does not say."""
+    try:
+        call = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["calls"][-1]
+        device, number = call["processor"] if call["platform"] == "cpu" else call["device"], call["devices"]
+        found = {"version": call["slm_jax"], "jax": call["packages"]["jax"], "commit": call["commit"]}
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        import jax
+
+        first, number = jax.devices()[0], jax.device_count()
+        device = first.device_kind if first.platform != "cpu" else "CPU"
+        found = {"version": slm_jax.__version__, "jax": jax.__version__, "commit": _commit()}
+    return {"device": f"{number} x {device}", **found}
+
+
+def _commit() -> str:
+    root = Path(slm_jax.__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    return ""
+
+
+def append(path: Path, row: Benchmark) -> bool:
+    """Add a row unless the file has one of the same stage, steps and config; whether it was added.
+
+    Raises UserError for a file with other columns, OSError where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as descriptor:
+        text = _whole_lines(descriptor)
+        there = _parse(text, path)
+        if text and tuple(_header(text)) != COLUMNS:
+            raise UserError(f"{path} has other columns than this version writes: rename it, or give another --csv")
+        if any(all(old[name] == getattr(row, name) for name in _KEY) for old in there):
+            return False
+        line = _line(asdict(row)[name] for name in COLUMNS)
+        data = (line if text else _line(COLUMNS) + line).encode()
+        end = os.fstat(descriptor).st_size
+        written = os.write(descriptor, data)  # in one piece: a reader sees all of it or nothing
+        if written != len(data):
+            os.ftruncate(descriptor, end)
+            raise OSError(28, "No space left on device", str(path))
+        os.fsync(descriptor)
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The open file, which no other process appends to meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            print(f"cannot lock {path} ({error.strerror}): let one process at a time append", file=sys.stderr)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _whole_lines(descriptor: int) -> str:
+    """The text of the file, from which a last line without its end, left by a crash, is cut off."""
+    data = b""
+    while part := os.pread(descriptor, 1 << 20, len(data)):
+        data += part
+    if data and not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        os.ftruncate(descriptor, len(data))
+    return data.decode("utf-8", "replace")
+
+
+def _line(values: Any) -> str:
+    buffer = io.StringIO()
+    one_line = [" ".join(value.split()) if isinstance(value, str) else value for value in values]
+    csv.writer(buffer, lineterminator="\n").writerow(one_line)
+    return buffer.getvalue()
+
+
+def _header(text: str) -> list[str]:
+    return next(csv.reader(io.StringIO(text)), [])
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file as dicts, numbers as numbers; none where there is no file, without a last line cut short.
+
+    Raises UserError for a row that is no benchmark, with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return _parse(text[: text.rfind("\n") + 1], path)
+
+
+def _parse(text: str, path: Path) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(text))
+    rows: list[Row] = []
+    for found in reader:
+        try:
+            rows.append({name: _typed(name, value) for name, value in found.items()})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {reader.line_num}, is no benchmark ({error}): mend or remove it") from None
+    return rows
+
+
+def _typed(name: str, value: Any) -> Any:
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise ValueError("too few or too many columns")
+    kind = _TYPES.get(name)
+    return kind(value) if kind in (int, float) else value
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for a terminal, the main columns."""
+    shown = ("stage", "dataset", "steps", "loss", "perplexity", "accuracy", "bits_per_byte", "tokens_per_second", "mfu")
+    forms = {"loss": ".3f", "perplexity": ".1f", "accuracy": ".1%", "bits_per_byte": ".3f", "mfu": ".0%"}
+    forms |= {"steps": ",", "tokens_per_second": ",.0f"}
+    cells = [[name.replace("_", " ") for name in shown]]
+    cells += [[format(row[name], forms.get(name, ""))[:32] for name in shown] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
+    texts = [
+        [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in cells
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in texts)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bits per byte, accuracy and speed of the rows in their order, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.0, 1.1 * len(rows) + 3), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(3, 1, sharex=True)
+    named = (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"), ("tokens_per_second", "tokens/s"))
+    for axes, (name, label) in zip(panels, named, strict=True):
+        bars = axes.bar(range(len(rows)), [row[name] for row in rows], color="tab:blue", width=0.6)
+        axes.bar_label(bars, fmt="{:,.0f}" if name == "tokens_per_second" else "{:.3f}", fontsize=8)
+        axes.set_ylabel(label)
+        axes.margins(y=0.15)
+        axes.grid(alpha=0.3, axis="y")
+    labels = [f"{row['stage']}\nstep {row['steps']:,}" for row in rows]
+    panels[-1].set_xticks(range(len(rows)), labels, fontsize=8)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(path)
+
+
+def place_of(run: Run) -> Path:
+    """Where the rows of a run are by default: in its folder, or in that of the curriculum that it is a stage of."""
+    return (curriculum_of(run) or run.path) / "benchmarks.csv"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Append the scores of a run to a CSV file (once), and show the file as a table.
+
+    What is logged are its last validation on the held-out text, its speed, and what they depend on: device, versions,
+    config, commit. `python -m slm_jax.evaluate` measures more; `python -m slm_jax.report RUN RUN` compares runs.
+    """
+
+    run: str = ""
+    """The run directory; empty: the newest in runs/."""
+    csv: str = ""
+    """The file; empty: benchmarks.csv in the run, or in its curriculum. Several runs may share one."""
+    plot: str = ""
+    """Also draw the rows as a PNG of this name."""
+    show: bool = False
+    """Append nothing, only show what is there."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line. Raises UserError."""
+    options = tyro.cli(Options, args=args, prog="python -m slm_jax.benchmark_logger", use_underscores=True)
+    run = find_run(options.run or None, trained=True) if options.run or not (options.csv and options.show) else None
+    path = Path(options.csv) if options.csv else place_of(run) if run else Path()
+    if run is not None and not options.show:
+        print(
+            f"{path}: {'one row more' if append(path, measure(run)) else 'this row is there already'}", file=sys.stderr
+        )
+    rows = read(path)
+    if not rows:
+        raise UserError(f"there are no rows in {path}")
+    print(table(rows))
+    if options.plot:
+        plot(rows, Path(options.plot))
+
+
+if __name__ == "__main__":
+    with command_line():
+        main()

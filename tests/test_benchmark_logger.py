@@ -1,0 +1,106 @@
+"""One row a stage: whoever else appends, wherever a process was killed, however often it is measured."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slm_jax import benchmark_logger
+from slm_jax.benchmark_logger import COLUMNS, Benchmark, append, plot, read, table
+from slm_jax.errors import UserError
+
+ROOT = Path(benchmark_logger.__file__).parent.parent
+ROW = Benchmark(
+    timestamp="2026-01-02T03:04:05Z", stage="01-a", model="32x2", device="1 x CPU", parameters=1234,
+    dataset='my "own", text.txt', sequence_length=16, steps=10, items=80, batch=8, tokens=1280, seconds=0.1 + 0.2,
+    loss=2.5, perplexity=12.18, accuracy=0.4, bits_per_byte=1.2345678901234567, train_loss=2.4,
+    tokens_per_second=4266.6, mfu=0.31, version="0.1.0", jax="0.10.2", config="0123456789ab", commit="abc+",
+)  # fmt: skip
+
+MANY = """
+import dataclasses, sys
+from pathlib import Path
+from slm_jax.benchmark_logger import Benchmark, append
+from tests.test_benchmark_logger import ROW
+name = sys.argv[2]
+for i in range(40):
+    append(Path(sys.argv[1]), dataclasses.replace(ROW, stage=name, steps=i))
+    append(Path(sys.argv[1]), dataclasses.replace(ROW, stage="shared", steps=i))
+"""
+
+
+def test_many_processes_append_at_once(tmp_path):
+    path = tmp_path / "b.csv"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", MANY, str(path), name], env=environment, stderr=subprocess.PIPE)
+        for name in "xyz"
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 3
+    lines = path.read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert lines.count(lines[0]) == 1
+    keys = sorted((row["stage"], row["steps"]) for row in read(path))
+    assert keys == sorted((name, i) for name in ("x", "y", "z", "shared") for i in range(40))
+
+
+def test_what_is_read_back_is_what_was_written(tmp_path):
+    path = tmp_path / "deep" / "b.csv"
+    other = dataclasses.replace(ROW, stage="two\nlines", steps=11)
+    assert append(path, ROW)
+    assert append(path, other)
+    assert not append(path, dataclasses.replace(ROW, timestamp="later", seconds=9.0))  # the same stage again
+    assert read(path) == [dataclasses.asdict(ROW), {**dataclasses.asdict(other), "stage": "two lines"}]
+    assert read(tmp_path / "none.csv") == []
+
+
+def test_a_line_cut_short_anywhere_is_mended(tmp_path):
+    path = tmp_path / "b.csv"
+    append(path, ROW)
+    append(path, dataclasses.replace(ROW, steps=11))
+    whole = path.read_bytes()
+    first = whole[: whole[:-1].rfind(b"\n") + 1]
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        kept = 0 if cut < len(first) else 1
+        assert len(read(path)) == kept
+        assert append(path, dataclasses.replace(ROW, steps=12))
+        assert [row["steps"] for row in read(path)] == [10, 12][1 - kept :]
+        assert path.read_bytes().count(b"timestamp") == 1
+    path.write_bytes(whole)
+    assert not append(path, ROW)
+    assert path.read_bytes() == whole
+
+
+def test_other_files_are_refused_and_left_alone(tmp_path):
+    path = tmp_path / "b.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="other columns"):
+        append(path, ROW)
+    assert path.read_text() == "a,b\n1,2\n"
+    append(tmp_path / "c.csv", ROW)
+    text = (tmp_path / "c.csv").read_text()
+    (tmp_path / "c.csv").write_text(text.replace("1234,", "many,", 1))
+    with pytest.raises(UserError, match="line 2, is no benchmark"):
+        read(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text(text + "1,2\n")
+    with pytest.raises(UserError, match="line 3, is no benchmark"):
+        append(tmp_path / "c.csv", dataclasses.replace(ROW, steps=3))
+
+
+def test_table_and_plot(tmp_path, capsys):
+    path = tmp_path / "b.csv"
+    for steps in (10, 20, 30):
+        append(path, dataclasses.replace(ROW, steps=steps, bits_per_byte=2.0 - steps / 100))
+    lines = table(read(path)).splitlines()
+    assert len(lines) == 4
+    assert "1.900" in lines[1]
+    assert "40.0%" in lines[1]
+    plot(read(path), tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    benchmark_logger.main(["--csv", str(path), "--show", "--plot", str(tmp_path / "c.png")])
+    assert capsys.readouterr().out.splitlines() == lines
+    assert (tmp_path / "c.png").is_file()
