@@ -16,6 +16,7 @@ OVERRIDES = {
     "train.steps": 4, "train.batch_size": 4, "train.sequence_length": 32, "model.dim": 32, "model.heads": 2,
     "model.depth": 1, "model.mlp_dim": 64, "tokenizer.vocab_size": 400, "eval.max_tokens": 1000,
 }
+VOCAB_SIZE, STEPS = 600, 2
 """
 
 
