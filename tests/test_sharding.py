@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from slm_jax import sharding
+from slm_jax import load_run, sharding, train
+from slm_jax.checkpoint import read_newest
 from slm_jax.config import Config
 from slm_jax.errors import UserError
+from slm_jax.metrics import read_rows
+from slm_jax.run import Run
 from slm_jax.train_step import make_steps
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config
 
@@ -101,3 +104,35 @@ def test_a_vocabulary_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=re.escape("--model.vocab_multiple 4")):
         make_steps(config, 61, sharding.make_mesh(config))
     make_steps(tiny_config(mesh__tensor=4, model__vocab_multiple=4), 61, sharding.make_mesh(config))
+
+
+def test_a_run_goes_on_on_any_mesh(tmp_path):
+    """1 device, FSDP x tensor, 8 devices, 1 again: bit for bit at each restore, and the losses of one device."""
+    lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
+    (tmp_path / "text.txt").write_text("".join(lines))
+    fields = {**TINY, "model.depth": 1, "model.vocab_multiple": 2, "tokenizer.vocab_size": 320, "eval.sample_tokens": 4}
+    fields |= {"data.files": str(tmp_path / "text.txt"), "data.cache": str(tmp_path / "cache"), "eval.max_tokens": 200}
+
+    def rows(run, stages):
+        for steps, mesh in stages:
+            sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+            train(Config.load(**{**fields, **sizes, "train.steps": steps, "optimizer.schedule": "constant"}), run)
+        return read_rows(Run(run).metrics)
+
+    moved = rows(tmp_path / "moved", [(3, (1, 1, 1)), (6, (1, 4, 2)), (9, (8, 1, 1)), (12, (1, 1, 1))])
+    stayed = rows(tmp_path / "stayed", [(3, (1, 1, 1)), (6, (1, 1, 1)), (9, (1, 1, 1)), (12, (1, 1, 1))])
+    assert [row["step"] for row in moved] == list(range(1, 13))
+    for name in ("loss", "grad_norm", "tokens", "bytes"):
+        np.testing.assert_allclose([r[name] for r in moved], [r[name] for r in stayed], rtol=1e-4)
+
+    run = Run(tmp_path / "moved")
+    restored = []
+    for mesh in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
+        sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+        config = Config.load(**{**fields, **sizes})
+        shapes = jax.eval_shape(make_steps(config, load_run(str(run.path)).tokenizer.vocab_size).init)
+        target = sharding.abstract(shapes, sharding.of_tree(sharding.make_mesh(config), shapes))
+        found, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
+        assert jax.tree.leaves(found)[0].sharding.mesh.size == np.prod(mesh)
+        restored.append(jax.device_get(found))
+    assert largest_difference(restored[0], restored[1]) == largest_difference(restored[0], restored[2]) == 0
