@@ -104,6 +104,13 @@ class TrainConfig(Section):
         description="Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",
     )
 
+    debug: bool = Field(
+        False, description="Stop at the first NaN, and name the step and the operation that made it (slow)."
+    )
+    deterministic: bool = Field(
+        False, description="GPUs: only operations that give the same bits each time (slower; CPUs and TPUs always do)."
+    )
+
     @property
     def parts(self) -> int:
         """Parts that a batch is computed in, one after the other."""
@@ -196,6 +203,19 @@ class CheckpointConfig(Section):
 
     every: int = Field(200, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_best: int = Field(
+        0, ge=0, description="Checkpoints of the best validations (bits per byte) saved and kept beside them; 0: none."
+    )
+    keep_every: int = Field(0, ge=0, description="Steps between checkpoints that are kept for ever; 0: none.")
+    minutes: float = Field(
+        0.0,
+        ge=0,
+        description="Save also when so many minutes have passed since the last time (machines that may be "
+        "taken away); 0: never.",
+    )
+    folder: str = Field(
+        "", description="Folder or bucket (gs://…, with gcsfs) of this run's checkpoints; empty: inside the run."
+    )
 
 
 class EvalConfig(Section):
@@ -209,10 +229,38 @@ class EvalConfig(Section):
     sample_tokens: int = Field(120, ge=0, description="Length of each sample text; 0: none.")
 
 
+class HealthConfig(Section):
+    """What to do about a step whose loss or gradient is not finite, or far from what it has been."""
+
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="A loss or gradient that is not finite: stop the run, whose checkpoints are from before it; or skip"
+        " the batch and count it.",
+    )
+    on_spike: Literal["ignore", "stop", "skip"] = Field(
+        "ignore", description="A loss or gradient norm far above its running mean: ignore it, stop, or skip the batch."
+    )
+    deviations: float = Field(6.0, gt=0, description="Standard deviations above the running mean that are a spike.")
+    window: int = Field(128, ge=2, description="Steps that the running mean and deviation look back over (about).")
+    warmup_steps: int = Field(100, ge=2, description="Healthy steps before anything is taken for a spike.")
+    max_skips: int = Field(10, ge=1, description="Batches skipped one after the other that stop the run.")
+
+
 class LogConfig(Section):
     """What is printed and written."""
 
     every: int = Field(50, ge=1, description="Steps between plain progress lines (when not a terminal).")
+    layers: int = Field(
+        0,
+        ge=0,
+        description="Steps between rows of layers.jsonl (norms of each layer's gradient, weights and update); 0: none.",
+    )
+    profile: str = Field(
+        "", description="Steps FIRST:LAST of which jax.profiler writes a trace to profile/ in the run; empty: none."
+    )
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Where rows go beside metrics.jsonl; needs pip install 'slm_jax[logging]'."
+    )
 
 
 class MeshConfig(Section):
@@ -234,6 +282,7 @@ class Config(Section):
     init: InitConfig = Field(InitConfig(), description="What a run begins with.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When to save, how much to keep.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation and samples during training.")
+    health: HealthConfig = Field(HealthConfig(), description="What to do about NaN and spikes.")
     log: LogConfig = Field(LogConfig(), description="What is printed and written.")
     mesh: MeshConfig = Field(MeshConfig(), description="Devices.")
 

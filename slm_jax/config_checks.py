@@ -49,6 +49,19 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _mesh_checks(c)
     yield from _batch_checks(c)
     yield from _data_checks(c)
+    if c.log.profile and profiled_steps(c.log.profile) is None:
+        yield (
+            ("log.profile",),
+            f"log.profile {c.log.profile!r}: should be FIRST:LAST, two steps from 1, such as 100:105",
+        )
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """The first and the last step of `log.profile`; None if they are not that."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        return None
+    return int(first), int(last)
 
 
 def _data_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:

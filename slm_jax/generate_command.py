@@ -28,6 +28,8 @@ class Options:
     """A file of prompts, one per line (UTF-8)."""
     run: str = ""
     """The run directory; empty: the newest in runs/."""
+    average: int = 1
+    """Average the parameters of the newest so many checkpoints, instead of the newest alone."""
     samples: int = 1
     """Continuations of each prompt."""
     max_tokens: int = 200
@@ -48,13 +50,13 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=args, prog="python -m slm_jax.generate", use_underscores=True)
     tune_process()
     problems = options.sampling.problems()
-    for name, least in (("samples", 1), ("max_tokens", 1), ("context", 0), ("batch_size", 1)):
+    for name, least in (("samples", 1), ("average", 1), ("max_tokens", 1), ("context", 0), ("batch_size", 1)):
         if getattr(options, name) < least:
             problems.append(f"{name} {getattr(options, name)} must be {least} or more")
     if problems:
         raise UserError("; ".join(problems))
     prompts = read_prompts(options)
-    loaded = load_run(options.run or None)
+    loaded = load_run(options.run or None, options.average)
     names = loaded.tokenizer.token2id
     if unknown := [name for name in options.suppress if name not in names]:
         raise UserError(f"--suppress {unknown[0]!r} is no token of this run: `python -m tokenizer inspect` lists them")

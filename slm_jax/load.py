@@ -38,13 +38,14 @@ def load_tokenizer(run: Run) -> HybridTokenizer:
         raise UserError(str(error)) from None
 
 
-def load_run(path: str | None = None) -> LoadedRun:
-    """The newest whole checkpoint of a run (default: the newest run in `runs/`). Raises UserError."""
+def load_run(path: str | None = None, average: int = 1) -> LoadedRun:
+    """The newest whole checkpoint of a run (default: the newest run in `runs/`), or the mean of the parameters of its
+    newest few (average). Raises UserError."""
     run = find_run(path, trained=True)
     config = run.read_config()
     tokenizer = load_tokenizer(run)
     graph, shapes = model_graph(config, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params, step = read_params(run.checkpoints, target)
+    params, step = read_params(run.checkpoints, target, average=average)
     return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), step)

@@ -1,6 +1,7 @@
 """The training loop: step, measure, validate, write samples, save."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax import flops, hosts, memory, ops, sharding, warm_start
+from slm_jax import flops, health, hosts, memory, ops, sharding, warm_start
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus
@@ -22,8 +23,10 @@ from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
 from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text, waiting
 from slm_jax.optimizer import make_schedule
+from slm_jax.profiler import Profiler
 from slm_jax.roof import denominator
-from slm_jax.run import Result, Run, replace_text
+from slm_jax.run import MAY_CHANGE, Result, Run, replace_text
+from slm_jax.sinks import make_sinks
 from slm_jax.train_step import Batch, Steps, TrainState, make_steps
 from tokenizer import HybridTokenizer
 
@@ -39,11 +42,12 @@ def run_training(config: Config, run: Run) -> Result:
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
     _say(f"{sharding.describe(mesh)}, {ops.describe_precision(config.train.dtype)}, {attention}")
 
-    with Checkpoints(run.checkpoints, config.checkpoint.keep) as checkpoints:
-        state, start = _restore(checkpoints, steps, mesh, config, corpus)
+    with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
+        basis = _basis(config, corpus, tokenizer)
+        state, start = _restore(checkpoints, steps, mesh, config, basis)
         if state is None and origin is not None:
             state = warm_start.first_state(config, origin, steps, tokenizer.vocab_size, mesh)
-            checkpoints.save(0, state, _position(0, config, corpus))
+            checkpoints.save(0, _saved(state), basis)
             checkpoints.wait()  # the other run may go now
             _say(f"beginning with the weights of {origin.run.path}")
         rows = read_rows(run.metrics)
@@ -70,8 +74,10 @@ def run_training(config: Config, run: Run) -> Result:
         if first:
             run.save_config(config)  # with the microbatch that was found
         with (
-            MetricsFile(run.metrics, start, writes=first) as metrics,
+            MetricsFile(run.metrics, start, first, make_sinks(config, run, start) if first else ()) as metrics,
             _Stop() as stop,
+            Profiler(config.log.profile, run.profile, _say) as profiler,
+            jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
             Feed(batches, lambda b: sharding.put_batch(mesh, b, part), start, config.train.steps, part) as feed,
         ):
@@ -80,20 +86,22 @@ def run_training(config: Config, run: Run) -> Result:
             step = saved = start
             while step < config.train.steps and not stop(step):
                 batch, num_bytes = feed.take()
-                state, measured = train(state, batch)
                 step += 1
+                state, measured = profiler.take(step, train, state, batch)
                 loop.measured(step, measured, num_bytes)
                 last = step == config.train.steps
                 if last or step % config.eval.every == 0:
                     loop.validate(state, step)
-                if last or step % config.checkpoint.every == 0:
+                if checkpoints.due(step, loop.score) or last:
+                    score = loop.score
                     loop.flush()  # the rows that a checkpoint stands for are on disk before it is
-                    checkpoints.save(step, state, _position(step, config, corpus))
+                    metrics.flush()
+                    checkpoints.save(step, _saved(state), basis, score)
                     saved = step
             loop.flush()
             loop.waited(feed.waited)
             if saved != step:  # stopped by a signal
-                checkpoints.save(step, state, _position(step, config, corpus))
+                checkpoints.save(step, _saved(state), basis)
     _plot(run)
     return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None)
 
@@ -104,7 +112,8 @@ def _for_any_width(fitted: memory.Fitted, widest: Batch) -> Callable[..., Any]:
 
     def train(state: TrainState, batch: Batch) -> Any:
         shapes = [each["input_ids"].shape for each in (batch, widest)]
-        return (fitted.train if shapes[0] == shapes[1] else fitted.steps.train)(state, batch)
+        is_widest = shapes[0] == shapes[1] and not fitted.config.train.debug  # jax_debug_nans looks into jit only
+        return (fitted.train if is_widest else fitted.steps.train)(state, batch)
 
     return train
 
@@ -126,10 +135,11 @@ class Loop:
         self._config, self._run, self._mesh, self._tokenizer, self._steps = config, run, mesh, tokenizer, steps
         self._validation = corpus.validation.head(config.eval.max_tokens)
         self._metrics = metrics
+        self._layers = MetricsFile(run.layers, done, hosts.is_first()) if config.log.layers else None
         self.last_row = metrics.last
         quiet = None if hosts.is_first() else open(os.devnull, "w")  # noqa: SIM115, PTH123
         self._progress = Progress(config.train.steps, done, config.log.every, quiet)
-        self._pending: tuple[int, dict[str, jax.Array], Row] | None = None
+        self._pending: tuple[int, dict[str, Any], Row] | None = None
         self._clock = time.perf_counter()
         self._spent = self._before = metrics.seconds
         self._step_seconds: float | None = None
@@ -144,8 +154,15 @@ class Loop:
 
     def __exit__(self, *_: Any) -> None:
         self._progress.close()
+        if self._layers is not None:
+            self._layers.close()
 
-    def measured(self, step: int, metrics: dict[str, jax.Array], num_bytes: int) -> None:
+    @property
+    def score(self) -> float | None:
+        """Validation bits per byte of the newest step, if it was measured."""
+        return None if self._pending is None else self._pending[2].get("val_bits_per_byte")
+
+    def measured(self, step: int, metrics: dict[str, Any], num_bytes: int) -> None:
         """Take a step's metrics, still on the device, and the bytes of text that it predicted; what is read now are
         those of the step before."""
         self.flush()
@@ -162,14 +179,14 @@ class Loop:
             return
         step, metrics, more = self._pending
         self._pending = None
+        layers = metrics.pop("layers", None)
         row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         row |= {"tokens": int(row["tokens"])} | more
-        for name, value in row.items():
-            if not math.isfinite(value):  # before a checkpoint is made of it
-                raise UserError(
-                    f"{name} of step {step} is {value}: training has diverged. Begin another --run with a lower "
-                    f"--optimizer.lr (here {self._config.optimizer.lr}); this one keeps its last checkpoint"
-                )
+        lr = self._config.optimizer.lr
+        advice = f"Begin another --run with a lower --optimizer.lr (here {lr}); this one keeps its last checkpoint"
+        row = health.judge(row, self._config.health, advice)  # before a checkpoint is made of it
+        if self._layers is not None and step % self._config.log.layers == 0:
+            self._layers.write(health.layers_row(step, layers))
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._spent += elapsed
@@ -266,24 +283,57 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _position(step: int, config: Config, corpus: Corpus) -> dict[str, Any]:
-    """What the data position is made of; checked on resume."""
-    return {"step": step, "seed": config.train.seed, "corpus": corpus.fingerprint}
+def _basis(config: Config, corpus: Corpus, tokenizer: HybridTokenizer) -> dict[str, Any]:
+    """What the states of a run depend on; kept in each checkpoint and checked on resume."""
+    return {
+        "seed": config.train.seed,
+        "corpus": corpus.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "health": health.is_watched(config.health),  # whether the state has a part for it
+        "config": json.loads(json.dumps(config.flat())),
+    }
+
+
+def _check_basis(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint is of another tokenizer, text or config. (Versions before kept less of it.)"""
+    for name, thing in (("tokenizer", "tokenizer"), ("corpus", "text"), ("seed", "seed")):
+        if name in there and there[name] != here[name]:
+            raise UserError(
+                f"the checkpoint of step {there['step']} is of another {thing}: {there[name]} there, {here[name]} here."
+                " Bring back what the run began with, or begin another --run"
+            )
+    bound = ("model.", "optimizer.", "train.", "data.mode")
+    for name, value in there.get("config", {}).items():
+        if name.startswith(bound) and name not in MAY_CHANGE and value != here["config"].get(name, value):
+            raise UserError(
+                f"the checkpoint of step {there['step']} is of another config: {name} is {value!r} there, "
+                f"{here['config'][name]!r} here. Give the same value, or begin another --run"
+            )
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint holds it: without `health` where there is none."""
+    return {name: value for name, value in state._asdict().items() if name != "health" or value}
 
 
 def _restore(
-    checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, config: Config, corpus: Corpus
+    checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, config: Config, basis: dict[str, Any]
 ) -> tuple[TrainState | None, int]:
     """The newest checkpoint's state and step, or None and 0."""
-    shapes = jax.eval_shape(steps.init)
-    target = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+
+    def target(position: dict[str, Any]) -> Any:
+        _check_basis(position, basis)
+        watch = jax.eval_shape(health.begin) if position.get("health") else ()
+        shapes = _saved(jax.eval_shape(steps.init)._replace(health=watch))
+        return sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+
     found = checkpoints.restore_newest(target, warn=_say)
     if found is None:
         return None, 0
-    state, position = found
-    expected = _position(position["step"], config, corpus)
-    if position != expected:
-        raise UserError(f"the checkpoint is of other data: {position} there, {expected} here")
+    state, position = TrainState(**found[0]), found[1]
+    if basis["health"] != bool(state.health):  # its policy has changed
+        watch = jax.device_put(health.begin(), sharding.replicated(mesh)) if basis["health"] else ()
+        state = state._replace(health=watch)
     return state, position["step"]
 
 

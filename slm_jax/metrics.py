@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -33,12 +34,16 @@ def read_rows(path: Path) -> list[Row]:
 class MetricsFile:
     """`metrics.jsonl`: one row per step, in order, each step once whatever happened."""
 
-    def __init__(self, path: Path, after_step: int, writes: bool = True):
+    def __init__(self, path: Path, after_step: int, writes: bool = True, sinks: Sequence[Any] = ()):
         """Opens for appending after step `after_step`; rows of later steps (of a run that was killed) are dropped.
-        writes: whether this process is the one that does; the others read."""
+
+        writes: whether this process is the one that does; the others read. sinks: what else gets each row (sinks.py);
+        one that fails is left out from then on, and named.
+        """
+        self._sinks = list(sinks)
         kept = [row for row in read_rows(path) if row["step"] <= after_step]
         self.last: Row = kept[-1] if kept else {}
-        self.seconds: float = kept[-1]["seconds"] if kept else 0.0  # training time of the kept rows
+        self.seconds: float = kept[-1].get("seconds", 0.0) if kept else 0.0  # training time of the kept rows
         if writes:
             replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         where = path if writes else os.devnull
@@ -47,12 +52,30 @@ class MetricsFile:
     def write(self, row: Row) -> None:
         """Append a row."""
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._tell(lambda sink: sink.log(row))
+
+    def flush(self) -> None:
+        """What the rows so far are to survive comes now."""
+        self._tell(lambda sink: sink.flush())
+
+    def close(self) -> None:
+        """Close the file and the sinks."""
+        self._file.close()
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, call: Callable[[Any], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:  # of a library or a server: no reason to stop
+                self._sinks.remove(sink)
+                print(f"note: {type(sink).__name__} takes no more rows ({error})", file=sys.stderr)
 
     def __enter__(self) -> "MetricsFile":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        self.close()
 
 
 class Progress:
@@ -69,8 +92,10 @@ class Progress:
 
     def show(self, row: Row) -> None:
         """The newest step."""
+        loss = "not finite, skipped" if row["loss"] is None else f"{row['loss']:.3f}"
+        skipped = f", {row['skipped']} skipped" if row.get("skipped") else ""
         text = (
-            f"loss {row['loss']:.3f}, lr {row['lr']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, "
+            f"loss {loss}{skipped}, lr {row['lr']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, "
             f"MFU {row['mfu']:.0%}, ETA {duration(row['eta_seconds'])}"
         )
         if self._bar is not None:
@@ -144,7 +169,8 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [row["step"] for row in rows]
-    loss.plot(steps, [row["loss"] for row in rows], linewidth=0.8, label="training")
+    losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]  # None: skipped
+    loss.plot(steps, losses, linewidth=0.8, label="training")
     validated = [row for row in rows if "val_loss" in row]
     if validated:
         label = f"validation (last: {validated[-1]['val_bits_per_byte']:.3f} bits per byte)"

@@ -3,8 +3,10 @@
 runs/NAME/config.toml       the resolved config
           tokenizer.hybtok     the tokenizer
           corpus/           the tokenised text
-          checkpoints/      the newest few states
+          checkpoints/      the newest few states (`checkpoint.folder`: elsewhere)
           metrics.jsonl     one row per step
+          layers.jsonl      norms of each layer (`log.layers`)
+          profile/          traces of chosen steps (`log.profile`)
           samples.md        texts written during training
           loss.png          the curves
 
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_jax.config import Config, read_toml
+from slm_jax.config import Config, HealthConfig, read_toml
 from slm_jax.errors import UserError
 
 RUNS = Path("runs")
@@ -49,6 +51,10 @@ MAY_CHANGE |= {
     "train.memory_gb",
 }
 MAY_CHANGE |= {"data.cache", "data.workers"}
+MAY_CHANGE |= {"checkpoint.keep_best", "checkpoint.keep_every", "checkpoint.minutes", "train.debug"}
+MAY_CHANGE |= {"log.layers", "log.profile", "log.sinks"}
+# A run that stopped may go on with another policy.
+MAY_CHANGE |= {f"health.{name}" for name in HealthConfig.model_fields}
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,28 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
+        """The folder of checkpoints: `checkpoint.folder`, which may be of a bucket, or in the run."""
+        section = read_toml(self.config).get("checkpoint", {}) if self.exists() else {}
+        if not section.get("folder"):
+            return self.path / "checkpoints"
+        from etils import epath  # reads buckets as well; slow to import
+
+        return epath.Path(section["folder"])  # has the methods of a Path
 
     @property
     def metrics(self) -> Path:
         """One JSON row per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def layers(self) -> Path:
+        """One JSON row of norms for some steps."""
+        return self.path / "layers.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of traces."""
+        return self.path / "profile"
 
     @property
     def samples(self) -> Path:

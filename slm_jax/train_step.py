@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from slm_jax import ops, sharding
+from slm_jax import health, ops, sharding
 from slm_jax.config import Config
 from slm_jax.optimizer import make_optimizer, make_schedule
 from slm_jax.transformer import Transformer, resize_rows
@@ -26,6 +26,7 @@ class TrainState(NamedTuple):
     params: Any  # pure dict of float32 arrays
     opt_state: Any
     key: jax.Array  # typed PRNG key; the randomness of a step is fold_in(key, step)
+    health: Any = ()  # health.Health; nothing unless `config.health` asks for it
 
 
 class Steps(NamedTuple):
@@ -89,12 +90,14 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
     schedule = make_schedule(config.optimizer, config.train.steps)
     terms = ops.Terms(config.train.z_loss, config.train.ul_alpha)
+    is_watched = health.is_watched(config.health)
 
     def init() -> TrainState:
         key = jax.random.key(config.train.seed)
         model = Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1))
+        watch = health.begin() if is_watched else ()
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1), watch)
 
     split = None if mesh is None else sharding.of_tree(mesh, jax.eval_shape(init))
 
@@ -139,10 +142,17 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
             "accuracy": sums.correct / count,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-            "tokens": sums.tokens,
         }
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        watch: Any = ()
+        if is_watched:
+            watch, take, report = health.examine(state.health, config.health, metrics["loss"], metrics["grad_norm"])
+            params, opt_state = health.choose(take, (params, opt_state), (state.params, state.opt_state))
+            metrics |= report
+        metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
+        if config.log.layers:
+            trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
+            metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
+        return TrainState(state.step + 1, params, opt_state, state.key, watch), metrics
 
     def evaluate(params: Any, batch: Batch) -> ops.LossSums:
         return loss_sums(merge(params), batch)
@@ -158,12 +168,13 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
 
         return traced
 
+    given = () if config.train.debug else 0  # jax_debug_nans takes a step again that made one
     if mesh is None:
-        return Steps(jax.jit(init), jax.jit(train, donate_argnums=0), jax.jit(evaluate), merge)
+        return Steps(jax.jit(init), jax.jit(train, donate_argnums=given), jax.jit(evaluate), merge)
     whole = sharding.replicated(mesh)
     return Steps(
         jax.jit(init, out_shardings=split),  # made where they are to be: no device ever holds all
-        jax.jit(in_mesh(train), donate_argnums=0, out_shardings=(split, whole)),
+        jax.jit(in_mesh(train), donate_argnums=given, out_shardings=(split, whole)),
         jax.jit(in_mesh(evaluate), out_shardings=whole),
         merge,
     )

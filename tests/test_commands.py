@@ -305,10 +305,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(place):
     assert "checkpoint 60 is damaged and passed over" in err
     assert "continuing after step 56" in err
     newest.rename(place.path / "gone")
-    for file in (place.path / "hurt" / "damaged" / "60" / "state").rglob("*"):
+    for file in (place.path / "hurt" / "checkpoints" / "damaged" / "60" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"")
-    shutil.copytree(place.path / "hurt" / "damaged" / "60", newest)
+    shutil.copytree(place.path / "hurt" / "checkpoints" / "damaged" / "60", newest)
     status, _, err = place.run("slm_jax.generate", "--run", "hurt", "--prompt", "Line", "--max_tokens", "3")
     assert status == 0
     assert "checkpoint 60 is damaged and passed over" in err

@@ -1,0 +1,121 @@
+"""Where rows of metrics go beside metrics.jsonl, which stays the truth: TensorBoard, Weights & Biases, trackio.
+
+Each has the same methods; a run that goes on leaves each step there once. Needs pip install 'slm_jax[logging]'.
+"""
+
+import hashlib
+import importlib
+from typing import Any, Protocol
+
+from slm_jax.config import Config
+from slm_jax.errors import UserError
+from slm_jax.metrics import Row, read_rows
+from slm_jax.run import Run
+
+_PROJECT = "slm_jax"
+
+
+class Sink(Protocol):
+    """One of them."""
+
+    def __init__(self, config: Config, run: Run, after_step: int):
+        """Takes rows after a step; what it holds of later ones is of a run that was killed, and takes its place."""
+
+    def log(self, row: Row) -> None:
+        """Send a row of metrics.jsonl."""
+
+    def flush(self) -> None:
+        """Rows so far are to survive a kill: a checkpoint is about to be made."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+def make_sinks(config: Config, run: Run, after_step: int) -> list[Sink]:
+    """The sinks of `log.sinks`, for rows after a step. Raises UserError if a library is missing."""
+    return [_SINKS[name](config, run, after_step) for name in config.log.sinks]
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--log.sinks needs {name} ({error}): pip install 'slm_jax[logging]'") from None
+
+
+def _name(run: Run) -> str:
+    """One for each run directory, however often it goes on."""
+    path = run.path.absolute()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in ("step", "time") and value is not None}
+
+
+class TensorBoard(Sink):
+    """Event files in `tensorboard/` of the run: tensorboard --logdir runs."""
+
+    def __init__(self, config: Config, run: Run, after_step: int):
+        library = _library("tensorboardX")
+        # Events of later steps are dropped by TensorBoard, where it reads that they are purged.
+        self._writer = library.SummaryWriter(str(run.path / "tensorboard"), purge_step=after_step + 1)
+        if not after_step:
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in config.to_toml().splitlines()))
+
+    def log(self, row: Row) -> None:
+        for name, value in _numbers(row).items():
+            self._writer.add_scalar(name, value, row["step"], walltime=row.get("time"))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb(Sink):
+    """Weights & Biases, project slm_jax; with WANDB_MODE=offline in `wandb/` of the run, until `wandb sync`."""
+
+    def __init__(self, config: Config, run: Run, after_step: int):
+        library = _library("wandb")
+        name = run.path.absolute().name
+        # Steps that the server has already are not taken again; they have the same values.
+        self._run = library.init(
+            project=_PROJECT, name=name, id=_name(run), resume="allow", dir=str(run.path), config=config.flat()
+        )
+
+    def log(self, row: Row) -> None:
+        self._run.log(_numbers(row), step=row["step"])
+
+    def flush(self) -> None:
+        pass  # a process of its own has them, which outlives this one
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio(Sink):
+    """trackio (Hugging Face), project slm_jax: a local file, shown by `trackio show`, or what its settings say."""
+
+    def __init__(self, config: Config, run: Run, after_step: int):
+        library = _library("trackio")
+        # It keeps all that it is sent: steps that it has are not sent again, those that a kill kept from it are.
+        self._newest = library.SQLiteStorage.get_max_step_for_run(_PROJECT, _name(run)) or 0
+        self._run = library.init(project=_PROJECT, name=_name(run), resume="allow", config=config.flat(), embed=False)
+        for row in read_rows(run.metrics):
+            if row["step"] <= after_step:
+                self.log(row)
+
+    def log(self, row: Row) -> None:
+        if row["step"] > self._newest:
+            self._run.log(_numbers(row), step=row["step"])
+
+    def flush(self) -> None:
+        pass  # the next call sends what is missing
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
