@@ -1,0 +1,168 @@
+"""A run as a folder of the Hugging Face layout: `python -m slm_jax.export --run runs/NAME --to DIR`.
+
+    checkpoint -> safetensors        config -> config.json of a stock class        tokenizer -> a module and its file
+
+The folder appears whole or not at all.
+"""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from flax import nnx
+
+from slm_jax.errors import UserError, command_line
+from slm_jax.generate import never_drawn
+from slm_jax.hf import card
+from slm_jax.hf.architecture import to_config_json
+from slm_jax.hf.bundle import bundle
+from slm_jax.hf.weights import to_tensors, write_tensors
+from slm_jax.load import LoadedRun, load_run
+from slm_jax.sampling import Sampling
+
+TOKENIZER_CLASS = "SlmJaxTokenizer"
+TOKENIZER_MODULE = Path(__file__).parent / "hf" / "tokenization_slm_jax.py"
+TOKENIZER_FILE = "tokenizer.hybtok"
+# What an export writes, and what the hub's tools put beside it: all that --overwrite may remove.
+_WRITTEN = {"config.json", "generation_config.json", "tokenizer_config.json", "README.md", TOKENIZER_MODULE.name}
+_WRITTEN |= {TOKENIZER_FILE, "model.safetensors.index.json", ".gitattributes", "special_tokens_map.json"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write the model of a run as a folder that Hugging Face transformers loads.
+
+    Weights as safetensors, config.json of a stock class (Qwen3, Mistral or Llama, whichever has the model's options),
+    the tokenizer as a module with its vocabulary, and a model card from the run's own figures.
+    """
+
+    to: str
+    """The folder to write; it must not hold anything."""
+    run: str = ""
+    """The run directory; empty: the newest in runs/."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights in the files; bfloat16 halves them and rounds to 8 bits."""
+    license: str = ""
+    """The model's licence, as the hub spells it (mit, apache-2.0, cc-by-4.0 …), for the card; empty: none is named."""
+    name: str = ""
+    """The model's name on the card; empty: that of the run."""
+    shard_gb: float = 5.0
+    """Weights of more than so many 10^9 bytes are split into several files."""
+    overwrite: bool = False
+    """Replace a folder that an export wrote before."""
+
+
+def export(
+    loaded: LoadedRun,
+    to: str | Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    license: str = "",
+    name: str = "",
+    shard_gb: float = 5.0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a loaded run to a folder; arguments as in `Options`. Raises UserError."""
+    if not shard_gb > 0:
+        raise UserError(f"shard_gb {shard_gb} must be above 0")
+    vocab_size, model = loaded.tokenizer.vocab_size, loaded.model
+    config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
+    title = name or loaded.run.path.absolute().name
+    facts = card.gather(loaded.run, loaded.config, vocab_size, loaded.step, config["architectures"][0], title, license)
+    with _new_folder(Path(to), overwrite) as folder:
+        tensors = to_tensors(nnx.to_pure_dict(nnx.state(model, nnx.Param)), vocab_size)
+        write_tensors(tensors, folder, dtype, int(shard_gb * 1e9))
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", _generation(loaded, config))
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
+        (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
+        loaded.tokenizer.save(folder / TOKENIZER_FILE)
+        (folder / "README.md").write_text(card.write_card(facts), encoding="utf-8", errors="backslashreplace")
+    return Path(to)
+
+
+def _generation(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
+    """generation_config.json: texts are drawn as by `python -m slm_jax.generate`."""
+    sampling = Sampling()
+    return {
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+        "pad_token_id": config["pad_token_id"],
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "suppress_tokens": never_drawn(loaded.tokenizer),
+        "use_cache": config["use_cache"],
+    }
+
+
+def _tokenizer_config(length: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": TOKENIZER_CLASS,
+        "auto_map": {"AutoTokenizer": [f"{TOKENIZER_MODULE.stem}.{TOKENIZER_CLASS}", None]},
+        "begin_with_eos": True,
+        "model_max_length": length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(to: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `to`, which takes its place once all is in it. Raises UserError if something is in the way."""
+    if to.is_symlink() or (to.exists() and not to.is_dir()):
+        raise UserError(f"--to {to} is no folder: give another one")
+    there = sorted(path.name for path in to.iterdir()) if to.is_dir() else []
+    foreign = [name for name in there if name not in _WRITTEN and not name.endswith(".safetensors")]
+    if there and not overwrite:
+        raise UserError(f"--to {to} is not empty: give another folder, or --overwrite if an export wrote it")
+    if foreign:
+        raise UserError(f"--to {to} holds {foreign[0]}, which no export wrote: remove it, or give another folder")
+    beside = to.absolute().parent
+    partial, old = (beside / f".{to.absolute().name}.{what}-{os.getpid()}" for what in ("partial", "old"))
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {beside}: {error.strerror}") from None
+    try:
+        yield partial
+        if there:
+            to.rename(old)
+        partial.rename(to)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not to.exists():
+            old.rename(to)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line. Raises UserError."""
+    options = tyro.cli(Options, args=args, prog="python -m slm_jax.export", use_underscores=True)
+    loaded = load_run(options.run or None)
+    given = {key: value for key, value in vars(options).items() if key not in ("to", "run")}
+    folder = export(loaded, options.to, **given)
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    place = shlex.quote(str(folder))
+    print(f"{loaded.run.path}, step {loaded.step:,}, as {kind} in {options.dtype}: {size / 1e6:,.1f} MB in {folder}\n")
+    print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    print(f"  AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)\n")
+    print(f"To the hub:\n  hf upload USER/{shlex.quote(loaded.run.path.absolute().name)} {place}")
+
+
+if __name__ == "__main__":
+    with command_line():
+        main()
