@@ -112,12 +112,17 @@ def _shown_default(annotation: Any, value: Any, fallback: Any) -> Any:
 def config_from_args(args: list[str], prog: str, description: str, base: dict[str, Any] | None = None) -> Config:
     """The Config of a command line: `--config NAME|PATH` (or `base`), then overrides. Raises UserError.
 
-    With `--init.from_run` and without a preset, the model is that run's.
+    With `--init.from_run` or `--init.from_hf`, and without a preset, the model is that of the run or folder.
     """
     preset, args = take_option(args, "config")
     defaults = read_preset(preset or "quickstart") if preset or base is None else base
     start, _ = take_option(args, "init.from_run")
+    folder, _ = take_option(args, "init.from_hf")
     if start and not preset and base is None:  # the model is that run's, unless a preset says what it is
         defaults = {**defaults, "model": read_toml(find_run(start, trained=True).config).get("model", {})}
+    elif folder and not preset and base is None:
+        from slm_jax.hf.folder import open_folder  # with JAX, which other options are checked without
+
+        defaults = {**defaults, "model": {**defaults.get("model", {}), **open_folder(folder).model}}
     tree = parse_overrides(args, defaults, prog, description)
     return Config.from_tree(tree, origin=preset or "config")

@@ -191,6 +191,11 @@ class InitConfig(Section):
         description="A run whose newest weights this one begins with, its tokenizer included (fine-tuning); empty: "
         "random weights.",
     )
+    from_hf: str = Field(
+        "",
+        description="A folder of the Hugging Face layout to begin with: one that slm_jax.export wrote, or a Llama, "
+        "Mistral or Qwen3 with a tokenizer of this project.",
+    )
     optimizer: Literal["fresh", "carry"] = Field(
         "fresh",
         description="With from_run, the optimizer's moments: fresh, or those of that run (carry). The schedule begins "

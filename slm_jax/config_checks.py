@@ -41,6 +41,11 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             ("model.heads", "model.kv_heads"),
             f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
         )
+    if c.init.from_hf and c.init.from_run:
+        yield (
+            ("init.from_hf", "init.from_run"),
+            "init.from_run and init.from_hf are both given, but a run begins with one of them: leave the other out",
+        )
     if c.init.optimizer == "carry" and not c.init.from_run:
         yield (
             ("init.optimizer", "init.from_run"),

@@ -49,7 +49,7 @@ def run_training(config: Config, run: Run) -> Result:
             state = warm_start.first_state(config, origin, steps, tokenizer.vocab_size, mesh)
             checkpoints.save(0, _saved(state), basis)
             checkpoints.wait()  # the other run may go now
-            _say(f"beginning with the weights of {origin.run.path}")
+            _say(f"beginning with the weights of {origin.path}")
         rows = read_rows(run.metrics)
         first, part = hosts.is_first(), sharding.part_of(mesh)
         if start > config.train.steps:

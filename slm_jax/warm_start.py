@@ -1,12 +1,14 @@
-"""Begin a run with the newest weights of another: fine-tuning, and the stages of a curriculum.
+"""Begin a run with the newest weights of another, or with those of a Hugging Face folder: fine-tuning, and the stages
+of a curriculum.
 
-    the other run's config and tokenizer  ->  what does not fit is refused  ->  its weights, and its moments if asked
+    the other's config and tokenizer  ->  what does not fit is refused  ->  its weights, and its moments if asked
 
 The state that comes of it is the new run's checkpoint of step 0, whole on disk before the first step: from then on the
 run stands on its own, whatever becomes of the other, and ends with the same bits wherever it is killed.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +16,9 @@ import optax
 
 from slm_jax import sharding
 from slm_jax.checkpoint import read_newest
-from slm_jax.config import Config, ModelConfig
+from slm_jax.config import Config, ModelConfig, as_list
 from slm_jax.errors import UserError
+from slm_jax.hf.folder import Folder, misfits, open_folder, read_parameters
 from slm_jax.run import Run, find_run
 from slm_jax.train_step import Steps, TrainState, make_steps
 
@@ -29,9 +32,22 @@ class Origin(NamedTuple):
     run: Run
     config: Config
 
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.run.path
 
-def find_origin(config: Config) -> Origin | None:
-    """The run of `init.from_run`, None without one. Raises UserError with all that does not fit, both values named."""
+
+def find_origin(config: Config) -> Origin | Folder | None:
+    """The run of `init.from_run` or the folder of `init.from_hf`, None without.
+
+    Raises UserError with all that does not fit, both values named.
+    """
+    if config.init.from_hf:
+        folder = open_folder(config.init.from_hf)
+        if problems := list(misfits(folder, config.model)):
+            raise UserError(as_list(f"this run cannot begin with the weights of {folder.path}", problems))
+        return folder
     if not config.init.from_run:
         return None
     run = find_run(config.init.from_run, trained=True)
@@ -62,11 +78,19 @@ def _resolved(model: ModelConfig, name: str) -> Any:
     return model.kv_heads or model.heads if name == "kv_heads" else getattr(model, name)
 
 
-def first_state(config: Config, origin: Origin, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh) -> TrainState:
+def first_state(
+    config: Config, origin: Origin | Folder, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh
+) -> TrainState:
     """The state of step 0 with the origin's parameters, and with its optimizer's moments if they are carried.
 
-    Step, random key and the schedule's count are the new run's own. Raises UserError without a usable checkpoint.
+    Step, random key and the schedule's count are the new run's own. Raises UserError without usable weights.
     """
+    if isinstance(origin, Folder):
+        state = steps.init()
+        read = read_parameters(origin, state.params)
+        # Each process gives the parts that its devices hold.
+        put = lambda new, old: jax.make_array_from_callback(old.shape, old.sharding, lambda at: new[at])  # noqa: E731
+        return state._replace(params=jax.tree.map(put, read, state.params))
     carried = config.init.optimizer == "carry"
     shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
     target = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))

@@ -180,11 +180,13 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
 
 
 def given_tokenizer(config: Config) -> str:
-    """Path or name of the tokenizer that a config gives: of the run it begins with, or `tokenizer.path`; empty: none.
+    """Path or name of the tokenizer that a config gives: of what it begins with, or `tokenizer.path`; empty: none.
 
-    Raises UserError if a run is named to begin with, and another tokenizer than its own is asked for.
+    Raises UserError if something is named to begin with, and another tokenizer than its own is asked for.
     """
     asked, start = config.tokenizer, config.init.from_run
+    if config.init.from_hf:
+        return _tokenizer_of_folder(config)
     if not start:
         return asked.path
     run = find_run(start, trained=True)
@@ -202,6 +204,32 @@ def given_tokenizer(config: Config) -> str:
                 f"the weights of {run.path} know no tokenizer but their own; leave tokenizer.* out: {'; '.join(differ)}"
             )
     return str(run.tokenizer)
+
+
+def _tokenizer_of_folder(config: Config) -> str:
+    """Path or name of the tokenizer that the weights of `init.from_hf` know. Raises UserError if another is given."""
+    from slm_jax.hf.folder import find_tokenizer, open_folder  # with JAX, which the data do without
+
+    folder, asked = open_folder(config.init.from_hf), config.tokenizer
+    name = find_tokenizer(folder, asked.path)
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size != folder.vocab_size:
+        raise UserError(
+            f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "
+            f"{tokenizer.vocab_size} ids: the weights know no other tokenizer than the one they were trained with"
+        )
+    if asked.path and load_tokenizer(asked.path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"tokenizer.path {asked.path} is not the tokenizer of {folder.path}, whose weights know no other"
+        )
+    for field in ("vocab_size", "lowercase", "byte_limit"):
+        here, there = getattr(asked, field), getattr(tokenizer, field)
+        fits = here >= there if field == "vocab_size" else here == there  # at most so many ids
+        if not fits and here != getattr(TokenizerConfig(), field):
+            raise UserError(
+                f"tokenizer.{field}: {there!r} in {folder.path}, {here!r} here; its weights know no other: leave it out"
+            )
+    return name
 
 
 def load_tokenizer(name: str) -> HybridTokenizer:

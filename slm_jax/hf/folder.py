@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from slm_jax.config import ModelConfig
 from slm_jax.errors import UserError
 from slm_jax.hf.architecture import from_config_json
-from slm_jax.hf.weights import read_params
 from slm_jax.transformer import swiglu_width
 
 TOKENIZER_FILE = "tokenizer.hybtok"
@@ -41,7 +40,7 @@ def open_folder(path: str) -> Folder:
     return Folder(folder, model, vocab_size)
 
 
-def misfits(folder: Folder, model: ModelConfig, vocab_size: int) -> Iterator[str]:
+def misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
     """What keeps the folder's weights out of a model, each with both values."""
     there = ModelConfig(**folder.model)
     for name in ("dim", "depth", "heads", "tie_weights", "qk_norm"):
@@ -53,11 +52,6 @@ def misfits(folder: Folder, model: ModelConfig, vocab_size: int) -> Iterator[str
         yield (
             f"width of the SwiGLU: {swiglu_width(there)} there (model.mlp_dim {there.mlp_dim}, model.mlp_multiple 1), "
             f"{swiglu_width(model)} here"
-        )
-    if folder.vocab_size != vocab_size:
-        yield (
-            f"ids: the embedding there has {folder.vocab_size} rows, the tokenizer here {vocab_size} ids; the weights "
-            "know only the tokenizer that they were trained with"
         )
 
 
@@ -80,9 +74,8 @@ def find_tokenizer(folder: Folder, asked: str) -> str:
     )
 
 
-def read_parameters(folder: Folder, shapes: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """The folder's weights as a Transformer's pure dict of float32 arrays (NumPy) with these shapes.
+def read_parameters(folder: Folder, shapes: dict[str, Any]) -> dict[str, Any]:
+    """The folder's weights as a Transformer's pure dict of float32 NumPy arrays with these shapes. Raises UserError."""
+    from slm_jax.hf.weights import read_params  # with safetensors, which only this needs
 
-    fresh: newly drawn parameters, from which padding rows of the embedding are taken. Raises UserError.
-    """
-    return read_params(folder.path, shapes, folder.vocab_size, fresh)
+    return read_params(folder.path, shapes, folder.vocab_size)

@@ -114,11 +114,11 @@ def write_tensors(
     return total
 
 
-def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int, fill: dict[str, Any]) -> dict[str, Any]:
+def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     """The pure dict of float32 arrays that has these shapes, out of a folder's safetensors.
 
-    fill: the parameters of which the padding rows (beyond vocab_size) are taken. Raises UserError that names tensors
-    that are missing, of another shape, or that the model has no place for.
+    Padding rows (beyond vocab_size), which nothing reads, are zeros. Raises UserError that names tensors that are
+    missing, of another shape, or that the model has no place for.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(_open(path)) for path in _files(folder)]
@@ -137,7 +137,6 @@ def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int, fill: dic
             return array.astype(np.float32)
 
         params: dict[str, Any] = {}
-        begin = dict(_leaves(fill))
         for path, leaf in _leaves(shapes):
             if path[0] == "blocks":
                 array = np.empty(leaf.shape, np.float32)
@@ -149,7 +148,7 @@ def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int, fill: dic
             elif path == ("final_norm", "scale"):
                 array = read(_OTHERS[path], leaf.shape)
             else:
-                array = np.array(begin[path], np.float32)
+                array = np.zeros(leaf.shape, np.float32)
                 array[:vocab_size] = read(_OTHERS[path], (vocab_size, leaf.shape[1]))
             _put(params, path, array)
         # A tied head may stand in the file as well; tables of angles are constants.
