@@ -23,6 +23,7 @@ from typing import Any
 import tyro
 
 import slm_jax
+from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
 from slm_jax.metrics import Row, read_rows
 from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run
@@ -107,7 +108,8 @@ def measure(run: Run) -> Benchmark:
 def config_hash(run: Run) -> str:
     """12 hexadecimal digits of the fields of a run's config that its result depends on, without paths to other runs."""
     skipped = (MAY_CHANGE - {"train.steps"}) | {"init.from_run", "tokenizer.path"}
-    flat = {name: value for name, value in run.read_config().flat().items() if name not in skipped}
+    default = Config().flat()  # left out, so that fields of later versions change nothing
+    flat = {k: v for k, v in run.read_config().flat().items() if k not in skipped and v != default[k]}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -324,7 +324,7 @@ class Config(Section):
             for item in error.errors():
                 name = ".".join(str(part) for part in item["loc"][:2])
                 # A field of several types has an error for each.
-                found[name] = f"{found[name]}, or {_expected(item)}" if name in found else _explain(name, item)
+                found[name] = f"{found[name]}, or {_expected(item)}" if name in found else explain(name, item)
             problems, bad = list(found.values()), set(found)
             # Fields that are themselves wrong take no part in the cross-field checks; all others still do.
             rest = {
@@ -365,10 +365,12 @@ def as_list(origin: str, problems: list[str]) -> str:
     return "\n".join([f"{origin}: {len(problems)} problems:", *(f"  - {p}" for p in problems)])
 
 
-def _explain(name: str, item: Any) -> str:
+def explain(name: str, item: Any) -> str:
     """One pydantic error as one sentence, with the nearest name for an unknown one."""
     if item["type"] == "extra_forbidden":
         return unknown_key(name)
+    if item["type"] == "missing":
+        return f"{name} is missing"
     return f"{name} = {item['input']!r}: should be {_expected(item)}"
 
 

@@ -2,10 +2,10 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm_jax.config import Config
+    from slm_jax.config import Config, ModelConfig
 
 # Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
 SOURCES: tuple[str, ...] = ("python-docs", "python-qa", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
@@ -168,3 +168,24 @@ def multiples(value: int, step: int) -> list[int]:
 
 def either(values: Sequence[int]) -> str:
     return " or ".join(str(v) for v in values)
+
+
+# What the parameters and their meaning depend on; dropout, window, rotary base, attention and remat may differ.
+_SHAPING = ("dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "tie_weights", "qk_norm", "vocab_multiple")
+
+
+def misfits(config: "Config", theirs: "Config") -> Iterator[str]:
+    """Why a run of one config cannot begin with the weights of one of another."""
+    for name in _SHAPING:
+        here, there = _resolved(config.model, name), _resolved(theirs.model, name)
+        if here != there:
+            yield f"model.{name}: {there!r} there, {here!r} here"
+    if config.init.optimizer == "carry" and config.optimizer.name != theirs.optimizer.name:
+        yield (
+            f"optimizer.name: {theirs.optimizer.name!r} there, {config.optimizer.name!r} here; moments can be carried "
+            "to the same optimizer only (init.optimizer fresh begins new ones)"
+        )
+
+
+def _resolved(model: "ModelConfig", name: str) -> Any:
+    return model.kv_heads or model.heads if name == "kv_heads" else getattr(model, name)

@@ -103,7 +103,7 @@ def run_training(config: Config, run: Run) -> Result:
             if saved != step:  # stopped by a signal
                 checkpoints.save(step, _saved(state), basis)
     _plot(run)
-    return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None)
+    return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None, stop.signal)
 
 
 def _for_any_width(fitted: memory.Fitted, widest: Batch) -> Callable[..., Any]:

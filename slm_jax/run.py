@@ -65,6 +65,7 @@ class Result:
     step: int
     metrics: dict[str, Any]  # the last row of metrics.jsonl
     stopped_by: int | None = None  # the signal that ended it before its last step
+    signal: int | None = None  # the signal that came, also at its last step
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,10 @@ def new_run(config: Config) -> Run:
 
 
 def find_run(path: str | None, trained: bool = False) -> Run:
-    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint); of a curriculum its newest stage with
-    a checkpoint. Raises UserError, with those there are, if there is none."""
+    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint); of a curriculum its newest stage.
+
+    Raises UserError, with those there are, if there is none.
+    """
     found = [run for folder in RUNS.glob("*") if (run := _run_in(folder)) is not None]
     runs = sorted(found, key=lambda run: run.path.stat().st_mtime)
     if path is None:

@@ -7,7 +7,6 @@ The state that comes of it is the new run's checkpoint of step 0, whole on disk 
 run stands on its own, whatever becomes of the other, and ends with the same bits wherever it is killed.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +15,12 @@ import optax
 
 from slm_jax import sharding
 from slm_jax.checkpoint import read_newest
-from slm_jax.config import Config, ModelConfig, as_list
+from slm_jax.config import Config, as_list
+from slm_jax.config_checks import misfits
 from slm_jax.errors import UserError
-from slm_jax.hf.folder import Folder, misfits, open_folder, read_parameters
+from slm_jax.hf.folder import Folder, folder_misfits, open_folder, read_parameters
 from slm_jax.run import Run, find_run
 from slm_jax.train_step import Steps, TrainState, make_steps
-
-# What the parameters and their meaning depend on; dropout, window, rotary base, attention and remat may differ.
-_SHAPING = ("dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "tie_weights", "qk_norm", "vocab_multiple")
 
 
 class Origin(NamedTuple):
@@ -45,14 +42,14 @@ def find_origin(config: Config) -> Origin | Folder | None:
     """
     if config.init.from_hf:
         folder = open_folder(config.init.from_hf)
-        if problems := list(misfits(folder, config.model)):
+        if problems := list(folder_misfits(folder, config.model)):
             raise UserError(as_list(f"this run cannot begin with the weights of {folder.path}", problems))
         return folder
     if not config.init.from_run:
         return None
     run = find_run(config.init.from_run, trained=True)
     origin = Origin(run, run.read_config())
-    problems = list(_misfits(config, origin.config))
+    problems = list(misfits(config, origin.config))
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
@@ -60,22 +57,6 @@ def find_origin(config: Config) -> Origin | Folder | None:
             f"Give the same values, or take that run's own: --config {run.config}"
         )
     return origin
-
-
-def _misfits(config: Config, theirs: Config) -> Iterator[str]:
-    for name in _SHAPING:
-        here, there = _resolved(config.model, name), _resolved(theirs.model, name)
-        if here != there:
-            yield f"model.{name}: {there!r} there, {here!r} here"
-    if config.init.optimizer == "carry" and config.optimizer.name != theirs.optimizer.name:
-        yield (
-            f"optimizer.name: {theirs.optimizer.name!r} there, {config.optimizer.name!r} here; its moments can be "
-            "carried to the same optimizer only (init.optimizer fresh begins new ones)"
-        )
-
-
-def _resolved(model: ModelConfig, name: str) -> Any:
-    return model.kv_heads or model.heads if name == "kv_heads" else getattr(model, name)
 
 
 def first_state(

@@ -65,15 +65,27 @@ def prepare_cached(config: Config, say: Say, tokenizer_path: str) -> tuple[Hybri
     if tokenizer_path:
         tokenizer = load_tokenizer(tokenizer_path)
     else:
-        tokenizer = _learned(config, inputs, folder, say)
+        tokenizer = _learned(config, [(each, _options(config)) for each in inputs], folder, say)
     return tokenizer, [(_corpus(config, each, tokenizer, folder, say), each) for each in inputs]
 
 
-def _learned(config: Config, inputs: Sequence[Input], folder: Path, say: Say) -> HybridTokenizer:
-    """The tokenizer that is learned from the sources: that of the cache, or a new one."""
-    t, options = config.tokenizer, _options(config)
+def learn_tokenizer(configs: Sequence[Config], say: Say) -> HybridTokenizer:
+    """The tokenizer that is learned from the sources of several configs, each source once, as the first config says."""
+    inputs: dict[str, tuple[Input, Options]] = {}
+    for config in configs:
+        for source, weight in make_sources(config.data):
+            options = _options(config)
+            inputs.setdefault(cache.key_of([source.describe(), asdict(options)]), (Input(source, weight), options))
+    return _learned(configs[0], list(inputs.values()), cache.cache_folder(configs[0].data.cache), say)
+
+
+def _learned(config: Config, pairs: Sequence[tuple[Input, Options]], folder: Path, say: Say) -> HybridTokenizer:
+    """The tokenizer that is learned from sources: that of the cache, or a new one."""
+    t, inputs = config.tokenizer, [each for each, _ in pairs]
     described = [[each.source.describe(), each.weight] for each in inputs]
-    key = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries, asdict(options)]
+    chosen = [asdict(options) for _, options in pairs]
+    key = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
+    key += chosen[:1] if all(each == chosen[0] for each in chosen) else [chosen]
     path = folder / "tokenizers" / f"{cache.slug(inputs[0].source.name)}-{cache.key_of(key)}.hybtok"
     with cache.only_one(path, f"the tokenizer of {inputs[0].source.name}"):
         if path.is_file():
@@ -82,7 +94,7 @@ def _learned(config: Config, inputs: Sequence[Input], folder: Path, say: Say) ->
             except TokenizerError as error:
                 say(f"{error}; learning it again")
         say(f"reading {', '.join(each.source.name for each in inputs)}")
-        texts = [text for each in inputs for text in _training_texts(each.read_head(options), options)]
+        texts = [text for each, options in pairs for text in _training_texts(each.read_head(options), options)]
         say(f"learning a tokenizer of {t.vocab_size} entries")
         tokenizer = HybridTokenizer(lowercase=t.lowercase, byte_limit=t.byte_limit)
         for text in texts:

@@ -1,7 +1,7 @@
 """A small set of instructions that every Python carries: what its modules, classes and functions are for.
 
-Each documented, public name of the standard library is a question; the first sentence of its docstring is the response.
-Those sentences stand in `python-docs` too: after training on that, held-out questions are new, their answers may not be.
+Each documented, public name of the standard library is a question, the first sentence of its docstring the response.
+Those stand in `python-docs` too: after training on that, held-out questions are new, but their answers were read.
 """
 
 import ast
@@ -57,7 +57,7 @@ class _Reader:
 
 
 def rows() -> Iterator[dict[str, str]]:
-    """{"instruction", "output"} in a fixed order, each output once. Raises UserError on a Python without its library."""
+    """{"instruction", "output"} in a fixed order, each output once. Raises UserError if Python's sources lack."""
     library = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     found = False

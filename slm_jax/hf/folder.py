@@ -40,7 +40,7 @@ def open_folder(path: str) -> Folder:
     return Folder(folder, model, vocab_size)
 
 
-def misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
+def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
     """What keeps the folder's weights out of a model, each with both values."""
     there = ModelConfig(**folder.model)
     for name in ("dim", "depth", "heads", "tie_weights", "qk_norm"):

@@ -1,0 +1,286 @@
+"""One model through a curriculum of texts: `python -m slm_jax.orchestrator`, or `orchestrate(curriculum)`.
+
+    curriculum  ->  one tokenizer  ->  stage by stage: its run, begun with the weights of the one before
+                                       ->  a benchmark row, the held-out text of all stages so far, evaluation tasks
+
+A stage is a run like any other, in `stages/NN-NAME`, and the training loop does what it does for every run. So the same
+command, given again after a kill at any instant, goes on where it was and ends with the same bits; on a curriculum that
+is finished it does the stages that were added since.
+"""
+
+import contextlib
+import math
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_jax import benchmark_logger, cli, hosts
+from slm_jax.config import Config, read_preset, read_toml
+from slm_jax.curriculum import Curriculum, Stage
+from slm_jax.errors import UserError, command_line
+from slm_jax.run import CURRICULUM, MAY_CHANGE, RUNS, Result, Run, replace_text, stages_in
+from slm_jax.train import train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `orchestrate` ended."""
+
+    path: Path
+    results: list[Result]  # of the stages that this call looked at
+    stopped_by: int | None = None  # the signal that ended it
+
+
+def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str | Path | None = None) -> Outcome:
+    """Train, or continue, a curriculum (or a preset's name, a TOML file, nested dicts) in the folder at a path.
+
+    The folder is `runs/NAME` by default: the same call continues it. Raises UserError. SIGINT and SIGTERM end it after
+    the step in hand, saved.
+    """
+    if isinstance(curriculum, dict):
+        curriculum = Curriculum.from_tree(curriculum)
+    elif not isinstance(curriculum, Curriculum):
+        curriculum = Curriculum.load(curriculum)
+    folder = Path(path or RUNS / curriculum.name)
+    first, fresh = hosts.is_first(), not folder.exists()
+    _say(f"curriculum: {folder}")
+    with Run(folder).lock() if first else contextlib.nullcontext():
+        try:
+            hosts.from_first(lambda: _begin(folder, curriculum))
+            return _run_stages(folder, curriculum)
+        except BaseException:
+            if first and fresh and not stages_in(folder):  # nothing came of it: leave no trace
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _begin(folder: Path, curriculum: Curriculum) -> None:
+    """Check that what was done fits the curriculum, and that its texts are there; keep it; make the tokenizer."""
+    from slm_jax.data.sources import make_sources
+
+    here = {entry.name for entry in folder.iterdir()} - {".lock", f"{CURRICULUM}.partial"}
+    if here and CURRICULUM not in here:
+        what = "a run" if Run(folder).exists() else "files"
+        raise UserError(f"{folder} holds {what} but no curriculum: use another --run")
+    problems = _changes(folder, curriculum)
+    for stage in curriculum.stages:
+        if not Run(stage.folder(folder)).corpus.is_dir():
+            try:
+                make_sources(stage.config.data)
+            except UserError as error:
+                problems.append(f"{stage.title}: {error}")
+    if problems:
+        raise UserError("\n".join([f"{folder} cannot go on:", *(f"  - {problem}" for problem in problems)]))
+    replace_text(folder / CURRICULUM, curriculum.to_toml())
+    _make_tokenizer(folder, curriculum)
+
+
+def _changes(folder: Path, curriculum: Curriculum) -> list[str]:
+    """What the curriculum says otherwise of the stages that were begun."""
+    from slm_jax.data.prepare import load_tokenizer
+
+    problems, given, tokenizer = [], curriculum.stages[0].config.tokenizer.path, Run(folder).tokenizer
+    if (
+        given
+        and tokenizer.is_file()
+        and load_tokenizer(given).fingerprint != load_tokenizer(str(tokenizer)).fingerprint
+    ):
+        problems.append(f"tokenizer.path {given} is not the tokenizer that the curriculum was begun with")
+    for number, place in enumerate(stages_in(folder)):
+        stage = curriculum.stages[number] if number < len(curriculum.stages) else None
+        if stage is None or stage.folder(folder).name != place.name:
+            now = f"now stage {number + 1} is {stage.name}" if stage else f"now there are {number} stages"
+            problems.append(f"{place.name} was begun, and {now}: stages can be added behind those that were begun only")
+            break
+        run = Run(place)
+        if not run.corpus.is_dir():  # nothing is bound to its config yet
+            continue
+        saved = run.read_config()
+        done = run.newest_step() == saved.train.steps
+        may = MAY_CHANGE - {"train.steps"} if done and stage.epochs is None else MAY_CHANGE
+        wanted = _placed(stage, folder)
+        for name, (old, new) in _placed(stage, folder, saved).differences(wanted).items():
+            if name not in may:
+                problems.append(f"{stage.title} was begun with another {name}: {old!r} there, {new!r} here")
+        if done and stage.epochs is not None and (steps := _steps_of(wanted, run, stage.epochs)) != saved.train.steps:
+            problems.append(f"{stage.title} was of {saved.train.steps} steps: {stage.epochs:g} epochs are {steps}")
+    return problems
+
+
+def _placed(stage: Stage, folder: Path, config: Config | None = None) -> Config:
+    """The config of a stage's run in a folder (or a config that was saved there, for the folder may have moved)."""
+    config = config or stage.config
+    tokenizer = config.tokenizer.model_copy(update={"path": str(folder / Run(folder).tokenizer.name)})
+    init = config.init
+    if stage.number > 1:
+        before = next(folder.glob(f"stages/{stage.number - 1:02d}-*"), folder)
+        init = init.model_copy(update={"from_run": str(before)})
+    return config.model_copy(update={"tokenizer": tokenizer, "init": init})
+
+
+def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
+    """The tokenizer of all stages: found in the folder, given, that of the run they begin with, or learned."""
+    from slm_jax.data.prepare import given_tokenizer, learn_tokenizer, load_tokenizer
+
+    place, configs = Run(folder).tokenizer, [stage.config for stage in curriculum.stages]
+    if place.is_file():
+        return
+    if given := given_tokenizer(configs[0]):
+        load_tokenizer(given).save(place)
+    else:
+        learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1], _say).save(place)
+
+
+def _run_stages(folder: Path, curriculum: Curriculum) -> Outcome:
+    results: list[Result] = []
+    for stage in curriculum.stages:
+        run = Run(stage.folder(folder))
+        behind = [each for each in curriculum.stages if each.number > stage.number]
+        if behind and Run(behind[0].folder(folder)).newest_step() is not None:
+            _record(folder, curriculum, stage)  # it may have been killed between the last step and this
+            continue
+        # A stage that is done is found so, or mended if its last checkpoint was damaged, before another begins with it.
+        config = _placed(stage, folder)
+        if hosts.is_first() and run.exists() and run.corpus.is_dir():
+            run.save_config(_placed(stage, folder, run.read_config()))  # the folder may have moved
+        config = _with_steps(stage, config, run)
+        _say(_headline(stage, config, len(curriculum.stages)))
+        result = train(config, run.path)
+        results.append(result)
+        if result.stopped_by is not None:
+            return Outcome(folder, results, result.stopped_by)
+        _record(folder, curriculum, stage)
+        if result.signal is not None and behind:  # it came at the last step
+            return Outcome(folder, results, result.signal)
+    return Outcome(folder, results)
+
+
+def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
+    """The config with the steps that the stage's epochs are; its text is prepared for that."""
+    if stage.epochs is None:
+        return config
+    first = hosts.is_first()
+    with run.lock() if first else contextlib.nullcontext():
+        hosts.from_first(lambda: run.begin(config))
+        steps = hosts.from_first(lambda: _steps_of(config, run, stage.epochs or 0, _say))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+        if first:
+            run.save_config(config)
+    return config
+
+
+def _steps_of(config: Config, run: Run, epochs: float, say: Callable[[str], None] = lambda _: None) -> int:
+    """How many steps so many epochs of a run's text are, rounded up; prepares the text if it is not."""
+    from slm_jax.data.feed import make_batches
+    from slm_jax.data.prepare import prepare
+
+    _, corpus = prepare(config, run, say)
+    each = make_batches(config, corpus).steps_per_epoch
+    steps = max(1, math.ceil(epochs * each - 1e-9))
+    say(f"{epochs:g} epochs of {each:,.1f} steps each are {steps:,} steps, rounded up")
+    return steps
+
+
+def _headline(stage: Stage, config: Config, count: int) -> str:
+    o, t = config.optimizer, config.train
+    text = " ".join(config.data.mix or config.data.files or (config.data.source,))
+    start = f"weights of {Path(config.init.from_run).name}, " if config.init.from_run else ""
+    moments = "moments carried, " if config.init.optimizer == "carry" else ""
+    dropout = f", dropout {config.model.dropout:g}" if config.model.dropout else ""
+    return (
+        f"\nstage {stage.number} of {count}: {stage.name}: {text}, {start}{moments}{t.steps:,} steps of "
+        f"{t.batch_size} x {t.sequence_length}, {o.name} {o.lr:g} {o.schedule}{dropout}"
+    )
+
+
+def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
+    """What is measured of a stage that is done, each once whatever happens."""
+    run = Run(stage.folder(folder))
+    if hosts.is_first():
+        benchmark_logger.append(benchmark_logger.place_of(run), benchmark_logger.measure(run))
+
+
+def _say(text: str) -> None:
+    if hosts.is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+HELP = f"""Take one model through a curriculum of texts, stage by stage.
+
+With no options: the preset curriculum-offline, about five minutes on two CPU cores, no network.
+
+--config NAME|PATH   preset in configs/ or a TOML file with [[stages]]; every option below overrides it in all stages
+--run PATH           the curriculum's folder (default: {RUNS}/NAME of the config); what is there is continued
+
+A stage is a table [[stages]] with a name and any options of a run: data.source or data.mix, epochs or train.steps,
+optimizer.lr, optimizer.schedule, model.dropout, train.sequence_length, data.loss_on, init.optimizer (carry or fresh).
+The section [curriculum] has evaluate, compare and tokenizer_text. Stages can be added behind those that are done.
+
+Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved."""
+
+
+def parse_args(args: Sequence[str]) -> tuple[Curriculum, Path]:
+    """The curriculum and folder of a command line. Raises UserError."""
+    path, rest = cli.take_option(list(args), "run")
+    preset, rest = cli.take_option(rest, "config")
+    overrides = cli.parse_overrides(rest, {}, "python -m slm_jax.orchestrator", HELP)
+    saved = Path(path) / CURRICULUM if path else None
+    if saved is not None and saved.is_file() and preset is None:
+        curriculum = Curriculum.from_tree(read_toml(saved), overrides, str(saved))
+    else:
+        preset = preset or "curriculum-offline"
+        curriculum = Curriculum.from_tree(read_preset(preset, curricula=True), overrides, preset)
+    return curriculum, Path(path) if path else RUNS / curriculum.name
+
+
+def main() -> None:
+    """The command line."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
+    together, args = hosts.take_options(sys.argv[1:])
+    curriculum, folder = parse_args(args)
+    hosts.join(**together)
+    from slm_jax.process import tune_process
+
+    tune_process()
+    start = time.monotonic()
+    again = f"python -m slm_jax.orchestrator --run {shlex.quote(str(folder))}"
+    try:
+        with hosts.ending_together():
+            outcome = orchestrate(curriculum, folder)
+    except KeyboardInterrupt:  # between steps, or a second one
+        begun = (folder / CURRICULUM).is_file()
+        print("stopped" + (f". Go on with:\n  {again}" if begun else ", nothing was begun"), file=sys.stderr)
+        raise SystemExit(130) from None
+    if hosts.is_first():
+        _summary(folder, curriculum, outcome, time.monotonic() - start, again)
+    if outcome.stopped_by is not None:
+        raise SystemExit(128 + outcome.stopped_by)
+
+
+def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: float, again: str) -> None:
+    """What came out, and the commands to go on."""
+    from slm_jax.metrics import duration
+
+    if outcome.stopped_by is not None:
+        step, name = outcome.results[-1].step, outcome.results[-1].run.name
+        print(f"stopped by {signal.Signals(outcome.stopped_by).name} after step {step} of {name}, saved. Go on with:")
+        print(f"  {again}")
+        return
+    rows = benchmark_logger.read(folder / "benchmarks.csv")
+    print(f"\n{benchmark_logger.table(rows)}\n")
+    print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
+    print(f"In {folder}: {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")
+    name = f"--run {shlex.quote(str(folder))}"
+    print(f"  python -m slm_jax.generate {name} --prompt 'The'    # the model of the last stage")
+    print(f"  add a table [[stages]] to {folder / CURRICULUM}, then\n  {again}")
+
+
+if __name__ == "__main__":
+    with command_line():
+        main()
