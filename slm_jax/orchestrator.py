@@ -1,7 +1,7 @@
 """One model through a curriculum of texts: `python -m slm_jax.orchestrator`, or `orchestrate(curriculum)`.
 
     curriculum  ->  one tokenizer  ->  stage by stage: its run, begun with the weights of the one before
-                                       ->  a benchmark row, the held-out text of all stages so far, evaluation tasks
+                                       ->  a benchmark row, the scores on all texts so far, evaluation tasks
 
 A stage is a run like any other, in `stages/NN-NAME`, and the training loop does what it does for every run. So the same
 command, given again after a kill at any instant, goes on where it was and ends with the same bits; on a curriculum that
@@ -201,9 +201,14 @@ def _headline(stage: Stage, config: Config, count: int) -> str:
 
 def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
     """What is measured of a stage that is done, each once whatever happens."""
-    run = Run(stage.folder(folder))
-    if hosts.is_first():
-        benchmark_logger.append(benchmark_logger.place_of(run), benchmark_logger.measure(run))
+    if not hosts.is_first():
+        return
+    runs = [Run(each.folder(folder)) for each in curriculum.stages[: stage.number]]
+    benchmark_logger.append(folder / "benchmarks.csv", benchmark_logger.measure(runs[-1]))
+    if curriculum.options.compare:
+        from slm_jax import stage_scores
+
+        stage_scores.update(folder, runs, _say)
 
 
 def _say(text: str) -> None:
@@ -265,6 +270,7 @@ def main() -> None:
 
 def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: float, again: str) -> None:
     """What came out, and the commands to go on."""
+    from slm_jax import stage_scores
     from slm_jax.metrics import duration
 
     if outcome.stopped_by is not None:
@@ -272,8 +278,9 @@ def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: fl
         print(f"stopped by {signal.Signals(outcome.stopped_by).name} after step {step} of {name}, saved. Go on with:")
         print(f"  {again}")
         return
-    rows = benchmark_logger.read(folder / "benchmarks.csv")
-    print(f"\n{benchmark_logger.table(rows)}\n")
+    print(f"\n{benchmark_logger.table(benchmark_logger.read(folder / 'benchmarks.csv'))}\n")
+    if scores := stage_scores.read(folder):
+        print(f"{stage_scores.table(scores)}\n")
     print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
     print(f"In {folder}: {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")
     name = f"--run {shlex.quote(str(folder))}"

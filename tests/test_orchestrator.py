@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slm_jax import benchmark_logger, orchestrator
+from slm_jax import benchmark_logger, orchestrator, stage_scores
 from slm_jax.config import Config, preset_names
 from slm_jax.curriculum import Curriculum
 from slm_jax.errors import UserError
@@ -144,6 +144,7 @@ def assert_same_curriculum(first, second):
     clock = {"timestamp", "seconds", "tokens_per_second", "mfu"}
     a, b = ([{k: v for k, v in row.items() if k not in clock} for row in rows] for rows in tables)
     assert a == b
+    assert stage_scores.read(first) == stage_scores.read(second)
 
 
 def test_every_stage_is_a_run_and_a_row(finished):
@@ -184,6 +185,17 @@ def test_epochs_are_steps_rounded_up(finished):
     steps = -(-0.03 * windows // 4)
     assert run.read_config().train.steps == steps
     assert f"0.03 epochs of {windows / 4:,.1f} steps each are {steps:.0f} steps, rounded up" in err
+
+
+def test_each_model_is_scored_on_the_text_of_all(finished):
+    folder, out, _ = finished
+    found = {(row["after"], row["text"]): row["bits_per_byte"] for row in stage_scores.read(folder)}
+    names = stage_names(folder)
+    assert set(found) == {(after, text) for after in names for text in names}
+    for row in benchmark_logger.read(folder / "benchmarks.csv"):  # on its own text: what its last validation gave
+        assert found[row["stage"], row["stage"]] == pytest.approx(row["bits_per_byte"], rel=1e-6)
+    assert found[names[1], names[1]] < found[names[0], names[1]]
+    assert stage_scores.table(stage_scores.read(folder)) in out
 
 
 def test_a_curriculum_stands_for_its_newest_stage(finished):
