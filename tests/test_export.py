@@ -68,7 +68,7 @@ def test_out_and_in_again_keeps_every_bit(tmp_path, small_tokenizer, fields):
     run = loaded_run(tmp_path, small_tokenizer, **fields)
     folder = export(run, tmp_path / "out")
     opened = hf_folder.open_folder(str(folder))
-    assert list(hf_folder.misfits(opened, run.model.config)) == []
+    assert list(hf_folder.folder_misfits(opened, run.model.config)) == []
     assert opened.model["window"] == run.model.config.window
     assert opened.model["rope_base"] == run.model.config.rope_base
     back, rows = imported(folder, run.model), small_tokenizer.vocab_size
@@ -200,7 +200,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, small_tokenizer):
     with pytest.raises(UserError, match=r"k_proj.weight is \[32, 32\], \[64, 64\] is needed"):
         imported(folder, tiny_model(small_tokenizer.vocab_size, dim=64))
     opened = hf_folder.open_folder(str(folder))
-    said = "; ".join(hf_folder.misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
+    said = "; ".join(hf_folder.folder_misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
     for part in ("model.dim: 32 there, 64 here", "model.heads: 4 there", "model.tie_weights: True", "SwiGLU: 64 there"):
         assert part in said
     (folder / "model.safetensors").write_bytes(b"not tensors")
