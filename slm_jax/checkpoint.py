@@ -107,7 +107,7 @@ class Checkpoints:
         if kind is None:
             self.wait()
             self._writer.close()
-        else:  # an error is on its way: the save in flight is given its chance, but must not hide the cause
+        elif kind is not KeyboardInterrupt:  # a save in flight is given its chance, but must not hide the cause
             with contextlib.suppress(Exception):
                 self.wait()
             with contextlib.suppress(Exception):

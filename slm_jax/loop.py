@@ -23,6 +23,7 @@ from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
 from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text, waiting
 from slm_jax.optimizer import make_schedule
+from slm_jax.process import DETERMINISTIC
 from slm_jax.profiler import Profiler
 from slm_jax.roof import denominator
 from slm_jax.run import MAY_CHANGE, Result, Run, replace_text
@@ -33,6 +34,10 @@ from tokenizer import HybridTokenizer
 
 def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
+    if config.train.deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise UserError(
+            f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
+        )
     mesh = sharding.make_mesh(config)
     origin = warm_start.find_origin(config) if run.newest_step() is None else None
     tokenizer, corpus = hosts.first_then_all(lambda: prepare(config, run, say=_say))

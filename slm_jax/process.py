@@ -10,9 +10,18 @@ import jax
 
 from slm_jax.run import user_cache
 
+# No sums by atomic additions, no choice between algorithms by how fast they ran (it implies
+# xla_gpu_exclude_nondeterministic_ops, openxla/xla#12520). Read when JAX starts its devices.
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
-def tune_process() -> None:
-    """For command-line programs: keep big buffers, and compiled programs between runs."""
+
+def tune_process(deterministic: bool = False) -> None:
+    """For command-line programs: keep big buffers, and compiled programs between runs.
+
+    deterministic: GPU programs have only operations that give the same bits each time.
+    """
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}=true"
     _keep_freed_memory()
     _keep_compiled_programs()
 

@@ -59,7 +59,9 @@ class TensorBoard(Sink):
     def __init__(self, config: Config, run: Run, after_step: int):
         library = _library("tensorboardX")
         # Events of later steps are dropped by TensorBoard, where it reads that they are purged.
-        self._writer = library.SummaryWriter(str(run.path / "tensorboard"), purge_step=after_step + 1)
+        self._writer = library.SummaryWriter(
+            str(run.path / "tensorboard"), purge_step=after_step + 1, filename_suffix=f".{after_step}"
+        )  # by default files have the name of their second
         if not after_step:
             self._writer.add_text("config", "\n".join(f"    {line}" for line in config.to_toml().splitlines()))
 

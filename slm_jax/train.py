@@ -7,6 +7,7 @@ goes on where it was and ends with the same numbers.
 """
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -80,18 +81,22 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     together, args = hosts.take_options(sys.argv[1:])
     config, run = parse_args(args)
-    hosts.join(**together)
     from slm_jax.process import tune_process
 
-    tune_process()
+    tune_process(config.train.deterministic)
+    hosts.join(**together)
     start = time.monotonic()
     again = f"python -m slm_jax.train --run {shlex.quote(str(run.path))}"
     try:
         with hosts.ending_together():
             result = train(config, run.path)
     except KeyboardInterrupt:  # before the first step, or a second one
-        print("stopped" + (f". Go on with:\n  {again}" if run.exists() else ", nothing was begun"), file=sys.stderr)
-        raise SystemExit(130) from None
+        print(
+            "stopped" + (f". Go on with:\n  {again}" if run.exists() else ", nothing was begun"),
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(130)  # at once: a save in flight may take its time, and would leave nothing that is not whole
     if not hosts.is_first():
         raise SystemExit(128 + result.stopped_by if result.stopped_by is not None else 0)
     run = Run(result.run)

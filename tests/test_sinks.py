@@ -1,0 +1,166 @@
+"""Rows arrive in TensorBoard, Weights & Biases and trackio, each step once, whatever happened."""
+
+import builtins
+import importlib
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from slm_jax.errors import UserError
+from slm_jax.metrics import MetricsFile, read_rows
+from slm_jax.run import Run
+from slm_jax.sinks import make_sinks
+from tests.helpers import tiny_config
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    place = Run(tmp_path / "run")
+    place.path.mkdir()
+    return place
+
+
+def row(step, **more):
+    return {"step": step, "loss": 10.0 / step, "time": 1e9 + step, **more}
+
+
+def write(run, name, after, upto, killed=False):
+    """A call of training: it goes on after a checkpoint, writes rows, and ends in order or not."""
+    config = tiny_config(log__sinks=(name,))
+    metrics = MetricsFile(run.metrics, after, True, make_sinks(config, run, after))
+    for step in range(after + 1, upto + 1):
+        metrics.write(row(step, **({"val_loss": 3.0} if step == 4 else {})))
+        if step == 4:
+            metrics.flush()  # a checkpoint
+    if not killed:
+        metrics.close()
+    return metrics
+
+
+def tensorboard_events(folder):
+    """All events of a folder, as TensorBoard finds them: records of length, its checksum, data, its checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for file in sorted(folder.glob("events*")):
+        data = file.read_bytes()
+        while len(data) >= 12 and len(data) >= 16 + (length := struct.unpack("<Q", data[:8])[0]):  # else cut short
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_after_a_kill(run):
+    pytest.importorskip("tensorboardX")
+    killed = write(run, "tensorboard", 0, 6, killed=True)  # noqa: F841  # kept: its thread would be told to end
+    write(run, "tensorboard", 4, 7)
+    shown = {}
+    for event in tensorboard_events(run.path / "tensorboard"):
+        if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+            shown = {key: value for key, value in shown.items() if key[1] < event.step}  # what TensorBoard purges
+        for value in event.summary.value:
+            if value.tag != "config/text_summary":
+                assert (value.tag, event.step) not in shown
+                shown[value.tag, event.step] = value.simple_value
+                assert event.wall_time == 1e9 + event.step
+    assert {step for tag, step in shown if tag == "loss"} == set(range(1, 8))
+    assert all(shown["loss", step] == pytest.approx(10 / step) for step in range(1, 8))
+    assert [step for tag, step in shown if tag == "val_loss"] == [4]
+
+
+def test_trackio_after_a_kill(run):
+    """In processes of their own: it keeps its folder's name from the time it was imported."""
+    pytest.importorskip("trackio")
+    script = (
+        "import sys, os, pathlib, pytest\n"
+        "from tests import test_sinks\n"
+        "from slm_jax.run import Run; from slm_jax.sinks import _name\n"
+        "run = Run(pathlib.Path(sys.argv[1]))\n"
+        "is_killed = sys.argv[4] == 'killed'\n"
+        "metrics = test_sinks.write(run, 'trackio', int(sys.argv[2]), int(sys.argv[3]), is_killed)\n"
+        "if is_killed: os._exit(9)\n"
+        "import trackio\n"
+        "logs = trackio.SQLiteStorage.get_logs('slm_jax', _name(run))\n"
+        "import json; print('LOGS', json.dumps([[log['step'], log['loss']] for log in logs]))\n"
+    )
+    for after, upto, how in ((0, 6, "killed"), (4, 7, "ends")):
+        command = [sys.executable, "-c", script, str(run.path), str(after), str(upto), how]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == (9 if how == "killed" else 0), done.stderr
+    logs = json.loads(done.stdout.partition("LOGS ")[2].partition("\n")[0])
+    assert logs == [[step, 10.0 / step] for step in range(1, 8)]
+
+
+def test_wandb_offline(run):
+    wandb = pytest.importorskip("wandb")
+    write(run, "wandb", 0, 5)
+    write(run, "wandb", 4, 7)
+    folders = sorted((run.path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert len({folder.name.partition("-run-")[2].partition("-")[2] for folder in folders}) == 1  # one run for both
+    found = [read_wandb(next(folder.glob("*.wandb"))) for folder in folders]
+    assert [step for step, _ in found[0]] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in found[1]] == [5, 6, 7]  # of step 5, which the server has, it takes no second
+    assert all(loss == pytest.approx(10 / step) for rows in found for step, loss in rows)
+    assert wandb.run is None
+
+
+def read_wandb(path):
+    """[(step, loss)] of an offline run's file."""
+    wandb_internal_pb2 = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    rows = []
+    for data in leveldb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            values = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+            rows.append((record.history.step.num or values.get("_step"), values["loss"]))
+    return rows
+
+
+def leveldb_records(data):
+    """The records of a LevelDB log with a header of 7 bytes: blocks of 32 KiB with parts of (CRC-32C, length, type)."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768  # too little room for another part
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def test_a_missing_library_is_named(run, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args):
+        if name.startswith(("tensorboardX", "wandb", "trackio")):
+            raise ImportError(f"No module named {name!r}", name=name)
+        return real(name, *args)
+
+    for name in ("tensorboardX", "wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("tensorboard", "wandb", "trackio"):
+        with pytest.raises(UserError, match=rf"--log.sinks needs {name}.*pip install 'slm_jax\[logging\]'"):
+            make_sinks(tiny_config(log__sinks=(name,)), run, 0)
+
+
+def test_a_sink_that_fails_is_left_out_and_named(run, capsys):
+    class Broken:
+        def log(self, row):
+            raise OSError("the server is gone")
+
+        def close(self):
+            raise AssertionError("it was left out")
+
+    with MetricsFile(run.metrics, 0, True, [Broken()]) as metrics:
+        metrics.write(row(1))
+        metrics.write(row(2))
+    assert [r["step"] for r in read_rows(run.metrics)] == [1, 2]
+    assert capsys.readouterr().err.count("Broken takes no more rows (the server is gone)") == 1
