@@ -40,7 +40,9 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"--log.sinks needs {name} ({error}): pip install 'slm_jax[logging]'") from None
+        raise UserError(
+            f"--log.sinks needs {name.partition('.')[0]} ({error}): pip install 'slm_jax[logging]'"
+        ) from None
 
 
 def _name(run: Run) -> str:
@@ -57,17 +59,18 @@ class TensorBoard(Sink):
     """Event files in `tensorboard/` of the run: tensorboard --logdir runs."""
 
     def __init__(self, config: Config, run: Run, after_step: int):
-        library = _library("tensorboardX")
-        # Events of later steps are dropped by TensorBoard, where it reads that they are purged.
-        self._writer = library.SummaryWriter(
-            str(run.path / "tensorboard"), purge_step=after_step + 1, filename_suffix=f".{after_step}"
-        )  # by default files have the name of their second
-        if not after_step:
-            self._writer.add_text("config", "\n".join(f"    {line}" for line in config.to_toml().splitlines()))
+        writer = _library("tensorboard.summary.writer.event_file_writer")
+        self._event = _library("tensorboard.compat.proto.event_pb2")
+        self._summary = _library("tensorboard.compat.proto.summary_pb2").Summary
+        self._writer = writer.EventFileWriter(str(run.path / "tensorboard"))
+        # Where TensorBoard reads that a session starts, it drops the events of that step and later ones.
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._writer.add_event(self._event.Event(step=after_step + 1, session_log=start))
 
     def log(self, row: Row) -> None:
-        for name, value in _numbers(row).items():
-            self._writer.add_scalar(name, value, row["step"], walltime=row.get("time"))
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in _numbers(row).items()]
+        event = self._event.Event(wall_time=row["time"], step=row["step"], summary=self._summary(value=values))
+        self._writer.add_event(event)
 
     def flush(self) -> None:
         self._writer.flush()
