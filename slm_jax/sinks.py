@@ -79,38 +79,19 @@ class TensorBoard(Sink):
         self._writer.close()
 
 
-class Wandb(Sink):
-    """Weights & Biases, project slm_jax; with WANDB_MODE=offline in `wandb/` of the run, until `wandb sync`."""
+class _Service(Sink):
+    """Keeps all that it is sent: steps that it has are not sent again (they have the same values), those that a kill
+    kept from it are."""
 
     def __init__(self, config: Config, run: Run, after_step: int):
-        library = _library("wandb")
-        name = run.path.absolute().name
-        # Steps that the server has already are not taken again; they have the same values.
-        self._run = library.init(
-            project=_PROJECT, name=name, id=_name(run), resume="allow", dir=str(run.path), config=config.flat()
-        )
-
-    def log(self, row: Row) -> None:
-        self._run.log(_numbers(row), step=row["step"])
-
-    def flush(self) -> None:
-        pass  # a process of its own has them, which outlives this one
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio(Sink):
-    """trackio (Hugging Face), project slm_jax: a local file, shown by `trackio show`, or what its settings say."""
-
-    def __init__(self, config: Config, run: Run, after_step: int):
-        library = _library("trackio")
-        # It keeps all that it is sent: steps that it has are not sent again, those that a kill kept from it are.
-        self._newest = library.SQLiteStorage.get_max_step_for_run(_PROJECT, _name(run)) or 0
-        self._run = library.init(project=_PROJECT, name=_name(run), resume="allow", config=config.flat(), embed=False)
+        self._run, self._newest = self._begin(config, run)
         for row in read_rows(run.metrics):
             if row["step"] <= after_step:
                 self.log(row)
+
+    def _begin(self, config: Config, run: Run) -> tuple[Any, int]:
+        """The library's run, and the newest step that it has."""
+        raise NotImplementedError
 
     def log(self, row: Row) -> None:
         if row["step"] > self._newest:
@@ -121,6 +102,26 @@ class Trackio(Sink):
 
     def close(self) -> None:
         self._run.finish()
+
+
+class Wandb(_Service):
+    """Weights & Biases, project slm_jax; with WANDB_MODE=offline in `wandb/` of the run, until `wandb sync`."""
+
+    def _begin(self, config: Config, run: Run) -> tuple[Any, int]:
+        name, folder = run.path.absolute().name, str(run.path)
+        of_library = _library("wandb").init(
+            project=_PROJECT, name=name, id=_name(run), resume="allow", dir=folder, config=config.flat()
+        )
+        return of_library, of_library.step - 1  # offline: nothing, and the server takes each step once
+
+
+class Trackio(_Service):
+    """trackio (Hugging Face), project slm_jax: a local file, shown by `trackio show`, or what its settings say."""
+
+    def _begin(self, config: Config, run: Run) -> tuple[Any, int]:
+        library, name = _library("trackio"), _name(run)
+        newest = library.SQLiteStorage.get_max_step_for_run(_PROJECT, name) or 0
+        return library.init(project=_PROJECT, name=name, resume="allow", config=config.flat(), embed=False), newest
 
 
 _SINKS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -55,41 +56,40 @@ def test_tensorboard_after_a_kill(run):
     del killed  # until now: to end in order is not what a killed one does
 
 
-def test_trackio_after_a_kill(run):
-    """In processes of their own: it keeps its folder's name from the time it was imported."""
-    pytest.importorskip("trackio")
+def write_in_a_process(run, name, after, upto, killed):
+    """`write` as a command does it."""
     script = (
-        "import sys, os, pathlib, pytest\n"
-        "from tests import test_sinks\n"
-        "from slm_jax.run import Run; from slm_jax.sinks import _name\n"
-        "run = Run(pathlib.Path(sys.argv[1]))\n"
-        "is_killed = sys.argv[4] == 'killed'\n"
-        "metrics = test_sinks.write(run, 'trackio', int(sys.argv[2]), int(sys.argv[3]), is_killed)\n"
-        "if is_killed: os._exit(9)\n"
-        "import trackio\n"
-        "logs = trackio.SQLiteStorage.get_logs('slm_jax', _name(run))\n"
-        "import json; print('LOGS', json.dumps([[log['step'], log['loss']] for log in logs]))\n"
+        "import os, pathlib, sys; from slm_jax.run import Run; from tests.test_sinks import write\n"
+        "path, name, after, upto, killed = sys.argv[1:]\n"
+        "metrics = write(Run(pathlib.Path(path)), name, int(after), int(upto), killed == 'True')\n"
+        "if killed == 'True': os._exit(9)\n"
     )
-    for after, upto, how in ((0, 6, "killed"), (4, 7, "ends")):
-        command = [sys.executable, "-c", script, str(run.path), str(after), str(upto), how]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == (9 if how == "killed" else 0), done.stderr
-    logs = json.loads(done.stdout.partition("LOGS ")[2].partition("\n")[0])
-    assert logs == [[step, 10.0 / step] for step in range(1, 8)]
+    command = [sys.executable, "-c", script, str(run.path), name, str(after), str(upto), str(killed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (9 if killed else 0), done.stderr
+    assert "takes no more rows" not in done.stderr
 
 
-def test_wandb_offline(run):
-    wandb = pytest.importorskip("wandb")
-    write(run, "wandb", 0, 5)
-    write(run, "wandb", 4, 7)
+def test_trackio_after_a_kill(run):
+    trackio = pytest.importorskip("trackio")
+    write_in_a_process(run, "trackio", 0, 6, killed=True)
+    write_in_a_process(run, "trackio", 4, 7, killed=False)
+    database = next((run.path.parent / "trackio").glob("slm_jax*.db"))
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [step for step, _ in rows] == list(range(1, 8)), trackio.__version__
+    assert [json.loads(metrics)["loss"] for _, metrics in rows] == [10.0 / step for step in range(1, 8)]
+
+
+def test_wandb_offline_after_a_kill(run):
+    pytest.importorskip("wandb")
+    write_in_a_process(run, "wandb", 0, 5, killed=True)
+    write_in_a_process(run, "wandb", 4, 7, killed=False)
     folders = sorted((run.path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert len({folder.name.partition("-run-")[2].partition("-")[2] for folder in folders}) == 1  # one run for both
-    found = [read_wandb(next(folder.glob("*.wandb"))) for folder in folders]
-    assert [step for step, _ in found[0]] == [1, 2, 3, 4, 5]
-    assert [step for step, _ in found[1]] == [5, 6, 7]  # of step 5, which the server has, it takes no second
-    assert all(loss == pytest.approx(10 / step) for rows in found for step, loss in rows)
-    assert wandb.run is None
+    found = read_wandb(next(folders[1].glob("*.wandb")))
+    assert found == [(step, 10 / step) for step in range(1, 8)]  # whatever came of what the first one sent
 
 
 def read_wandb(path):
@@ -121,7 +121,8 @@ def leveldb_records(data):
 
 def test_a_missing_library_is_named(run, monkeypatch):
     for name in ("tensorboard", "wandb", "trackio"):
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+        for module in [name, *(m for m in sys.modules if m.startswith(f"{name}."))]:
+            monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     for name in ("tensorboard", "wandb", "trackio"):
         with pytest.raises(UserError, match=rf"--log.sinks needs {name}.*pip install 'slm_jax\[logging\]'"):
             make_sinks(tiny_config(log__sinks=(name,)), run, 0)
