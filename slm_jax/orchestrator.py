@@ -115,7 +115,11 @@ def _changes(folder: Path, curriculum: Curriculum) -> list[str]:
 
 def _placed(stage: Stage, folder: Path, config: Config | None = None) -> Config:
     """The config of a stage's run in a folder (or a config that was saved there, for the folder may have moved)."""
-    config = config or stage.config
+    if config is None:
+        config = stage.config
+        if elsewhere := config.checkpoint.folder:  # shared by all stages, of which each has its own
+            checkpoint = config.checkpoint.model_copy(update={"folder": f"{elsewhere}/{stage.folder(folder).name}"})
+            config = config.model_copy(update={"checkpoint": checkpoint})
     tokenizer = config.tokenizer.model_copy(update={"path": str(folder / Run(folder).tokenizer.name)})
     init = config.init
     if stage.number > 1:

@@ -152,6 +152,8 @@ class Run:
                 )
             return
         if not self.exists() and {p.name for p in self.path.iterdir()} - {".lock", "config.toml.partial"}:
+            if (self.path / CURRICULUM).is_file():
+                raise UserError(f"{self.path} is a curriculum: python -m slm_jax.orchestrator --run {self.path}")
             raise UserError(
                 f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder"
             )

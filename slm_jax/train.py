@@ -20,7 +20,7 @@ from slm_jax import cli, hosts
 from slm_jax.callable_module import make_callable
 from slm_jax.config import Config, read_toml
 from slm_jax.errors import UserError, command_line
-from slm_jax.run import RUNS, Result, Run, find_run, new_run
+from slm_jax.run import RUNS, Result, Run, curriculum_of, find_run, new_run
 
 
 def train(config: Config, run: str | Path | None = None) -> Result:
@@ -53,6 +53,8 @@ def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
     path, rest = cli.take_option(rest, "run")
     resume, rest = "--resume" in rest, [arg for arg in rest if arg != "--resume"]
     run = find_run(path) if resume else Run(Path(path)) if path else None
+    if resume and run is not None and (curriculum := curriculum_of(run)):
+        raise UserError(f"{run.path} is a stage of a curriculum: python -m slm_jax.orchestrator --run {curriculum}")
     base = read_toml(run.config) if run is not None and run.exists() else None
     config = cli.config_from_args(rest, "python -m slm_jax.train", HELP, base)
     return config, run or new_run(config)

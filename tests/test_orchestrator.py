@@ -24,6 +24,7 @@ from slm_jax.loop import Loop
 from slm_jax.metrics import read_rows
 from slm_jax.orchestrator import orchestrate
 from slm_jax.run import Run, curriculum_of, find_run
+from slm_jax.train import parse_args, train
 from tests.test_commands import assert_same_run, wait_for, without_clock
 
 ROOT = Path(orchestrator.__file__).parent.parent
@@ -39,6 +40,7 @@ mlp_dim = 64
 vocab_size = 320
 
 [optimizer]
+name = "adamw"
 warmup_steps = 2
 
 [train]
@@ -203,6 +205,10 @@ def test_a_curriculum_stands_for_its_newest_stage(finished):
     run = find_run(str(folder), trained=True)
     assert run.path == folder / "stages" / "02-mixed"
     assert curriculum_of(run) == folder
+    with pytest.raises(UserError, match=r"slm_jax\.orchestrator --run"):
+        parse_args(["--run", str(folder), "--resume"])
+    with pytest.raises(UserError, match=r"slm_jax\.orchestrator --run"):
+        train(Config.load("minute"), folder)
     loaded = load_run(str(folder))
     assert (loaded.run.path, loaded.step) == (run.path, run.newest_step())
 
@@ -310,7 +316,7 @@ lr = 0.1
 name = "one"
 model.dim = 64
 tokenizer.vocab_size = 500
-optimizer.name = "adamw"
+optimizer.name = "muon"
 init.optimizer = "carry"
 
 [[stages]]
@@ -340,12 +346,32 @@ init.from_run = "elsewhere"
     said = str(caught.value)
     assert "2 stages are named one" in said
     assert "model.dim: 32 in stage 1 (one), 64 in stage 2 (one)" in said
-    assert "optimizer.name: 'muon' in stage 1 (one), 'adamw' in stage 2 (one)" in said
+    assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in said
     with pytest.raises(UserError, match="a curriculum has stages"):
         Curriculum.from_tree({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"stage 1 \(plain\): data.files: no file matches"):
         orchestrate(place.changed('files = ["', 'files = ["/nowhere'), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_for_checkpoints_has_one_for_each_stage(place, tmp_path):
+    stages = Curriculum.load(place.path / "two.toml", **{"checkpoint.folder": "gs://bucket/x"}).stages
+    found = [orchestrator._placed(stage, tmp_path).checkpoint.folder for stage in stages]
+    assert found == ["gs://bucket/x/01-plain", "gs://bucket/x/02-mixed"]
+    again = [orchestrator._placed(stage, tmp_path, orchestrator._placed(stage, tmp_path)) for stage in stages]
+    assert [config.checkpoint.folder for config in again] == found
+
+
+def test_a_curriculum_may_begin_with_another_run(place, finished, tmp_path):
+    """Its tokenizer and weights are those of the run; the stages behind begin with the first."""
+    given = {"init.from_run": str(finished[0]), "init.optimizer": "carry"}
+    curriculum = Curriculum.load(place.path / "two.toml", **given)
+    tmp_path.joinpath("x").mkdir()
+    orchestrator._begin(tmp_path / "x", curriculum)
+    assert (tmp_path / "x" / "tokenizer.hybtok").read_bytes() == (finished[0] / "tokenizer.hybtok").read_bytes()
+    starts = [stage.config.init for stage in curriculum.stages]
+    assert (starts[0].from_run, starts[0].optimizer) == (str(finished[0]), "carry")
+    assert starts[1].from_run != str(finished[0])
 
 
 def test_overrides_reach_every_stage(place):
