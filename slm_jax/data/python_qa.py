@@ -10,7 +10,6 @@ import platform
 import re
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ class PythonQA:
 
     def describe(self) -> Any:
         """Python's version, and how rows become documents."""
-        return ["python-qa", platform.python_version(), asdict(self.columns)]
+        c = self.columns
+        return ["python-qa", platform.python_version(), c.text, c.template, c.response]
 
     def read(self, position: Any = None) -> "_Reader":
         """position: the number of rows that were read."""

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import json
 
 from slm_jax.config import DataConfig
 from slm_jax.data.python_qa import first_sentence, rows
@@ -45,3 +46,4 @@ def test_the_source_gives_instructions_and_goes_on_anywhere():
     (other, _), *_ = make_sources(DataConfig(source="python-qa", template="Q {instruction}"))
     assert next(iter(other.read())).text.startswith("Q What ")
     assert other.describe() != source.describe()
+    assert json.loads(json.dumps(source.describe())) == source.describe()  # as a corpus keeps it
