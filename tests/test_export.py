@@ -1,6 +1,7 @@
 """A run as a Hugging Face folder and back: files, refusals, every bit. What transformers makes of it: test_hf.py."""
 
 import ast
+import functools
 import json
 import re
 from pathlib import Path
@@ -42,9 +43,15 @@ def small_tokenizer() -> HybridTokenizer:
     return make(vocab_size=500)
 
 
+@functools.cache
+def model_of(vocab_size: int, *fields: tuple[str, object]) -> Transformer:
+    """Made once for all tests, which leave it as it is."""
+    return tiny_model(vocab_size, **dict(fields))
+
+
 def loaded_run(place: Path, tokenizer: HybridTokenizer, metrics: str = "", **fields: object) -> LoadedRun:
     """A run that was never trained: a model of random weights, large enough for all of it to matter."""
-    model = tiny_model(tokenizer.vocab_size, **fields)
+    model = model_of(tokenizer.vocab_size, *fields.items())
     tree = {"model": dict(model.config), "train": {"sequence_length": LENGTH, "dtype": "float32"}}
     run = Run(place / "run")
     run.path.mkdir()
@@ -192,14 +199,14 @@ def test_windows_of_other_writers():
 def test_weights_that_do_not_fit_are_named(tmp_path, small_tokenizer):
     run = loaded_run(tmp_path, small_tokenizer)
     folder = export(run, tmp_path / "out")
-    deeper = tiny_model(small_tokenizer.vocab_size, depth=3)
-    with pytest.raises(UserError, match=r"there is no tensor model.layers.2"):
-        imported(folder, deeper)
-    with pytest.raises(UserError, match=r"no place for model.layers.1"):
-        imported(folder, tiny_model(small_tokenizer.vocab_size, depth=1))
-    with pytest.raises(UserError, match=r"k_proj.weight is \[32, 32\], \[64, 64\] is needed"):
-        imported(folder, tiny_model(small_tokenizer.vocab_size, dim=64))
+    depth = lambda n: jax.eval_shape(lambda: params_of(tiny_model(500, depth=n)))  # noqa: E731
     opened = hf_folder.open_folder(str(folder))
+    with pytest.raises(UserError, match=r"there is no tensor model\.layers\.2"):
+        hf_folder.read_parameters(opened, depth(3))
+    with pytest.raises(UserError, match=r"no place for model\.layers\.1"):
+        hf_folder.read_parameters(opened, depth(1))
+    with pytest.raises(UserError, match=r"k_proj.weight is \[32, 32\], \[64, 64\] is needed"):
+        hf_folder.read_parameters(opened, jax.eval_shape(lambda: params_of(tiny_model(500, dim=64))))
     said = "; ".join(hf_folder.folder_misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
     for part in ("model.dim: 32 there, 64 here", "model.heads: 4 there", "model.tie_weights: True", "SwiGLU: 64 there"):
         assert part in said
