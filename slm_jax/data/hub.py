@@ -179,9 +179,9 @@ class UnreachableError(UserError):
     """There is no connection to the hub: told at once before anything was read, after that worth another try."""
 
 
-def probe(name: str) -> None:
+def probe(name: str, instead: str = "--data.source python-docs, or your own text with --data.files") -> None:
     """Raises UnreachableError if the hub (HF_ENDPOINT, or the proxy that leads there) takes no connection within 3 s;
-    without asking, the library tries for minutes."""
+    without asking, the library tries for minutes. instead: what to do without a network."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     scheme = urlsplit(endpoint).scheme
     proxy = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
@@ -202,6 +202,5 @@ def probe(name: str) -> None:
     thread.join(PATIENCE)
     if failure:
         raise UnreachableError(
-            f"{name} needs the network, but {address[0]} cannot be reached ({failure[0]}). Without a network: "
-            "--data.source python-docs, or your own text with --data.files"
+            f"{name} needs the network, but {address[0]} cannot be reached ({failure[0]}). Without a network: {instead}"
         )

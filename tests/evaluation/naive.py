@@ -1,0 +1,72 @@
+"""The model again, in float64 NumPy, one text at a time: what evaluation is compared with."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from slm_jax.transformer import Transformer
+
+
+class NaiveModel:
+    """Whole logits of a Transformer without padding, batches, windows or compilation."""
+
+    def __init__(self, model: Transformer):
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        self.config, self.vocab_size = model.config, model.vocab_size
+
+    def logits(self, ids) -> np.ndarray:
+        """[T, V]."""
+        p, c = self.params, self.config
+        width, groups = c.dim // c.heads, c.kv_heads or c.heads
+        t = len(ids)
+        angle = np.arange(t)[:, None, None] * c.rope_base ** (-np.arange(0, width, 2) / width)
+        x = p["embedding"][np.asarray(ids)]
+        for layer in range(c.depth):
+            block = jax.tree.map(lambda w, layer=layer: w[layer], p["blocks"])
+            attention = block["attention"]
+            h = norm(x, block["attention_norm"]["scale"])
+            q, k, v = (h @ attention[name]["weight"] for name in ("query", "key", "value"))
+            q, k, v = q.reshape(t, c.heads, width), k.reshape(t, groups, width), v.reshape(t, groups, width)
+            if c.qk_norm:
+                q, k = norm(q, attention["query_norm"]["scale"]), norm(k, attention["key_norm"]["scale"])
+            q, k = rotated(q, angle), rotated(k, angle)
+            out = np.zeros((t, c.heads, width))
+            for i in range(t):
+                first = max(0, i + 1 - c.window) if c.window else 0
+                for head in range(c.heads):
+                    group = head // (c.heads // groups)
+                    scores = k[first : i + 1, group] @ q[i, head] / width**0.5
+                    weights = np.exp(scores - scores.max())
+                    out[i, head] = weights / weights.sum() @ v[first : i + 1, group]
+            x = x + out.reshape(t, -1) @ attention["out"]["weight"]
+            h = norm(x, block["mlp_norm"]["scale"])
+            gate, up = h @ block["mlp"]["gate"]["weight"], h @ block["mlp"]["up"]["weight"]
+            x = x + (gate / (1 + np.exp(-gate)) * up) @ block["mlp"]["down"]["weight"]
+        head = p["embedding"] if c.tie_weights else p["head"]
+        return norm(x, p["final_norm"]["scale"]) @ head[: self.vocab_size].T
+
+    def logprobs(self, ids) -> np.ndarray:
+        """Of each next token: [T - 1, V], row t those after ids[:t + 1]."""
+        logits = self.logits(ids[:-1])
+        logits = logits - logits.max(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    def total(self, ids, first: int = 1) -> float:
+        """Log-probability of ids[first:], given what is before."""
+        rows = self.logprobs(ids)
+        return sum(rows[t - 1, ids[t]] for t in range(first, len(ids)))
+
+    def greedy(self, ids, first: int = 1) -> bool:
+        """Whether each of ids[first:] is the most probable one where it stands."""
+        rows = self.logprobs(ids)
+        return all(rows[t - 1].argmax() == ids[t] for t in range(first, len(ids)))
+
+
+def norm(x, scale):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def rotated(x, angle):
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)

@@ -1,0 +1,252 @@
+"""`evaluate` and its command on a trained run: what is measured, kept, told, and left out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slm_jax.config import Config
+from slm_jax.data import hub
+from slm_jax.errors import UserError
+from slm_jax.evaluate import explain, main
+from slm_jax.evaluation import evaluate, rows, suite
+from slm_jax.evaluation.rows import HubRows
+from slm_jax.train import train
+from tests.data.hub_server import Hub
+from tests.helpers import TINY
+
+PAIRS = [
+    {"sentence_good": f"The cat {i} sat.", "sentence_bad": f"The cat sat {i}.", "UID": f"p{i % 2}", "field": "syntax",
+     "linguistics_term": "order"}
+    for i in range(12)
+]  # fmt: skip
+PASSAGES = [{"text": f"The old cat {i} sat on a mat"} for i in range(9)]
+
+
+def lines(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of one step in runs/tiny, beside the sets it is measured on."""
+    path = tmp_path_factory.mktemp("suite")
+    texts = ["".join(f"The old cat {i} sat on mat {i * k % 13}.\n" for i in range(30)) for k in range(40)]
+    (path / "text.txt").write_text("<|endoftext|>\n".join(texts))
+    options = TINY | {"model.depth": 1, "train.steps": 1, "optimizer.warmup_steps": 0, "eval.sample_tokens": 0}
+    options |= {"tokenizer.vocab_size": 320, "eval.max_tokens": 200, "data.validation_fraction": 0.2}
+    options |= {"data.files": (str(path / "text.txt"),), "data.cache": str(path / "cache")}
+    train(Config.load(**options), path / "runs" / "tiny")
+    lines(path / "blimp.jsonl", PAIRS)
+    lines(path / "lambada.jsonl", PASSAGES)
+    (path / "words.txt").write_text(": one\ncat cats dog dogs\nmat mats cat cats\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_outside(monkeypatch, folder, tmp_path):
+    """No network (unless a test has a hub of its own), an empty cache."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address that nobody has
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    (folder / "runs" / "tiny" / "evaluation.json").unlink(missing_ok=True)
+
+
+def kept(folder):
+    return json.loads((folder / "runs" / "tiny" / "evaluation.json").read_text())
+
+
+def test_figures_are_kept_and_a_task_measured_again_takes_the_place_of_what_it_was(folder):
+    tasks = ["heldout", "blimp=blimp.jsonl,lambada=lambada.jsonl", "analogies=words.txt", "heldout:own=text.txt"]
+    found = evaluate("runs/tiny", tasks, context=32)
+    assert not found.missing
+    file = kept(folder)
+    assert file["results"] == found.rows
+    assert {row["task"] for row in found.rows} == {"heldout", "blimp", "lambada", "analogies", "heldout:own"}
+    for row in found.rows:
+        assert row.keys() - {"reference"} == {
+            "task",
+            "group",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "count",
+            "step",
+            "time",
+        }
+        assert row["step"] == 1
+        if row["low"] is not None:
+            assert row["low"] <= row["value"] <= row["high"]
+    assert found.value("blimp", "accuracy") * 12 == pytest.approx(round(found.value("blimp", "accuracy") * 12))
+    assert 0 < found.value("heldout", "bits_per_byte") < 8
+    assert file["tasks"]["blimp"]["data"] == "blimp.jsonl"
+    assert file["tasks"]["heldout"]["dtype"] == "float32"
+
+    before = {row["task"]: row for row in found.rows}
+    again = evaluate("runs/tiny", ["lambada=lambada.jsonl"], max_items=4)
+    assert {row["count"] for row in again.rows} == {4}
+    now = kept(folder)["results"]
+    assert [row for row in now if row["task"] != "lambada"] == [row for row in found.rows if row["task"] != "lambada"]
+    assert [row for row in now if row["task"] == "lambada"] == again.rows
+    assert before["lambada"] not in now
+    assert evaluate("runs/tiny", ["lambada=lambada.jsonl"], save=False).rows
+    assert kept(folder)["results"] == now
+
+
+def test_the_command_prints_a_table_and_goes_on_without_a_network(folder, capsys):
+    main(["--run", "runs/tiny"])
+    out, err = capsys.readouterr()
+    assert "bits_per_byte" in out
+    assert " – " in out
+    assert err.count("cannot be reached") == 4  # each task at once and at the end; the hub is tried once
+    assert "--tasks blimp=FILE (JSONL or Parquet with the columns sentence_good, sentence_bad)" in err
+    with pytest.raises(UserError, match=r"^not measured: piqa \(piqa needs the network, but 192.0.2.1 cannot"):
+        main(["--run", "runs/tiny", "--tasks", "piqa", "blimp=blimp.jsonl", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert {row["task"] for row in shown["results"]} == {"blimp"}
+    assert list(shown["missing"]) == ["piqa"]
+
+
+def test_the_smallest_groups_are_printed_when_asked_for(capsys):
+    main(["--run", "runs/tiny", "--tasks", "blimp=blimp.jsonl"])
+    assert "syntax / order / p1" not in capsys.readouterr().out
+    main(["--run", "runs/tiny", "--tasks", "blimp=blimp.jsonl", "--all"])
+    assert "syntax / order / p1" in capsys.readouterr().out
+
+
+def test_list_explains_every_task(capsys):
+    main(["--tasks", "list"])
+    text = capsys.readouterr().out
+    assert text.strip() == explain()
+    for name in (
+        "heldout",
+        "blimp",
+        "lambada",
+        "analogies",
+        "hellaswag",
+        "piqa",
+        "arc_easy",
+        "arc_challenge",
+        "choices",
+    ):
+        assert f"  {name}" in text
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["blmp"], "there is no task blmp .*; perhaps you meant blimp"),
+        (["analogies"], "analogies needs a file: analogies=FILE"),
+        (["blimp=none.jsonl"], "--tasks blimp=none.jsonl: no file matches none.jsonl"),
+        (["lambada", "lambada=lambada.jsonl"], "lambada is asked for twice"),
+        (["blimp:a"], "blimp:a needs a file"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_told_before_anything_is_measured(tasks, said):
+    with pytest.raises(UserError, match=said):
+        evaluate("runs/tiny", tasks)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(there: other\)"),
+        ("[1]\n", "line 1: a row is no object"),
+        ("\n", "bad.jsonl has no rows"),
+        ('{"text": "Word"}\n', "one word only"),
+    ],
+)
+def test_bad_rows_leave_their_task_out_with_the_reason(folder, text, said):
+    (folder / "bad.jsonl").write_text(text)
+    found = evaluate("runs/tiny", ["lambada=bad.jsonl", "blimp=blimp.jsonl"], save=False)
+    assert list(found.missing) == ["lambada"]
+    assert {row["task"] for row in found.rows} == {"blimp"}
+    with pytest.raises(UserError, match=said):
+        raise UserError(found.missing["lambada"])
+
+
+def test_a_damaged_file_of_results_is_told(folder):
+    (folder / "runs" / "tiny" / "evaluation.json").write_text('{"results": [')
+    with pytest.raises(UserError, match=r"evaluation.json is damaged .*remove it"):
+        evaluate("runs/tiny", ["blimp=blimp.jsonl"])
+
+
+def test_wrong_numbers_are_told_together():
+    with pytest.raises(UserError, match="max_items -1 must be 0 or more; batch_tokens -2 must be 0 or more"):
+        main(["--max_items", "-1", "--batch_tokens", "-2"])
+
+
+def test_some_rows_are_spread_and_always_the_same():
+    numbers = list(range(1000))
+    some = suite._some(numbers, 50)
+    assert some == suite._some(numbers, 50) == sorted(set(some))
+    assert len(some) == 50
+    assert some[-1] > 800
+    assert suite._some(numbers, 0) is numbers
+
+
+PROGRAM = """
+import sys
+from slm_jax.evaluation import rows
+from slm_jax.evaluation.catalog import TASKS
+from slm_jax.evaluation.rows import Hub, HubRows
+hub = Hub(print)
+task = TASKS["blimp"]
+for _ in range(2):
+    found = hub.read("blimp", HubRows(task.hub.repo, "train", ("p0", "p1")), task.columns)
+    print([row["UID"] for row in found.rows], found.origin)
+print(len(hub.read("lambada", TASKS["lambada"].hub, ("text",)).rows))
+sys.stdout.flush()
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.slow  # a process of its own, which imports everything
+def test_sets_of_the_hub_are_fetched_once(tmp_path):
+    """Through the real libraries, from a server of our own, in a process that has not imported them yet."""
+    pytest.importorskip("datasets")
+    for name in ("p0", "p1"):
+        lines(tmp_path / "hub" / "nyu-mll" / "blimp" / name / "train.jsonl", [p for p in PAIRS if p["UID"] == name])
+    configs = "".join(f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}/*\n" for n in ("p0", "p1"))
+    (tmp_path / "hub" / "nyu-mll" / "blimp" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    lines(tmp_path / "hub" / "EleutherAI" / "lambada_openai" / "data" / "test.jsonl", PASSAGES)
+    served = Hub(tmp_path / "hub")
+    kept_variables = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    environment = kept_variables | {
+        "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(hub.__file__).parents[2]), "HF_TOKEN": "",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True, capture_output=True, check=False)
+    served.close()
+    assert done.returncode == 0, done.stderr
+    first, second = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert first.startswith(str(["p0"] * 6 + ["p1"] * 6))
+    assert "nyu-mll/blimp at 0123456789" in first
+    assert second.startswith(first)
+    assert "(kept in " in second
+    assert done.stdout.splitlines()[-1] == "9"
+
+
+def test_the_hub_is_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(rows, "probe", lambda name, instead: tried.append(name) or hub.probe(name, instead))
+    served = rows.Hub(print)
+    for task in ("blimp", "lambada"):
+        with pytest.raises(UserError, match=f"^{task} needs the network"):
+            served.read(task, HubRows("a/b", "test"), ("text",))
+    assert tried == ["blimp"]
+
+
+def test_a_damaged_copy_is_told(tmp_path):
+    folder = tmp_path / "cache" / "slm_jax" / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "a--b--test--blimp.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
+    with pytest.raises(UserError, match=r"blimp.jsonl.gz is damaged .*remove it"):
+        rows.Hub(print).read("blimp", HubRows("a/b", "test"), ("text",))

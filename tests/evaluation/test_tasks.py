@@ -1,0 +1,331 @@
+"""Each task against the same measurement done slowly: NumPy logits of one sentence at a time, sums by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from slm_jax.data.corpus import byte_table
+from slm_jax.data.prepare import prepare
+from slm_jax.errors import UserError
+from slm_jax.evaluation import analogies, heldout, tasks
+from slm_jax.evaluation.catalog import TASKS
+from slm_jax.evaluation.references import BLIMP_PARADIGMS
+from slm_jax.evaluation.scoring import Item, Scorer, TokenScores
+from slm_jax.evaluation.texts import continuations
+from slm_jax.run import Run
+from tests.evaluation.naive import NaiveModel
+from tests.helpers import tiny_config, tiny_model
+from tokenizer import HybridTokenizer
+
+TEXT = "".join(
+    f"The old cat {i} sat on a mat; cats sit, dogs ran.\nParis is in France {i * 7 % 13}.\n" for i in range(60)
+)
+
+
+def learned(**options):
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text(TEXT)
+    tokenizer.freeze_vocab(vocab_size=330, **options)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return learned()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny_model(tokenizer.vocab_size, depth=1, scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def naive(model):
+    return NaiveModel(model)
+
+
+@pytest.fixture(scope="module")
+def score(model):
+    return Scorer(model, context=64, batch_tokens=1024).score
+
+
+def begun(tokenizer, *texts):
+    ids = [tokenizer.token2id["<EOS>"]]
+    for text in texts:
+        ids += tokenizer.encode(text)
+    return np.array(ids)
+
+
+def figures(measured):
+    return {(figure.group, figure.metric): figure for figure in measured.figures}
+
+
+def test_minimal_pairs(tokenizer, naive, score):
+    sentences = ["The cat sat.", "The cats sit.", "Dogs ran on a mat.", "A dog sat.", "Paris is old.", "cats in France"]
+    rows = [
+        {
+            "sentence_good": good,
+            "sentence_bad": bad,
+            "UID": f"paradigm_{i % 3}",
+            "linguistics_term": f"term_{i % 2}",
+            "field": "syntax",
+        }
+        for i, (good, bad) in enumerate((a, b) for a in sentences for b in sentences if a != b)
+    ]
+    measured = tasks.measure_blimp(rows, tokenizer, score)
+    found = figures(measured)
+    totals = {text: naive.total(begun(tokenizer, text)) for text in sentences}
+    hits = [totals[row["sentence_good"]] > totals[row["sentence_bad"]] for row in rows]
+    assert 0 < sum(hits) < len(rows)
+    assert found["all", "accuracy"].estimate.value == sum(hits) / len(rows)
+    assert found["all", "accuracy"].count == len(rows)
+    name = "syntax / term_1 / paradigm_2"
+    part = [
+        hit
+        for row, hit in zip(rows, hits, strict=True)
+        if row["UID"] == "paradigm_2" and row["linguistics_term"] == "term_1"
+    ]
+    assert found[name, "accuracy"].estimate.value == sum(part) / len(part)
+    assert {group.count(" / ") for group, _ in found} == {0, 1, 2}
+    assert found["syntax", "accuracy"].estimate == found["all", "accuracy"].estimate
+    assert "3 of 67 paradigms" in measured.note
+    assert len(set(BLIMP_PARADIGMS)) == 67
+
+
+def test_last_words(tokenizer, naive, score):
+    texts = [
+        "The old cat 3 sat on a mat",
+        "Paris is in France",
+        "cats sit, dogs\nran",
+        'He said "cats, “dogs',
+        "A cat ",
+    ]
+    texts += [TEXT[: 40 * k].rstrip().rpartition(" ")[0] for k in (7, 9)]  # longer than the context
+    measured = tasks.measure_lambada([{"text": text} for text in texts], tokenizer, score)
+    found = figures(measured)
+    nats, hits = [], []
+    for text in texts:
+        context, _, word = text.rstrip().rpartition(" ")
+        ids, first = begun(tokenizer, context, f" {word}"), len(begun(tokenizer, context))
+        assert tokenizer.decode(ids[first:]) == f" {word}"
+        assert ids[1:].tolist() == tokenizer.encode(text.rstrip())  # without phrases, the tokens of the whole text
+        cut = max(0, len(ids) - 1 - 64)
+        nats.append(-naive.total(ids[cut:], first - cut))
+        hits.append(naive.greedy(ids[cut:], first - cut))
+    assert found["all", "perplexity"].estimate.value == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
+    assert found["all", "accuracy"].estimate.value == np.mean(hits)
+    assert f"(0 of {len(texts)} would" in measured.note
+    with pytest.raises(UserError, match="one word only: 'Word '"):
+        tasks.measure_lambada([{"text": "Word "}], tokenizer, score)
+
+
+def test_what_greedy_decoding_writes_counts_as_right(tokenizer, naive, score):
+    ids = begun(tokenizer, "The old cat")
+    first = len(ids)
+    for _ in range(6):
+        ids = np.append(ids, naive.logprobs(np.append(ids, 0))[-1].argmax())
+    other = ids.copy()
+    other[-1] = (other[-1] + 1) % tokenizer.vocab_size
+    assert [scores.greedy for scores in score([Item(ids, first), Item(other, first), Item(other, 1)])] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_borders_of_continuations():
+    tokenizer = learned(phrases=0.3)
+    pairs = [("The old cat ", "sat"), ("The old cat", " sat"), ("Paris is", " in France"), ("do", "g"), ("", "The")]
+    made = continuations(tokenizer, pairs)
+    for (context, rest), (ids, first) in zip(pairs, made.items, strict=True):
+        assert tokenizer.decode(ids) == context + rest
+        assert tokenizer.decode(ids[:first]) == context.rstrip()
+    assert made.items[0].ids.tolist() == made.items[1].ids.tolist()
+    encoded = [tokenizer.encode(context + rest) for context, rest in pairs]
+    differ = [item.ids[1:].tolist() != whole for item, whole in zip(made.items, encoded, strict=True)]
+    assert made.split == sum(differ) > 0
+
+
+SCENE = {"activity_label": "Cats", "ctx_a": "The cat [header] sat.", "ctx_b": "it", "label": "1"}
+SCIENCE = {"question": "Which ran?", "answerKey": "B"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "context", "choices", "answer"),
+    [
+        (
+            "hellaswag",
+            SCENE | {"endings": ["ran  off.", " [title] sat"]},
+            "Cats: The cat sat. It",
+            ["ran off.", "sat"],
+            1,
+        ),
+        (
+            "piqa",
+            {"goal": "Sit", "sol1": "on a mat", "sol2": "cats", "label": 0},
+            "Question: Sit\nAnswer:",
+            ["on a mat", "cats"],
+            0,
+        ),
+        (
+            "arc_easy",
+            SCIENCE | {"choices": {"text": ["cats", "dogs", "a mat"], "label": ["A", "B", "C"]}},
+            "Question: Which ran?\nAnswer:",
+            ["cats", "dogs", "a mat"],
+            1,
+        ),
+        ("choices", {"context": "The old", "choices": ["cat 5", "dogs"], "answer": 0}, "The old", ["cat 5", "dogs"], 0),
+    ],
+)
+def test_multiple_choice(name, row, context, choices, answer, tokenizer, naive, score):
+    found = figures(TASKS[name].measure([row], tokenizer, score))
+    first = len(begun(tokenizer, context))
+    sums = np.array([naive.total(begun(tokenizer, context, f" {choice}"), first) for choice in choices])
+    sizes = [len(choice.encode()) for choice in choices]
+    assert found["all", "accuracy"].estimate.value == (sums.argmax() == answer)
+    assert found["all", "accuracy_norm"].estimate.value == ((sums / sizes).argmax() == answer)
+    assert found["all", "accuracy"].reference == f"chance {100 / len(choices):.0f} %"
+
+
+def test_a_row_that_is_no_question(tokenizer, score):
+    bad = {"goal": "Sit", "sol1": "a", "sol2": "b", "label": -1}
+    with pytest.raises(UserError, match=r"row 1 is no question: .*answer -1 of 2 choices"):
+        TASKS["piqa"].measure([bad], tokenizer, score)
+
+
+def test_analogies_against_a_search_by_hand(tmp_path, tokenizer):
+    file = tmp_path / "questions.txt"
+    file.write_text(": one\ncat cats dog dogs\nsat sit ran run\n: two\nParis France Rome Italy\nmat mats cat cats\n")
+    questions = analogies.read_questions(str(file))
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(tokenizer.vocab_size, 16)).astype(np.float32)
+    found = figures(analogies.measure_analogies(questions, tokenizer, embedding))
+    marks = {tokenizer.token2id[name] for name in ("<UP>", "<CAPS>")}
+
+    def vector(word):
+        pieces = [embedding[i] for i in tokenizer.encode(f" {word}") if i not in marks]
+        mean = np.mean(pieces, axis=0, dtype=np.float64)
+        return mean / np.linalg.norm(mean)
+
+    def cos(a, b):
+        return float(vector(a) @ vector(b))
+
+    hits = {"accuracy_3cosadd": [], "accuracy_3cosmul": []}
+    lines = [line.split() for line in file.read_text().splitlines() if line[0] != ":"]
+    for a, b, c, d in lines:
+        others = [word for word in questions.words if word not in (a, b, c)]
+        hits["accuracy_3cosadd"].append(d == max(others, key=lambda w: cos(w, b) - cos(w, a) + cos(w, c)))
+        hits["accuracy_3cosmul"].append(
+            d == max(others, key=lambda w: (1 + cos(w, b)) * (1 + cos(w, c)) / 4 / ((1 + cos(w, a)) / 2 + 0.001))
+        )
+    for metric, of in hits.items():
+        assert found["all", metric].estimate.value == np.mean(of)
+        assert found["two", metric].estimate.value == np.mean(of[2:])
+    single = [all(len(set(tokenizer.encode(f" {word}")) - marks) == 1 for word in words) for words in lines]
+    assert any(single) == (("words of one token", "accuracy_3cosadd") in found)
+    file.write_text(": one\ncat cats dog\n")
+    with pytest.raises(UserError, match="line 2 is no question: 'cat cats dog'"):
+        analogies.read_questions(str(file))
+
+
+def test_analogies_that_hold_are_found(tokenizer):
+    words = ["cat", "cats", "dog", "dogs", "mat", "mats"]
+    vectors = {"cat": (1, 0, 0, 0), "dog": (0, 1, 0, 0), "mat": (0, 0, 1, 0)}
+    found = np.array([np.add(vectors[w.rstrip("s")], (0, 0, 0, w.endswith("s"))) for w in words], np.float32)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    index = np.array([[0, 1, 2, 3], [2, 3, 4, 5], [1, 0, 5, 4]])
+    for given in analogies.answers(index, found):
+        assert given.tolist() == [3, 5, 4]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with text but no model: the corpus is what is read."""
+    folder = tmp_path_factory.mktemp("held")
+    lines = [{"instruction": f"Add {i}", "input": "", "output": f"It is {i}, the cat said."} for i in range(40)]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "text.txt").write_text("<|endoftext|>\n".join(TEXT[i : i + 300] + "\n" for i in range(0, len(TEXT), 100)))
+    runs = {}
+    for name, fields in {
+        "text": {"files": (str(folder / "text.txt"),)},
+        "tasks": {"files": (str(folder / "tasks.jsonl"),), "template": "alpaca"},
+    }.items():
+        place = Run(folder / name)
+        place.path.mkdir()
+        fields = {f"data.{key}": value for key, value in fields.items()} | {"data.cache": str(folder / "cache")}
+        config = tiny_config(**{"tokenizer.vocab_size": 330, "data.validation_fraction": 0.2, **fields})
+        runs[name] = (place, prepare(config, place, say=lambda _: None)[0])
+    return runs
+
+
+@pytest.mark.parametrize("name", ["text", "tasks"])
+def test_held_out_text(run, name):
+    place, tokenizer = run[name]
+    model = tiny_model(tokenizer.vocab_size, depth=1, scale=3.0)
+    naive, scorer = NaiveModel(model), Scorer(model, context=512, batch_tokens=2048)
+    documents = heldout.documents_of_run(place, tokenizer)
+    assert len(documents.items) >= 4
+    measured = heldout.measure_heldout(documents, tokenizer, scorer.score, 512, 256)
+    found = figures(measured)
+    sums = np.zeros(6)  # nats, tokens, first, among five, bytes, words
+    eos = tokenizer.token2id["<EOS>"]
+    for ids, first in documents.items:
+        assert ids[0] == ids[-1] == eos
+        rows = naive.logprobs(ids)[first - 1 :]
+        labels = ids[first:]
+        own = rows[np.arange(len(labels)), labels][:, None]
+        text = tokenizer.decode(ids[first:])
+        assert name == "text" or text.endswith(" the cat said.")
+        sums += (
+            -own.sum(),
+            len(labels),
+            (rows <= own).all(1).sum(),
+            ((rows > own).sum(1) < 5).sum(),
+            len(text.encode()),
+            len(text.split()),
+        )
+    wanted = {
+        "loss": sums[0] / sums[1],
+        "perplexity": math.exp(sums[0] / sums[1]),
+        "word_perplexity": math.exp(sums[0] / sums[5]),
+        "bits_per_byte": sums[0] / math.log(2) / sums[4],
+        "top1_accuracy": sums[2] / sums[1],
+        "top5_accuracy": sums[3] / sums[1],
+    }
+    for metric, value in wanted.items():
+        estimate = found["all", metric].estimate
+        assert estimate.value == pytest.approx(value, rel=1e-3), metric
+        assert estimate.low <= estimate.value <= estimate.high
+    assert f"{sums[4]:,.0f} bytes" in measured.note
+
+
+def test_files_in_place_of_held_out_text(tmp_path, tokenizer, score):
+    texts = ["The cat sat 1.\n", "Dogs ran; ü.\n", "cats " * 50]
+    (tmp_path / "held.txt").write_text("<|endoftext|>\n".join(texts))
+    documents = heldout.documents_of_files(str(tmp_path / "held.txt"), tokenizer)
+    assert [tokenizer.decode(ids) for ids, _ in documents.items] == texts
+    assert documents.bytes_D.tolist() == [len(text.encode()) for text in texts]
+    assert len(heldout.documents_of_files(str(tmp_path / "held.txt"), tokenizer, max_tokens=20).items) < 3
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match="holds no text"):
+        heldout.documents_of_files(str(tmp_path / "empty.txt"), tokenizer)
+
+
+def test_stretches_of_a_long_document_add_up(tokenizer):
+    ids = tokenizer.encode_array(TEXT * 40)
+    assert ids.size > 2 * 4096
+    rng = np.random.default_rng(0)
+    scores = TokenScores(-rng.gamma(2, 1, ids.size).astype(np.float32), rng.integers(0, 9, ids.size))
+    parts = heldout._stretches(ids, scores, len((TEXT * 40).encode()), 12345, byte_table(tokenizer))
+    assert len(parts) == -(-ids.size // 4096)
+    whole = [
+        -scores.total,
+        ids.size,
+        (scores.ranks == 0).sum(),
+        (scores.ranks < 5).sum(),
+        len((TEXT * 40).encode()),
+        12345,
+    ]
+    np.testing.assert_allclose(parts.sum(0), whole, rtol=1e-9)
