@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax import flops, health, hosts, memory, ops, sharding, warm_start
+from slm_jax import environment, flops, health, hosts, memory, ops, sharding, warm_start
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data.corpus import Corpus
@@ -25,6 +25,7 @@ from slm_jax.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_
 from slm_jax.optimizer import make_schedule
 from slm_jax.process import DETERMINISTIC
 from slm_jax.profiler import Profiler
+from slm_jax.report.page import write_at_end
 from slm_jax.roof import denominator
 from slm_jax.run import MAY_CHANGE, Result, Run, replace_text
 from slm_jax.sinks import make_sinks
@@ -152,6 +153,7 @@ class Loop:
         roof = denominator(config, tokenizer.vocab_size, mesh)
         self._mfu_per_rate = per_token / roof.flops
         _say(f"MFU is of {roof.text}")
+        environment.record(run, done, mesh, precision=ops.describe_precision(config.train.dtype), mfu_of=roof.text)
 
     def __enter__(self) -> "Loop":
         self._clock = time.perf_counter()
@@ -262,13 +264,14 @@ class Loop:
 
 
 def _plot(run: Run) -> None:
-    """Draw the curves, unless they are drawn already."""
+    """Draw the curves and write the report, unless it is done already."""
     if (
         hosts.is_first()
         and run.metrics.is_file()
         and (not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns)
     ):
         plot(read_rows(run.metrics), run.plot, run.path.name)
+        write_at_end(run.path)
 
 
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:

@@ -9,6 +9,8 @@ runs/NAME/config.toml       the resolved config
           profile/          traces of chosen steps (`log.profile`)
           samples.md        texts written during training
           loss.png          the curves
+          environment.json  versions and device of each call
+          report.html       all of it to be looked at
 
 A curriculum (orchestrator) is a folder with curriculum.toml, the tokenizer, benchmarks.csv, and in stages/01-NAME,
 stages/02-NAME… a run for each stage.
@@ -127,6 +129,16 @@ class Run:
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, None without any."""
         return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=None)
+
+    @property
+    def environment(self) -> Path:
+        """Versions and device of each call."""
+        return self.path / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
 
     def exists(self) -> bool:
         """Whether a run was begun here."""

@@ -121,7 +121,7 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     print(f"{result.step} steps, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in row:
         print(f"Validation: {scores_text(row)}.")
-    print(f"In {run.path}: {run.plot.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
+    print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
     prompt = next(filter(None, run.read_config().eval.prompts), (sample.split() or ["The"])[0])
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")

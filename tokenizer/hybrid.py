@@ -282,6 +282,11 @@ class HybridTokenizer:
         """SHA-256 (hexadecimal) of the content: equal means the same ids for every text."""
         return storage.fingerprint(self._vocabulary)
 
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The kind of each id, [V]; see `tokenizer.reports.Segment`."""
+        return [self._vocabulary.kind(id_) for id_ in range(self.vocab_size)]
+
     def segment(self, text: str) -> Segments:
         """The tokens of a text as (kind, text, id); see `tokenizer.reports.Segment` for the kinds."""
         from tokenizer.inspection import segment

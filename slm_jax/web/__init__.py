@@ -32,8 +32,8 @@ def read(path: Path) -> Safe:
     return Safe(path.read_text(encoding="utf-8"))
 
 
-# Control characters but tab and line end would be dropped or end the page early (U+0000); a lone surrogate cannot be
-# written as UTF-8; a text that switches the direction of writing would turn what stands beside it.
+# Control characters but tab and line end are no HTML (a parser drops or replaces them, each in its way); a lone
+# surrogate cannot be written as UTF-8.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)

@@ -1,0 +1,173 @@
+"""Several runs side by side: a table by bits per byte, curves over each other, and where their configs differ."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from slm_jax import web
+from slm_jax.report import markup
+from slm_jax.report.chart import Chart, Line, Points, Tracks, render
+from slm_jax.report.columns import AXES, Buckets
+from slm_jax.report.curves import make_line, with_controls
+from slm_jax.report.facts import Subject
+from slm_jax.report.markup import Section
+from slm_jax.report.scales import compact, figure, percent, percent_tick, span
+from slm_jax.report.sections import config_differences
+from slm_jax.web import Safe
+
+POINTS = 300  # of a line
+
+
+def ranked(subjects: list[Subject]) -> list[Subject]:
+    """The best first: by validation bits per byte, those without behind."""
+    return sorted(subjects, key=lambda s: s.scores.get("val_bits_per_byte", np.inf))
+
+
+def names_of(subjects: list[Subject]) -> list[str]:
+    """Their directories' names, with as much of the path before as tells equal ones apart."""
+    paths = [subject.path.resolve() for subject in subjects]
+    names = [path.name for path in paths]
+    for depth in range(2, max(len(path.parts) for path in paths) + 1):
+        counts = Counter(names)
+        if max(counts.values()) == 1:
+            break
+        names = ["/".join(p.parts[-depth:]) if counts[name] > 1 else name for p, name in zip(paths, names, strict=True)]
+    return names
+
+
+def comparison_html(subjects: list[Subject]) -> str:
+    """The page of runs, the best first."""
+    subjects = ranked(subjects)
+    names, tracks = names_of(subjects), Tracks()
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    title = f"{len(subjects)} runs compared"
+    told = markup.paragraph(f"Sorted by validation bits per byte, the lowest first. This page is of {made}.", "muted")
+    notes = "".join(f"<div>{web.text(note)}</div>" for note in cautions(subjects, names))
+    note = f'<div class="note" role="note">{notes}</div>' if notes else ""
+    parts = [
+        Section("Runs", markup.table(HEAD, table_rows(subjects, names), range(1, len(HEAD) - 1), "Runs")),
+        Section("Curves", _curves(subjects, names, tracks)),
+        Section("Evaluation", _evaluation(subjects, names)),
+        Section("Config", config_differences([(n, s.last.config) for n, s in zip(names, subjects, strict=True)])),
+    ]
+    return markup.page(title, Safe(f"<h1>{title}</h1>{told}{note}"), parts, tracks.html())
+
+
+HEAD = ["run", "bits per byte", "loss", "accuracy", "parameters", "ids", "steps", "tokens", "FLOPs", "time", "state"]
+
+
+def table_rows(subjects: list[Subject], names: list[str]) -> Iterator[list[str]]:
+    """A row of `HEAD` for each run."""
+    for subject, name in zip(subjects, names, strict=True):
+        scores, columns = subject.scores, subject.columns
+        yield [
+            name,
+            f"{scores['val_bits_per_byte']:.4f}" if scores else "",
+            f"{scores['val_loss']:.4f}" if scores else "",
+            percent(scores["val_accuracy"]) if scores else "",
+            compact(subject.last.parameters) if subject.last.vocab_size else "",
+            f"{subject.last.vocab_size:,}",
+            f"{int(columns.end['step']):,}",
+            compact(columns.end["tokens"]),
+            f"{subject.flops:.2e}" if len(columns) else "",
+            span(columns.end["seconds"]),
+            subject.state.partition(":")[0],
+        ]
+
+
+def cautions(subjects: list[Subject], names: list[str]) -> Iterator[str]:
+    """Why figures may not be comparable."""
+    texts: dict[str, list[str]] = {}
+    for subject, name in zip(subjects, names, strict=True):
+        texts.setdefault(subject.held_out, []).append(name)
+    if len(texts) > 1:
+        groups = "; ".join(", ".join(each) for each in texts.values())
+        yield f"Validated on different text: figures can be compared only within each of these groups: {groups}."
+    elif len({subject.last.tokenizer and subject.last.tokenizer.fingerprint for subject in subjects}) > 1:
+        yield "Their tokenizers differ: compare bits per byte, not loss, perplexity or accuracy."
+    devices = {call.get("device") for subject in subjects for call in subject.last.calls[-1:]}
+    if len(devices) > 1:
+        yield "They were trained on different devices: times and speeds are not of the same hardware."
+
+
+def _curves(subjects: list[Subject], names: list[str], tracks: Tracks) -> Safe:
+    axes = (*AXES, "flops")
+    drawn = [(i, s, name) for i, (s, name) in enumerate(zip(subjects, names, strict=True)) if len(s.columns)]
+    if not drawn:
+        return Safe("")
+    points: dict[int, tuple[Buckets, Points]] = {}
+    for i, subject, _ in drawn:
+        buckets = Buckets.of(len(subject.columns), POINTS)
+        points[i] = buckets, {axis: buckets.last(x) for axis, x in _axes(subject).items()}
+
+    def lines(values: str, smooth: bool) -> list[Line]:
+        found = []
+        for i, subject, name in drawn:
+            columns, (buckets, x) = subject.columns, points[i]
+            y = columns.bits_per_byte if values == "bits" else columns[values]
+            line = make_line(y, x, buckets, name, smooth, i)
+            found.append(Line(name, x, line.y, None, line.smooth, color=i))  # bands over each other show nothing
+        return found
+
+    validated = [_validated(subject, name, i) for i, subject, name in drawn if subject.columns.validations]
+    charts = [
+        Chart("Validation", "bits per byte of held-out text", validated, axes=axes, wide=True),
+        Chart("Training", "bits per byte of the text predicted", lines("bits", True), axes=axes, wide=True),
+        Chart("Learning rate", "per step", lines("lr", False), axes=axes, zero=True),
+        Chart("Gradient norm", "before clipping", lines("grad_norm", True), axes=axes),
+        Chart("Speed", "tokens per second", lines("tokens_per_second", False), axes=axes, log=False, zero=True),
+        Chart(
+            "Model FLOPs utilisation",
+            "share of the peak",
+            lines("mfu", False),
+            axes=axes,
+            log=False,
+            zero=True,
+            form=percent_tick,
+            form_name="percent",
+        ),
+    ]
+    note = "Smoothed: the mean of a fiftieth of a run's steps around each."
+    return with_controls((render(chart, tracks) for chart in charts), axes, note)
+
+
+def _axes(subject: Subject) -> Points:
+    """What was seen so far, by axis, with the FLOPs of each stage's own model [N]."""
+    per_step = [stage.columns["tokens"] * stage.flops_per_token for stage in subject.stages]
+    return subject.columns.x | {"flops": np.cumsum(np.nan_to_num(np.concatenate(per_step)))}
+
+
+def _validated(subject: Subject, name: str, color: int) -> Line:
+    columns = subject.columns
+    rows = columns.validated_at()
+    y = np.array([row["val_bits_per_byte"] for row in columns.validations])
+    return Line(name, {axis: x[rows] for axis, x in _axes(subject).items()}, y, dots=True, color=color)
+
+
+def _evaluation(subjects: list[Subject], names: list[str]) -> Safe:
+    """Whole tasks by run: value and interval, of the newest stage that measured it."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for i, subject in enumerate(subjects):
+        for row in subject.evaluation:
+            if row["group"] in ("", "all"):
+                share = "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
+                form = percent if share else figure
+                low, high = row.get("low"), row.get("high")
+                known = isinstance(low, int | float) and isinstance(high, int | float)
+                interval = f" ({form(low)} – {form(high)})" if known else ""  # type: ignore[arg-type]
+                found.setdefault((row["task"], str(row.get("metric", ""))), {})[i] = form(row["value"]) + interval
+    if not found:
+        return Safe("")
+    rows = [
+        [task, metric.replace("_", " "), *(cells.get(i, "") for i in range(len(subjects)))]
+        for (task, metric), cells in found.items()
+    ]
+    return markup.table(["task", "metric", *names], rows, range(2, len(names) + 2), "Evaluation")
+
+
+def default_place(subjects: list[Subject]) -> Path:
+    """Beside the first run."""
+    return subjects[0].path.resolve().parent / "comparison.html"

@@ -1,0 +1,231 @@
+"""All that a report tells of a run, read from its directory and nowhere else; a run may still be going on."""
+
+import csv
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slm_jax import environment, flops
+from slm_jax.config import Config
+from slm_jax.data.corpus import DOCUMENT, read_manifest
+from slm_jax.errors import UserError
+from slm_jax.load import load_tokenizer
+from slm_jax.metrics import Row
+from slm_jax.report.columns import Columns, joined, read_columns
+from slm_jax.run import Run, find_run
+from tokenizer import HybridTokenizer
+
+
+class Sample(NamedTuple):
+    """The texts that were written at a step."""
+
+    step: int
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run: an ordinary one, or a stage of a curriculum."""
+
+    run: Run
+    config: Config
+    columns: Columns  # with the offsets of the stages before
+    manifests: list[dict[str, Any]]  # of the corpora
+    calls: list[dict[str, Any]]  # environment.json
+    stage: str = ""  # the name of the stage
+
+    @cached_property
+    def tokenizer(self) -> HybridTokenizer | None:
+        """The run's tokenizer, None before there is one. Raises UserError if it is damaged."""
+        return load_tokenizer(self.run) if self.run.tokenizer.is_file() else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer, 0 before there is one."""
+        return self.tokenizer.vocab_size if self.tokenizer else 0
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the model."""
+        return flops.parameters(self.config.model, self.vocab_size)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs of training on a token."""
+        return flops.train_flops_per_token(self.config.model, self.vocab_size, self.config.train.sequence_length)
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of all tokens predicted so far in this stage."""
+        return float(np.nansum(self.columns["tokens"])) * self.flops_per_token
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The sample texts, the oldest first."""
+        return read_samples(self.run.samples)
+
+    @property
+    def step(self) -> int:
+        """The last step with a row."""
+        return int(self.columns["step"][-1]) if len(self.columns) else 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about: a run, or a curriculum with a run for each stage."""
+
+    path: Path
+    stages: list[Facts]
+    evaluation: list[Row] = field(default_factory=list)
+    evaluation_notes: dict[str, str] = field(default_factory=dict)  # by task: how it was measured
+    benchmarks: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.resolve().name
+
+    @property
+    def last(self) -> Facts:
+        """The newest stage."""
+        return self.stages[-1]
+
+    @property
+    def is_curriculum(self) -> bool:
+        """Whether it has stages of its own."""
+        return bool(self.last.stage)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """All rows, stage behind stage."""
+        return joined([stage.columns for stage in self.stages])
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of all stages so far."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def scores(self) -> Row:
+        """The newest validation scores; empty before the first."""
+        return self.columns.validations[-1] if self.columns.validations else {}
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        steps = self.last.config.train.steps
+        done = "finished" if self.last.step >= steps else "not finished"
+        where = f"stage {len(self.stages)} ({self.last.stage}), " if self.is_curriculum else ""
+        return f"{done}: {where}step {self.last.step:,} of {steps:,}"
+
+    @cached_property
+    def held_out(self) -> str:
+        """A name for the held-out text, the same for the same text whatever its tokenizer; "" if it is not known."""
+        return held_out_fingerprint(self.last)
+
+
+def read_subject(path: Path | None) -> Subject:
+    """The run or curriculum at a path (default: the newest run). Raises UserError if there is none or it is damaged."""
+    if path is None:
+        path = find_run(None).path
+        path = path.parent.parent if path.parent.name == "stages" else path
+    folders = sorted(p.parent for p in (path / "stages").glob("*/config.toml"))
+    stages: list[Facts] = []
+    for folder in folders or [path]:
+        stages.append(_read_facts(folder if folders else find_run(str(path)).path, stages, bool(folders)))
+    evaluation: list[Row] = []
+    notes: dict[str, str] = {}
+    for folder, stage in [*((each.run.path, each.stage) for each in stages), *([(path, "")] if folders else [])]:
+        found, said = _read_evaluation(folder)
+        evaluation += [{"group": "all"} | row | {"stage": stage} for row in found]
+        notes |= said
+    return Subject(path, stages, evaluation, notes, _read_benchmarks(path / "benchmarks.csv"))
+
+
+def _read_facts(path: Path, before: list[Facts], is_stage: bool) -> Facts:
+    run = Run(path)
+    columns = read_columns(run.metrics)
+    if before:
+        columns = columns.after(before[-1].columns.end)
+    stage = path.name.partition("-")[2] or path.name if is_stage else ""
+    return Facts(run, run.read_config(), columns, _read_manifests(run.corpus), environment.read_calls(run), stage)
+
+
+def _read_manifests(folder: Path) -> list[dict[str, Any]]:
+    """Of each corpus of a mix, with its "weight" and "folder"; none before there is text."""
+    if not (folder / "manifest.json").is_file():
+        return []
+    manifest = read_manifest(folder)
+    if "mix" not in manifest:
+        return [manifest | {"folder": folder, "weight": 1.0}]
+    parts = [(folder / each["folder"], each["weight"]) for each in manifest["mix"]]
+    return [read_manifest(part) | {"folder": part, "weight": weight} for part, weight in parts]
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The texts of samples.md: sections `## Step N` of texts indented by four spaces with `* * *` between them."""
+    if not path.is_file():
+        return []
+    found = []
+    for section in path.read_text(encoding="utf-8", errors="replace").split("\n## Step ")[1:]:
+        number, _, body = section.partition("\n")
+        texts: list[list[str]] = [[]]
+        for line in body.split("\n"):
+            if line == "* * *":  # those of a text are indented
+                texts.append([])
+            else:
+                texts[-1].append(line.removeprefix("    "))
+        if number.strip().isdecimal():
+            found.append(Sample(int(number), ["\n".join(lines).strip("\n") for lines in texts]))
+    return found
+
+
+def _read_evaluation(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """(rows, {task: how it was measured}) of evaluation.json. Raises UserError if it is damaged."""
+    file = path / "evaluation.json"
+    if not file.is_file():
+        return [], {}
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+        rows = [row for row in read["results"] if isinstance(row["task"], str) and _is_number(row["value"])]
+        notes = {task: str(about.get("note", "")) for task, about in read.get("tasks", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}): measure again with python -m slm_jax.evaluate") from None
+    return rows, notes
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _read_benchmarks(path: Path) -> list[dict[str, str]]:
+    """The rows of benchmarks.csv by column name, whatever its columns are."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file, restval=""))
+    return [{str(name): str(value) for name, value in row.items() if name is not None} for row in rows]
+
+
+def held_out_fingerprint(facts: Facts) -> str:
+    """SHA-256 over the digests of the held-out documents and how much of them is validated on; "" without a corpus."""
+    digests = []
+    for manifest in facts.manifests:
+        for path in sorted(manifest["folder"].glob("validation-*.documents.npy")):
+            try:
+                documents = np.load(path, mmap_mode="r")
+            except (OSError, ValueError):
+                return ""
+            if documents.dtype != DOCUMENT:
+                return ""
+            digests.append(np.asarray(documents["digest"]))
+    if not digests:
+        return ""
+    content = np.sort(np.concatenate(digests)).tobytes() + str(facts.config.eval.max_tokens).encode()
+    return hashlib.sha256(content).hexdigest()
