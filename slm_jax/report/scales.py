@@ -8,6 +8,7 @@ import numpy as np
 
 from slm_jax.metrics import duration
 
+_UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))  # from here on, divided by, written
 _TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400]  # seconds
 
 
@@ -86,9 +87,11 @@ def compact(value: float) -> str:
     """1.2k, 3.4M, 0.012: three digits at most."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    for limit, unit in ((1e15, ""), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    if abs(value) >= 1e15:
+        return f"{value:.2e}"
+    for limit, size, unit in _UNITS:
         if abs(value) >= limit:
-            return f"{value:.2e}" if not unit else f"{value / min(limit, 1e3 if unit == 'k' else limit):.3g}{unit}"
+            return f"{value / size:.3g}{unit}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3g}"
 
 
@@ -96,10 +99,18 @@ def tick_texts(ticks: list[float], form: Callable[[float], str] | None = None) -
     """Texts with as many decimals as tell the ticks apart."""
     if form is not None:
         return [form(tick) for tick in ticks]
-    if not ticks or max(map(abs, ticks)) >= 1e4 or 0 < max(map(abs, ticks)) < 1e-3:
-        return [compact(tick) for tick in ticks]
-    decimals = next((d for d in range(7) if all(abs(round(tick, d) - tick) < 1e-9 for tick in ticks)), 6)
-    return [f"{tick:,.{decimals}f}" for tick in ticks]
+    most = max(map(abs, ticks), default=0.0)
+    if most >= 1e15 or 0 < most < 1e-3:
+        mantissas = [tick / 10.0 ** math.floor(math.log10(abs(tick))) for tick in ticks if tick]
+        return [f"{tick:.{_digits(mantissas)}e}" if tick else "0" for tick in ticks]
+    size, unit = next(((size, unit) for limit, size, unit in _UNITS if most >= limit), (1.0, ""))
+    decimals = _digits([tick / size for tick in ticks])
+    return [f"{tick / size:,.{decimals}f}{unit}" if tick else "0" for tick in ticks]
+
+
+def _digits(values: list[float]) -> int:
+    """Decimals that these round numbers have."""
+    return next((d for d in range(7) if all(abs(round(v, d) - v) < 1e-9 * max(1.0, abs(v)) for v in values)), 6)
 
 
 def percent(value: float) -> str:

@@ -1,0 +1,75 @@
+"""One tiny trained run, and what is made of copies of it."""
+
+import json
+import shutil
+
+import pytest
+
+from slm_jax.config import Config
+from slm_jax.run import Run
+from slm_jax.train import train
+
+STEPS = 24
+TINY = {
+    "model.dim": 32,
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.mlp_dim": 64,
+    "train.batch_size": 4,
+    "train.sequence_length": 32,
+    "train.steps": STEPS,
+    "train.dtype": "float32",
+    "tokenizer.vocab_size": 400,
+    "optimizer.warmup_steps": 2,
+    "eval.every": 8,
+    "eval.sample_tokens": 12,
+    "eval.prompts": ("Line 5", "The quick"),
+    "eval.max_tokens": 500,
+    "mesh.data": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The directory of a run of 24 steps. Not to be changed: `copy` it."""
+    folder = tmp_path_factory.mktemp("trained")
+    lines = [f"Line {i}: the quick brown Fox jumps over {i * 7 % 13} lazy dogs, née Åse.\n" for i in range(600)]
+    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+    config = Config.load(
+        **{**TINY, "data.files": (str(folder / "text.txt"),), "data.cache": str(folder / "cache")}  # type: ignore[arg-type]
+    )
+    return train(config, folder / "runs" / "first").run
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A function: a copy of the run under a name, without its checkpoints."""
+
+    def make(name="run"):
+        shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+        return Run(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def curriculum(copy, tmp_path):
+    """A finished curriculum of two stages, the second with a lower learning rate."""
+    folder = tmp_path / "course"
+    stages = [copy("course/stages/01-words"), copy("course/stages/02-more words")]
+    config = stages[1].read_config()
+    lower = config.optimizer.model_copy(update={"lr": 0.005})
+    stages[1].save_config(config.model_copy(update={"optimizer": lower}))
+    (folder / "curriculum.toml").write_text("")
+    shutil.copy(stages[0].tokenizer, folder / "tokenizer.hybtok")
+    return folder
+
+
+def rows_of(run):
+    """The rows of a run, read without the package."""
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def write_rows(run, rows):
+    """Replace them."""
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,113 @@
+"""Rows as columns, few points of many, round ticks: each against a loop that does the same slowly."""
+
+import math
+
+import numpy as np
+import pytest
+
+from slm_jax.report.columns import Buckets, read_columns, smoothed
+from slm_jax.report.scales import Scale, compact, figure, percent, span, tick_texts, time_ticks
+
+
+def test_smoothing_is_the_mean_of_the_neighbours():
+    random = np.random.default_rng(0)
+    y = random.standard_normal(57)
+    y[[3, 4, 5, 40]] = np.nan
+    for width in (1, 3, 5, 11):
+        half = width // 2
+        around = [y[max(0, i - half) : i + half + 1] for i in range(57)]
+        slow = [np.mean(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in around]
+        np.testing.assert_allclose(smoothed(y, width), slow, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, 5), (5, 5), (6, 5), (1000, 7), (1001, 500)])
+def test_buckets_hold_every_row_once(rows, most):
+    y = np.random.default_rng(rows).standard_normal(rows)
+    if rows > 10:
+        y[2:5] = np.nan
+    buckets = Buckets.of(rows, most)
+    assert len(buckets.ends) == min(rows, most)
+    parts = np.split(y, buckets.ends[:-1])
+    assert sum(map(len, parts)) == rows
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    mean, low, high = buckets.reduced(y)
+    for i, part in enumerate(parts):
+        known = part[np.isfinite(part)]
+        if known.size:
+            assert (mean[i], low[i], high[i]) == (pytest.approx(known.mean()), known.min(), known.max())
+        else:
+            assert np.isnan([mean[i], low[i], high[i]]).all()
+    assert buckets.last(np.arange(rows)).tolist() == [end - 1 for end in buckets.ends]
+
+
+def test_a_spike_of_one_step_in_a_hundred_thousand_is_seen():
+    y = np.ones(100_000)
+    y[54_321] = 50.0
+    assert Buckets.of(len(y), 500).reduced(y)[2].max() == 50.0
+
+
+def test_columns_of_rows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 2.0, "tokens": 8, "bytes": 16}\n{"step": 2, "val_loss": 1.5, "tokens": 9}\n{"st'
+    )
+    columns = read_columns(path)
+    assert columns["step"].tolist() == [1, 2]
+    assert columns.x["tokens"].tolist() == [8, 17]
+    assert columns.bits_per_byte[0] == pytest.approx(2.0 / math.log(2) / 2)
+    assert np.isnan(columns["loss"][1])
+    assert columns.validated_at().tolist() == [1]
+
+
+def test_ticks_are_round_and_few():
+    random = np.random.default_rng(1)
+    for _ in range(500):
+        low = float(random.normal() * 10.0 ** random.integers(-4, 7))
+        high = low + float(10.0 ** random.uniform(-4, 7))
+        ticks = Scale(low, high).ticks()
+        assert 2 <= len(ticks) <= 9, (low, high, ticks)
+        near = 1e-6 * (high - low)
+        assert all(low - near <= tick <= high + near for tick in ticks)
+        texts = tick_texts(ticks)
+        assert len(set(texts)) == len(texts) or abs(low) > 1e3 * (high - low), (ticks, texts)
+
+
+def test_logarithmic_ticks():
+    assert Scale(0.9, 2000.0, log=True).ticks() == [1, 10, 100, 1000]
+    assert Scale(0.9, 60.0, log=True).ticks() == [1, 2, 5, 10, 20, 50]
+    for low, high in ((2.1, 2.9), (1e-9, 1e6), (3.0, 40.0)):
+        ticks = Scale(low, high, log=True).ticks()
+        assert 2 <= len(ticks) <= 10
+        assert all(low <= tick <= high for tick in ticks)
+
+
+def test_places():
+    scale = Scale(1.0, 100.0, log=True)
+    np.testing.assert_allclose(scale.place(np.array([1.0, 10.0, 100.0])), [0, 0.5, 1], atol=1e-12)
+    assert np.isnan(scale.place(np.array([0.0, -1.0, np.nan]))).all()
+    assert Scale.around(np.array([np.nan])) is None
+    assert Scale.around(np.array([0.0, -1.0]), log=True) is None
+    same = Scale.around(np.array([3.0, 3.0]))
+    assert same is not None
+    assert same.low < 3 < same.high
+
+
+def test_times():
+    assert time_ticks(0, 184) == [0, 60, 120, 180]
+    assert time_ticks(0, 0.4) == [0, 0.1, 0.2, 0.3, 0.4]
+    assert 3 <= len(time_ticks(0, 9e6)) <= 11
+    assert (span(4.256), span(59.9), span(187), span(3731), span(200_000)) == (
+        "4.26 s", "59.9 s", "3:07", "1:02:11", "2 d 7:33:20"
+    )  # fmt: skip
+
+
+def test_figures():
+    assert [compact(v) for v in (0, 0.00012, 0.012, 7.5, 999, 7680, 86_200, 2.16e6, 3e9, 2.9e13)] == [
+        "0", "1.2e-04", "0.012", "7.5", "999", "7,680", "86.2k", "2.16M", "3G", "29T"
+    ]  # fmt: skip
+    assert [figure(v) for v in (3, 23.7323, 1234.5, 2.9e13, 1e-7, math.inf, 12345678.0)] == [
+        "3", "23.73", "1,234", "29,000,000,000,000", "1.000e-07", "inf", "12,345,678"
+    ]  # fmt: skip
+    assert [percent(v).replace("\xa0", " ") for v in (0, 0.5, 0.34, 0.000488, 1)] == [
+        "0.0 %", "50.0 %", "34.0 %", "0.049 %", "100.0 %"
+    ]  # fmt: skip

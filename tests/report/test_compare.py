@@ -1,0 +1,114 @@
+"""Several runs: sorted, honest about what cannot be compared, and only the options that differ."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from slm_jax.errors import UserError
+from slm_jax.report.__main__ import main
+from slm_jax.report.compare import names_of
+from slm_jax.report.facts import read_subject
+from tests.report.conftest import rows_of, write_rows
+from tests.report.pages import read_page
+
+
+def with_score(run, bits):
+    """The run as one that ended with other bits per byte."""
+    rows = rows_of(run)
+    rows[-1] |= {"val_bits_per_byte": bits}
+    write_rows(run, rows)
+    return run
+
+
+def test_the_best_is_first(copy, capsys):
+    runs = [with_score(copy(name), bits) for name, bits in (("a", 2.5), ("b", 1.25), ("c", 3.75))]
+    config = runs[2].read_config()
+    runs[2].save_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 7})}))
+    begun = copy("d")
+    begun.metrics.unlink()
+    main([str(run.path) for run in (*runs, begun)])
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[1:5]] == ["b", "a", "c", "d"]
+    assert out[1].split()[1] == "1.2500"
+    assert out[-1] == str(runs[0].path.parent / "comparison.html")
+
+    page = read_page(runs[0].path.parent / "comparison.html")
+    rows = page.by_id("runs").rows()
+    assert [row[0] for row in rows[1:]] == ["b", "a", "c", "d"]
+    assert page.by_id("config").rows() == [["option", "b", "a", "c", "d"], ["train.seed", "0", "0", "7", "0"]]
+    assert not list(page.all("div", "note")), "the same text and tokenizer: nothing to warn of"
+    validation = next(page.all("figure", "chart"))
+    lines = json.loads(validation.one("script", "lines").text)
+    assert [line["name"] for line in lines] == ["b", "a", "c"]
+    assert [line["y"][-1] for line in lines] == [1.25, 2.5, 3.75]
+    tracks = json.loads(page.by_id("tracks").text)
+    subject = read_subject(runs[0].path)
+    for axis, end in (*subject.columns.end.items(), ("flops", subject.flops)):
+        assert tracks[lines[1]["track"]][axis][-1] == pytest.approx(end, rel=1e-6)
+
+
+def test_other_held_out_text_is_told(copy, capsys):
+    first, second = copy("a"), copy("b")
+    path = second.corpus / "validation-00000.documents.npy"
+    documents = np.load(path)
+    documents["digest"] += 1
+    path.unlink()  # a hard link, perhaps
+    np.save(path, documents)
+    main([str(first.path), str(second.path)])
+    assert "Validated on different text" in capsys.readouterr().out
+    assert "Validated on different text" in read_page(first.path.parent / "comparison.html").one("div", "note").text
+
+
+def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):
+    from tokenizer import HybridTokenizer
+
+    first, second = copy("a"), copy("b")
+    other = HybridTokenizer()
+    other.add_text("the quick brown fox " * 20)
+    other.freeze_vocab(vocab_size=300)
+    other.save(second.tokenizer)
+    main([str(first.path), str(second.path)])
+    out = capsys.readouterr().out
+    assert "compare bits per byte" in out
+    assert "different text" not in out
+
+
+def test_runs_of_the_same_name_are_told_apart(copy, tmp_path):
+    first = copy("x/run")
+    shutil.copytree(first.path, tmp_path / "y" / "run")
+    paths = [first.path, tmp_path / "y" / "run", shutil.copytree(first.path, tmp_path / "other")]
+    assert names_of([read_subject(path) for path in paths]) == ["x/run", "y/run", "other"]
+
+
+def test_a_curriculum_can_be_compared(copy, curriculum, capsys):
+    main([str(copy("a").path), str(curriculum), "--to", str(curriculum / "both.html")])
+    assert "course" in capsys.readouterr().out
+    assert [row[6] for row in read_page(curriculum / "both.html").by_id("runs").rows()[1:]] in (
+        ["24", "48"],
+        ["48", "24"],
+    )
+
+
+def test_one_run_on_the_command_line(copy, capsys, monkeypatch, tmp_path):
+    run = copy("runs/one")
+    monkeypatch.chdir(tmp_path)
+    main([])
+    out = capsys.readouterr().out
+    assert out.startswith("one: finished: step 24 of 24\nvalidation: loss ")
+    assert out.endswith("runs/one/report.html\n")
+    main(["--run", str(run.path), "--to", "here.html"])
+    assert (tmp_path / "here.html").read_text().startswith("<!doctype html>")
+
+
+def test_mistakes(copy, tmp_path):
+    run = copy("a")
+    with pytest.raises(UserError, match="no run in"):
+        main([str(tmp_path / "b")])
+    with pytest.raises(UserError, match="given twice"):
+        main([str(run.path), "--run", str(run.path)])
+    with pytest.raises(UserError, match="is a folder"):
+        main([str(run.path), "--to", str(tmp_path)])
+    with pytest.raises(UserError, match="cannot write"):
+        main([str(run.path), "--to", str(tmp_path / "no" / "report.html")])

@@ -1,0 +1,290 @@
+"""The report of a run: complete, right, closed in itself, and its texts are only texts."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from slm_jax.errors import UserError
+from slm_jax.report.facts import read_samples, read_subject
+from slm_jax.report.page import report_html, write_report
+from slm_jax.run import Run
+from tests.report.conftest import STEPS, rows_of, write_rows
+from tests.report.pages import Page, read_page
+from tokenizer import HybridTokenizer
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; <!-- </pre></style> \x00\x1b[31m ‮x"
+
+
+def tiles(page):
+    return {each.one("dt").text: each.one("dd").text for each in page.all("div", "tile")}
+
+
+def details(page):
+    return {each.one("dt").text: each.one("dd").text for each in page.all("div") if len(list(each.all("dt"))) == 1}
+
+
+def test_training_writes_it(trained):
+    page = read_page(trained / "report.html")
+    headings = [each.text for each in page.all("h2")]
+    assert headings == "Curves|Validation|Samples|Tokenizer|Data|Config|Environment and cost".split("|")
+    assert "finished: step 24 of 24" in page.one("header").text
+    assert [each.attributes["href"] for each in page.one("nav").all("a")] == [
+        "#" + each.attributes["id"] for each in page.all("section")
+    ]
+    titles = [each.one("h3").children[0].strip() for each in page.all("figure", "chart")]
+    assert {"Loss", "Bits per byte", "Learning rate", "Gradient norm", "Speed", "Accuracy"} <= set(titles)
+
+
+def test_the_figures_are_those_of_the_run(trained):
+    run, page = Run(trained), read_page(trained / "report.html")
+    rows, found = rows_of(run), tiles(page)
+    last = rows[-1]
+    assert found["Bits per byte"].startswith(f"{last['val_bits_per_byte']:.3f}")
+    assert found["Validation loss"].startswith(f"{last['val_loss']:.3f}")
+    tokens = sum(row["tokens"] for row in rows)
+    assert found["Tokens predicted"].startswith(f"{tokens:,}")
+    # Counted by hand: 4 attention matrices of 32 x 32, 3 of the MLP of 32 x 64 (2/3 of 64, rounded up), the tied head;
+    # 6 FLOPs each and token, and 12 for each channel and key, of which a token sees 16.5 on average.
+    vocab = HybridTokenizer.load(run.tokenizer).vocab_size
+    matrices = 4 * 32 * 32 + 3 * 32 * 64 + vocab * 32
+    assert found["Model FLOPs"].startswith(f"{tokens * (6 * matrices + 12 * 32 * 16.5):.2e}")
+    assert found["Parameters"].startswith(f"{(matrices + 2 * 32 + 32 + 2 * 16) / 1000:.1f}k")
+
+    table = page.by_id("validation").rows()
+    assert [row[0] for row in table[1:4]] == ["24", "16", "8"]
+    assert [float(row[1]) for row in table[1:4]] == [
+        round(rows[step - 1]["val_bits_per_byte"], 4) for step in (24, 16, 8)
+    ]
+
+
+def test_guesses_against_a_loop_over_the_tokens(trained):
+    tokenizer = HybridTokenizer.load(trained / "tokenizer.hybtok")
+    ids = {side: np.load(trained / "corpus" / f"{side}-00000.tokens.npy").tolist() for side in ("train", "validation")}
+    uses = {i: ids["train"].count(i) for i in range(tokenizer.vocab_size)}
+    total = len(ids["train"]) + tokenizer.vocab_size
+    nats = -sum(math.log((uses[i] + 1) / total) for i in ids["validation"])
+    num_bytes = json.loads((trained / "corpus" / "manifest.json").read_text())["validation"]["bytes"]
+    common = max(uses, key=uses.get)
+
+    rows = {row[0]: row for row in read_page(trained / "report.html").by_id("validation").rows()}
+    row = rows["guessing by how common each token is"]
+    assert float(row[1]) == pytest.approx(nats / math.log(2) / num_bytes, abs=1e-4)
+    assert float(row[2]) == pytest.approx(nats / len(ids["validation"]), abs=1e-4)
+    assert float(row[4].split()[0]) == pytest.approx(
+        100 * ids["validation"].count(common) / len(ids["validation"]), abs=0.06
+    )
+    assert float(rows["guessing blindly"][2]) == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-4)
+
+
+def test_tokenizer_figures(trained):
+    tokenizer = HybridTokenizer.load(trained / "tokenizer.hybtok")
+    page = read_page(trained / "report.html").by_id("tokenizer")
+    for side, name in (("train", "training"), ("validation", "held-out")):
+        ids = np.load(trained / "corpus" / f"{side}-00000.tokens.npy").tolist()
+        rate = len(tokenizer.decode(ids).encode()) / sum(i != tokenizer.token2id["<EOS>"] for i in ids)
+        assert details(page)[f"Bytes per token, {name} text"] == f"{rate:.3f}"
+    _, longest = (table.rows()[1:] for table in page.all("table"))
+    sizes = [len(row[0].replace("·", " ").encode()) for row in longest]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [int(row[2]) for row in longest] == sizes
+
+
+def test_a_sample_in_pieces(copy):
+    run = copy()
+    text = "The quick brown Fox\n  JUMPS over née Åse. 🙂"
+    run.samples.write_text("\n## Step 24\n\n" + "".join(f"    {line}\n" for line in text.splitlines()))
+    tokenizer = HybridTokenizer.load(run.tokenizer)
+    pieces = list(read_page(write_report(run.path)[1]).one("div", "pieces").all("span", "piece"))
+    assert len(pieces) == tokenizer.count(text)
+    kinds = [(piece.classes[1].removeprefix("piece-"), piece.text) for piece in pieces]
+    words = "".join(text for kind, text in kinds if kind in ("base", "merge", "byte", "char"))
+    words = words.replace("<0xF0><0x9F><0x99><0x82>", "🙂").replace(" ", "")
+    assert words == re.sub(r"\s", "", text)
+    assert {"case", "space", "byte"} <= {kind for kind, _ in kinds}
+    assert any("⏎\n" in piece for kind, piece in kinds if kind == "space")
+
+
+def test_samples_are_those_that_training_wrote(trained):
+    samples = read_samples(trained / "samples.md")
+    assert [sample.step for sample in samples] == [8, 16, 24]
+    assert all(len(sample.texts) == 2 for sample in samples)
+    for text, prompt in zip(samples[-1].texts, ("Line 5", "The quick"), strict=True):
+        assert text.startswith(prompt)
+    shown = [pre.text for pre in read_page(trained / "report.html").by_id("samples").all("pre")]
+    pictures = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+    assert shown == [text.translate(pictures) for sample in samples[::-1] for text in sample.texts]
+
+
+def test_separators_inside_of_a_sample_are_its_text(tmp_path):
+    path = tmp_path / "samples.md"
+    path.write_text("\n## Step 5\n\n    a\n    * * *\n    \n    ## Step 9\n\n* * *\n\n        b\n")
+    (sample,) = read_samples(path)
+    assert sample == (5, ["a\n* * *\n\n## Step 9", "    b"])
+
+
+def test_environment_is_recorded_during_training(trained):
+    import jax
+
+    (call,) = json.loads((trained / "environment.json").read_text())["calls"]
+    assert call["step"] == 0
+    assert call["packages"]["jax"] == jax.__version__
+    assert (call["devices"], call["platform"]) == (1, "cpu")
+    text = read_page(trained / "report.html").by_id("environment-and-cost").text
+    assert jax.__version__ in text
+    assert call["mfu_of"] in text
+
+
+def test_changed_options_are_marked(trained):
+    page = read_page(trained / "report.html").by_id("config")
+    changed = next(page.all("table")).rows()[1:]
+    assert ["train.steps", "24", "1000"] in changed
+    assert ["data.mode", '"packed"', '"packed"'] not in changed
+    marked = {each.text for each in page.all("span", "changed")}
+    assert {row[1] for row in changed} == marked
+
+
+def test_text_of_a_run_is_only_text(copy):
+    run = copy('run"><script>alert(3)</script>')
+    run.samples.write_text("\n## Step 24\n\n" + "".join(f"    {line}\n" for line in HOSTILE.split("\n")))
+    config = run.read_config()
+    run.save_config(config.model_copy(update={"eval": config.eval.model_copy(update={"prompts": (HOSTILE,)})}))
+    row = {"task": HOSTILE, "group": "all", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "count": 9}
+    about = {HOSTILE: {"note": HOSTILE}}
+    (run.path / "evaluation.json").write_text(json.dumps({"results": [row | {"reference": HOSTILE}], "tasks": about}))
+    (run.path / "benchmarks.csv").write_text(
+        'stage,loss\n"' + HOSTILE.replace('"', '""').replace("\x00", "") + '",1.5\n'
+    )
+    calls = {"calls": [{"step": 3, "device": HOSTILE, "mfu_of": HOSTILE, "packages": {HOSTILE: HOSTILE}}]}
+    run.environment.write_text(json.dumps(calls))
+    page = read_page(write_report(run.path)[1])
+    scripts = [each.attributes for each in page.all("script")]
+    ours = [{}, {"type": "application/json", "class": "lines"}, {"type": "application/json", "id": "tracks"}]
+    assert all(each in ours for each in scripts)
+    assert not list(page.all("img"))
+    assert not [name for each in page.all() for name in each.attributes if name.startswith("on")]
+    expected = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛")
+    assert [pre.text for pre in page.by_id("samples").all("pre")] == [expected]
+    assert expected in page.by_id("evaluation").text
+    assert expected.replace("␀", "") in page.by_id("benchmarks").text
+    assert expected in page.by_id("environment-and-cost").text
+    assert page.one("h1").text == run.path.name
+    for each in page.all("script"):
+        if each.attributes:
+            json.loads(each.text)
+
+
+def test_nothing_is_fetched(trained):
+    text = (trained / "report.html").read_text()
+    page = Page(text).root
+    for element in page.all():
+        for name in ("src", "href", "action", "srcset", "poster", "data"):
+            value = element.attributes.get(name)
+            assert value is None or value.startswith("#") or value == "data:,", (element.tag, value)
+    policy = next(e.attributes for e in page.all("meta") if e.attributes.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy["content"]
+    style = page.one("style").text
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_a_run_that_goes_on(copy):
+    run = copy()
+    text = run.metrics.read_text()
+    lines = text.splitlines(keepends=True)
+    run.metrics.write_text("".join(lines[:10]) + lines[10][:40])
+    subject, path = write_report(run.path)
+    assert subject.last.step == 10
+    note = read_page(path).one("div", "note").text
+    assert "Not finished: step 10 of 24." in note
+    run.metrics.unlink()
+    subject, path = write_report(run.path)
+    assert "step 0 of 24" in read_page(path).one("header").text
+    assert not list(read_page(path).all("figure"))
+
+
+def test_a_run_that_has_only_begun(copy):
+    run = copy()
+    for path in (run.metrics, run.tokenizer, run.samples, run.environment):
+        path.unlink()
+    for path in run.corpus.iterdir():
+        path.unlink()
+    headings = [each.text for each in read_page(write_report(run.path)[1]).all("h2")]
+    assert headings == ["Config", "Environment and cost"]
+
+
+def test_notes(copy):
+    run = copy()
+    rows = rows_of(run)
+    rows[-1] |= {"val_loss": rows[7]["val_loss"] * 1.5}
+    rows[15] |= {"val_loss": rows[7]["val_loss"] * 1.2}
+    write_rows(run, [row | {"skipped": row["step"] // 10} for row in rows])
+    calls = json.loads(run.environment.read_text())["calls"]
+    run.environment.write_text(json.dumps({"calls": [*calls, calls[0] | {"step": 8}, calls[0] | {"step": 16}]}))
+    note = read_page(write_report(run.path)[1]).one("div", "note").text
+    assert "Resumed after step 8, 16." in note
+    assert "2 batches were skipped" in note
+    assert "lowest at step 8" in note
+
+
+def test_damage_is_told(copy):
+    run = copy()
+    run.metrics.write_text(run.metrics.read_text().replace('"loss"', '"lo', 1))
+    with pytest.raises(UserError, match="line 1"):
+        write_report(run.path)
+    run = copy("other")
+    (run.path / "evaluation.json").write_text('{"results": [{}]}')
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
+        write_report(run.path)
+    with pytest.raises(UserError, match="no run in"):
+        write_report(run.path / "nothing")
+
+
+def test_evaluation_table(copy):
+    run = copy()
+    make = lambda task, group, metric, value, **more: {  # noqa: E731
+        "task": task, "group": group, "metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01,
+        "count": 100, "step": 24, "time": 0.0, **more,
+    }  # fmt: skip
+    rows = [
+        make("BLiMP", "all", "accuracy", 0.613, reference="chance 50 %; GPT-2 81.5 % (Warstadt et al. 2020)"),
+        make("BLiMP", "syntax", "accuracy", 0.52, reference="chance 50 %"),
+        make("LAMBADA", "all", "perplexity", 1234.5, low=None, high=None),
+    ]
+    (run.path / "evaluation.json").write_text(json.dumps({"results": rows}))
+    section = read_page(write_report(run.path)[1]).by_id("evaluation")
+    whole, parts = (table.rows() for table in section.all("table"))
+    cells = [cell.replace("\xa0", " ") for cell in whole[1]]
+    assert cells == ["BLiMP", "accuracy", "61.3 %", "60.3 % – 62.3 %", "", "100", "24", rows[0]["reference"]]
+    assert whole[2][:4] == ["LAMBADA", "perplexity", "1,234", ""]  # no interval was measured
+    assert len(list(section.all("svg", "whisker"))) == 2
+    assert len(list(section.all("path", "ref"))) == 2
+    assert parts[1][0] == "syntax"
+
+
+def test_a_curriculum_shows_its_stages(curriculum, trained):
+    subject = read_subject(curriculum)
+    columns = subject.columns
+    assert columns["step"].tolist() == list(range(1, 2 * STEPS + 1))
+    rows = rows_of(Run(trained))
+    tokens = np.cumsum([row["tokens"] for row in rows] * 2)
+    assert columns.x["tokens"].tolist() == tokens.tolist()
+    assert np.all(np.diff(columns.x["seconds"]) > 0)
+    assert [row["step"] for row in columns.validations] == [8, 16, 24, 32, 40, 48]
+    assert subject.flops == pytest.approx(2 * subject.stages[0].flops)
+
+    page = Page(report_html(subject)).root
+    loss = next(page.all("figure", "chart"))
+    views = {(each.attributes["data-axis"], "log" in each.classes): each for each in loss.all("div", "view")}
+    assert len(views) == 6
+    for name in ("words", "more words"):
+        assert all(name in [each.text for each in view.all("span", "mark-name")] for view in views.values())
+    view = views["step", False]
+    low, high = (float(view.attributes[f"data-{end}"]) for end in ("low", "high"))
+    places = [float(each.attributes["d"][1:].split()[0]) for each in view.all("path", "mark")]
+    assert places == pytest.approx([1000 * (step - low) / (high - low) for step in (0, STEPS)], abs=0.06)
+    assert "stage 2 (more words), step 24 of 24" in page.one("header").text
+    options = {row[0]: row[1:] for row in page.by_id("config").rows()}
+    assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
