@@ -271,7 +271,7 @@ def _plot(run: Run) -> None:
         and (not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns)
     ):
         plot(read_rows(run.metrics), run.plot, run.path.name)
-        write_at_end(run.path)
+        write_at_end(run)
 
 
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from slm_jax.report.scales import Scale, compact, span, tick_texts, time_ticks
 from slm_jax.web import Safe
 
 AXIS_TEXT = {"step": "steps", "tokens": "tokens predicted", "seconds": "training time", "flops": "model FLOPs"}
+MANY = 40  # points, from which on they are small
 SERIES = 5  # colours; further lines take them again, dashed
 
 Points = dict[str, np.ndarray]
@@ -117,7 +118,8 @@ def render(chart: Chart, tracks: Tracks) -> Safe:
     ]
     title, unit = web.text(chart.title), web.text(chart.unit)
     label = web.text(f"{chart.title}, {chart.unit}. {_in_words(chart, lines)}")
-    plot = f'<div class="plot" role="group" aria-roledescription="chart" tabindex="0" aria-label="{label}">'
+    kind = "plot marked" if chart.marks else "plot"
+    plot = f'<div class="{kind}" role="group" aria-roledescription="chart" tabindex="0" aria-label="{label}">'
     switch = '<label class="no-print"><input type="checkbox" class="log"> log scale</label>' if len(logs) > 1 else ""
     note = f"<p class='small muted'>{web.text(chart.note)}</p>" if chart.note else ""
     return Safe(
@@ -134,8 +136,9 @@ def _in_words(chart: Chart, lines: list[Line]) -> str:
     form = chart.form or compact
     told = []
     for line in lines:
-        y = line.y[np.isfinite(line.y)]
-        told.append(f"{line.name}: from {form(y[0])} to {form(y[-1])}, lowest {form(y.min())}, highest {form(y.max())}")
+        y, low, high = (values[np.isfinite(values)] for values in (line.y, *(line.band or (line.y, line.y))))
+        ends = f"from {form(y[0])} to {form(y[-1])}"
+        told.append(f"{line.name}: {ends}, lowest {form(low.min())}, highest {form(high.max())}")
     return "; ".join(told) + ". Arrow keys read values out."
 
 
@@ -203,7 +206,7 @@ def _drawn(line: Line, axis: str, x_scale: Scale, y_scale: Scale) -> Iterator[st
         yield f'<path class="line smooth {line.style}" d="{_path(x, smooth)}"/>'
     if line.dots or np.isfinite(y).sum() == 1:  # a single point draws no line
         places = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if math.isfinite(a + b))
-        yield f'<path class="dot {line.style}" d="{places}"/>'
+        yield f'<path class="dot {line.style}{" many" * (len(y) > MANY)}" d="{places}"/>'
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

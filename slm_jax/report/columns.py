@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,14 +11,15 @@ from slm_jax.errors import UserError
 from slm_jax.metrics import Row
 
 FIELDS = "step loss accuracy lr grad_norm tokens bytes seconds tokens_per_second mfu time skipped".split()
-AXES = ("step", "tokens", "seconds")
+AXES = ("step", "tokens", "seconds", "flops")
 
 
 @dataclass(frozen=True)
 class Columns:
     """The N rows of a run: float64 [N] by field (NaN where a row has none), and the rows with validation scores.
 
-    `tokens` and `bytes` are of each step; `x` has what was seen so far. The offsets are those of the stages before.
+    `tokens`, `bytes` and `flops` are of each step; `x` has what was seen so far. The offsets are those of the stages
+    before.
     """
 
     fields: dict[str, np.ndarray]
@@ -33,8 +34,9 @@ class Columns:
 
     @property
     def x(self) -> dict[str, np.ndarray]:
-        """By `AXES`, [N]: steps, tokens predicted and seconds so far, those of the stages before included."""
-        found = {"step": self["step"], "tokens": np.cumsum(np.nan_to_num(self["tokens"])), "seconds": self["seconds"]}
+        """By `AXES`, [N]: steps, tokens predicted, seconds and model FLOPs so far, the stages before included."""
+        found = {"step": self["step"], "seconds": self["seconds"]}
+        found |= {axis: np.cumsum(np.nan_to_num(self[axis])) for axis in ("tokens", "flops")}
         return {axis: found[axis] + self.offsets[axis] for axis in AXES}
 
     @property
@@ -58,12 +60,12 @@ class Columns:
         return np.searchsorted(self["step"], [row["step"] for row in self.validations])
 
 
-def read_columns(path: Path) -> Columns:
+def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
     """The rows of a metrics file, read a line at a time; a last line that is cut short is left out.
 
-    Raises UserError on other damage.
+    flops_per_token: model FLOPs of training on a token. Raises UserError on other damage.
     """
-    lists: dict[str, list[float]] = {field: [] for field in FIELDS}
+    rows: list[list[Any]] = []
     validations = []
     if path.is_file():
         with path.open(encoding="utf-8") as file:
@@ -72,20 +74,23 @@ def read_columns(path: Path) -> Columns:
                     break
                 try:
                     row = json.loads(line)
-                    values = [float(row.get(field, np.nan)) for field in FIELDS]
-                except (ValueError, TypeError, AttributeError) as error:
+                    rows.append([row.get(field) for field in FIELDS])
+                except (ValueError, AttributeError) as error:
                     raise UserError(f"{path} is damaged (line {number}: {error}): restore it") from None
-                for column, value in zip(lists.values(), values, strict=True):
-                    column.append(value)
                 if "val_loss" in row:
                     validations.append(row)
-    fields = {field: np.array(values, np.float64) for field, values in lists.items()}
+    try:
+        values = np.array(rows, np.float64).reshape(len(rows), len(FIELDS))  # None becomes NaN
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it") from None
+    fields = {field: np.ascontiguousarray(column) for field, column in zip(FIELDS, values.T, strict=True)}
+    fields["flops"] = fields["tokens"] * flops_per_token
     return Columns(fields, validations, dict.fromkeys(AXES, 0.0))
 
 
 def joined(parts: list[Columns]) -> Columns:
     """Stages one behind another, each with the offsets that `after` gave it."""
-    fields = {field: np.concatenate([part[field] for part in parts]) for field in FIELDS}
+    fields = {field: np.concatenate([part[field] for part in parts]) for field in parts[0].fields}
     for axis in ("step", "seconds"):
         fields[axis] = np.concatenate([part.x[axis] for part in parts])
     validations = [row | {"step": row["step"] + part.offsets["step"]} for part in parts for row in part.validations]

@@ -9,12 +9,12 @@ import numpy as np
 
 from slm_jax import web
 from slm_jax.report import markup
-from slm_jax.report.chart import Chart, Line, Points, Tracks, render
-from slm_jax.report.columns import AXES, Buckets
-from slm_jax.report.curves import make_line, with_controls
+from slm_jax.report.chart import Chart, Line, Tracks, render
+from slm_jax.report.columns import AXES
+from slm_jax.report.curves import SHARE, Stretches, Values, with_controls
 from slm_jax.report.facts import Subject
 from slm_jax.report.markup import Section
-from slm_jax.report.scales import compact, figure, percent, percent_tick, span
+from slm_jax.report.scales import compact, figure, percent, span
 from slm_jax.report.sections import config_differences
 from slm_jax.web import Safe
 
@@ -94,57 +94,29 @@ def cautions(subjects: list[Subject], names: list[str]) -> Iterator[str]:
 
 
 def _curves(subjects: list[Subject], names: list[str], tracks: Tracks) -> Safe:
-    axes = (*AXES, "flops")
-    drawn = [(i, s, name) for i, (s, name) in enumerate(zip(subjects, names, strict=True)) if len(s.columns)]
+    drawn = [
+        (i, Stretches(subject, POINTS), name)
+        for i, (subject, name) in enumerate(zip(subjects, names, strict=True))
+        if len(subject.columns)
+    ]
+
+    def lines(values: str | Values, smooth: bool = False) -> list[Line]:  # without bands: many of them show nothing
+        return [each.line(values, name, smooth, i, band=False) for i, each, name in drawn]
+
+    validated = [line for i, each, name in drawn for line in each.validation("val_bits_per_byte", name, i)]
+    bits = lines(lambda columns: columns.bits_per_byte, True)
+    charts = [
+        Chart("Validation", "bits per byte of held-out text", validated, axes=AXES, wide=True),
+        Chart("Training", "bits per byte of the text predicted", bits, axes=AXES, wide=True),
+        Chart("Learning rate", "per step", lines("lr"), axes=AXES, zero=True),
+        Chart("Gradient norm", "before clipping", lines("grad_norm", True), axes=AXES),
+        Chart("Speed", "tokens per second", lines("tokens_per_second"), axes=AXES, log=False, zero=True),
+        Chart("Model FLOPs utilisation", "of the peak", lines("mfu"), axes=AXES, **SHARE),
+    ]
     if not drawn:
         return Safe("")
-    points: dict[int, tuple[Buckets, Points]] = {}
-    for i, subject, _ in drawn:
-        buckets = Buckets.of(len(subject.columns), POINTS)
-        points[i] = buckets, {axis: buckets.last(x) for axis, x in _axes(subject).items()}
-
-    def lines(values: str, smooth: bool) -> list[Line]:
-        found = []
-        for i, subject, name in drawn:
-            columns, (buckets, x) = subject.columns, points[i]
-            y = columns.bits_per_byte if values == "bits" else columns[values]
-            line = make_line(y, x, buckets, name, smooth, i)
-            found.append(Line(name, x, line.y, None, line.smooth, color=i))  # bands over each other show nothing
-        return found
-
-    validated = [_validated(subject, name, i) for i, subject, name in drawn if subject.columns.validations]
-    charts = [
-        Chart("Validation", "bits per byte of held-out text", validated, axes=axes, wide=True),
-        Chart("Training", "bits per byte of the text predicted", lines("bits", True), axes=axes, wide=True),
-        Chart("Learning rate", "per step", lines("lr", False), axes=axes, zero=True),
-        Chart("Gradient norm", "before clipping", lines("grad_norm", True), axes=axes),
-        Chart("Speed", "tokens per second", lines("tokens_per_second", False), axes=axes, log=False, zero=True),
-        Chart(
-            "Model FLOPs utilisation",
-            "share of the peak",
-            lines("mfu", False),
-            axes=axes,
-            log=False,
-            zero=True,
-            form=percent_tick,
-            form_name="percent",
-        ),
-    ]
     note = "Smoothed: the mean of a fiftieth of a run's steps around each."
-    return with_controls((render(chart, tracks) for chart in charts), axes, note)
-
-
-def _axes(subject: Subject) -> Points:
-    """What was seen so far, by axis, with the FLOPs of each stage's own model [N]."""
-    per_step = [stage.columns["tokens"] * stage.flops_per_token for stage in subject.stages]
-    return subject.columns.x | {"flops": np.cumsum(np.nan_to_num(np.concatenate(per_step)))}
-
-
-def _validated(subject: Subject, name: str, color: int) -> Line:
-    columns = subject.columns
-    rows = columns.validated_at()
-    y = np.array([row["val_bits_per_byte"] for row in columns.validations])
-    return Line(name, {axis: x[rows] for axis, x in _axes(subject).items()}, y, dots=True, color=color)
+    return with_controls((render(chart, tracks) for chart in charts), AXES, note)
 
 
 def _evaluation(subjects: list[Subject], names: list[str]) -> Safe:

@@ -1,6 +1,7 @@
 """The charts of one run, or of a curriculum with the boundaries of its stages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,62 +14,101 @@ from slm_jax.web import Safe
 
 POINTS = 500  # of a line; a wide screen shows no more of it
 AXIS_NAMES = {"step": "steps", "tokens": "tokens", "seconds": "time", "flops": "FLOPs"}
+SHOWN = AXES[:3]
+
+Values = Callable[[Columns], np.ndarray]
+"""A figure of each row, [N]."""
+
+
+class Stretches:
+    """The rows of each stage as few points, with a gap between one stage and the next: nothing is averaged or drawn
+    across it."""
+
+    def __init__(self, subject: Subject, points: int):
+        """points: of all stages together, about."""
+        self.stages = [stage.columns for stage in subject.stages if len(stage.columns)]
+        rows = sum(map(len, self.stages))
+        self.buckets = [Buckets.of(len(each), max(2, points * len(each) // rows)) for each in self.stages]
+        self.whole = all(each.whole for each in self.buckets)
+        self.x = {axis: self._joined([columns.x[axis] for columns in self.stages]) for axis in AXES}
+        self._validated: Points | None = None
+
+    def _joined(self, values: list[np.ndarray]) -> np.ndarray:
+        return with_gaps([buckets.last(each) for buckets, each in zip(self.buckets, values, strict=True)], repeat=True)
+
+    def line(self, values: str | Values, name: str, smooth: bool = False, color: int = 0, band: bool = True) -> Line:
+        """Each row where there are few, else the mean of each stretch, with the least and the greatest as a band.
+        Smoothing comes first and sees every row."""
+        y = [columns[values] if isinstance(values, str) else values(columns) for columns in self.stages]
+        reduced = [buckets.reduced(each) for buckets, each in zip(self.buckets, y, strict=True)]
+        mean, low, high = (with_gaps([each[i] for each in reduced]) for i in range(3))
+        soft = None
+        if smooth and sum(map(len, y)) >= 20:
+            parts = [smoothed(each, smoothing_width(len(each))) for each in y]
+            soft = with_gaps([buckets.last(each) for buckets, each in zip(self.buckets, parts, strict=True)])
+        return Line(name, self.x, mean, None if self.whole or not band else (low, high), soft, color=color)
+
+    def validation(self, field: str, name: str = "validation", color: int = 1) -> Iterator[Line]:
+        """The line of a validation score, if there is any."""
+        stages = [columns for columns in self.stages if columns.validations]
+        if not stages:
+            return
+        if self._validated is None:
+            x = {axis: [columns.x[axis][columns.validated_at()] for columns in stages] for axis in AXES}
+            self._validated = {axis: with_gaps(parts, repeat=True) for axis, parts in x.items()}
+        y = with_gaps([np.array([row[field] for row in columns.validations], np.float64) for columns in stages])
+        yield Line(name, self._validated, y, dots=True, color=color)
+
+    def smoothing_text(self) -> str:
+        """What the lines are, in words."""
+        rows = [len(columns) for columns in self.stages]
+        widths = sorted({smoothing_width(count) for count in rows})
+        smooth = (
+            f"Smoothed: the mean of the {' or '.join(map(str, widths))} steps around each." if sum(rows) >= 20 else ""
+        )
+        each = sum(rows) / sum(len(buckets.ends) for buckets in self.buckets)
+        shown = f" A point stands for about {each:.0f} steps: their mean, and a band from the least to the greatest."
+        return smooth + shown * (not self.whole)
+
+
+def with_gaps(parts: list[np.ndarray], repeat: bool = False) -> np.ndarray:
+    """Stretches one behind another with a value between that is no number (repeat: or the last of the one before)."""
+    found = [parts[0]]
+    for part in parts[1:]:
+        found += [found[-1][-1:] if repeat else np.array([np.nan]), part]
+    return np.concatenate(found)
 
 
 def curves(subject: Subject, tracks: Tracks) -> Safe:
     """All charts with their common controls, or "" where there are no rows."""
-    columns = subject.columns
-    if not len(columns):
+    if not len(subject.columns):
         return Safe("")
-    buckets = Buckets.of(len(columns), POINTS)
-    x = {axis: buckets.last(values) for axis, values in columns.x.items()}
+    stretches = Stretches(subject, POINTS)
+    line, validation = stretches.line, stretches.validation
     marks = [Mark(stage.columns.offsets, stage.stage) for stage in subject.stages] if subject.is_curriculum else []
 
-    def line(field: str, name: str, smooth: bool = False, color: int = 0) -> Line:
-        return make_line(columns[field], x, buckets, name, smooth, color)
+    def make(title: str, unit: str, *lines: Line, **more: Any) -> Safe:
+        return render(Chart(title, unit, list(lines), marks, axes=SHOWN, **more), tracks)
 
+    bits = line(lambda columns: columns.bits_per_byte, "training", True)
     charts = [
-        loss_chart(subject, line("loss", "training", smooth=True), marks),
-        Chart(
-            "Bits per byte",
-            "of the text predicted",
-            [
-                make_line(columns.bits_per_byte, x, buckets, "training", True),
-                *_validation(columns, "val_bits_per_byte"),
-            ],
-            marks,
+        make("Loss", "nats per token", line("loss", "training", True), *validation("val_loss"), wide=True),
+        make("Bits per byte", "of the text predicted", bits, *validation("val_bits_per_byte")),
+        make(
+            "Accuracy", "tokens guessed right", line("accuracy", "training", True), *validation("val_accuracy"), **SHARE
         ),
-        Chart(
-            "Accuracy",
-            "share of tokens guessed right",
-            [line("accuracy", "training", smooth=True), *_validation(columns, "val_accuracy")],
-            marks,
-            log=False,
-            zero=True,
-            form=percent_tick,
-            form_name="percent",
-        ),
-        Chart("Learning rate", "per step", [line("lr", "learning rate")], marks, zero=True),
-        Chart(
-            "Gradient norm", "before clipping", [line("grad_norm", "gradient norm", smooth=True)], marks, _clip(subject)
-        ),
-        Chart("Speed", "tokens per second", [line("tokens_per_second", "speed")], marks, log=False, zero=True),
-        Chart(
-            "Model FLOPs utilisation",
-            "share of the peak",
-            [line("mfu", "MFU")],
-            marks,
-            log=False,
-            zero=True,
-            form=percent_tick,
-            form_name="percent",
-            note=_mfu_note(subject),
-        ),
+        make("Learning rate", "per step", line("lr", "learning rate"), zero=True),
+        make("Gradient norm", "before clipping", line("grad_norm", "gradient norm", True), levels=_clip(subject)),
+        make("Speed", "tokens per second", line("tokens_per_second", "speed"), log=False, zero=True),
+        make("Model FLOPs utilisation", "of the peak", line("mfu", "MFU"), note=_mfu_note(subject), **SHARE),
     ]
-    return with_controls((render(chart, tracks) for chart in charts), AXES, _smoothing_text(columns, buckets))
+    return with_controls(charts, SHOWN, stretches.smoothing_text())
 
 
-def with_controls(charts: Iterator[Safe], axes: tuple[str, ...], note: str) -> Safe:
+SHARE: dict[str, Any] = {"log": False, "zero": True, "form": percent_tick, "form_name": "percent"}
+
+
+def with_controls(charts: Iterable[Safe], axes: tuple[str, ...], note: str) -> Safe:
     """Charts under the controls that hold for all of them. They are style sheets' work and need no script."""
     choices = "".join(
         f'<label><input type="radio" name="axis" value="{axis}"{" checked" * (i == 0)}> {AXIS_NAMES[axis]}</label>'
@@ -79,29 +119,6 @@ def with_controls(charts: Iterator[Safe], axes: tuple[str, ...], note: str) -> S
         '<label><input type="checkbox" class="smoothing" checked> smoothed</label></div>'
         f'<div class="charts">{"".join(charts)}</div>{markup.paragraph(note, "small muted")}</div>'
     )
-
-
-def make_line(y: np.ndarray, x: Points, buckets: Buckets, name: str, smooth: bool = False, color: int = 0) -> Line:
-    """[N] values as a line of few points: each row where there are few, else the mean of each stretch, with the least
-    and the greatest as a band. Smoothing comes first and sees every row."""
-    mean, low, high = buckets.reduced(y)
-    soft = buckets.last(smoothed(y, smoothing_width(len(y)))) if smooth and len(y) >= 20 else None
-    return Line(name, x, mean, None if buckets.whole else (low, high), soft, color=color)
-
-
-def loss_chart(subject: Subject, training: Line, marks: list[Mark]) -> Chart:
-    """Training and validation loss."""
-    return Chart(
-        "Loss", "nats per token", [training, *_validation(subject.columns, "val_loss")], marks, wide=True, zero=False
-    )
-
-
-def _validation(columns: Columns, field: str) -> Iterator[Line]:
-    rows = columns.validated_at()
-    if rows.size:
-        x = {axis: values[rows] for axis, values in columns.x.items()}
-        y = np.array([row[field] for row in columns.validations], np.float64)
-        yield Line("validation", x, y, dots=True, color=1)
 
 
 def _clip(subject: Subject) -> list[Level]:
@@ -115,11 +132,3 @@ def _clip(subject: Subject) -> list[Level]:
 def _mfu_note(subject: Subject) -> str:
     said = [call["mfu_of"] for call in subject.last.calls if isinstance(call.get("mfu_of"), str)]
     return f"The peak is {said[-1]}." if said else ""
-
-
-def _smoothing_text(columns: Columns, buckets: Buckets) -> str:
-    count = len(columns)
-    shown = "" if buckets.whole else f" Each point stands for {count / len(buckets.ends):.0f} steps or so: mean, "
-    shown += "" if buckets.whole else "and from the least to the greatest as a band."
-    smooth = f"Smoothed: the mean of the {smoothing_width(count)} steps around each." if count >= 20 else ""
-    return smooth + shown

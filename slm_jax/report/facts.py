@@ -18,7 +18,7 @@ from slm_jax.errors import UserError
 from slm_jax.load import load_tokenizer
 from slm_jax.metrics import Row
 from slm_jax.report.columns import Columns, joined, read_columns
-from slm_jax.run import Run, find_run
+from slm_jax.run import Run, curriculum_of, find_run, stages_in
 from tokenizer import HybridTokenizer
 
 
@@ -35,15 +35,11 @@ class Facts:
 
     run: Run
     config: Config
+    tokenizer: HybridTokenizer | None  # None before there is one
     columns: Columns  # with the offsets of the stages before
     manifests: list[dict[str, Any]]  # of the corpora
     calls: list[dict[str, Any]]  # environment.json
     stage: str = ""  # the name of the stage
-
-    @cached_property
-    def tokenizer(self) -> HybridTokenizer | None:
-        """The run's tokenizer, None before there is one. Raises UserError if it is damaged."""
-        return load_tokenizer(self.run) if self.run.tokenizer.is_file() else None
 
     @property
     def vocab_size(self) -> int:
@@ -58,12 +54,7 @@ class Facts:
     @property
     def flops_per_token(self) -> float:
         """Model FLOPs of training on a token."""
-        return flops.train_flops_per_token(self.config.model, self.vocab_size, self.config.train.sequence_length)
-
-    @property
-    def flops(self) -> float:
-        """Model FLOPs of all tokens predicted so far in this stage."""
-        return float(np.nansum(self.columns["tokens"])) * self.flops_per_token
+        return flops_per_token(self.config, self.vocab_size)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -109,7 +100,7 @@ class Subject:
     @property
     def flops(self) -> float:
         """Model FLOPs of all stages so far."""
-        return sum(stage.flops for stage in self.stages)
+        return self.columns.end["flops"]
 
     @property
     def scores(self) -> Row:
@@ -133,9 +124,9 @@ class Subject:
 def read_subject(path: Path | None) -> Subject:
     """The run or curriculum at a path (default: the newest run). Raises UserError if there is none or it is damaged."""
     if path is None:
-        path = find_run(None).path
-        path = path.parent.parent if path.parent.name == "stages" else path
-    folders = sorted(p.parent for p in (path / "stages").glob("*/config.toml"))
+        run = find_run(None)
+        path = curriculum_of(run) or run.path
+    folders = stages_in(path)
     stages: list[Facts] = []
     for folder in folders or [path]:
         stages.append(_read_facts(folder if folders else find_run(str(path)).path, stages, bool(folders)))
@@ -148,13 +139,20 @@ def read_subject(path: Path | None) -> Subject:
     return Subject(path, stages, evaluation, notes, _read_benchmarks(path / "benchmarks.csv"))
 
 
+def flops_per_token(config: Config, vocab_size: int) -> float:
+    """Model FLOPs of training on a token."""
+    return flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length)
+
+
 def _read_facts(path: Path, before: list[Facts], is_stage: bool) -> Facts:
     run = Run(path)
-    columns = read_columns(run.metrics)
+    config = run.read_config()
+    tokenizer = load_tokenizer(run) if run.tokenizer.is_file() else None
+    columns = read_columns(run.metrics, flops_per_token(config, tokenizer.vocab_size if tokenizer else 0))
     if before:
         columns = columns.after(before[-1].columns.end)
     stage = path.name.partition("-")[2] or path.name if is_stage else ""
-    return Facts(run, run.read_config(), columns, _read_manifests(run.corpus), environment.read_calls(run), stage)
+    return Facts(run, config, tokenizer, columns, _read_manifests(run.corpus), environment.read_calls(run), stage)
 
 
 def _read_manifests(folder: Path) -> list[dict[str, Any]]:

@@ -58,8 +58,10 @@ def table(
     right = set(numbers)
     rows = list(rows)
 
+    long = {i for row in rows for i, value in enumerate(row) if not isinstance(value, Safe) and len(str(value)) > 40}
+
     def cell(tag: str, index: int, value: object, more: str = "") -> str:
-        kind = ' class="number"' if index in right else ""
+        kind = ' class="number"' if index in right else ' class="long"' if index in long else ""
         return f"<{tag}{kind}{more}>{web.text(value)}</{tag}>"
 
     top = "".join(cell("th", i, value, ' scope="col"') for i, value in enumerate(head))

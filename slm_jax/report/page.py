@@ -10,7 +10,7 @@ from slm_jax.report.curves import curves
 from slm_jax.report.facts import Subject, read_subject
 from slm_jax.report.markup import Section
 from slm_jax.report.tokens import tokenizer_part
-from slm_jax.run import Run, replace_text
+from slm_jax.run import Run, curriculum_of, replace_text
 
 
 def write_report(path: Path | None, to: Path | None = None) -> tuple[Subject, Path]:
@@ -24,10 +24,12 @@ def write_report(path: Path | None, to: Path | None = None) -> tuple[Subject, Pa
     return subject, target
 
 
-def write_at_end(path: Path) -> None:
-    """The same at the end of training: what is wrong with the report is said, and costs no more than the report."""
+def write_at_end(run: Run) -> None:
+    """The same at the end of training, of a stage also that of its curriculum. What is wrong with the report is said,
+    and costs no more than the report."""
     try:
-        write_report(path)
+        for path in filter(None, (run.path, curriculum_of(run))):
+            write_report(path)
     except UserError as error:
         print(f"note: no report: {error}", file=sys.stderr)
 

@@ -86,22 +86,21 @@ def _task(row: Row, subject: Subject) -> str:
 
 
 def _evaluation_table(rows: list[Row], subject: Subject, what: str) -> Safe:
-    ratios = any(_is_share(row) for row in rows)
-    refer = any(row.get("reference") for row in rows)
-    first = "task" if what == "all" else "part"
-    head = [first, "metric", "value", "95 % interval", *[Safe("0 – 100 %")] * ratios, "items", "step"]
-    head += ["for comparison"] * refer
+    whole, staged = what == "all", subject.is_curriculum
+    ratios, refer = any(map(_is_share, rows)), any(row.get("reference") for row in rows)
+    head: list[object] = ["task" if whole else "part", *["stage"] * staged, "metric", "value", "95 % interval"]
+    head += [*["0 – 100 %"] * ratios, "items", "step", *["for comparison"] * refer]
     cells = []
     for row in rows:
         low, high = row.get("low"), row.get("high")
         interval = f"{_value(row, low)} – {_value(row, high)}" if _known(low) and _known(high) else ""
-        name = _task(row, subject) if what == "all" else row["group"]
-        cell = [name, str(row.get("metric", "")).replace("_", " "), _value(row, row["value"]), interval]
-        cell += [_whisker(row)] * ratios
+        metric = str(row.get("metric", "")).replace("_", " ")
+        cell = [row["task"] if whole else row["group"], *[row.get("stage", "")] * staged, metric]
+        cell += [_value(row, row["value"]), interval, *[_whisker(row)] * ratios]
         cell += [figure(row["count"]) if _known(row.get("count")) else "", _step(row)]
         cells.append(cell + [row.get("reference", "")] * refer)
-    numbers = {2, 3, 4 + ratios, 5 + ratios}
-    return markup.table(head, cells, numbers, "Evaluation" if what == "all" else "Evaluation by part")
+    numbers = {i for i, name in enumerate(head) if name in ("value", "95 % interval", "items", "step")}
+    return markup.table(head, cells, numbers, "Evaluation" if whole else "Evaluation by part")
 
 
 def _known(value: object) -> bool:

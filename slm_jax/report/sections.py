@@ -74,8 +74,8 @@ def notes(subject: Subject) -> Iterator[str]:
         best = min(rows, key=lambda row: row["val_loss"], default=None)
         if best is not None and rows[-1]["val_loss"] > 1.01 * best["val_loss"]:
             yield (
-                f"{where}Validation loss was lowest at step {best['step']:,} ({best['val_loss']:.3f}) and is "
-                f"{rows[-1]['val_loss']:.3f} at step {rows[-1]['step']:,}: more training made it worse."
+                f"{where}Validation loss was lowest at step {best['step']:,} ({best['val_loss']:.3f}); at step "
+                f"{rows[-1]['step']:,} it is {rows[-1]['val_loss']:.3f}."
             )
     if subject.last.step < subject.last.config.train.steps:
         when = subject.last.columns["time"]

@@ -3,13 +3,14 @@
 import json
 import math
 import re
+import time
 
 import numpy as np
 import pytest
 
 from slm_jax.errors import UserError
 from slm_jax.report.facts import read_samples, read_subject
-from slm_jax.report.page import report_html, write_report
+from slm_jax.report.page import report_html, write_at_end, write_report
 from slm_jax.run import Run
 from tests.report.conftest import STEPS, rows_of, write_rows
 from tests.report.pages import Page, read_page
@@ -273,7 +274,7 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
     assert columns.x["tokens"].tolist() == tokens.tolist()
     assert np.all(np.diff(columns.x["seconds"]) > 0)
     assert [row["step"] for row in columns.validations] == [8, 16, 24, 32, 40, 48]
-    assert subject.flops == pytest.approx(2 * subject.stages[0].flops)
+    assert subject.flops == pytest.approx(2 * subject.stages[0].columns["flops"].sum())
 
     page = Page(report_html(subject)).root
     loss = next(page.all("figure", "chart"))
@@ -288,3 +289,53 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
     assert "stage 2 (more words), step 24 of 24" in page.one("header").text
     options = {row[0]: row[1:] for row in page.by_id("config").rows()}
     assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
+
+
+def test_a_stage_that_ends_writes_the_report_of_its_curriculum(curriculum, capsys):
+    stage = Run(curriculum / "stages" / "02-more words")
+    write_at_end(stage)
+    assert "course" in read_page(curriculum / "report.html").one("h1").text
+    (stage.path / "evaluation.json").write_text("{")
+    write_at_end(stage)  # training is over and saved: nothing is raised
+    assert "note: no report" in capsys.readouterr().err
+
+
+def test_lines_break_between_stages(curriculum):
+    loss = next(Page(report_html(read_subject(curriculum))).root.all("figure", "chart"))
+    for line in json.loads(loss.one("script", "lines").text):
+        values = line["y"]
+        assert values.count(None) == 1
+        assert values[: values.index(None)] == values[values.index(None) + 1 :]  # the same run twice
+    thin = next(next(loss.all("div", "view")).all("path", "line")).attributes["d"]
+    assert thin.count("M") == 2
+
+
+def test_a_spike_in_many_rows_is_seen_and_the_page_stays_small(copy):
+    run = copy()
+    config = run.read_config()
+    run.save_config(config.model_copy(update={"train": config.train.model_copy(update={"steps": 20_000})}))
+    row = {k: v for k, v in rows_of(run)[0].items() if not k.startswith("val_")}
+    rows = [row | {"step": step, "seconds": step / 10, "grad_norm": 0.5} for step in range(1, 20_001)]
+    rows[12_345]["grad_norm"] = 77.0
+    write_rows(run, rows)
+    _, path = write_report(run.path)
+    assert path.stat().st_size < 1_500_000
+    norm = next(f for f in read_page(path).all("figure", "chart") if f.one("h3").text.startswith("Gradient norm"))
+    assert "highest 77" in norm.one("div", "plot").attributes["aria-label"]
+    view = next(norm.all("div", "view"))
+    low, high = (float(view.attributes[f"data-{end}"]) for end in ("bottom", "top"))
+    top = 1000 - 1000 * (77 - low) / (high - low)
+    heights = [
+        float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", view.one("path", "band").attributes["d"])
+    ]
+    assert min(heights) == pytest.approx(top, abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_take_seconds(copy):
+    run = copy()
+    row = rows_of(run)[0]
+    write_rows(run, [row | {"step": step, "seconds": step / 10} for step in range(1, 100_001)])
+    begin = time.process_time()
+    write_report(run.path)
+    assert time.process_time() - begin < 10  # 1.1 s where it was measured; a loop over rows per chart takes minutes
