@@ -213,6 +213,9 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
         from slm_jax import stage_scores
 
         stage_scores.update(folder, runs, _say)
+    from slm_jax.report.page import write_at_end
+
+    write_at_end(Run(folder))  # as training did, now with what was measured since
 
 
 def _say(text: str) -> None:

@@ -113,6 +113,14 @@ def smoothing_width(rows: int) -> int:
     return max(5, rows // 50 | 1)
 
 
+def with_gaps(parts: list[np.ndarray], repeat: bool = False) -> np.ndarray:
+    """Stretches one behind another with a value between that is no number (repeat: or the last of the one before)."""
+    found = [parts[0]]
+    for part in parts[1:]:
+        found += [found[-1][-1:] if repeat else np.array([np.nan]), part]
+    return np.concatenate(found)
+
+
 class Buckets(NamedTuple):
     """Equal stretches of N rows, B of them: which row each ends behind."""
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from slm_jax.report import markup
 from slm_jax.report.chart import Chart, Level, Line, Mark, Points, Tracks, render
-from slm_jax.report.columns import AXES, Buckets, Columns, smoothed, smoothing_width
+from slm_jax.report.columns import AXES, Buckets, Columns, smoothed, smoothing_width, with_gaps
 from slm_jax.report.facts import Subject
+from slm_jax.report.layers import layer_charts
 from slm_jax.report.scales import percent_tick
 from slm_jax.web import Safe
 
@@ -71,14 +72,6 @@ class Stretches:
         return smooth + shown * (not self.whole)
 
 
-def with_gaps(parts: list[np.ndarray], repeat: bool = False) -> np.ndarray:
-    """Stretches one behind another with a value between that is no number (repeat: or the last of the one before)."""
-    found = [parts[0]]
-    for part in parts[1:]:
-        found += [found[-1][-1:] if repeat else np.array([np.nan]), part]
-    return np.concatenate(found)
-
-
 def curves(subject: Subject, tracks: Tracks) -> Safe:
     """All charts with their common controls, or "" where there are no rows."""
     if not len(subject.columns):
@@ -102,6 +95,7 @@ def curves(subject: Subject, tracks: Tracks) -> Safe:
         make("Speed", "tokens per second", line("tokens_per_second", "speed"), log=False, zero=True),
         make("Model FLOPs utilisation", "of the peak", line("mfu", "MFU"), note=_mfu_note(subject), **SHARE),
     ]
+    charts += [render(chart, tracks) for chart in layer_charts(subject, marks, SHOWN)]
     return with_controls(charts, SHOWN, stretches.smoothing_text())
 
 

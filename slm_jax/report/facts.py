@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax import environment, flops
+from slm_jax import environment, flops, stage_scores
 from slm_jax.config import Config
 from slm_jax.data.corpus import DOCUMENT, read_manifest
 from slm_jax.errors import UserError
@@ -76,6 +76,7 @@ class Subject:
     evaluation: list[Row] = field(default_factory=list)
     evaluation_notes: dict[str, str] = field(default_factory=dict)  # by task: how it was measured
     benchmarks: list[dict[str, str]] = field(default_factory=list)
+    stage_scores: list[Row] = field(default_factory=list)  # each stage's model on the held-out text of all
 
     @property
     def name(self) -> str:
@@ -136,7 +137,8 @@ def read_subject(path: Path | None) -> Subject:
         found, said = _read_evaluation(folder)
         evaluation += [{"group": "all"} | row | {"stage": stage} for row in found]
         notes |= said
-    return Subject(path, stages, evaluation, notes, _read_benchmarks(path / "benchmarks.csv"))
+    compared = stage_scores.read(path) if folders else []
+    return Subject(path, stages, evaluation, notes, _read_benchmarks(path / "benchmarks.csv"), compared)
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:

@@ -50,6 +50,7 @@ def report_html(subject: Subject) -> str:
     parts = [
         Section("Curves", curves(subject, tracks)),
         Section("Validation", scores.validation(subject)),
+        Section("Stages", scores.stages(subject)),
         Section("Evaluation", scores.evaluation(subject)),
         Section("Benchmarks", scores.benchmarks(subject)),
         Section("Samples", sections.samples(subject)),

@@ -64,6 +64,25 @@ def guesses(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield (name, f"{bits:.4f}", f"{loss:.4f}", figure(math.exp(loss)), percent(accuracy), "", "")
 
 
+def stages(subject: Subject) -> Safe:
+    """Held-out bits per byte of each stage's text after each stage: what was taught, and what was forgotten."""
+    found = {(str(row["after"]), str(row["text"])): row["bits_per_byte"] for row in subject.stage_scores}
+    models, texts = (sorted({pair[i] for pair in found}) for i in range(2))
+    best = {text: min(value for (_, of), value in found.items() if of == text) for text in texts}
+    rows = []
+    for model in models:
+        row: list[object] = [f"after {model}"]
+        for text in texts:
+            value = found.get((model, text))
+            shown = "" if value is None else f"{value:.4f}"
+            row.append(Safe(f"<b>{shown}</b>") if value == best[text] else shown)
+        rows.append(row)
+    if not rows:
+        return Safe("")
+    note = markup.paragraph("Bits per byte of the held-out text of each stage; bold: the best of a column.", "muted")
+    return markup.joined([note, markup.table(["model", *texts], rows, range(1, len(texts) + 1), "Stages")])
+
+
 def evaluation(subject: Subject) -> Safe:
     """The tables of evaluation.json: whole tasks, and the parts of those that have parts."""
     rows = subject.evaluation

@@ -300,6 +300,42 @@ def test_a_stage_that_ends_writes_the_report_of_its_curriculum(curriculum, capsy
     assert "note: no report" in capsys.readouterr().err
 
 
+def test_what_each_stage_did_to_the_text_of_all(curriculum):
+    scores = [
+        ("01-words", "01-words", 1.5),
+        ("02-more words", "01-words", 1.75),
+        ("02-more words", "02-more words", 1.25),
+    ]
+    rows = [{"after": after, "text": text, "step": 24, "bits_per_byte": bits} for after, text, bits in scores]
+    (curriculum / "stage_scores.json").write_text(json.dumps({"results": rows}))
+    table = read_page(write_report(curriculum)[1]).by_id("stages")
+    assert table.rows() == [
+        ["model", "01-words", "02-more words"],
+        ["after 01-words", "1.5000", ""],
+        ["after 02-more words", "1.7500", "1.2500"],
+    ]
+    assert [each.text for each in table.all("b")] == ["1.5000", "1.2500"]
+
+
+def test_layers(copy):
+    run = copy()
+    norms = [{"embedding": 1.0 * step, **{f"blocks.{i}": 2.0**i for i in range(20)}} for step in range(2, 23, 4)]
+    rows = [{"step": 4 * i + 2, "grad_norm": each, "param_norm": {}} for i, each in enumerate(norms)]
+    rows[2]["grad_norm"] = rows[2]["grad_norm"] | {"embedding": None}  # it was not finite
+    run.layers.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99}]) + '{"st')
+    page = read_page(write_report(run.path)[1])
+    chart = list(page.all("figure", "chart"))[-1]
+    assert chart.one("h3").text.startswith("Gradient norm of each layer")
+    lines = json.loads(chart.one("script", "lines").text)
+    assert lines[0]["name"] == "embedding"
+    assert lines[0]["y"] == [2, 6, None, 14, 18, 22]
+    assert lines[-1]["name"] == "blocks.19"
+    assert len(lines) == 10
+    assert "11 more layers" in chart.text
+    tracks = json.loads(page.by_id("tracks").text)
+    assert tracks[lines[0]["track"]]["step"] == [2, 6, 10, 14, 18, 22]
+
+
 def test_lines_break_between_stages(curriculum):
     loss = next(Page(report_html(read_subject(curriculum))).root.all("figure", "chart"))
     for line in json.loads(loss.one("script", "lines").text):
