@@ -1,4 +1,4 @@
-"""Execute every notebook at tiny size: `python tests/run_notebooks.py` (needs the extra `dev`).
+"""Execute every notebook at tiny size: `python tests/run_notebooks.py [NAME]` (needs the extra `dev`).
 
 The cell tagged "parameters" is followed by one that makes everything small.
 """
@@ -23,7 +23,8 @@ VOCAB_SIZE, STEPS = 600, 2
 def main() -> None:
     """Run them in a folder of their own; the first failure ends it with the cell's error."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    for path in sorted(Path(__file__).parent.parent.glob("notebooks/*.ipynb")):
+    wanted = sys.argv[1] if sys.argv[1:] else "*"
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob(f"{wanted}.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
         notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(TINY))
