@@ -353,8 +353,15 @@ def _forget_samples_after(run: Run, step: int) -> None:
         replace_text(run.samples, "\n## Step ".join([head, *kept]))
 
 
+def _end_at_once(number: int, _: Any) -> None:
+    # Not by an exception: code that is interrupted may take it for another one (NumPy does), or wait for a thread.
+    os.write(2, b"\nstopped; the last checkpoint is whole, the same command goes on after it\n")
+    os._exit(128 + number)
+
+
 class _Stop:
-    """Whether to end after the step in hand: SIGINT or SIGTERM came. A second one acts as it would without us.
+    """Whether to end after the step in hand: SIGINT or SIGTERM came. A second one ends the process at once, but in a
+    notebook, where it acts as it would without us.
 
     Of several processes a SIGTERM to any one ends all of them after the same step, by JAX's own handler for it.
     """
@@ -380,8 +387,9 @@ class _Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
+        is_notebook = "ipykernel" in sys.modules or hasattr(sys, "ps1")
         for each, handler in self._before.items():
-            signal.signal(each, handler)
+            signal.signal(each, handler if is_notebook else _end_at_once)
         os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not safe in a handler
         if hosts.count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -199,16 +199,67 @@ def wait_for(condition, process, seconds=120.0):
     """Until the condition holds; the process must not end before."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process is None or process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         os.sched_yield()
 
 
 LONG = ("--train.steps", "60", "--checkpoint.every", "7", "--eval.every", "20")
+# All that keeps something between steps: the best and some checkpoints, statistics, batches that are left out.
+CAREFUL = (*LONG, "--checkpoint.keep_best", "1", "--checkpoint.keep_every", "14", "--health.on_spike", "skip")
+CAREFUL += ("--health.window", "4", "--health.deviations", "2", "--health.warmup_steps", "5", "--log.layers", "5")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_at_random_instants_ends_bit_identical(place, kills):
+def newest_row(run):
+    """The step of the newest whole row."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def is_writing(run):
+    return any("tmp" in path.name for path in (run / "checkpoints").glob("*"))
+
+
+# Instants at which a kill may do harm, as seen from outside.
+INSTANTS = {
+    "before the first checkpoint": lambda run: newest_row(run) >= 3,
+    "in the middle of a write": is_writing,
+    "during validation": lambda run: newest_row(run) == 19,  # row 20 is written when its scores are known
+    "at the last step": lambda run: newest_row(run) >= 59,
+}
+
+
+@pytest.mark.parametrize(
+    "instants",
+    [
+        ("in the middle of a write", "during validation"),
+        pytest.param(("before the first checkpoint", "at the last step"), marks=pytest.mark.slow),
+    ],
+    ids=["quick", "slow"],
+)
+def test_killed_at_bad_instants_ends_bit_identical(place, instants):
+    """With every policy that keeps something between steps."""
+    assert place.train("--run", "whole", *CAREFUL)[0] == 0
+    run = place.path / "killed"
+    for instant in instants:
+        process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *CAREFUL)
+        wait_for(lambda: process.poll() is not None or INSTANTS[instant](run), None)  # noqa: B023
+        process.kill()
+        process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), instant
+    status, _, err = place.train("--run", "killed", *CAREFUL)
+    assert status == 0, err
+    assert_same_run(place.path / "whole", run)
+    assert place.rows("killed")[-1]["skipped"] > 0
+    steps = [sorted(int(p.name) for p in (each / "checkpoints").iterdir()) for each in (place.path / "whole", run)]
+    assert steps[0] == steps[1]
+    assert {14, 28, 42, 56, 60} <= set(steps[0])
+    assert (place.path / "whole" / "layers.jsonl").read_text() == (run / "layers.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_ends_bit_identical(place):
+    kills = 12
     begin = time.monotonic()
     assert place.train("--run", "whole", *LONG)[0] == 0
     seconds = time.monotonic() - begin
@@ -275,6 +326,23 @@ def test_on_four_devices_then_on_one(place):
     place.environment["XLA_FLAGS"] = ""
     assert place.run("slm_jax.train", "--run", "run", "--train.steps", "8")[0] == 0
     assert len(place.rows("run")) == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_second_signal_ends_it_at_once(place, number):
+    """While the first one waits for the end of a step that validates for an hour."""
+    args = ("--eval.every", "3", "--eval.sample_tokens", "1000000", "--train.steps", "100", "--checkpoint.every", "1")
+    process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", *args)
+    wait_for(lambda: (place.path / "run" / "checkpoints" / "2").exists(), process)
+    process.send_signal(number)
+    assert any("once more to stop at once" in line for line in iter(process.stderr.readline, ""))
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert time.monotonic() - begin < 30
+    assert place.run("slm_jax.train", "--run", "run", "--train.steps", "2")[0] == 0  # what was saved is whole
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
