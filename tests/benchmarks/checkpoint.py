@@ -71,7 +71,9 @@ def measure_share(args: argparse.Namespace, folder: Path) -> None:
             for i in range(args.block):
                 state, metrics = steps.train(state, batch)
                 if saves and i == 0:
-                    checkpoints.save(number, state._asdict() | {"health": {}}, {"config": config.flat()})
+                    checkpoints.save(
+                        number, {"params": state.params, "opt_state": state.opt_state}, {"config": config.flat()}
+                    )
                 checkpoints.check()
                 float(metrics["loss"])
             checkpoints.wait()
@@ -104,7 +106,7 @@ def measure_return(args: argparse.Namespace, folder: Path) -> None:
     clocks, works = [], []
     for kill in range(args.kills + 1):  # the first one fills the caches
         rows = count_rows(run)
-        saved = sorted((int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit())) or [0]
+        saved = sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit()) or [0]
         begin = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         has_begun = False
