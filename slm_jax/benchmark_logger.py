@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from typing import Any
 
 import tyro
 
-import slm_jax
 from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
 from slm_jax.metrics import Row, read_rows
@@ -77,7 +75,7 @@ def measure(run: Run) -> Benchmark:
     config, row, done = run.read_config(), rows[last], rows[: last + 1]
     tokens = sum(each["tokens"] for each in done)
     rate = tokens / row["seconds"]
-    place = environment(run)
+    place = _trained_on(run)
     return Benchmark(
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
         stage=run.path.name,
@@ -113,29 +111,19 @@ def config_hash(run: Run) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def environment(run: Run) -> dict[str, str]:
-    """device, version, jax and commit of the run's last call, or of this process where the run does not say."""
-    try:
-        call = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["calls"][-1]
-        device, number = call["processor"] if call["platform"] == "cpu" else call["device"], call["devices"]
-        found = {"version": call["slm_jax"], "jax": call["packages"]["jax"], "commit": call["commit"]}
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        import jax
+def _trained_on(run: Run) -> dict[str, str]:
+    """device, version, jax and commit of the run's last call; empty where it does not say."""
+    from slm_jax import environment
 
-        first, number = jax.devices()[0], jax.device_count()
-        device = first.device_kind if first.platform != "cpu" else "CPU"
-        found = {"version": slm_jax.__version__, "jax": jax.__version__, "commit": _commit()}
-    return {"device": f"{number} x {device}", **found}
-
-
-def _commit() -> str:
-    root = Path(slm_jax.__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
-    return ""
+    call = (environment.read_calls(run) or [{}])[-1]
+    device = call.get("processor" if call.get("platform") == "cpu" else "device", "")
+    number = call.get("devices", 1)
+    return {
+        "device": f"{number} x {device}" if number > 1 else device,
+        "version": call.get("slm_jax", ""),
+        "jax": call.get("packages", {}).get("jax", ""),
+        "commit": call.get("commit", ""),
+    }
 
 
 def append(path: Path, row: Benchmark) -> bool:

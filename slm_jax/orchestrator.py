@@ -63,12 +63,17 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
 def _begin(folder: Path, curriculum: Curriculum) -> None:
     """Check that what was done fits the curriculum, and that its texts are there; keep it; make the tokenizer."""
     from slm_jax.data.sources import make_sources
+    from slm_jax.evaluation.suite import parse_tasks
 
     here = {entry.name for entry in folder.iterdir()} - {".lock", f"{CURRICULUM}.partial"}
     if here and CURRICULUM not in here:
         what = "a run" if Run(folder).exists() else "files"
         raise UserError(f"{folder} holds {what} but no curriculum: use another --run")
     problems = _changes(folder, curriculum)
+    try:
+        parse_tasks(curriculum.options.evaluate)
+    except UserError as error:
+        problems.append(f"curriculum.evaluate: {str(error).removeprefix('--tasks: ')}")
     for stage in curriculum.stages:
         if not Run(stage.folder(folder)).corpus.is_dir():
             try:
@@ -213,9 +218,19 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
         from slm_jax import stage_scores
 
         stage_scores.update(folder, runs, _say)
+    _evaluate(runs[-1], curriculum.options.evaluate)
     from slm_jax.report.page import write_at_end
 
     write_at_end(Run(folder))  # as training did, now with what was measured since
+
+
+def _evaluate(run: Run, tasks: Sequence[str]) -> None:
+    """Measure those of the tasks that were not measured of the run's newest model."""
+    from slm_jax.evaluation import suite
+
+    done, step = suite.measured(run), run.newest_step()
+    if left := [spec.word for spec in suite.parse_tasks(tasks) if done.get(spec.title) != step]:
+        suite.evaluate(run.path, left, say=_say)
 
 
 def _say(text: str) -> None:

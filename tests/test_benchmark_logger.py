@@ -63,7 +63,8 @@ def test_a_line_cut_short_anywhere_is_mended(tmp_path):
     append(path, dataclasses.replace(ROW, steps=11))
     whole = path.read_bytes()
     first = whole[: whole[:-1].rfind(b"\n") + 1]
-    for cut in range(len(whole)):
+    edges = {len(first) - 1, len(first), len(first) + 1, len(whole) - 1}
+    for cut in sorted(edges | set(range(0, len(whole), 9))):
         path.write_bytes(whole[:cut])
         kept = 0 if cut < len(first) else 1
         assert len(read(path)) == kept

@@ -58,6 +58,9 @@ sample_tokens = 0
 
 [mesh]
 data = 1
+
+[curriculum]
+evaluate = ["heldout"]
 """
 STAGES = """
 [[stages]]
@@ -168,6 +171,8 @@ def test_every_stage_is_a_run_and_a_row(finished):
         assert (row["stage"], row["steps"], row["batch"], row["items"]) == (name, last["step"], 4, 4 * last["step"])
         assert row["tokens"] == sum(each["tokens"] for each in steps)
         assert row["parameters"] == _parameters(run)
+        assert row["jax"] == jax.__version__
+        assert row["device"]
         assert run.tokenizer.read_bytes() == (folder / "tokenizer.hybtok").read_bytes()
         assert f"{row['bits_per_byte']:.3f}" in out
     assert rows[1]["bits_per_byte"] < rows[0]["bits_per_byte"]
@@ -176,6 +181,22 @@ def test_every_stage_is_a_run_and_a_row(finished):
 
 def _parameters(run):
     return sum(x.size for x in jax.tree.leaves(nnx.state(load_run(str(run.path)).model, nnx.Param)))
+
+
+def test_each_stage_is_evaluated_once(place, finished):
+    folder = finished[0]
+    for name in stage_names(folder):
+        run = Run(folder / "stages" / name)
+        found = json.loads((run.path / "evaluation.json").read_text())
+        assert {row["task"] for row in found["results"]} == {"heldout"}
+        assert {row["step"] for row in found["results"]} == {run.newest_step()}
+        value = next(row["value"] for row in found["results"] if (row["metric"], row["group"]) == ("loss", "all"))
+        assert value == pytest.approx(read_rows(run.metrics)[-1]["val_loss"], abs=0.5)
+        before = (run.path / "evaluation.json").stat().st_mtime_ns
+        orchestrator._evaluate(run, ["heldout"])
+        assert (run.path / "evaluation.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"curriculum\.evaluate: there is no task heldup"):
+        orchestrate(place.changed('["heldout"]', '["heldup"]'), place.path / "not")
 
 
 def test_epochs_are_steps_rounded_up(finished):
@@ -397,7 +418,7 @@ def test_presets_are_valid():
 
 
 @pytest.mark.slow
-def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path):
+def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path, capsys):
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     (tmp_path / "three.toml").write_text(place.more)
     for folder in (whole, hurt):
@@ -408,7 +429,7 @@ def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, 
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for folder in (whole, hurt):
         orchestrate(tmp_path / "three.toml", folder)
-    assert (run.path / "damaged").is_dir()
+    assert "is damaged and passed over" in capsys.readouterr().err
     for name in stage_names(whole):
         rows = [read_rows(folder / "stages" / name / "metrics.jsonl") for folder in (whole, hurt)]
         assert without_clock(rows[0]) == without_clock(rows[1])

@@ -56,6 +56,11 @@ class Spec(NamedTuple):
     path: str
 
     @property
+    def word(self) -> str:
+        """As `parse_tasks` takes it."""
+        return f"{self.title}={self.path}" if self.path else self.title
+
+    @property
     def title(self) -> str:
         """What its rows are called."""
         return f"{self.name}:{self.label}" if self.label else self.name
@@ -208,6 +213,11 @@ def _rows(title: str, measured: Measured, step: int) -> list[dict[str, Any]]:
 def results_path(run: Run) -> Path:
     """Where the figures of a run are kept."""
     return run.path / "evaluation.json"
+
+
+def measured(run: Run) -> dict[str, int]:
+    """The tasks that were measured of a run, with the step of its model. Raises UserError if the file is damaged."""
+    return {title: about["step"] for title, about in _read(run)["tasks"].items()}
 
 
 def _read(run: Run) -> dict[str, Any]:
