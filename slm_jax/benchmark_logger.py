@@ -1,8 +1,8 @@
 """One CSV row per measured stage or run: `python -m slm_jax.benchmark_logger --run runs/NAME`.
 
 Several processes may append to one file: a lock is held while a row is written in a single piece, what a crash has left
-of a last line is cut off first, and the header is written once. A row is known by its stage, steps and config: the same
-stage measured again, after a kill, adds none.
+of a last line is cut off first, and the header is written once. A row is known by its stage, step and the time of
+that step: the same model measured again, after a kill, adds none.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run
 class Benchmark:
     """One row. Scores are of the held-out text, in natural units; seconds are of training alone."""
 
-    timestamp: str  # UTC
+    timestamp: str  # UTC, of the step that was measured
     stage: str  # of a curriculum; else the run's name
     model: str  # DIMxDEPTH
     device: str
     parameters: int
     dataset: str
     sequence_length: int
-    steps: int
+    steps: int  # taken when it was measured
     items: int  # sequences trained on
     batch: int  # sequences of a step
     tokens: int  # predicted in training
@@ -58,7 +58,7 @@ class Benchmark:
 
 COLUMNS = tuple(field.name for field in fields(Benchmark))
 _TYPES = {field.name: field.type for field in fields(Benchmark)}
-_KEY = ("stage", "steps", "config")
+_KEY = ("stage", "steps", "timestamp")
 
 
 def measure(run: Run) -> Benchmark:
@@ -127,7 +127,7 @@ def _trained_on(run: Run) -> dict[str, str]:
 
 
 def append(path: Path, row: Benchmark) -> bool:
-    """Add a row unless the file has one of the same stage, steps and config; whether it was added.
+    """Add a row unless the file has one of the same stage, step and time; whether it was added.
 
     Raises UserError for a file with other columns, OSError where it cannot be written.
     """

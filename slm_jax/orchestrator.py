@@ -62,6 +62,7 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
 
 def _begin(folder: Path, curriculum: Curriculum) -> None:
     """Check that what was done fits the curriculum, and that its texts are there; keep it; make the tokenizer."""
+    from slm_jax import stage_scores
     from slm_jax.data.sources import make_sources
     from slm_jax.evaluation.suite import parse_tasks
 
@@ -69,6 +70,7 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
     if here and CURRICULUM not in here:
         what = "a run" if Run(folder).exists() else "files"
         raise UserError(f"{folder} holds {what} but no curriculum: use another --run")
+    begun = stages_in(folder)
     problems = _changes(folder, curriculum)
     try:
         parse_tasks(curriculum.options.evaluate)
@@ -81,7 +83,10 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
             except UserError as error:
                 problems.append(f"{stage.title}: {error}")
     if problems:
-        raise UserError("\n".join([f"{folder} cannot go on:", *(f"  - {problem}" for problem in problems)]))
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        again = "\nTo begin a stage anew, remove its folder and those behind it; or use another --run." if begun else ""
+        raise UserError(f"{folder} cannot go on:{listed}{again}")
+    stage_scores.forget(folder, [place.name for place in begun])
     replace_text(folder / CURRICULUM, curriculum.to_toml())
     _make_tokenizer(folder, curriculum)
 
@@ -304,9 +309,10 @@ def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: fl
     if scores := stage_scores.read(folder):
         print(f"{stage_scores.table(scores)}\n")
     print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
-    print(f"In {folder}: {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")
+    print(f"In {folder}: report.html, {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")
     name = f"--run {shlex.quote(str(folder))}"
     print(f"  python -m slm_jax.generate {name} --prompt 'The'    # the model of the last stage")
+    print(f"  python -m slm_jax.evaluate {name}")
     print(f"  add a table [[stages]] to {folder / CURRICULUM}, then\n  {again}")
 
 

@@ -46,6 +46,14 @@ def update(folder: Path, stages: Sequence[Run], say: Callable[[str], None]) -> N
         say(f"after {model.path.name}, held-out text of {text.path.name}: {found['bits_per_byte']:.3f} bits per byte")
 
 
+def forget(folder: Path, stages: Sequence[str]) -> None:
+    """Drop the rows of other stages than these: their folders were removed, to begin them anew."""
+    rows = read(folder)
+    kept = [row for row in rows if {row["after"], row["text"]} <= set(stages)]
+    if len(kept) < len(rows):
+        replace_text(folder / FILE, json.dumps({"results": kept}, indent=1) + "\n")
+
+
 def score(loaded: LoadedRun, text: Run) -> Row:
     """Loss, accuracy and bits per byte of a model on the held-out text of a run, in the batches that the run itself
     validates in (so that its own model gets the figures of its last validation)."""

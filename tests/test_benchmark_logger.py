@@ -52,7 +52,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path):
     other = dataclasses.replace(ROW, stage="two\nlines", steps=11)
     assert append(path, ROW)
     assert append(path, other)
-    assert not append(path, dataclasses.replace(ROW, timestamp="later", seconds=9.0))  # the same stage again
+    assert not append(path, dataclasses.replace(ROW, seconds=9.0, commit="other"))  # the same model again
     assert read(path) == [dataclasses.asdict(ROW), {**dataclasses.asdict(other), "stage": "two lines"}]
     assert read(tmp_path / "none.csv") == []
 

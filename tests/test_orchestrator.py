@@ -296,9 +296,18 @@ def test_a_signal_is_passed_on_and_a_stage_may_be_added_anywhere_it_lies(
     assert "continuing after step 2" in said.err
     assert "learning a tokenizer" not in said.err
     assert stage_names(folder) == ["01-plain", "02-mixed", "03-tasks"]
+    assert (folder / "report.html").is_file()
     assert [row["stage"] for row in benchmark_logger.read(folder / "benchmarks.csv")] == stage_names(folder)
     assert {path: path.read_bytes() for path in before} == before
     assert Run(folder / "stages" / "03-tasks").read_config().init.from_run == str(folder / "stages" / "02-mixed")
+
+
+def test_a_stage_can_be_begun_anew_after_its_folder_was_removed(place, finished, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "stages" / "02-mixed")
+    orchestrator._begin(folder, Curriculum.load(place.changed("model.dropout = 0.1", "model.dropout = 0.2")))
+    assert {(row["after"], row["text"]) for row in stage_scores.read(folder)} == {("01-plain", "01-plain")}
 
 
 def test_what_is_done_cannot_be_changed(place, finished):
@@ -314,7 +323,7 @@ def test_what_is_done_cannot_be_changed(place, finished):
     for (old, new), said in changes.items():
         with pytest.raises(UserError) as caught:
             orchestrate(place.changed(old, new), folder)
-        assert all(part in str(caught.value) for part in said), str(caught.value)
+        assert all(part in str(caught.value) for part in (*said, "remove its folder")), str(caught.value)
     (place.path / "changed.toml").write_text(place.text.partition('[[stages]]\nname = "mixed"')[0])
     with pytest.raises(UserError, match="02-mixed was begun, and now there are 1 stages"):
         orchestrate(place.path / "changed.toml", folder)
