@@ -68,7 +68,7 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
     rows: list[list[Any]] = []
     validations = []
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith("\n"):  # the run is going on, or was killed
                     break

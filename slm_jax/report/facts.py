@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax import environment, flops, stage_scores
-from slm_jax.config import Config
+from slm_jax.config import Config, read_toml
 from slm_jax.data.corpus import DOCUMENT, read_manifest
 from slm_jax.errors import UserError
 from slm_jax.load import load_tokenizer
 from slm_jax.metrics import Row
 from slm_jax.report.columns import Columns, joined, read_columns
-from slm_jax.run import Run, curriculum_of, find_run, stages_in
+from slm_jax.run import CURRICULUM, Run, curriculum_of, find_run, stages_in
 from tokenizer import HybridTokenizer
 
 
@@ -77,6 +77,7 @@ class Subject:
     evaluation_notes: dict[str, str] = field(default_factory=dict)  # by task: how it was measured
     benchmarks: list[dict[str, str]] = field(default_factory=list)
     stage_scores: list[Row] = field(default_factory=list)  # each stage's model on the held-out text of all
+    planned: int = 1  # stages in all
 
     @property
     def name(self) -> str:
@@ -112,9 +113,13 @@ class Subject:
     def state(self) -> str:
         """How far it is, in words."""
         steps = self.last.config.train.steps
-        done = "finished" if self.last.step >= steps else "not finished"
-        where = f"stage {len(self.stages)} ({self.last.stage}), " if self.is_curriculum else ""
-        return f"{done}: {where}step {self.last.step:,} of {steps:,}"
+        where = f"stage {len(self.stages)} of {self.planned} ({self.last.stage}), " if self.is_curriculum else ""
+        return f"{'finished' if self.is_finished else 'not finished'}: {where}step {self.last.step:,} of {steps:,}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step of every stage is done."""
+        return self.last.step >= self.last.config.train.steps and len(self.stages) >= self.planned
 
     @cached_property
     def held_out(self) -> str:
@@ -137,8 +142,12 @@ def read_subject(path: Path | None) -> Subject:
         found, said = _read_evaluation(folder)
         evaluation += [{"group": "all"} | row | {"stage": stage} for row in found]
         notes |= said
-    compared = stage_scores.read(path) if folders else []
-    return Subject(path, stages, evaluation, notes, _read_benchmarks(path / "benchmarks.csv"), compared)
+    benchmarks = _read_benchmarks(path / "benchmarks.csv")
+    if not folders:
+        return Subject(path, stages, evaluation, notes, benchmarks)
+    planned = len(read_toml(path / CURRICULUM).get("stages", ())) if (path / CURRICULUM).is_file() else 0
+    compared = stage_scores.read(path)
+    return Subject(path, stages, evaluation, notes, benchmarks, compared, max(planned, len(stages)))
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:

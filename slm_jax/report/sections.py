@@ -77,10 +77,10 @@ def notes(subject: Subject) -> Iterator[str]:
                 f"{where}Validation loss was lowest at step {best['step']:,} ({best['val_loss']:.3f}); at step "
                 f"{rows[-1]['step']:,} it is {rows[-1]['val_loss']:.3f}."
             )
-    if subject.last.step < subject.last.config.train.steps:
-        when = subject.last.columns["time"]
-        last = f" Its last row is of {markup.utc(when[-1])}." if len(when) and math.isfinite(when[-1]) else ""
-        yield f"Not finished: step {subject.last.step:,} of {subject.last.config.train.steps:,}.{last}"
+    if not subject.is_finished:
+        when = subject.columns["time"]
+        last = f" The last row is of {markup.utc(when[-1])}." if len(when) and math.isfinite(when[-1]) else ""
+        yield f"N{subject.state[1:]}.{last}"
 
 
 def samples(subject: Subject) -> Safe:

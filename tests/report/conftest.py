@@ -60,7 +60,7 @@ def curriculum(copy, tmp_path):
     config = stages[1].read_config()
     lower = config.optimizer.model_copy(update={"lr": 0.005})
     stages[1].save_config(config.model_copy(update={"optimizer": lower}))
-    (folder / "curriculum.toml").write_text("")
+    (folder / "curriculum.toml").write_text('[[stages]]\nname = "words"\n[[stages]]\nname = "more words"\n')
     shutil.copy(stages[0].tokenizer, folder / "tokenizer.hybtok")
     return folder
 

@@ -286,7 +286,12 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
     low, high = (float(view.attributes[f"data-{end}"]) for end in ("low", "high"))
     places = [float(each.attributes["d"][1:].split()[0]) for each in view.all("path", "mark")]
     assert places == pytest.approx([1000 * (step - low) / (high - low) for step in (0, STEPS)], abs=0.06)
-    assert "stage 2 (more words), step 24 of 24" in page.one("header").text
+    assert "finished: stage 2 of 2 (more words), step 24 of 24" in page.one("header").text
+    assert not list(page.all("div", "note"))
+    with (curriculum / "curriculum.toml").open("a") as file:
+        file.write('[[stages]]\nname = "third"\n')
+    note = Page(report_html(read_subject(curriculum))).root.one("div", "note").text
+    assert "Not finished: stage 2 of 3 (more words), step 24 of 24." in note
     options = {row[0]: row[1:] for row in page.by_id("config").rows()}
     assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
 
