@@ -20,20 +20,23 @@ VALIDATIONS = 30  # rows shown at once; the others can be unfolded
 
 def validation(subject: Subject) -> Safe:
     """The scores on the held-out text, the newest first, with what guessing would give."""
-    columns = subject.columns
+    columns, staged = subject.columns, subject.is_curriculum
     if not columns.validations:
         return Safe("")
-    places = columns.validated_at()
+    stages = [facts.stage for facts in subject.stages for _ in facts.columns.validations]
     rows: list[tuple[str, ...]] = []
-    for row, place in zip(columns.validations, places.tolist(), strict=True):
+    for row, place, stage in zip(columns.validations, columns.validated_at().tolist(), stages, strict=True):
         seen, seconds = columns.x["tokens"][place], columns["seconds"][place]
-        rows.append((f"{int(row['step']):,}", *_scores(row), compact(float(seen)), span(float(seconds))))
-    rows = [*rows[::-1], *guesses(subject.last)]
-    head = ["step", "bits per byte", "loss", "perplexity", "accuracy", "tokens so far", "training time"]
+        cells = (f"{int(row['step']):,}", *_scores(row), compact(float(seen)), span(float(seconds)))
+        rows.append((*cells[:1], *[stage] * staged, *cells[1:]))
+    rows = [*rows[::-1], *((*cells[:1], *[""] * staged, *cells[1:]) for cells in guesses(subject.last))]
+    head = ["step", *["stage"] * staged]
+    head += ["bits per byte", "loss", "perplexity", "accuracy", "tokens so far", "training time"]
+    numbers = range(1 + staged, 7 + staged)
     shown, rest = rows[:VALIDATIONS], rows[VALIDATIONS:]
-    parts = [markup.table(head, shown, range(1, 7), "Validation scores")]
+    parts = [markup.table(head, shown, numbers, "Validation scores")]
     if rest:
-        parts.append(markup.folded(f"{len(rest)} earlier", markup.table(head, rest, range(1, 7), "Earlier scores")))
+        parts.append(markup.folded(f"{len(rest)} more", markup.table(head, rest, numbers, "More scores")))
     return markup.joined(parts)
 
 

@@ -101,7 +101,12 @@ def samples(subject: Subject) -> Safe:
 
 
 def _texts(sample: Sample) -> Safe:
-    texts = [f'<div class="sample"><pre tabindex="0" dir="auto">{web.text(text)}</pre></div>' for text in sample.texts]
+    texts = [
+        f'<div class="sample"><pre tabindex="0" dir="auto">{web.text(text)}</pre></div>'
+        if text
+        else '<div class="sample muted">(no text: the model ended it at once)</div>'
+        for text in sample.texts
+    ]
     return Safe("".join(texts))
 
 

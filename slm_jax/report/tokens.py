@@ -139,10 +139,11 @@ def _counts(facts: Facts, side: str, vocab_size: int) -> np.ndarray | None:
 
 
 def _pieces_of_samples(tokenizer: HybridTokenizer, samples: list[Sample]) -> Safe:
-    """The first text of the newest sample, each token in the colour of its kind."""
-    if not samples or not samples[-1].texts or not samples[-1].texts[0]:
+    """The first text of the newest sample that has any, each token in the colour of its kind."""
+    found = ((sample.step, text[:TEXT]) for sample in reversed(samples) for text in sample.texts if text)
+    step, text = next(found, (0, ""))
+    if not text:
         return Safe("")
-    text = samples[-1].texts[0][:TEXT]
     pieces, seen = pieces_html(tokenizer, text)
     size, count = len(text.encode("utf-8", "surrogatepass")), tokenizer.count(text)
     legend = "".join(_key(look, MEANINGS[look]) for look in _LOOKS if look in seen)
@@ -152,7 +153,7 @@ def _pieces_of_samples(tokenizer: HybridTokenizer, samples: list[Sample]) -> Saf
             f'<ul class="kinds">{legend}</ul><div class="pieces" tabindex="0" role="region" '
             f'aria-label="Sample text in pieces">{pieces}</div>'
         ),
-        f"The sample of step {samples[-1].step:,} in pieces",
+        f"The sample of step {step:,} in pieces",
     )
 
 

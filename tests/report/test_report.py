@@ -292,6 +292,8 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
         file.write('[[stages]]\nname = "third"\n')
     note = Page(report_html(read_subject(curriculum))).root.one("div", "note").text
     assert "Not finished: stage 2 of 3 (more words), step 24 of 24." in note
+    validations = page.by_id("validation").rows()[1:7]
+    assert [row[:2] for row in validations[2:4]] == [["32", "more words"], ["24", "words"]]
     options = {row[0]: row[1:] for row in page.by_id("config").rows()}
     assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
 
