@@ -28,7 +28,7 @@ from slm_jax.load import LoadedRun, load_run
 from slm_jax.sampling import Sampling
 
 TOKENIZER_CLASS = "SlmJaxTokenizer"
-TOKENIZER_MODULE = Path(__file__).parent / "hf" / "tokenization_slm_jax.py"
+TOKENIZER_MODULE = Path(__file__).parent / "hf" / "exported" / "tokenization_slm_jax.py"
 TOKENIZER_FILE = "tokenizer.hybtok"
 # What an export writes, and what the hub's tools put beside it: all that --overwrite may remove.
 _WRITTEN = {"config.json", "generation_config.json", "tokenizer_config.json", "README.md", TOKENIZER_MODULE.name}

@@ -2,6 +2,7 @@
 
 architecture.py          config.json <-> model.*
 weights.py               tensors <-> parameters
-tokenization_slm_jax.py  the tokenizer as `transformers` wants it; bundle.py puts it into one file with what it needs
+exported/                the tokenizer as `transformers` wants it, never imported here; bundle.py puts it into one file
+                         with what it needs
 card.py                  README.md of an exported model
 """
