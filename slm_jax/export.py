@@ -47,6 +47,8 @@ class Options:
     """The folder to write; it must not hold anything."""
     run: str = ""
     """The run directory; empty: the newest in runs/."""
+    average: int = 1
+    """Average the parameters of the newest so many checkpoints, instead of the newest alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the files; bfloat16 halves them and rounds to 8 bits."""
     license: str = ""
@@ -67,14 +69,16 @@ def export(
     name: str = "",
     shard_gb: float = 5.0,
     overwrite: bool = False,
+    average: int = 1,
 ) -> Path:
-    """Write a loaded run to a folder; arguments as in `Options`. Raises UserError."""
+    """Write a loaded run to a folder; arguments as in `Options`, average as `load_run` got it. Raises UserError."""
     if not shard_gb > 0:
         raise UserError(f"shard_gb {shard_gb} must be above 0")
     vocab_size, model = loaded.tokenizer.vocab_size, loaded.model
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
     title = name or loaded.run.path.absolute().name
-    facts = card.gather(loaded.run, loaded.config, vocab_size, loaded.step, config["architectures"][0], title, license)
+    weights = card.Weights(loaded.step, average, config["architectures"][0], vocab_size)
+    facts = card.gather(loaded.run, loaded.config, weights, title, license)
     with _new_folder(Path(to), overwrite) as folder:
         tensors = to_tensors(nnx.to_pure_dict(nnx.state(model, nnx.Param)), vocab_size)
         write_tensors(tensors, folder, dtype, int(shard_gb * 1e9))
@@ -151,7 +155,9 @@ def _new_folder(to: Path, overwrite: bool) -> Iterator[Path]:
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
     options = tyro.cli(Options, args=args, prog="python -m slm_jax.export", use_underscores=True)
-    loaded = load_run(options.run or None)
+    if options.average < 1:
+        raise UserError(f"average {options.average} must be 1 or more")
+    loaded = load_run(options.run or None, options.average)
     given = {key: value for key, value in vars(options).items() if key not in ("to", "run")}
     folder = export(loaded, options.to, **given)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]

@@ -23,7 +23,7 @@ from tests.helpers import TINY
 from tests.test_export import params_of
 
 SMALL = {**TINY, "model.depth": 1, "model.kv_heads": 2, "model.vocab_multiple": 64, "tokenizer.vocab_size": 330}
-SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 4, "train.steps": 3, "checkpoint.every": 100, "mesh.data": 1}
+SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "checkpoint.every": 100, "mesh.data": 1}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def test_the_command_says_what_to_do_next(place, tmp_path, capsys):
     assert "step 3, as Qwen3ForCausalLM in bfloat16" in said
     assert "trust_remote_code=True" in said
     assert f"hf upload USER/first '{tmp_path}/My Model'" in said
+    with pytest.raises(UserError, match="average 0"):
+        export.main(["--run", str(place / "first"), "--to", str(tmp_path / "x"), "--average", "0"])
     with pytest.raises(UserError, match="not empty"):
         export.main(["--run", str(place / "first"), "--to", str(place / "out")])
     with pytest.raises(UserError, match="no run in"):
@@ -79,9 +81,11 @@ def test_a_run_begins_with_the_bits_of_the_folder_and_learns_on(place, tmp_path)
     _, source = first_params(place / "first")
     for name, value in begun.items():
         assert np.array_equal(value, source[name][: len(value)]), name
+    again = export.export(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
+    card = (again / "README.md").read_text()
+    assert "Began with the weights of `out`" in card
+    assert "the mean of those of the newest 2 checkpoints" in card
     assert Run(tmp_path / "tuned").tokenizer.read_bytes() == (place / "out" / "tokenizer.hybtok").read_bytes()
-    shutil.rmtree(tmp_path / "out")  # from here on the run stands on its own
-    assert train(tuned, tmp_path / "tuned").metrics["loss"] == result.metrics["loss"]
 
 
 def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):

@@ -31,6 +31,7 @@ from tests.tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus  # noqa: 
 @pytest.fixture(scope="module", autouse=True)
 def offline(tmp_path_factory):
     """The exported module is copied into a cache of this test's own; nothing is asked of the hub."""
+    torch.set_num_threads(1)  # small products: threads would only wait for each other
     patch = pytest.MonkeyPatch()
     patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
     patch.setenv("HF_HUB_OFFLINE", "1")

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from slm_jax import flops
 from slm_jax.config import Config
@@ -13,6 +14,15 @@ from slm_jax.metrics import Row, read_rows
 from slm_jax.run import Run
 
 
+class Weights(NamedTuple):
+    """What was exported."""
+
+    step: int
+    average: int  # of so many checkpoints they are the mean
+    architecture: str
+    vocab_size: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the card is made of."""
@@ -20,21 +30,17 @@ class Facts:
     name: str
     license: str
     config: Config
-    architecture: str
-    vocab_size: int
-    step: int
+    weights: Weights
     rows: Sequence[Row]  # of the steps that the weights have behind them
     manifests: Sequence[dict[str, Any]]  # of the text, one for each source
     results: Sequence[dict[str, Any]]  # of evaluation.json
     sample: str  # a text that the model wrote in training
 
 
-def gather(run: Run, config: Config, vocab_size: int, step: int, architecture: str, name: str, license: str) -> Facts:
+def gather(run: Run, config: Config, weights: Weights, name: str, license: str) -> Facts:
     """The facts of a run; of what a run does not have, none."""
-    rows = [row for row in read_rows(run.metrics) if row["step"] <= step]
-    return Facts(
-        name, license, config, architecture, vocab_size, step, rows, _manifests(run), _results(run), _sample(run, step)
-    )
+    rows = [row for row in read_rows(run.metrics) if row["step"] <= weights.step]
+    return Facts(name, license, config, weights, rows, _manifests(run), _results(run), _sample(run, weights.step))
 
 
 def _manifests(run: Run) -> list[dict[str, Any]]:
@@ -89,15 +95,15 @@ def _is_hub(manifest: dict[str, Any]) -> bool:
 
 
 def _introduction(facts: Facts) -> Iterator[str]:
-    model, count = facts.config.model, flops.parameters(facts.config.model, facts.vocab_size)
+    model, count = facts.config.model, flops.parameters(facts.config.model, facts.weights.vocab_size)
     heads = f"{model.heads} heads" + (f" ({model.kv_heads} for keys and values)" if model.kv_heads else "")
     seen = f"a window of {model.window} tokens" if model.window else "all tokens before"
     yield f"# {facts.name}\n"
     tied = "tied" if model.tie_weights else "untied"
     yield (
         f"A language model of {count / 1e6:,.2f} M parameters, trained with slm_jax and written as "
-        f"`{facts.architecture}`: {model.depth} layers of width {model.dim}, {heads}, attention to {seen}, a "
-        f"vocabulary of {facts.vocab_size:,} ids, {tied} embeddings. It was trained on sequences of "
+        f"`{facts.weights.architecture}`: {model.depth} layers of width {model.dim}, {heads}, attention to {seen}, a "
+        f"vocabulary of {facts.weights.vocab_size:,} ids, {tied} embeddings. It was trained on sequences of "
         f"{facts.config.train.sequence_length:,} tokens and never saw a longer one.\n"
     )
 
@@ -129,6 +135,8 @@ def _training(facts: Facts) -> Iterator[str]:
     config, rows = facts.config, facts.rows
     train, optimizer = config.train, config.optimizer
     yield "## Training\n"
+    if start := config.init.from_run or config.init.from_hf:
+        yield f"- Began with the weights of `{Path(start).absolute().name}`; what follows came after."
     for each in facts.manifests:
         name = f"`{each['source'][1]}`" if _is_hub(each) else _source_name(each)
         side = each["train"]
@@ -137,8 +145,9 @@ def _training(facts: Facts) -> Iterator[str]:
             f"; {each['validation']['bytes'] / 1e6:,.2f} MB held out."
         )
     tokens = f", {sum(row['tokens'] for row in rows):,} predicted tokens" if rows else ""
+    shape = f"{train.batch_size} x {train.sequence_length} tokens ({config.data.mode})"
     yield (
-        f"- {facts.step:,} steps of {train.batch_size} x {train.sequence_length} tokens ({config.data.mode}){tokens}"
+        f"- {facts.weights.step:,} steps of {shape}{tokens}"
         + (f", {rows[-1]['seconds'] / 60:,.1f} minutes." if rows else ".")
     )
     name = {"muon": "Muon for hidden matrices and AdamW for the rest", "adamw": "AdamW"}[optimizer.name]
@@ -171,6 +180,11 @@ def _measured(facts: Facts) -> Iterator[str]:
     validated = [row for row in facts.rows if "val_loss" in row]
     if validated or facts.results:
         yield "## Measured\n"
+    if facts.weights.average > 1:
+        yield (
+            f"The weights are the mean of those of the newest {facts.weights.average} checkpoints, "
+            "the figures of held-out text those of the newest alone.\n"
+        )
     if validated:
         row = validated[-1]
         numbers = ", ".join(f"{what} {row[key]:{form}}" for key, (what, form) in _VALIDATION.items() if key in row)
