@@ -60,7 +60,7 @@ class _Rules(NamedTuple):
     stops_V: jax.Array  # bool: these end a text; no penalty and no n-gram rule holds them off
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """A model's parameters as a loop wants them: the layers cut apart, matrices in the dtype of the products."""
 
     params: Any
@@ -69,7 +69,8 @@ class _Weights(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _prepare(graph: nnx.GraphDef, params: Any) -> _Weights:
+def prepare(graph: nnx.GraphDef, params: Any) -> Weights:
+    """A model's parameters, made ready for a loop."""
     model: Transformer = nnx.merge(graph, params)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -78,10 +79,10 @@ def _prepare(graph: nnx.GraphDef, params: Any) -> _Weights:
 
     blocks = jax.tree_util.tree_map_with_path(cast, nnx.state(model.blocks, nnx.Param))
     head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
-    return _Weights(params, unstack(blocks, model.config.depth), head_VxD)
+    return Weights(params, unstack(blocks, model.config.depth), head_VxD)
 
 
-def _feed(graph: nnx.GraphDef, weights: _Weights, state: _State, rules: _Rules, width: int, window: int) -> _State:
+def _feed(graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, width: int, window: int) -> _State:
     """The state with `width` columns of its history fed to the model and the logits of the last one."""
     model: Transformer = nnx.merge(graph, weights.params)
     column = state.cache.written
@@ -96,7 +97,7 @@ def _feed(graph: nnx.GraphDef, weights: _Weights, state: _State, rules: _Rules, 
 @functools.partial(jax.jit, static_argnames=("graph", "capacity", "chunk", "window"))
 def _prefill(
     graph: nnx.GraphDef,
-    weights: _Weights,
+    weights: Weights,
     history_BxL: jax.Array,
     rules: _Rules,
     capacity: int,
@@ -122,7 +123,7 @@ def _prefill(
 
 @functools.partial(jax.jit, static_argnames=("graph", "window"), donate_argnames="state")
 def _decode(
-    graph: nnx.GraphDef, weights: _Weights, state: _State, rules: _Rules, until: jax.Array, window: int
+    graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, until: jax.Array, window: int
 ) -> _State:
     """The state with columns drawn up to `until`, or until every row has ended."""
 
@@ -218,7 +219,7 @@ def _segments(
         suppressed_V=_mask(suppress, model.vocab_size),
         stops_V=_mask(stop, model.vocab_size),
     )
-    weights = _prepare(graph, params)
+    weights = prepare(graph, params)
     state = _prefill(graph, weights, history_BxL, rules, capacity, chunk, window)
     column, end = first, first + max_tokens
     count = 1 if streaming else max_tokens
@@ -290,12 +291,13 @@ def _uniforms(seed_B: jax.Array, row_B: jax.Array, length: int) -> jax.Array:
 
     Made before the loop: inside it, at one token a time, they would take longer than the draw.
     """
+    return jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, 0, None))(seed_B, row_B, jnp.arange(length))
 
-    def one(seed: jax.Array, row: jax.Array, step: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
-        return jax.random.uniform(key, (2,))
 
-    return jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(seed_B, row_B, jnp.arange(length))
+def uniform_pair(seed: jax.Array, row: jax.Array, step: jax.Array) -> jax.Array:
+    """float32 [2] in [0, 1): what the token `step` of a text is drawn by."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
+    return jax.random.uniform(key, (2,))
 
 
 def _mask(ids: Sequence[int], size: int) -> Any:

@@ -196,7 +196,7 @@ def test_values_out_of_range_are_told_together():
 def test_other_settings_seeds_and_lengths_compile_nothing():
     model = tiny_model(dim=48)
     generate_ids(model, [[1, 2], [3]], 3, GREEDY)
-    programs = (generation._prepare, generation._prefill, generation._decode, generation._uniforms)
+    programs = (generation.prepare, generation._prefill, generation._decode, generation._uniforms)
     before = [program._cache_size() for program in programs]
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, VARIED, suppress=[3], stop=[4])
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, [Sampling(top_k=3), GREEDY])

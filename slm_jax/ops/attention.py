@@ -73,9 +73,14 @@ def _round_to(x: jax.Array, dtype: jnp.dtype, kept: jnp.dtype) -> jax.Array:
 
 
 def write_cache(cache_NxSxK: jax.Array, new_BxTxGxK: jax.Array, column: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The cache (N = B·G) with T new keys or values, rounded to dtype, from a column on (column + T <= S)."""
+    """The cache (N = B·G) with T new keys or values, rounded to dtype, from a column on (column + T <= S).
+
+    column: int32 scalar, or [B], where each row has a column of its own for its one new token (T = 1).
+    """
     b, t, g, k = new_BxTxGxK.shape
     new_NxTxK = _round_to(new_BxTxGxK, dtype, cache_NxSxK.dtype).transpose(0, 2, 1, 3).reshape(b * g, t, k)
+    if column.ndim:
+        return cache_NxSxK.at[jnp.arange(b * g), jnp.repeat(column, g)].set(new_NxTxK[:, 0])
     return jax.lax.dynamic_update_slice(cache_NxSxK, new_NxTxK, (0, column, 0))
 
 
