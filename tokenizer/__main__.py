@@ -1,4 +1,4 @@
-"""python -m tokenizer train | encode | decode | inspect | compare"""
+"""python -m tokenizer train | encode | decode | inspect | compare | serve"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Learn a tokenizer from text, encode and decode with it, look inside, compare it 
   echo 'Hello, world!' | python -m tokenizer encode my.hybtok | python -m tokenizer decode my.hybtok
   python -m tokenizer inspect my.hybtok --text 'Hello, world!' --merges 20
   python -m tokenizer compare my_text.txt
+  python -m tokenizer serve
 
 TOKENIZER is a saved file or the name of a ready-made one: {names}.
 """
@@ -63,6 +64,14 @@ fewer tokens for the same text.
   python -m tokenizer compare 'books/*.txt' --vocab-size 16384 --ready english-16k
 
 Speed needs about 2 MB of text or more; of less, only the bytes per token are told.
+"""
+
+SERVE = """\
+A page on which text is cut into tokens while you type: their kinds, ids and parts, bytes per token, and two
+vocabularies side by side. It is served to this machine only, until Ctrl-C.
+
+  python -m tokenizer serve                        (the ready-made vocabularies)
+  python -m tokenizer serve my.hybtok english-16k  (these)
 """
 
 
@@ -122,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns of UTF-8 text")
     compare.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="entries that each learns (8192)")
     compare.add_argument("--ready", nargs="*", default=[], metavar="NAME", help="also measure these ready-made ones")
+
+    serve = commands.add_parser("serve", description=SERVE, formatter_class=style, help="a page to try tokenizers on")
+    serve.add_argument("tokenizers", nargs="*", metavar="TOKENIZER", help="files or names; the ready-made by default")
+    serve.add_argument("--port", type=int, default=8765, metavar="N", help="of the loopback interface (8765)")
     return parser
 
 
@@ -224,10 +237,21 @@ def _compare(options: argparse.Namespace) -> None:
     print(table(compare(options.files, options.vocab_size, options.ready, lambda line: print(line, file=sys.stderr))))
 
 
+def _serve(options: argparse.Namespace) -> None:
+    from tokenizer.playground import serve
+
+    names = list(dict.fromkeys(options.tokenizers)) or pretrained_names()
+    if not names:
+        raise TokenizerError("there are no ready-made tokenizers in this installation: name a file")
+    loaded = {name: _load(name) for name in options.tokenizers}  # what is wrong with them is told now
+    serve(names, lambda name: loaded.get(name) or _load(name), options.port)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 2 for a mistake of the user."""
     options = _parser().parse_args(arguments)
     run = {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect, "compare": _compare}
+    run["serve"] = _serve
     try:
         run[options.command](options)
         sys.stdout.flush()
