@@ -6,11 +6,13 @@ import sys
 import slm_jax
 
 IMPORT_ALL = """
-import importlib, pkgutil, socket, sys
+import importlib, importlib.util, pkgutil, socket, sys
 def refuse(*args, **kwargs): raise AssertionError("a network connection on import")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 for package in sys.argv[1:]:
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        if module.name.startswith("slm_jax.serve.") and importlib.util.find_spec("starlette") is None:
+            continue  # the extra that it needs is not installed
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 """

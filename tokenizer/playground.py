@@ -1,4 +1,4 @@
-"""`python -m tokenizer serve`: a page on which text is cut into tokens while it is typed. The standard library suffices.
+"""`python -m tokenizer serve`: a page on which text is cut into tokens while you type. All standard library.
 
 What the page asks for is a few functions from plain values to plain values (`cut`, `explain`, `describe`), which other
 servers can offer too; the page's own files are in `tokenizer/web`.

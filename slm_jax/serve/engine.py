@@ -1,8 +1,8 @@
 """The engine: one thread that lets requests join, writes all of them on, and hands out tokens as they come.
 
 A `Text` waits until a row is free, its prompt is fed in chunks (between the steps of the others, so that a long prompt
-does not hold them up), it joins a block and leaves it at its end, at its stop, or when it is cancelled. What is computed
-for it does not depend on who else is there (slots.py).
+does not hold them up), it joins a block and leaves it at its end, at its stop, or when it is cancelled. What is
+computed for it does not depend on who else is there (slots.py).
 """
 
 import queue

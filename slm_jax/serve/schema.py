@@ -1,7 +1,7 @@
 """What a completion request may say, and errors in the form that clients of the OpenAI API expect."""
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,8 +62,8 @@ class CompletionRequest(BaseModel):
     """Each choice also has `details`: every token's id, kind, text and most probable rivals."""
     # Not supported.
     best_of: int | None = None
-    presence_penalty: Literal[0, 0.0] | None = None
-    frequency_penalty: Literal[0, 0.0] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
 
@@ -95,6 +95,12 @@ class CompletionRequest(BaseModel):
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
+_ONE_OF = {
+    "prompt": "a text, a list of texts, a list of ids, or a list of lists of ids; at most 256, none without an id",
+    "stop": "a text or a list of at most 16, each of 1 to 200 characters",
+}
+
+
 def _explained(error: pydantic.ValidationError) -> ApiError:
     """The problems in one line; those of one field's alternatives count once."""
     found: dict[str, str] = {}
@@ -106,6 +112,5 @@ def _explained(error: pydantic.ValidationError) -> ApiError:
             found[name] = f"the body is no JSON ({each['msg']})"
         else:
             found.setdefault(name, f"{name}: {each['msg']}" if name else each["msg"])
-    if "prompt" in found:
-        found["prompt"] = "prompt: should be a text, a list of texts, a list of ids, or a list of lists of ids"
+    found.update({name: f"{name}: should be {text}" for name, text in _ONE_OF.items() if name in found})
     return ApiError(400, "; ".join(found.values()), next(iter(found)) or None)

@@ -170,7 +170,9 @@ def draw(
     b = len(rows.left_B)
     index_B = jnp.arange(b)
     step_BxN = rows.drawn_B[:, None] + jnp.arange(MOST_DRAWN)
-    uniform_BxNx2 = jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, None, 0))(rows.seed_B, 0, step_BxN)
+    uniform_BxNx2 = jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, None, 0))(
+        rows.seed_B, jnp.uint32(0), step_BxN
+    )
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, block, active_B, ids_BxN, told = carry
@@ -189,7 +191,7 @@ def draw(
         x_Bx1xD, cache = model.hidden_cached(token_B[:, None], position_B[:, None], block.cache, window, weights.layers)
         logits_BxV = ops.einsum("bd,vd->bv", x_Bx1xD[:, -1], weights.head_VxD, model.dtype)
         active_B &= ~fixed.stops_V[token_B] & (i + 1 < rows.left_B)
-        return i + 1, Block(cache, logits_BxV, seen_BxV), active_B, ids_BxN, told
+        return i + 1, Block(RowCache(*cache), logits_BxV, seen_BxV), active_B, ids_BxN, told
 
     told = Told(
         jnp.zeros((b, MOST_DRAWN)), jnp.zeros((b, MOST_DRAWN, TOLD), jnp.int32), jnp.zeros((b, MOST_DRAWN, TOLD))

@@ -1,0 +1,96 @@
+"""A tiny model with a tokenizer, one engine over it, and a real server that answers on a loopback port."""
+
+import json
+import threading
+from dataclasses import dataclass
+
+import jax
+import pytest
+from flax import nnx
+
+from slm_jax.config import Config
+from slm_jax.load import LoadedRun
+from slm_jax.optimizer import is_matrix
+from slm_jax.run import Run
+from slm_jax.serve.engine import Engine
+from slm_jax.train_step import model_graph
+from tests.helpers import tiny_config
+from tokenizer import HybridTokenizer
+
+TEXT = "The list is a Sequence. It returns the value of the first item, or None.\n    Naïve café: שלום! " * 20
+CONTEXT = 128
+KEY = "a secret"
+
+
+def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "float32") -> LoadedRun:
+    """A run in a folder, of a model that was never trained; scaled up, so that its choices are clear."""
+    config: Config = tiny_config(train__sequence_length=CONTEXT, model__depth=1, train__seed=seed, train__dtype=dtype)
+    graph, shapes = model_graph(config, tokenizer.vocab_size)
+    keys = iter(jax.random.split(jax.random.key(seed), 99))
+
+    def fill(where, shape):
+        return (
+            jax.random.normal(next(keys), shape.shape) * 0.1 if is_matrix(where, shape) else jax.numpy.ones(shape.shape)
+        )
+
+    params = jax.tree_util.tree_map_with_path(fill, shapes)
+    path.mkdir()
+    run = Run(path)
+    run.save_config(config)
+    rows = [{"step": i + 1, "loss": 5 - i / 100, "lr": 0.01} for i in range(300)]
+    rows[-1] |= {"val_loss": 2.5, "val_bits_per_byte": 1.25}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), 300)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Learned from a few lines."""
+    made = HybridTokenizer()
+    made.add_text(TEXT)
+    made.freeze_vocab(vocab_size=400)
+    return made
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory, tokenizer):
+    """One run."""
+    return loaded_run(tmp_path_factory.mktemp("runs") / "tiny", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def engine(loaded):
+    """Four slots, two of them in one program; not started."""
+    return Engine(loaded, slots=4, waiting=6, rows=2)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs."""
+
+    url: str
+    engines: dict[str, Engine]
+    app: object
+
+
+@pytest.fixture(scope="session")
+def served(loaded, tokenizer, tmp_path_factory):
+    """The real server over two runs, on a free port."""
+    pytest.importorskip("starlette")
+    uvicorn = pytest.importorskip("uvicorn")
+    from slm_jax.serve.app import Server
+    from slm_jax.serve.completions import Limits
+
+    other = loaded_run(tmp_path_factory.mktemp("runs") / "other", tokenizer, seed=1)
+    runs = {"tiny": loaded, "other": other}
+    engines = {name: Engine(run, slots=4, waiting=6, rows=2) for name, run in runs.items()}
+    server = Server(engines, Limits(prompt_tokens=300, max_tokens=100_000, seconds=60))
+    config = uvicorn.Config(server.application("", [], 10_000), "127.0.0.1", 0, log_level="error", lifespan="on")
+    running = uvicorn.Server(config)
+    listening = config.bind_socket()
+    listening.listen()  # who connects before it runs, waits
+    thread = threading.Thread(target=running.run, args=([listening],))
+    thread.start()
+    yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engines, server)
+    running.should_exit = True
+    thread.join()

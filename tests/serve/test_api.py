@@ -1,0 +1,314 @@
+"""The addresses, asked by OpenAI's own client and by plain HTTP, over a real socket."""
+
+import http.client
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from slm_jax.generate import encode_prompt
+from slm_jax.sampling import Sampling
+from slm_jax.serve.engine import Engine
+from slm_jax.serve.schema import ApiError, CompletionRequest
+from tests.serve.conftest import KEY
+from tests.serve.test_engine import alone, run, text
+
+PROMPT = "The list is"
+
+
+@pytest.fixture
+def client(served):
+    """OpenAI's client, which is not to try again by itself."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def ask(served, method, path, body=None, headers=(), raw=None):
+    """(status, headers, body) of a plain request."""
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
+    data = raw if raw is not None else None if body is None else json.dumps(body)
+    kind = {} if data is None else {"Content-Type": "application/json"}
+    connection.request(method, path, data, {**kind, **dict(headers)})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    is_json = (answer.getheader("content-type") or "").startswith("application/json")
+    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+
+
+def wait_until(what, seconds=30):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.005)
+
+
+def test_completion_is_the_text_of_generate(client, loaded):
+    made = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
+    )
+    ids = encode_prompt(loaded.tokenizer, PROMPT)
+    assert made.choices[0].text == loaded.tokenizer.decode(alone(loaded, ids)[:20])
+    assert made.choices[0].finish_reason == "length"
+    assert (made.model, made.object) == ("tiny", "text_completion")
+    assert made.usage.prompt_tokens == len(ids)
+    assert (made.usage.completion_tokens, made.usage.total_tokens) == (20, 20 + len(ids))
+    of_ids = client.completions.create(
+        model="tiny", prompt=ids, max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert of_ids.choices[0].text == made.choices[0].text
+    other = client.completions.create(model="other", prompt=PROMPT, max_tokens=20, temperature=0)
+    assert other.choices[0].text != made.choices[0].text
+
+
+def test_streamed_choices_are_those_of_the_whole_answer(client):
+    how = {"model": "tiny", "prompt": [PROMPT, "It"], "n": 2, "max_tokens": 30, "seed": 7, "top_p": 0.9, "logprobs": 2}
+    whole = client.completions.create(**how)
+    texts, tokens, ends, usage = [""] * 4, [[] for _ in range(4)], [None] * 4, None
+    for part in client.completions.create(**how, stream=True, stream_options={"include_usage": True}):
+        usage = part.usage or usage
+        for choice in part.choices:
+            assert ends[choice.index] is None
+            texts[choice.index] += choice.text
+            tokens[choice.index] += choice.logprobs.tokens
+            ends[choice.index] = choice.finish_reason
+    assert texts == [choice.text for choice in whole.choices]
+    assert tokens == [choice.logprobs.tokens for choice in whole.choices]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+    assert len(set(texts)) == 4
+    again = client.completions.create(**{**how, "prompt": "It", "n": 1, "seed": 8})
+    assert again.choices[0].text == texts[3]  # the second sample has the seed + 1, alone or in company
+
+
+def test_echo_with_logprobs_scores_the_prompt(client, engine, loaded):
+    scored = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=0, echo=True, logprobs=3)
+    choice = scored.choices[0]
+    ids = loaded.tokenizer.encode(PROMPT)
+    names = [loaded.tokenizer.id2token[id_] for id_ in ids]
+    assert (choice.text, choice.logprobs.tokens) == (PROMPT, names)
+    assert choice.logprobs.text_offset == [start for start, _ in loaded.tokenizer.offsets(PROMPT)]
+    told = text(encode_prompt(loaded.tokenizer, PROMPT), 0, prompt_told=True)
+    run(engine, [told])
+    assert choice.logprobs.token_logprobs == [place.logprob for place in told.hand_out.places]
+    assert all(3 <= len(top) <= 4 and top[name] <= max(top.values()) for top, name in zip(
+        choice.logprobs.top_logprobs, names, strict=True))  # fmt: skip
+    more = client.completions.create(model="tiny", prompt=ids, max_tokens=4, echo=True, logprobs=0, temperature=0)
+    assert more.choices[0].text.startswith(PROMPT)
+    assert more.choices[0].logprobs.token_logprobs[0] is None  # nothing stands before it
+    assert len(more.choices[0].logprobs.tokens) == len(ids) + more.usage.completion_tokens
+    plain = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=4, echo=True, temperature=0)
+    assert plain.choices[0].text == more.choices[0].text or plain.choices[0].text.startswith(PROMPT)
+
+
+def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(client, served):
+    how = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    free = client.completions.create(**how).choices[0].text
+    stop = free[10:13]
+    stopped = client.completions.create(**{**how, "max_tokens": 90_000}, stop=["never there", stop], logprobs=0)
+    assert stopped.choices[0].text == free[: free.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert all(at <= free.index(stop) for at in stopped.choices[0].logprobs.text_offset)
+    wait_until(lambda: served.engines["tiny"].state() == (0, 0))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slots(served, stream):
+    engine = served.engines["tiny"]
+    body = {"prompt": PROMPT, "max_tokens": 100_000, "n": 4, "stream": stream, "ignore_eos": True}
+    before = engine.counters.ended["cancelled"]
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    wait_until(lambda: engine.state()[0] == 4)
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    wait_until(lambda: engine.state() == (0, 0))
+    assert engine.counters.ended["cancelled"] == before + 4
+
+
+def test_too_many_texts_are_refused_with_429(served, client):
+    import openai
+
+    engine = served.engines["tiny"]
+    held = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=100_000, n=10, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(held))
+    assert engine.state() == (4, 6)
+    with pytest.raises(openai.RateLimitError, match="busy"):
+        client.completions.create(model="tiny", prompt=PROMPT)
+    assert client.completions.create(model="other", prompt=PROMPT).choices  # the other run is not busy
+    held.close()
+    wait_until(lambda: engine.state() == (0, 0))
+    assert client.completions.create(model="tiny", prompt=PROMPT).choices
+    with pytest.raises(openai.BadRequestError, match="11 texts"):
+        client.completions.create(model="tiny", prompt=PROMPT, n=11)
+
+
+def test_time_is_bounded(served, monkeypatch):
+    from slm_jax.serve.completions import Limits
+
+    monkeypatch.setattr(served.app, "limits", Limits(300, 100_000, 0.2))
+    body = {"prompt": PROMPT, "max_tokens": 100_000, "ignore_eos": True}
+    status, _, tree = ask(served, "POST", "/v1/completions", body)
+    assert (status, tree["error"]["code"]) == (504, "timeout")
+    status, _, events = ask(served, "POST", "/v1/completions", {**body, "stream": True})
+    assert status == 200
+    assert '"timeout"' in events.strip().splitlines()[-1]
+    wait_until(lambda: served.engines["tiny"].state() == (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": "warm"}, "temperature", "valid number"),
+        ({"n": True}, "n", "valid integer"),
+        ({"promt": 1}, "promt", "unknown parameter 'promt'"),
+        ({"prompt": {"text": "x"}}, "prompt", "a text, a list of texts"),
+        ({"prompt": []}, "prompt", "a text, a list of texts"),
+        ({"prompt": [1, 10**9]}, "prompt", "outside the vocabulary"),
+        ({"prompt": [5] * 301}, "prompt", "301 tokens; 300 are the most"),
+        ({"prompt": "word " * 9000}, None, "longer than 10,000 bytes"),
+        ({"max_tokens": 100_001}, "max_tokens", "above 100,000"),
+        ({"max_tokens": 0}, "max_tokens", "echo"),
+        ({"best_of": 3}, "best_of", "not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "less than or equal to 0"),
+        ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
+        ({"stop": [""]}, "stop", "each of 1 to 200 characters"),
+    ],
+)
+def test_bad_requests_are_told_in_the_openai_form(served, change, param, words):
+    status, _, tree = ask(served, "POST", "/v1/completions", {"prompt": PROMPT, **change})
+    assert status == (413 if param is None else 400)
+    assert tree["error"]["param"] == param
+    assert words in tree["error"]["message"]
+    assert tree["error"]["type"] == "invalid_request_error"
+
+
+def test_what_the_client_library_makes_of_errors(client):
+    import openai
+
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.completions.create(model="gpt", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        client.completions.create(model="tiny", prompt="x", logit_bias={"5": 1})
+    assert [model.id for model in client.models.list()] == ["tiny", "other"]
+    assert client.models.retrieve("other").vocab_size == 400 or client.models.retrieve("other").vocab_size > 265
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../tiny")
+
+
+def test_unsupported_parameters_may_be_given_as_what_leaving_them_out_means():
+    body = {"best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "suffix": "", "user": "me"}
+    assert CompletionRequest.parse(json.dumps(body).encode()).n == 1
+    with pytest.raises(ApiError, match="no JSON"):
+        CompletionRequest.parse(b"{")
+    assert CompletionRequest.parse(b'{"seed": 4}').sampling() == Sampling(1.0, 0, 1.0, 0.0, 1.0, 0, 4)
+
+
+def test_pages_of_other_sites_and_other_names_are_refused(served):
+    body = {"prompt": PROMPT, "max_tokens": 1}
+    port = urlsplit(served.url).port
+    for headers, status in (
+        ({"Host": "evil.example"}, 421),  # DNS rebinding
+        ({"Host": f"evil.example:{port}"}, 421),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Content-Type": "text/plain"}, 415),  # what a form can send without asking first
+        ({"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}, 200),
+        ({"Host": f"[::1]:{port}"}, 200),
+    ):
+        found, answer_headers, _ = ask(served, "POST", "/v1/completions", body, headers)
+        assert found == status, headers
+        assert answer_headers["access-control-allow-origin"] is None
+    assert ask(served, "GET", "/health", headers={"Host": "evil.example"})[0] == 421
+    assert ask(served, "OPTIONS", "/v1/completions", headers={"Origin": "https://evil.example"})[0] == 403
+
+
+def test_a_body_without_a_length_is_bounded_too(served):
+    parsed = urlsplit(served.url)
+    with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {parsed.netloc}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall((b"1000\r\n" + b" " * 0x1000 + b"\r\n") * 3)
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_nothing_in_a_request_reaches_the_file_system(served):
+    for path in ("/..%2f..%2fetc%2fpasswd", "/../config.toml", "/app.py", "/v1/models/..%2f..", "/api/curve?run=/etc"):
+        assert ask(served, "GET", path)[0] == 404, path
+    for method, path, status in (("GET", "/v1/completions", 405), ("GET", "/nothing", 404), ("POST", "/", 405)):
+        found, _, tree = ask(served, method, path, {} if method == "POST" else None)
+        assert (found, tree["error"]["code"]) == (status, None)
+    body = {"vocabulary": "/etc/passwd", "text": "x"}
+    assert ask(served, "POST", "/api/cut", body)[0] == 400
+
+
+def test_health_metrics_and_curve(served):
+    parser = pytest.importorskip("prometheus_client.parser")
+    assert ask(served, "GET", "/health")[2] == {"status": "ok", "failed": []}
+    ask(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "model": "other", "ignore_eos": True})
+
+    def drawn():
+        families = parser.text_string_to_metric_families(ask(served, "GET", "/metrics")[2])
+        samples = {(s.name, s.labels.get("model"), s.labels.get("le")): s.value for f in families for s in f.samples}
+        assert samples["slm_slots", "tiny", None] == 4
+        assert samples["slm_first_token_seconds_bucket", "other", "+Inf"] > 0
+        return samples["slm_drawn_tokens_total", "other", None]
+
+    before = drawn()
+    ask(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "model": "other", "ignore_eos": True})
+    assert drawn() == before + 5
+    curve = ask(served, "GET", "/api/curve?run=tiny")[2]
+    assert curve["val_loss"] == [[300, 2.5]]
+    assert len(curve["loss"]) <= 200
+    assert curve["loss"][0][1] == pytest.approx(5, abs=0.01)
+
+
+def test_the_api_key_guards_all_but_the_page():
+    """Without a server: the guard is an application around another."""
+    import asyncio
+
+    pytest.importorskip("starlette")
+    from slm_jax.serve.guard import Guard
+
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(inner, KEY, ["my.name"], 100)
+
+    def status(path, authorization=None, host=b"my.name:80"):
+        headers = [(b"host", host)] + ([(b"authorization", authorization)] if authorization else [])
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b""}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+        asyncio.run(guard(scope, receive, send))
+        assert any(name == b"content-security-policy" for name, _ in sent[0]["headers"])
+        return sent[0]["status"]
+
+    for path in ("/v1/models", "/v1/completions", "/metrics", "/api/curve"):
+        assert status(path) == status(path, b"Bearer wrong") == status(path, KEY.encode()) == 401
+        assert status(path, f"Bearer {KEY}".encode()) == 200
+    assert status("/") == status("/health") == status("/page.js") == 200
+    assert status("/", host=b"other.name") == 421
+
+
+def test_health_tells_of_a_failed_engine(served, monkeypatch):
+    monkeypatch.setattr(served.engines["tiny"], "failure", RuntimeError("broken"))
+    assert ask(served, "GET", "/health")[0] == 503
+
+
+def test_state_counts_nothing_twice(loaded):
+    idle = Engine(loaded, slots=4, waiting=0, rows=2)
+    assert idle.state() == (0, 0)
