@@ -26,9 +26,9 @@ from slm_jax.serve.monitoring import Counters
 from slm_jax.serve.slots import MOST_DRAWN, Fixed, Rows, Told
 
 _FEWEST_COLUMNS = 64  # of a block that has just begun; doubled as its texts grow
-_CHUNKS = (64, 256)  # tokens of a prompt fed at once, for prompts up to this long and for longer ones
+_CHUNKS = (16, 64, 256)  # tokens of a prompt fed at once: the least of these that takes all of it, or the last
 _PROMPT_TOKENS = 512  # fed between two rounds of the texts that are being written, at most
-_ROUND_SECONDS = 0.04  # how long a round over all blocks may take, about: how soon tokens come, and a newcomer is seen
+_ROUND_SECONDS = 0.1  # how long a round over all blocks may take, about: how often each text hands out tokens
 _SAY_SECONDS = 2.0
 
 
@@ -170,7 +170,7 @@ class Engine:
         clock = time.perf_counter()
         last = clock
         # One of each size of prompt and of block, and back to the smallest block.
-        lengths = sorted({1, _CHUNKS[0] + 1, *(max(columns - MOST_DRAWN, 1) for columns in self._columns)})
+        lengths = sorted({1, *(chunk + 1 for chunk in _CHUNKS[:-1])} | {max(c - MOST_DRAWN, 1) for c in self._columns})
         jobs = [(length, told) for length in [*lengths, 1] for told in (False, True)]
         for i, (length, told) in enumerate(jobs):
             if time.perf_counter() - last > _SAY_SECONDS:
@@ -204,18 +204,19 @@ class Engine:
             self._queue.clear()
 
     def _round(self) -> bool:
-        """Bring in, feed, and write on each block. False: the engine is being closed."""
-        if not self._take_in():
-            return False
-        self._feed_prompts()
-        busy = [block for block in self._blocks if block.busy()]
-        for block in busy:
-            self._write(block, len(busy))
+        """Bring in, feed, and write on each block; who comes meanwhile is seen between two blocks. False: the engine is
+        being closed."""
+        for number, block in enumerate(self._blocks):
+            if not self._take_in(wait=number == 0):
+                return False
+            self._feed_prompts()
+            if block.busy():
+                self._write(block, sum(bool(each.busy()) for each in self._blocks))
         return True
 
-    def _take_in(self) -> bool:
+    def _take_in(self, wait: bool = False) -> bool:
         """Bring in who has come; wait for somebody where nobody is here. False: the engine is being closed."""
-        idle = not self._queue and not self._prompts and not any(block.busy() for block in self._blocks)
+        idle = wait and not self._queue and not self._prompts and not any(block.busy() for block in self._blocks)
         while True:
             try:
                 text = self._inbox.get(block=idle and not self._closing)
@@ -239,7 +240,7 @@ class Engine:
         while self._queue and free > 0:
             free -= 1
             text = self._queue.popleft()
-            chunk = _CHUNKS[0] if len(text.ids) <= _CHUNKS[0] else _CHUNKS[1]
+            chunk = next((chunk for chunk in _CHUNKS if len(text.ids) <= chunk), _CHUNKS[-1])
             self._prompts.append(_Prompt(text, self._empty_prompt(chunk), chunk))
         budget = _PROMPT_TOKENS
         while self._prompts and budget > 0:

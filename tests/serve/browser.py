@@ -1,0 +1,39 @@
+"""A real Chromium, driven by selenium."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+
+_ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-dev-shm-usage --lang=en""".split()
+
+
+def chromium() -> str | None:
+    """Where it is."""
+    return shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@contextlib.contextmanager
+def open_browser(width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Any]:
+    """A fresh one, that has seen nothing; as wide as a phone when told so."""
+    options = Options()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for argument in (*_ARGUMENTS, f"--user-data-dir={folder}"):
+            options.add_argument(argument)
+        options.binary_location = chromium() or ""
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        try:
+            yield browser
+        finally:
+            browser.quit()
