@@ -89,7 +89,7 @@ def test_rolling_log_likelihood_is_of_the_whole_text_in_windows(answers, loaded)
 
 def test_texts_are_written_up_to_their_stop(answers, loaded):
     settings = {"until": [], "max_gen_toks": 12}
-    requests = [(prompt, dict(settings)) for prompt in ("The old", "Paris", "cats")]
+    requests = [(prompt, dict(settings)) for prompt in ("The old", "Paris is")]
     whole = answers.generate_until(instances(*requests))
     for (prompt, _), text in zip(requests, whole, strict=True):
         ids = encode_prompt(loaded.tokenizer, prompt)
@@ -104,10 +104,11 @@ def test_texts_are_written_up_to_their_stop(answers, loaded):
                 break
         assert text == loaded.tokenizer.decode(ids[first:])
     stop = whole[0][3:5]
-    stopped = answers.generate_until(instances(("The old", {"until": ["never", stop], "max_gen_toks": 12})))
-    assert stopped == [whole[0].partition(stop)[0]]
-    sampled = ("The old", {"until": stop, "max_gen_toks": 12, "do_sample": True, "temperature": 1.5, "seed": 3})
-    assert answers.generate_until(instances(sampled)) == answers.generate_until(instances(sampled))
+    both = [(prompt, {"until": ["never", stop], "max_gen_toks": 12}) for prompt, _ in requests]
+    assert answers.generate_until(instances(*both)) == [text.partition(stop)[0] for text in whole]
+    sampled = [(prompt, settings | {"do_sample": True, "temperature": 1.5, "seed": 3}) for prompt, _ in requests]
+    drawn = answers.generate_until(instances(*sampled))
+    assert drawn == answers.generate_until(instances(*sampled)) != whole
 
 
 def test_settings_of_requests():

@@ -38,7 +38,7 @@ def test_scores_are_those_of_the_model_one_sentence_at_a_time():
     model = tiny_model(kv_heads=2)
     naive = NaiveModel(model)
     sequences = items([2, 3, 17, 33, 9, 24, 12, 30], [1, 2, 1, 30, 4, 1, 11, 1])
-    found = Scorer(model, context=40, batch_tokens=160).score(sequences)
+    found = Scorer(model, context=40, batch_tokens=320).score(sequences)
     for (ids, first), scores in zip(sequences, found, strict=True):
         rows = naive.logprobs(ids)[first - 1 :]
         labels = ids[first:]
@@ -69,11 +69,11 @@ def test_long_texts_equal_the_naive_sliding_sum(context, stride):
 
 
 def test_a_uniform_model_gives_the_logarithm_of_its_vocabulary():
-    model = tiny_model(vocab_size=50, depth=1)
+    model = tiny_model(depth=1)
     model.embedding.set_value(jnp.zeros_like(model.embedding[...]))
-    sequences = items([12, 31, 5], vocab_size=50)
-    for (ids, _), scores in zip(sequences, Scorer(model, 16, batch_tokens=64).score(sequences), strict=True):
-        np.testing.assert_allclose(scores.logprobs, -np.log(50), rtol=1e-6)
+    sequences = items([29, 8, 9, 10, 30])
+    for (ids, _), scores in zip(sequences, Scorer(model, 8, batch_tokens=64).score(sequences), strict=True):
+        np.testing.assert_allclose(scores.logprobs, -np.log(61), rtol=1e-6)
         assert scores.ranks.tolist() == ids[1:].tolist()  # of equals the lowest id is first, as in greedy decoding
 
 
@@ -85,12 +85,12 @@ def test_few_widths_are_compiled_and_batches_change_nothing(monkeypatch):
     shapes = set()
     real = scoring._score
     monkeypatch.setattr(scoring, "_score", lambda g, p, *arrays: shapes.add(arrays[0].shape) or real(g, p, *arrays))
-    alone = Scorer(model, 64, batch_tokens=1).score(sequences[::9])
+    alone = Scorer(model, 64, batch_tokens=1).score(sequences[35:45])
     shapes.clear()
     together = Scorer(model, 64, batch_tokens=512).score(sequences)
     assert {shape[1] for shape in shapes} == {16, 48}
     assert len(shapes) == 2
-    for one, many in zip(alone, together[::9], strict=True):
+    for one, many in zip(alone, together[35:45], strict=True):
         np.testing.assert_allclose(one.logprobs, many.logprobs, atol=1e-5)
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
 from slm_jax.data import hub
+from slm_jax.data.prepare import prepare
 from slm_jax.errors import UserError
 from slm_jax.evaluate import explain, main
 from slm_jax.evaluation import evaluate, rows, suite
 from slm_jax.evaluation.rows import HubRows
-from slm_jax.train import train
+from slm_jax.run import Run
+from slm_jax.train_step import make_steps
 from tests.data.hub_server import Hub
 from tests.helpers import TINY
 
@@ -34,14 +37,24 @@ def lines(path, values):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of one step in runs/tiny, beside the sets it is measured on."""
+    """A run that has hardly begun in runs/tiny, beside the sets it is measured on."""
     path = tmp_path_factory.mktemp("suite")
     texts = ["".join(f"The old cat {i} sat on mat {i * k % 13}.\n" for i in range(30)) for k in range(40)]
     (path / "text.txt").write_text("<|endoftext|>\n".join(texts))
     options = TINY | {"model.depth": 1, "train.steps": 1, "optimizer.warmup_steps": 0, "eval.sample_tokens": 0}
-    options |= {"tokenizer.vocab_size": 320, "eval.max_tokens": 200, "data.validation_fraction": 0.2}
+    options |= {
+        "optimizer.name": "adamw",
+        "tokenizer.vocab_size": 320,
+        "eval.max_tokens": 200,
+        "data.validation_fraction": 0.2,
+    }
     options |= {"data.files": (str(path / "text.txt"),), "data.cache": str(path / "cache")}
-    train(Config.load(**options), path / "runs" / "tiny")
+    config, run = Config.load(**options), Run(path / "runs" / "tiny")
+    with run.lock():
+        run.begin(config)
+        tokenizer, _ = prepare(config, run, say=lambda _: None)
+        with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
+            checkpoints.save(1, make_steps(config, tokenizer.vocab_size).init(), {"step": 1})
     lines(path / "blimp.jsonl", PAIRS)
     lines(path / "lambada.jsonl", PASSAGES)
     (path / "words.txt").write_text(": one\ncat cats dog dogs\nmat mats cat cats\n")
