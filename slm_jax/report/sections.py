@@ -150,24 +150,30 @@ def config(subject: Subject) -> Safe:
         for field, info in type(section).model_fields.items():
             name = f"{section_name}.{field}"
             differs = now[name] != defaults[name]
-            shown = Safe(f'<span class="changed">{web.text(value_text(now[name]))}</span>') if differs else None
-            rows.append((name, shown or value_text(now[name]), value_text(defaults[name]), info.description or ""))
+            shown = _marked(now[name]) if differs else value_text(now[name])
+            rows.append((name, shown, value_text(defaults[name]), info.description or ""))
     whole = markup.table(["option", "here", "default", "meaning"], rows, (), "All options")
     return markup.joined([*parts, markup.folded(f"All {len(rows)} options", whole)])
 
 
 def config_differences(configs: list[tuple[str, Config]], defaults: Config | None = None) -> Safe:
     """The options in which configs differ from each other (with defaults: or from those), a column for each config."""
-    flat = [config.flat() for _, config in configs]
-    compared = [*flat, *([defaults.flat()] if defaults else [])]
+    flat, base = [config.flat() for _, config in configs], defaults.flat() if defaults else {}
     rows = []
-    for name in flat[0]:
-        if any(each[name] != compared[0][name] for each in compared):
-            rows.append([name, *(value_text(each[name]) for each in compared)])
+    for name, first in flat[0].items():
+        values, default = [each[name] for each in flat], base.get(name, first)
+        if any(value != default for value in values):
+            texts = [_marked(value) if base and value != default else value_text(value) for value in values]
+            rows.append([name, *texts, *[value_text(default)] * bool(base)])
     if not rows:
         return markup.paragraph("No option differs.", "muted")
-    top = ["option", *(name for name, _ in configs), *["default"] * (defaults is not None)]
+    top = ["option", *(name for name, _ in configs), *["default"] * bool(base)]
     return markup.table(top, rows, (), "Options that differ")
+
+
+def _marked(value: Any) -> Safe:
+    """A value that is not the default."""
+    return Safe(f'<span class="changed">{web.text(value_text(value))}</span>')
 
 
 def value_text(value: Any) -> str:
