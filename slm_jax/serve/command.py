@@ -115,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> None:
     engines: dict[str, Engine] = {}
     for path in options.run or (None,):
         loaded = load_run(path)
-        name = _unique(loaded.run.path.resolve().name, engines)
+        name = _unique(model_name(loaded.run.path.resolve()), engines)
         _say(f"{name}: step {loaded.step}, context {options.context or loaded.context} tokens, {loaded.run.path}")
         engines[name] = Engine(loaded, options.slots, options.queue, options.rows, options.context)
     for name, engine in engines.items():
@@ -127,6 +127,11 @@ def main(args: Sequence[str] | None = None) -> None:
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
     app = Server(engines, limits).application(api_key, [options.host, *options.allow_host], options.max_body)
     _serve(app, options, next(iter(engines)), bool(api_key))
+
+
+def model_name(path: Path) -> str:
+    """A run's name as clients give it; that of a curriculum's stage begins with the curriculum's."""
+    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "stages" else path.name
 
 
 def _unique(name: str, taken: object) -> str:

@@ -1,11 +1,14 @@
-"""What the project's pages share: one style sheet, and text made safe for HTML. Nothing of it needs a network."""
+"""What the project's pages share: one style sheet (which lies with the tokenizer, whose own page needs nothing else), and
+text made safe for HTML. Nothing of it needs a network."""
 
 import html
 import json
 from pathlib import Path
 from typing import Any
 
-STYLE = Path(__file__).with_name("style.css")
+from tokenizer.playground import WEB
+
+STYLE = WEB / "style.css"
 
 
 class Safe(str):

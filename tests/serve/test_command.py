@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from slm_jax.errors import UserError
-from slm_jax.serve.command import Options, check, is_loopback, main, read_key
+from slm_jax.serve.command import Options, check, is_loopback, main, model_name, read_key
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -38,6 +39,11 @@ def test_the_key_may_stand_in_a_file(tmp_path):
 def test_who_can_reach_an_address():
     assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.0.1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.7", "my.name")))
+
+
+def test_models_go_by_the_names_of_their_folders():
+    assert model_name(Path("/runs/mine")) == "mine"
+    assert model_name(Path("/runs/school/stages/02-prose")) == "school-02-prose"
 
 
 def test_no_run_is_a_mistake_of_the_user(tmp_path):
