@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -141,7 +142,7 @@ def _unique(name: str, taken: object) -> str:
     return found
 
 
-def _serve(app: object, options: Options, model: str, keyed: bool) -> None:
+def _serve(app: Any, options: Options, model: str, keyed: bool) -> None:
     import uvicorn
 
     config = uvicorn.Config(
