@@ -219,11 +219,14 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
         return
     runs = [Run(each.folder(folder)) for each in curriculum.stages[: stage.number]]
     benchmark_logger.append(folder / "benchmarks.csv", benchmark_logger.measure(runs[-1]))
-    if curriculum.options.compare:
-        from slm_jax import stage_scores
+    if hosts.count() > 1:  # a checkpoint is read by all of them or none
+        _say("note: models are compared and evaluated by one process: give the same command to one, when all is done")
+    else:
+        if curriculum.options.compare:
+            from slm_jax import stage_scores
 
-        stage_scores.update(folder, runs, _say)
-    _evaluate(runs[-1], curriculum.options.evaluate)
+            stage_scores.update(folder, runs, _say)
+        _evaluate(runs[-1], curriculum.options.evaluate)
     from slm_jax.report.page import write_at_end
 
     write_at_end(Run(folder))  # as training did, now with what was measured since
