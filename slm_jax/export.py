@@ -40,7 +40,8 @@ class Options:
     """Write the model of a run as a folder that Hugging Face transformers loads.
 
     Weights as safetensors, config.json of a stock class (Qwen3, Mistral or Llama, whichever has the model's options),
-    the tokenizer as a module with its vocabulary, and a model card from the run's own figures.
+    the tokenizer as a module with its vocabulary, and a model card from the run's own figures. The way back is
+    `python -m slm_jax.train --init.from_hf DIR`.
     """
 
     to: str
@@ -50,7 +51,7 @@ class Options:
     average: int = 1
     """Average the parameters of the newest so many checkpoints, instead of the newest alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the files; bfloat16 halves them and rounds to 8 bits."""
+    """Of the weights in the files; bfloat16 halves them and keeps 8 bits of each number's digits."""
     license: str = ""
     """The model's licence, as the hub spells it (mit, apache-2.0, cc-by-4.0 …), for the card; empty: none is named."""
     name: str = ""

@@ -54,7 +54,7 @@ def loaded_run(place: Path, tokenizer: HybridTokenizer, metrics: str = "", **fie
     model = model_of(tokenizer.vocab_size, *fields.items())
     tree = {"model": dict(model.config), "train": {"sequence_length": LENGTH, "dtype": "float32"}}
     run = Run(place / "run")
-    run.path.mkdir()
+    run.path.mkdir(parents=True)
     run.metrics.write_text(metrics)
     return LoadedRun(run, Config.from_tree(tree), tokenizer, model, 7)
 
@@ -290,13 +290,35 @@ def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
     assert "a window of 9 tokens" in card
     assert "7 steps of 16 x 32 tokens (packed), 400 predicted tokens, 7.0 minutes" in card
     assert "step 3: loss 3.2500, perplexity 25.79, bits per byte 1.5000, next-token accuracy 31.2%" in card
-    assert "| blimp | agreement | accuracy | 0.6123 | 0.6 to 0.7 |" in card
+    assert "| blimp | agreement | accuracy | 0.6123 | 0.6000 to 0.7000 |" in card
     assert "Once upon\na time\n" in card
     assert "later" not in card  # of a step that these weights have not behind them
     assert str(tmp_path) not in card
     plain = (export(run, tmp_path / "plain") / "README.md").read_text()
     assert "license" not in plain.split("---\n")[1]
     assert "# run\n" in plain
+
+
+def test_the_card_names_the_text_and_no_file(tmp_path, small_tokenizer):
+    """Manifests as the sources write them: their own text, a user's files, a set of the hub, several."""
+    size = {"documents": 3, "tokens": 1000, "bytes": 2_500_000, "prompts": 0}
+    base = {"format": 2, "train": size, "validation": size}
+    hub = ["hub", "yahma/alpaca-cleaned", "", "train", "", "text", "alpaca", "output", False]
+    docs = base | {"name": "python-docs", "version": "3.11.7", "source": "3.11.7"}
+    files = base | {"name": "secret", "version": "", "source": [["/home/me/secret.txt", 5, 6]]}
+    alpaca = base | {"name": "alpaca", "version": "abc", "source": hub, "train": size | {"prompts": 400}}
+    said = []
+    for number, manifest in enumerate((docs, files, alpaca)):
+        run = loaded_run(tmp_path / str(number), small_tokenizer)
+        run.run.corpus.mkdir()
+        (run.run.corpus / "manifest.json").write_text(json.dumps(manifest))
+        said.append((export(run, tmp_path / f"out{number}") / "README.md").read_text())
+    assert "Text: the documentation inside Python 3.11.7, 3 documents, 1,000 tokens, 2.50 MB; 2.50 MB held" in said[0]
+    assert "Text: text files, 3 documents" in said[1]
+    assert "secret" not in said[1]
+    assert 'datasets:\n- "yahma/alpaca-cleaned"\n' in said[2].split("---\n")[1]
+    assert "Prompts by the template 'alpaca'." in said[2]
+    assert "template" not in said[0].partition("## Training")[2]
 
 
 def test_the_exported_module_stands_alone():

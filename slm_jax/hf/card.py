@@ -143,6 +143,7 @@ def _training(facts: Facts) -> Iterator[str]:
         yield (
             f"- Text: {name}, {side['documents']:,} documents, {side['tokens']:,} tokens, {side['bytes'] / 1e6:,.2f} MB"
             f"; {each['validation']['bytes'] / 1e6:,.2f} MB held out."
+            + (f" Prompts by the template {_template(each, config)!r}." if side["prompts"] else "")
         )
     tokens = f", {sum(row['tokens'] for row in rows):,} predicted tokens" if rows else ""
     shape = f"{train.batch_size} x {train.sequence_length} tokens ({config.data.mode})"
@@ -163,9 +164,16 @@ def _training(facts: Facts) -> Iterator[str]:
 
 def _source_name(manifest: dict[str, Any]) -> str:
     """Without the names of a user's files, which are nobody's business."""
-    return (
-        f"the documentation inside Python {manifest['version']}" if manifest["name"] == "python-docs" else "text files"
-    )
+    ours = {"python-docs": "the documentation", "python-qa": "questions about the functions"}
+    name = ours.get(manifest["name"])
+    return f"{name} inside Python {manifest['version']}" if name else "text files"
+
+
+def _template(manifest: dict[str, Any], config: Config) -> str:
+    """By which columns became prompts; see `describe` of the sources for where it stands."""
+    source = manifest["source"]
+    given = source[6] if _is_hub(manifest) else source[3] if manifest["name"] == "python-qa" else ""
+    return config.data.template or given
 
 
 _VALIDATION = {
@@ -202,7 +210,7 @@ def _measured(facts: Facts) -> Iterator[str]:
 def _cells(result: dict[str, Any]) -> Iterator[str]:
     def number(key: str) -> str:
         value = result.get(key)
-        return f"{value:.4g}" if isinstance(value, int | float) else ""
+        return f"{value:#.4g}".removesuffix(".") if isinstance(value, int | float) else ""
 
     interval = f"{number('low')} to {number('high')}" if number("low") and number("high") else ""
     texts = (str(result.get("task", "")), str(result.get("group") or ""), str(result.get("metric", "")))
