@@ -1,5 +1,5 @@
-"""What the project's pages share: one style sheet (which lies with the tokenizer, whose own page needs nothing else),
-and text made safe for HTML. Nothing of it needs a network."""
+"""What the project's pages share: one style sheet (which lies with the tokenizer, whose page stands alone), and text
+made safe for HTML. Nothing of it needs a network."""
 
 import html
 import json

@@ -55,7 +55,7 @@ def test_no_run_is_a_mistake_of_the_user(tmp_path):
 def test_a_process_serves_warns_and_ends_cleanly(tmp_path):
     """Trained, served on all addresses without a key, asked, and stopped by SIGTERM while a text is being written."""
     run = tmp_path / "tiny"
-    tiny = "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.steps 2 --train.batch_size 4"
+    tiny = "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.steps 2 --train.batch_size 8"
     tiny += " --train.sequence_length 32 --eval.max_tokens 500 --tokenizer.vocab_size 300 --eval.sample_tokens 4"
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i}: the list is a sequence of {i * 7 % 13} items.\n" for i in range(600)))
