@@ -1,0 +1,66 @@
+"""The training step on the devices at hand: the batch divides, the step fits, and it lowers the loss."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from slm_jax import memory, sharding
+from slm_jax.checks.finding import Finding, finding
+from slm_jax.config import Config
+from slm_jax.data.batches import Arrays
+from slm_jax.errors import UserError
+from slm_jax.train_step import TrainState
+
+
+def devices(config: Config) -> tuple[Finding, jax.sharding.Mesh | None]:
+    """Batch and model divide over the devices; the mesh, if they do."""
+    expected = "batch and matrices divide over the mesh"
+    try:
+        mesh = sharding.make_mesh(config)
+    except UserError as error:
+        return finding("devices", False, str(error), expected), None
+    found = f"{config.train.batch_size} sequences on {sharding.describe(mesh)}"
+    return finding("devices", True, found, expected), mesh
+
+
+def memory_fit(
+    config: Config, vocab_size: int, mesh: jax.sharding.Mesh, batch: dict[str, jax.Array]
+) -> tuple[Finding, memory.Fitted | None]:
+    """The compiled step's memory is within what is free; the step, if it is."""
+    try:
+        fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
+    except UserError as error:
+        return finding("memory", False, str(error), "a step that fits"), None
+    parts = fitted.config.train.parts
+    found = f"{fitted.needed / 1e9:.3g} GB of a device for a step" + (f" in {parts} parts" if parts > 1 else "")
+    expected = f"at most {fitted.limit / 1e9:.3g} GB"
+    return finding("memory", fitted.needed <= fitted.limit, found, expected), fitted
+
+
+def filled(widest: Arrays, batch: Arrays) -> Arrays:
+    """A batch, perhaps a narrower one, in the shape that the step is compiled for."""
+    arrays = {name: array.copy() for name, array in widest.items()}
+    for name, array in batch.items():
+        arrays[name][:, : array.shape[1]] = array
+    return arrays
+
+
+def one_step(fitted: memory.Fitted, state: TrainState, mesh: jax.sharding.Mesh, batch: Arrays) -> Finding:
+    """After one step on a batch its loss is lower. The state is given away."""
+    parts = max(1, fitted.config.train.parts)
+    rows = len(batch["input_ids"]) // parts
+    pieces = [{k: v[i * rows : (i + 1) * rows] for k, v in batch.items()} for i in range(parts)]
+
+    def loss(params: Any) -> float:
+        """Without dropout, of as many rows at a time as the step computes."""
+        sums = [fitted.steps.evaluate(params, sharding.put_batch(mesh, piece)) for piece in pieces]
+        return sum(float(s.nll) for s in sums) / max(sum(float(s.tokens) for s in sums), 1)
+
+    before = loss(state.params)
+    state, metrics = fitted.train(state, sharding.put_batch(mesh, batch))
+    after, norm = loss(state.params), float(metrics["grad_norm"])
+    ok = math.isfinite(after) and after < before and np.isfinite(norm)
+    found = f"{before:.4f} to {after:.4f} at rate {float(metrics['lr']):.2e}, gradient norm {norm:.3g}"
+    return finding("one step", ok, found, "a lower loss of the same batch")

@@ -1,0 +1,191 @@
+"""What training must have come to: a loss below what needs no model, and as noted; the same text cached and whole."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from slm_jax import ops
+from slm_jax.batch import IGNORE
+from slm_jax.checks.finding import Finding, finding, skipped
+from slm_jax.checks.once import run_once
+from slm_jax.config import Config
+from slm_jax.data.corpus import Split
+from slm_jax.data.feed import validation_batches
+from slm_jax.generate import generate_ids, never_drawn
+from slm_jax.metrics import Row
+from slm_jax.sampling import Sampling
+from slm_jax.train_step import Batch
+from slm_jax.transformer import Transformer
+from tokenizer import HybridTokenizer
+
+_COUNTED = 50_000_000  # training tokens of which the frequencies are taken
+_SNIPPET = 70  # characters of a text that is shown
+
+
+class RowLoss(NamedTuple):
+    """One row of held-out text."""
+
+    nll: float  # nats, summed over its predicted positions
+    tokens: int  # predicted
+    labels: np.ndarray  # int32 [T]
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.nll / self.tokens
+
+
+def row_losses(model: Transformer, config: Config, split: Split) -> list[RowLoss]:
+    """The loss of every row of held-out text that has something to predict."""
+    graph, params = nnx.split(model, nnx.Param)
+
+    @jax.jit
+    def losses(params: Any, batch: Batch) -> jax.Array:
+        whole: Transformer = nnx.merge(graph, params)
+        masks = (batch.get(name) for name in ("attention_mask", "segment_ids", "positions"))
+        x_BxTxD = whole.hidden(batch["input_ids"], *masks)
+
+        def one(x_TxD: jax.Array, labels_T: jax.Array) -> jax.Array:
+            head_VxD = whole.head_weight()
+            return ops.cross_entropy(
+                x_TxD[None], head_VxD, labels_T[None], whole.dtype, vocab_size=whole.vocab_size
+            ).nll
+
+        return jax.vmap(one)(x_BxTxD, batch["labels"])
+
+    rows = []
+    for batch, _ in validation_batches(config, split, config.train.batch_size // config.train.parts):
+        nll_B = np.asarray(losses(params, batch), np.float64)
+        counts_B = np.count_nonzero(batch["labels"] != IGNORE, axis=1)
+        rows += [RowLoss(*each) for each in zip(nll_B, counts_B.tolist(), batch["labels"], strict=True) if each[1]]
+    return rows
+
+
+def held_out_loss(rows: Sequence[RowLoss]) -> float:
+    """Nats per predicted token of all rows."""
+    return sum(row.nll for row in rows) / sum(row.tokens for row in rows)
+
+
+def unigram_loss(train: Split, rows: Sequence[RowLoss], vocab_size: int) -> float:
+    """The loss on the rows of what only knows how often each token is in the training text (plus one)."""
+    counts_V = np.ones(vocab_size)
+    counts_V += np.bincount(train[: min(len(train), _COUNTED)], minlength=vocab_size)[:vocab_size]
+    cost_V = -np.log(counts_V / counts_V.sum())
+    labels = np.concatenate([row.labels[row.labels != IGNORE] for row in rows])
+    return float(cost_V[labels].mean())
+
+
+def below_baselines(loss: float, unigram: float, vocab_size: int) -> Finding:
+    """The model knows more than how often each token is, which is more than nothing."""
+    uniform = math.log(vocab_size)
+    ok = math.isfinite(loss) and loss < min(unigram, uniform)
+    return finding(
+        "held-out loss",
+        ok,
+        f"{loss:.3f} nats per token",
+        f"below token frequencies {unigram:.3f} and ln V {uniform:.3f}",
+    )
+
+
+def reproduces(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Finding:
+    """The held-out loss is the one that training noted at this step.
+
+    Other hardware and other sizes of a batch add in another order: bfloat16 products, of 8 bits, keep 2 or 3 digits of
+    single logits, and the mean of many tokens one or two more; float32 keeps 5.
+    """
+    noted = next((row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row), None)
+    if noted is None:
+        return skipped("validation repeats", f"nothing was validated at step {step}")
+    tolerance = (2e-3 if dtype == "bfloat16" else 1e-5) * max(noted, 1.0)
+    ok = abs(loss - noted) <= tolerance
+    return finding("validation repeats", ok, f"{loss:.6f}", f"{noted:.6f} as in metrics.jsonl, ± {tolerance:.1g}")
+
+
+def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int = 3) -> Finding:
+    """The loss of each row is finite; the texts that are predicted worst."""
+    means = np.array([row.mean for row in rows])
+    if not np.isfinite(means).all():
+        bad = int(np.count_nonzero(~np.isfinite(means)))
+        return finding("loss of each sample", False, f"{bad} of {len(means)} are not finite", "finite numbers")
+    details = []
+    for index in np.argsort(-means)[:worst]:
+        ids = rows[index].labels[rows[index].labels != IGNORE][: 4 * _SNIPPET]
+        details.append(f"{means[index]:.3f}  {tokenizer.decode(ids.tolist())[:_SNIPPET]!r}")
+    low, middle, high = (float(np.quantile(means, q)) for q in (0.05, 0.5, 0.95))
+    found = f"{len(means):,} rows: median {middle:.3f}, 90 % within {low:.3f} and {high:.3f}"
+    return finding("loss of each sample", True, found, f"finite; the {len(details)} worst are shown", details)
+
+
+def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> Finding:
+    """Fed token by token to the cache, a text gets the logits that the whole model gives it at once."""
+    ids_1xT = np.asarray(ids, np.int32)[None]
+    length = ids_1xT.shape[1]
+
+    def both(model_params: Any, ids_1xT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        whole: Transformer = nnx.merge(graph, model_params)
+
+        def one(cache: Any, at: jax.Array) -> tuple[Any, jax.Array]:
+            token_1x1 = jax.lax.dynamic_slice_in_dim(ids_1xT, at, 1, axis=1)
+            x_1x1xD, cache = whole.hidden_cached(token_1x1, at[None, None], cache, context)
+            return cache, x_1x1xD[0, 0]
+
+        _, x_TxD = jax.lax.scan(one, whole.empty_cache(1, length), jnp.arange(length))
+        return whole.logits(x_TxD), whole(ids_1xT)[0]
+
+    graph, params = nnx.split(model, nnx.Param)
+    cached_TxV, whole_TxV = (np.asarray(each, np.float64) for each in run_once(both, params, ids_1xT))
+    gap, size = float(np.abs(cached_TxV - whole_TxV).max()), float(np.abs(whole_TxV).max())
+    tolerance = _rounding(model) * size
+    expected = f"at most {tolerance:.1g}, rounding in {model.dtype.name}"
+    ok = math.isfinite(gap) and gap <= tolerance
+    return finding("cached logits", ok, f"differ by {gap:.2g} in {length} tokens", expected)
+
+
+def _rounding(model: Transformer) -> float:
+    """How far two ways to add up may be apart, as a share of the largest logit: a few roundings of the products' dtype
+    (8 bits, or 24) on the way through the layers."""
+    return 2e-2 if model.dtype == jnp.bfloat16 else 1e-4
+
+
+def greedy_text(
+    model: Transformer, tokenizer: HybridTokenizer, prompt: Sequence[int], context: int, length: int = 16
+) -> Finding:
+    """Each token of a greedy text is the one that the whole model, without a cache, finds likeliest.
+
+    Where two tokens are as good as equal rounding may choose: a drawn token must come within the rounding of logits.
+    """
+    suppressed = never_drawn(tokenizer)
+    drawn = generate_ids(model, [prompt], length, Sampling(temperature=0.0), context, suppressed)[0]
+    ids = np.array([[*prompt, *drawn]], np.int32)
+    graph, params = nnx.split(model, nnx.Param)
+    logits = run_once(lambda params, ids: nnx.merge(graph, params)(ids), params, ids)
+    logits_NxV = np.array(logits[0, len(prompt) - 1 : -1], np.float64)
+    size = float(np.abs(logits_NxV).max())
+    logits_NxV[:, suppressed] = -np.inf
+    gaps = logits_NxV.max(axis=1) - logits_NxV[np.arange(len(drawn)), drawn]
+    tolerance = _rounding(model) * size
+    found = f"{np.count_nonzero(gaps == 0)} of {len(drawn)} tokens, largest gap {gaps.max():.2g}"
+    text = tokenizer.decode(list(map(int, drawn)))[:_SNIPPET]
+    ok = bool((gaps <= tolerance).all())  # false of NaN
+    return finding("greedy text", ok, found, f"the likeliest, or within {tolerance:.1g}", [repr(text)])
+
+
+def metrics_rows(rows: Sequence[Row], step: int) -> Finding:
+    """metrics.jsonl has each step once, in order, up to the checkpoint's at least."""
+    steps = [row["step"] for row in rows]
+    wrong = next((i for i, found in enumerate(steps, 1) if found != i), None)
+    missing = "" if wrong is None else f"; row {wrong} is of step {steps[wrong - 1]}"
+    ok = wrong is None and len(steps) >= step
+    bad = [
+        f"step {r['step']}: {k} is {v}"
+        for r in rows
+        for k, v in r.items()
+        if isinstance(v, float) and not math.isfinite(v)
+    ]
+    found = f"{len(steps)} rows, checkpoint of step {step}{missing}"
+    return finding("metrics", ok and not bad, found, f"steps 1 to {step} or more, each once", bad[:4])
