@@ -86,14 +86,10 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int, say: 
         yield _attempt("labels", lambda: texts.next_token(batch, tokenizer.vocab_size))
         yield _attempt("ids in range", lambda: texts.ids_in_range(batch, splits, tokenizer.vocab_size))
         yield _attempt("tokenizer round trip", lambda: texts.lossless(tokenizer, samples))
-        if run is not None and _has_checkpoint(run):
+        if run is not None and run.newest_step() is not None:
             yield from _trained(config, run, text, worst, say)
         else:
             yield from _untrained(config, text, say)
-
-
-def _has_checkpoint(run: Run) -> bool:
-    return any(path.name.isdigit() for path in run.checkpoints.glob("*"))
 
 
 def _read_text(config: Config, run: Run | None, documents: int, scratch: Path, say: Say) -> _Text:
@@ -145,7 +141,7 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
     from slm_jax.load import load_run
     from slm_jax.metrics import read_rows
 
-    newest = max(int(path.name) for path in run.checkpoints.glob("*") if path.name.isdigit())
+    newest = run.newest_step()
     say(f"checkpoint of step {newest}")
     try:
         loaded = load_run(str(run.path))
