@@ -40,7 +40,7 @@ def look(browser, path, width=1280, dark=False):
     browser.get(path.as_uri())
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith("data:")]
+    return [url for url in sent if not url.startswith(("data:", "chrome:"))]  # chrome: the browser's own first page
 
 
 @pytest.fixture
