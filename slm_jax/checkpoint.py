@@ -9,15 +9,11 @@ A checkpoint is a folder named after its step, which appears under that name onl
 
 import contextlib
 import itertools
-import json
 import logging
-import os
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +22,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from slm_jax import hosts
+from slm_jax import checksums, hosts
 from slm_jax.config import CheckpointConfig
 from slm_jax.errors import UserError, is_disk_full
 
-_CHECKSUMS = "checksums.json"
-_WRITTEN_LATER = {_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # by Orbax's commit; not needed to restore
 _COMMITTED = "commit_success.txt"  # where a rename is not atomic, a checkpoint is whole once this is there
 _DELETED = ".deleted-"
-
-
-class DamagedError(ValueError):
-    """A file of a checkpoint is not what was written."""
 
 
 def _to_stderr(text: str) -> None:
@@ -58,9 +48,19 @@ def open_folder(folder: str | Path | epath.Path) -> epath.Path:
 
 def steps_in(folder: epath.Path) -> list[int]:
     """The steps of the whole checkpoints in a folder, in order."""
-    if not folder.exists():
+    return sorted(int(p.name) for p in _list(folder) if p.name.isdigit() and _is_committed(p))
+
+
+def _list(folder: epath.Path) -> list[epath.Path]:
+    try:  # not by exists(), which says no as well where a bucket does not answer
+        return list(folder.iterdir())
+    except FileNotFoundError:  # a bucket has no empty folders
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+
+
+def _is_committed(place: epath.Path) -> bool:
+    """Whether a folder that is named after a step is a whole checkpoint."""
+    return not checksums.is_remote(place) or any(path.name == _COMMITTED for path in _list(place))
 
 
 class _Handler(ocp.CompositeCheckpointHandler):
@@ -72,11 +72,7 @@ class _Handler(ocp.CompositeCheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         """Called by Orbax in the thread that saves, on one process, when all files are written."""
         super().finalize(directory)
-        with (directory / _CHECKSUMS).open("w") as file:
-            json.dump(_checksums(directory), file)
-            file.flush()
-            if not _is_remote(directory):
-                os.fsync(file.fileno())
+        checksums.write(directory)
 
 
 @ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
@@ -191,18 +187,16 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         """Gone under its name at once; a kill in between leaves only what `_clean` removes."""
         place = self._folder / str(step)
-        if _is_remote(place):
+        if checksums.is_remote(place):
             (place / _COMMITTED).unlink()
         else:
             place = place.rename(self._folder / f"{_DELETED}{step}")
         place.rmtree()
 
     def _clean(self) -> None:
-        """Remove what a kill left of saves and deletions."""
-        whole = set(map(str, steps_in(self._folder)))
-        for place in self._folder.iterdir():
-            unfinished = place.name.isdigit() and place.name not in whole
-            if unfinished or place.name.startswith(_DELETED) or ".orbax-checkpoint-tmp" in place.name:
+        """Remove what a kill left of saves and deletions. (In a bucket the next save of that step writes over it.)"""
+        for place in _list(self._folder):
+            if place.name.startswith(_DELETED) or ".orbax-checkpoint-tmp" in place.name:
                 place.rmtree()
 
     def restore_newest(
@@ -218,7 +212,7 @@ class Checkpoints:
         for step in reversed(steps_in(self._folder)):
             place = self._folder / str(step)
             try:
-                verify(place)
+                is_checked = checksums.verify(place)
                 position = self._read_position(step)
             except Exception as error:  # whatever a damaged file makes the reader raise
                 damaged.append(step)
@@ -229,7 +223,7 @@ class Checkpoints:
                 args = _Items(state=ocp.args.StandardRestore(wanted))
                 state = jax.block_until_ready(self._writer.restore(place, args=args).state)
             except Exception as error:
-                if (place / _CHECKSUMS).exists():
+                if is_checked:
                     raise _misfit(place, error) from error
                 damaged.append(step)  # of a version that had no checksums: it may be either
                 warn(_damage(step, error))
@@ -248,11 +242,11 @@ class Checkpoints:
         args = _Items(position=ocp.args.JsonRestore())
         position = self._writer.restore(self._folder / str(step), args=args).position
         if position["step"] != step:
-            raise DamagedError(f"it says it is of step {position['step']}")
+            raise checksums.DamagedError(f"it says it is of step {position['step']}")
         return dict(position)
 
     def _move_aside(self, step: int) -> None:
-        if self._is_first and not _is_remote(self._folder):
+        if self._is_first and not checksums.is_remote(self._folder):
             aside = self._folder / "damaged" / str(step)
             aside.parent.mkdir(exist_ok=True)
             if aside.exists():
@@ -275,44 +269,6 @@ def _named_failures(folder: epath.Path) -> Iterator[None]:
         raise UserError(
             f"{problem} and give the same command again; it continues from the last whole checkpoint"
         ) from None
-
-
-def verify(place: epath.Path) -> None:
-    """Raise DamagedError if a file of a checkpoint is missing, or is not what was written."""
-    if not (place / _CHECKSUMS).exists():
-        return  # of a version that wrote none
-    expected = json.loads((place / _CHECKSUMS).read_text())
-    found = _checksums(place)
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise DamagedError(f"{name} {'differs from its checksum' if name in found else 'is missing'}")
-
-
-def _checksums(place: epath.Path) -> dict[str, list[int]]:
-    """{file: [bytes, CRC-32]}. It tells chance damage, not forgery; 1 GB a second and core."""
-    files = sorted(_files(place, ""))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # crc32 lets go of the interpreter
-        return dict(zip(files, pool.map(lambda name: _checksum(place / name), files), strict=True))
-
-
-def _checksum(path: epath.Path) -> list[int]:
-    size = value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            size, value = size + len(block), zlib.crc32(block, value)
-    return [size, value]
-
-
-def _files(place: epath.Path, prefix: str) -> Iterator[str]:
-    for path in place.iterdir():
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        elif path.name not in _WRITTEN_LATER:
-            yield prefix + path.name
-
-
-def _is_remote(place: epath.Path) -> bool:
-    return "://" in str(place)
 
 
 def read_newest(
@@ -363,14 +319,13 @@ def _read(
     place = open_folder(folder)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         for step in reversed(steps_in(place)):
-            whole = False
+            is_checked = False
             try:
-                verify(place / str(step))
-                whole = (place / str(step) / _CHECKSUMS).exists()
+                is_checked = checksums.verify(place / str(step))
                 found = reader.restore(place / str(step), args=ocp.args.Composite(state=restore)).state
                 jax.block_until_ready(found)
             except Exception as error:  # whatever a damaged file makes the reader raise
-                if whole:
+                if is_checked:
                     raise _misfit(place / str(step), error) from error
                 if (place / str(step)).exists():  # else a training process has just deleted it
                     warn(_damage(step, error))
