@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from slm_jax.errors import UserError
 from slm_jax.transformer import Transformer
 
 _CHUNK = 1024  # rows of logits alive at a time
-_MERGE = 50_000  # more padding than this costs more than compiling one more width
+_MERGE = 16_000  # more padding than this is worth one more width: compiled programs are kept between runs
 _TOKENS, _CPU_TOKENS = 16384, 2048  # a batch: enough to fill an accelerator; what stays in a processor's cache
 _IN_FLIGHT = 4  # batches that the device is given before the first is read
 
@@ -93,7 +94,7 @@ class Scorer:
         self.stride = min(stride or (context + 1) // 2, context)
 
     def score(self, sequences: Sequence[Item]) -> list[TokenScores]:
-        """Of each sequence, in order."""
+        """Of each sequence, in order. Raises UserError if the model gives no numbers."""
         rows = [
             _Row(i, window)
             for i, each in enumerate(sequences)
@@ -115,6 +116,8 @@ class Scorer:
                 read()
         while pending:
             read()
+        if not np.isfinite(logprobs).all():
+            raise UserError("the model's probabilities are no numbers: its weights are, or its training diverged")
         return [TokenScores(logprobs[a:b], ranks[a:b]) for a, b in itertools.pairwise(starts)]
 
     def _arrays(

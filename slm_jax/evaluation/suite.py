@@ -236,7 +236,7 @@ def _write(run: Run, kept: dict[str, Any], rows: list[dict[str, Any]], about: di
     """The new figures in place of those of the same tasks, beside those of others."""
     others = [row for row in kept["results"] if row["task"] not in about]
     whole = {"results": [*others, *rows], "tasks": {**kept["tasks"], **about}}
-    replace_text(results_path(run), json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    replace_text(results_path(run), json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]], every_group: bool = False) -> str:

@@ -22,7 +22,8 @@ Score = Callable[[Sequence[Item]], list[TokenScores]]
 def measure_blimp(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -> Measured:
     """The share of minimal pairs whose good sentence has the higher log-probability, all tokens summed (Warstadt et al.
     2020): in all, by field, by phenomenon and by paradigm."""
-    texts = [row[name] for row in rows for name in ("sentence_good", "sentence_bad")]
+    pairs = zip(_texts(rows, "sentence_good"), _texts(rows, "sentence_bad"), strict=True)
+    texts = [text for pair in pairs for text in pair]
     totals = np.array([scored.total for scored in score(sentences(tokenizer, texts))]).reshape(-1, 2)
     hits = totals[:, 0] > totals[:, 1]
     groups: dict[str, list[bool]] = defaultdict(list)
@@ -47,10 +48,10 @@ def measure_lambada(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -
     """The last word of a passage, whole: whether greedy decoding writes all its tokens, and the perplexity of it per
     word (Paperno et al. 2016; the last word is what follows the last space, as in EleutherAI's lm-eval)."""
     pairs = []
-    for row in rows:
-        context, space, word = row["text"].rstrip().rpartition(" ")
+    for text in _texts(rows, "text"):
+        context, space, word = text.rstrip().rpartition(" ")
         if not context:
-            raise UserError(f"a passage of LAMBADA has one word only: {row['text'][:80]!r}")
+            raise UserError(f"a passage of LAMBADA has one word only: {text[:80]!r}")
         pairs.append((context, space + word))
     made = continuations(tokenizer, pairs)
     scores = score(made.items)
@@ -67,6 +68,14 @@ def measure_lambada(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -
         f"space with the word ({made.split} of {len(rows)} would be other tokens if encoded at once)"
     )
     return Measured(figures, note)
+
+
+def _texts(rows: list[Row], column: str) -> list[str]:
+    """A column that is to hold texts. Raises UserError where it does not."""
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row[column], str):
+            raise UserError(f"row {number}: {column} is no text: {row[column]!r:.80}")
+    return [row[column] for row in rows]
 
 
 class Question(NamedTuple):
@@ -88,6 +97,8 @@ def measure_choices(
             question = read(row)
             if len(question.choices) < 2 or not 0 <= question.answer < len(question.choices):
                 raise ValueError(f"answer {question.answer} of {len(question.choices)} choices")
+            if not all(isinstance(text, str) for text in (question.context, *question.choices)):
+                raise ValueError("the context or a choice is no text")
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"row {number} is no question: {error!r}: {str(row)[:200]}") from None
         questions.append(question)

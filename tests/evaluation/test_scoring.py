@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm_jax.errors import UserError
 from slm_jax.evaluation import scoring
 from slm_jax.evaluation.scoring import Item, Scorer, windows
 from tests.evaluation.naive import NaiveModel
@@ -101,6 +102,13 @@ def test_only_scored_positions_meet_the_head(monkeypatch):
     model = tiny_model(depth=1)
     Scorer(model, 64, batch_tokens=2048).score(items([50] * 32, [49] * 32))
     assert sizes == [32]  # 32 positions are scored of 2,048
+
+
+def test_a_model_of_no_numbers_is_told():
+    model = tiny_model(depth=1)
+    model.embedding.set_value(jnp.full_like(model.embedding[...], jnp.nan))
+    with pytest.raises(UserError, match="probabilities are no numbers"):
+        Scorer(model, 8, batch_tokens=64).score(items([29, 8, 9, 10, 30]))
 
 
 def test_an_empty_list_and_nothing_to_score():

@@ -174,6 +174,7 @@ def test_what_is_asked_for_wrongly_is_told_before_anything_is_measured(tasks, sa
         ("[1]\n", "line 1: a row is no object"),
         ("\n", "bad.jsonl has no rows"),
         ('{"text": "Word"}\n', "one word only"),
+        ('{"text": 5}\n', "row 1: text is no text: 5"),
     ],
 )
 def test_bad_rows_leave_their_task_out_with_the_reason(folder, text, said):

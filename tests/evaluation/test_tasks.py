@@ -190,9 +190,10 @@ def test_multiple_choice(name, row, context, choices, answer, tokenizer, naive, 
 
 
 def test_a_row_that_is_no_question(tokenizer, score):
-    bad = {"goal": "Sit", "sol1": "a", "sol2": "b", "label": -1}
-    with pytest.raises(UserError, match=r"row 1 is no question: .*answer -1 of 2 choices"):
-        TASKS["piqa"].measure([bad], tokenizer, score)
+    for values, said in (({"label": -1}, "answer -1 of 2 choices"), ({"sol1": 3}, "a choice is no text")):
+        bad = {"goal": "Sit", "sol1": "a", "sol2": "b", "label": 1} | values
+        with pytest.raises(UserError, match=f"row 1 is no question: .*{said}"):
+            TASKS["piqa"].measure([bad], tokenizer, score)
 
 
 def test_analogies_against_a_search_by_hand(tmp_path, tokenizer):
