@@ -248,7 +248,7 @@ def _say(text: str) -> None:
 
 HELP = f"""Take one model through a curriculum of texts, stage by stage.
 
-With no options: the preset curriculum-offline, about five minutes on two CPU cores, no network.
+With no options: the preset curriculum-offline, a few minutes on two CPU cores, no network.
 
 --config NAME|PATH   preset in configs/ or a TOML file with [[stages]]; every option below overrides it in all stages
 --run PATH           the curriculum's folder (default: {RUNS}/NAME of the config); what is there is continued
