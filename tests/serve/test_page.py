@@ -1,5 +1,6 @@
 """The page in a real Chromium: what a user does and sees."""
 
+import shutil
 import time
 
 import pytest
@@ -16,7 +17,7 @@ from tests.serve.browser import chromium, open_browser
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(chromium() is None, reason="there is no Chromium here"),
+    pytest.mark.skipif(not (chromium() and shutil.which("chromedriver")), reason="no Chromium with chromedriver here"),
 ]
 
 

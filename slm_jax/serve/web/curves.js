@@ -18,7 +18,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-const short = (value) => (value === 0 ? "0" : Math.abs(value) < 0.01 ? value.toExponential(1) : String(+value.toPrecision(3)));
+const short = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 ? value.toExponential(1) : String(+value.toPrecision(3)));
 
 function chart({ title, unit, lines }, runs) {
   const series = runs.flatMap(({ name, points }, number) => lines.flatMap(([field, what], place) => points[field]?.length
@@ -62,8 +62,8 @@ function chart({ title, unit, lines }, runs) {
   const rest = () => {
     cross.setAttribute("x1", -9);
     cross.setAttribute("x2", -9);
-    read.replaceChildren(...series.map((s) => el("span", {}, el("i", { class: `key-line line-${s.number + 1}` }),
-      `${s.name ? `${s.name} ` : ""}${short(s.points.at(-1)[1])}\u2003`)));
+    read.replaceChildren(...series.map((s) => el("span", { class: "nowrap" }, el("i", { class: `key-line line-${s.number + 1}${s.faint ? " faint" : ""}` }),
+      `${s.name ? `${s.name} ` : ""}${short(s.points.at(-1)[1])}`)));
   };
   let step = x1;
   svg.addEventListener("pointermove", (event) => {
