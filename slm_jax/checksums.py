@@ -1,5 +1,5 @@
-"""Checksums of a checkpoint's files: Orbax 0.12 and TensorStore have none of the bytes of arrays, and read a flipped one
-without a word."""
+"""Checksums of a checkpoint's files: Orbax 0.12 and TensorStore have none of the bytes of arrays, and read a flipped
+one without a word."""
 
 import json
 import os
