@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from slm_jax import cli
 from slm_jax.callable_module import make_callable
 from slm_jax.checks.finding import FAIL, Finding, as_json, as_table, count, finding, skipped
-from slm_jax.config import Config, read_toml
+from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
+from slm_jax.presets import read_toml
 from slm_jax.run import Run, find_run
 
 DOCUMENTS = 2000  # of a source on the hub that are read, where no run holds them

@@ -11,8 +11,9 @@ import pydantic
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm_jax.config import Config, read_preset, read_toml, unknown_key
+from slm_jax.config import Config, unknown_key
 from slm_jax.errors import UserError
+from slm_jax.presets import read_preset, read_toml
 from slm_jax.run import find_run
 
 

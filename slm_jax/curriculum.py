@@ -21,9 +21,10 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from slm_jax.config import Config, Section, Texts, as_list, explain, read_preset
+from slm_jax.config import Config, Section, Texts, as_list, explain
 from slm_jax.config_checks import misfits
 from slm_jax.errors import UserError
+from slm_jax.presets import read_preset
 from slm_jax.run import CURRICULUM, STAGES
 
 Tree = dict[str, Any]

@@ -20,9 +20,10 @@ import numpy as np
 from flax import nnx
 
 from slm_jax import cli, devices, flops, memory, ops, sharding
-from slm_jax.config import Config, read_toml
+from slm_jax.config import Config
 from slm_jax.data.prepare import load_tokenizer
 from slm_jax.errors import UserError, command_line
+from slm_jax.presets import read_toml
 from slm_jax.roof import CONVENTION, Roof, measured_roof, step_shapes, tera, units
 from slm_jax.run import Run
 from slm_jax.train_step import TrainState, make_steps, model_graph

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax import benchmark_logger, cli, hosts
-from slm_jax.config import Config, read_preset, read_toml
+from slm_jax.config import Config
 from slm_jax.curriculum import Curriculum, Stage
 from slm_jax.errors import UserError, command_line
+from slm_jax.presets import read_preset, read_toml
 from slm_jax.run import CURRICULUM, MAY_CHANGE, RUNS, Result, Run, replace_text, stages_in
 from slm_jax.train import train
 

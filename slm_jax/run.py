@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_jax.config import Config, HealthConfig, read_toml
+from slm_jax.config import Config, HealthConfig
 from slm_jax.errors import UserError
+from slm_jax.presets import read_toml
 
 RUNS = Path("runs")
 STAGES = "stages"  # the folder of a curriculum that holds a run for each stage

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from slm_jax import cli, hosts
 from slm_jax.callable_module import make_callable
-from slm_jax.config import Config, read_toml
+from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
+from slm_jax.presets import read_toml
 from slm_jax.run import RUNS, Result, Run, curriculum_of, find_run, new_run
 
 

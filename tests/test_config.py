@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from slm_jax.cli import config_from_args, take_option
-from slm_jax.config import Config, preset_names
+from slm_jax.config import Config
 from slm_jax.errors import UserError
+from slm_jax.presets import preset_names
 
 
 def problem(**overrides):

@@ -16,13 +16,14 @@ import pytest
 from flax import nnx
 
 from slm_jax import benchmark_logger, orchestrator, stage_scores
-from slm_jax.config import Config, preset_names
+from slm_jax.config import Config
 from slm_jax.curriculum import Curriculum
 from slm_jax.errors import UserError
 from slm_jax.load import load_run
 from slm_jax.loop import Loop
 from slm_jax.metrics import read_rows
 from slm_jax.orchestrator import orchestrate
+from slm_jax.presets import preset_names
 from slm_jax.run import Run, curriculum_of, find_run
 from slm_jax.train import parse_args, train
 from tests.test_commands import assert_same_run, wait_for, without_clock

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slm_jax import flops, mfu
-from slm_jax.config import Config, preset_names
+from slm_jax.config import Config
+from slm_jax.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("plan", ROOT / "tests" / "benchmarks" / "plan.py")

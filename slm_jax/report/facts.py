@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax import environment, flops, stage_scores
-from slm_jax.config import Config, read_toml
+from slm_jax.config import Config
 from slm_jax.data.corpus import DOCUMENT, read_manifest
 from slm_jax.errors import UserError
 from slm_jax.load import load_tokenizer
 from slm_jax.metrics import Row
+from slm_jax.presets import read_toml
 from slm_jax.report.columns import Columns, joined, read_columns
 from slm_jax.run import CURRICULUM, Run, curriculum_of, find_run, stages_in
 from tokenizer import HybridTokenizer
