@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ T = TypeVar("T")
 _WAITS = itertools.count()  # each wait has a name of its own, the same in every process
 
 LOST = 75  # exit status: another process went away (EX_TEMPFAIL: the same command may succeed)
+_PATIENCE = 5  # seconds
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 _LOST = b"""
 error: another process of this run ended or is out of reach, so this one ends too. Give the same command again on every
@@ -175,6 +177,8 @@ def ending_together() -> Iterator[None]:
             os.write(2, _LOST)
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():  # with it the others lose their meeting point: first they may tell the same mistake themselves
+            time.sleep(_PATIENCE)
         os._exit(status)
 
 

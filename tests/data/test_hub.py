@@ -253,7 +253,7 @@ def test_no_network_is_known_at_once(monkeypatch, folder):
 
 
 def test_names():
-    assert set(CATALOG) | {"python-docs", "files"} == set(SOURCES)
+    assert set(CATALOG) | {"python-docs", "python-qa", "files"} == set(SOURCES)
     assert find_set("wikitext").config == "wikitext-103-raw-v1"
     assert find_set("wikipedia:he").config == "20231101.he"
     assert find_set("fineweb-edu").config == "sample-10BT"
