@@ -69,7 +69,8 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             coordinator, processes, process, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes of this run do not find each other: {error}") from None
+        alone = "" if all(given) else ". If this is the only one: --processes 1"
+        raise UserError(f"the processes of this run do not find each other: {error}{alone}") from None
     _explain_loss()
     if is_first():
         print(f"{count()} processes, {jax.device_count()} devices", file=sys.stderr)
