@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from slm_jax.config import HealthConfig
 from slm_jax.errors import UserError
+from slm_jax.optimizer import is_schedule
 
 _REPORT = ("in_a_row", "is_spike", "loss_limit", "grad_norm_limit")  # of the device, to `judge`; in no row
 
@@ -75,10 +75,6 @@ def examine(
 
 def choose(take: jax.Array, new: Any, old: Any) -> Any:
     """New parameters and optimizer state, or the old ones; the schedule goes on in either case."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
     return jax.tree.map(lambda n, o: n if is_schedule(n) else jnp.where(take, n, o), new, old, is_leaf=is_schedule)
 
 

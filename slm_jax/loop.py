@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
@@ -11,13 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from slm_jax import environment, flops, health, hosts, memory, ops, sharding, warm_start
+from slm_jax import environment, flops, health, hosts, memory, ops, sharding, validation, warm_start
 from slm_jax.checkpoint import Checkpoints
 from slm_jax.config import Config
+from slm_jax.data.batches import Arrays
 from slm_jax.data.corpus import Corpus
-from slm_jax.data.feed import Feed, make_batches, validation_batches
+from slm_jax.data.feed import Feed, make_batches
 from slm_jax.data.prepare import prepare
 from slm_jax.errors import UserError
 from slm_jax.generate import Sampling, generate
@@ -225,20 +224,11 @@ class Loop:
         self._progress.say(f"step {step}: validation {scores_text(scores)}")
 
     def _score(self, params: Any) -> Row:
-        train = self._config.train
-        totals = np.zeros(4)
-        rows = train.batch_size // train.parts
-        num_bytes = 0
-        for batch, size in validation_batches(self._config, self._validation, rows):
-            num_bytes += size
-            totals += np.array(self._steps.evaluate(params, sharding.put_batch(self._mesh, batch)), np.float64)
-        _, nll, correct, count = totals
-        return {
-            "val_loss": float(nll / count),
-            "val_perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
-            "val_accuracy": float(correct / count),
-            "val_bits_per_byte": float(nll / math.log(2) / num_bytes),
-        }
+        def sums(batch: Arrays) -> Any:
+            return self._steps.evaluate(params, sharding.put_batch(self._mesh, batch))
+
+        found = validation.scores(self._config, self._validation, sums)
+        return {f"val_{name}": value for name, value in found.items() if name != "count"}
 
     def _write_samples(self, params: Any, step: int) -> None:
         config = self._config

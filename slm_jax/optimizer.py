@@ -58,6 +58,11 @@ def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
     return leaf.ndim >= (3 if _in_blocks(path) else 2)
 
 
+def is_schedule(node: Any) -> bool:
+    """Whether a node of an optimizer's state is the schedule's count of steps."""
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
 def _in_blocks(path: tuple[Any, ...]) -> bool:
     """Whether a parameter is of the blocks, and so has a leading axis of layers."""
     return getattr(path[0], "key", None) == "blocks"

@@ -5,16 +5,14 @@ each stage's model on the text of all stages so far, and on that of the next one
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 
+from slm_jax import validation
 from slm_jax.data.corpus import open_corpus
-from slm_jax.data.feed import validation_batches
 from slm_jax.errors import UserError
 from slm_jax.load import LoadedRun, load_run
 from slm_jax.metrics import Row
@@ -61,19 +59,8 @@ def score(loaded: LoadedRun, text: Run) -> Row:
     corpus = open_corpus(text.corpus, loaded.tokenizer)
     graph, params = nnx.split(loaded.model, nnx.Param)
     evaluate = jax.jit(lambda params, batch: loss_sums(nnx.merge(graph, params), batch))
-    totals, num_bytes = np.zeros(4), 0
-    rows = config.train.batch_size // config.train.parts
-    for batch, size in validation_batches(config, corpus.validation.head(config.eval.max_tokens), rows):
-        num_bytes += size
-        totals += np.array(evaluate(params, batch), np.float64)
-    _, nll, correct, count = totals.tolist()
-    return {
-        "loss": nll / count,
-        "perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
-        "accuracy": correct / count,
-        "bits_per_byte": nll / math.log(2) / num_bytes,
-        "count": int(count),
-    }
+    held_out = corpus.validation.head(config.eval.max_tokens)
+    return validation.scores(config, held_out, lambda batch: evaluate(params, batch))
 
 
 def read(folder: Path) -> list[Row]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from slm_jax import sharding
 from slm_jax.checkpoint import read_newest
@@ -19,6 +18,7 @@ from slm_jax.config import Config, as_list
 from slm_jax.config_checks import misfits
 from slm_jax.errors import UserError
 from slm_jax.hf.folder import Folder, folder_misfits, open_folder, read_parameters
+from slm_jax.optimizer import is_schedule
 from slm_jax.run import Run, find_run
 from slm_jax.train_step import Steps, TrainState, make_steps
 
@@ -86,9 +86,6 @@ def first_state(
 
 def _carried(old: Any, old_config: Config, new: Any, new_config: Config) -> Any:
     """The new optimizer's state with the old one's moments; the schedule's count stays the new one's, 0."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
 
     def pick(mine: Any, theirs: Any) -> Any:
         return mine if is_schedule(mine) else theirs
