@@ -23,7 +23,7 @@ import tyro
 
 from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
-from slm_jax.metrics import Row, read_rows
+from slm_jax.metrics import Row, read_rows, save_figure
 from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run
 
 
@@ -248,9 +248,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     labels = [f"{row['stage']}\nstep {row['steps']:,}" for row in rows]
     panels[-1].set_xticks(range(len(rows)), labels, fontsize=8)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    save_figure(figure, path)
 
 
 def place_of(run: Run) -> Path:

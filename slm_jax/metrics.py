@@ -183,6 +183,11 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     rate.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A Matplotlib figure as a PNG that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=120, format="png")
     partial.replace(path)
