@@ -7,7 +7,9 @@ servers can offer too; the page's own files are in `tokenizer/web`.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,7 @@ WEB = Path(__file__).parent / "web"
 LONGEST_TEXT = 200_000
 """Characters that the page may ask to have cut at once."""
 _DEEPEST = 64
+_LONGEST_DRAIN = 64 * LONGEST_TEXT  # bytes
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -127,10 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
         """A text to be cut."""
         length = self.headers.get("Content-Length", "")
         if not self._is_local():
+            self._drain()
             return
         if not length.isdecimal() or int(length) > 8 * LONGEST_TEXT:
             self.close_connection = True
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": {"message": "the text is too long"}})
+            self._drain()
             return
         data = self.rfile.read(int(length))
         if self.headers.get_content_type() != "application/json":
@@ -165,6 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(HTTPStatus.FORBIDDEN, {"error": {"message": f"only http://localhost:{port} is served"}})
         return False
 
+    def _drain(self) -> None:
+        """Read what a refused client is still sending: to close before that resets the connection under the answer."""
+        self.connection.settimeout(1)  # seconds of silence
+        left = _LONGEST_DRAIN
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (data := self.rfile.read1(65_536)):
+                left -= len(data)
+
     def _send_json(self, status: HTTPStatus, tree: object) -> None:
         self._send(status, json.dumps(tree).encode(), "application/json")
 
@@ -172,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **HEADERS}.items():
             self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -6,6 +6,8 @@ be one that is known; an Origin must be that of the host itself; a body must be 
 header lets another origin read anything (CORS stays closed).
 """
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -22,6 +24,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_DRAIN = 16  # times the longest body: what is read of one that is refused
+_SILENCE = 1  # second, after which no more of it is waited for
 _KEYED = ("/v1/", "/api/", "/metrics")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -60,10 +64,23 @@ class Guard:
                 receive = await self._bounded(headers, receive)
         except ApiError as error:
             extra_headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            extra_headers["connection"] = "close"  # what is left of the body is not read
-            await JSONResponse(error.body(), error.status, extra_headers)(scope, receive, send_with_headers)
+            await self._refuse(JSONResponse(error.body(), error.status, extra_headers), receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
+
+    async def _refuse(self, answer: JSONResponse, receive: Receive, send: Send) -> None:
+        """Answer at once and read what the client is still sending, within bounds: to close before that resets the
+        connection, and the client never sees the answer."""
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+        left, more = _DRAIN * self._max_body, True
+        with contextlib.suppress(TimeoutError):
+            while more and left > 0:
+                message = await asyncio.wait_for(receive(), _SILENCE)
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
+        await send({"type": "http.response.body", "body": b""})
 
     def _check(self, method: str, path: str, headers: dict[str, str]) -> None:
         host = headers.get("host", "")

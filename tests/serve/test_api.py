@@ -238,6 +238,22 @@ def test_a_body_without_a_length_is_bounded_too(served):
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
+def test_who_is_refused_while_still_sending_sees_why(served):
+    """The connection is not reset under the answer, which a client that only then reads would lose."""
+    parsed = urlsplit(served.url)
+    body = b" " * 150_000
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {parsed.netloc}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:50_000])
+        while not connection.recv(1, socket.MSG_PEEK):
+            pass
+        for at in range(50_000, len(body), 1_000):  # a closed connection is known to the second one
+            connection.sendall(body[at : at + 1_000])
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"longer than 10,000 bytes" in answer
+
+
 def test_nothing_in_a_request_reaches_the_file_system(served):
     for path in ("/..%2f..%2fetc%2fpasswd", "/../config.toml", "/app.py", "/v1/models/..%2f..", "/api/curve?run=/etc"):
         assert ask(served, "GET", path)[0] == 404, path
