@@ -71,6 +71,10 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     except (ValueError, RuntimeError) as error:
         alone = "" if all(given) else ". If this is the only one: --processes 1"
         raise UserError(f"the processes of this run do not find each other: {error}{alone}") from None
+    if _is_alone_on_its_host():
+        # JAX takes a process of Slurm or Open MPI for one of several on its host, and lets it see one GPU.
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
     _explain_loss()
     if is_first():
         print(f"{count()} processes, {jax.device_count()} devices", file=sys.stderr)
@@ -86,6 +90,14 @@ def _in_a_cluster() -> bool:
     alone = "COLAB_RELEASE_TAG" in e or "KAGGLE_KERNEL_RUN_TYPE" in e
     tpu = not alone and any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0")) and _has_libtpu()
     return (tasks.isdigit() and int(tasks) > 1) or indexed_job or slices or tpu
+
+
+def _is_alone_on_its_host() -> bool:
+    """Whether Slurm or Open MPI started one process on each host, and nobody has chosen its devices."""
+    e = os.environ
+    tasks, nodes = e.get("SLURM_STEP_NUM_TASKS"), e.get("SLURM_STEP_NUM_NODES")
+    alone = e.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" if tasks is None else tasks == nodes
+    return alone and "JAX_LOCAL_DEVICE_IDS" not in e
 
 
 def _has_libtpu() -> bool:

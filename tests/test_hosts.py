@@ -118,6 +118,55 @@ def test_a_lost_process_ends_the_others_with_a_sentence_within_a_minute(place, l
     assert [row["step"] for row in rows(place, "run")] == list(range(1, steps + 1))
 
 
+LOOK_AROUND = """
+from slm_jax import hosts
+hosts.join()
+import jax
+devices = jax.config.values["jax_cuda_visible_devices"]
+print(hosts.count(), hosts.is_first(), hosts.from_first(lambda: "agreed"), devices)
+"""
+
+
+def slurm(process, nodes):
+    return {
+        "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2,
+        "SLURM_STEP_NUM_NODES": nodes, "SLURM_PROCID": process, "SLURM_LOCALID": process // nodes,
+    }  # fmt: skip
+
+
+def open_mpi(process, nodes):
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": 2,
+        "OMPI_COMM_WORLD_RANK": process, "OMPI_COMM_WORLD_LOCAL_RANK": process // nodes,
+        "OMPI_COMM_WORLD_LOCAL_SIZE": 2 // nodes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cluster", "nodes"),
+    [
+        pytest.param(slurm, 1, marks=pytest.mark.slow),
+        (slurm, 2),
+        (open_mpi, 1),
+        pytest.param(open_mpi, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_of_a_cluster_find_each_other_and_their_devices(cluster, nodes):
+    """By what Slurm and Open MPI put into the environment; alone on a node, a process has all of its GPUs."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        own = {"JAX_COORDINATOR_PORT": free.getsockname()[1], "JAX_PLATFORMS": "cpu"}
+    started = []
+    for i in range(2):
+        environment = os.environ | {name: str(value) for name, value in (own | cluster(i, nodes)).items()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", LOOK_AROUND], env=environment, **pipes))
+    told = [each.communicate(timeout=120) for each in started]
+    devices = ("all", "all") if nodes == 2 else ("0", "1")
+    found = [out.splitlines()[-1].split() for out, _ in told]  # Gloo writes there too
+    assert found == [["2", str(i == 0), "agreed", devices[i]] for i in range(2)], told
+
+
 def test_a_mistake_is_told_by_every_process(place):
     for status, error in finish(start(place, "run", 2, 1, "--train.batch_size", 7)):
         assert status == 2
