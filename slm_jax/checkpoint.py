@@ -205,7 +205,8 @@ class Checkpoints:
         """(state, position) of the newest whole checkpoint, or None without any.
 
         target: the state's shapes, dtypes and shardings for a checkpoint's position; what it raises is raised. A
-        damaged checkpoint is named through warn, moved aside to `damaged/` in the folder, and the one before it taken.
+        damaged checkpoint is named through warn, moved aside to `damaged/` in the folder (in a bucket no longer taken
+        for whole), and the one before it taken.
         Raises UserError if all are damaged, or if a whole one does not fit.
         """
         damaged = []
@@ -246,7 +247,11 @@ class Checkpoints:
         return dict(position)
 
     def _move_aside(self, step: int) -> None:
-        if self._is_first and not checksums.is_remote(self._folder):
+        if not self._is_first:
+            return
+        if checksums.is_remote(self._folder):  # nothing is moved there: it loses the mark that it is whole
+            (self._folder / str(step) / _COMMITTED).unlink()
+        else:
             aside = self._folder / "damaged" / str(step)
             aside.parent.mkdir(exist_ok=True)
             if aside.exists():

@@ -35,6 +35,7 @@ with Checkpoints(folder, CheckpointConfig(keep=2, keep_best=1)) as checkpoints:
     else:
         assert_same(found[0], make_state(3))  # 5 was not finished, 4 is damaged
         assert found[1] == {"text": "abc", "step": 3, "score": 0.9}
+        assert steps_in(open_folder(folder)) == [1, 3]
         assert len(warnings) == 1 and "checkpoint 4 is damaged" in warnings[0], warnings
         checkpoints.save(4, make_state(4), {"text": "abc"}, 0.8)
         checkpoints.wait()
