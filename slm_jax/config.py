@@ -344,6 +344,7 @@ class Config(Section):
             for name, info in type(section).model_fields.items():
                 value = getattr(section, name)
                 text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+                text = text.replace("\x7f", "\\u007f")  # which TOML has no literal for
                 lines.append(f"{name} = {text}  # {info.description}")
             lines.append("")
         return "\n".join(lines)

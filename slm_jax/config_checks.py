@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm_jax.config import Config, ModelConfig
+    from slm_jax.config import Config, ModelConfig, TrainConfig
 
 # Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
 SOURCES: tuple[str, ...] = ("python-docs", "python-qa", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
@@ -54,6 +54,11 @@ def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _mesh_checks(c)
     yield from _batch_checks(c)
     yield from _data_checks(c)
+    if "://" in c.checkpoint.folder and not c.checkpoint.folder.startswith("gs://"):
+        yield (
+            ("checkpoint.folder",),
+            f"checkpoint.folder {c.checkpoint.folder!r}: should be a folder, or of a bucket gs://BUCKET/FOLDER",
+        )
     if c.log.profile and profiled_steps(c.log.profile) is None:
         yield (
             ("log.profile",),
@@ -93,9 +98,9 @@ def _data_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             ("data.separator",),
             f"data.separator {c.data.separator!r} can never be all of a line: leave out outer spaces and line ends",
         )
-    for name, texts in (("data.files", c.data.files), ("data.mix", c.data.mix), ("eval.prompts", c.eval.prompts)):
-        for text in texts:
-            if not _is_unicode(text):
+    for name, value in c.flat().items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not _is_unicode(text):
                 yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
     if c.data.source == "files" and not c.data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
@@ -132,7 +137,7 @@ def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             yield (
                 (*names, "train.accumulation"),
                 f"train.microbatch {t.microbatch} x train.accumulation {t.accumulation} is not train.batch_size "
-                f"{t.batch_size}: leave one of the two out",
+                f"{t.batch_size}: leave one of the two out, or --train.microbatch auto (a run's config.toml has one)",
             )
             return
     if t.batch_size % divisor:
@@ -142,7 +147,7 @@ def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             f"use batch_size {either(multiples(t.batch_size, divisor))}",
         )
     elif (t.batch_size // t.parts) % (rows := max(c.mesh.data, 1) * c.mesh.fsdp):
-        yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(t.batch_size, t.parts, rows)
+        yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(t, rows)
 
 
 def _is_unicode(text: str) -> bool:
@@ -153,11 +158,17 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def batch_devices_problem(batch_size: int, accumulation: int, devices: int) -> str:
-    """The sentence for a batch that does not divide over the devices."""
-    valid = either(multiples(batch_size, devices * accumulation))
-    parts = f" x {accumulation} accumulated parts" if accumulation > 1 else ""
-    return f"train.batch_size {batch_size} is not divisible by {devices} devices{parts}: use {valid}"
+def batch_devices_problem(t: "TrainConfig", devices: int) -> str:
+    """The sentence for a batch, or the part of one that is computed at once, that does not divide over the devices."""
+    if t.microbatch != "auto" and t.batch_size % devices == 0:
+        fitting = [m for m in range(devices, t.batch_size + 1, devices) if t.batch_size % m == 0]
+        fitting.sort(key=lambda m: abs(m - int(t.microbatch)))
+        return f"train.microbatch {t.microbatch} is not divisible by {devices} devices: use {fitting[0]} or auto"
+    parts = 1 if t.microbatch != "auto" else t.accumulation
+    valid = either(multiples(t.batch_size, devices * parts))
+    found = f" x {parts} accumulated parts" if parts > 1 else ""
+    also = " and train.microbatch auto" if t.microbatch != "auto" else ""
+    return f"train.batch_size {t.batch_size} is not divisible by {devices} devices{found}: use {valid}{also}"
 
 
 def multiples(value: int, step: int) -> list[int]:

@@ -41,7 +41,7 @@ def make_mesh(config: Config) -> Mesh:
     sizes = (m.data or available // each, m.fsdp, m.tensor)
     rows, train = sizes[0] * sizes[1], config.train
     if (train.batch_size // train.parts) % rows:
-        raise UserError(batch_devices_problem(train.batch_size, train.parts, rows))
+        raise UserError(batch_devices_problem(train, rows))
     count = int(np.prod(sizes))
     if jax.process_count() > 1 and count != available:
         raise UserError(f"mesh takes {count} of the {available} devices of {jax.process_count()} processes: take all")

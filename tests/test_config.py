@@ -25,7 +25,7 @@ def test_every_preset_is_valid():
 
 
 def test_toml_round_trip_keeps_everything():
-    config = Config.load(data__files=("a b.txt", 'q"\\.txt'), train__steps=7, model__tie_weights=False)
+    config = Config.load(data__files=("a b.txt", 'q"\\.txt', "\x7f\n"), train__steps=7, model__tie_weights=False)
     assert Config.from_tree(tomllib.loads(config.to_toml())) == config
 
 
@@ -70,6 +70,16 @@ def test_all_problems_together():
         ),
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
+        (
+            {"train.batch_size": 8, "train.microbatch": 4, "mesh.data": 8},
+            "microbatch 4 is not divisible by 8 devices: use 8 or auto",
+        ),
+        (
+            {"train.batch_size": 12, "train.microbatch": 4, "mesh.data": 8},
+            "batch_size 12 is not divisible by 8 devices: use 8 or 16 and train.microbatch auto",
+        ),
+        ({"checkpoint.folder": "foo://b/x"}, "should be a folder, or of a bucket gs://BUCKET/FOLDER"),
+        ({"checkpoint.folder": "caf\udce9"}, "checkpoint.folder: .* is not valid Unicode"),
         ({"data.source": "files"}, "--data.files"),
         ({"data.source": "tinystory"}, "'tinystory' is not known, perhaps you meant tinystories"),
         ({"data.mix": ("a.txt",), "data.files": ("b.txt",)}, "data.mix names the sources itself"),
