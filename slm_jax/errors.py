@@ -20,18 +20,25 @@ def command_line() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except UserError as error:
-        _end(f"error: {error}", 2)
     except KeyboardInterrupt:
         _end("stopped", 130)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except Exception as error:
-        if not is_disk_full(error):
+        if (text := explain(error)) is None:
             raise
+        _end(f"error: {text}", 2)
+
+
+def explain(error: Exception) -> str | None:
+    """What the user is told of an error that they can mend; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_disk_full(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        _end(f"error: no space left on the disk{where}: free some and give the same command again", 2)
+        return f"no space left on the disk{where}: free some and give the same command again"
+    return None
 
 
 def _end(text: str, status: int) -> None:

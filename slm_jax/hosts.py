@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slm_jax import cli
-from slm_jax.errors import UserError
+from slm_jax.errors import UserError, explain
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def take_options(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     for name in ("coordinator", "processes", "process"):
         found[name], args = cli.take_option(args, name)
         if found[name] is not None and name != "coordinator":
-            if not found[name].isdigit():
+            if not found[name].isdecimal():
                 raise UserError(f"--{name} {found[name]}: should be a number")
             found[name] = int(found[name])
     return found, args
@@ -60,6 +60,8 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise UserError("--coordinator HOST:PORT, --processes N and --process I (0 to N-1) belong together")
     if not (all(given) or _in_a_cluster()):
         return
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator {coordinator}: should be HOST:PORT, such as 10.0.0.1:9876")
     import jax
 
     jax.config.update("jax_enable_preemption_service", True)
@@ -158,6 +160,20 @@ def first_then_all(make: Callable[[], T]) -> T:
     return kept[0] if kept else make()
 
 
+def require_same(options: dict[str, Any]) -> None:
+    """Raise UserError in every process, with the names here, if one has other options than the first."""
+    if count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = json.loads(json.dumps(options))
+    first = from_first(lambda: mine)
+    differ = [f"{name}: {first[name]!r} there, {mine[name]!r} here" for name in mine if mine[name] != first[name]]
+    if multihost_utils.process_allgather(bool(differ)).any():
+        found = f" ({'; '.join(differ)})" if differ else ""
+        raise UserError(f"a process was given other options than the first one{found}: give all the same command")
+
+
 def least(value: int) -> int:
     """The smallest of the values of all processes."""
     if count() == 1:
@@ -184,8 +200,10 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if count() == 1:
             raise
-        status = 2 if isinstance(error, UserError) else LOST if _is_loss(error) else 1
-        print(f"error: {error}" if status != 1 else "".join(traceback.format_exception(error)), file=sys.stderr)
+        told = explain(error)
+        status = 2 if told else LOST if _is_loss(error) else 1
+        trace = "".join(traceback.format_exception(error)) if status == 1 else str(error)
+        print(f"error: {told}" if told else trace, file=sys.stderr)
         if status == LOST:
             os.write(2, _LOST)
         sys.stdout.flush()

@@ -32,8 +32,8 @@ def place(tmp_path):
     return tmp_path
 
 
-def start(place, run, processes, devices, *more):
-    """The processes of one run, each with so many devices."""
+def start(place, run, processes, devices, *more, own=None):
+    """The processes of one run, each with so many devices. own: options of each alone."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -45,7 +45,17 @@ def start(place, run, processes, devices, *more):
     started = []
     for i in range(processes):
         together = ["--coordinator", address, "--processes", processes, "--process", i] if processes > 1 else []
-        command = [sys.executable, "-m", "slm_jax.train", "--run", run, *FIELDS, *together, *more]
+        command = [
+            sys.executable,
+            "-m",
+            "slm_jax.train",
+            "--run",
+            run,
+            *FIELDS,
+            *together,
+            *more,
+            *(own[i] if own else []),
+        ]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(list(map(str, command)), cwd=place, env=environment, **pipes))
     return started
@@ -173,9 +183,23 @@ def test_a_mistake_is_told_by_every_process(place):
         assert "7 is not divisible by 2 devices: use 6 or 8" in error
 
 
+def test_other_options_on_one_host_are_told_by_every_process(place):
+    started = start(place, "run", 2, 1, "--train.steps", 4, own=[[], ["--optimizer.lr", 0.5]])
+    (first, error), (second, told) = finish(started)
+    assert (first, second) == (2, 2)
+    assert "a process was given other options than the first one" in error
+    assert "optimizer.lr: 0.01 there, 0.5 here" in told
+    assert not (place / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["--process", "1"], "belong together"), (["--processes", "two"], "--processes two: should be a number")],
+    [
+        (["--process", "1"], "belong together"),
+        (["--processes", "two"], "--processes two: should be a number"),
+        (["--processes", "²"], "--processes ²: should be a number"),
+        ("--coordinator here --processes 2 --process 0".split(), "--coordinator here: should be HOST:PORT"),
+    ],
 )
 def test_options_that_cannot_be(args, message):
     with pytest.raises(UserError, match=re.escape(message)):
