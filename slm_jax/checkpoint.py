@@ -10,6 +10,7 @@ A checkpoint is a folder named after its step, which appears under that name onl
 import contextlib
 import itertools
 import logging
+import math
 import sys
 import threading
 import time
@@ -35,7 +36,8 @@ def _to_stderr(text: str) -> None:
 
 
 def open_folder(folder: str | Path | epath.Path) -> epath.Path:
-    """A folder on this machine or of a bucket (gs://). Raises UserError where what reads buckets is missing."""
+    """A folder on this machine or of a bucket (gs://). Raises UserError where it cannot be read, or what reads buckets
+    is missing."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates each save; what matters is raised
     text = str(folder)
     try:
@@ -43,6 +45,8 @@ def open_folder(folder: str | Path | epath.Path) -> epath.Path:
         place.exists()
     except ImportError as error:
         raise UserError(f"{text} needs a library that reads buckets: pip install gcsfs ({error})") from None
+    except Exception as error:  # of a bucket anything may come
+        raise UserError(f"the folder of checkpoints {text} cannot be read ({_short(error)})") from None
     return place
 
 
@@ -120,7 +124,7 @@ class Checkpoints:
             return True
         if config.minutes and self._agreed(step, time.monotonic() - self._saved_at >= 60 * config.minutes):
             return True
-        return score is not None and step in self._best(self._scores | {step: score})
+        return step in self._best(self._scores | {step: score})
 
     def save(self, step: int, state: Any, position: dict[str, Any], score: float | None = None) -> None:
         """Begin to save state (arrays are copied before this returns) and its position in the run.
@@ -169,7 +173,7 @@ class Checkpoints:
 
     def _best(self, scores: dict[int, float | None]) -> list[int]:
         """The steps of the lowest scores, `keep_best` of them."""
-        measured = sorted((score, step) for step, score in scores.items() if score is not None)
+        measured = sorted((s, step) for step, s in scores.items() if s is not None and math.isfinite(s))
         return [step for _, step in measured[: self._config.keep_best]]
 
     def _read_score(self, step: int) -> float | None:

@@ -15,9 +15,11 @@ class Profiler:
     """Takes the training steps, those of `log.profile` under jax.profiler; a context manager that ends the trace."""
 
     def __init__(self, steps: str, folder: Path, say: Callable[[str], None]):
-        """steps: FIRST:LAST, both included, or empty. folder: takes the trace."""
+        """steps: FIRST:LAST, both included, or empty. folder: takes the trace. Raises UserError if that is a file."""
         self._first, self._last = profiled_steps(steps) or (0, -1)
         self._folder, self._say = folder, say
+        if steps and folder.exists() and not folder.is_dir():
+            raise UserError(f"log.profile: {folder}, which should be a folder for traces, is a file: remove it")
         self._is_running = False
 
     def __enter__(self) -> "Profiler":

@@ -128,8 +128,12 @@ class Run:
         return self.path / "loss.png"
 
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint, None without any."""
-        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=None)
+        """The step of the newest checkpoint, None without any. Raises UserError where the folder cannot be read."""
+        folder = self.checkpoints
+        try:
+            return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
+        except Exception as error:  # no permission; and of a bucket anything may come
+            raise UserError(f"the folder of checkpoints {folder} cannot be read ({error})") from None
 
     @property
     def environment(self) -> Path:
@@ -142,8 +146,11 @@ class Run:
         return self.path / "report.html"
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
-        return self.config.is_file()
+        """Whether a run was begun here. Raises UserError where that cannot be seen."""
+        try:
+            return self.config.is_file()
+        except OSError as error:  # no permission, a name that is too long
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from None
 
     def read_config(self) -> Config:
         """The saved config. Raises UserError if there is none or it does not fit this version."""
@@ -155,7 +162,8 @@ class Run:
 
         Raises UserError that names the fields of another config.
         """
-        if self.exists() and self.corpus.is_dir():  # before it is whole nothing is bound to the config yet
+        # Before the text is whole and anything was trained, nothing is bound to the config yet.
+        if self.exists() and (self.corpus.is_dir() or self.newest_step() is not None):
             differ = {k: v for k, v in self.read_config().differences(config).items() if k not in MAY_CHANGE}
             if differ:
                 fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
@@ -177,23 +185,35 @@ class Run:
         replace_text(self.config, config.to_toml())
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while a process trains this run. Raises UserError if another one does."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file, not the directory of a run")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a")
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is training {self.path}: wait for it, or use another --run") from None
-            except OSError as error:  # some network file systems have no locks
-                print(f"cannot lock {self.path} ({error.strerror}): let no other process train it", file=sys.stderr)
+    def lock(self, checkpoints: str = "") -> Iterator[None]:
+        """Held while a process trains this run. Raises UserError if another one does, or writes to the same folder of
+        checkpoints (`checkpoint.folder`; a bucket's is not locked)."""
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(_lock(self.path, f"training {self.path}", "--run"))
+            if checkpoints and "://" not in checkpoints:
+                folder = Path(checkpoints)
+                locks.enter_context(_lock(folder, f"saving its checkpoints in {folder}", "--checkpoint.folder"))
             yield
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, doing: str, option: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if missing."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder: use another {option}")
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is {doing}: wait for it, or use another {option}") from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"cannot lock {folder} ({error.strerror}): let no other process write to it", file=sys.stderr)
+        yield
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -29,11 +29,13 @@ def train(config: Config, run: str | Path | None = None) -> Result:
 
     SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
     """
+    config = _with_absolute_folder(config)
+    hosts.require_same({k: v for k, v in config.flat().items() if k not in ("data.cache", "data.workers")})
     place = Run(Path(hosts.from_first(lambda: str(run or new_run(config).path))))
-    fresh, first = not place.path.exists(), hosts.is_first()
+    fresh, first = not place.exists() and not place.path.exists(), hosts.is_first()
     if first:
         print(f"run: {place.path}", file=sys.stderr)
-    with place.lock() if first else contextlib.nullcontext():
+    with place.lock(config.checkpoint.folder) if first else contextlib.nullcontext():
         try:
             hosts.from_first(lambda: place.begin(config))
             if not place.exists():
@@ -46,6 +48,15 @@ def train(config: Config, run: str | Path | None = None) -> Result:
             if first and fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
                 shutil.rmtree(place.path, ignore_errors=True)
             raise
+
+
+def _with_absolute_folder(config: Config) -> Config:
+    """The config with a `checkpoint.folder` that is the same one from wherever the run goes on."""
+    folder = config.checkpoint.folder
+    if not folder or "://" in folder:
+        return config
+    section = config.checkpoint.model_copy(update={"folder": str(Path(folder).expanduser().absolute())})
+    return config.model_copy(update={"checkpoint": section})
 
 
 def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
@@ -133,7 +144,7 @@ def last_sample(run: Run) -> str:
     """The newest texts in samples.md, without its indentation."""
     if not run.samples.is_file():
         return ""
-    section = run.samples.read_text(encoding="utf-8").rpartition("\n## ")[2].partition("\n")[2]
+    section = run.samples.read_text(encoding="utf-8", errors="replace").rpartition("\n## ")[2].partition("\n")[2]
     return "\n".join(line.removeprefix("    ") for line in section.split("\n")).strip()
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, every byte checked, the right ones kept, failures told."""
 
 import json
+import math
 import random
 import shutil
 import time
@@ -133,6 +134,7 @@ def test_when_a_checkpoint_is_due(tmp_path):
     assert not due(21, score=0.1)
     assert due(21, score=0.6, keep_best=2)
     assert not due(21, score=0.6, keep_best=1)
+    assert not due(21, score=math.nan, keep_best=3)
     assert not due(21, minutes=60)
     with Checkpoints(tmp_path / "a", CheckpointConfig(every=10, minutes=1e-4)) as checkpoints:
         end = time.monotonic() + 60e-4
