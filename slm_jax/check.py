@@ -151,8 +151,12 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
         return
     model, step, tokenizer = loaded.model, loaded.step, text.tokenizer
     yield finding("checkpoint", step == newest, f"step {step}, the newest is of {newest}", "the newest one can be read")
-    rows = read_rows(run.metrics)
-    yield _attempt("metrics", lambda: trained.metrics_rows(rows, step))
+    rows: list[dict[str, Any]] = []
+    try:
+        rows = read_rows(run.metrics)
+        yield _attempt("metrics", lambda: trained.metrics_rows(rows, step))
+    except UserError as error:
+        yield finding("metrics", False, str(error), "a row for each step")
     finite = weights.finite_weights(model)
     yield finite
     yield from _model(config, model, text, text.batches.at(step), False, say)
@@ -165,7 +169,7 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
     loss = trained.held_out_loss(losses)
     unigram = trained.unigram_loss(text.corpus.train, losses, tokenizer.vocab_size)
     yield trained.below_baselines(loss, unigram, tokenizer.vocab_size)
-    yield trained.reproduces(loss, rows, step, model.dtype.name)
+    yield _attempt("validation repeats", lambda: trained.reproduces(loss, rows, step, model.dtype.name))
     yield _attempt("loss of each sample", lambda: trained.per_sample(losses, tokenizer, worst))
     say("text with and without a cache")
     length = min(config.train.sequence_length, _CACHED)

@@ -107,6 +107,7 @@ def run_training(config: Config, run: Run) -> Result:
             loop.waited(feed.waited)
             if saved != step:  # stopped by a signal
                 checkpoints.save(step, _saved(state), basis)
+            checkpoints.wait()  # while a first signal still leaves it its time
     _plot(run)
     return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None, stop.signal)
 
@@ -265,7 +266,11 @@ def _plot(run: Run) -> None:
 
 
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
-    """What the schedule does that one may not expect."""
+    """What happens that one may not expect."""
+    if not start and rows:
+        yield f"note: there is no checkpoint: beginning again; the {len(rows)} steps in metrics.jsonl are repeated"
+    elif start and [row["step"] for row in rows[:start]] != list(range(1, start + 1)):
+        yield f"note: metrics.jsonl does not hold every step up to {start}: rows were lost"
     steps, warmup = config.train.steps, config.optimizer.warmup_steps
     if steps <= warmup:
         yield f"note: warm-up takes {warmup} steps of {steps}; the learning rate does not reach its peak"
@@ -338,8 +343,10 @@ def _restore(
 def _forget_samples_after(run: Run, step: int) -> None:
     """Drop the samples of steps that are about to be taken again."""
     if run.samples.is_file():
-        head, *sections = run.samples.read_text(encoding="utf-8").split("\n## Step ")
-        kept = [s for s in sections if int(s.partition("\n")[0]) <= step]
+        # What a crash or a full disk has torn is of a step that is taken again.
+        head, *sections = run.samples.read_text(encoding="utf-8", errors="replace").split("\n## Step ")
+        numbered = [(s.partition("\n")[0], s) for s in sections]
+        kept = [s for number, s in numbered if number.isdecimal() and int(number) <= step]
         replace_text(run.samples, "\n## Step ".join([head, *kept]))
 
 

@@ -24,11 +24,15 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file; a last line cut short by a crash is left out. Raises UserError on other damage."""
     if not path.is_file():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # after the last line end: nothing, or an unfinished row
     try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # behind the last line end: nothing, or a torn row
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or remove the lines that are no JSON") from None
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+            raise UserError(f"{path} is damaged (line {number} is no row of a step): restore it, or remove that line")
+    return rows
 
 
 class MetricsFile:
@@ -40,7 +44,7 @@ class MetricsFile:
         writes: whether this process is the one that does; the others read. sinks: what else gets each row (sinks.py);
         one that fails is left out from then on, and named.
         """
-        self._sinks = list(sinks)
+        self._sinks, self._writes = list(sinks), writes
         kept = [row for row in read_rows(path) if row["step"] <= after_step]
         self.last: Row = kept[-1] if kept else {}
         self.seconds: float = kept[-1].get("seconds", 0.0) if kept else 0.0  # training time of the kept rows
@@ -56,6 +60,8 @@ class MetricsFile:
 
     def flush(self) -> None:
         """What the rows so far are to survive comes now."""
+        if self._writes:
+            os.fsync(self._file.fileno())
         self._tell(lambda sink: sink.flush())
 
     def close(self) -> None:
@@ -147,6 +153,8 @@ def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
 
 def scores_text(row: Row) -> str:
     """The validation scores of a row in words."""
+    if row["val_loss"] is None:
+        return "no finite numbers"
     return (
         f"loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
         f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte"
@@ -171,14 +179,14 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     steps = [row["step"] for row in rows]
     losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]  # None: skipped
     loss.plot(steps, losses, linewidth=0.8, label="training")
-    validated = [row for row in rows if "val_loss" in row]
+    validated = [row for row in rows if row.get("val_loss") is not None]
     if validated:
         label = f"validation (last: {validated[-1]['val_bits_per_byte']:.3f} bits per byte)"
         loss.plot([r["step"] for r in validated], [r["val_loss"] for r in validated], marker="o", label=label)
     loss.set_ylabel("loss (nats per token)")
     loss.legend()
     loss.grid(alpha=0.3)
-    loss.set_title(title)
+    loss.set_title(title.encode(errors="replace").decode().replace("$", r"\$"))
     rate.plot(steps, [row["lr"] for row in rows], color="tab:gray")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")

@@ -140,6 +140,10 @@ def test_a_damaged_checkpoint_and_a_lost_row_are_told(run, tmp_path, capsys):
     assert found["metrics"].verdict == FAIL
     assert found["held-out loss"].verdict == OK
     assert "2 of" in as_table(list(found.values())).splitlines()[-1]
+    broken.metrics.write_text('{"a": 1}\n')
+    found = {each.name: each for each in check(run=broken.path)}
+    assert "line 1 is no row of a step" in found["metrics"].found
+    assert found["validation repeats"].verdict == SKIPPED
 
 
 @pytest.mark.slow

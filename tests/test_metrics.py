@@ -16,13 +16,14 @@ def test_an_unfinished_last_row_is_left_out_and_written_again(tmp_path):
     assert read_rows(path) == [{"step": 1, "seconds": 2.5}, {"step": 2, "seconds": 4.0}]
 
 
-def test_damage_in_the_middle_loses_nothing(tmp_path):
+@pytest.mark.parametrize("line", [b'{"st', b"5", b"[1]", b'{"a": 1}', b'{"step": "2"}', b"\xff"])
+def test_damage_in_the_middle_loses_nothing(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    text = '{"step": 1}\n{"st\n{"step": 3}\n'
-    path.write_text(text)
+    data = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
         MetricsFile(path, after_step=3)
-    assert path.read_text() == text
+    assert path.read_bytes() == data
 
 
 def test_no_row_is_invalid_json(tmp_path):

@@ -2,16 +2,21 @@
 
 import gzip
 import json
+import os
 import random
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from slm_jax import checksums
 from slm_jax.errors import UserError
 from slm_jax.load import load_run
-from slm_jax.metrics import read_rows
+from slm_jax.metrics import read_rows, scores_text
 from slm_jax.run import Run
 from slm_jax.train import train
 from tests.helpers import tiny_config
@@ -95,6 +100,67 @@ def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
     assert [row["grad_norm"] is None for row in rows] == [False, True, True]
     assert [row["skipped"] for row in rows] == [0, 1, 2]
     assert Run(tmp_path / "run").newest_step() is None
+
+
+def test_a_model_that_is_broken_still_ends_with_its_curves(start, tmp_path):
+    overflow = {"optimizer__lr": 3e38, "optimizer__weight_decay": 100.0, "optimizer__warmup_steps": 0}
+    result = start(steps=4, health__on_nan="skip", health__max_skips=9, checkpoint__keep_best=1, **overflow)
+    assert result.metrics["val_loss"] is None
+    assert Run(result.run).plot.is_file()
+    assert scores_text(result.metrics) == "no finite numbers"
+
+
+def test_what_a_run_has_lost_is_told_and_a_refusal_changes_nothing(start, tmp_path, capsys):
+    start(steps=4, checkpoint__every=2, eval__every=2, eval__sample_tokens=4)
+    run = Run(tmp_path / "run")
+    shutil.rmtree(run.corpus)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 there, 0\.1 here"):
+            start(steps=5, optimizer__lr=0.1, eval__sample_tokens=4)
+    with run.samples.open("ab") as file:  # torn by a full disk
+        file.write(b"\n## Step \n## Step 5\n    caf\xc3")
+    whole = run.metrics.read_text()
+    run.metrics.write_text(whole.partition("\n")[0] + "\n")
+    capsys.readouterr()
+    start(steps=5, eval__sample_tokens=4)
+    assert "metrics.jsonl does not hold every step up to 4" in capsys.readouterr().err
+    assert "caf" not in run.samples.read_text()
+    shutil.rmtree(run.checkpoints)
+    start(steps=5, eval__sample_tokens=4)
+    assert "there is no checkpoint: beginning again; the 2 steps" in capsys.readouterr().err
+    kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_rows(run.metrics)[:4]]
+    assert kept == [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in map(json.loads, whole.splitlines())]
+
+
+def test_a_first_signal_while_the_last_checkpoint_is_written_leaves_it_its_time(start, monkeypatch):
+    def write_slowly(place, write=checksums.write):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        write(place)
+
+    monkeypatch.setattr(checksums, "write", write_slowly)
+    result = start(steps=2)
+    assert (result.step, result.stopped_by, result.signal) == (2, None, signal.SIGTERM)
+    assert Run(result.run).newest_step() == 2
+
+
+def test_a_folder_of_checkpoints_is_one_wherever_the_run_goes_on_and_has_one_writer(start, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    start(steps=2, checkpoint__folder="states")
+    start(steps=3, checkpoint__folder=str(tmp_path / "a" / "states"))
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UserError, match=r"checkpoint\.folder: '.*a/states' there, '.*b/states' here"):
+        start(steps=4, checkpoint__folder="states")
+    with (
+        Run(tmp_path / "another").lock(str(tmp_path / "a" / "states")),
+        pytest.raises(UserError, match=r"another process is saving its checkpoints in .*states: wait for it"),
+    ):
+        start(steps=4, checkpoint__folder="../a/states")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"is a file, not a folder: use another --checkpoint\.folder"):
+        start("new", steps=4, checkpoint__folder=str(tmp_path / "file"))
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def reproduces(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Findi
     Other hardware and other sizes of a batch add in another order: bfloat16 products, of 8 bits, keep 2 or 3 digits of
     single logits, and the mean of many tokens one or two more; float32 keeps 5.
     """
-    noted = next((row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row), None)
+    noted = next((row.get("val_loss") for row in rows if row["step"] == step), None)
     if noted is None:
         return skipped("validation repeats", f"nothing was validated at step {step}")
     tolerance = (2e-3 if dtype == "bfloat16" else 1e-5) * max(noted, 1.0)

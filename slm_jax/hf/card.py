@@ -185,7 +185,7 @@ _VALIDATION = {
 
 
 def _measured(facts: Facts) -> Iterator[str]:
-    validated = [row for row in facts.rows if "val_loss" in row]
+    validated = [row for row in facts.rows if row.get("val_loss") is not None]
     if validated or facts.results:
         yield "## Measured\n"
     if facts.weights.average > 1:

@@ -77,7 +77,7 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
                     rows.append([row.get(field) for field in FIELDS])
                 except (ValueError, AttributeError) as error:
                     raise UserError(f"{path} is damaged (line {number}: {error}): restore it") from None
-                if "val_loss" in row:
+                if row.get("val_loss") is not None:
                     validations.append(row)
     try:
         values = np.array(rows, np.float64).reshape(len(rows), len(FIELDS))  # None becomes NaN
