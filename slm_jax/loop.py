@@ -75,7 +75,7 @@ def run_training(config: Config, run: Run) -> Result:
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, blank, resident, before)
             state = steps.init() if state is None else state
         _say(memory.describe(fitted, config))
-        config, steps, train = fitted.config, fitted.steps, _for_any_width(fitted, blank)
+        config, steps = fitted.config, fitted.steps
         if first:
             run.save_config(config)  # with the microbatch that was found
         with (
@@ -88,6 +88,7 @@ def run_training(config: Config, run: Run) -> Result:
         ):
             if first:
                 _forget_samples_after(run, start)
+            train = _for_any_width(fitted, blank, loop.pause)
             step = saved = start
             while step < config.train.steps and not stop(step):
                 batch, num_bytes = feed.take()
@@ -112,14 +113,19 @@ def run_training(config: Config, run: Run) -> Result:
     return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None, stop.signal)
 
 
-def _for_any_width(fitted: memory.Fitted, widest: Batch) -> Callable[..., Any]:
+def _for_any_width(fitted: memory.Fitted, widest: Batch, pause: Callable[[str], Any]) -> Callable[..., Any]:
     """The training step for batches like the widest, for which it is compiled, and for narrower ones (padded batches
     come in a few widths), for which it is compiled when the first one comes."""
+    programs = {widest["input_ids"].shape: fitted.train}
 
     def train(state: TrainState, batch: Batch) -> Any:
-        shapes = [each["input_ids"].shape for each in (batch, widest)]
-        is_widest = shapes[0] == shapes[1] and not fitted.config.train.debug  # jax_debug_nans looks into jit only
-        return (fitted.train if is_widest else fitted.steps.train)(state, batch)
+        if fitted.config.train.debug:  # jax_debug_nans looks into jit only
+            return fitted.steps.train(state, batch)
+        shape = batch["input_ids"].shape
+        if shape not in programs:
+            with pause(f"compiling for rows of {shape[1]} tokens"):
+                programs[shape] = fitted.steps.train.lower(state, batch).compile()
+        return programs[shape](state, batch)
 
     return train
 
@@ -148,11 +154,11 @@ class Loop:
         self._pending: tuple[int, dict[str, Any], Row] | None = None
         self._clock = time.perf_counter()
         self._spent = self._before = metrics.seconds
-        self._step_seconds: float | None = None
+        self._step_seconds, self._timed = 0.0, 0
         per_token = flops.train_flops_per_token(config.model, tokenizer.vocab_size, config.train.sequence_length)
         roof = denominator(config, tokenizer.vocab_size, mesh)
         self._mfu_per_rate = per_token / roof.flops
-        _say(f"MFU is of {roof.text}")
+        _say(f"MFU (share of this device's top speed) is of {roof.text}")
         environment.record(run, done, mesh, precision=ops.describe_precision(config.train.dtype), mfu_of=roof.text)
 
     def __enter__(self) -> "Loop":
@@ -175,10 +181,20 @@ class Loop:
         self.flush()
         self._pending = (step, metrics, {"bytes": num_bytes})
 
+    @contextlib.contextmanager
+    def pause(self, text: str) -> Iterator[None]:
+        """Say what is done between two steps; its time is no part of theirs."""
+        if self._pending is not None:
+            jax.block_until_ready(self._pending[1])
+        self._progress.say(text)
+        start = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - start
+
     def waited(self, seconds: float) -> None:
         """Tell of time that the steps of this call spent waiting for data, if it was much."""
         if (share := seconds / max(self._spent - self._before, 1e-9)) > 0.01:
-            self._progress.say(f"note: {share:.0%} of the time went by waiting for data")
+            self._progress.say(f"note: {share:.0%} of the time was spent waiting for data")
 
     def flush(self) -> None:
         """Read the metrics in hand, write and show their row."""
@@ -197,8 +213,10 @@ class Loop:
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._spent += elapsed
-        mean = self._step_seconds
-        self._step_seconds = elapsed if mean is None else 0.9 * mean + 0.1 * elapsed
+        self._timed += 1
+        # A running mean: of all steps at first, of about ten later, never of the first one, which is slow.
+        weight = max(0.1, 1 / max(self._timed - 1, 1))
+        self._step_seconds += weight * (elapsed - self._step_seconds)
         rate = row["tokens"] / self._step_seconds
         row |= {
             "seconds": self._spent,

@@ -180,6 +180,10 @@ def test_traces_and_norms_on_request(start, tmp_path, capsys):
     rows = read_rows(tmp_path / "run" / "layers.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert set(rows[0]) == {"step", "grad_norm", "param_norm", "update_ratio"}
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    second, third = np.diff([row["seconds"] for row in rows])[:2]
+    speeds = [row["tokens"] / row["tokens_per_second"] for row in rows]
+    np.testing.assert_allclose(speeds[1:3], [second, (second + third) / 2])  # the slow first step is in no mean
 
 
 @pytest.mark.slow
