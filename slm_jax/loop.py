@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from slm_jax.report.page import write_at_end
 from slm_jax.roof import denominator
 from slm_jax.run import MAY_CHANGE, Result, Run, replace_text
 from slm_jax.sinks import make_sinks
+from slm_jax.stop import Stop
 from slm_jax.train_step import Batch, Steps, TrainState, make_steps
 from tokenizer import HybridTokenizer
 
@@ -80,7 +80,7 @@ def run_training(config: Config, run: Run) -> Result:
             run.save_config(config)  # with the microbatch that was found
         with (
             MetricsFile(run.metrics, start, first, make_sinks(config, run, start) if first else ()) as metrics,
-            _Stop() as stop,
+            Stop() as stop,
             Profiler(config.log.profile, run.profile, _say) as profiler,
             jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
@@ -366,47 +366,3 @@ def _forget_samples_after(run: Run, step: int) -> None:
         numbered = [(s.partition("\n")[0], s) for s in sections]
         kept = [s for number, s in numbered if number.isdecimal() and int(number) <= step]
         replace_text(run.samples, "\n## Step ".join([head, *kept]))
-
-
-def _end_at_once(number: int, _: Any) -> None:
-    # Not by an exception: code that is interrupted may take it for another one (NumPy does), or wait for a thread.
-    os.write(2, b"\nstopped; the last checkpoint is whole, the same command goes on after it\n")
-    os._exit(128 + number)
-
-
-class _Stop:
-    """Whether to end after the step in hand: SIGINT or SIGTERM came. A second one ends the process at once, but in a
-    notebook, where it acts as it would without us.
-
-    Of several processes a SIGTERM to any one ends all of them after the same step, by JAX's own handler for it.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None  # the one that came
-        self._before: dict[int, Any] = {}
-
-    def __call__(self, step: int) -> bool:
-        if hosts.count() > 1 and hosts.told_to_stop(step):
-            self.signal = int(signal.SIGTERM)
-        return self.signal is not None
-
-    def __enter__(self) -> "_Stop":
-        numbers = (signal.SIGINT, signal.SIGTERM) if hosts.count() == 1 else (signal.SIGINT,)
-        with contextlib.suppress(ValueError):  # not the main thread: whoever owns it decides
-            for number in map(int, numbers):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        is_notebook = "ipykernel" in sys.modules or hasattr(sys, "ps1")
-        for each, handler in self._before.items():
-            signal.signal(each, handler if is_notebook else _end_at_once)
-        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not safe in a handler
-        if hosts.count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            self.signal = number
