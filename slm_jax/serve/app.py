@@ -14,12 +14,12 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
-from slm_jax.serve.guard import Guard, Receive, Scope, Send
+from slm_jax.serve.guard import Guard, JsonAnswer, Receive, Scope, Send
 from slm_jax.serve.monitoring import label, metric
 from slm_jax.serve.schema import ApiError, CompletionRequest
 from tokenizer import HybridTokenizer, TokenizerError, playground, pretrained_names
@@ -64,18 +64,18 @@ class Server:
             if not answer.done():
                 completion.cancel()
                 return Response(status_code=499)  # nobody is there to read it
-            return JSONResponse(answer.result())
+            return JsonAnswer(answer.result())
         finally:
             left.cancel()
             answer.cancel()
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.engines]})
+        return JsonAnswer({"object": "list", "data": [self._model(name) for name in self.engines]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        return JSONResponse(self._model(self._engine(request.path_params["name"])[0]))
+        return JsonAnswer(self._model(self._engine(request.path_params["name"])[0]))
 
     def _model(self, name: str) -> dict[str, Any]:
         run = self.engines[name].run
@@ -89,7 +89,7 @@ class Server:
     async def curve(self, request: Request) -> Response:
         """GET /api/curve?run=NAME: the rows of metrics.jsonl, thinned, of the fields that the page draws."""
         _, engine = self._engine(request.query_params.get("run"))
-        return JSONResponse(await run_in_threadpool(read_curve, engine.run.run.metrics))
+        return JsonAnswer(await run_in_threadpool(read_curve, engine.run.run.metrics))
 
     async def vocabulary(self, request: Request) -> Response:
         """GET and POST /api/…: what the tokenizer playground asks."""
@@ -109,13 +109,13 @@ class Server:
             raise ApiError(400, str(error)) from None
         if found is None:
             raise HTTPException(404)
-        return JSONResponse(found)
+        return JsonAnswer(found)
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while every engine lives."""
         failed = [name for name, engine in self.engines.items() if engine.failure]
         state = {"status": "failed" if failed else "ok", "failed": failed}
-        return JSONResponse(state, 503 if failed else 200)
+        return JsonAnswer(state, 503 if failed else 200)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
@@ -241,17 +241,17 @@ async def _left(receive: Receive) -> None:
 
 async def _api_error(request: Request, error: Any) -> Response:
     headers = {"retry-after": "1"} if error.status == 429 else None
-    return JSONResponse(error.body(), error.status, headers)
+    return JsonAnswer(error.body(), error.status, headers)
 
 
 async def _http_error(request: Request, error: Any) -> Response:
     text = {404: "there is nothing here", 405: "this address takes another method"}
     body = ApiError(error.status_code, text.get(error.status_code, error.detail)).body()
-    return JSONResponse(body, error.status_code, error.headers)
+    return JsonAnswer(body, error.status_code, error.headers)
 
 
 async def _our_error(request: Request, error: Exception) -> Response:
-    return JSONResponse(ApiError(500, "the server failed; its log says why").body(), 500)
+    return JsonAnswer(ApiError(500, "the server failed; its log says why").body(), 500)
 
 
 def read_curve(path: Path) -> dict[str, list[list[float]]]:

@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import json
 import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from slm_jax.serve.schema import ApiError
 
@@ -35,6 +36,14 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
+
+
+class JsonAnswer(JSONResponse):
+    """JSON in ASCII: what a model writes may hold half a surrogate pair, which UTF-8 cannot."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class Guard:
@@ -64,11 +73,11 @@ class Guard:
                 receive = await self._bounded(headers, receive)
         except ApiError as error:
             extra_headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await self._refuse(JSONResponse(error.body(), error.status, extra_headers), receive, send_with_headers)
+            await self._refuse(JsonAnswer(error.body(), error.status, extra_headers), receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 
-    async def _refuse(self, answer: JSONResponse, receive: Receive, send: Send) -> None:
+    async def _refuse(self, answer: Response, receive: Receive, send: Send) -> None:
         """Answer at once and read what the client is still sending, within bounds: to close before that resets the
         connection, and the client never sees the answer."""
         headers = [*answer.raw_headers, (b"connection", b"close")]

@@ -264,6 +264,18 @@ def test_nothing_in_a_request_reaches_the_file_system(served):
     assert ask(served, "POST", "/api/cut", body)[0] == 400
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_surrogate_pair_comes_through(served, loaded, stream):
+    ids = loaded.tokenizer.encode("\ud800")
+    assert len(ids) == 3
+    body = {"prompt": ids, "echo": True, "max_tokens": 0, "stream": stream}
+    status, _, answer = ask(served, "POST", "/v1/completions", body)
+    tree = json.loads(answer.splitlines()[0].removeprefix("data: ")) if stream else answer
+    assert (status, tree["choices"][0]["text"]) == (200, "\ud800")
+    status, _, tree = ask(served, "POST", "/api/cut", {"vocabulary": "tiny", "text": "\ud800"})
+    assert (status, tree["characters"]) == (200, 1)
+
+
 def test_health_metrics_and_curve(served):
     parser = pytest.importorskip("prometheus_client.parser")
     assert ask(served, "GET", "/health")[2] == {"status": "ok", "failed": []}
