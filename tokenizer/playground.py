@@ -99,9 +99,10 @@ class Answers:
                 raise TokenizerError("text must be a string")
             return cut(self.tokenizer(body.get("vocabulary")), body["text"])
         if path == "explain":
-            if not query.get("id", "").isdecimal():
-                raise TokenizerError("id must be a whole number")
-            return explain(self.tokenizer(query.get("vocabulary")), int(query["id"]))
+            digits = query.get("id", "")
+            if not digits.isdecimal() or len(digits) > 9:  # int refuses thousands of them
+                raise TokenizerError("id must be a whole number of at most 9 digits")
+            return explain(self.tokenizer(query.get("vocabulary")), int(digits))
         return None
 
 
@@ -132,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             self._drain()
             return
-        if not length.isdecimal() or int(length) > 8 * LONGEST_TEXT:
+        if not length.isdecimal() or len(length) > 9 or int(length) > 8 * LONGEST_TEXT:
             self.close_connection = True
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": {"message": "the text is too long"}})
             self._drain()
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             body = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": {"message": "the body is no JSON object"}})

@@ -97,7 +97,7 @@ class Server:
         if request.method == "POST":
             try:
                 body = json.loads(await request.body())
-            except ValueError:
+            except (ValueError, RecursionError):
                 body = None
             if not isinstance(body, dict):
                 raise ApiError(400, "the body is no JSON object")

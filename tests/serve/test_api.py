@@ -229,6 +229,11 @@ def test_pages_of_other_sites_and_other_names_are_refused(served):
     assert ask(served, "OPTIONS", "/v1/completions", headers={"Origin": "https://evil.example"})[0] == 403
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/cut"])
+def test_a_body_of_brackets_is_refused(served, path):
+    assert ask(served, "POST", path, raw="[" * 9000)[0] == 400
+
+
 def test_a_body_without_a_length_is_bounded_too(served):
     parsed = urlsplit(served.url)
     with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:

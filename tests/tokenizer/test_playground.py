@@ -86,6 +86,9 @@ def test_lone_surrogates_come_through(port):
         ("POST", "/api/cut", b"x" * (8 * LONGEST_TEXT + 1), 413),
         ("POST", "/api/cut", b"[1]", 400),
         ("POST", "/api/cut", b"{", 400),
+        ("POST", "/api/cut", b"[" * 100_000, 400),
+        ("POST", "/api/cut", b'{"vocabulary": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
+        ("GET", f"/api/explain?vocabulary=english-8k&id={'9' * 5000}", None, 400),
         ("GET", "/api/explain?vocabulary=english-8k&id=99999999", None, 400),
         ("GET", "/api/explain?vocabulary=english-8k&id=-1", None, 400),
         ("GET", "/api/nothing", None, 404),
@@ -97,6 +100,10 @@ def test_what_cannot_be_is_refused_in_words(port, method, path, body, status):
     answer, content = ask(port, method, path, body)
     assert answer.status == status
     assert json.loads(content)["error"]["message"]
+
+
+def test_a_length_of_thousands_of_digits_is_too_long(port):
+    assert ask(port, "POST", "/api/cut", b"{}", {"Content-Length": "9" * 5000})[0].status == 413
 
 
 def test_only_this_machine_and_its_own_page_may_ask(port):
