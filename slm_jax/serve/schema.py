@@ -4,7 +4,7 @@ import secrets
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from slm_jax.sampling import Sampling
 
@@ -66,6 +66,14 @@ class CompletionRequest(BaseModel):
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, tree: Any) -> Any:
+        """Clients write null for what they leave out."""
+        if not isinstance(tree, dict):
+            return tree
+        return {name: value for name, value in tree.items() if value is not None or name not in cls.model_fields}
 
     @classmethod
     def parse(cls, body: bytes) -> "CompletionRequest":

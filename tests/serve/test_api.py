@@ -207,6 +207,10 @@ def test_unsupported_parameters_may_be_given_as_what_leaving_them_out_means():
     assert CompletionRequest.parse(json.dumps(body).encode()).n == 1
     with pytest.raises(ApiError, match="no JSON"):
         CompletionRequest.parse(b"{")
+    nulls = json.dumps(dict.fromkeys(CompletionRequest.model_fields)).encode()
+    assert CompletionRequest.parse(nulls) == CompletionRequest()
+    with pytest.raises(ApiError, match="unknown parameter 'promt'"):
+        CompletionRequest.parse(b'{"promt": null}')
     assert CompletionRequest.parse(b'{"seed": 4}').sampling() == Sampling(1.0, 0, 1.0, 0.0, 1.0, 0, 4)
 
 
