@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slm_jax.generate import encode_prompt
@@ -34,6 +34,7 @@ class Choice:
     job: Text
     written: Written
     echo: str
+    echo_tokens: list[Token] = field(default_factory=list)  # where the engine tells nothing of the prompt
     ended: str = ""  # stop, length, or the engine's own cancelled and error
     drawn: int = 0
     prompt_places: int = 0  # of the prompt's, which come first, still to come
@@ -92,12 +93,15 @@ class Completion:
             told and request.echo, request.ignore_eos,
         )  # fmt: skip
         choice = Choice(index, job, Written(self._tokenizer, request.stops(), len(echo)), echo)
-        if job.prompt_told and len(ids) > 1:
+        if job.prompt_told:
             # The prompt's own tokens are told like drawn ones: without stops, from the first character on.
-            choice.prompt_places = len(ids) - 1
-            choice.written = Written(self._tokenizer)
+            written = Written(self._tokenizer)
             if not isinstance(prompt, str):
-                choice.written.push(ids[:1])
+                written.push(ids[:1])
+            if len(ids) > 1:
+                choice.prompt_places, choice.written = len(ids) - 1, written
+            else:
+                choice.echo_tokens = written.take(whole=True)[1]
         return choice
 
     def _arrive(self, choice: Choice, piece: Piece) -> None:
@@ -130,8 +134,8 @@ class Completion:
         try:
             async with asyncio.timeout(self._limits.seconds):
                 for choice in self.choices:
-                    if choice.echo and not choice.prompt_places:
-                        yield choice, choice.echo, []
+                    if (choice.echo or choice.echo_tokens) and not choice.prompt_places:
+                        yield choice, choice.echo, choice.echo_tokens
                 while not all(choice.ended for choice in self.choices):
                     choice, piece = await self._arrivals.get()
                     if choice.ended:

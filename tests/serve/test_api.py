@@ -104,6 +104,18 @@ def test_echo_with_logprobs_scores_the_prompt(client, engine, loaded):
     assert plain.choices[0].text == more.choices[0].text or plain.choices[0].text.startswith(PROMPT)
 
 
+def test_echo_with_logprobs_tells_a_prompt_of_one_id(served, loaded):
+    id_ = loaded.tokenizer.encode(PROMPT)[-1]
+    body = {"prompt": [id_], "echo": True, "logprobs": 0, "max_tokens": 0}
+    [choice] = ask(served, "POST", "/v1/completions", body)[2]["choices"]
+    told = {"tokens": [loaded.tokenizer.id2token[id_]], "token_logprobs": [None], "text_offset": [0]}
+    assert choice["logprobs"] == {**told, "top_logprobs": [None]}
+    [more] = ask(served, "POST", "/v1/completions", {**body, "max_tokens": 3, "ignore_eos": True})[2]["choices"]
+    assert more["text"].startswith(choice["text"])
+    assert more["logprobs"]["token_logprobs"][0] is None
+    assert [len(more["logprobs"]["tokens"]), more["logprobs"]["text_offset"][1]] == [4, len(choice["text"])]
+
+
 def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(client, served):
     how = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "extra_body": {"ignore_eos": True}}
     free = client.completions.create(**how).choices[0].text
