@@ -82,15 +82,17 @@ def check(options: Options) -> None:
 
 
 def read_key(option: str) -> str:
-    """The API key. Raises UserError if its file cannot be read or is empty."""
-    if not option.startswith("@"):
-        return option
-    try:
-        key = Path(option[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api_key {option}: cannot be read: {error}") from None
-    if not key:
-        raise UserError(f"--api_key {option}: the file is empty")
+    """The API key. Raises UserError if its file cannot be read or is empty, or if no header could bring the key."""
+    key = option
+    if option.startswith("@"):
+        try:
+            key = Path(option[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--api_key {option}: cannot be read: {error}") from None
+        if not key:
+            raise UserError(f"--api_key {option}: the file is empty")
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError("--api_key: only printable ASCII characters, no space at either end: it travels in a header")
     return key
 
 

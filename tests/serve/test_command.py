@@ -34,6 +34,9 @@ def test_the_key_may_stand_in_a_file(tmp_path):
     for name, words in (("empty", "is empty"), ("none", "cannot be read")):
         with pytest.raises(UserError, match=words):
             read_key(f"@{tmp_path / name}")
+    for key in ("schlüssel", "a\nb", " a"):
+        with pytest.raises(UserError, match="printable ASCII"):
+            read_key(key)
 
 
 def test_who_can_reach_an_address():
