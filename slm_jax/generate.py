@@ -35,6 +35,7 @@ from tokenizer import HybridTokenizer
 _CHUNKS = (64, 512)  # prompts are fed this many tokens at a time, at least and at most (a power of two)
 _STREAM_SECONDS = 0.05  # how long a streaming caller waits for the next tokens, about
 _STREAM_TOKENS = 64  # and for how many of them at most
+_MOST_TOKENS = 2**28  # of a batch, prompts included: 12 bytes for each are taken before the first is drawn
 NO_TOKEN = -1  # in the place of a token: padding, or a row that has ended
 
 
@@ -255,6 +256,11 @@ def _check(
         problems.append("a prompt has no tokens: begin it with <EOS>, as encode_prompt does")
     if max_tokens < 1:
         problems.append(f"max_tokens {max_tokens} must be 1 or more")
+    if len(prompts) * (max(map(len, prompts), default=0) + max_tokens) > _MOST_TOKENS:
+        problems.append(
+            f"max_tokens {max_tokens:,} is too much: the texts of a batch (here {len(prompts)}) may have "
+            f"{_MOST_TOKENS:,} tokens in all, prompts included"
+        )
     if context < 0:
         problems.append(f"context {context} must be 0 (the model's window) or more")
     for name, ids in (("prompt", (i for prompt in prompts for i in prompt)), ("suppress", suppress), ("stop", stop)):

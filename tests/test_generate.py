@@ -183,6 +183,8 @@ def test_values_out_of_range_are_told_together():
         ("no tokens", [[]], 1, {}),
         ("no prompts", [], 1, {}),
         ("max_tokens 0", PROMPTS, 0, {}),
+        (r"max_tokens 100,000,000 is too much.*here 3", PROMPTS, 100_000_000, {}),
+        ("max_tokens 100,000,000,000", PROMPTS[:1], 100_000_000_000, {}),
         ("context -1", PROMPTS, 1, {"context": -1}),
         (r"prompt ids \[61\]", [[61]], 1, {}),
         (r"stop ids \[-1\]", PROMPTS, 1, {"stop": [-1]}),

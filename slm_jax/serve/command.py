@@ -73,6 +73,10 @@ def check(options: Options) -> None:
     problems = [f"{name} {values[name]} must be {low} or more" for name, low in least.items() if values[name] < low]
     if options.port > 65535:
         problems.append(f"port {options.port} must be 65535 or less")
+    if options.max_prompt + options.max_tokens >= 2**31:
+        problems.append(
+            f"max_prompt {options.max_prompt} and max_tokens {options.max_tokens} must be below 2^31 together"
+        )
     if not options.timeout > 0:
         problems.append(f"timeout {options.timeout} must be above 0")
     if problems:

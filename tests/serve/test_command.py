@@ -24,6 +24,8 @@ def test_what_cannot_be_is_told_together():
         check(Options(timeout=0))
     with pytest.raises(UserError, match="65535"):
         check(Options(port=70000))
+    with pytest.raises(UserError, match="below 2"):
+        check(Options(max_tokens=2**31 - 4096))
 
 
 def test_the_key_may_stand_in_a_file(tmp_path):
