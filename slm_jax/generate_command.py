@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -80,17 +80,22 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def read_prompts(options: Options) -> list[str]:
     """All prompts that the options name. Raises UserError if one is empty or cannot be read, or there is none."""
-    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
+    prompts = [_read("standard input", sys.stdin.read) if prompt == "-" else prompt for prompt in options.prompt]
     if options.prompts:
-        try:
-            prompts += Path(options.prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {options.prompts} cannot be read: {error}") from None
+        text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8"))
+        prompts += text.removesuffix("\n").split("\n") if text else []
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")
     if "" in prompts:
         raise UserError("a prompt is empty: give at least one character")
     return prompts
+
+
+def _read(name: str, read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read: {error}") from None
 
 
 def _stream_one(

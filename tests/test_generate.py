@@ -207,16 +207,21 @@ def test_other_settings_seeds_and_lengths_compile_nothing():
 
 
 def test_prompts_come_from_options_files_and_standard_input(tmp_path, monkeypatch):
-    (tmp_path / "prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_bytes("one\r\nt\u2028w\fo\n".encode())
+    (tmp_path / "empty.txt").touch()
     monkeypatch.setattr("sys.stdin", io.StringIO("from\nstdin"))
     assert read_prompts(Options(prompt=("a", "-"), prompts=str(tmp_path / "prompts.txt"))) == [
         "a",
         "from\nstdin",
         "one",
-        "two",
+        "t\u2028w\fo",
     ]
+    latin = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", latin)
     for options, message in (
         (Options(), "no prompt"),
+        (Options(prompts=str(tmp_path / "empty.txt")), "no prompt"),
+        (Options(prompt=("-",)), "standard input cannot be read"),
         (Options(prompt=("a", "")), "prompt is empty"),
         (Options(prompts=str(tmp_path / "none")), "cannot be read"),
     ):
