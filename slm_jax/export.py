@@ -6,6 +6,7 @@ The folder appears whole or not at all.
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -73,8 +74,8 @@ def export(
     average: int = 1,
 ) -> Path:
     """Write a loaded run to a folder; arguments as in `Options`, average as `load_run` got it. Raises UserError."""
-    if not shard_gb > 0:
-        raise UserError(f"shard_gb {shard_gb} must be above 0")
+    if not 0 < shard_gb < math.inf:
+        raise UserError(f"shard_gb {shard_gb} must be a number above 0")
     vocab_size, model = loaded.tokenizer.vocab_size, loaded.model
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
     title = name or loaded.run.path.absolute().name

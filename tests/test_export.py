@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -270,8 +271,9 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, small_tokenizer, monke
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     (tmp_path / "empty").mkdir()
     assert (export(run, tmp_path / "empty") / "config.json").is_file()
-    with pytest.raises(UserError, match="shard_gb 0"):
-        export(run, tmp_path / "other", shard_gb=0)
+    for size in (0, -1, math.inf, math.nan):
+        with pytest.raises(UserError, match=f"shard_gb {size}"):
+            export(run, tmp_path / "other", shard_gb=size)
 
 
 def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
@@ -281,7 +283,7 @@ def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
     run = loaded_run(tmp_path, small_tokenizer, "".join(json.dumps(row) + "\n" for row in rows), window=9)
     results = [{"task": "blimp", "group": "agreement", "metric": "accuracy", "value": 0.61234, "low": 0.6, "high": 0.7}]
     (run.run.path / "evaluation.json").write_text(json.dumps({"results": results}))
-    run.run.samples.write_text("\n## Step 3\n\n    Once upon\n    a time\n\n## Step 8\n\n    later\n")
+    run.run.samples.write_bytes(b"\n## Step 3\n\n    Once upon\n    a time\xff\n\n## Step 8\n\n    later\n")
     folder = export(run, tmp_path / "out", name="Tiny", license="mit")
     card = (folder / "README.md").read_text()
     header = card.split("---\n")[1]
@@ -291,7 +293,7 @@ def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
     assert "7 steps of 16 x 32 tokens (packed), 400 predicted tokens, 7.0 minutes" in card
     assert "step 3: loss 3.2500, perplexity 25.79, bits per byte 1.5000, next-token accuracy 31.2%" in card
     assert "| blimp | agreement | accuracy | 0.6123 | 0.6000 to 0.7000 |" in card
-    assert "Once upon\na time\n" in card
+    assert "Once upon\na time\ufffd\n" in card
     assert "later" not in card  # of a step that these weights have not behind them
     assert str(tmp_path) not in card
     plain = (export(run, tmp_path / "plain") / "README.md").read_text()

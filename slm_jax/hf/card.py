@@ -65,7 +65,7 @@ def _sample(run: Run, step: int) -> str:
     """The text that was written at the last validation up to a step, without its indentation."""
     if not run.samples.is_file():
         return ""
-    sections = run.samples.read_text(encoding="utf-8").split("\n## Step ")[1:]
+    sections = run.samples.read_text(encoding="utf-8", errors="replace").split("\n## Step ")[1:]
     before = [text for number, _, text in (each.partition("\n") for each in sections) if int(number) <= step]
     text = before[-1].partition("\n* * *\n")[0] if before else ""
     return "\n".join(line.removeprefix("    ") for line in text.strip("\n").splitlines()[:20])
