@@ -40,6 +40,7 @@ class ModelConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate on embeddings and on each sub-layer's output.")
     tie_weights: bool = Field(True, description="Share the embedding with the output head.")
     qk_norm: bool = Field(True, description="RMSNorm on queries and keys, per head.")
+    norm_eps: float = Field(1e-6, gt=0, description="Added to the mean square in each RMSNorm, under the root.")
     rope_base: float = Field(10_000.0, gt=1, description="Base of the rotary position frequencies.")
     vocab_multiple: int = Field(
         1, ge=1, description="Pad the embedding and the head to a multiple of so many rows (no token is added)."

@@ -48,11 +48,12 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32 (arXiv:1910.07467)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, eps: float):
+        self.eps = eps
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * self.scale[...]
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
 
 
 class Linear(nnx.Module):
@@ -94,8 +95,8 @@ class Attention(nnx.Module):
         self.key = Linear(config.dim, self.kv_heads * self.width, dtype, rngs)
         self.value = Linear(config.dim, self.kv_heads * self.width, dtype, rngs)
         self.out = Linear(self.heads * self.width, config.dim, dtype, rngs)
-        self.query_norm = RMSNorm(self.width) if config.qk_norm else None
-        self.key_norm = RMSNorm(self.width) if config.qk_norm else None
+        self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.dtype = dtype
 
     def project(self, x_BxTxD: jax.Array, rotary: Rotary) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -140,9 +141,9 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + swiglu(norm(x))."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.dim)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, dtype, rngs)
-        self.mlp_norm = RMSNorm(config.dim)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config, dtype, rngs)
 
     def __call__(
@@ -179,7 +180,7 @@ class Transformer(nnx.Module):
         self.embedding = nnx.Param(_normal(rngs, (rows, config.dim)))
         stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda layer_rngs: Block(config, dtype, layer_rngs)))
         self.blocks: Block = stack(rngs)  # its parameters are [L, ...]
-        self.final_norm = RMSNorm(config.dim)
+        self.final_norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tie_weights else nnx.Param(_normal(rngs, (rows, config.dim)))
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):

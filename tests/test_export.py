@@ -32,7 +32,7 @@ MODELS = {
     "qwen3": {},
     "qwen3, window, grouped": {"window": 5, "kv_heads": 2, "rope_base": 500.0},
     "mistral": {"qk_norm": False, "window": 7, "kv_heads": 1, "tie_weights": False},
-    "llama": {"qk_norm": False, "kv_heads": 2, "mlp_dim": 100, "mlp_multiple": 1},
+    "llama": {"qk_norm": False, "kv_heads": 2, "mlp_dim": 100, "mlp_multiple": 1, "norm_eps": 1e-2},
     "padding rows": {"vocab_multiple": 64, "tie_weights": False},
     "window of one": {"window": 1},
 }
@@ -151,7 +151,9 @@ WRONG = {
     "model_type": ({"model_type": "gpt2"}, "model_type 'gpt2'"),
     "head_dim": ({"head_dim": 128}, "head_dim 128: only hidden_size / num_attention_heads = 8"),
     "no head_dim": ({"head_dim": None}, None),
-    "eps": ({"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05: only 1e-06"),
+    "eps": ({"rms_norm_eps": 0}, "rms_norm_eps 0: a number above 0"),
+    "no eps": ({"rms_norm_eps": None}, "rms_norm_eps None: a number above 0"),
+    "eps of other Llamas": ({"rms_norm_eps": 1e-5}, None),
     "bias": ({"attention_bias": True}, "attention_bias True"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "scaled": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn'"),
@@ -177,7 +179,7 @@ def test_what_cannot_be_trained_here_is_named(tmp_path, change, message):
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
     config = to_config_json(ModelConfig(dim=32, heads=4), 321, LENGTH, "float32")
-    config |= {"rms_norm_eps": 1e-5, "hidden_act": "relu"}
+    config |= {"rms_norm_eps": math.nan, "hidden_act": "relu"}
     with pytest.raises(UserError, match=r"(?s)hidden_act.*rms_norm_eps"):
         from_config_json(config, "config.json")
 

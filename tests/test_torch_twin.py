@@ -30,6 +30,7 @@ MODELS = {
     "linear layers kept": {"remat": "dots", "kv_heads": 1},
     "padded": {"vocab_multiple": 32, "mlp_multiple": 48, "tie_weights": False},
     "everything": {"kv_heads": 2, "window": 6, "tie_weights": False, "qk_norm": False, "rope_base": 500.0},
+    "another epsilon": {"norm_eps": 0.1, "kv_heads": 2},
 }
 MASKS = ("none", "right padding", "left padding", "segments", "segments and padding")
 TERMS = [Terms(z_loss=0.01), Terms(ul_alpha=0.7), Terms(0.01, 0.7)]

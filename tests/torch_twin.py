@@ -33,8 +33,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.dim, self.kv_heads * self.width, bias=False)
         self.value = nn.Linear(config.dim, self.kv_heads * self.width, bias=False)
         self.out = nn.Linear(self.heads * self.width, config.dim, bias=False)
-        self.query_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.query_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, mask_BxTxS: Tensor | None) -> Tensor:
         b, t, _ = x_BxTxD.shape
@@ -86,9 +86,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ class TorchTransformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
-        self.final_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.final_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
         for parameter in self.parameters():
             if parameter.ndim == 2:

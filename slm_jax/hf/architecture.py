@@ -17,12 +17,11 @@ from slm_jax.config import ModelConfig
 from slm_jax.errors import UserError
 from slm_jax.transformer import swiglu_width
 
-NORM_EPS = 1e-6
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 # What config.json says of a model, and what it does not have to: how it was trained, and on what it is computed.
 EXPORTED = {"dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "window", "tie_weights", "qk_norm"}
-EXPORTED |= {"rope_base"}
+EXPORTED |= {"norm_eps", "rope_base"}
 OF_TRAINING = {"dropout", "vocab_multiple", "attention", "scan_layers", "remat"}
 
 
@@ -49,7 +48,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         "hidden_act": "silu",
         "max_position_embeddings": length,
         "initializer_range": 0.02,
-        "rms_norm_eps": NORM_EPS,
+        "rms_norm_eps": model.norm_eps,
         # The name of either generation of transformers; both read their own.
         "rope_theta": model.rope_base,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
@@ -89,6 +88,7 @@ def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any],
         "window": _window(config),
         "tie_weights": config.get("tie_word_embeddings", False),
         "qk_norm": config["model_type"] == "qwen3",
+        "norm_eps": _norm_eps(config),
         "rope_base": _rope(config)[1],
     }, config["vocab_size"]
 
@@ -116,8 +116,8 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
         yield f"num_key_value_heads {kv_heads}: a divisor of num_attention_heads {heads} is needed"
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         yield f"hidden_act {config['hidden_act']!r}: only silu"
-    if config.get("rms_norm_eps", NORM_EPS) != NORM_EPS:
-        yield f"rms_norm_eps {config['rms_norm_eps']}: only {NORM_EPS}"
+    if not _is_number(_norm_eps(config), above=0):
+        yield f"rms_norm_eps {_norm_eps(config)!r}: a number above 0 is needed"
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             yield f"{key} {config[key]}: no biases"
@@ -130,6 +130,14 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
     mixed = len(layers) > 1 or (not layers and kind == "qwen3" and _has_window(config) and 0 < first < depth)
     if mixed or layers - {"full_attention", "sliding_attention"}:
         yield f"layer_types {sorted(layers) or 'by max_window_layers'}: all layers alike, with a window or without"
+
+
+def _is_number(value: object, above: float) -> bool:
+    return isinstance(value, int | float) and above < value < 1e30
+
+
+def _norm_eps(config: dict[str, Any]) -> Any:
+    return config.get("rms_norm_eps", 1e-6)  # what each class takes where the file says nothing
 
 
 def _has_window(config: dict[str, Any]) -> bool:

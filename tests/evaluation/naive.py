@@ -21,6 +21,10 @@ class NaiveModel:
         width, groups = c.dim // c.heads, c.kv_heads or c.heads
         t = len(ids)
         angle = np.arange(t)[:, None, None] * c.rope_base ** (-np.arange(0, width, 2) / width)
+
+        def norm(x, scale):
+            return x / np.sqrt((x * x).mean(-1, keepdims=True) + c.norm_eps) * scale
+
         x = p["embedding"][np.asarray(ids)]
         for layer in range(c.depth):
             block = jax.tree.map(lambda w, layer=layer: w[layer], p["blocks"])
@@ -61,10 +65,6 @@ class NaiveModel:
         """Whether each of ids[first:] is the most probable one where it stands."""
         rows = self.logprobs(ids)
         return all(rows[t - 1].argmax() == ids[t] for t in range(first, len(ids)))
-
-
-def norm(x, scale):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
 
 
 def rotated(x, angle):
