@@ -108,6 +108,10 @@ def test_shards_hold_the_same_and_are_listed(tmp_path, small_tokenizer):
     (split / files[1]).unlink()
     with pytest.raises(UserError, match=files[1]):
         imported(split, run.model)
+    for text in ('{"weight_map": {"a": 3}}', '{"weight_map": []}', "[" * 100_000):
+        (split / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match=r"index\.json is damaged"):
+            imported(split, run.model)
 
 
 def test_bfloat16_weights_are_rounded_once(tmp_path, small_tokenizer):
@@ -158,10 +162,22 @@ WRONG = {
     "gelu": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "scaled": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn'"),
     "scaled before": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type 'linear'"),
+    "by layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        "rope_parameters with 'full_attention'",
+    ),
+    "scaled twice": ({"rope_scaling": {"rope_type": "llama3"}}, "type 'llama3'"),
+    "no object": ({"rope_parameters": "x"}, "rope_parameters: should be an object"),
+    "no base": ({"rope_parameters": None, "rope_theta": "abc"}, "rope_theta 'abc': a number above 1"),
+    "no list": ({"layer_types": 5}, "layer_types: should be a list"),
+    "no count": ({"max_window_layers": None}, "max_window_layers: should be a whole number"),
+    "no names": ({"layer_types": [{}]}, "layer_types ['{}']: all layers alike"),
+    "no name": ({"model_type": ["llama"]}, "model_type ['llama']"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "some windows": ({"layer_types": ["full_attention", "sliding_attention"]}, "all layers alike"),
     "missing": ({"hidden_size": None}, "hidden_size: should be a positive whole number"),
     "kv heads": ({"num_key_value_heads": 3}, "num_key_value_heads 3: a divisor"),
+    "fewer than no kv heads": ({"num_key_value_heads": -2}, "num_key_value_heads -2: a divisor"),
 }
 
 
@@ -175,6 +191,13 @@ def test_what_cannot_be_trained_here_is_named(tmp_path, change, message):
     else:
         with pytest.raises(UserError, match=re.escape(message)):
             hf_folder.open_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff", b"[]"])
+def test_a_damaged_config_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        hf_folder.open_folder(str(tmp_path))
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):

@@ -94,15 +94,29 @@ def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any],
 
 
 _WHOLE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# What each of these must be where it is there.
+_KINDS: dict[str, tuple[str, Any]] = {
+    "num_key_value_heads": ("a whole number", int | None),
+    "head_dim": ("a whole number", int | None),
+    "sliding_window": ("a whole number", int | None),
+    "max_window_layers": ("a whole number", int),
+    "tie_word_embeddings": ("true or false", bool),
+    "layer_types": ("a list", list | None),
+    "rope_parameters": ("an object", dict | None),
+    "rope_scaling": ("an object", dict | None),
+}
 
 
 def _unsupported(config: dict[str, Any]) -> Iterator[str]:
     kind = config.get("model_type")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         yield f"model_type {kind!r}: one of {', '.join(CLASSES)} is needed"
         return
-    if missing := [key for key in _WHOLE if not isinstance(config.get(key), int) or config[key] < 1]:
+    if missing := [key for key in _WHOLE if not isinstance(config.get(key), int) or not 0 < config[key] < 2**31]:
         yield f"{', '.join(missing)}: should be a positive whole number"
+        return
+    if wrong := [key for key in config.keys() & _KINDS if not isinstance(config[key], _KINDS[key][1])]:
+        yield from (f"{key}: should be {_KINDS[key][0]}" for key in sorted(wrong))
         return
     dim, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
@@ -112,7 +126,7 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
         yield f"head_dim {width}: only hidden_size / num_attention_heads = {dim / heads:g}"
     elif width % 2:
         yield f"head_dim {width} is odd, but rotary positions pair the channels of a head"
-    if not isinstance(kv_heads, int) or heads % kv_heads:
+    if kv_heads < 1 or heads % kv_heads:
         yield f"num_key_value_heads {kv_heads}: a divisor of num_attention_heads {heads} is needed"
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         yield f"hidden_act {config['hidden_act']!r}: only silu"
@@ -121,15 +135,24 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             yield f"{key} {config[key]}: no biases"
-    if _rope(config)[0] != "default":
-        yield f"rotary positions of type {_rope(config)[0]!r}: only default, without scaling"
+    yield from _unsupported_rope(config)
     if config.get("quantization_config"):
         yield "quantization_config: only weights as they are"
-    layers = set(config.get("layer_types") or ())
+    layers = set(map(str, config.get("layer_types") or ()))
     depth, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
     mixed = len(layers) > 1 or (not layers and kind == "qwen3" and _has_window(config) and 0 < first < depth)
     if mixed or layers - {"full_attention", "sliding_attention"}:
         yield f"layer_types {sorted(layers) or 'by max_window_layers'}: all layers alike, with a window or without"
+
+
+def _unsupported_rope(config: dict[str, Any]) -> Iterator[str]:
+    kind, base = _rope(config)
+    if kind != "default":
+        yield f"rotary positions of type {kind!r}: only default, without scaling"
+    elif unknown := sorted(_rope_settings(config).keys() - {"rope_type", "type", "rope_theta"}):
+        yield f"rope_parameters with {unknown[0]!r}: only rope_type and rope_theta, for all layers alike"
+    if not _is_number(base, above=1):
+        yield f"rope_theta {base!r}: a number above 1 is needed"
 
 
 def _is_number(value: object, above: float) -> bool:
@@ -159,8 +182,13 @@ def _window(config: dict[str, Any]) -> int:
     return config.get("sliding_window", 4096)
 
 
-def _rope(config: dict[str, Any]) -> tuple[str, float]:
-    """(type of the rotary positions, their base), as either generation of transformers writes them."""
-    new = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = new.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    return new.get("rope_type") or new.get("type") or "default", float(base)
+def _rope_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """As either generation of transformers writes them; both take rope_scaling where it is there."""
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
+
+
+def _rope(config: dict[str, Any]) -> tuple[Any, Any]:
+    """(type of the rotary positions, their base)."""
+    settings = _rope_settings(config)
+    base = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    return settings.get("rope_type") or settings.get("type") or "default", base

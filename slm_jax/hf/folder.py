@@ -32,7 +32,7 @@ def open_folder(path: str) -> Folder:
         raise UserError(f"init.from_hf {path}: there is no config.json, so it is no folder of a model{hint}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it holds no object")

@@ -170,9 +170,9 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
+            files = [folder / Path(name).name for name in names]  # no name leads out of the folder
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{index} is damaged: download the folder again") from None
-        files = [folder / Path(name).name for name in names]  # no name leads out of the folder
     else:
         files = [folder / SINGLE]
     if missing := [file.name for file in files if not file.is_file()]:
