@@ -180,6 +180,8 @@ def _train(options: argparse.Namespace) -> None:
     folder = Path(options.out).absolute().parent
     if not folder.is_dir():
         raise TokenizerError(f"the folder {folder} of --out does not exist: make it first")
+    if not options.out or Path(options.out).is_dir():
+        raise TokenizerError(f"--out {options.out!r} is no name of a file: give one, such as my.hybtok")
     tokenizer = HybridTokenizer(lowercase=not options.cased, byte_limit=options.byte_limit)
     progress = _Progress()
     files = tokenizer.add_files(options.files, processes=options.processes, progress=progress)
@@ -226,6 +228,8 @@ def _inspect(options: argparse.Namespace) -> None:
         print(tokenizer.top_merges(options.merges))
     if options.token is not None:
         known = options.token in tokenizer.token2id or not options.token.isdecimal()
+        if not known and len(options.token) > 9:  # int refuses thousands of digits
+            raise TokenizerError("--token has more than 9 digits, which no id has")
         print(tokenizer.explain_token(options.token if known else int(options.token)))
     if options.text is not None:
         print(tokenizer.segment(options.text))
