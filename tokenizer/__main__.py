@@ -75,6 +75,10 @@ vocabularies side by side. It is served to this machine only, until Ctrl-C.
 """
 
 
+_MOST_ADDED = 2**25
+"""Ids that counts may add in `decode`, where a short line could stand for more than fits into memory."""
+
+
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     names = ", ".join(pretrained_names()) or "none in this installation"
@@ -208,6 +212,10 @@ def _decode(options: argparse.Namespace) -> None:
         pairs = [(int(id_), int(count or 1)) for id_, _, count in (word.partition(":") for word in words)]
     except ValueError:
         raise TokenizerError("decode reads ids (whole numbers) or id:count, separated by white space") from None
+    if wrong := [f"{id_}:{count}" for id_, count in pairs if count < 1]:
+        raise TokenizerError(f"{wrong[0]}: a count must be 1 or more")
+    if (added := sum(count - 1 for _, count in pairs)) > _MOST_ADDED:
+        raise TokenizerError(f"the counts add {added:,} ids to those that are written: {_MOST_ADDED:,} are the most")
     text = tokenizer.decode([id_ for id_, count in pairs for _ in range(count)])
     sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
 

@@ -95,8 +95,9 @@ def test_mistakes(trained, tmp_path):
         assert b"error: " in done.stderr
         if arguments and arguments[0] != "bake":
             assert done.stderr.count(b"\n") == 1
-    done = run("decode", trained, text="1 2 three")
-    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    for ids in ("1 2 three", "9 5:0", "5:-3", "5:99999999999", "5:" + "9" * 5000):
+        done = run("decode", trained, text=ids)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
 
 
 def test_importing_does_not_load_numpy():
