@@ -260,7 +260,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 for a mistake of the user."""
+    """Run a command; returns the exit status: 0, 2 for a mistake of the user, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     run = {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect, "compare": _compare}
     run["serve"] = _serve
@@ -270,6 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TokenizerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

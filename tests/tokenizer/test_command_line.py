@@ -1,5 +1,6 @@
 """python -m tokenizer, from outside: results on standard output, mistakes as one line and status 2."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,15 @@ def test_mistakes(trained, tmp_path):
     for ids in ("1 2 three", "9 5:0", "5:-3", "5:99999999999", "5:" + "9" * 5000):
         done = run("decode", trained, text=ids)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+def test_ctrl_c_ends_it_with_one_line(trained):
+    command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdin.write(b" " * 1_000_000)  # more than a pipe holds: it has begun to read
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (130, b"stopped\n")
 
 
 def test_importing_does_not_load_numpy():
