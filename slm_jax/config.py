@@ -228,7 +228,9 @@ class EvalConfig(Section):
     """Validation and samples during training."""
 
     every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
-    max_tokens: int = Field(0, ge=0, description="Validate on at most so many tokens; 0: all held-out text.")
+    max_tokens: int = Field(
+        0, ge=0, description="Validate on at most so many tokens; 0: all held-out text, the same for every tokenizer."
+    )
     prompts: Texts = Field(
         ("",), description="Beginnings of the sample texts written at each validation; empty: of a new document."
     )

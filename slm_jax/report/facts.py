@@ -13,7 +13,7 @@ import numpy as np
 
 from slm_jax import environment, flops, stage_scores
 from slm_jax.config import Config
-from slm_jax.data.corpus import DOCUMENT, read_manifest
+from slm_jax.data.corpus import DOCUMENT, Shard, Split, read_manifest, shard_files
 from slm_jax.errors import UserError
 from slm_jax.load import load_tokenizer
 from slm_jax.metrics import Row
@@ -66,6 +66,27 @@ class Facts:
     def step(self) -> int:
         """The last step with a row."""
         return int(self.columns["step"][-1]) if len(self.columns) else 0
+
+    def split(self, side: str) -> Split | None:
+        """One side of the text, corpus behind corpus as in training; None if it cannot be read."""
+        shards = []
+        for manifest in self.manifests:
+            for number, noted in enumerate(manifest[side]["shards"]):
+                files = [manifest["folder"] / name for name in shard_files(side, number)]
+                try:
+                    tokens, documents = (np.load(file, mmap_mode="r") for file in files)
+                except (OSError, ValueError, EOFError):  # the corpus was not copied with the run
+                    return None
+                if documents.dtype != DOCUMENT:
+                    return None
+                shards.append(Shard(tokens, documents, bool(noted["prompts"])))
+        return Split(shards)
+
+    @cached_property
+    def validated(self) -> Split | None:
+        """The held-out text that it is validated on; None if it cannot be read."""
+        split = self.split("validation")
+        return None if split is None else split.head(self.config.eval.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -124,8 +145,10 @@ class Subject:
 
     @cached_property
     def held_out(self) -> str:
-        """A name for the held-out text, the same for the same text whatever its tokenizer; "" if it is not known."""
-        return held_out_fingerprint(self.last)
+        """SHA-256 over the digests of the documents that are validated on, the same for the same text whatever its
+        tokenizer; "" if it is not known."""
+        split = self.last.validated
+        return hashlib.sha256(np.sort(split.documents["digest"]).tobytes()).hexdigest() if split else ""
 
 
 def read_subject(path: Path | None) -> Subject:
@@ -221,21 +244,3 @@ def _read_benchmarks(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file, restval=""))
     return [{str(name): str(value) for name, value in row.items() if name is not None} for row in rows]
-
-
-def held_out_fingerprint(facts: Facts) -> str:
-    """SHA-256 over the digests of the held-out documents and how much of them is validated on; "" without a corpus."""
-    digests = []
-    for manifest in facts.manifests:
-        for path in sorted(manifest["folder"].glob("validation-*.documents.npy")):
-            try:
-                documents = np.load(path, mmap_mode="r")
-            except (OSError, ValueError):
-                return ""
-            if documents.dtype != DOCUMENT:
-                return ""
-            digests.append(np.asarray(documents["digest"]))
-    if not digests:
-        return ""
-    content = np.sort(np.concatenate(digests)).tobytes() + str(facts.config.eval.max_tokens).encode()
-    return hashlib.sha256(content).hexdigest()

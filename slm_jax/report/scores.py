@@ -12,7 +12,7 @@ from slm_jax.metrics import Row
 from slm_jax.report import markup
 from slm_jax.report.facts import Facts, Subject
 from slm_jax.report.scales import compact, figure, percent, span
-from slm_jax.report.tokens import held_out_counts, training_counts
+from slm_jax.report.tokens import counts_of
 from slm_jax.web import Safe
 
 VALIDATIONS = 30  # rows shown at once; the others can be unfolded
@@ -50,11 +50,10 @@ def _scores(row: Row) -> tuple[str, str, str, str]:
 
 
 def guesses(facts: Facts) -> Iterator[tuple[str, ...]]:
-    """The rows for guessing without a model, on the same held-out text, for comparison."""
-    manifests, size = facts.manifests, facts.vocab_size
-    held_out, training = held_out_counts(facts, size), training_counts(facts, size)
-    tokens, content = (sum(m["validation"][each] for m in manifests) for each in ("tokens", "bytes"))
-    if held_out is None or training is None or not held_out.sum() or any(m["validation"]["prompts"] for m in manifests):
+    """The rows for guessing without a model, on the text that is validated on, for comparison."""
+    validated, size = facts.validated, facts.vocab_size
+    held_out, training = counts_of(validated, size), counts_of(facts.split("train"), size)
+    if not validated or held_out is None or training is None or validated.has_prompts:
         return
     # One count more of each id: none is impossible.
     odds = (training + 1) / (training.sum() + size)
@@ -63,7 +62,7 @@ def guesses(facts: Facts) -> Iterator[tuple[str, ...]]:
         ("guessing by how common each token is", float(-(share * np.log(odds)).sum()), float(share[odds.argmax()])),
         ("guessing blindly", math.log(size), 1 / size),
     ):
-        bits = loss / math.log(2) * tokens / content
+        bits = loss / math.log(2) * len(validated) / validated.num_bytes
         yield (name, f"{bits:.4f}", f"{loss:.4f}", figure(math.exp(loss)), percent(accuracy), "", "")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from slm_jax import web
-from slm_jax.data.corpus import SIDES, shard_files
+from slm_jax.data.corpus import SIDES, Split
 from slm_jax.report import markup
 from slm_jax.report.facts import Facts, Sample
 from slm_jax.report.scales import percent
@@ -15,7 +15,7 @@ from tokenizer import HybridTokenizer
 
 SHOWN = 24  # rows of a table
 TEXT = 1200  # characters of a sample that are shown piece by piece
-COUNTED = 2_000_000  # tokens of the held-out text whose kinds are counted
+COUNTED = 2_000_000  # tokens of a text that are counted
 
 CLASSES = {  # kinds of `tokenizer.reports.Segment` by how they look
     "base": "base",
@@ -88,7 +88,7 @@ def _rate(manifest: dict[str, Any], side: str) -> str:
 
 def _shares(facts: Facts, kinds: list[str]) -> Safe:
     """A bar: how often each kind occurs in the held-out text."""
-    counts = held_out_counts(facts, len(kinds))
+    counts = counts_of(facts.split("validation"), len(kinds))
     if counts is None or not counts.sum():
         return Safe("")
     looks = np.array([_LOOKS.index(look) for look in kinds])
@@ -109,33 +109,12 @@ def _key(look: str, meaning: str) -> str:
     return f'<li><span class="piece piece-{look}">&nbsp;{look}&nbsp;</span> {web.text(meaning)}</li>'
 
 
-def held_out_counts(facts: Facts, vocab_size: int) -> np.ndarray | None:
-    """int64 [V]: how often each id occurs in the held-out text, the first so many tokens of it; None if unreadable."""
-    return _counts(facts, "validation", vocab_size)
-
-
-def training_counts(facts: Facts, vocab_size: int) -> np.ndarray | None:
-    """The same of the training text."""
-    return _counts(facts, "train", vocab_size)
-
-
-def _counts(facts: Facts, side: str, vocab_size: int) -> np.ndarray | None:
-    counts = np.zeros(vocab_size, np.int64)
-    for manifest in facts.manifests:
-        for number in range(len(manifest[side]["shards"])):
-            path = manifest["folder"] / shard_files(side, number)[0]
-            left = COUNTED - int(counts.sum())
-            if left <= 0:
-                break
-            try:
-                tokens = np.load(path, mmap_mode="r")[:left]
-            except (OSError, ValueError):  # the corpus was not copied with the run
-                return None
-            found = np.bincount(tokens, minlength=vocab_size)
-            if len(found) > vocab_size:
-                return None
-            counts += found
-    return counts
+def counts_of(split: Split | None, vocab_size: int) -> np.ndarray | None:
+    """int64 [V]: how often each id occurs in a text, the first so many tokens of it; None if it cannot be read."""
+    if split is None:
+        return None
+    found = np.bincount(split[:COUNTED], minlength=vocab_size)
+    return found if len(found) == vocab_size else None
 
 
 def _pieces_of_samples(tokenizer: HybridTokenizer, samples: list[Sample]) -> Safe:

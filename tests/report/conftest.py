@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from slm_jax.config import Config
@@ -68,6 +69,22 @@ def curriculum(copy, tmp_path):
 def rows_of(run):
     """The rows of a run, read without the package."""
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def cut_held_out(run, *ends):
+    """Its held-out text as documents that end at these tokens, of two bytes a token."""
+    path = run.corpus / "validation-00000.documents.npy"
+    documents = np.repeat(np.load(path)[:1], len(ends))
+    documents["end"], documents["digest"], documents["bytes"] = ends, range(len(ends)), 2 * np.diff(ends, prepend=0)
+    path.unlink()  # a hard link, perhaps
+    np.save(path, documents)
+
+
+def with_option(run, section, **values):
+    """Change options of its config."""
+    config = run.read_config()
+    changed = getattr(config, section).model_copy(update=values)
+    run.save_config(config.model_copy(update={section: changed}))
 
 
 def write_rows(run, rows):

@@ -10,7 +10,7 @@ from slm_jax.errors import UserError
 from slm_jax.report.__main__ import main
 from slm_jax.report.compare import names_of
 from slm_jax.report.facts import read_subject
-from tests.report.conftest import rows_of, write_rows
+from tests.report.conftest import cut_held_out, rows_of, with_option, write_rows
 from tests.report.pages import read_page
 
 
@@ -24,8 +24,7 @@ def with_score(run, bits):
 
 def test_the_best_is_first(copy, capsys):
     runs = [with_score(copy(name), bits) for name, bits in (("a", 2.5), ("b", 1.25), ("c", 3.75))]
-    config = runs[2].read_config()
-    runs[2].save_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 7})}))
+    with_option(runs[2], "train", seed=7)
     begun = copy("d")
     begun.metrics.unlink()
     main([str(run.path) for run in (*runs, begun)])
@@ -59,6 +58,16 @@ def test_other_held_out_text_is_told(copy, capsys):
     main([str(first.path), str(second.path)])
     assert "Validated on different text" in capsys.readouterr().out
     assert "Validated on different text" in read_page(first.path.parent / "comparison.html").one("div", "note").text
+
+
+@pytest.mark.parametrize(("most", "same"), [((300, 399), True), ((300, 400), False), ((0, 541), True)])
+def test_the_text_is_that_of_the_documents_that_are_validated_on(copy, most, same):
+    runs = [copy("a"), copy("b")]
+    for run, tokens in zip(runs, most, strict=True):
+        cut_held_out(run, 200, 400, 541)
+        with_option(run, "eval", max_tokens=tokens)
+    first, second = (read_subject(run.path).held_out for run in runs)
+    assert (first == second) == same
 
 
 def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):

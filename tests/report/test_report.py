@@ -12,7 +12,7 @@ from slm_jax.errors import UserError
 from slm_jax.report.facts import read_samples, read_subject
 from slm_jax.report.page import report_html, write_at_end, write_report
 from slm_jax.run import Run
-from tests.report.conftest import STEPS, rows_of, write_rows
+from tests.report.conftest import STEPS, cut_held_out, rows_of, with_option, write_rows
 from tests.report.pages import Page, read_page
 from tokenizer import HybridTokenizer
 
@@ -61,16 +61,23 @@ def test_the_figures_are_those_of_the_run(trained):
     ]
 
 
-def test_guesses_against_a_loop_over_the_tokens(trained):
-    tokenizer = HybridTokenizer.load(trained / "tokenizer.hybtok")
-    ids = {side: np.load(trained / "corpus" / f"{side}-00000.tokens.npy").tolist() for side in ("train", "validation")}
+@pytest.mark.parametrize(("most", "kept"), [(0, 541), (300, 200)])
+def test_guesses_against_a_loop_over_the_tokens(copy, most, kept):
+    """Over those that are validated on: whole documents, as many as fit into eval.max_tokens."""
+    run = copy()
+    cut_held_out(run, 200, 400, 541)
+    with_option(run, "eval", max_tokens=most)
+    tokenizer = HybridTokenizer.load(run.tokenizer)
+    ids = {side: np.load(run.corpus / f"{side}-00000.tokens.npy").tolist() for side in ("train", "validation")}
+    assert len(ids["validation"]) == 541
+    ids["validation"] = ids["validation"][:kept]
     uses = {i: ids["train"].count(i) for i in range(tokenizer.vocab_size)}
     total = len(ids["train"]) + tokenizer.vocab_size
     nats = -sum(math.log((uses[i] + 1) / total) for i in ids["validation"])
-    num_bytes = json.loads((trained / "corpus" / "manifest.json").read_text())["validation"]["bytes"]
+    num_bytes = 2 * kept
     common = max(uses, key=uses.get)
 
-    rows = {row[0]: row for row in read_page(trained / "report.html").by_id("validation").rows()}
+    rows = {row[0]: row for row in read_page(write_report(run.path)[1]).by_id("validation").rows()}
     row = rows["guessing by how common each token is"]
     assert float(row[1]) == pytest.approx(nats / math.log(2) / num_bytes, abs=1e-4)
     assert float(row[2]) == pytest.approx(nats / len(ids["validation"]), abs=1e-4)
