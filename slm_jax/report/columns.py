@@ -12,6 +12,8 @@ from slm_jax.metrics import Row
 
 FIELDS = "step loss accuracy lr grad_norm tokens bytes seconds tokens_per_second mfu time skipped".split()
 AXES = ("step", "tokens", "seconds", "flops")
+NEEDED = ("step", "tokens", "seconds", "tokens_per_second", "mfu")
+SCORES = ("val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
                     break
                 try:
                     row = json.loads(line)
+                    is_validated = row.get("val_loss") is not None
+                    for field in (*NEEDED, *SCORES * is_validated):
+                        if not isinstance(row.get(field), int | float):
+                            raise ValueError(f"{field} is no number")
                     rows.append([row.get(field) for field in FIELDS])
                 except (ValueError, AttributeError) as error:
                     raise UserError(f"{path} is damaged (line {number}: {error}): restore it") from None
-                if row.get("val_loss") is not None:
+                if is_validated:
                     validations.append(row)
     try:
         values = np.array(rows, np.float64).reshape(len(rows), len(FIELDS))  # None becomes NaN

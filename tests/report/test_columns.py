@@ -1,10 +1,12 @@
 """Rows as columns, few points of many, round ticks: each against a loop that does the same slowly."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from slm_jax.errors import UserError
 from slm_jax.report.columns import Buckets, read_columns, smoothed
 from slm_jax.report.scales import Scale, compact, figure, percent, span, tick_texts, time_ticks
 
@@ -46,17 +48,38 @@ def test_a_spike_of_one_step_in_a_hundred_thousand_is_seen():
     assert Buckets.of(len(y), 500).reduced(y)[2].max() == 50.0
 
 
+ROW = {"step": 1, "loss": 2.0, "tokens": 8, "bytes": 16, "seconds": 0.5, "tokens_per_second": 16, "mfu": 0.1}
+SCORES = {"val_loss": 1.5, "val_perplexity": 4.5, "val_accuracy": 0.5, "val_bits_per_byte": 1.0}
+
+
 def test_columns_of_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "loss": 2.0, "tokens": 8, "bytes": 16}\n{"step": 2, "val_loss": 1.5, "tokens": 9}\n{"st'
-    )
+    rows = [ROW | {"val_loss": None}, ROW | SCORES | {"step": 2, "loss": None, "tokens": 9}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
     columns = read_columns(path)
     assert columns["step"].tolist() == [1, 2]
     assert columns.x["tokens"].tolist() == [8, 17]
     assert columns.bits_per_byte[0] == pytest.approx(2.0 / math.log(2) / 2)
     assert np.isnan(columns["loss"][1])
     assert columns.validated_at().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "step is no number"),
+        (ROW | {"step": "1"}, "step is no number"),
+        (ROW | {"seconds": None}, "seconds is no number"),
+        (ROW | {"val_loss": 3}, "val_perplexity is no number"),
+        (ROW | {"lr": "high"}, "high"),
+        ([1], "no attribute"),
+    ],
+)
+def test_a_row_that_is_none_is_told(tmp_path, row, said):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl is damaged \(.*{said}.*\): restore it"):
+        read_columns(path)
 
 
 def test_ticks_are_round_and_few():
