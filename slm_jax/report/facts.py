@@ -95,8 +95,7 @@ class Subject:
 
     path: Path
     stages: list[Facts]
-    evaluation: list[Row] = field(default_factory=list)
-    evaluation_notes: dict[str, str] = field(default_factory=dict)  # by task: how it was measured
+    evaluation: list[Row] = field(default_factory=list)  # each with its stage, and how it was measured ("about")
     benchmarks: list[dict[str, str]] = field(default_factory=list)
     stage_scores: list[Row] = field(default_factory=list)  # each stage's model on the held-out text of all
     planned: int = 1  # stages in all
@@ -161,17 +160,14 @@ def read_subject(path: Path | None) -> Subject:
     for folder in folders or [path]:
         stages.append(_read_facts(folder if folders else find_run(str(path)).path, stages, bool(folders)))
     evaluation: list[Row] = []
-    notes: dict[str, str] = {}
     for folder, stage in [*((each.run.path, each.stage) for each in stages), *([(path, "")] if folders else [])]:
-        found, said = _read_evaluation(folder)
-        evaluation += [{"group": "all"} | row | {"stage": stage} for row in found]
-        notes |= said
+        evaluation += [row | {"stage": stage} for row in _read_evaluation(folder)]
     benchmarks = _read_benchmarks(path / "benchmarks.csv")
     if not folders:
-        return Subject(path, stages, evaluation, notes, benchmarks)
+        return Subject(path, stages, evaluation, benchmarks)
     planned = len(read_toml(path / CURRICULUM).get("stages", ())) if (path / CURRICULUM).is_file() else 0
     compared = stage_scores.read(path)
-    return Subject(path, stages, evaluation, notes, benchmarks, compared, max(planned, len(stages)))
+    return Subject(path, stages, evaluation, benchmarks, compared, max(planned, len(stages)))
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:
@@ -219,18 +215,18 @@ def read_samples(path: Path) -> list[Sample]:
     return found
 
 
-def _read_evaluation(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """(rows, {task: how it was measured}) of evaluation.json. Raises UserError if it is damaged."""
+def _read_evaluation(path: Path) -> list[Row]:
+    """The rows of evaluation.json, "about" of each what is noted of its task. Raises UserError if it is damaged."""
     file = path / "evaluation.json"
     if not file.is_file():
-        return [], {}
+        return []
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
         rows = [row for row in read["results"] if isinstance(row["task"], str) and _is_number(row["value"])]
-        notes = {task: str(about.get("note", "")) for task, about in read.get("tasks", {}).items()}
+        abouts = {task: dict(about) for task, about in read.get("tasks", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}): measure again with python -m slm_jax.evaluate") from None
-    return rows, notes
+    return [{"group": "all"} | row | {"about": abouts.get(row["task"], {})} for row in rows]
 
 
 def _is_number(value: object) -> bool:

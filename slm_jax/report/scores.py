@@ -94,7 +94,7 @@ def evaluation(subject: Subject) -> Safe:
     parts: dict[str, list[Row]] = {}
     for row in rows:
         if row not in whole:
-            parts.setdefault(_task(row, subject), []).append(row)
+            parts.setdefault(task_title(row, subject), []).append(row)
     found = [_evaluation_table(whole, subject, "all")] if whole else []
     for task, of_task in parts.items():
         found.append(markup.folded(f"{task}: {len(of_task)} parts", _evaluation_table(of_task, subject, "parts")))
@@ -102,7 +102,8 @@ def evaluation(subject: Subject) -> Safe:
     return markup.joined(found)
 
 
-def _task(row: Row, subject: Subject) -> str:
+def task_title(row: Row, subject: Subject) -> str:
+    """The task of a row of an evaluation, of a curriculum with the stage before it."""
     return f"{row['stage']}: {row['task']}" if subject.is_curriculum and row.get("stage") else str(row["task"])
 
 
@@ -157,9 +158,9 @@ def _whisker(row: Row) -> Safe:
 
 def _notes(subject: Subject) -> Iterator[Safe]:
     """How each task was measured, as the evaluation noted it."""
-    pairs = [(task, note) for task, note in subject.evaluation_notes.items() if note]
-    if pairs:
-        yield markup.folded("How these were measured", markup.facts_list(pairs))
+    said = {task_title(row, subject): str(note) for row in subject.evaluation if (note := row["about"].get("note"))}
+    if said:
+        yield markup.folded("How these were measured", markup.facts_list(said.items()))
 
 
 def benchmarks(subject: Subject) -> Safe:

@@ -6,6 +6,7 @@ from slm_jax.metrics import scores_text
 from slm_jax.report.compare import HEAD, cautions, names_of, ranked, table_rows
 from slm_jax.report.facts import Subject
 from slm_jax.report.scales import figure, span
+from slm_jax.report.scores import task_title
 from slm_jax.report.sections import notes
 
 
@@ -23,7 +24,7 @@ def of_one(subject: Subject) -> Iterator[str]:
         )
     for row in subject.evaluation:
         if row["group"] in ("", "all"):
-            yield f"{row['task']} {str(row.get('metric', '')).replace('_', ' ')}: {figure(row['value'])}"
+            yield f"{task_title(row, subject)} {str(row.get('metric', '')).replace('_', ' ')}: {figure(row['value'])}"
     yield from (f"note: {note}" for note in notes(subject))
 
 

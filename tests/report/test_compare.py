@@ -111,6 +111,18 @@ def test_one_run_on_the_command_line(copy, capsys, monkeypatch, tmp_path):
     assert (tmp_path / "here.html").read_text().startswith("<!doctype html>")
 
 
+def test_evaluations_of_stages_are_told_apart(curriculum, capsys):
+    for name in ("01-words", "02-more words"):
+        row = {"task": "heldout", "group": "all", "metric": "loss", "value": len(name)}
+        text = json.dumps({"results": [row], "tasks": {"heldout": {"note": f"noted of {name}"}}})
+        (curriculum / "stages" / name / "evaluation.json").write_text(text)
+    main([str(curriculum)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "heldout" in line] == ["words: heldout loss: 8", "more words: heldout loss: 13"]
+    said = read_page(curriculum / "report.html").by_id("evaluation").one("dl").text
+    assert said == "words: heldoutnoted of 01-wordsmore words: heldoutnoted of 02-more words"
+
+
 def test_mistakes(copy, tmp_path):
     run = copy("a")
     with pytest.raises(UserError, match="no run in"):
