@@ -5,16 +5,14 @@ of a last line is cut off first, and the header is written once. A row is known 
 that step: the same model measured again, after a kill, adds none.
 """
 
-import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import tyro
 from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line
 from slm_jax.metrics import Row, read_rows, save_figure
-from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run
+from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run, locked_file
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def append(path: Path, row: Benchmark) -> bool:
     Raises UserError for a file with other columns, OSError where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as descriptor:
+    with locked_file(path) as descriptor:
         text = _whole_lines(descriptor)
         there = _parse(text, path)
         if text and tuple(_header(text)) != COLUMNS:
@@ -148,20 +146,6 @@ def append(path: Path, row: Benchmark) -> bool:
             raise OSError(28, "No space left on device", str(path))
         os.fsync(descriptor)
     return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """The open file, which no other process appends to meanwhile."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            print(f"cannot lock {path} ({error.strerror}): let one process at a time append", file=sys.stderr)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _whole_lines(descriptor: int) -> str:

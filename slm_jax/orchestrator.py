@@ -234,11 +234,10 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
 
 
 def _evaluate(run: Run, tasks: Sequence[str]) -> None:
-    """Measure those of the tasks that were not measured of the run's newest model."""
+    """Measure those of the tasks that were not measured of the run's newest model, or of another set."""
     from slm_jax.evaluation import suite
 
-    done, step = suite.measured(run), run.newest_step()
-    if left := [spec.word for spec in suite.parse_tasks(tasks) if done.get(spec.title) != step]:
+    if left := suite.unmeasured(run, tasks):
         suite.evaluate(run.path, left, say=_say)
 
 

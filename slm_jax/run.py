@@ -223,6 +223,20 @@ def replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[int]:
+    """The descriptor of a file, open for appending, that no other process holds meanwhile; waits for it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            print(f"cannot lock {path} ({error.strerror}): let one process at a time write there", file=sys.stderr)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def new_run(config: Config) -> Run:
     """A fresh `runs/SOURCE-DIMxDEPTH-TIME-HASH`."""
     digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]

@@ -22,13 +22,14 @@ from slm_jax.evaluation.rows import Hub, Rows, read_files
 from slm_jax.evaluation.scoring import Scorer
 from slm_jax.load import LoadedRun, load_run
 from slm_jax.metrics import waiting
-from slm_jax.run import Run, replace_text
+from slm_jax.run import Run, locked_file, replace_text
 
 DEFAULT = ("heldout", "blimp", "lambada")
 OWN = {
     "heldout": "the run's held-out text (or heldout=FILE): loss, perplexity, bits per byte, accuracy",
     "analogies": "word analogies by the embeddings (analogies=FILE, as questions-words.txt of word2vec)",
 }
+MAX_TOKENS = 1_000_000  # of held-out text
 _SEED = 0  # of which items --max_items takes
 
 
@@ -37,7 +38,7 @@ class Evaluation:
     """What was measured. rows: as in `evaluation.json`, one for each task, group and metric."""
 
     rows: list[dict[str, Any]]
-    tasks: dict[str, dict[str, Any]]  # of each: where the set is from, how it was measured, seconds, dtype
+    tasks: dict[str, dict[str, Any]]  # of each: where the set is from, how it was measured, options, seconds, dtype
     missing: dict[str, str] = field(default_factory=dict)  # tasks that could not be measured, and why
 
     def value(self, task: str, metric: str, group: str = "all") -> float:
@@ -86,6 +87,8 @@ def parse_tasks(words: Sequence[str]) -> list[Spec]:
             except UserError as error:
                 raise UserError(f"--tasks {word}: {str(error).removeprefix('data.files: ')}") from None
         specs.append(Spec(name, label, path))
+    if words and not specs:
+        raise UserError(f"--tasks names no task: give some of {', '.join(known)}, or leave it out")
     titles = [spec.title for spec in specs]
     if twice := [title for title in titles if titles.count(title) > 1]:
         raise UserError(f"--tasks: {twice[0]} is asked for twice: tell them apart with a label, {twice[0]}:LABEL=FILE")
@@ -99,7 +102,7 @@ def evaluate(
     context: int = 0,
     stride: int = 0,
     max_items: int = 0,
-    max_tokens: int = 1_000_000,
+    max_tokens: int = MAX_TOKENS,
     batch_tokens: int = 0,
     save: bool = True,
     say: Callable[[str], None] | None = None,
@@ -116,8 +119,10 @@ def evaluate(
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     specs = parse_tasks(tasks or DEFAULT)
     loaded = run if isinstance(run, LoadedRun) else load_run(str(run) if run is not None else None)
-    kept = _read(loaded.run) if save else {}
+    if save:
+        _read(loaded.run)  # damage is told before anything is measured
     scorer = Scorer(loaded.model, context or loaded.context, stride, batch_tokens)
+    options = {"context": scorer.context, "stride": scorer.stride, "max_items": max_items, "max_tokens": max_tokens}
     missing: dict[str, str] = {}
     ready = list(_fetch(specs, loaded, scorer, Hub(say), max_items, max_tokens, missing, say))
     rows: list[dict[str, Any]] = []
@@ -131,16 +136,19 @@ def evaluate(
             missing[spec.title] = str(error)
             say(f"{spec.title}: not measured: {error}")
             continue
-        rows += _rows(spec.title, measured, loaded.step)
+        found = _rows(spec.title, measured, loaded.step)
+        rows += found
         about[spec.title] = {
             "data": origin,
+            "file": spec.path,
             "note": measured.note,
+            **options,
             "seconds": round(time.perf_counter() - begin, 3),
             "dtype": str(loaded.model.dtype),
             "step": loaded.step,
         }
         if save:
-            _write(loaded.run, kept, rows, about)
+            _write(loaded.run, spec.title, found, about[spec.title])
     return Evaluation(rows, about, missing)
 
 
@@ -215,9 +223,17 @@ def results_path(run: Run) -> Path:
     return run.path / "evaluation.json"
 
 
-def measured(run: Run) -> dict[str, int]:
-    """The tasks that were measured of a run, with the step of its model. Raises UserError if the file is damaged."""
-    return {title: about["step"] for title, about in _read(run)["tasks"].items()}
+def unmeasured(run: Run, tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks that were not measured, with the default options, of a run's newest model. Raises UserError if
+    the file is damaged."""
+    kept = _read(run)["tasks"]
+    wanted = {"step": run.newest_step(), "context": run.read_config().train.sequence_length}
+    wanted |= {"max_items": 0, "max_tokens": MAX_TOKENS}
+    return [
+        spec.word
+        for spec in parse_tasks(tasks)
+        if not (wanted | {"file": spec.path}).items() <= kept.get(spec.title, {}).items()
+    ]
 
 
 def _read(run: Run) -> dict[str, Any]:
@@ -227,16 +243,23 @@ def _read(run: Run) -> dict[str, Any]:
         return {"results": [], "tasks": {}}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"results": list(found["results"]), "tasks": dict(found.get("tasks", {}))}
+        results, tasks = list(found["results"]), dict(found.get("tasks", {}))
+        if not all(isinstance(row, dict) and "task" in row for row in results):
+            raise ValueError("a result is of no task")
+        if not all(isinstance(about, dict) for about in tasks.values()):
+            raise ValueError("what is noted of a task is no object")
+        return {"results": results, "tasks": tasks}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, it is made again by measuring again") from None
 
 
-def _write(run: Run, kept: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, dict[str, Any]]) -> None:
-    """The new figures in place of those of the same tasks, beside those of others."""
-    others = [row for row in kept["results"] if row["task"] not in about]
-    whole = {"results": [*others, *rows], "tasks": {**kept["tasks"], **about}}
-    replace_text(results_path(run), json.dumps(whole, indent=1, allow_nan=False) + "\n")
+def _write(run: Run, title: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """The new figures of a task in place of its old ones, beside those of others, which other processes may measure."""
+    with locked_file(run.path / ".evaluation.lock"):
+        kept = _read(run)
+        others = [row for row in kept["results"] if row["task"] != title]
+        whole = {"results": [*others, *rows], "tasks": {**kept["tasks"], title: about}}
+        replace_text(results_path(run), json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]], every_group: bool = False) -> str:

@@ -1,9 +1,11 @@
 """`evaluate` and its command on a trained run: what is measured, kept, told, and left out."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,8 @@ def test_list_explains_every_task(capsys):
         (["blimp=none.jsonl"], "--tasks blimp=none.jsonl: no file matches none.jsonl"),
         (["lambada", "lambada=lambada.jsonl"], "lambada is asked for twice"),
         (["blimp:a"], "blimp:a needs a file"),
+        ([""], "--tasks names no task: give some of heldout"),
+        ([","], "--tasks names no task"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_told_before_anything_is_measured(tasks, said):
@@ -186,10 +190,57 @@ def test_bad_rows_leave_their_task_out_with_the_reason(folder, text, said):
         raise UserError(found.missing["lambada"])
 
 
-def test_a_damaged_file_of_results_is_told(folder):
-    (folder / "runs" / "tiny" / "evaluation.json").write_text('{"results": [')
+@pytest.mark.parametrize(
+    "text", ['{"results": [', '{"results": [3]}', '{"results": [{"a": 3}]}', '{"results": [], "tasks": {"blimp": 3}}']
+)
+def test_a_damaged_file_of_results_is_told_before_anything_is_measured(folder, text, monkeypatch):
+    monkeypatch.setattr(suite, "Scorer", None)
+    (folder / "runs" / "tiny" / "evaluation.json").write_text(text)
     with pytest.raises(UserError, match=r"evaluation.json is damaged .*remove it"):
         evaluate("runs/tiny", ["blimp=blimp.jsonl"])
+
+
+def test_evaluations_at_once_keep_the_figures_of_each_other(folder):
+    run = Run(folder / "runs" / "tiny")
+
+    def write(i):
+        for step in range(5):
+            suite._write(run, f"task {i}", [{"task": f"task {i}", "value": step}], {"step": step})
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(8)))
+    file = kept(folder)
+    assert sorted((row["task"], row["value"]) for row in file["results"]) == [(f"task {i}", 4) for i in range(8)]
+    assert sorted(file["tasks"]) == [f"task {i}" for i in range(8)]
+
+
+def test_what_another_evaluation_has_kept_meanwhile_stays(folder, monkeypatch):
+    @contextlib.contextmanager
+    def meanwhile(_):
+        suite._write(Run(folder / "runs" / "tiny"), "other", [{"task": "other"}], {})
+        yield
+
+    monkeypatch.setattr(suite, "waiting", meanwhile)
+    evaluate("runs/tiny", ["blimp=blimp.jsonl"])
+    assert set(kept(folder)["tasks"]) == {"other", "blimp"}
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "left"),
+    [
+        ({}, "blimp=blimp.jsonl", []),
+        ({}, "blimp=other.jsonl", ["blimp=other.jsonl"]),
+        ({}, "blimp", ["blimp"]),
+        ({}, "blimp:b=blimp.jsonl", ["blimp:b=blimp.jsonl"]),
+        ({"max_items": 3}, "blimp=blimp.jsonl", ["blimp=blimp.jsonl"]),
+        ({"context": 8}, "blimp=blimp.jsonl", ["blimp=blimp.jsonl"]),
+    ],
+)
+def test_what_is_left_to_measure(folder, options, asked, left):
+    """Of a task that was measured: what names another set, or was not measured with the default options."""
+    lines(folder / "other.jsonl", PAIRS[:5])
+    evaluate("runs/tiny", ["blimp=blimp.jsonl"], **options)
+    assert suite.unmeasured(Run(folder / "runs" / "tiny"), [asked]) == left
 
 
 def test_wrong_numbers_are_told_together():
