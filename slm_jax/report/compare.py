@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_jax import web
+from slm_jax.metrics import Row
 from slm_jax.report import markup
 from slm_jax.report.chart import Chart, Line, Tracks, render
 from slm_jax.report.columns import AXES
@@ -88,9 +89,30 @@ def cautions(subjects: list[Subject], names: list[str]) -> Iterator[str]:
         yield f"Validated on different text: figures can be compared only within each of these groups: {groups}."
     elif len({subject.last.tokenizer and subject.last.tokenizer.fingerprint for subject in subjects}) > 1:
         yield "Their tokenizers differ: compare bits per byte, not loss, perplexity or accuracy."
+    ways: dict[str, dict[str, list[str]]] = {}
+    for subject, name in zip(subjects, names, strict=True):
+        for task, row in {row["task"]: row for row in _measured(subject).values()}.items():
+            ways.setdefault(task, {}).setdefault(_how(row), []).append(name)
+    for task, of_task in ways.items():
+        if len(of_task) > 1:
+            groups = "; ".join(f"{', '.join(each)}: {how}" for how, each in of_task.items())
+            yield f"{task} was not measured alike, so its figures cannot be compared between these: {groups}."
     devices = {call.get("device") for subject in subjects for call in subject.last.calls[-1:]}
     if len(devices) > 1:
         yield "They were trained on different devices: times and speeds are not of the same hardware."
+
+
+def _measured(subject: Subject) -> dict[tuple[str, str], Row]:
+    """Whole tasks by task and metric: the row of the newest stage that measured it."""
+    return {(row["task"], str(row.get("metric", ""))): row for row in subject.evaluation if row["group"] in ("", "all")}
+
+
+def _how(row: Row) -> str:
+    """What a figure depends on beside the model, in words."""
+    about = row["about"]
+    data = str(about.get("data", "set not noted")).partition(" (kept in ")[0]  # the same set, fetched or kept
+    windows = f"context {about.get('context', 'not noted')}, stride {about.get('stride', 'not noted')}"
+    return f"{data}, {row.get('count', 'unknown')} items, {windows}"
 
 
 def _curves(subjects: list[Subject], names: list[str], tracks: Tracks) -> Safe:
@@ -120,17 +142,16 @@ def _curves(subjects: list[Subject], names: list[str], tracks: Tracks) -> Safe:
 
 
 def _evaluation(subjects: list[Subject], names: list[str]) -> Safe:
-    """Whole tasks by run: value and interval, of the newest stage that measured it."""
+    """Whole tasks by run: value and interval."""
     found: dict[tuple[str, str], dict[int, str]] = {}
     for i, subject in enumerate(subjects):
-        for row in subject.evaluation:
-            if row["group"] in ("", "all"):
-                share = "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
-                form = percent if share else figure
-                low, high = row.get("low"), row.get("high")
-                known = isinstance(low, int | float) and isinstance(high, int | float)
-                interval = f" ({form(low)} – {form(high)})" if known else ""  # type: ignore[arg-type]
-                found.setdefault((row["task"], str(row.get("metric", ""))), {})[i] = form(row["value"]) + interval
+        for key, row in _measured(subject).items():
+            share = "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
+            form = percent if share else figure
+            low, high = row.get("low"), row.get("high")
+            known = isinstance(low, int | float) and isinstance(high, int | float)
+            interval = f" ({form(low)} – {form(high)})" if known else ""  # type: ignore[arg-type]
+            found.setdefault(key, {})[i] = form(row["value"]) + interval
     if not found:
         return Safe("")
     rows = [

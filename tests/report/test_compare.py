@@ -84,6 +84,32 @@ def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):
     assert "different text" not in out
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"data": "a/b at 0123 (kept in /cache)"}, ""),
+        (
+            {"data": "other.jsonl"},
+            "a: a/b at 0123, 9 items, context 32, stride 16; b: other.jsonl, 9 items, context 32",
+        ),
+        ({"count": 5}, "b: a/b at 0123, 5 items"),
+        ({"context": 8}, "b: a/b at 0123, 9 items, context 8, stride 16"),
+    ],
+)
+def test_evaluations_of_other_sets_are_told(copy, capsys, change, said):
+    runs = [copy("a"), copy("b")]
+    for run, changed in zip(runs, ({}, change), strict=True):
+        how = {"data": "a/b at 0123", "count": 9, "context": 32, "stride": 16} | changed
+        row = {"task": "blimp", "group": "all", "metric": "accuracy", "value": 0.5, "count": how["count"]}
+        text = json.dumps({"results": [row, row | {"metric": "other"}], "tasks": {"blimp": how}})
+        (run.path / "evaluation.json").write_text(text)
+    main([str(run.path) for run in runs])
+    out = capsys.readouterr().out
+    assert out.count("blimp was not measured alike") == bool(said)
+    assert said in out
+
+
 def test_runs_of_the_same_name_are_told_apart(copy, tmp_path):
     first = copy("x/run")
     shutil.copytree(first.path, tmp_path / "y" / "run")
