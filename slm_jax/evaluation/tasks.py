@@ -27,16 +27,16 @@ def measure_blimp(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -> 
     totals = np.array([scored.total for scored in score(sentences(tokenizer, texts))]).reshape(-1, 2)
     hits = totals[:, 0] > totals[:, 1]
     groups: dict[str, list[bool]] = defaultdict(list)
-    for row, hit in zip(rows, hits.tolist(), strict=True):
-        parts = [row.get("field") or "", row.get("linguistics_term") or "", row.get("UID") or ""]
-        parts = [part for part in parts if part]
+    names = [_texts(rows, column, optional=True) for column in ("field", "linguistics_term", "UID")]
+    for *of_row, hit in zip(*names, hits.tolist(), strict=True):
+        parts = [part for part in of_row if part]
         for depth in range(len(parts) + 1):
             groups[" / ".join(parts[:depth]) or "all"].append(hit)
     figures = [
         Figure(name, "accuracy", binomial(sum(of), len(of)), len(of), BLIMP if name == "all" else "chance 50 %")
         for name, of in sorted(groups.items(), key=lambda item: (item[0] != "all", item[0]))
     ]
-    paradigms = len({row.get("UID") for row in rows})
+    paradigms = len(set(names[-1]))
     note = (
         f"{paradigms} of {len(BLIMP_PARADIGMS)} paradigms; sum of the log-probabilities of all tokens of a sentence, "
         "given the <EOS> before it; no <EOS> is scored behind it; equal sums count as wrong"
@@ -70,12 +70,13 @@ def measure_lambada(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -
     return Measured(figures, note)
 
 
-def _texts(rows: list[Row], column: str) -> list[str]:
-    """A column that is to hold texts. Raises UserError where it does not."""
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row[column], str):
-            raise UserError(f"row {number}: {column} is no text: {row[column]!r:.80}")
-    return [row[column] for row in rows]
+def _texts(rows: list[Row], column: str, optional: bool = False) -> list[str]:
+    """A column that is to hold texts (optional: "" where there is none). Raises UserError where it does not."""
+    texts = ["" if optional and row.get(column) is None else row[column] for row in rows]
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"row {number}: {column} is no text: {text!r:.80}")
+    return texts
 
 
 class Question(NamedTuple):
@@ -97,10 +98,8 @@ def measure_choices(
             question = read(row)
             if len(question.choices) < 2 or not 0 <= question.answer < len(question.choices):
                 raise ValueError(f"answer {question.answer} of {len(question.choices)} choices")
-            if not all(isinstance(text, str) for text in (question.context, *question.choices)):
-                raise ValueError("the context or a choice is no text")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"row {number} is no question: {error!r}: {str(row)[:200]}") from None
+        except ValueError as error:
+            raise UserError(f"row {number} is no question: {error}: {str(row)[:200]}") from None
         questions.append(question)
     made = continuations(tokenizer, [(q.context, f" {choice}") for q in questions for choice in q.choices])
     totals = iter(score(made.items))
@@ -127,23 +126,49 @@ def hellaswag(row: Row) -> Question:
         text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
         return text.replace("  ", " ")
 
-    context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-    return Question(context, [clean(ending) for ending in row["endings"]], int(row["label"]))
+    context = clean(f"{_text(row, 'activity_label')}: {_text(row, 'ctx_a')} {_text(row, 'ctx_b').capitalize()}")
+    return Question(context, [clean(ending) for ending in _text_list(row, "endings")], _number(row, "label"))
 
 
 def piqa(row: Row) -> Question:
     """goal, sol1, sol2, label."""
-    return Question(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], int(row["label"]))
+    context = f"Question: {_text(row, 'goal')}\nAnswer:"
+    return Question(context, [_text(row, "sol1"), _text(row, "sol2")], _number(row, "label"))
 
 
 def arc(row: Row) -> Question:
     """allenai/ai2_arc."""
     choices = row["choices"]
-    return Question(
-        f"Question: {row['question']}\nAnswer:", list(choices["text"]), list(choices["label"]).index(row["answerKey"])
-    )
+    if not isinstance(choices, dict):
+        raise ValueError(f"choices is no object: {choices!r:.80}")
+    texts, labels, answer = _text_list(choices, "text"), _text_list(choices, "label"), _text(row, "answerKey")
+    if len(texts) != len(labels) or answer not in labels:
+        raise ValueError(f"answer {answer} of the labels {', '.join(labels)} of {len(texts)} choices")
+    return Question(f"Question: {_text(row, 'question')}\nAnswer:", texts, labels.index(answer))
 
 
 def plain(row: Row) -> Question:
     """context, choices, answer (from 0)."""
-    return Question(row["context"], list(row["choices"]), int(row["answer"]))
+    return Question(_text(row, "context"), _text_list(row, "choices"), _number(row, "answer"))
+
+
+def _text(row: Row, column: str) -> str:
+    """Raises ValueError for what is none, as the two below."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise ValueError(f"{column} is no text: {value!r:.80}")
+    return value
+
+
+def _text_list(row: Row, column: str) -> list[str]:
+    value = row.get(column)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{column} is no list of texts: {value!r:.80}")
+    return value
+
+
+def _number(row: Row, column: str) -> int:
+    value = row.get(column)
+    if type(value) is int or (isinstance(value, str) and re.fullmatch("[0-9]+", value)):
+        return int(value)
+    raise ValueError(f"{column} is no whole number: {value!r:.80}")

@@ -189,11 +189,49 @@ def test_multiple_choice(name, row, context, choices, answer, tokenizer, naive, 
     assert found["all", "accuracy"].reference == f"chance {100 / len(choices):.0f} %"
 
 
-def test_a_row_that_is_no_question(tokenizer, score):
-    for values, said in (({"label": -1}, "answer -1 of 2 choices"), ({"sol1": 3}, "a choice is no text")):
-        bad = {"goal": "Sit", "sol1": "a", "sol2": "b", "label": 1} | values
-        with pytest.raises(UserError, match=f"row 1 is no question: .*{said}"):
-            TASKS["piqa"].measure([bad], tokenizer, score)
+GOOD = {
+    "piqa": {"goal": "Sit", "sol1": "a", "sol2": "b", "label": 1},
+    "choices": {"context": "Is it", "choices": ["yes", "no"], "answer": "1"},
+    "hellaswag": {"activity_label": "A", "ctx_a": "a", "ctx_b": "", "endings": ["goes", "sits"], "label": "1"},
+    "arc_easy": {"question": "Who?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("piqa", {"label": -1}, "answer -1 of 2 choices"),
+        ("piqa", {"sol1": 3}, "sol1 is no text: 3"),
+        ("piqa", {"goal": ["Sit"]}, "goal is no text"),
+        ("choices", {"choices": "yes"}, "choices is no list of texts: 'yes'"),
+        ("choices", {"choices": ["yes", 1]}, "choices is no list of texts"),
+        ("choices", {"choices": ["yes"]}, "answer 1 of 1 choices"),
+        ("choices", {"context": 1}, "context is no text: 1"),
+        ("choices", {"answer": 1.7}, "answer is no whole number: 1.7"),
+        ("choices", {"answer": True}, "answer is no whole number: True"),
+        ("choices", {"answer": "²"}, "answer is no whole number: '²'"),
+        ("hellaswag", {"endings": "goes"}, "endings is no list of texts: 'goes'"),
+        ("hellaswag", {"ctx_b": 3}, "ctx_b is no text: 3"),
+        ("hellaswag", {"label": ""}, "label is no whole number: ''"),
+        ("arc_easy", {"choices": {"text": "abcd", "label": "ABCD"}}, "text is no list of texts: 'abcd'"),
+        ("arc_easy", {"choices": {"text": ["a", "b"]}}, "label is no list of texts: None"),
+        ("arc_easy", {"choices": {"text": ["a", "b", "c"], "label": ["A", "B"]}}, "labels A, B of 3 choices"),
+        ("arc_easy", {"choices": ["a", "b"]}, "choices is no object"),
+        ("arc_easy", {"answerKey": "C"}, "answer C of the labels A, B of 2 choices"),
+    ],
+)
+def test_a_row_that_is_no_question(name, values, said, tokenizer, score):
+    TASKS[name].measure([GOOD[name]], tokenizer, score)
+    with pytest.raises(UserError, match=f"row 2 is no question: .*{said}"):
+        TASKS[name].measure([GOOD[name], GOOD[name] | values], tokenizer, score)
+
+
+@pytest.mark.parametrize("values", [{"field": 3}, {"UID": ["a"]}, {"linguistics_term": {}}])
+def test_names_of_pairs_that_are_no_texts(values, tokenizer, score):
+    row = {"sentence_good": "The cat sat.", "sentence_bad": "The cat sit.", "UID": None}
+    assert figures(tasks.measure_blimp([row], tokenizer, score)).keys() == {("all", "accuracy")}
+    with pytest.raises(UserError, match=f"row 2: {next(iter(values))} is no text: "):
+        tasks.measure_blimp([row, row | values], tokenizer, score)
 
 
 def test_analogies_against_a_search_by_hand(tmp_path, tokenizer):
