@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import tyro
 
 from slm_jax.config import Config
-from slm_jax.errors import UserError, command_line
+from slm_jax.errors import UserError, command_line, is_disk_full
 from slm_jax.metrics import Row, read_rows, save_figure
 from slm_jax.run import MAY_CHANGE, Run, curriculum_of, find_run, locked_file
 
@@ -45,7 +46,7 @@ class Benchmark:
     perplexity: float
     accuracy: float
     bits_per_byte: float
-    train_loss: float  # of the last step
+    train_loss: float  # of the last step, nan if that was skipped
     tokens_per_second: float
     mfu: float
     version: str  # of slm_jax
@@ -65,7 +66,7 @@ def measure(run: Run) -> Benchmark:
     from slm_jax.load import load_tokenizer
 
     rows = read_rows(run.metrics)
-    last = max((i for i, row in enumerate(rows) if "val_loss" in row), default=None)
+    last = max((i for i, row in enumerate(rows) if row.get("val_loss") is not None), default=None)
     if last is None:
         raise UserError(
             f"{run.path} was never validated, so there is nothing to log: train it to --eval.every or its end"
@@ -91,7 +92,7 @@ def measure(run: Run) -> Benchmark:
         perplexity=row["val_perplexity"],
         accuracy=row["val_accuracy"],
         bits_per_byte=row["val_bits_per_byte"],
-        train_loss=row["loss"],
+        train_loss=math.nan if row["loss"] is None else row["loss"],
         tokens_per_second=rate,
         mfu=row["mfu"] / row["tokens_per_second"] * rate,  # the same roof, over all steps
         version=place["version"],
@@ -127,36 +128,37 @@ def _trained_on(run: Run) -> dict[str, str]:
 def append(path: Path, row: Benchmark) -> bool:
     """Add a row unless the file has one of the same stage, step and time; whether it was added.
 
-    Raises UserError for a file with other columns, OSError where it cannot be written.
+    Raises UserError for a file with other columns, and where none can be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(path) as descriptor:
-        text = _whole_lines(descriptor)
-        there = _parse(text, path)
-        if text and tuple(_header(text)) != COLUMNS:
-            raise UserError(f"{path} has other columns than this version writes: rename it, or give another --csv")
-        if any(all(old[name] == getattr(row, name) for name in _KEY) for old in there):
-            return False
-        line = _line(asdict(row)[name] for name in COLUMNS)
-        data = (line if text else _line(COLUMNS) + line).encode()
-        end = os.fstat(descriptor).st_size
-        written = os.write(descriptor, data)  # in one piece: a reader sees all of it or nothing
-        if written != len(data):
-            os.ftruncate(descriptor, end)
-            raise OSError(28, "No space left on device", str(path))
-        os.fsync(descriptor)
-    return True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked_file(path) as descriptor:
+            return _append(descriptor, path, row)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _whole_lines(descriptor: int) -> str:
-    """The text of the file, from which a last line without its end, left by a crash, is cut off."""
+def _append(descriptor: int, path: Path, row: Benchmark) -> bool:
     data = b""
     while part := os.pread(descriptor, 1 << 20, len(data)):
         data += part
-    if data and not data.endswith(b"\n"):
-        data = data[: data.rfind(b"\n") + 1]
-        os.ftruncate(descriptor, len(data))
-    return data.decode("utf-8", "replace")
+    whole = data[: data.rfind(b"\n") + 1]  # a crash may have left a last line without its end
+    if not whole and not _line(COLUMNS).encode().startswith(data):
+        raise UserError(f"{path} is another file: give another --csv")
+    text = whole.decode("utf-8", "replace")
+    if any(all(old[name] == getattr(row, name) for name in _KEY) for old in _parse(text, path)):
+        return False
+    os.ftruncate(descriptor, len(whole))
+    line = _line(asdict(row)[name] for name in COLUMNS)
+    data = (line if text else _line(COLUMNS) + line).encode()
+    written = os.write(descriptor, data)  # in one piece: a reader sees all of it or nothing
+    if written != len(data):
+        os.ftruncate(descriptor, len(whole))
+        raise OSError(28, "No space left on device", str(path))
+    os.fsync(descriptor)
+    return True
 
 
 def _line(values: Any) -> str:
@@ -166,30 +168,33 @@ def _line(values: Any) -> str:
     return buffer.getvalue()
 
 
-def _header(text: str) -> list[str]:
-    return next(csv.reader(io.StringIO(text)), [])
-
-
 def read(path: Path) -> list[Row]:
     """The rows of a file as dicts, numbers as numbers; none where there is no file, without a last line cut short.
 
-    Raises UserError for a row that is no benchmark, with its line.
+    Raises UserError for a file that cannot be read or has other columns, and for a row that is no benchmark, with its
+    line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     return _parse(text[: text.rfind("\n") + 1], path)
 
 
 def _parse(text: str, path: Path) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text))
     rows: list[Row] = []
-    for found in reader:
-        try:
+    try:
+        if text and tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError("the columns are other ones than this version writes")
+        for found in reader:
             rows.append({name: _typed(name, value) for name, value in found.items()})
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, line {reader.line_num}, is no benchmark ({error}): mend or remove it") from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}, is no benchmark ({error}): mend or remove it, or give another --csv"
+        ) from None
     return rows
 
 
@@ -197,6 +202,8 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(name, str) or not isinstance(value, str):
         raise ValueError("too few or too many columns")
     kind = _TYPES.get(name)
+    if kind is float and not value:
+        return math.nan  # as versions before wrote the loss of a skipped step
     return kind(value) if kind in (int, float) else value
 
 
@@ -216,7 +223,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bits per byte, accuracy and speed of the rows in their order, as a PNG."""
+    """Bits per byte, accuracy and speed of the rows in their order, as a PNG. Raises UserError where none can be."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -232,7 +239,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     labels = [f"{row['stage']}\nstep {row['steps']:,}" for row in rows]
     panels[-1].set_xticks(range(len(rows)), labels, fontsize=8)
-    save_figure(figure, path)
+    try:
+        save_figure(figure, path)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def place_of(run: Run) -> Path:
@@ -263,6 +275,9 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=args, prog="python -m slm_jax.benchmark_logger", use_underscores=True)
     run = find_run(options.run or None, trained=True) if options.run or not (options.csv and options.show) else None
     path = Path(options.csv) if options.csv else place_of(run) if run else Path()
+    for name, place in (("csv", path), ("plot", Path(options.plot or "plot.png"))):
+        if place.is_dir():
+            raise UserError(f"--{name} {place} is a folder: give a file")
     if run is not None and not options.show:
         print(
             f"{path}: {'one row more' if append(path, measure(run)) else 'this row is there already'}", file=sys.stderr

@@ -1,16 +1,21 @@
 """One row a stage: whoever else appends, wherever a process was killed, however often it is measured."""
 
 import dataclasses
+import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from slm_jax import benchmark_logger
-from slm_jax.benchmark_logger import COLUMNS, Benchmark, append, plot, read, table
+from slm_jax.benchmark_logger import COLUMNS, Benchmark, append, main, plot, read, table
+from slm_jax.config import Config
 from slm_jax.errors import UserError
+from slm_jax.run import Run
 
 ROOT = Path(benchmark_logger.__file__).parent.parent
 ROW = Benchmark(
@@ -78,10 +83,16 @@ def test_a_line_cut_short_anywhere_is_mended(tmp_path):
 
 def test_other_files_are_refused_and_left_alone(tmp_path):
     path = tmp_path / "b.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="other columns"):
+    for foreign in (b"a,b\n1,2\n", b"a,b\n1,2", b"\xff\xfe\n\xe9", b"PNG\rx\n"):
+        path.write_bytes(foreign)
+        for use in (lambda: append(path, ROW), lambda: read(path), lambda: main(["--csv", str(path), "--show"])):
+            with pytest.raises(UserError, match=r"line [01], is no benchmark"):
+                use()
+        assert path.read_bytes() == foreign
+    path.write_text("one line")
+    with pytest.raises(UserError, match="is another file"):
         append(path, ROW)
-    assert path.read_text() == "a,b\n1,2\n"
+    assert path.read_text() == "one line"
     append(tmp_path / "c.csv", ROW)
     text = (tmp_path / "c.csv").read_text()
     (tmp_path / "c.csv").write_text(text.replace("1234,", "many,", 1))
@@ -90,6 +101,38 @@ def test_other_files_are_refused_and_left_alone(tmp_path):
     (tmp_path / "c.csv").write_text(text + "1,2\n")
     with pytest.raises(UserError, match="line 3, is no benchmark"):
         append(tmp_path / "c.csv", dataclasses.replace(ROW, steps=3))
+
+
+@pytest.mark.parametrize("name", ["folder", "b.csv/x", "folder/b.csv/x", "/proc/x.csv"])
+def test_places_where_no_file_can_be_are_told(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "b.csv", tmp_path / "folder" / "b.csv"):
+        append(path, ROW)
+    path = tmp_path / name
+    with pytest.raises(UserError, match="cannot write"):
+        append(path, ROW)
+    with pytest.raises(UserError, match=r"is a folder|cannot read|no rows in"):
+        main(["--csv", str(path), "--show"])
+    with pytest.raises(UserError, match=r"is a folder|cannot write"):
+        main(["--csv", str(tmp_path / "b.csv"), "--show", "--plot", str(path)])
+
+
+def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    scores = {"val_loss": 2.5, "val_perplexity": 12.2, "val_accuracy": 0.4, "val_bits_per_byte": 1.2}
+    row = {"step": 4, "loss": None, "tokens": 64, "seconds": 2.0, "tokens_per_second": 32.0, "mfu": 0.1, "time": 0}
+    lines = [row | scores, row | {"step": 5, "val_loss": None}]  # the scores of step 5 were not finite
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.save_config(Config.load("minute"))
+    monkeypatch.setattr("slm_jax.load.load_tokenizer", lambda run: SimpleNamespace(vocab_size=300))
+    measured = benchmark_logger.measure(run)
+    assert (measured.steps, math.isnan(measured.train_loss)) == (4, True)
+    path = tmp_path / "b.csv"
+    assert append(path, measured)
+    assert not append(path, measured)
+    path.write_text(path.read_text().replace(",nan,", ",,"))  # as versions before wrote it
+    assert append(path, ROW)
+    assert [math.isnan(row["train_loss"]) for row in read(path)] == [True, False]
 
 
 def test_table_and_plot(tmp_path, capsys):
@@ -102,6 +145,6 @@ def test_table_and_plot(tmp_path, capsys):
     assert "40.0%" in lines[1]
     plot(read(path), tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    benchmark_logger.main(["--csv", str(path), "--show", "--plot", str(tmp_path / "c.png")])
+    main(["--csv", str(path), "--show", "--plot", str(tmp_path / "c.png")])
     assert capsys.readouterr().out.splitlines() == lines
     assert (tmp_path / "c.png").is_file()
