@@ -16,6 +16,8 @@ from slm_jax.config_checks import cross_checks
 from slm_jax.errors import UserError
 from slm_jax.presets import read_preset
 
+MAX_STEPS = 2**31 - 1  # an int32 counts them
+
 
 class Section(BaseModel):
     """A frozen group of fields; unknown names are refused."""
@@ -81,7 +83,7 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     """Length of the run, batch, precision."""
 
-    steps: int = Field(1000, ge=1, description="Optimizer steps in all, those before a resume included.")
+    steps: int = Field(1000, ge=1, le=MAX_STEPS, description="Optimizer steps in all, those before a resume included.")
     batch_size: int = Field(16, ge=1, description="Sequences per optimizer step, over all devices.")
     sequence_length: int = Field(256, ge=2, description="Tokens per sequence.")
     accumulation: int = Field(
@@ -228,9 +230,7 @@ class EvalConfig(Section):
     """Validation and samples during training."""
 
     every: int = Field(250, ge=1, description="Steps between validations; the last step is always validated.")
-    max_tokens: int = Field(
-        0, ge=0, description="Validate on at most so many tokens; 0: all held-out text, the same for every tokenizer."
-    )
+    max_tokens: int = Field(0, ge=0, description="Tokens validated on, at most; 0: all, whatever the tokenizer.")
     prompts: Texts = Field(
         ("",), description="Beginnings of the sample texts written at each validation; empty: of a new document."
     )

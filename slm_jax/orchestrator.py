@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax import benchmark_logger, cli, hosts
-from slm_jax.config import Config
+from slm_jax.config import MAX_STEPS, Config
 from slm_jax.curriculum import Curriculum, Stage
 from slm_jax.errors import UserError, command_line
 from slm_jax.presets import read_preset, read_toml
@@ -197,6 +197,8 @@ def _steps_of(config: Config, run: Run, epochs: float, say: Callable[[str], None
 
     _, corpus = prepare(config, run, say)
     each = make_batches(config, corpus).steps_per_epoch
+    if epochs * each > MAX_STEPS:
+        raise UserError(f"{epochs:g} epochs of {each:,.1f} steps each are more than {MAX_STEPS:,} steps: lower epochs")
     steps = max(1, math.ceil(epochs * each - 1e-9))
     say(f"{epochs:g} epochs of {each:,.1f} steps each are {steps:,} steps, rounded up")
     return steps

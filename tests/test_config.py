@@ -87,6 +87,7 @@ def test_all_problems_together():
         ({"data.separator": " ##"}, "can never be all of a line"),
         ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),
         ({"train.seed": 2**32}, "train.seed"),
+        ({"train.steps": 100_000_000_000}, "train.steps = 100000000000: should be less than or equal to 2147483647"),
         ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
         ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),

@@ -209,6 +209,9 @@ def test_epochs_are_steps_rounded_up(finished):
     steps = -(-0.03 * windows // 4)
     assert run.read_config().train.steps == steps
     assert f"0.03 epochs of {windows / 4:,.1f} steps each are {steps:.0f} steps, rounded up" in err
+    for many in (1e9, 1e300):
+        with pytest.raises(UserError, match=r"epochs of .* steps each are more than 2,147,483,647 steps: lower epochs"):
+            orchestrator._steps_of(run.read_config(), run, many)
 
 
 def test_each_model_is_scored_on_the_text_of_all(finished):
