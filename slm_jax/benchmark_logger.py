@@ -47,7 +47,7 @@ class Benchmark:
     accuracy: float
     bits_per_byte: float
     train_loss: float  # of the last step, nan if that was skipped
-    tokens_per_second: float
+    tokens_per_second: float  # read, also those that are not predicted
     mfu: float
     version: str  # of slm_jax
     jax: str
@@ -72,8 +72,7 @@ def measure(run: Run) -> Benchmark:
             f"{run.path} was never validated, so there is nothing to log: train it to --eval.every or its end"
         )
     config, row, done = run.read_config(), rows[last], rows[: last + 1]
-    tokens = sum(each["tokens"] for each in done)
-    rate = tokens / row["seconds"]
+    rate = sum(each["input_tokens" if "input_tokens" in each else "tokens"] for each in done) / row["seconds"]
     place = _trained_on(run)
     return Benchmark(
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
@@ -86,7 +85,7 @@ def measure(run: Run) -> Benchmark:
         steps=row["step"],
         items=row["step"] * config.train.batch_size,
         batch=config.train.batch_size,
-        tokens=tokens,
+        tokens=sum(each["tokens"] for each in done),
         seconds=row["seconds"],
         loss=row["val_loss"],
         perplexity=row["val_perplexity"],

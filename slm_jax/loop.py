@@ -204,7 +204,7 @@ class Loop:
         self._pending = None
         layers = metrics.pop("layers", None)
         row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        row |= {"tokens": int(row["tokens"])} | more
+        row |= {name: int(row[name]) for name in ("tokens", "input_tokens")} | more
         lr = self._config.optimizer.lr
         advice = f"Begin another --run with a lower --optimizer.lr (here {lr}); this one keeps its last checkpoint"
         row = health.judge(row, self._config.health, advice)  # before a checkpoint is made of it
@@ -217,7 +217,7 @@ class Loop:
         # A running mean: of all steps at first, of about ten later, never of the first one, which is slow.
         weight = max(0.1, 1 / max(self._timed - 1, 1))
         self._step_seconds += weight * (elapsed - self._step_seconds)
-        rate = row["tokens"] / self._step_seconds
+        rate = row["input_tokens"] / self._step_seconds  # also those that are not predicted cost their FLOPs
         row |= {
             "seconds": self._spent,
             "tokens_per_second": rate,

@@ -148,7 +148,9 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
             watch, take, report = health.examine(state.health, config.health, metrics["loss"], metrics["grad_norm"])
             params, opt_state = health.choose(take, (params, opt_state), (state.params, state.opt_state))
             metrics |= report
-        metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        inputs = jnp.int32(ids.size) if mask is None else jnp.sum(mask)  # what is no padding
+        metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens, "input_tokens": inputs}
         if config.log.layers:
             trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
             metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}

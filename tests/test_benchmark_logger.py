@@ -120,13 +120,23 @@ def test_places_where_no_file_can_be_are_told(tmp_path, name):
 def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
     run = Run(tmp_path)
     scores = {"val_loss": 2.5, "val_perplexity": 12.2, "val_accuracy": 0.4, "val_bits_per_byte": 1.2}
-    row = {"step": 4, "loss": None, "tokens": 64, "seconds": 2.0, "tokens_per_second": 32.0, "mfu": 0.1, "time": 0}
+    row = {
+        "step": 4,
+        "loss": None,
+        "tokens": 64,
+        "input_tokens": 128,
+        "seconds": 2.0,
+        "tokens_per_second": 32.0,
+        "mfu": 0.1,
+        "time": 0,
+    }
     lines = [row | scores, row | {"step": 5, "val_loss": None}]  # the scores of step 5 were not finite
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run.save_config(Config.load("minute"))
     monkeypatch.setattr("slm_jax.load.load_tokenizer", lambda run: SimpleNamespace(vocab_size=300))
     measured = benchmark_logger.measure(run)
     assert (measured.steps, math.isnan(measured.train_loss)) == (4, True)
+    assert (measured.tokens, measured.tokens_per_second, measured.mfu) == (64, 64.0, 0.2)
     path = tmp_path / "b.csv"
     assert append(path, measured)
     assert not append(path, measured)

@@ -398,6 +398,9 @@ def test_instructions_in_other_batches_go_on_bit_identical(place, mode):
     rows = place.rows("whole")
     assert all(0 < row["bytes"] < 4 * row["tokens"] for row in rows)
     assert len({row["tokens"] for row in rows}) > 1  # prompts are not predicted
+    assert all(row["input_tokens"] > row["tokens"] for row in rows)
+    assert any(row["input_tokens"] % 4 for row in rows) == (mode == "padded")
+    assert rows[0]["tokens_per_second"] * rows[0]["seconds"] == pytest.approx(rows[0]["input_tokens"])
     assert place.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "7")[0] == 0
     shutil.rmtree(place.path / "cache" / "slm_jax" / "data")
     assert place.run("slm_jax.train", *args, "--run", "parts")[0] == 0

@@ -86,6 +86,17 @@ def test_accumulated_equals_one_large_batch_weighted_by_valid_tokens():
     assert largest_difference(whole.params, parts.params) < 1e-4  # AdamW turns rounding of tiny gradients into steps
 
 
+def test_tokens_that_are_read_and_tokens_that_are_predicted():
+    batch = shifted_batch(random_ids((8, 16)))
+    batch["labels"] = batch["labels"].at[:, :6].set(-100)
+    mask = jnp.ones((8, 16), jnp.int32).at[3:, 12:].set(0)
+    for accumulation in (1, 2):
+        config = tiny_config(train__accumulation=accumulation)
+        counts = [train(config, each, 1)[1] for each in (batch, batch | {"attention_mask": mask})]
+        assert [int(each["input_tokens"]) for each in counts] == [8 * 16, 8 * 16 - 5 * 4]
+        assert int(counts[0]["tokens"]) == int((batch["labels"] >= 0).sum())
+
+
 def test_one_compilation_for_a_whole_run():
     config = tiny_config(model__dropout=0.1)
     made = make_steps(config, VOCAB)

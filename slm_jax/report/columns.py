@@ -10,7 +10,7 @@ import numpy as np
 from slm_jax.errors import UserError
 from slm_jax.metrics import Row
 
-FIELDS = "step loss accuracy lr grad_norm tokens bytes seconds tokens_per_second mfu time skipped".split()
+FIELDS = "step loss accuracy lr grad_norm tokens input_tokens bytes seconds tokens_per_second mfu time skipped".split()
 AXES = ("step", "tokens", "seconds", "flops")
 NEEDED = ("step", "tokens", "seconds", "tokens_per_second", "mfu")
 SCORES = ("val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte")
@@ -20,8 +20,8 @@ SCORES = ("val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte")
 class Columns:
     """The N rows of a run: float64 [N] by field (NaN where a row has none), and the rows with validation scores.
 
-    `tokens`, `bytes` and `flops` are of each step; `x` has what was seen so far. The offsets are those of the stages
-    before.
+    `tokens` (predicted), `input_tokens` (read), `bytes` and `flops` are of each step; `x` has what was seen so far. The
+    offsets are those of the stages before.
     """
 
     fields: dict[str, np.ndarray]
@@ -90,7 +90,9 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it") from None
     fields = {field: np.ascontiguousarray(column) for field, column in zip(FIELDS, values.T, strict=True)}
-    fields["flops"] = fields["tokens"] * flops_per_token
+    inputs = fields["input_tokens"]
+    fields["input_tokens"] = np.where(np.isnan(inputs), fields["tokens"], inputs)  # versions before had none
+    fields["flops"] = fields["input_tokens"] * flops_per_token
     return Columns(fields, validations, dict.fromkeys(AXES, 0.0))
 
 

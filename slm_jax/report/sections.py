@@ -238,7 +238,7 @@ def _cost(subject: Subject) -> Iterator[tuple[str, object]]:
     each = last.flops_per_token
     yield "A token", f"{each:.3e} FLOPs (6 a matrix parameter, 12 a layer, channel and key attended to)"
     if seconds > 0:
-        speed = compact(columns.end["tokens"] / seconds)
+        speed = compact(columns["input_tokens"].sum() / seconds)
         yield "On average", f"{speed} tokens/s, {subject.flops / seconds / 1e12:.3g} TFLOP/s"
     sizes = f"{last.config.train.batch_size} sequences of {last.config.train.sequence_length} tokens"
     yield "A step", f"{sizes}, {np.nanmedian(columns['bytes']) / 1e3:.1f} kB of text (median)"

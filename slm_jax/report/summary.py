@@ -17,10 +17,10 @@ def of_one(subject: Subject) -> Iterator[str]:
     if subject.scores:
         yield f"validation: {scores_text(subject.scores)}"
     if len(columns):
-        speed = figure(round(columns.end["tokens"] / max(columns.end["seconds"], 1e-9)))
+        speed = figure(round(columns["input_tokens"].sum() / max(columns.end["seconds"], 1e-9)))
         yield (
-            f"{last.parameters:,} parameters, {columns.end['tokens']:,.0f} tokens in {span(columns.end['seconds'])} "
-            f"({speed} a second), {subject.flops:.2e} FLOPs"
+            f"{last.parameters:,} parameters, {columns.end['tokens']:,.0f} tokens predicted in "
+            f"{span(columns.end['seconds'])} ({speed} tokens a second), {subject.flops:.2e} FLOPs"
         )
     for row in subject.evaluation:
         if row["group"] in ("", "all"):

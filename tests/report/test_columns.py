@@ -54,9 +54,10 @@ SCORES = {"val_loss": 1.5, "val_perplexity": 4.5, "val_accuracy": 0.5, "val_bits
 
 def test_columns_of_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [ROW | {"val_loss": None}, ROW | SCORES | {"step": 2, "loss": None, "tokens": 9}]
+    rows = [ROW | {"val_loss": None}, ROW | SCORES | {"step": 2, "loss": None, "tokens": 9, "input_tokens": 12}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    columns = read_columns(path)
+    columns = read_columns(path, flops_per_token=10.0)
+    assert columns.x["flops"].tolist() == [80, 200]
     assert columns["step"].tolist() == [1, 2]
     assert columns.x["tokens"].tolist() == [8, 17]
     assert columns.bits_per_byte[0] == pytest.approx(2.0 / math.log(2) / 2)
