@@ -160,6 +160,7 @@ WRONG = {
     "eps of other Llamas": ({"rms_norm_eps": 1e-5}, None),
     "bias": ({"attention_bias": True}, "attention_bias True"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    "part turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "scaled": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn'"),
     "scaled before": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type 'linear'"),
     "by layer": (

@@ -151,6 +151,8 @@ def _unsupported_rope(config: dict[str, Any]) -> Iterator[str]:
         yield f"rotary positions of type {kind!r}: only default, without scaling"
     elif unknown := sorted(_rope_settings(config).keys() - {"rope_type", "type", "rope_theta"}):
         yield f"rope_parameters with {unknown[0]!r}: only rope_type and rope_theta, for all layers alike"
+    if config.get("partial_rotary_factor", 1) not in (1, None):
+        yield f"partial_rotary_factor {config['partial_rotary_factor']!r}: only 1, all channels of a head"
     if not _is_number(base, above=1):
         yield f"rope_theta {base!r}: a number above 1 is needed"
 
