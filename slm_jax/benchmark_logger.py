@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Benchmark:
     accuracy: float
     bits_per_byte: float
     train_loss: float  # of the last step, nan if that was skipped
-    tokens_per_second: float  # read, also those that are not predicted
+    tokens_per_second: float  # read, also those that are not predicted; median of the steps, without validation
     mfu: float
     version: str  # of slm_jax
     jax: str
@@ -72,7 +73,6 @@ def measure(run: Run) -> Benchmark:
             f"{run.path} was never validated, so there is nothing to log: train it to --eval.every or its end"
         )
     config, row, done = run.read_config(), rows[last], rows[: last + 1]
-    rate = sum(each["input_tokens" if "input_tokens" in each else "tokens"] for each in done) / row["seconds"]
     place = _trained_on(run)
     return Benchmark(
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
@@ -92,8 +92,8 @@ def measure(run: Run) -> Benchmark:
         accuracy=row["val_accuracy"],
         bits_per_byte=row["val_bits_per_byte"],
         train_loss=math.nan if row["loss"] is None else row["loss"],
-        tokens_per_second=rate,
-        mfu=row["mfu"] / row["tokens_per_second"] * rate,  # the same roof, over all steps
+        tokens_per_second=statistics.median(each["tokens_per_second"] for each in done),
+        mfu=statistics.median(each["mfu"] for each in done),
         version=place["version"],
         jax=place["jax"],
         config=config_hash(run),

@@ -136,7 +136,7 @@ def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("slm_jax.load.load_tokenizer", lambda run: SimpleNamespace(vocab_size=300))
     measured = benchmark_logger.measure(run)
     assert (measured.steps, math.isnan(measured.train_loss)) == (4, True)
-    assert (measured.tokens, measured.tokens_per_second, measured.mfu) == (64, 64.0, 0.2)
+    assert (measured.tokens, measured.tokens_per_second, measured.mfu) == (64, 32.0, 0.1)  # the median of its steps
     path = tmp_path / "b.csv"
     assert append(path, measured)
     assert not append(path, measured)
