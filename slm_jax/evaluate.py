@@ -78,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
         for title, about in found.tasks.items():
             print(f"\n{title}: {about['data']}. {about['note']} ({about['dtype']}, step {about['step']}).")
     if found.missing:
-        text = "not measured: " + "; ".join(f"{title} ({why})" for title, why in found.missing.items())
+        text = f"not measured: {', '.join(found.missing)} (see above)"  # with its reason, as soon as it was known
         if options.tasks or not found.rows:
             raise UserError(text)
         print(f"\n{text}", file=sys.stderr)

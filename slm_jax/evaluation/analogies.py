@@ -30,6 +30,10 @@ class Questions(NamedTuple):
     index_Qx4: np.ndarray
     sections: list[str]
 
+    def take(self, places: list[int]) -> "Questions":
+        """Some of the questions; an answer is still sought among all words."""
+        return Questions(self.words, self.index_Qx4[places], [self.sections[i] for i in places])
+
 
 def read_questions(pattern: str) -> Questions:
     """Files as `questions-words.txt` of word2vec, also packed. Raises UserError on a line that is no question."""

@@ -63,12 +63,13 @@ class Hub:
         kept = user_cache() / "evaluation" / f"{where.repo.replace('/', '--')}--{where.split}--{task}.jsonl.gz"
         if kept.is_file():
             return _read_kept(kept)
+        instead = f"--tasks {task}=FILE (JSONL or Parquet with the columns {', '.join(names)})"
         if self._unreachable:
-            raise UserError(f"{task} {self._unreachable}")
+            raise UserError(f"{task}{self._unreachable}{instead}")
         try:
-            probe(task, instead=f"--tasks {task}=FILE (JSONL or Parquet with the columns {', '.join(names)})")
+            probe(task, instead)
         except UnreachableError as error:
-            self._unreachable = str(error).removeprefix(task).strip()
+            self._unreachable = str(error).removeprefix(task).removesuffix(instead)
             raise
         rows: list[Row] = []
         commit = ""

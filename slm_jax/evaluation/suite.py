@@ -180,6 +180,7 @@ def _fetch(
                 yield spec, ", ".join(documents.sources), len(documents.items), measure
             elif spec.name == "analogies":
                 questions = analogies.read_questions(spec.path)
+                questions = questions.take(_some(list(range(len(questions.sections))), max_items))
                 embedding_VxD = np.asarray(loaded.model.embedding[...])[: loaded.model.vocab_size]
                 measure = functools.partial(analogies.measure_analogies, questions, loaded.tokenizer, embedding_VxD)
                 yield spec, spec.path, len(questions.sections), measure
