@@ -1,6 +1,7 @@
 """The command line `python -m slm_jax.generate`: prompts from options, files or standard input."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Options:
     format: Literal["text", "jsonl"] = "text"
     """text: as it comes, prompt first. jsonl: a line {"prompt", "text", "ended"} for each text when it is done."""
     suppress: tuple[str, ...] = ()
-    """Tokens never drawn, by name as `python -m tokenizer inspect` prints them, such as "<EOS>": never end."""
+    """Tokens never drawn; "<EOS>": never end. `python -m tokenizer inspect runs/NAME/tokenizer.hybtok` names them."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = _DEFAULT
 
 
@@ -59,7 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
     loaded = load_run(options.run or None, options.average)
     names = loaded.tokenizer.token2id
     if unknown := [name for name in options.suppress if name not in names]:
-        raise UserError(f"--suppress {unknown[0]!r} is no token of this run: `python -m tokenizer inspect` lists them")
+        listed = f"python -m tokenizer inspect {shlex.quote(str(loaded.run.tokenizer))}"
+        raise UserError(f"--suppress {unknown[0]!r} is no token of this run: `{listed}` names the special ones")
     suppress = [*never_drawn(loaded.tokenizer), *(names[name] for name in options.suppress)]
     context = options.context or loaded.context
     ids = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]

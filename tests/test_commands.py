@@ -130,7 +130,8 @@ def test_text_to_model_to_text(place):
     assert [row["prompt"] for row in rows] == ["Line 5", "Line 5", "Line", "Line"]
     assert rows[0]["prompt"] + rows[0]["text"] == text.removesuffix("\n")  # alone or among others
     assert rows[1]["text"] != rows[0]["text"]
-    assert "prompt is empty" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "")
+    unknown = place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--suppress", "<FOO>")
+    assert "'<FOO>' is no token of this run: `python -m tokenizer inspect run/tokenizer.hybtok` names" in unknown
     assert "no run in nowhere" in place.refused("slm_jax.generate", "--run", "nowhere", "--prompt", "x")
     assert "temperature -1" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1")
 

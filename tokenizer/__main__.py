@@ -48,7 +48,7 @@ Turn ids back into the text they were made from, exactly.
 INSPECT = """\
 Show what a tokenizer holds, how it cuts a text and how its tokens are made.
 
-  python -m tokenizer inspect english-16k
+  python -m tokenizer inspect english-16k                            (size, special tokens, first entries)
   python -m tokenizer inspect english-16k --text 'Hello, world!'     (each token: kind and text)
   python -m tokenizer inspect english-16k --token ' welcome'         (its parts, down to the bytes)
   python -m tokenizer inspect english-16k --merges 20                (the most used ones)
@@ -230,15 +230,19 @@ def _encode(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     tokenizer = _load(options.tokenizer)
-    print(tokenizer)
-    print(tokenizer.db_status(options.preview))
+    if options.token is None and options.text is None:
+        print(tokenizer)
+        print(tokenizer.db_status(options.preview))
     if options.merges:
         print(tokenizer.top_merges(options.merges))
     if options.token is not None:
         known = options.token in tokenizer.token2id or not options.token.isdecimal()
         if not known and len(options.token) > 9:  # int refuses thousands of digits
             raise TokenizerError("--token has more than 9 digits, which no id has")
-        print(tokenizer.explain_token(options.token if known else int(options.token)))
+        explained = tokenizer.explain_token(options.token if known else int(options.token))
+        if explained.id is None:
+            print(f"{options.token!r} is not one token, but is written with {len(explained.parts)}:")
+        print(explained)
     if options.text is not None:
         print(tokenizer.segment(options.text))
 

@@ -95,7 +95,10 @@ def status(counts: KeyCounts | None, vocabulary: Vocabulary | None, preview: int
         learned = range(vocabulary.first_entry, min(vocabulary.size, vocabulary.first_entry + max(0, preview)))
         known = vocabulary.counts or (0,) * (vocabulary.size - vocabulary.first_entry)
         shown = tuple((vocabulary.names[id_], known[id_ - vocabulary.first_entry]) for id_ in learned)
-        return Status(True, 0, 0, 0, vocabulary.size, dict(kinds), shown)
+        special = tuple(
+            name for id_, name in enumerate(vocabulary.names) if vocabulary.kind(id_) in ("special", "case")
+        )
+        return Status(True, 0, 0, 0, vocabulary.size, dict(kinds), shown, special)
     assert counts is not None
     common = sorted(counts.keys.items(), key=lambda item: (-item[1], item[0]))[: max(0, preview)]
     return Status(False, counts.characters, len(counts.keys), counts.undercount, 0, {}, tuple(common))

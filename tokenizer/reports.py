@@ -80,12 +80,14 @@ class Status:
     vocab_size: int
     kinds: dict[str, int]
     preview: tuple[tuple[str, int], ...]
+    special: tuple[str, ...] = ()  # names of tokens that stand for no text of their own
 
     def __repr__(self) -> str:
         lines = []
         if self.frozen:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items() if count)
             lines.append(f"frozen: {self.vocab_size} ids ({kinds})")
+            lines.append(f"special tokens: {' '.join(self.special)}")
         else:
             lines.append(f"counting: {self.characters} characters, {self.keys} different keys")
             if self.undercount:

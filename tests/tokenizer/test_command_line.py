@@ -40,14 +40,25 @@ def test_there_and_back(trained, mode):
 
 
 def test_inspect(trained):
-    done = run("inspect", trained, "--text", "Hello the world", "--token", " the", "--merges", 5)
+    done = run("inspect", trained, "--merges", 5)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode()
     assert "vocab_size=700" in shown
+    assert "special tokens: <PAD> " in shown
+    assert " <EOS> " in shown
     assert "most used merges" in shown
     uses = [int(line.split()[2]) for line in shown.split("text = left + right\n")[1].split("\n")[:5]]
     assert uses == sorted(uses, reverse=True)
-    assert "' the'" in shown
+
+
+def test_inspect_answers_what_was_asked_and_nothing_else(trained):
+    shown = run("inspect", trained, "--text", "Hello the world", "--token", " the").stdout.decode().splitlines()
+    assert "' the'" in shown[0]
+    assert "[" in shown[-1]
+    assert not [line for line in shown if "vocab_size" in line or "first entries" in line]
+    shown = run("inspect", trained, "--token", "zzzqqq").stdout.decode().splitlines()
+    parts = [line for line in shown if line.startswith("  ") and line[2] != " "]
+    assert shown[0] == f"'zzzqqq' is not one token, but is written with {len(parts)}:"
 
 
 def test_help_teaches():
