@@ -17,6 +17,7 @@ from slm_jax.process import tune_process
 from slm_jax.sampling import Sampling
 
 _DEFAULT = Sampling()
+_NOTHING = "(the model ended the text at once)"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Options:
     """Continue texts with the model of a run."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A text to continue; may be given several times; `-`: standard input, whole."""
+    """A text to continue (may be repeated); `-`: standard input, without a last line end; "": a new document."""
     prompts: str = ""
     """A file of prompts, one per line (UTF-8)."""
     run: str = ""
@@ -81,15 +82,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def read_prompts(options: Options) -> list[str]:
-    """All prompts that the options name. Raises UserError if one is empty or cannot be read, or there is none."""
-    prompts = [_read("standard input", sys.stdin.read) if prompt == "-" else prompt for prompt in options.prompt]
+    """All prompts that the options name. Raises UserError if they cannot be read, or there is none."""
+    # A last line end is the shell's: behind a finished line many a model ends its text.
+    prompts = [
+        _read("standard input", sys.stdin.read).removesuffix("\n") if prompt == "-" else prompt
+        for prompt in options.prompt
+    ]
     if options.prompts:
         text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8"))
         prompts += text.removesuffix("\n").split("\n") if text else []
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")
-    if "" in prompts:
-        raise UserError("a prompt is empty: give at least one character")
     return prompts
 
 
@@ -106,12 +109,16 @@ def _stream_one(
     """The prompt, and its continuation as it comes."""
     eos = loaded.tokenizer.token2id["<EOS>"]
     decoder = loaded.tokenizer.stream_decoder()
+    written = False
     sys.stdout.write(prompt)
     for drawn in stream(loaded.model, [ids], options.max_tokens, options.sampling, context, suppress, [eos]):
         if drawn[0] not in (eos, NO_TOKEN):
+            written = True
             sys.stdout.write(decoder.push(int(drawn[0])))
             sys.stdout.flush()
-    print(decoder.finish())
+    print(decoder.finish(), flush=True)
+    if not written:
+        print(_NOTHING, file=sys.stderr)
 
 
 def _write_all(
@@ -133,3 +140,5 @@ def _write_all(
                 print(json.dumps(row))
             else:
                 print(f"=== prompt {i + 1}, sample {sample + 1} ===\n{prompts[i]}{text}", flush=True)
+                if drawn == [eos]:
+                    print(_NOTHING, file=sys.stderr)

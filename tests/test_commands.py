@@ -123,11 +123,11 @@ def test_text_to_model_to_text(place):
     again = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
     assert again[1] == text
     assert place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--seed", "1")[1] != text
-    more = ("--prompt", "Line", "--samples", "2", "--format", "jsonl", "--max_tokens", "20")
+    more = ("--prompt", "Line", "--prompt", "", "--samples", "2", "--format", "jsonl", "--max_tokens", "20")
     status, lines, err = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", *more)
     assert status == 0, err
     rows = [json.loads(line) for line in lines.splitlines()]
-    assert [row["prompt"] for row in rows] == ["Line 5", "Line 5", "Line", "Line"]
+    assert [row["prompt"] for row in rows] == ["Line 5", "Line 5", "Line", "Line", "", ""]
     assert rows[0]["prompt"] + rows[0]["text"] == text.removesuffix("\n")  # alone or among others
     assert rows[1]["text"] != rows[0]["text"]
     unknown = place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--suppress", "<FOO>")

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from slm_jax import generate as generation
+from slm_jax import generate_command
 from slm_jax.errors import UserError
 from slm_jax.generate import NO_TOKEN, Sampling, generate_ids, stream
 from slm_jax.generate_command import Options, main, read_prompts
@@ -17,6 +19,7 @@ from slm_jax.ops import cached_attention, masked_attention, write_cache
 from slm_jax.ops.attention import cache_mask
 from slm_jax.transformer import Transformer
 from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_model
+from tokenizer import HybridTokenizer
 
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8]]
 GREEDY = Sampling(temperature=0)
@@ -206,13 +209,30 @@ def test_other_settings_seeds_and_lengths_compile_nothing():
     assert [program._cache_size() for program in programs] == before
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_text_that_ends_at_once_is_told(monkeypatch, capsys, samples):
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text("a b c")
+    tokenizer.freeze_vocab()
+    eos = tokenizer.token2id["<EOS>"]
+    run = SimpleNamespace(tokenizer=tokenizer, model=None, context=8)
+    monkeypatch.setattr(generate_command, "load_run", lambda *_: run)
+    monkeypatch.setattr(generate_command, "stream", lambda *_: iter([np.array([eos])]))
+    monkeypatch.setattr(generate_command, "generate_ids", lambda *_: [[eos], [eos]])
+    main(["--prompt", "a\n", "--samples", str(samples)])
+    out, err = capsys.readouterr()
+    assert "a\n" in out
+    assert err == "(the model ended the text at once)\n" * samples
+
+
 def test_prompts_come_from_options_files_and_standard_input(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_bytes("one\r\nt\u2028w\fo\n".encode())
     (tmp_path / "empty.txt").touch()
-    monkeypatch.setattr("sys.stdin", io.StringIO("from\nstdin"))
-    assert read_prompts(Options(prompt=("a", "-"), prompts=str(tmp_path / "prompts.txt"))) == [
+    monkeypatch.setattr("sys.stdin", io.StringIO("from\nstdin\n\n"))
+    assert read_prompts(Options(prompt=("a", "", "-"), prompts=str(tmp_path / "prompts.txt"))) == [
         "a",
-        "from\nstdin",
+        "",
+        "from\nstdin\n",
         "one",
         "t\u2028w\fo",
     ]
@@ -222,7 +242,6 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, monkeypatc
         (Options(), "no prompt"),
         (Options(prompts=str(tmp_path / "empty.txt")), "no prompt"),
         (Options(prompt=("-",)), "standard input cannot be read"),
-        (Options(prompt=("a", "")), "prompt is empty"),
         (Options(prompts=str(tmp_path / "none")), "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
