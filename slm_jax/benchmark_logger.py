@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from slm_jax import cli
 from slm_jax.config import Config
 from slm_jax.errors import UserError, command_line, is_disk_full
 from slm_jax.metrics import Row, read_rows, save_figure
@@ -271,7 +270,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.benchmark_logger", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.benchmark_logger")
     run = find_run(options.run or None, trained=True) if options.run or not (options.csv and options.show) else None
     path = Path(options.csv) if options.csv else place_of(run) if run else Path()
     for name, place in (("csv", path), ("plot", Path(options.plot or "plot.png"))):

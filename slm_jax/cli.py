@@ -4,8 +4,15 @@ tyro parses words into types and prints the help; bounds and cross-field checks 
 a TOML file and a command line get the same messages, all at once.
 """
 
+import contextlib
+import inspect
+import io
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import tyro
@@ -15,6 +22,67 @@ from slm_jax.config import Config, unknown_key
 from slm_jax.errors import UserError
 from slm_jax.presets import read_preset, read_toml
 from slm_jax.run import find_run
+
+Options = TypeVar("Options")
+_SENTENCES = (  # what tyro says, and how we do
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'", r"\1 \2: should be a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 \2: should be a number"),
+    (r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\) ?\.", r"\2 \1: should be one of \3"),
+    (r"Missing value for argument '(.*)'\..*", r"\1 needs a value"),
+    (r"Missing from .*?: (--\S+) .*", r"\1 is missing"),
+    (r"Unrecognized options: (.*)", r"unknown: \1 (--help lists what there is)"),
+)
+
+
+def read_options(
+    kind: type[Options], args: Sequence[str] | None, prog: str, description: str = "", **more: Any
+) -> Options:
+    """The options of a command line (None: the process's), `kind` being their dataclass or model, by tyro.
+
+    `--help` prints the description (that of `kind` by default) and every option, and exits. Raises UserError.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if {"-h", "--help"} & set(args):  # tyro would run its lines together
+        print(f"{wrapped(description or inspect.getdoc(kind) or '')}\n")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(kind, args=args, prog=prog, description="", use_underscores=True, **more)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_sentence(told.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    """The first part of the box that tyro prints of a mistake, as a sentence."""
+    box = "\n".join(line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines())
+    parts = re.split(
+        r"^[─-]+$", box.partition("\n")[2], flags=re.M
+    )  # under the title (in ASCII with a rule of its own)
+    text = " ".join(next(filter(str.strip, parts), box).split())
+    for pattern, sentence in _SENTENCES:
+        if found := re.fullmatch(pattern, text):
+            text = found.expand(sentence)
+    near = re.search(r"^Perhaps you meant:\n(--\w+)", box, re.M)
+    return f"{text}, perhaps you meant {near[1]}" if near else text
+
+
+def wrapped(text: str) -> str:
+    """A help text as wide as the terminal: paragraphs are filled; lines that are indented or name an option stay lines
+    of their own, which go on under their second column."""
+    blocks: list[str] = []
+    for line in text.strip().splitlines():
+        if blocks and line[:1] not in ("", " ", "-") and blocks[-1][:1] not in ("", " ", "-"):
+            blocks[-1] += f" {line}"
+        else:
+            blocks.append(line)
+    filled = []
+    for block in blocks:
+        columns = re.match(r" *\S.*?  +", block) if block[:1] in (" ", "-") else None
+        indent = " " * len(columns[0] if columns else "")
+        filled.append(textwrap.fill(block, shutil.get_terminal_size().columns, subsequent_indent=indent))
+    return "\n".join(filled)
 
 
 def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
@@ -47,15 +115,7 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
             raise UserError(f"{unknown_key(name)} (--help lists them all)")
     args = _capital_booleans(args)
     loose, start = _without_bounds(defaults)
-    parsed = tyro.cli(
-        loose,
-        args=list(args),
-        default=start,
-        prog=prog,
-        description=description,
-        use_underscores=True,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    parsed = read_options(loose, args, prog, description, default=start, config=(tyro.conf.FlagConversionOff,))
     given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
     tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
     if given & {"data.files", "data.mix"} and "data.source" not in given and isinstance(tree.get("data"), dict):
@@ -74,10 +134,10 @@ def _capital_booleans(args: Sequence[str]) -> list[str]:
     booleans = {f"--{name}" for name, value in Config().flat().items() if isinstance(value, bool)}
     result = list(args)
     for i, arg in enumerate(result):
-        option, equals, value = arg.partition("=")
-        if option in booleans and equals:
+        option, _, value = arg.partition("=")
+        if option in booleans and value in ("true", "false"):
             result[i] = f"{option}={value.capitalize()}"
-        elif i and result[i - 1] in booleans:
+        elif arg in ("true", "false") and i and result[i - 1] in booleans:
             result[i] = arg.capitalize()
     return result
 

@@ -8,12 +8,16 @@ from typing import Annotated
 
 import tyro
 
+from slm_jax import cli
 from slm_jax.errors import UserError, command_line
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure the newest model of a run: held-out text, BLiMP, LAMBADA, analogies, multiple choice.
+
+    Tasks are names, with spaces or commas between them; NAME=FILE is a set of your own, NAME:LABEL=FILE one of several
+    of a kind.
 
     Every figure comes with its 95 % interval. They are printed and kept in RUN/evaluation.json, where a task that is
     measured again takes the place of what it was. Sets come from the Hugging Face hub (fetched once, kept in the user's
@@ -23,8 +27,7 @@ class Options:
     """
 
     tasks: tuple[str, ...] = ()
-    """What to measure: names, or NAME=FILE, or NAME:LABEL=FILE for several files of one kind, with spaces or commas
-    between them; `list` explains all. None: heldout, blimp and lambada, as far as they are there."""
+    """What to measure; `list` explains all. None: heldout, blimp and lambada, as far as they are there."""
     run: str = ""
     """The run directory; empty: the newest in runs/."""
     max_items: int = 0
@@ -34,8 +37,7 @@ class Options:
     context: int = 0
     """Tokens that the model sees at most; 0: the length that it was trained at."""
     stride: int = 0
-    """Tokens that each further window of a long text scores (1: each token has the whole context); 0: half the
-    context."""
+    """Tokens that each further window of a long text scores (1: each has the whole context); 0: half the context."""
     batch_tokens: int = 0
     """Tokens computed at once; 0: as suits the device."""
     every_group: Annotated[bool, tyro.conf.arg(name="all")] = False
@@ -46,7 +48,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.evaluate", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.evaluate")
     problems = [
         f"{name} {getattr(options, name)} must be {least} or more"
         for name, least in (("max_items", 0), ("max_tokens", 0), ("context", 0), ("stride", 0), ("batch_tokens", 0))

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from flax import nnx
 
+from slm_jax import cli
 from slm_jax.errors import UserError, command_line
 from slm_jax.generate import never_drawn
 from slm_jax.hf import card
@@ -156,7 +156,7 @@ def _new_folder(to: Path, overwrite: bool) -> Iterator[Path]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.export", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.export")
     if options.average < 1:
         raise UserError(f"average {options.average} must be 1 or more")
     loaded = load_run(options.run or None, options.average)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from slm_jax import cli
 from slm_jax.errors import UserError
 from slm_jax.generate import NO_TOKEN, encode_prompt, generate_ids, never_drawn, stream
 from slm_jax.load import LoadedRun, load_run
@@ -49,7 +50,7 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.generate", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.generate")
     tune_process()
     problems = options.sampling.problems()
     for name, least in (("samples", 1), ("average", 1), ("max_tokens", 1), ("context", 0), ("batch_size", 1)):

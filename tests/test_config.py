@@ -2,11 +2,12 @@
 
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from slm_jax.cli import config_from_args, take_option
+from slm_jax.cli import config_from_args, read_options, take_option
 from slm_jax.config import Config
 from slm_jax.errors import UserError
 from slm_jax.presets import preset_names
@@ -157,6 +158,55 @@ def test_an_option_given_twice():
 def test_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Config().train.steps = 3
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--train.steps", "abc"], "--train.steps abc: should be a whole number"),
+        (["--optimizer.lr=fast"], "--optimizer.lr fast: should be a number"),
+        (["--model.tie_weights", "maybe"], "--model.tie_weights maybe: should be one of 'True', 'False'"),
+        (["--optimizer.name", "sgd"], "--optimizer.name sgd: should be one of 'muon', 'adamw'"),
+        (["--log.sinks", "wandb", "paper"], "--log.sinks paper: should be one of 'tensorboard', 'wandb', 'trackio'"),
+        (["--train.steps"], "--train.steps needs a value"),
+        (["--train.steps", "3", "4"], "unknown: 4 (--help lists what there is)"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["200", "60"])
+def test_a_value_that_cannot_be_is_told_in_a_sentence(monkeypatch, args, told, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        config_from_args(args, "x", "x")
+
+
+def test_options_of_a_small_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+
+    @dataclass
+    class Options:
+        """One sentence, and another one that goes on
+        in the next line.
+
+            python -m this       and what it does, which does not fit into the line
+            python -m that       a line of its own
+        """
+
+        folder: str
+        """Where to."""
+
+    for args, told in (([], "^--folder is missing$"), (["--foldr", "x", "--folder", "y"], "you meant --folder$")):
+        with pytest.raises(UserError, match=told):
+            read_options(Options, args, "x")
+    with pytest.raises(SystemExit):
+        read_options(Options, ["--help"], "x")
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[:3] == [
+        "One sentence, and another one that goes on in the next line.",
+        "",
+        f"{'    python -m this':25}and what it does, which does not",
+    ]
+    assert lines[3:5] == [f"{'':25}fit into the line", f"{'    python -m that':25}a line of its own"]
+    assert any("--folder STR" in line for line in lines)
 
 
 def test_help_names_every_option(capsys):

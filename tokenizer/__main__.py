@@ -20,7 +20,8 @@ Learn a tokenizer from text, encode and decode with it, look inside, compare it 
   python -m tokenizer compare my_text.txt
   python -m tokenizer serve
 
-TOKENIZER is a saved file or the name of a ready-made one: {names}.
+TOKENIZER is a saved file or the name of a ready-made one:
+{names}.
 """
 
 TRAIN = """\
@@ -29,8 +30,9 @@ Learn a vocabulary from UTF-8 text files and save it as one file.
   python -m tokenizer train 'books/**/*.txt' --out my.hybtok
   python -m tokenizer train a.txt b.txt --out my.hybtok --vocab-size 32768 --processes 4
 
-Quote patterns, so that the shell leaves ** to this program. 8192 ids suit a few MB of text, 32768 some 50 MB
-and more. Then use it: --tokenizer.path my.hybtok in training, HybridTokenizer.load("my.hybtok") in Python.
+Quote patterns, so that the shell leaves ** to this program. 8192 ids suit a few MB of text, 32768
+some 50 MB and more. Then use it: --tokenizer.path my.hybtok in training,
+HybridTokenizer.load("my.hybtok") in Python.
 """
 ENCODE = """\
 Write a text as ids.
@@ -42,13 +44,13 @@ Write a text as ids.
 DECODE = """\
 Turn ids back into the text they were made from, exactly.
 
-  echo 'Hello, world!' | python -m tokenizer encode english-16k | python -m tokenizer decode english-16k
+  echo 'Hello, world!' | python -m tokenizer encode my.hybtok | python -m tokenizer decode my.hybtok
   python -m tokenizer decode my.hybtok book.ids > book.txt
 """
 INSPECT = """\
 Show what a tokenizer holds, how it cuts a text and how its tokens are made.
 
-  python -m tokenizer inspect english-16k                            (size, special tokens, first entries)
+  python -m tokenizer inspect english-16k                            (special tokens, first entries)
   python -m tokenizer inspect english-16k --text 'Hello, world!'     (each token: kind and text)
   python -m tokenizer inspect english-16k --token ' welcome'         (its parts, down to the bytes)
   python -m tokenizer inspect english-16k --merges 20                (the most used ones)
@@ -56,9 +58,9 @@ Show what a tokenizer holds, how it cuts a text and how its tokens are made.
 A space belongs to the word after it: ' the' and 'the' are two tokens.
 """
 COMPARE = """\
-Learn from nine tenths of the files with this tokenizer and, where they are installed, with Hugging Face
-tokenizers, tiktoken and sentencepiece; print bytes per token and speed on the rest. More bytes per token means
-fewer tokens for the same text.
+Learn from nine tenths of the files with this tokenizer and, where they are installed, with Hugging
+Face tokenizers, tiktoken and sentencepiece; print bytes per token and speed on the rest. More bytes
+per token means fewer tokens for the same text.
 
   python -m tokenizer compare my_text.txt
   python -m tokenizer compare 'books/*.txt' --vocab-size 16384 --ready english-16k
@@ -67,8 +69,8 @@ Speed needs about 2 MB of text or more; of less, only the bytes per token are to
 """
 
 SERVE = """\
-A page on which text is cut into tokens while you type: their kinds, ids and parts, bytes per token, and two
-vocabularies side by side. It is served to this machine only, until Ctrl-C.
+A page on which text is cut into tokens while you type: their kinds, ids and parts, bytes per token,
+and two vocabularies side by side. It is served to this machine only, until Ctrl-C.
 
   python -m tokenizer serve                        (the ready-made vocabularies)
   python -m tokenizer serve my.hybtok english-16k  (these)

@@ -18,9 +18,9 @@ from tokenizer import HybridTokenizer
 
 HELP = """Text: what there is, and what is prepared in the cache that all runs share.
 
-list              the sources that have a name, and the cache
-prepare           make the tokenizer and the corpus that these options need; a run then begins at once
-inspect [FOLDER]  a corpus (or that of a run, or else of these options): sizes, checksums, padding, texts
+  list              the sources that have a name, and the cache
+  prepare           make the tokenizer and the corpus that these options need; a run then begins at once
+  inspect [FOLDER]  a corpus (or that of a run, or else of these options): sizes, checksums, padding, texts
 
 --config NAME|PATH   preset in configs/ or a TOML file; every option of training overrides it"""
 
@@ -33,7 +33,7 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        print(HELP)
+        print(cli.wrapped(HELP))
     elif command == "list":
         config = cli.config_from_args(rest, "python -m slm_jax.data list", HELP)
         print("\n".join(_list(cache.cache_folder(config.data.cache))))

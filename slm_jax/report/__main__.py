@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from slm_jax import cli
 from slm_jax.errors import UserError, command_line
 from slm_jax.report import summary
 from slm_jax.report.compare import comparison_html, default_place
@@ -36,7 +37,7 @@ class Options:
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.report", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.report")
     paths = [Path(run) for run in (*filter(None, [options.run]), *options.runs)]
     to = Path(options.to) if options.to else None
     if to is not None and to.is_dir():

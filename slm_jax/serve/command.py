@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from slm_jax import cli
 from slm_jax.errors import UserError
 from slm_jax.process import tune_process
 
@@ -25,8 +26,10 @@ from slm_jax.process import tune_process
 class Options:
     """Serve the models of runs: the OpenAI form of completions, and a page to try them on.
 
-    python -m slm_jax.serve                            the newest run, on http://localhost:8000
-    python -m slm_jax.serve --run runs/A --run runs/B  two, side by side on the page
+    Several runs stand side by side on the page.
+
+        python -m slm_jax.serve                            the newest run, on http://localhost:8000
+        python -m slm_jax.serve --run runs/A --run runs/B  these
     """
 
     run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -110,7 +113,7 @@ def is_loopback(host: str) -> bool:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
-    options = tyro.cli(Options, args=args, prog="python -m slm_jax.serve", use_underscores=True)
+    options = cli.read_options(Options, args, "python -m slm_jax.serve")
     check(options)
     api_key = read_key(options.api_key)
     tune_process()
