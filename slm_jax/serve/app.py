@@ -69,6 +69,10 @@ class Server:
             left.cancel()
             answer.cancel()
 
+    async def chat(self, request: Request) -> Response:
+        """/v1/chat/completions, which many a client tries first."""
+        raise ApiError(404, "these models continue text, they do not chat: POST /v1/completions with a prompt")
+
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         return JsonAnswer({"object": "list", "data": [self._model(name) for name in self.engines]})
@@ -168,6 +172,7 @@ class Server:
 
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["GET", "POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name}", self.model),
             Route("/health", self.health),

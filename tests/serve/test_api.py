@@ -281,6 +281,9 @@ def test_nothing_in_a_request_reaches_the_file_system(served):
     for method, path, status in (("GET", "/v1/completions", 405), ("GET", "/nothing", 404), ("POST", "/", 405)):
         found, _, tree = ask(served, method, path, {} if method == "POST" else None)
         assert (found, tree["error"]["code"]) == (status, None)
+    found, _, tree = ask(served, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    assert (found, tree["error"]["type"]) == (404, "not_found_error")
+    assert "POST /v1/completions" in tree["error"]["message"]
     body = {"vocabulary": "/etc/passwd", "text": "x"}
     assert ask(served, "POST", "/api/cut", body)[0] == 400
 
