@@ -25,7 +25,7 @@ from slm_jax.process import DETERMINISTIC
 from slm_jax.profiler import Profiler
 from slm_jax.report.page import write_at_end
 from slm_jax.roof import denominator
-from slm_jax.run import MAY_CHANGE, Result, Run, replace_text
+from slm_jax.run import MAY_CHANGE, Result, Run, curriculum_of, replace_text
 from slm_jax.sinks import make_sinks
 from slm_jax.stop import Stop
 from slm_jax.train_step import Batch, Steps, TrainState, make_steps
@@ -60,7 +60,10 @@ def run_training(config: Config, run: Run) -> Result:
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
         if start == config.train.steps:
-            _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
+            if curriculum_of(run):  # which decides how long its stages are
+                _say(f"this stage is finished: {start} steps are done")
+            else:
+                _say(f"this run is finished: {start} steps are done. To go on: --train.steps {2 * start}")
             _plot(run)
             return Result(run.path, start, (rows or [{}])[-1])
         if start:

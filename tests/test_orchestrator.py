@@ -430,6 +430,12 @@ def test_presets_are_valid():
         Config.load("curriculum")
 
 
+def test_a_stage_that_is_done_is_told_to_be_and_no_more(finished, capsys):
+    run = Run(finished[0] / "stages" / stage_names(finished[0])[-1])
+    train(run.read_config(), run.path)
+    assert f"\nthis stage is finished: {run.newest_step()} steps are done\n" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path, capsys):
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
