@@ -168,8 +168,9 @@ class Run:
             if differ:
                 fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
                 raise UserError(
-                    f"{self.path} is a run of another config; use another --run, or give the same values. "
-                    f"{len(differ)} differ:\n{fields}"
+                    f"{self.path} is a run of another config: give the same values, or use another --run (with "
+                    f"--init.from_run {self.path} it begins with the weights of this one). "
+                    f"{'One option differs' if len(differ) == 1 else f'{len(differ)} options differ'}:\n{fields}"
                 )
             return
         if not self.exists() and {p.name for p in self.path.iterdir()} - {".lock", "config.toml.partial"}:

@@ -150,7 +150,8 @@ def test_finished_run_says_so_goes_on_and_keeps_what_was(place):
     text = place.refused(
         "slm_jax.train", "--run", "run", "--train.steps", "9", "--train.seed", "5", "--optimizer.lr", "0.5"
     )
-    assert "2 differ" in text
+    assert "2 options differ:\n" in text
+    assert "--init.from_run run it begins with the weights of this one" in text
     assert "train.seed: 0 there, 5 here" in text
     assert "optimizer.lr" in text
     assert len(place.rows("run")) == 9
