@@ -204,7 +204,7 @@ def _train(options: argparse.Namespace) -> None:
     )
     progress.end()
     tokenizer.save(options.out)
-    print(f"{options.out}: {tokenizer.vocab_size} ids learned from {len(files)} files")
+    print(f"{options.out}: {tokenizer.vocab_size} ids learned from {len(files)} file{'s' * (len(files) > 1)}")
 
 
 def _decode(options: argparse.Namespace) -> None:

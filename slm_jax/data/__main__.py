@@ -14,6 +14,7 @@ from slm_jax.data.corpus import Corpus, open_corpus, read_manifest
 from slm_jax.data.feed import make_batches
 from slm_jax.data.prepare import describe_corpus, given_tokenizer, load_tokenizer, prepare_cached
 from slm_jax.errors import UserError, command_line
+from slm_jax.words import counted, text_size
 from tokenizer import HybridTokenizer
 
 HELP = """Text: what there is, and what is prepared in the cache that all runs share.
@@ -70,8 +71,8 @@ def _list(folder: Path) -> Iterator[str]:
         size = sum(each.stat().st_size for each in path.parent.iterdir())
         train, held_out = manifest["train"], manifest["validation"]
         yield (
-            f"  {manifest['name']}: {train['tokens']:,} tokens of {train['bytes'] / 1e6:,.2f} MB to train on, "
-            f"{held_out['bytes'] / 1e6:,.2f} MB held out; {size / 1e6:,.2f} MB in {path.parent.name}"
+            f"  {manifest['name']}: {counted(train['tokens'], 'token')} of {text_size(train['bytes'])} to train on, "
+            f"{text_size(held_out['bytes'])} held out; {text_size(size)} in {path.parent.name}"
         )
     for path in sorted((folder / "corpora").glob("*.partial")):
         yield f"  {path.name}: begun; the command that began it goes on with it"
@@ -105,8 +106,8 @@ def _inspect(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, config: C
         lengths = np.diff(split.ends, prepend=0)
         middle, most = (int(np.quantile(lengths, q)) for q in (0.5, 0.95))
         yield (
-            f"  {side}: {split.num_documents:,} documents in {len(split.shards)} shards; tokens of a document: "
-            f"median {middle:,}, 95 % up to {most:,}, longest {int(lengths.max()):,}"
+            f"  {side}: {counted(split.num_documents, 'document')} in {counted(len(split.shards), 'shard')}; tokens of "
+            f"a document: median {middle:,}, 95 % up to {most:,}, longest {int(lengths.max()):,}"
         )
     for mode in ("packed", "padded"):
         data = config.data.model_copy(update={"mode": mode})

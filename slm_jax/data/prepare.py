@@ -14,6 +14,7 @@ from slm_jax.data.sources import make_sources
 from slm_jax.data.splitting import Counts, Head, Sides, make_plan, read_head
 from slm_jax.errors import UserError
 from slm_jax.run import Run, find_run
+from slm_jax.words import counted, text_size
 from tokenizer import HybridTokenizer, TokenizerError
 
 Say = Callable[[str], None]
@@ -180,13 +181,13 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
         train, held_out, counts = manifest["train"], manifest["validation"], Counts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
         rate = f"{train['bytes'] / train['tokens']:.2f} bytes per token"
-        size = f"{train['documents']:,} documents, {train['tokens']:,} tokens"
+        size = f"{counted(train['documents'], 'document')}, {counted(train['tokens'], 'token')}"
         yield (
-            f"{name}{train['bytes'] / 1e6:.2f} MB {'of responses ' * bool(train['prompts'])}to train on "
-            f"({size}, {'prompts included' if train['prompts'] else rate}), {held_out['bytes'] / 1e6:.2f} MB held out"
+            f"{name}{text_size(train['bytes'])} {'of responses ' * bool(train['prompts'])}to train on "
+            f"({size}, {'prompts included' if train['prompts'] else rate}), {text_size(held_out['bytes'])} held out"
         )
         if counts.repeats:
-            yield f"{name}{counts.repeats:,} exact repeats left out"
+            yield f"{name}{counted(counts.repeats, 'exact repeat')} left out"
         if counts.bad:
             yield f"{name}{counts.bad_text()}"
 

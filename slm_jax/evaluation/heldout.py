@@ -20,6 +20,7 @@ from slm_jax.evaluation.scoring import Item, TokenScores
 from slm_jax.evaluation.tasks import Score
 from slm_jax.evaluation.texts import begin, num_bytes
 from slm_jax.run import Run
+from slm_jax.words import counted
 from tokenizer import HybridTokenizer
 
 _TOP = 5
@@ -115,7 +116,7 @@ def measure_heldout(
             figures += _figures(name, np.concatenate([parts[i] for i in np.flatnonzero(of)]), int(of.sum()))
     _, tokens, _, _, size, words = np.concatenate(parts).sum(0)
     note = (
-        f"{len(documents.items):,} documents, {tokens:,.0f} tokens (the <EOS> that ends each included), "
+        f"{counted(len(documents.items), 'document')}, {tokens:,.0f} tokens (the <EOS> that ends each included), "
         f"{words:,.0f} words, {size:,.0f} bytes; windows of {context} tokens, of which a further one scores {stride}; "
         f"intervals by resampling documents (of more than {_STRETCH:,} tokens: stretches of them)"
     )

@@ -23,6 +23,7 @@ from slm_jax.evaluation.scoring import Scorer
 from slm_jax.load import LoadedRun, load_run
 from slm_jax.metrics import waiting
 from slm_jax.run import Run, locked_file, replace_text
+from slm_jax.words import counted
 
 DEFAULT = ("heldout", "blimp", "lambada")
 OWN = {
@@ -130,7 +131,7 @@ def evaluate(
     for spec, origin, count, measure in ready:
         begin = time.perf_counter()
         try:
-            with waiting(f"{spec.title}: {count:,} {'documents' if spec.name == 'heldout' else 'rows'}"):
+            with waiting(f"{spec.title}: {counted(count, 'document' if spec.name == 'heldout' else 'row')}"):
                 measured = measure()
         except UserError as error:
             missing[spec.title] = str(error)

@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     path = folder / "my.hybtok"
     done = run("train", f"{folder}/*.txt", "--out", path, "--vocab-size", 700, "--note", "test corpus")
     assert done.returncode == 0, done.stderr
-    assert b"700 ids" in done.stdout
+    assert b"700 ids learned from 1 file\n" in done.stdout
     return path
 
 
