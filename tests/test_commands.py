@@ -109,7 +109,7 @@ def test_text_to_model_to_text(place):
     assert rows[-1]["val_loss"] < rows[19]["val_loss"]
     assert "compiling" in err
     assert re.search(r"step 10/40 +loss \d.*tokens/s, MFU .*ETA", err)
-    assert "python -m slm_jax.generate --run run" in out
+    assert re.search(r"python -m slm_jax\.generate --run run --prompt 'Line \d+: the quick'\n", out)
     assert "bits per byte" in out
     assert (place.path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (place.path / "run" / "samples.md").read_text().count("## Step") == 2

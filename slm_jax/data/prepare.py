@@ -18,6 +18,7 @@ from slm_jax.words import counted, text_size
 from tokenizer import HybridTokenizer, TokenizerError
 
 Say = Callable[[str], None]
+_TRIED, _SHORT = 50, 32  # documents, and tokens of each, that `first_words` looks at; characters that it takes
 
 
 @dataclass
@@ -190,6 +191,25 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
             yield f"{name}{counted(counts.repeats, 'exact repeat')} left out"
         if counts.bad:
             yield f"{name}{counts.bad_text()}"
+
+
+def first_words(run: Run) -> str:
+    """Two to four words that a held-out document of a run begins with, to try its model with; "The" if it has none."""
+    try:
+        tokenizer = load_tokenizer(str(run.tokenizer))
+        split = open_corpus(run.corpus, tokenizer, verify=False).validation
+    except UserError:  # a run may stand without its text
+        return "The"
+    ends = split.ends[:_TRIED].tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        line = tokenizer.decode(split[start : min(end - 1, start + _TRIED)].tolist()).strip().partition("\n")[0]
+        words = line.split(" ")[:4]
+        while len(words) > 2 and len(" ".join(words)) > _SHORT:
+            words.pop()
+        text = " ".join(words)
+        if len(words) > 1 and len(text) <= _SHORT and text.isprintable():
+            return text
+    return "The"
 
 
 def given_tokenizer(config: Config) -> str:

@@ -117,6 +117,7 @@ def main(args: Sequence[str] | None = None) -> None:
     check(options)
     api_key = read_key(options.api_key)
     tune_process()
+    from slm_jax.data.prepare import first_words
     from slm_jax.load import load_run
     from slm_jax.serve.app import Server
     from slm_jax.serve.completions import Limits
@@ -136,7 +137,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _say(f"warning: listening on {options.host}: others on the network can use this server {open_to}")
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
     app = Server(engines, limits).application(api_key, [options.host, *options.allow_host], options.max_body)
-    _serve(app, options, next(iter(engines)), bool(api_key))
+    name, engine = next(iter(engines.items()))
+    _serve(app, options, name, first_words(engine.run.run), bool(api_key))
 
 
 def model_name(path: Path) -> str:
@@ -151,7 +153,7 @@ def _unique(name: str, taken: object) -> str:
     return found
 
 
-def _serve(app: Any, options: Options, model: str, keyed: bool) -> None:
+def _serve(app: Any, options: Options, model: str, prompt: str, keyed: bool) -> None:
     import uvicorn
 
     config = uvicorn.Config(
@@ -163,7 +165,7 @@ def _serve(app: Any, options: Options, model: str, keyed: bool) -> None:
     shown = "localhost" if is_loopback(options.host) or options.host in ("0.0.0.0", "::") else options.host
     _say(f"\nhttp://{shown}:{port}/  (Ctrl-C stops)\n")
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
-    body = f'{{"model": {json.dumps(model)}, "prompt": "Return the", "max_tokens": 40, "stream": true}}'
+    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 40, "stream": True}, ensure_ascii=False)
     _say(
         f"curl -N http://{shown}:{port}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
     )

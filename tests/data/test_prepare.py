@@ -1,6 +1,7 @@
 """From options to a run's text: made once, shared by runs and processes, made again where it is lost."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_a_run_outlives_the_cache(place):
     _, after = place.prepare("run")
     assert after.fingerprint == before.fingerprint
     assert place.said == []
+
+
+def test_first_words_are_those_of_a_held_out_document(place):
+    assert prepare.first_words(Run(place.path / "none")) == "The"
+    place.prepare("one")
+    assert re.fullmatch(r"Line \d+ of a:", prepare.first_words(Run(place.path / "one")))
+    (place.path / "long.txt").write_text("\n<|endoftext|>\n".join(f"{i:030} internationalisation" for i in range(99)))
+    place.prepare("two", data__files=(str(place.path / "long.txt"),), tokenizer__vocab_size=300)
+    assert prepare.first_words(Run(place.path / "two")) == "The"  # two words that take more than a line's part
 
 
 def test_on_another_file_system_small_text_is_copied_and_large_linked_to(place, monkeypatch):
