@@ -57,9 +57,8 @@ def read_options(
 def _sentence(box: str) -> str:
     """The first part of the box that tyro prints of a mistake, as a sentence."""
     box = "\n".join(line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines())
-    parts = re.split(
-        r"^[─-]+$", box.partition("\n")[2], flags=re.M
-    )  # under the title (in ASCII with a rule of its own)
+    under_title = box.partition("\n")[2]
+    parts = re.split(r"^[─-]+$", under_title, flags=re.M)  # in ASCII the title has a rule of its own
     text = " ".join(next(filter(str.strip, parts), box).split())
     for pattern, sentence in _SENTENCES:
         if found := re.fullmatch(pattern, text):
