@@ -1,10 +1,16 @@
 """What a command sets for its own process, before the first array exists. Never called on import."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -46,6 +52,19 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla" / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    warnings.showwarning = functools.partial(_show_warning, show=warnings.showwarning)
+
+
+def _show_warning(message: Warning | str, *where: Any, show: Callable[..., Any], **more: Any) -> None:
+    """Remove the program that JAX could not read: a process was killed while it wrote it, and JAX, which finds the file
+    there, would leave it as it is, to warn of it and compile anew at every start."""
+    damaged = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
+    if damaged is None:
+        show(message, *where, **more)
+        return
+    print(f"a kept program ({damaged[1]}) is damaged: it is compiled again", file=sys.stderr)
+    for path in Path(jax.config.jax_compilation_cache_dir).glob(f"{damaged[1]}-*"):
+        path.unlink(missing_ok=True)
 
 
 def _processor() -> str:

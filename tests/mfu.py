@@ -107,6 +107,7 @@ def test_mistakes_are_explained(args, words):
         mfu.main(args)
 
 
+@pytest.mark.slow
 def test_the_accelerators_benchmark_runs(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "accelerator.py"), "--tiny", "--steps", "3"]
     command += ["--json", str(tmp_path / "rows"), "--trace", str(tmp_path / "trace"), "--model.depth", "1"]

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.programs import PROGRAMS
 
 TINY = (
     "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
@@ -20,25 +21,19 @@ TINY = (
 ).split()
 
 
-@pytest.fixture(scope="module")
-def cache():
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
 @pytest.fixture
-def place(tmp_path, cache):
+def place(tmp_path):
     """A folder with text, and how to run a command in it."""
     text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
     (tmp_path / "text.txt").write_text(text)
-    return Place(tmp_path, cache)
+    return Place(tmp_path)
 
 
 class Place:
-    def __init__(self, path, cache):
+    def __init__(self, path):
         self.path = path
         self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        self.environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+        self.environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS], "JAX_PLATFORMS": "cpu"}
         self.environment["XDG_CACHE_HOME"] = str(path / "cache")
 
     def start(self, module, *args):
@@ -320,6 +315,7 @@ def test_divergence_is_told_before_it_is_saved(place):
     assert all(np.isfinite(value).all() for value in arrays.values() if value.dtype.kind == "f")
 
 
+@pytest.mark.slow
 def test_on_four_devices_then_on_one(place):
     place.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     status, _, err = place.train("--run", "run", "--train.steps", "6")
@@ -388,7 +384,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(place):
     assert_same_run(place.path / "whole", place.path / "hurt")
 
 
-@pytest.mark.parametrize("mode", ["padded", "segmented"])
+@pytest.mark.parametrize("mode", ["padded", pytest.param("segmented", marks=pytest.mark.slow)])
 def test_instructions_in_other_batches_go_on_bit_identical(place, mode):
     tasks = ({"instruction": f"Say {i}" * (i % 5 + 1), "output": f"{i} " * (i % 9 + 1)} for i in range(300))
     (place.path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))

@@ -16,6 +16,7 @@ from slm_jax import hosts
 from slm_jax.errors import UserError
 from slm_jax.metrics import read_rows
 from slm_jax.run import Run
+from tests.programs import PROGRAMS
 from tests.test_commands import CLOCK
 
 FIELDS = (
@@ -40,6 +41,7 @@ def start(place, run, processes, devices, *more, own=None):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS],
         "XDG_CACHE_HOME": str(place / "cache"),
     }
     started = []

@@ -26,6 +26,7 @@ from slm_jax.orchestrator import orchestrate
 from slm_jax.presets import preset_names
 from slm_jax.run import Run, curriculum_of, find_run
 from slm_jax.train import parse_args, train
+from tests.programs import PROGRAMS
 from tests.test_commands import assert_same_run, wait_for, without_clock
 
 ROOT = Path(orchestrator.__file__).parent.parent
@@ -102,7 +103,7 @@ class Place:
         self.text = f'{SHARED}\n[data]\ncache = "{path}/cache"\n' + STAGES.format(path=path)
         self.more = self.text + TASKS.format(path=path)
         (path / "two.toml").write_text(self.text)
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(path / "xla")}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS]}
 
     def start(self, *args):
         command = [sys.executable, "-m", "slm_jax.orchestrator", "--config", "two.toml", *map(str, args)]

@@ -57,7 +57,10 @@ def test_every_mesh_equals_one_device(mesh, alone):
     "fields",
     [
         {"optimizer__name": "adamw", "optimizer__lr": 0.001, "model__tie_weights": False},
-        {"model__kv_heads": 2, "model__scan_layers": True, "model__remat": "full", "train__ul_alpha": 0.5},
+        pytest.param(
+            {"model__kv_heads": 2, "model__scan_layers": True, "model__remat": "full", "train__ul_alpha": 0.5},
+            marks=pytest.mark.slow,
+        ),
         {"train__accumulation": 2, "train__z_loss": 0.01, "model__window": 7, "model__vocab_multiple": 48},
     ],
 )

@@ -20,6 +20,7 @@ from slm_jax.metrics import read_rows, scores_text
 from slm_jax.run import Run
 from slm_jax.train import train
 from tests.helpers import tiny_config
+from tests.programs import PROGRAMS
 
 SMALL = {
     "model__depth": 1,
@@ -41,7 +42,7 @@ def text(tmp_path_factory):
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs." for i in range(200))
     (folder / "text.txt").write_text("\n".join(lines))
     kept = {
-        "jax_compilation_cache_dir": str(folder / "programs"),
+        "jax_compilation_cache_dir": os.environ[PROGRAMS],
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
