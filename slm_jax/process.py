@@ -48,14 +48,14 @@ def _keep_freed_memory() -> None:
 
 def _keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR names one."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla" / _processor()))
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache() / "xla" / _processor())
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.showwarning = functools.partial(_show_warning, show=warnings.showwarning)
+    warnings.showwarning = functools.partial(_show_warning, Path(folder), warnings.showwarning)
 
 
-def _show_warning(message: Warning | str, *where: Any, show: Callable[..., Any], **more: Any) -> None:
+def _show_warning(folder: Path, show: Callable[..., Any], message: Warning | str, *where: Any, **more: Any) -> None:
     """Remove the program that JAX could not read: a process was killed while it wrote it, and JAX, which finds the file
     there, would leave it as it is, to warn of it and compile anew at every start."""
     damaged = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
@@ -63,7 +63,7 @@ def _show_warning(message: Warning | str, *where: Any, show: Callable[..., Any],
         show(message, *where, **more)
         return
     print(f"a kept program ({damaged[1]}) is damaged: it is compiled again", file=sys.stderr)
-    for path in Path(jax.config.jax_compilation_cache_dir).glob(f"{damaged[1]}-*"):
+    for path in folder.glob(f"{damaged[1]}-*"):
         path.unlink(missing_ok=True)
 
 
