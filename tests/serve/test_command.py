@@ -78,7 +78,7 @@ def test_a_process_serves_warns_and_ends_cleanly(tmp_path):
         url = re.search(r"^(http://localhost:\d+)/", shown, re.M)[1]
         assert f"curl -N {url}/v1/completions" in shown
         assert re.search(r'"prompt": "Line \d+: the list", "max_tokens": 40', shown)
-        body = {"prompt": "The list", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+        body = {"prompt": "The list", "max_tokens": 400, "stream": True, "ignore_eos": True}
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
