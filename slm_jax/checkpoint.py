@@ -124,7 +124,7 @@ class Checkpoints:
             return True
         if config.minutes and self._agreed(step, time.monotonic() - self._saved_at >= 60 * config.minutes):
             return True
-        return step in self._best(self._scores | {step: score})
+        return score is not None and step in self._best(self._scores | {step: score})
 
     def save(self, step: int, state: Any, position: dict[str, Any], score: float | None = None) -> None:
         """Begin to save state (arrays are copied before this returns) and its position in the run.

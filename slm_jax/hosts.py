@@ -202,8 +202,7 @@ def ending_together() -> Iterator[None]:
             raise
         told = explain(error)
         status = 2 if told else LOST if _is_loss(error) else 1
-        trace = "".join(traceback.format_exception(error)) if status == 1 else str(error)
-        print(f"error: {told}" if told else trace, file=sys.stderr)
+        print("".join(traceback.format_exception(error)) if status == 1 else f"error: {told or error}", file=sys.stderr)
         if status == LOST:
             os.write(2, _LOST)
         sys.stdout.flush()
