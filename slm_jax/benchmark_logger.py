@@ -5,6 +5,7 @@ of a last line is cut off first, and the header is written once. A row is known 
 that step: the same model measured again, after a kill, adds none.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -14,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,17 @@ def append(path: Path, row: Benchmark) -> bool:
 
     Raises UserError for a file with other columns, and where none can be written.
     """
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked_file(path) as descriptor:
             return _append(descriptor, path, row)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UserError where a file cannot be written; a full disk is told by the command itself."""
+    try:
+        yield
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -237,12 +245,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     labels = [f"{row['stage']}\nstep {row['steps']:,}" for row in rows]
     panels[-1].set_xticks(range(len(rows)), labels, fontsize=8)
-    try:
+    with _writing(path):
         save_figure(figure, path)
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def place_of(run: Run) -> Path:

@@ -209,11 +209,9 @@ def _lock(folder: Path, doing: str, option: str) -> Iterator[None]:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(handle.fileno(), folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is {doing}: wait for it, or use another {option}") from None
-        except OSError as error:  # some network file systems have no locks
-            print(f"cannot lock {folder} ({error.strerror}): let no other process write to it", file=sys.stderr)
         yield
 
 
@@ -229,13 +227,20 @@ def locked_file(path: Path) -> Iterator[int]:
     """The descriptor of a file, open for appending, that no other process holds meanwhile; waits for it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            print(f"cannot lock {path} ({error.strerror}): let one process at a time write there", file=sys.stderr)
+        _flock(descriptor, path, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path, how: int) -> None:
+    """flock(2), or a word where a file system has none. Raises BlockingIOError if it would have to wait (LOCK_NB)."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some network file systems have no locks
+        print(f"cannot lock {path} ({error.strerror}): let no other process write to it", file=sys.stderr)
 
 
 def new_run(config: Config) -> Run:
