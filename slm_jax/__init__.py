@@ -1,31 +1,51 @@
 """slm_jax: from raw text to a trained, measured, usable small language model in JAX.
 
-    from slm_jax import Config, Transformer, train, generate, load_run
+    from slm_jax import Config, train, load_run, generate
 
-Names are imported when they are first used, so that `import slm_jax` costs nothing.
+    config = Config.load("quickstart", **{"train.steps": 300})    every option, from a preset and overrides
+    result = train(config)                                        text to model; result.run is the run directory
+    run = load_run(result.run)                                    run.model, run.tokenizer, run.config
+    generate(run.model, run.tokenizer, ["Once upon a time"])      continue texts
+
+    Curriculum, orchestrate                                       one model through several texts, stage by stage
+    Transformer                                                   the model, a Flax NNX module
+
+Names are imported on first use, so that `import slm_jax` loads neither JAX nor anything else.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm_jax import generate, train
-    from slm_jax.config import Config
-    from slm_jax.curriculum import Curriculum
-    from slm_jax.load import load_run
-    from slm_jax.orchestrator import orchestrate
-    from slm_jax.transformer import Transformer
+    from slm_jax.config.curriculum import Curriculum
+    from slm_jax.config.schema import Config
+    from slm_jax.curriculum.orchestrate import orchestrate
+    from slm_jax.generation.decode import generate
+    from slm_jax.model.transformer import Transformer
+    from slm_jax.run.load import load_run
+    from slm_jax.training.train import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Curriculum", "Transformer", "generate", "load_run", "orchestrate", "train"]
 
-_HOMES = {"Config": "slm_jax.config", "Transformer": "slm_jax.transformer", "load_run": "slm_jax.load"}
-_HOMES |= {"Curriculum": "slm_jax.curriculum", "orchestrate": "slm_jax.orchestrator"}
+_MODULES = {
+    "Config": "slm_jax.config.schema",
+    "Curriculum": "slm_jax.config.curriculum",
+    "Transformer": "slm_jax.model.transformer",
+    "generate": "slm_jax.generation.decode",
+    "load_run": "slm_jax.run.load",
+    "orchestrate": "slm_jax.curriculum.orchestrate",
+    "train": "slm_jax.training.train",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "generate"):
-        return importlib.import_module(f"slm_jax.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

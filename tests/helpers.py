@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax.config import Config, ModelConfig
-from slm_jax.optimizer import is_matrix
-from slm_jax.transformer import Transformer
+from slm_jax.config.schema import Config, ModelConfig
+from slm_jax.model.transformer import Transformer
+from slm_jax.training.optimizer import is_matrix
 
 FLOAT32 = jnp.dtype("float32")
 BFLOAT16 = jnp.dtype("bfloat16")

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax import mfu, roof
-from slm_jax.config import Config
-from slm_jax.errors import UserError, command_line
+from slm_jax.cli.mfu import main
+from slm_jax.config.schema import Config
+from slm_jax.performance import roofline
+from slm_jax.training import mfu
+from slm_jax.utils.errors import UserError, command_line
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -62,7 +64,7 @@ def test_the_text_states_denominator_convention_and_spread(small):
     text = mfu.as_text(small)
     assert "in no table of devices, so the measured roof stands in" in text
     assert f"{small.mfu_roof:.1%} of the measured roof" in text
-    assert roof.CONVENTION in text
+    assert roofline.CONVENTION in text
     assert "80 % of 5 within" in text
     assert "Newton-Schulz" in text
     known = small._replace(peak=4 * small.roof, source="a data sheet", vendor={"float32": 1e15, "bfloat16": None})
@@ -72,23 +74,23 @@ def test_the_text_states_denominator_convention_and_spread(small):
 
 def test_the_roof_is_of_the_steps_products_too():
     config = Config.load(**SMALL)
-    shapes = roof.step_shapes(config, 300)
+    shapes = roofline.step_shapes(config, 300)
     assert (512, 64, 128) in shapes  # up and gate, forward
     assert (64, 512, 128) in shapes  # their gradient
     assert (512, 64, 300) in shapes  # the head
     assert all(2 * np.prod(shape, dtype=float) <= 4e9 for shape in shapes)
-    found = roof.measured_roof(jnp.dtype("float32"), shapes, seconds=0.1)
+    found = roofline.measured_roof(jnp.dtype("float32"), shapes, seconds=0.1)
     assert 0 < found.median <= found.flops
     assert found.shape in [*shapes, (512, 512, 512), (1024, 1024, 1024)]
 
 
 def test_simulated_devices_share_one_roof():
     """Eight devices of one processor are no faster than one; eight accelerators are."""
-    from slm_jax import sharding
+    from slm_jax.distributed import sharding
 
     mesh = sharding.make_mesh(Config.load(**{**SMALL, "mesh.data": 8}))
     assert mesh.size == 8
-    assert roof.units(mesh) == 1
+    assert roofline.units(mesh) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_simulated_devices_share_one_roof():
 )
 def test_mistakes_are_explained(args, words):
     with pytest.raises(UserError, match=words):
-        mfu.main(args)
+        main(args)
 
 
 @pytest.mark.slow
@@ -130,10 +132,10 @@ def test_this_file_is_a_script(tmp_path):
     assert len(row["times"]["seconds"]) == 3
     assert row["mfu_peak"] is None
     assert row["mfu_roof"] == pytest.approx(row["counts"]["formula"] / row["seconds"] / row["roof"])
-    assert row["convention"] == roof.CONVENTION
+    assert row["convention"] == roofline.CONVENTION
 
 
 if __name__ == "__main__":
     with command_line():
-        check(mfu.main())
+        check(main())
         print(AGREED, file=sys.stderr)

@@ -41,4 +41,4 @@ def test_documented_names():
     from slm_jax import Config, Transformer, generate, load_run, train
 
     assert all(map(callable, (Config, Transformer, generate, load_run, train)))
-    assert callable(slm_jax.train.train)
+    assert callable(slm_jax.train)

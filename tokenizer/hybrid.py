@@ -10,19 +10,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, overload
 
 from tokenizer import storage
-from tokenizer.decoder import Decoder, StreamDecoder, raise_unknown_id
-from tokenizer.encoder import Encoder
+from tokenizer.decoding.decoder import Decoder, StreamDecoder, raise_unknown_id
+from tokenizer.encoding.encoder import Encoder
+from tokenizer.encoding.segment import join_phrases
 from tokenizer.errors import TokenizerError
 from tokenizer.forms import MANY, checked_text, flat_ids, run_lengths
-from tokenizer.segment import join_phrases
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
     import numpy as np
 
-    from tokenizer.counting import KeyCounts
-    from tokenizer.phrases import PhraseJoiner
-    from tokenizer.reports import Explanation, Merges, Segments, Status
+    from tokenizer.encoding.phrases import PhraseJoiner
+    from tokenizer.inspect.reports import Explanation, Merges, Segments, Status
+    from tokenizer.learning.counting import KeyCounts
 
 DEFAULT_VOCAB_SIZE = 8192
 Progress = Callable[[str, int, int], None]
@@ -81,7 +81,7 @@ class HybridTokenizer:
         return paths
 
     def _add_paths(self, paths: list[str], processes: int, progress: Progress | None) -> None:
-        from tokenizer.counting import count_files
+        from tokenizer.learning.counting import count_files
 
         counts = self._open_counts()
         report = None if progress is None else (lambda done, total: progress("bytes counted", done, total))
@@ -92,7 +92,7 @@ class HybridTokenizer:
         if self._frozen is not None:
             raise TokenizerError("the vocabulary is frozen: make a new HybridTokenizer to count more text")
         if self._counts is None:
-            from tokenizer.counting import KeyCounts
+            from tokenizer.learning.counting import KeyCounts
 
             self._counts = KeyCounts()
         return self._counts
@@ -135,7 +135,7 @@ class HybridTokenizer:
         Raises:
             TokenizerError: frozen already, nothing counted, or options that are impossible.
         """
-        from tokenizer.learn import LearnOptions, learn_vocabulary
+        from tokenizer.learning.learn import LearnOptions, learn_vocabulary
 
         counts = self._open_counts()
         if not counts.keys:
@@ -289,7 +289,7 @@ class HybridTokenizer:
 
     def segment(self, text: str) -> Segments:
         """The tokens of a text as (kind, text, id); see `tokenizer.reports.Segment` for the kinds."""
-        from tokenizer.inspection import segment
+        from tokenizer.inspect.inspection import segment
 
         return segment(self._vocabulary, self._ids(text))
 
@@ -298,13 +298,13 @@ class HybridTokenizer:
 
         A case mark has no width. Byte tokens that make up one character together all have the place of that character.
         """
-        from tokenizer.inspection import offsets
+        from tokenizer.inspect.inspection import offsets
 
         return offsets(self._vocabulary, self._ids(text))
 
     def explain_token(self, token: str | int) -> Explanation:
         """How a token (name or id), or any text, is made, down to the bytes."""
-        from tokenizer.inspection import explain
+        from tokenizer.inspect.inspection import explain
 
         if isinstance(token, str):
             id_ = self.token2id.get(token)
@@ -318,13 +318,13 @@ class HybridTokenizer:
 
     def top_merges(self, n: int = 10) -> Merges:
         """The `n` merges and phrases that were used most on the training text, the most used first."""
-        from tokenizer.inspection import top_merges
+        from tokenizer.inspect.inspection import top_merges
 
         return top_merges(self._vocabulary, n)
 
     def db_status(self, preview: int = 10) -> Status:
         """What was counted or learned, with the first `preview` keys or entries; prints as a report."""
-        from tokenizer.inspection import status
+        from tokenizer.inspect.inspection import status
 
         return status(None if self.is_frozen else self._open_counts(), self._frozen, preview)
 
@@ -378,7 +378,7 @@ class HybridTokenizer:
 
     @cached_property
     def _joiner(self) -> PhraseJoiner:
-        from tokenizer.phrases import PhraseJoiner
+        from tokenizer.encoding.phrases import PhraseJoiner
 
         return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
 

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from slm_jax import memory, sharding
 from slm_jax.checks.finding import Finding, finding
-from slm_jax.config import Config
-from slm_jax.data.batches import Arrays
-from slm_jax.errors import UserError
-from slm_jax.train_step import TrainState
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.packed import Arrays
+from slm_jax.distributed import sharding
+from slm_jax.training import memory
+from slm_jax.training.train_step import TrainState
+from slm_jax.utils.errors import UserError
 
 
 def devices(config: Config) -> tuple[Finding, jax.sharding.Mesh | None]:

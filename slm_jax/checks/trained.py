@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax import ops
-from slm_jax.batch import IGNORE
 from slm_jax.checks.finding import Finding, finding, skipped
 from slm_jax.checks.once import run_once
-from slm_jax.config import Config
-from slm_jax.data.corpus import Split
-from slm_jax.data.feed import validation_batches
-from slm_jax.generate import generate_ids, never_drawn
-from slm_jax.metrics import Row
-from slm_jax.sampling import Sampling
-from slm_jax.train_step import Batch
-from slm_jax.transformer import Transformer
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.prefetch import validation_batches
+from slm_jax.data.corpus.corpus import Split
+from slm_jax.generation.decode import generate_ids, never_drawn
+from slm_jax.generation.sampling import Sampling
+from slm_jax.model import ops
+from slm_jax.model.transformer import Transformer
+from slm_jax.run.metrics import Row
+from slm_jax.training.train_step import Batch
+from slm_jax.utils.batch import IGNORE
 from tokenizer import HybridTokenizer
 
 _COUNTED = 50_000_000  # training tokens of which the frequencies are taken

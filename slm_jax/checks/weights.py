@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax import flops
-from slm_jax.batch import IGNORE
 from slm_jax.checks.finding import Finding, finding, some
 from slm_jax.checks.once import run_once
-from slm_jax.config import ModelConfig
-from slm_jax.train_step import Batch, loss_sums
-from slm_jax.transformer import INIT_STD, Transformer, round_up
+from slm_jax.config.schema import ModelConfig
+from slm_jax.model.transformer import INIT_STD, Transformer, round_up
+from slm_jax.performance import flops
+from slm_jax.training.train_step import Batch, loss_sums
+from slm_jax.utils.batch import IGNORE
 
 
 def parameters_of(model: Transformer) -> Any:

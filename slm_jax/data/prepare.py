@@ -5,16 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_jax.config import Config, TokenizerConfig
-from slm_jax.data import cache
-from slm_jax.data.build import Options, build_corpus, write_json
-from slm_jax.data.corpus import FORMAT, Corpus, open_corpus
-from slm_jax.data.documents import Bad, Document, Reader, Source
-from slm_jax.data.sources import make_sources
-from slm_jax.data.splitting import Counts, Head, Sides, make_plan, read_head
-from slm_jax.errors import UserError
-from slm_jax.run import Run, find_run
-from slm_jax.words import counted, text_size
+from slm_jax.config.schema import Config, TokenizerConfig
+from slm_jax.data.corpus import cache
+from slm_jax.data.corpus.build import Options, build_corpus, write_json
+from slm_jax.data.corpus.corpus import FORMAT, Corpus, open_corpus
+from slm_jax.data.corpus.splitting import Counts, Head, Sides, make_plan, read_head
+from slm_jax.data.sources.documents import Bad, Document, Reader, Source
+from slm_jax.data.sources.registry import make_sources
+from slm_jax.run.directory import Run, find_run
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural, text_size
 from tokenizer import HybridTokenizer, TokenizerError
 
 Say = Callable[[str], None]
@@ -182,13 +182,13 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
         train, held_out, counts = manifest["train"], manifest["validation"], Counts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
         rate = f"{train['bytes'] / train['tokens']:.2f} bytes per token"
-        size = f"{counted(train['documents'], 'document')}, {counted(train['tokens'], 'token')}"
+        size = f"{plural(train['documents'], 'document')}, {plural(train['tokens'], 'token')}"
         yield (
             f"{name}{text_size(train['bytes'])} {'of responses ' * bool(train['prompts'])}to train on "
             f"({size}, {'prompts included' if train['prompts'] else rate}), {text_size(held_out['bytes'])} held out"
         )
         if counts.repeats:
-            yield f"{name}{counted(counts.repeats, 'exact repeat')} left out"
+            yield f"{name}{plural(counts.repeats, 'exact repeat')} left out"
         if counts.bad:
             yield f"{name}{counts.bad_text()}"
 
@@ -241,7 +241,7 @@ def given_tokenizer(config: Config) -> str:
 
 def _tokenizer_of_folder(config: Config) -> str:
     """Path or name of the tokenizer that the weights of `init.from_hf` know. Raises UserError if another is given."""
-    from slm_jax.hf.folder import find_tokenizer, open_folder  # with JAX, which the data do without
+    from slm_jax.huggingface.import_folder import find_tokenizer, open_folder  # with JAX, which the data do without
 
     folder, asked = open_folder(config.init.from_hf), config.tokenizer
     name = find_tokenizer(folder, asked.path)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.files import matching_files, open_binary
-from slm_jax.errors import UserError
-from slm_jax.evaluation.figures import Figure, Measured
+from slm_jax.data.sources.files import matching_files, open_binary
 from slm_jax.evaluation.intervals import binomial
+from slm_jax.evaluation.results import Figure, Measured
+from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
 COLUMNS = "lines of four words, and lines `: name` before each section"

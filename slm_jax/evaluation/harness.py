@@ -18,12 +18,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from slm_jax.errors import UserError, command_line
+from slm_jax.evaluation.encoding import continuations, sentences
 from slm_jax.evaluation.scoring import Scorer
-from slm_jax.evaluation.texts import continuations, sentences
-from slm_jax.generate import encode_prompt, generate_ids, never_drawn
-from slm_jax.load import load_run
-from slm_jax.sampling import Sampling
+from slm_jax.generation.decode import encode_prompt, generate_ids, never_drawn
+from slm_jax.generation.sampling import Sampling
+from slm_jax.run.load import load_run
+from slm_jax.utils.errors import UserError, command_line
 
 NAME = "slm_jax"
 _MAX_NEW_TOKENS = 256  # where a task does not say
@@ -126,7 +126,7 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """`lm_eval` with our model among its models."""
-    from slm_jax.process import tune_process
+    from slm_jax.utils.process import tune_process
 
     model_class()
     tune_process()

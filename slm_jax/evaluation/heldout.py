@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus import Split, byte_table, open_corpus
-from slm_jax.data.documents import Bad, Columns
-from slm_jax.data.files import FileSource
-from slm_jax.errors import UserError
-from slm_jax.evaluation.figures import Figure, Measured
+from slm_jax.data.corpus.corpus import Split, byte_table, open_corpus
+from slm_jax.data.sources.documents import Bad, Columns
+from slm_jax.data.sources.files import FileSource
+from slm_jax.evaluation.encoding import begin, num_bytes
 from slm_jax.evaluation.intervals import bootstrap
+from slm_jax.evaluation.results import Figure, Measured
 from slm_jax.evaluation.scoring import Item, TokenScores
 from slm_jax.evaluation.tasks import Score
-from slm_jax.evaluation.texts import begin, num_bytes
-from slm_jax.run import Run
-from slm_jax.words import counted
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 from tokenizer import HybridTokenizer
 
 _TOP = 5
@@ -116,7 +116,7 @@ def measure_heldout(
             figures += _figures(name, np.concatenate([parts[i] for i in np.flatnonzero(of)]), int(of.sum()))
     _, tokens, _, _, size, words = np.concatenate(parts).sum(0)
     note = (
-        f"{counted(len(documents.items), 'document')}, {tokens:,.0f} tokens (the <EOS> that ends each included), "
+        f"{plural(len(documents.items), 'document')}, {tokens:,.0f} tokens (the <EOS> that ends each included), "
         f"{words:,.0f} words, {size:,.0f} bytes; windows of {context} tokens, of which a further one scores {stride}; "
         f"intervals by resampling documents (of more than {_STRETCH:,} tokens: stretches of them)"
     )

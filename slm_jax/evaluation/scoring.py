@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax.errors import UserError
-from slm_jax.transformer import Transformer
+from slm_jax.model.transformer import Transformer
+from slm_jax.utils.errors import UserError
 
 _CHUNK = 1024  # rows of logits alive at a time
 _MERGE = 16_000  # more padding than this is worth one more width: compiled programs are kept between runs

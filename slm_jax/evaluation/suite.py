@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.files import matching_files
-from slm_jax.errors import UserError
+from slm_jax.data.sources.files import matching_files
 from slm_jax.evaluation import analogies, heldout
-from slm_jax.evaluation.catalog import TASKS
-from slm_jax.evaluation.figures import Measured
-from slm_jax.evaluation.rows import Hub, Rows, read_files
+from slm_jax.evaluation.datasets import Hub, Rows, read_files
+from slm_jax.evaluation.registry import TASKS
+from slm_jax.evaluation.results import Measured
 from slm_jax.evaluation.scoring import Scorer
-from slm_jax.load import LoadedRun, load_run
-from slm_jax.metrics import waiting
-from slm_jax.run import Run, locked_file, replace_text
-from slm_jax.words import counted
+from slm_jax.run.directory import Run
+from slm_jax.run.load import LoadedRun, load_run
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import locked_file, replace_text
+from slm_jax.utils.formatting import plural
+from slm_jax.utils.progress import waiting
 
 DEFAULT = ("heldout", "blimp", "lambada")
 OWN = {
@@ -131,7 +132,7 @@ def evaluate(
     for spec, origin, count, measure in ready:
         begin = time.perf_counter()
         try:
-            with waiting(f"{spec.title}: {counted(count, 'document' if spec.name == 'heldout' else 'row')}"):
+            with waiting(f"{spec.title}: {plural(count, 'document' if spec.name == 'heldout' else 'row')}"):
                 measured = measure()
         except UserError as error:
             missing[spec.title] = str(error)

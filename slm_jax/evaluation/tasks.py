@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.errors import UserError
-from slm_jax.evaluation.figures import Figure, Measured
+from slm_jax.evaluation.datasets import Row
+from slm_jax.evaluation.encoding import continuations, num_bytes, sentences
 from slm_jax.evaluation.intervals import binomial, bootstrap
 from slm_jax.evaluation.references import BLIMP, BLIMP_PARADIGMS, LAMBADA_ACCURACY, LAMBADA_PERPLEXITY
-from slm_jax.evaluation.rows import Row
+from slm_jax.evaluation.results import Figure, Measured
 from slm_jax.evaluation.scoring import Item, TokenScores
-from slm_jax.evaluation.texts import continuations, num_bytes, sentences
+from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
 Score = Callable[[Sequence[Item]], list[TokenScores]]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.errors import UserError
-from slm_jax.metrics import Row
+from slm_jax.run.metrics import Row
+from slm_jax.utils.errors import UserError
 
 FIELDS = "step loss accuracy lr grad_norm tokens input_tokens bytes seconds tokens_per_second mfu time skipped".split()
 AXES = ("step", "tokens", "seconds", "flops")

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_jax import web
-from slm_jax.metrics import Row
-from slm_jax.report import markup
-from slm_jax.report.chart import Chart, Line, Tracks, render
+from slm_jax.report import escape, markup
+from slm_jax.report.axes import compact, figure, percent, span
+from slm_jax.report.charts import Chart, Line, Tracks, render
 from slm_jax.report.columns import AXES
 from slm_jax.report.curves import SHARE, Stretches, Values, with_controls
-from slm_jax.report.facts import Subject
+from slm_jax.report.escape import Safe
 from slm_jax.report.markup import Section
-from slm_jax.report.scales import compact, figure, percent, span
+from slm_jax.report.run_data import Subject
 from slm_jax.report.sections import config_differences
-from slm_jax.web import Safe
+from slm_jax.run.metrics import Row
 
 POINTS = 300  # of a line
 
@@ -46,7 +45,7 @@ def comparison_html(subjects: list[Subject]) -> str:
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     title = f"{len(subjects)} runs compared"
     told = markup.paragraph(f"Sorted by validation bits per byte, the lowest first. This page is of {made}.", "muted")
-    notes = "".join(f"<div>{web.text(note)}</div>" for note in cautions(subjects, names))
+    notes = "".join(f"<div>{escape.text(note)}</div>" for note in cautions(subjects, names))
     note = f'<div class="note" role="note">{notes}</div>' if notes else ""
     parts = [
         Section("Runs", markup.table(HEAD, table_rows(subjects, names), range(1, len(HEAD) - 1), "Runs")),

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from slm_jax.report import markup
-from slm_jax.report.chart import Chart, Level, Line, Mark, Points, Tracks, render
+from slm_jax.report.axes import percent_tick
+from slm_jax.report.charts import Chart, Level, Line, Mark, Points, Tracks, render
 from slm_jax.report.columns import AXES, Buckets, Columns, smoothed, smoothing_width, with_gaps
-from slm_jax.report.facts import Subject
+from slm_jax.report.escape import Safe
 from slm_jax.report.layers import layer_charts
-from slm_jax.report.scales import percent_tick
-from slm_jax.web import Safe
+from slm_jax.report.run_data import Subject
 
 POINTS = 500  # of a line; a wide screen shows no more of it
 AXIS_NAMES = {"step": "steps", "tokens": "tokens", "seconds": "time", "flops": "FLOPs"}

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax.metrics import Row
-from slm_jax.report.chart import Chart, Line, Mark
+from slm_jax.report.charts import Chart, Line, Mark
 from slm_jax.report.columns import AXES, with_gaps
-from slm_jax.report.facts import Facts, Subject
+from slm_jax.report.run_data import Facts, Subject
+from slm_jax.run.metrics import Row
 
 ROWS = 500  # of a chart; of more, every so many
 LAYERS = 10  # lines of a chart; of a deeper model those are drawn that lie evenly between the first and the last

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from slm_jax import web
-from slm_jax.web import Safe
+from slm_jax.report import escape
+from slm_jax.report.escape import Safe
 
 _HERE = Path(__file__).parent
 
@@ -27,13 +27,13 @@ class Section(NamedTuple):
 def page(title: str, head: Safe, sections: Iterable[Section], tracks: Safe) -> str:
     """The whole document: styles, scripts and data in it, nothing outside of it."""
     kept = [section for section in sections if section.body]
-    links = "".join(f'<a href="#{s.anchor}">{web.text(s.title)}</a>' for s in kept)
+    links = "".join(f'<a href="#{s.anchor}">{escape.text(s.title)}</a>' for s in kept)
     parts = "".join(
         f'<section id="{s.anchor}" aria-labelledby="{s.anchor}-title">'
-        f'<h2 id="{s.anchor}-title">{web.text(s.title)}</h2>{s.body}</section>'
+        f'<h2 id="{s.anchor}-title">{escape.text(s.title)}</h2>{s.body}</section>'
         for s in kept
     )
-    style = web.read(web.STYLE) + web.read(_HERE / "report.css")
+    style = escape.read(escape.STYLE) + escape.read(_HERE / "report.css")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -41,9 +41,9 @@ def page(title: str, head: Safe, sections: Iterable[Section], tracks: Safe) -> s
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'\">"
         '<link rel="icon" href="data:,">'
-        f"<title>{web.text(title)}</title><style>{style}</style></head>"
+        f"<title>{escape.text(title)}</title><style>{style}</style></head>"
         f'<body><header class="wide">{head}</header><nav class="top" aria-label="Sections"><div class="wide">{links}'
-        f"</div></nav><main>{parts}</main>{tracks}<script>{web.read(_HERE / 'report.js')}</script></body></html>\n"
+        f"</div></nav><main>{parts}</main>{tracks}<script>{escape.read(_HERE / 'report.js')}</script></body></html>\n"
     )
 
 
@@ -62,7 +62,7 @@ def table(
 
     def cell(tag: str, index: int, value: object, more: str = "") -> str:
         kind = ' class="number"' if index in right else ' class="long"' if index in long else ""
-        return f"<{tag}{kind}{more}>{web.text(value)}</{tag}>"
+        return f"<{tag}{kind}{more}>{escape.text(value)}</{tag}>"
 
     top = "".join(cell("th", i, value, ' scope="col"') for i, value in enumerate(head))
     body = "".join(
@@ -74,7 +74,7 @@ def table(
         + "</tr>"
         for row in rows
     )
-    name = f' role="region" aria-label="{web.text(label)}"' if label else ""
+    name = f' role="region" aria-label="{escape.text(label)}"' if label else ""
     return Safe(
         f'<div class="scroll" tabindex="0"{name}><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -83,15 +83,17 @@ def table(
 
 def facts_list(pairs: Iterable[tuple[str, object]]) -> Safe:
     """Names and values, one a line."""
-    items = "".join(f"<div><dt>{web.text(k)}</dt><dd>{web.text(v)}</dd></div>" for k, v in pairs if v not in ("", None))
+    items = "".join(
+        f"<div><dt>{escape.text(k)}</dt><dd>{escape.text(v)}</dd></div>" for k, v in pairs if v not in ("", None)
+    )
     return Safe(f'<dl class="facts">{items}</dl>')
 
 
 def tiles(figures: Iterable[tuple[str, str, str]]) -> Safe:
     """The figures that matter most: (name, value, a word on it)."""
     items = "".join(
-        f'<div class="tile"><dt>{web.text(name)}</dt><dd>{web.text(value)}'
-        f"{f'<small>{web.text(word)}</small>' if word else ''}</dd></div>"
+        f'<div class="tile"><dt>{escape.text(name)}</dt><dd>{escape.text(value)}'
+        f"{f'<small>{escape.text(word)}</small>' if word else ''}</dd></div>"
         for name, value, word in figures
     )
     return Safe(f'<dl class="tiles">{items}</dl>')
@@ -99,18 +101,18 @@ def tiles(figures: Iterable[tuple[str, str, str]]) -> Safe:
 
 def card(body: Safe, title: str = "") -> Safe:
     """A box."""
-    head = f"<h3>{web.text(title)}</h3>" if title else ""
+    head = f"<h3>{escape.text(title)}</h3>" if title else ""
     return Safe(f'<div class="card">{head}{body}</div>')
 
 
 def folded(title: str, body: Safe, is_open: bool = False) -> Safe:
     """What is seen when asked for."""
-    return Safe(f"<details{' open' * is_open}><summary>{web.text(title)}</summary>{body}</details>")
+    return Safe(f"<details{' open' * is_open}><summary>{escape.text(title)}</summary>{body}</details>")
 
 
 def paragraph(value: object, kind: str = "") -> Safe:
     """A paragraph of text."""
-    return Safe(f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{web.text(value)}</p>")
+    return Safe(f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escape.text(value)}</p>")
 
 
 def joined(parts: Iterable[str]) -> Safe:

@@ -3,14 +3,15 @@
 import sys
 from pathlib import Path
 
-from slm_jax.errors import UserError
 from slm_jax.report import markup, scores, sections
-from slm_jax.report.chart import Tracks
+from slm_jax.report.charts import Tracks
 from slm_jax.report.curves import curves
-from slm_jax.report.facts import Subject, read_subject
 from slm_jax.report.markup import Section
+from slm_jax.report.run_data import Subject, read_subject
 from slm_jax.report.tokens import tokenizer_part
-from slm_jax.run import Run, curriculum_of, replace_text
+from slm_jax.run.directory import Run, curriculum_of
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import replace_text
 
 
 def write_report(path: Path | None, to: Path | None = None) -> tuple[Subject, Path]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax import web
-from slm_jax.metrics import Row
-from slm_jax.report import markup
-from slm_jax.report.facts import Facts, Subject
-from slm_jax.report.scales import compact, figure, percent, span
+from slm_jax.report import escape, markup
+from slm_jax.report.axes import compact, figure, percent, span
+from slm_jax.report.escape import Safe
+from slm_jax.report.run_data import Facts, Subject
 from slm_jax.report.tokens import counts_of
-from slm_jax.web import Safe
+from slm_jax.run.metrics import Row
 
 VALIDATIONS = 30  # rows shown at once; the others can be unfolded
 
@@ -186,4 +185,4 @@ def _cell(value: str, numeric: bool) -> object:
     number = _number(value)
     if numeric and number is not None:
         return figure(number) if math.isfinite(number) else ""
-    return Safe(f'<span class="nowrap">{web.text(value)}</span>') if len(value) < 40 else value
+    return Safe(f'<span class="nowrap">{escape.text(value)}</span>') if len(value) < 40 else value

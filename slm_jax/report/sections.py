@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax import web
-from slm_jax.config import Config
-from slm_jax.data.splitting import Counts
-from slm_jax.report import markup
-from slm_jax.report.facts import Facts, Sample, Subject
-from slm_jax.report.scales import compact, figure, percent, span
-from slm_jax.web import Safe
+from slm_jax.config.schema import Config
+from slm_jax.data.corpus.splitting import Counts
+from slm_jax.report import escape, markup
+from slm_jax.report.axes import compact, figure, percent, span
+from slm_jax.report.escape import Safe
+from slm_jax.report.run_data import Facts, Sample, Subject
 
 SAMPLES = 12  # steps whose samples are shown
 CALLS = 20  # of environment.json that are listed
@@ -25,7 +24,7 @@ def head(subject: Subject) -> Safe:
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     what = "curriculum" if subject.is_curriculum else "run"
     about = Safe(
-        f"<h1>{web.text(subject.name)}</h1>"
+        f"<h1>{escape.text(subject.name)}</h1>"
         f"{markup.paragraph(f'{what}, {subject.state}. This report is of {made}.', 'muted')}"
     )
     return markup.joined([about, markup.tiles(_figures(subject)), *_notes(subject)])
@@ -56,7 +55,7 @@ def _figures(subject: Subject) -> Iterator[tuple[str, str, str]]:
 def _notes(subject: Subject) -> Iterator[Safe]:
     said = list(notes(subject))
     if said:
-        items = "".join(f"<div>{web.text(each)}</div>" for each in said)
+        items = "".join(f"<div>{escape.text(each)}</div>" for each in said)
         yield Safe(f'<div class="note" role="note">{items}</div>')
 
 
@@ -102,7 +101,7 @@ def samples(subject: Subject) -> Safe:
 
 def _texts(sample: Sample) -> Safe:
     texts = [
-        f'<div class="sample"><pre tabindex="0" dir="auto">{web.text(text)}</pre></div>'
+        f'<div class="sample"><pre tabindex="0" dir="auto">{escape.text(text)}</pre></div>'
         if text
         else '<div class="sample muted">(no text: the model ended it at once)</div>'
         for text in sample.texts
@@ -173,7 +172,7 @@ def config_differences(configs: list[tuple[str, Config]], defaults: Config | Non
 
 def _marked(value: Any) -> Safe:
     """A value that is not the default."""
-    return Safe(f'<span class="changed">{web.text(value_text(value))}</span>')
+    return Safe(f'<span class="changed">{escape.text(value_text(value))}</span>')
 
 
 def value_text(value: Any) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from slm_jax.metrics import scores_text
+from slm_jax.report.axes import figure, span
 from slm_jax.report.compare import HEAD, cautions, names_of, ranked, table_rows
-from slm_jax.report.facts import Subject
-from slm_jax.report.scales import figure, span
+from slm_jax.report.run_data import Subject
 from slm_jax.report.scores import task_title
 from slm_jax.report.sections import notes
+from slm_jax.run.metrics import scores_text
 
 
 def of_one(subject: Subject) -> Iterator[str]:

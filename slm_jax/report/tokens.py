@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax import web
-from slm_jax.data.corpus import SIDES, Split
-from slm_jax.report import markup
-from slm_jax.report.facts import Facts, Sample
-from slm_jax.report.scales import percent
-from slm_jax.web import Safe
+from slm_jax.data.corpus.corpus import SIDES, Split
+from slm_jax.report import escape, markup
+from slm_jax.report.axes import percent
+from slm_jax.report.escape import Safe
+from slm_jax.report.run_data import Facts, Sample
 from tokenizer import HybridTokenizer
 
 SHOWN = 24  # rows of a table
@@ -106,7 +105,7 @@ def _shares(facts: Facts, kinds: list[str]) -> Safe:
 
 
 def _key(look: str, meaning: str) -> str:
-    return f'<li><span class="piece piece-{look}">&nbsp;{look}&nbsp;</span> {web.text(meaning)}</li>'
+    return f'<li><span class="piece piece-{look}">&nbsp;{look}&nbsp;</span> {escape.text(meaning)}</li>'
 
 
 def counts_of(split: Split | None, vocab_size: int) -> np.ndarray | None:
@@ -146,8 +145,8 @@ def pieces_html(tokenizer: HybridTokenizer, text: str) -> tuple[Safe, set[str]]:
         shown = {"<UP>": "⇧", "<CAPS>": "↑"}.get(names[id_], names[id_]) if kind in ("case", "special") else piece
         if look == "space":  # the line still ends where it ends
             shown = visible(shown).replace("⏎", "⏎\n").replace("→", "→\t")
-        title = web.text(f"{kind} {id_}: {names[id_]!r}")
-        found.append(f'<span class="piece piece-{look}" title="{title}">{web.text(shown)}</span>')
+        title = escape.text(f"{kind} {id_}: {names[id_]!r}")
+        found.append(f'<span class="piece piece-{look}" title="{title}">{escape.text(shown)}</span>')
     return Safe("".join(found)), seen
 
 
@@ -158,7 +157,7 @@ def visible(text: str) -> str:
 
 def _entry(text: str) -> Safe:
     """An entry of the vocabulary in a table."""
-    return Safe(f'<span class="tok">{web.text(visible(text))}</span>')
+    return Safe(f'<span class="tok">{escape.text(visible(text))}</span>')
 
 
 def _top_merges(tokenizer: HybridTokenizer) -> Safe:

@@ -1,9 +1,5 @@
-"""The command line `python -m slm_jax.serve`."""
+"""The command `python -m slm_jax.serve`: see slm_jax/cli/serve.py."""
 
-from slm_jax.errors import command_line
+from slm_jax.cli import run_command
 
-if __name__ == "__main__":
-    with command_line():
-        from slm_jax.serve.command import main
-
-        main()
+run_command(__name__, "serve")

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from slm_jax.serve.auth import Guard, JsonAnswer, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
-from slm_jax.serve.guard import Guard, JsonAnswer, Receive, Scope, Send
-from slm_jax.serve.monitoring import label, metric
+from slm_jax.serve.metrics import label, metric
 from slm_jax.serve.schema import ApiError, CompletionRequest
-from tokenizer import HybridTokenizer, TokenizerError, playground, pretrained_names
+from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
+from tokenizer.inspect import playground
 
 WEB = Path(__file__).parent / "web"
 _CURVE_POINTS = 150

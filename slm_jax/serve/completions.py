@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_jax.generate import encode_prompt
-from slm_jax.sampling import Sampling
+from slm_jax.generation.decode import encode_prompt
+from slm_jax.generation.sampling import Sampling
+from slm_jax.serve.detokenizer import Token, Written
 from slm_jax.serve.engine import Engine, Full, Piece, Text
 from slm_jax.serve.schema import ApiError, CompletionRequest
-from slm_jax.serve.written import Token, Written
 from tokenizer import HybridTokenizer
-from tokenizer.playground import kind_of
+from tokenizer.inspect.playground import kind_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A `Text` waits until a row is free, its prompt is fed in chunks (between the steps of the others, so that a long prompt
 does not hold them up), it joins a block and leaves it at its end, at its stop, or when it is cancelled. What is
-computed for it does not depend on who else is there (slots.py).
+computed for it does not depend on who else is there (batching.py).
 """
 
 import queue
@@ -17,13 +17,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from slm_jax.errors import UserError
-from slm_jax.generate import never_drawn, prepare
-from slm_jax.load import LoadedRun
-from slm_jax.sampling import Sampling, controls
-from slm_jax.serve import slots
-from slm_jax.serve.monitoring import Counters
-from slm_jax.serve.slots import MOST_DRAWN, Fixed, Rows, Told
+from slm_jax.generation.decode import never_drawn, prepare
+from slm_jax.generation.sampling import Sampling, controls
+from slm_jax.run.load import LoadedRun
+from slm_jax.serve import batching
+from slm_jax.serve.batching import MOST_DRAWN, Fixed, Rows, Told
+from slm_jax.serve.metrics import Counters
+from slm_jax.utils.errors import UserError
 
 _FEWEST_COLUMNS = 64  # of a block that has just begun; doubled as its texts grow
 _CHUNKS = (16, 64, 256)  # tokens of a prompt fed at once: the least of these that takes all of it, or the last
@@ -88,7 +88,7 @@ class _Prompt:
 class _Rows:
     """A block, and who is in its rows."""
 
-    state: slots.Block
+    state: batching.Block
     texts: list[Text | None]
     seconds: float = 0.0  # of a step, at the last call
 
@@ -259,7 +259,7 @@ class Engine:
         ids = np.asarray(text.ids[first : first + prompt.chunk], np.int32)
         following = np.asarray(text.ids[first + 1 : first + 1 + prompt.chunk], np.int32)
         prompt.fed += len(ids)
-        prompt.cache, prompt.logits_V, told = slots.feed_prompt(
+        prompt.cache, prompt.logits_V, told = batching.feed_prompt(
             self._graph, self._weights, prompt.cache, _padded(ids, prompt.chunk), np.int32(first), np.int32(len(ids)),
             _padded(following, prompt.chunk), self.window, text.prompt_told,
         )  # fmt: skip
@@ -277,7 +277,7 @@ class Engine:
         block = max(room, key=lambda block: len(block.busy()))
         row = block.texts.index(None)
         self._fit(block, len(text.ids))
-        block.state = slots.join(
+        block.state = batching.join(
             block.state, np.int32(row), prompt.cache, np.int32(len(text.ids)), prompt.logits_V,
             _mask(text.ids, self.run.model.vocab_size),
         )  # fmt: skip
@@ -293,7 +293,7 @@ class Engine:
             return
         while at != wanted:  # by single steps, which are few programs
             at += 1 if at < wanted else -1
-            block.state = slots.resize(block.state, self._columns[at])
+            block.state = batching.resize(block.state, self._columns[at])
 
     def _write(self, block: _Rows, blocks: int) -> None:
         """Some tokens of each text in a block."""
@@ -342,7 +342,7 @@ class Engine:
             controls=controls([text.sampling for text in of]),
         )
         arguments = (self._graph, self._weights, block.state, rows, self._fixed, np.int32(steps), self.window)
-        block.state, ids_BxN, told = slots.draw(*arguments)
+        block.state, ids_BxN, told = batching.draw(*arguments)
         return np.asarray(ids_BxN), told
 
     def _leave(self, block: _Rows, row: int, text: Text, piece: Piece) -> None:
@@ -357,11 +357,11 @@ class Engine:
         text.hand_out(piece)
 
     def _empty_block(self) -> _Rows:
-        return _Rows(slots.empty_block(self._graph, self._weights, self.rows, self._columns[0]), [None] * self.rows)
+        return _Rows(batching.empty_block(self._graph, self._weights, self.rows, self._columns[0]), [None] * self.rows)
 
     def _empty_prompt(self, chunk: int) -> Any:
         columns = -(-(self.window + chunk - 1) // chunk) * chunk
-        return slots.empty_prompt(self._graph, self._weights, columns)
+        return batching.empty_prompt(self._graph, self._weights, columns)
 
 
 _NOBODY = Text((), 0, Sampling(temperature=0), lambda piece: None)

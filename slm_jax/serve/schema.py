@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from slm_jax.sampling import Sampling
+from slm_jax.generation.sampling import Sampling
 
 
 class ApiError(Exception):

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--only", choices=["share", "return"])
     args = parser.parse_args()
-    from slm_jax.process import tune_process
+    from slm_jax.utils.process import tune_process
 
     tune_process()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,9 +50,9 @@ def measure_share(args: argparse.Namespace, folder: Path) -> None:
     import jax
     import numpy as np
 
-    from slm_jax.checkpoint import Checkpoints
-    from slm_jax.config import Config
-    from slm_jax.train_step import make_steps
+    from slm_jax.config.schema import Config
+    from slm_jax.run.checkpoint import Checkpoints
+    from slm_jax.training.train_step import make_steps
 
     config = Config.load(args.config)
     vocab = config.tokenizer.vocab_size

@@ -29,12 +29,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from slm_jax.evaluation.catalog import TASKS  # noqa: E402
-from slm_jax.evaluation.rows import read_files  # noqa: E402
+from slm_jax.evaluation.datasets import read_files  # noqa: E402
+from slm_jax.evaluation.encoding import continuations, sentences  # noqa: E402
+from slm_jax.evaluation.registry import TASKS  # noqa: E402
 from slm_jax.evaluation.scoring import Item, Scorer  # noqa: E402
-from slm_jax.evaluation.texts import continuations, sentences  # noqa: E402
-from slm_jax.load import LoadedRun, load_run  # noqa: E402
-from slm_jax.process import tune_process  # noqa: E402
+from slm_jax.run.load import LoadedRun, load_run  # noqa: E402
+from slm_jax.utils.process import tune_process  # noqa: E402
 
 TARGET = 20.0
 Alone = Callable[[Item], float]

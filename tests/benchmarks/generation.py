@@ -25,11 +25,11 @@ import jax.numpy as jnp  # noqa: E402  # after the path is set
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from slm_jax import ops  # noqa: E402
-from slm_jax.config import ModelConfig  # noqa: E402
-from slm_jax.generate import Sampling, generate_ids  # noqa: E402
-from slm_jax.process import tune_process  # noqa: E402
-from slm_jax.transformer import Transformer, swiglu_width  # noqa: E402
+from slm_jax.config.schema import ModelConfig  # noqa: E402
+from slm_jax.generation.decode import Sampling, generate_ids  # noqa: E402
+from slm_jax.model import ops  # noqa: E402
+from slm_jax.model.transformer import Transformer, swiglu_width  # noqa: E402
+from slm_jax.utils.process import tune_process  # noqa: E402
 
 VOCAB, PROMPT, LENGTH = 8192, 16, 256
 SHAPES = {

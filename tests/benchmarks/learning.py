@@ -114,11 +114,11 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     import jax
     import numpy as np
 
-    from slm_jax.checkpoint import read_params
-    from slm_jax.data.batches import in_order
-    from slm_jax.load import load_tokenizer
-    from slm_jax.run import Run
-    from slm_jax.train_step import make_steps
+    from slm_jax.data.batches.packed import in_order
+    from slm_jax.run.checkpoint import read_params
+    from slm_jax.run.directory import Run
+    from slm_jax.run.load import load_tokenizer
+    from slm_jax.training.train_step import make_steps
 
     run = Run(trained.run)
     config, tokenizer = run.read_config(), load_tokenizer(run)

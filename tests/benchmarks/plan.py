@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from slm_jax import devices, flops  # noqa: E402  # after the path is set
-from slm_jax.config import Config  # noqa: E402
-from slm_jax.errors import UserError  # noqa: E402
+from slm_jax.config.schema import Config  # noqa: E402
+from slm_jax.performance import devices, flops  # noqa: E402  # after the path is set
+from slm_jax.utils.errors import UserError  # noqa: E402
 
 
 class Plan(NamedTuple):
@@ -116,7 +116,7 @@ def kept(config: Config, vocab_size: int) -> float:
     import jax.numpy as jnp
     from flax import nnx
 
-    from slm_jax.train_step import loss_sums, model_graph
+    from slm_jax.training.train_step import loss_sums, model_graph
 
     graph, params = model_graph(config, vocab_size)
 
@@ -159,7 +159,7 @@ def _like_a_kernel(attention: Any) -> Any:
 
 def speeds() -> None:
     """Tokens per second and hours of the presets for one GPU, by arithmetic alone."""
-    from slm_jax import mfu as measured
+    from slm_jax.training import mfu as measured
 
     print(_line(("preset", "GPU", "MFU", "tokens/s", "hours")) + "\n|" + "---|" * 5)
     for preset, table in SPEEDS.items():
@@ -175,7 +175,9 @@ def row(plan: Plan) -> str:
     import jax
     import jax.numpy as jnp
 
-    from slm_jax import memory, mfu, ops, sharding
+    from slm_jax.distributed import sharding
+    from slm_jax.model import ops
+    from slm_jax.training import memory, mfu
 
     device = devices.find(plan.device)
     assert device is not None
@@ -225,7 +227,8 @@ def scaling() -> None:
     """Five steps of one model, of the same batches, on meshes of 1 to 8 devices: what each holds, and the losses."""
     import numpy as np
 
-    from slm_jax import memory, sharding
+    from slm_jax.distributed import sharding
+    from slm_jax.training import memory
 
     # The quickstart's sizes, but for a number of heads that 8 devices can share; float32, so that losses compare.
     wanted = {"model.dim": 256, "model.heads": 8, "model.mlp_dim": 768, "train.dtype": "float32", "train.steps": 5}

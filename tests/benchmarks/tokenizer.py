@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
-from tokenizer import HybridTokenizer, pretrained_names, rivals  # noqa: E402  # after the path is set
+from tokenizer import HybridTokenizer, pretrained_names  # noqa: E402  # after the path is set
+from tokenizer.inspect import rivals  # noqa: E402  # after the path is set
 
 FRESH_BYTES = 6_000_000
 Row = tuple[str, float, float, str]

@@ -90,7 +90,7 @@ def make_batch() -> dict[str, Any]:
 
 def make_config(row: str, shape: str, terms: str) -> Any:
     """The Config of one of our rows."""
-    from slm_jax.config import Config
+    from slm_jax.config.schema import Config
 
     alpha = UL_ALPHA if terms == "ul" else 0.0
     return Config.load(**COMMON | SHAPES[shape] | {"train.ul_alpha": alpha} | OURS.get(row, {}))
@@ -98,8 +98,8 @@ def make_config(row: str, shape: str, terms: str) -> Any:
 
 def our_steps(row: str, shape: str, terms: str) -> Any:
     """slm_jax's compiled functions; the naive row makes whole logits (its products are plain, being float32)."""
-    from slm_jax import ops
-    from slm_jax.train_step import make_steps
+    from slm_jax.model import ops
+    from slm_jax.training.train_step import make_steps
 
     if row.startswith("naive"):
         ops.cross_entropy = ops.naive_cross_entropy
@@ -124,7 +124,7 @@ def our_step(row: str, shape: str, terms: str, same_weights: bool = True) -> Cal
     """count -> the loss after so many more steps of slm_jax."""
     import jax
 
-    from slm_jax.process import tune_process
+    from slm_jax.utils.process import tune_process
 
     tune_process()
     steps = our_steps(row, shape, terms)
@@ -147,7 +147,7 @@ def torch_step(row: str, shape: str, terms: str) -> Callable[[int], float]:
     import jax
     import torch
 
-    from tests import torch_twin
+    from tests.model import torch_twin
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     form, config = TORCH[row], make_config(row, shape, terms)
@@ -214,7 +214,7 @@ def memory_worker(row: str, shape: str, terms: str) -> None:
 
 def first_step_worker(row: str, shape: str, terms: str) -> None:
     """One step from nothing, with what the command imports."""
-    from slm_jax import loop  # noqa: F401
+    from slm_jax.training import loop  # noqa: F401
 
     our_step(row, shape, terms, same_weights=False)(1)
     print("done", flush=True)

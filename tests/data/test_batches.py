@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_jax.batch import IGNORE
-from slm_jax.config import Config
-from slm_jax.data.batches import Batches, Mixture, in_order, window
-from slm_jax.data.corpus import DOCUMENT, Part, Shard, Split
-from slm_jax.data.feed import Feed, make_batches, validation_batches
-from slm_jax.data.padded import PaddedBatches, Rows, padded_in_order, widths
-from slm_jax.errors import UserError
-from slm_jax.sharding import make_mesh, put_batch
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.packed import Batches, Mixture, in_order, window
+from slm_jax.data.batches.padded import PaddedBatches, Rows, padded_in_order, widths
+from slm_jax.data.batches.prefetch import Feed, make_batches, validation_batches
+from slm_jax.data.corpus.corpus import DOCUMENT, Part, Shard, Split
+from slm_jax.distributed.sharding import make_mesh, put_batch
+from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
 
 EOS = 999
@@ -239,7 +239,7 @@ def test_a_feed_gives_the_same_and_tells_what_went_wrong():
 def test_no_batch_holds_validation_text(tmp_path):
     """From files to batches: every document that is held out shares no word with what is trained on."""
     from slm_jax.data.prepare import prepare
-    from slm_jax.run import Run
+    from slm_jax.run.directory import Run
 
     words = lambda i: [f"w{i:03}x{j}" for j in range(40)]  # noqa: E731
     (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(" ".join(words(i % 150)) + "\n" for i in range(200)))

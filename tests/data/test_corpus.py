@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm_jax.data import build
-from slm_jax.data.build import Options, build_corpus
-from slm_jax.data.corpus import open_corpus
-from slm_jax.data.documents import Bad, Document
-from slm_jax.data.encode import encode_groups
-from slm_jax.data.splitting import read_head, split_documents
-from slm_jax.errors import UserError
+from slm_jax.data.corpus import build
+from slm_jax.data.corpus.build import Options, build_corpus
+from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.data.corpus.encode import encode_groups
+from slm_jax.data.corpus.splitting import read_head, split_documents
+from slm_jax.data.sources.documents import Bad, Document
+from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
@@ -83,7 +83,7 @@ def small_shards(monkeypatch):
     """Groups and shards so small that a few documents make many."""
     monkeypatch.setattr(build, "_GROUP", 1000)
     monkeypatch.setattr(build, "SHARD", 1000)
-    monkeypatch.setattr("slm_jax.data.splitting.HEAD", 5000)
+    monkeypatch.setattr("slm_jax.data.corpus.splitting.HEAD", 5000)
 
 
 def test_sides_are_disjoint_complete_and_of_about_the_fraction():
@@ -128,7 +128,7 @@ def test_a_few_documents_still_give_both_sides():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_written_and_read_back(tmp_path, tokenizer, small_shards, monkeypatch, workers):
-    monkeypatch.setattr("slm_jax.data.encode._ALONE", 5000)  # characters; the rest goes through the workers
+    monkeypatch.setattr("slm_jax.data.corpus.encode._ALONE", 5000)  # characters; the rest goes through the workers
     build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2), workers=workers)
     corpus = open_corpus(tmp_path / "corpus", tokenizer)
     assert len(corpus.train.shards) > 5
@@ -264,8 +264,8 @@ PREPARE = """
 import sys
 from pathlib import Path
 from slm_jax.data import build, splitting
-from slm_jax.data.build import Options, build_corpus
-from slm_jax.data.files import FileSource
+from slm_jax.data.corpus.build import Options, build_corpus
+from slm_jax.data.sources.files import FileSource
 from tokenizer import HybridTokenizer
 build._GROUP, build.SHARD, splitting.HEAD = 20_000, 20_000, 50_000
 build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
@@ -282,7 +282,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_files(tmp_path, kills):
             text = " ".join(words[j] for j in (random.zipf(1.3, 60) + i) % len(words))
             file.write(json.dumps({"text": text} if i % 50 else {"body": 1}) + "\n")
     command = [sys.executable, "-c", PREPARE]
-    environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[3])}
     begin = time.monotonic()
     subprocess.run([*command, tmp_path / "whole", tmp_path / "text.jsonl"], env=environment, check=True)
     seconds = time.monotonic() - begin
@@ -349,7 +349,7 @@ def test_sources_without_text_say_so(tmp_path, tokenizer):
 
 
 def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("slm_jax.data.encode._ALONE", 0)
+    monkeypatch.setattr("slm_jax.data.corpus.encode._ALONE", 0)
     tokenizer.save(tmp_path / "tokenizer.hybtok")
     groups = encode_groups(((i, [TEXTS[i]]) for i in range(9)), tokenizer, tmp_path / "nowhere.hybtok", 2)
     with pytest.raises(UserError, match="a process that encodes text has ended"):

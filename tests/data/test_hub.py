@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.config import Config, DataConfig
-from slm_jax.config_checks import SOURCES
-from slm_jax.data import hub
-from slm_jax.data.catalog import CATALOG, find_set
-from slm_jax.data.sources import make_source
-from slm_jax.errors import UserError
+from slm_jax.config.checks import SOURCES
+from slm_jax.config.schema import Config, DataConfig
+from slm_jax.data.sources import hub
+from slm_jax.data.sources.catalog import CATALOG, find_set
+from slm_jax.data.sources.registry import make_source
+from slm_jax.utils.errors import UserError
 from tests.data.hub_server import COMMIT, Hub
 
 pytest.importorskip("datasets")
@@ -72,10 +72,10 @@ def folder(tmp_path_factory):
 
 PROGRAM = """
 import json, sys, time
-from slm_jax.config import DataConfig
-from slm_jax.data import hub
-from slm_jax.data.sources import make_source
-from slm_jax.errors import UserError
+from slm_jax.config.schema import DataConfig
+from slm_jax.data.sources import hub
+from slm_jax.data.sources.registry import make_source
+from slm_jax.utils.errors import UserError
 name, fields, start, count, wait = json.loads(sys.argv[1])
 hub.RETRIES = (wait,) * 4
 time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, wait))  # the libraries retry by themselves too
@@ -97,7 +97,7 @@ class Served:
     def environment(self):
         """HF_ENDPOINT is read when the libraries are imported: they run in processes of their own."""
         kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-        root = str(Path(hub.__file__).parents[2])
+        root = str(Path(hub.__file__).parents[3])
         return {**kept, "HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "PYTHONPATH": root, "HF_TOKEN": ""}
 
     def read(self, name, start=None, count=10**6, wait=0.01, **fields):
@@ -180,10 +180,11 @@ def test_a_connection_that_stays_away_is_told(served):
 
 PREPARE = """
 import sys
-from slm_jax.data import __main__, build, splitting
+from slm_jax.cli import data
+from slm_jax.data.corpus import build, splitting
 build._GROUP, build.SHARD, splitting.HEAD = 4000, 4000, 9000
 sys.argv[1:1] = ["prepare", "--data.source", "tinystories", "--tokenizer.vocab_size", "400", "--data.cache"]
-__main__.main()
+data.main()
 """
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.config import Config
-from slm_jax.data import cache, prepare
-from slm_jax.errors import UserError
-from slm_jax.run import Run
+from slm_jax.config.schema import Config
+from slm_jax.data import prepare
+from slm_jax.data.corpus import cache
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
 
 HOME = Path(prepare.__file__).parents[2]
 
@@ -54,7 +55,7 @@ class Place:
 def test_a_second_run_reads_and_makes_nothing(place, monkeypatch):
     _, first = place.prepare("one")
     assert any(text.startswith("learning") for text in place.said)
-    monkeypatch.setattr("slm_jax.data.files.open_binary", None)
+    monkeypatch.setattr("slm_jax.data.sources.files.open_binary", None)
     _, second = place.prepare("two")
     assert first.fingerprint == second.fingerprint
     assert not any(text.startswith(("reading", "learning")) for text in place.said)

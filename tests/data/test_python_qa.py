@@ -5,9 +5,9 @@ import inspect
 import itertools
 import json
 
-from slm_jax.config import DataConfig
-from slm_jax.data.python_qa import first_sentence, rows
-from slm_jax.data.sources import make_sources
+from slm_jax.config.schema import DataConfig
+from slm_jax.data.sources.python_qa import first_sentence, rows
+from slm_jax.data.sources.registry import make_sources
 
 
 def test_answers_are_the_first_sentences_of_docstrings():

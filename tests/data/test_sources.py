@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from slm_jax.config import DataConfig
-from slm_jax.data import python_docs
-from slm_jax.data.documents import Bad, Columns, Document
-from slm_jax.data.files import needs
-from slm_jax.data.python_docs import PythonDocs
-from slm_jax.data.sources import make_source, parse_weight
-from slm_jax.errors import UserError
+from slm_jax.config.schema import DataConfig
+from slm_jax.data.sources import python_docs
+from slm_jax.data.sources.documents import Bad, Columns, Document
+from slm_jax.data.sources.files import needs
+from slm_jax.data.sources.python_docs import PythonDocs
+from slm_jax.data.sources.registry import make_source, parse_weight
+from slm_jax.utils.errors import UserError
 
 with contextlib.suppress(ImportError):
     import zstandard  # noqa: F401

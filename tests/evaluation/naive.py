@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from slm_jax.transformer import Transformer
+from slm_jax.model.transformer import Transformer
 
 
 class NaiveModel:

@@ -12,9 +12,9 @@ pytest.importorskip("safetensors")
 from slm_jax.evaluation import tasks  # noqa: E402  # after torch is known to be there
 from slm_jax.evaluation.heldout import documents_of_files, measure_heldout  # noqa: E402
 from slm_jax.evaluation.scoring import Scorer  # noqa: E402
-from slm_jax.export import export  # noqa: E402
-from tests.test_export import loaded_run  # noqa: E402
-from tests.tokenizer.conftest import make  # noqa: E402
+from slm_jax.huggingface.export import export  # noqa: E402
+from tests.huggingface.test_export import loaded_run  # noqa: E402
+from tests.test_tokenizer.conftest import make  # noqa: E402
 
 WORDS = "the old cat sat on a mat while seven dogs ran to Paris in France and nobody said why".split()
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from slm_jax.errors import UserError
 from slm_jax.evaluation import harness
-from slm_jax.generate import encode_prompt
-from slm_jax.load import LoadedRun
-from slm_jax.run import Run
+from slm_jax.generation.decode import encode_prompt
+from slm_jax.run.directory import Run
+from slm_jax.run.load import LoadedRun
+from slm_jax.utils.errors import UserError
 from tests.evaluation.naive import NaiveModel
 from tests.helpers import tiny_config, tiny_model
 from tokenizer import HybridTokenizer

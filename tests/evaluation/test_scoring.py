@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_jax.errors import UserError
 from slm_jax.evaluation import scoring
 from slm_jax.evaluation.scoring import Item, Scorer, windows
+from slm_jax.utils.errors import UserError
 from tests.evaluation.naive import NaiveModel
 from tests.helpers import tiny_model
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.checkpoint import Checkpoints
-from slm_jax.config import Config
-from slm_jax.data import hub
+from slm_jax.cli.evaluate import explain, main
+from slm_jax.config.schema import Config
 from slm_jax.data.prepare import prepare
-from slm_jax.errors import UserError
-from slm_jax.evaluate import explain, main
-from slm_jax.evaluation import evaluate, rows, suite
-from slm_jax.evaluation.rows import HubRows
-from slm_jax.run import Run
-from slm_jax.train_step import make_steps
+from slm_jax.data.sources import hub
+from slm_jax.evaluation import datasets, evaluate, suite
+from slm_jax.evaluation.datasets import HubRows
+from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.directory import Run
+from slm_jax.training.train_step import make_steps
+from slm_jax.utils.errors import UserError
 from tests.data.hub_server import Hub
 from tests.helpers import TINY
 
@@ -264,8 +264,8 @@ def test_some_rows_are_spread_and_always_the_same():
 PROGRAM = """
 import sys
 from slm_jax.evaluation import rows
-from slm_jax.evaluation.catalog import TASKS
-from slm_jax.evaluation.rows import Hub, HubRows
+from slm_jax.evaluation.registry import TASKS
+from slm_jax.evaluation.datasets import Hub, HubRows
 hub = Hub(print)
 task = TASKS["blimp"]
 for _ in range(2):
@@ -290,7 +290,7 @@ def test_sets_of_the_hub_are_fetched_once(tmp_path):
     kept_variables = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     environment = kept_variables | {
         "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(Path(hub.__file__).parents[2]), "HF_TOKEN": "",
+        "PYTHONPATH": str(Path(hub.__file__).parents[3]), "HF_TOKEN": "",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True, capture_output=True, check=False)
     served.close()
@@ -305,8 +305,8 @@ def test_sets_of_the_hub_are_fetched_once(tmp_path):
 
 def test_the_hub_is_tried_once(monkeypatch):
     tried = []
-    monkeypatch.setattr(rows, "probe", lambda name, instead: tried.append(name) or hub.probe(name, instead))
-    served = rows.Hub(print)
+    monkeypatch.setattr(datasets, "probe", lambda name, instead: tried.append(name) or hub.probe(name, instead))
+    served = datasets.Hub(print)
     for task in ("blimp", "lambada"):
         with pytest.raises(UserError, match=f"^{task} needs the network"):
             served.read(task, HubRows("a/b", "test"), ("text",))
@@ -318,4 +318,4 @@ def test_a_damaged_copy_is_told(tmp_path):
     folder.mkdir(parents=True)
     (folder / "a--b--test--blimp.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
     with pytest.raises(UserError, match=r"blimp.jsonl.gz is damaged .*remove it"):
-        rows.Hub(print).read("blimp", HubRows("a/b", "test"), ("text",))
+        datasets.Hub(print).read("blimp", HubRows("a/b", "test"), ("text",))

@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from slm_jax.data.corpus import byte_table
+from slm_jax.data.corpus.corpus import byte_table
 from slm_jax.data.prepare import prepare
-from slm_jax.errors import UserError
 from slm_jax.evaluation import analogies, heldout, tasks
-from slm_jax.evaluation.catalog import TASKS
+from slm_jax.evaluation.encoding import continuations
 from slm_jax.evaluation.references import BLIMP_PARADIGMS
+from slm_jax.evaluation.registry import TASKS
 from slm_jax.evaluation.scoring import Item, Scorer, TokenScores
-from slm_jax.evaluation.texts import continuations
-from slm_jax.run import Run
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
 from tests.evaluation.naive import NaiveModel
 from tests.helpers import tiny_config, tiny_model
 from tokenizer import HybridTokenizer

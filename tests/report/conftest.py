@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from slm_jax.config import Config
-from slm_jax.run import Run
-from slm_jax.train import train
+from slm_jax.config.schema import Config
+from slm_jax.run.directory import Run
+from slm_jax.training.train import train
 
 STEPS = 24
 TINY = {

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from slm_jax.report.__main__ import main
+from slm_jax.cli.report import main
 from slm_jax.report.page import write_report
 
 pytestmark = pytest.mark.skipif(

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from slm_jax.errors import UserError
+from slm_jax.report.axes import Scale, compact, figure, percent, span, tick_texts, time_ticks
 from slm_jax.report.columns import Buckets, read_columns, smoothed
-from slm_jax.report.scales import Scale, compact, figure, percent, span, tick_texts, time_ticks
+from slm_jax.utils.errors import UserError
 
 
 def test_smoothing_is_the_mean_of_the_neighbours():

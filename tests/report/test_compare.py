@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from slm_jax.errors import UserError
-from slm_jax.report.__main__ import main
+from slm_jax.cli.report import main
 from slm_jax.report.compare import names_of
-from slm_jax.report.facts import read_subject
+from slm_jax.report.run_data import read_subject
+from slm_jax.utils.errors import UserError
 from tests.report.conftest import cut_held_out, rows_of, with_option, write_rows
 from tests.report.pages import read_page
 

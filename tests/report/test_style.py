@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from slm_jax import web
+from slm_jax.report import escape
 
 # Machado, Oliveira & Fernandes 2009 at full severity, on linear RGB.
 SIGHT = {
@@ -23,7 +23,7 @@ LAB += [[0.0259040371, 0.7827717662, -0.8086757660]]
 
 def themes():
     """{light, dark: {name: linear RGB}}."""
-    style = web.read(web.STYLE)
+    style = escape.read(escape.STYLE)
     blocks = re.findall(r":root \{(.*?)\n *\}", style, re.DOTALL)
     found = []
     for block in blocks[:2]:

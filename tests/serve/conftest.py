@@ -8,12 +8,12 @@ import jax
 import pytest
 from flax import nnx
 
-from slm_jax.config import Config
-from slm_jax.load import LoadedRun
-from slm_jax.optimizer import is_matrix
-from slm_jax.run import Run
+from slm_jax.config.schema import Config
+from slm_jax.run.directory import Run
+from slm_jax.run.load import LoadedRun
 from slm_jax.serve.engine import Engine
-from slm_jax.train_step import model_graph
+from slm_jax.training.optimizer import is_matrix
+from slm_jax.training.train_step import model_graph
 from tests.helpers import tiny_config
 from tokenizer import HybridTokenizer
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from slm_jax.generate import encode_prompt
-from slm_jax.sampling import Sampling
+from slm_jax.generation.decode import encode_prompt
+from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.schema import ApiError, CompletionRequest
 from tests.serve.conftest import KEY
@@ -326,7 +326,7 @@ def test_the_api_key_guards_all_but_the_page():
     import asyncio
 
     pytest.importorskip("starlette")
-    from slm_jax.serve.guard import Guard
+    from slm_jax.serve.auth import Guard
 
     async def inner(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.errors import UserError
-from slm_jax.serve.command import Options, check, is_loopback, main, model_name, read_key
+from slm_jax.cli.serve import Options, check, is_loopback, main, model_name, read_key
+from slm_jax.utils.errors import UserError
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.errors import UserError
-from slm_jax.generate import encode_prompt, generate_ids, never_drawn
-from slm_jax.sampling import Sampling
-from slm_jax.serve import slots
+from slm_jax.generation.decode import encode_prompt, generate_ids, never_drawn
+from slm_jax.generation.sampling import Sampling
+from slm_jax.serve import batching
 from slm_jax.serve.engine import Engine, Full, Text
+from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT, loaded_run
 
 LONGEST = 110
@@ -162,7 +162,14 @@ def test_the_end_of_a_text_is_stop_and_not_among_its_ids(engine, loaded):
 def test_after_the_warm_up_nothing_is_compiled(loaded):
     fresh = Engine(loaded, slots=4, waiting=6, rows=2)
     fresh.warm_up()
-    programs = (slots.draw, slots.join, slots.resize, slots.feed_prompt, slots.empty_prompt, slots.empty_block)
+    programs = (
+        batching.draw,
+        batching.join,
+        batching.resize,
+        batching.feed_prompt,
+        batching.empty_prompt,
+        batching.empty_block,
+    )
     before = [program._cache_size() for program in programs]
     texts = [
         text(random_prompt(loaded, n, n), 80, VARIED, told=n % 2 == 0, prompt_told=n > 99) for n in (1, 40, 64, 100)
@@ -189,7 +196,7 @@ def test_the_thread_serves_and_ends_what_is_left(loaded):
 
 def test_a_failure_ends_every_text_as_an_error(loaded, monkeypatch):
     broken = Engine(loaded, slots=2, waiting=2, rows=2)
-    monkeypatch.setattr(slots, "draw", lambda *a: 1 / 0)
+    monkeypatch.setattr(batching, "draw", lambda *a: 1 / 0)
     texts = [text([5], 9), text([6], 9), text([7], 9)]
     broken.submit(texts)
     with pytest.raises(ZeroDivisionError):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tokenizer import HybridTokenizer
-from tokenizer.playground import open_server
+from tokenizer.inspect.playground import open_server
 
 pytest.importorskip("selenium")
 

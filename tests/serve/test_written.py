@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_jax.serve.written import Written
+from slm_jax.serve.detokenizer import Written
 from tests.serve.conftest import TEXT
 from tokenizer import HybridTokenizer
 

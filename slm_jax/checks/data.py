@@ -1,0 +1,126 @@
+"""What the model is fed: labels are the next token, ids are in range, the tokenizer loses nothing and fits it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slm_jax.checks.finding import Finding, finding, some
+from slm_jax.checks.once import run_once
+from slm_jax.data.batches.packed import Arrays
+from slm_jax.data.corpus.corpus import Corpus, Split
+from slm_jax.model.ops import LossSums
+from slm_jax.model.transformer import Transformer
+from slm_jax.training.train_step import loss_sums
+from slm_jax.utils.batch import IGNORE
+from tokenizer import HybridTokenizer
+
+# What tokenizers lose: case, runs of space, line ends, other scripts, characters of several parts, half characters,
+# and texts that look like the names of special or byte tokens.
+SAMPLES = (
+    "Hello, world! THE The the",
+    "  two  spaces,\ttabs\t\t and\r\nline\n\n\nends \u00a0 ",
+    "def f(x): return {'a': x ** 2, \"b\": [1, 2.5e-3]}  # code",
+    "שלום  Привет γειά σου 你好，世界 مرحبا नमस्ते 안녕",
+    "🙂👩‍👩‍👧 e\u0301 \u200b\ufeff \x00\x07 \ud800 İıſß",
+    "<PAD> <EOS> <|endoftext|> byte_12 _x",
+    "",
+)
+_ROWS = 4  # of a batch that the loss is tried on
+_SCANNED = 50_000_000  # token ids of each side that are looked at
+_DOCUMENTS = 20  # of each side that go through the tokenizer
+
+
+class _Namer:
+    """In the place of a model: the hidden state of each position names a token, whose logit is then the largest."""
+
+    def __init__(self, names_BxT: jax.Array, rows_VxD: jax.Array):
+        self._names, self._rows = names_BxT, rows_VxD
+        self.dtype, self.vocab_size = jnp.dtype("float32"), len(rows_VxD)
+
+    def hidden(self, *_: Any, **__: Any) -> jax.Array:
+        return 50.0 * self._rows[self._names]
+
+    def head_weight(self) -> jax.Array:
+        return self._rows
+
+
+def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = loss_sums) -> Finding:
+    """Labels are the tokens that follow, and the loss scores each position by them.
+
+    Of the batch: labels[t] is input_ids[t + 1] wherever both are there. Of the loss: what names the next token of the
+    text is right everywhere, and what names the token just read (a copy: what unshifted labels teach) is not.
+    """
+    ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
+    real = np.asarray(batch.get("attention_mask", np.ones_like(ids))) > 0
+    scored = (labels[:, :-1] != IGNORE) & real[:, 1:]
+    if not scored.any():
+        return finding("labels", False, "nothing to predict in this batch", "labels that are the next token")
+    following = float((labels[:, :-1] == ids[:, 1:])[scored].mean())
+    rows = np.argsort(-scored.sum(axis=1), kind="stable")[:_ROWS]  # those with most to predict
+    few = {name: np.asarray(array)[rows, :-1] for name, array in batch.items()}
+    few["labels"] = np.where(scored[rows], few["labels"], IGNORE)
+    embedding_VxD = jax.random.normal(jax.random.key(0), (vocab_size, 64))
+    embedding_VxD /= jnp.linalg.norm(embedding_VxD, axis=1, keepdims=True)
+
+    def shares(names_2xBxT: jax.Array, batch: Any, embedding_VxD: jax.Array) -> jax.Array:
+        def share(names_BxT: jax.Array) -> jax.Array:
+            found = sums(_Namer(names_BxT, embedding_VxD), batch)
+            return found.correct / found.tokens
+
+        return jax.vmap(share)(names_2xBxT)
+
+    names_2xBxT = np.stack([ids[rows, 1:], ids[rows, :-1]])
+    oracle, copy = map(float, run_once(shares, names_2xBxT, few, embedding_VxD))
+    return finding(
+        "labels",
+        following == 1.0 and oracle == 1.0 and copy < 0.5,
+        f"{following:.1%} the next id; naming it is {oracle:.1%} right, copying {copy:.1%}",
+        "100 %, 100 %, below 50 %",
+    )
+
+
+def vocabulary(model: Transformer, tokenizer: HybridTokenizer) -> Finding:
+    """The model has one logit for each entry of the tokenizer."""
+    sizes = tokenizer.vocab_size, model.vocab_size
+    rows = min(len(model.embedding[...]), len(model.head_weight()))
+    ok = sizes[0] == sizes[1] <= rows
+    found = f"tokenizer {sizes[0]:,}, model {sizes[1]:,}, rows {rows:,}"
+    return finding("vocabulary", ok, found, "as many logits as entries, rows for all")
+
+
+def lossless(tokenizer: HybridTokenizer, texts: Sequence[str]) -> Finding:
+    """decode(encode(text)) == text."""
+    lost = []
+    for text in texts:
+        back = tokenizer.decode(tokenizer.encode(text, mode="flat"))
+        if back != text:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
+            )
+            lost.append(f"at {at}: {text[at : at + 20]!a} came back as {back[at : at + 20]!a}")
+    found = f"{len(texts) - len(lost)} of {len(texts)} texts come back"
+    return finding("tokenizer round trip", not lost, found, "decode(encode(text)) == text", some(lost))
+
+
+def documents(corpus: Corpus, tokenizer: HybridTokenizer, most: int = _DOCUMENTS) -> list[str]:
+    """Some texts of both sides, the beginnings of long ones."""
+    texts = []
+    for split in (corpus.train, corpus.validation):
+        ends = split.ends
+        for number in np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).astype(int)):
+            start, end = int(ends[number - 1]) if number else 0, int(ends[number]) - 1  # without its <EOS>
+            texts.append(tokenizer.decode(split[start : min(end, start + 500)].tolist()))
+    return texts
+
+
+def ids_in_range(batch: Arrays, splits: Sequence[Split], vocab_size: int) -> Finding:
+    """Every id of a batch and of the corpus stands for a row of the embedding."""
+    ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
+    arrays = [ids, labels[labels != IGNORE], *(split[: min(len(split), _SCANNED)] for split in splits)]
+    low, high = min(int(a.min()) for a in arrays if a.size), max(int(a.max()) for a in arrays if a.size)
+    total = sum(a.size for a in arrays)
+    found = f"{low} to {high} in {total:,} ids"
+    return finding("ids in range", low >= 0 and high < vocab_size, found, f"0 to {vocab_size - 1}")

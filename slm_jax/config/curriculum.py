@@ -1,0 +1,246 @@
+"""A curriculum: stages of training over shared options, read and checked as a whole before anything runs.
+
+    [curriculum]                     evaluate = ["heldout"]
+    [model] [train] [optimizer] …    what all stages share
+    [[stages]]                       name = "stories", data.source = "tinystories", epochs = 1, optimizer.lr = 0.01
+    [[stages]]                       name = "articles", data.source = "wikitext", train.steps = 2000
+
+A stage is a name and any options of a run on top of the shared ones. The tokenizer and the model's shape are the same
+in all; each begins with the weights of the one before.
+"""
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from slm_jax.config.checks import misfits
+from slm_jax.config.paths import CURRICULUM, STAGES
+from slm_jax.config.presets import read_preset
+from slm_jax.config.schema import Config, Section, Texts, as_list, explain
+from slm_jax.utils.errors import UserError
+
+Tree = dict[str, Any]
+_BEFORE = "the stage before"  # stands for its run until the curriculum has a folder
+_TEXT = ("source", "files", "mix")  # of [data]: a stage that gives one of them takes none of the shared ones
+
+
+class CurriculumConfig(Section):
+    """What a curriculum has beside its stages."""
+
+    evaluate: Texts = Field(
+        (),
+        description="Tasks of python -m slm_jax.evaluate that are measured after each stage, such as heldout, blimp.",
+    )
+    tokenizer_text: Literal["all", "first"] = Field(
+        "all",
+        description="A learned tokenizer's text: that of all stages (50 MB of each source at most), or of the first. "
+        "Stages that are added later change nothing.",
+    )
+    compare: bool = Field(
+        True, description="Measure after each stage the held-out text of all stages so far: what was kept of them."
+    )
+
+
+class StageConfig(Section):
+    """What a stage has beside options of a run."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60, description="Letters, digits, dots, - and _."
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Length by its text instead of train.steps: as many rows as all its sources have, times.",
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. config: complete but for where the stage before lies, and for train.steps where epochs say it."""
+
+    number: int
+    name: str
+    config: Config
+    epochs: float | None
+
+    @property
+    def title(self) -> str:
+        """Its number and name."""
+        return f"stage {self.number} ({self.name})"
+
+    def folder(self, curriculum: Path) -> Path:
+        """Its run in the folder of a curriculum."""
+        return curriculum / STAGES / f"{self.number:02d}-{self.name}"
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """All stages, and the nested dicts that they were read from."""
+
+    name: str
+    options: CurriculumConfig
+    stages: tuple[Stage, ...]
+    tree: Tree
+
+    @classmethod
+    def load(cls, preset: str | Path = "curriculum-offline", **overrides: Any) -> "Curriculum":
+        """A preset by name or a TOML file by path, with overrides `{"train.steps": 10}` on top, in all its stages.
+
+        Raises UserError that lists every problem found, with its stage.
+        """
+        nested: Tree = {}
+        for name, value in overrides.items():
+            section, _, field = name.replace("__", ".").partition(".")
+            nested.setdefault(section, {})[field] = value
+        return cls.from_tree(read_preset(preset, curricula=True), nested, str(preset))
+
+    @classmethod
+    def from_tree(cls, tree: Tree, overrides: Tree | None = None, origin: str = "curriculum") -> "Curriculum":
+        """A checked curriculum from nested dicts. Raises UserError with every problem, one a line."""
+        tree = _overridden(tree, overrides or {})
+        options, problems = _section(CurriculumConfig, tree.get("curriculum", {}), "curriculum")
+        stages, found = _read_stages(tree)
+        problems += found
+        if problems:
+            raise UserError(as_list(origin, problems))
+        assert isinstance(options, CurriculumConfig)
+        name = Path(origin).parent.name if Path(origin).name == CURRICULUM else Path(origin).stem
+        return cls(name, options, tuple(stages), tree)
+
+    def to_toml(self) -> str:
+        """What was given, as TOML; `from_tree(tomllib.loads(...))` restores it."""
+        lines: list[str] = []
+        for section, fields in self.tree.items():
+            if section != "stages":
+                lines += _table(section, fields)
+        for stage in self.tree["stages"]:
+            plain = {name: value for name, value in stage.items() if not isinstance(value, dict)}
+            lines += ["[[stages]]", *_pairs(plain), ""]
+            for section, fields in stage.items():
+                if isinstance(fields, dict):
+                    lines += _table(f"stages.{section}", fields)
+        return "\n".join(lines)
+
+
+def _table(name: str, fields: Tree) -> list[str]:
+    return [f"[{name}]", *_pairs(fields), ""]
+
+
+def _pairs(fields: Tree) -> list[str]:
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+
+
+def _merged(base: Tree, over: Tree) -> Tree:
+    """Sections of both, field by field; a text named in `over` replaces that of `base` whole."""
+    result = dict(base)
+    for section, fields in over.items():
+        before = base.get(section, {})
+        if isinstance(fields, dict) and isinstance(before, dict):
+            if section == "data" and set(_TEXT) & fields.keys():
+                before = {name: value for name, value in before.items() if name not in _TEXT}
+            fields = {**before, **fields}
+        result[section] = fields
+    return result
+
+
+def _overridden(tree: Tree, overrides: Tree) -> Tree:
+    """The tree with overrides in what is shared and in each stage that says otherwise."""
+    stages = tree.get("stages", [])
+    shared = _merged({name: value for name, value in tree.items() if name != "stages"}, overrides)
+    if not isinstance(stages, list):
+        return {**shared, "stages": stages}
+    changed = []
+    for stage in stages:
+        if isinstance(stage, dict):
+            mine = {s: {f: v for f, v in o.items() if f in stage[s]} for s, o in overrides.items() if s in stage}
+            data = overrides.get("data", {})
+            if set(_TEXT) & data.keys() and set(_TEXT) & stage.get("data", {}).keys():
+                mine["data"] = {**mine["data"], **{name: data[name] for name in _TEXT if name in data}}
+            stage = _merged(stage, mine)
+            if "steps" in overrides.get("train", {}):
+                stage.pop("epochs", None)
+        changed.append(stage)
+    return {**shared, "stages": changed}
+
+
+def _section(kind: type[Section], fields: Any, name: str) -> tuple[Section | None, list[str]]:
+    """A section of its own, and what is wrong with it."""
+    try:
+        return kind.model_validate(fields), []
+    except pydantic.ValidationError as error:
+        problems = []
+        for item in error.errors():
+            if item["type"] == "string_pattern_mismatch":
+                item["msg"] = str(kind.model_fields[str(item["loc"][0])].description).lower().rstrip(".")
+            problems.append(explain(".".join([name, *map(str, item["loc"])]), item))
+        return None, problems
+
+
+def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
+    """The stages, and all that is wrong with them."""
+    given = tree.get("stages")
+    if not isinstance(given, list) or not given or not all(isinstance(stage, dict) for stage in given):
+        return [], ["a curriculum has stages: at least one table [[stages]] with a name"]
+    shared = {name: value for name, value in tree.items() if name not in ("stages", "curriculum")}
+    trees = [_run_tree(shared, stage, i) for i, stage in enumerate(given)]
+    checked = [Config.check(each) for each in trees]
+    # What is wrong with the shared options is told once.
+    common = [p for p in Config.check(shared)[1] if all(p in found for _, found in checked)]
+    problems, stages = list(common), []
+    for number, (stage, (config, found)) in enumerate(zip(given, checked, strict=True), start=1):
+        own, wrong = _section(StageConfig, {k: v for k, v in stage.items() if k not in Config.model_fields}, "stages")
+        title = f"stage {number}" + (f" ({stage['name']})" if isinstance(stage.get("name"), str) else "")
+        wrong += [problem for problem in found if problem not in common]
+        wrong += _misplaced(stage)
+        problems += [f"{title}: {problem}" for problem in wrong]
+        if isinstance(own, StageConfig) and config is not None:
+            stages.append(Stage(number, own.name, config, own.epochs))
+    if len(stages) == len(given):
+        problems += _across(stages)
+    return stages, problems
+
+
+def _run_tree(shared: Tree, stage: Tree, index: int) -> Tree:
+    """The options of a stage's run."""
+    tree = _merged(shared, {name: value for name, value in stage.items() if name in Config.model_fields})
+    init = tree.get("init", {})
+    if isinstance(init, dict):
+        if index:
+            tree["init"] = {**{k: v for k, v in init.items() if not k.startswith("from_")}, "from_run": _BEFORE}
+        elif not any(name.startswith("from_") and value for name, value in init.items()):
+            # Meant for the stages behind it: before the first there is no optimizer to carry on.
+            tree["init"] = {k: v for k, v in init.items() if k != "optimizer" or k in stage.get("init", {})}
+    return tree
+
+
+def _misplaced(stage: Tree) -> Iterator[str]:
+    """What a stage cannot say for itself."""
+    if stage.get("tokenizer"):
+        yield "there is one tokenizer for all stages: put [tokenizer] above them"
+    init = stage.get("init", {})
+    for name in init if isinstance(init, dict) else ():
+        if name.startswith("from_"):
+            yield f"init.{name} is where the first stage begins: put [init] above the stages"
+    train = stage.get("train", {})
+    if "epochs" in stage and isinstance(train, dict) and "steps" in train:
+        yield "epochs and train.steps both say how long it is: leave one out"
+
+
+def _across(stages: list[Stage]) -> Iterator[str]:
+    """What stages must be to each other."""
+    for name, count in Counter(stage.name for stage in stages).items():
+        if count > 1:
+            yield f"{count} stages are named {name}: give each a name of its own"
+    for before, stage in itertools.pairwise(stages):
+        for problem in misfits(stage.config, before.config):
+            there, here = f"in {before.title}", f"in {stage.title}"
+            yield re.sub(r"\bthere\b", there, re.sub(r"\bhere\b", here, problem, count=1), count=1)

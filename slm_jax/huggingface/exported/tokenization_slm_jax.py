@@ -1,0 +1,157 @@
+"""The tokenizer of a model made by slm_jax, for `transformers` (AutoTokenizer with trust_remote_code=True).
+
+The ids of a text are exactly those that the model was trained with. Pure Python and NumPy; the vocabulary is a file of
+data, not of code. Text can never produce a special token: "<EOS>" in a text is the five characters.
+"""
+
+from array import array
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizer
+
+from tokenizer.decoding.decoder import Decoder
+from tokenizer.encoding.encoder import Encoder
+from tokenizer.encoding.phrases import PhraseJoiner
+from tokenizer.encoding.segment import join_phrases
+from tokenizer.storage import read, write
+from tokenizer.vocabulary import SPECIAL_TOKENS
+
+
+class SlmJaxTokenizer(PreTrainedTokenizer):
+    """A lossless tokenizer of words, merges and bytes.
+
+    A text begins with <EOS>, as a document does in training, unless `add_special_tokens=False` (or, for good,
+    `begin_with_eos=False`): then `decode(encode(s)) == s` for every str. Batches are padded on the left, ready to be
+    continued.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.hybtok"}  # noqa: RUF012  # as transformers reads it
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    padding_side = "left"
+
+    def __init__(self, vocab_file: str, begin_with_eos: bool = True, **kwargs):
+        self._vocabulary = read(vocab_file)
+        self._names = self._vocabulary.names
+        self._ids = {name: id_ for id_, name in enumerate(self._names)}
+        self.begin_with_eos = begin_with_eos
+        pad, unk, cls, sep, mask, eos, res, *_ = SPECIAL_TOKENS
+        names = {"pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask}
+        names |= {"bos_token": eos, "eos_token": eos}
+        if "extra_special_tokens" not in kwargs:
+            kwargs.setdefault("additional_special_tokens", [res])
+        super().__init__(begin_with_eos=begin_with_eos, **{**names, **kwargs})
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._vocabulary)
+
+    @cached_property
+    def _decoders(self) -> tuple[Decoder, Decoder]:
+        """(with the names of special tokens, without)."""
+        return Decoder(self._vocabulary, show_special=True), Decoder(self._vocabulary)
+
+    @cached_property
+    def _joiner(self) -> PhraseJoiner:
+        return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, without tokens that were added later."""
+        return self._vocabulary.size
+
+    def get_vocab(self) -> dict[str, int]:
+        """{name: id}."""
+        return {**self._ids, **self._added()}
+
+    def _added(self) -> dict[str, int]:
+        """Tokens that a user of this class added: the only ones that are looked for in a text."""
+        return {name: id_ for name, id_ in self._added_tokens_encoder.items() if id_ >= self.vocab_size}
+
+    def _update_trie(self, *_, **__) -> None:
+        for name in self._added():
+            self.tokens_trie.add(name)
+
+    # Text to ids
+
+    def _text_ids(self, text: str) -> list[int]:
+        data = self._encoder.ids(text)
+        if self._vocabulary.phrases and len(data) > 4096:
+            return self._joiner.join(np.frombuffer(data, dtype=np.int32)).tolist()
+        ids = array("i")
+        ids.frombytes(data)
+        return join_phrases(ids.tolist(), self._vocabulary)
+
+    def tokenize(self, text: str, **_) -> list[str]:
+        """The names of a text's tokens."""
+        added = self._added()
+        if not added:
+            return self._tokenize(text)
+        parts = self.tokens_trie.split(text)
+        return [name for part in parts for name in ([part] if part in added else self._tokenize(part))]
+
+    def _tokenize(self, text: str, **_) -> list[str]:
+        return [self._names[id_] for id_ in self._text_ids(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids.get(token, self._ids[SPECIAL_TOKENS[1]])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._names[index]
+
+    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None) -> list[int]:
+        """<EOS> and the ids of one text or two: each is a document of its own."""
+        bos = [self.bos_token_id] if self.begin_with_eos else []
+        return bos + list(token_ids_0) + ([] if token_ids_1 is None else bos + list(token_ids_1))
+
+    def get_special_tokens_mask(self, token_ids_0, token_ids_1=None, already_has_special_tokens=False) -> list[int]:
+        """1 for what `build_inputs_with_special_tokens` adds, 0 for the text."""
+        if already_has_special_tokens:
+            special = set(self.all_special_ids)
+            return [int(id_ in special) for id_ in token_ids_0]
+        bos = [1] if self.begin_with_eos else []
+        return bos + [0] * len(token_ids_0) + ([] if token_ids_1 is None else bos + [0] * len(token_ids_1))
+
+    def create_token_type_ids_from_sequences(self, token_ids_0, token_ids_1=None) -> list[int]:
+        """Zeros: the model knows no types."""
+        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+
+    # Ids to text
+
+    def _decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = False, *_, **__) -> str:
+        decoder = self._decoders[skip_special_tokens]
+        ids = [int(token_ids)] if isinstance(token_ids, int) else [int(id_) for id_ in token_ids]
+        if max(ids, default=0) < self.vocab_size:
+            return decoder.to_text(ids)
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        parts: list[str | list[int]] = []
+        for id_ in ids:
+            if id_ >= self.vocab_size:
+                parts.append("" if id_ in special else self._added_tokens_decoder[id_].content)
+            elif parts and isinstance(parts[-1], list):
+                parts[-1].append(id_)
+            else:
+                parts.append([id_])
+        return "".join(part if isinstance(part, str) else decoder.to_text(part) for part in parts)
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens by name."""
+        return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
+
+    # Keeping
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        """Write the vocabulary's file into a folder; its path."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        path = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
+        write(self._vocabulary, path)
+        return (str(path),)
+
+    def __getstate__(self) -> dict:
+        lazy = ("_encoder", "_decoders", "_joiner")  # made again when they are wanted; locks cannot be copied
+        return {key: value for key, value in self.__dict__.items() if key not in lazy}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)

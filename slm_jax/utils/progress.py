@@ -1,0 +1,106 @@
+"""Progress and log output on stderr: one bar at a time, log lines above it.
+
+The library logs through `logging.getLogger(__name__)`. Commands, and public functions that take long, call
+`show_log` first; it changes nothing where the program has set up logging of its own.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_root = logging.getLogger("slm_jax")
+_bar: Any = None  # the bar on the terminal, if there is one
+
+
+class _StderrHandler(logging.Handler):
+    """Write the bare message to the current `sys.stderr`, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            if _bar is not None:
+                _bar.write(text, file=_bar.fp)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def show_log() -> None:
+    """Print the library's log messages of level INFO and above to stderr, unless the program handles them itself.
+
+    Does nothing if the logger `slm_jax` or the root logger has a handler already.
+    """
+    if not _root.hasHandlers():
+        _root.addHandler(_StderrHandler())
+        if _root.level == logging.NOTSET:
+            _root.setLevel(logging.INFO)
+
+
+class ProgressBar:
+    """A bar on a terminal; elsewhere plain lines, at most one in every `every` units."""
+
+    def __init__(self, total: int, done: int, every: int, stream: TextIO | None = None):
+        """Start the bar.
+
+        Args:
+            total: Units of work, those done before included.
+            done: Units done before this process.
+            every: Units between two lines where there is no terminal.
+            stream: Where to write; None: `sys.stderr`.
+        """
+        self._stream = stream or sys.stderr
+        self._every = every
+        self._total = total
+        self._bar = None
+        if self._stream.isatty():
+            global _bar
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total, initial=done, bar_format=form, file=self._stream, dynamic_ncols=True)
+            _bar = self._bar
+
+    def show(self, done: int, text: str) -> None:
+        """Show that `done` units are done, with a text about the newest one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif done % self._every == 0 or done == self._total:
+            print(f"step {done}/{self._total}  {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        global _bar
+        if self._bar is not None:
+            self._bar.close()
+            _bar = None
+
+
+@contextlib.contextmanager
+def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show `text… 3 s` while the block runs: the seconds are counted on a terminal, elsewhere two lines are printed."""
+    stream = stream or sys.stderr
+    start = time.monotonic()
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.wait(1.0):
+            print(f"\r{text}… {time.monotonic() - start:.0f} s", end="", file=stream, flush=True)
+
+    counter = threading.Thread(target=count, daemon=True) if stream.isatty() else None
+    print(f"{text}…", end="" if counter else "\n", file=stream, flush=True)
+    if counter:
+        counter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if counter:
+            counter.join()
+        line = f"\r{text}… {{:.1f}} s" if counter else f"{text}: {{:.1f}} s"
+        print(line.format(time.monotonic() - start), file=stream, flush=True)

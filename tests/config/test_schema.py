@@ -1,0 +1,222 @@
+"""Presets, overrides, and every problem told at once."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from slm_jax.cli.options import config_from_args, read_options, take_option
+from slm_jax.config.presets import preset_names
+from slm_jax.config.schema import Config
+from slm_jax.utils.errors import UserError
+
+
+def problem(**overrides):
+    with pytest.raises(UserError) as caught:
+        Config.load(**{name.replace("__", "."): value for name, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_every_preset_is_valid():
+    assert "quickstart" in preset_names()
+    for name in preset_names():
+        Config.load(name)
+
+
+def test_toml_round_trip_keeps_everything():
+    config = Config.load(data__files=("a b.txt", 'q"\\.txt', "\x7f\n"), train__steps=7, model__tie_weights=False)
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+
+
+def test_every_field_is_described_and_no_name_is_a_twin():
+    for section, info in Config.model_fields.items():
+        for name, field in info.annotation.model_fields.items():
+            assert field.description, f"{section}.{name}"
+            assert field.description.endswith("."), f"{section}.{name}"
+
+
+def test_precedence_default_preset_override(tmp_path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[train]\nsteps = 5\nseed = 3\n")
+    config = config_from_args(["--config", str(preset), "--train.steps", "9"], "x", "x")
+    assert (config.train.steps, config.train.seed, config.train.batch_size) == (9, 3, Config().train.batch_size)
+
+
+def test_command_line_types():
+    args = ["--data.files", "a.txt", "b.txt", "--model.tie_weights", "False", "--optimizer.lr=1e-3"]
+    config = config_from_args(args, "x", "x")
+    assert config.data.files == ("a.txt", "b.txt")
+    assert config.data.source == "files"
+    assert config.model.tie_weights is False
+    assert config.optimizer.lr == 1e-3
+
+
+def test_all_problems_together():
+    text = problem(
+        model__dim=0, optimizer__lr=-1.0, train__batch_size=7, train__accumulation=2, model__heads=4, model__kv_heads=3
+    )
+    assert text.count("\n  - ") == 4
+    for part in ("model.dim = 0", "optimizer.lr = -1.0", "use batch_size 6 or 8", "use one of [1, 2, 4]"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"model.dim": 100, "model.heads": 3},
+            r"not divisible by model.heads 3 .*: use \d+ or \d+ heads, or dim 96 or 102",
+        ),
+        ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
+        ({"train.batch_size": 100, "mesh.data": 8}, "batch_size 100 is not divisible by 8 devices: use 96 or 104"),
+        (
+            {"train.batch_size": 8, "train.microbatch": 4, "mesh.data": 8},
+            "microbatch 4 is not divisible by 8 devices: use 8 or auto",
+        ),
+        (
+            {"train.batch_size": 12, "train.microbatch": 4, "mesh.data": 8},
+            "batch_size 12 is not divisible by 8 devices: use 8 or 16 and train.microbatch auto",
+        ),
+        ({"checkpoint.folder": "foo://b/x"}, "should be a folder, or of a bucket gs://BUCKET/FOLDER"),
+        ({"checkpoint.folder": "caf\udce9"}, "checkpoint.folder: .* is not valid Unicode"),
+        ({"data.source": "files"}, "--data.files"),
+        ({"data.source": "tinystory"}, "'tinystory' is not known, perhaps you meant tinystories"),
+        ({"data.mix": ("a.txt",), "data.files": ("b.txt",)}, "data.mix names the sources itself"),
+        ({"data.source": "python-docs", "data.files": ("a",)}, "leave one out"),
+        ({"data.separator": " ##"}, "can never be all of a line"),
+        ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),
+        ({"train.seed": 2**32}, "train.seed"),
+        ({"train.steps": 100_000_000_000}, "train.steps = 100000000000: should be less than or equal to 2147483647"),
+        ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
+        ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
+        ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
+        ({"trian.steps": 3}, "unknown key trian, perhaps you meant train"),
+        ({"model.dim": 65, "model.heads": 2}, "heads of even width: use dim 64 or 68"),
+    ],
+)
+def test_each_problem_says_what_to_do(overrides, said):
+    assert re.search(said, problem(**overrides)), problem(**overrides)
+
+
+def test_suggested_values_are_accepted():
+    Config.load(**{"model.dim": 96, "model.heads": 3})
+    Config.load(**{"train.batch_size": 104, "mesh.data": 8})
+
+
+def test_unknown_preset_and_broken_file(tmp_path):
+    with pytest.raises(UserError, match="perhaps you meant quickstart"):
+        Config.load("quikstart")
+    (tmp_path / "bad.toml").write_text("[train\n")
+    with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
+        Config.load(tmp_path / "bad.toml")
+    (tmp_path / "flat.toml").write_text("train = 5\n")
+    with pytest.raises(UserError, match="train = 5"):
+        config_from_args(["--config", str(tmp_path / "flat.toml"), "--train.steps", "9"], "x", "x")
+    with pytest.raises(UserError, match="train = 5"):
+        Config.load(tmp_path / "flat.toml", **{"train.steps": 9})
+    with pytest.raises(UserError, match="cannot read"):
+        Config.load(tmp_path / "none.toml")
+
+
+def test_unknown_option_on_the_command_line():
+    with pytest.raises(UserError, match=r"unknown key model\.dims, perhaps you meant model\.dim "):
+        config_from_args(["--model.dims", "3"], "x", "x")
+
+
+def test_spellings_that_mean_the_same():
+    assert config_from_args(["--model.tie_weights", "false"], "x", "x").model.tie_weights is False
+    assert config_from_args(["--model.tie_weights=true"], "x", "x").model.tie_weights is True
+    assert Config.load(**{"data.files": "my.txt"}).data.files == ("my.txt",)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("--steps", "train.steps"), ("--resum", "resume"), ("--data.filse", "data.files")]
+)
+def test_nearest_option(name, near):
+    with pytest.raises(UserError, match=f"perhaps you meant {near} "):
+        config_from_args([name, "3"], "x", "x")
+
+
+def test_an_option_without_its_values():
+    with pytest.raises(UserError, match=r"--data\.files needs at least one value"):
+        config_from_args(["--data.files"], "x", "x")
+
+
+def test_files_override_the_source_of_a_preset(tmp_path):
+    (tmp_path / "docs.toml").write_text('[data]\nsource = "python-docs"\n')
+    config = config_from_args(["--config", str(tmp_path / "docs.toml"), "--data.files", "a.txt"], "x", "x")
+    assert config.data.source == "files"
+
+
+def test_an_option_given_twice():
+    with pytest.raises(UserError, match="--run is given twice"):
+        take_option(["--run", "a", "--run=b"], "run")
+
+
+def test_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.steps = 3
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--train.steps", "abc"], "--train.steps abc: should be a whole number"),
+        (["--optimizer.lr=fast"], "--optimizer.lr fast: should be a number"),
+        (["--model.tie_weights", "maybe"], "--model.tie_weights maybe: should be one of 'True', 'False'"),
+        (["--optimizer.name", "sgd"], "--optimizer.name sgd: should be one of 'muon', 'adamw'"),
+        (["--log.sinks", "wandb", "paper"], "--log.sinks paper: should be one of 'tensorboard', 'wandb', 'trackio'"),
+        (["--train.steps"], "--train.steps needs a value"),
+        (["--train.steps", "3", "4"], "unknown: 4 (--help lists what there is)"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["200", "60"])
+def test_a_value_that_cannot_be_is_told_in_a_sentence(monkeypatch, args, told, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        config_from_args(args, "x", "x")
+
+
+def test_options_of_a_small_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+
+    @dataclass
+    class Options:
+        """One sentence, and another one that goes on
+        in the next line.
+
+            python -m this       and what it does, which does not fit into the line
+            python -m that       a line of its own
+        """
+
+        folder: str
+        """Where to."""
+
+    for args, told in (([], "^--folder is missing$"), (["--foldr", "x", "--folder", "y"], "you meant --folder$")):
+        with pytest.raises(UserError, match=told):
+            read_options(Options, args, "x")
+    with pytest.raises(SystemExit):
+        read_options(Options, ["--help"], "x")
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[:3] == [
+        "One sentence, and another one that goes on in the next line.",
+        "",
+        f"{'    python -m this':25}and what it does, which does not",
+    ]
+    assert lines[3:5] == [f"{'':25}fit into the line", f"{'    python -m that':25}a line of its own"]
+    assert any("--folder STR" in line for line in lines)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        config_from_args(["--help"], "python -m slm_jax.train", "text")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in Config().flat())
+
+
+def test_configs_travel_inside_the_wheel():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"configs": "slm_jax/configs"}

@@ -1,0 +1,216 @@
+"""Several real processes on loopback are one run."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from slm_jax.distributed import multihost
+from slm_jax.run.directory import Run
+from slm_jax.run.metrics import read_rows
+from slm_jax.utils.errors import UserError
+from tests.programs import PROGRAMS
+from tests.test_commands import CLOCK
+
+FIELDS = (
+    "--model.dim 32 --model.heads 4 --model.mlp_dim 96 --model.depth 2 --model.vocab_multiple 2 --train.batch_size 8 "
+    "--train.sequence_length 32 --tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 8 "
+    "--eval.max_tokens 500 --train.dtype float32 --data.files text.txt --eval.every 5 --checkpoint.every 5"
+).split()
+
+
+@pytest.fixture
+def place(tmp_path):
+    text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(900))
+    (tmp_path / "text.txt").write_text(text)
+    return tmp_path
+
+
+def start(place, run, processes, devices, *more, own=None):
+    """The processes of one run, each with so many devices. own: options of each alone."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS],
+        "XDG_CACHE_HOME": str(place / "cache"),
+    }
+    started = []
+    for i in range(processes):
+        together = ["--coordinator", address, "--processes", processes, "--process", i] if processes > 1 else []
+        command = [
+            sys.executable,
+            "-m",
+            "slm_jax.train",
+            "--run",
+            run,
+            *FIELDS,
+            *together,
+            *more,
+            *(own[i] if own else []),
+        ]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(list(map(str, command)), cwd=place, env=environment, **pipes))
+    return started
+
+
+def finish(started, timeout=240):
+    """(status, standard error) of each."""
+    errors = [each.communicate(timeout=timeout)[1] for each in started]
+    return [(each.returncode, error) for each, error in zip(started, errors, strict=True)]
+
+
+def rows(place, run):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(Run(place / run).metrics)]
+
+
+def assert_alike(some, others):
+    """To the order in which devices are summed over."""
+    assert [row["step"] for row in some] == [row["step"] for row in others] == list(range(1, len(some) + 1))
+    for a, b in zip(some, others, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose([a[k] for k in a], [b[k] for k in a], rtol=1e-4)
+
+
+def wait_for_step(place, run, step, started):
+    end = time.monotonic() + 120
+    while not (found := read_rows(Run(place / run).metrics)) or found[-1]["step"] < step:
+        assert time.monotonic() < end, "no progress"
+        assert all(each.poll() is None for each in started), finish(started)
+        time.sleep(0.05)
+
+
+def test_two_processes_are_one_run_and_any_number_goes_on_with_it(place):
+    """2 processes x 2 devices, FSDP x tensor parallel, then one device; the same as one device all the way."""
+    for status, error in finish(start(place, "two", 2, 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--train.steps", 8)):
+        assert status == 0, error
+    for run, steps in (("one", 8), ("two", 12), ("one", 12)):
+        status, error = finish(start(place, run, 1, 1, "--mesh.fsdp", 1, "--mesh.tensor", 1, "--train.steps", steps))[0]
+        assert status == 0, error
+    assert_alike(rows(place, "two"), rows(place, "one"))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_ends_all_after_the_same_step_saved(place):
+    started = start(place, "run", 2, 2, "--train.steps", 3000, "--mesh.fsdp", 4)
+    wait_for_step(place, "run", 3, started)
+    started[1].send_signal(signal.SIGTERM)
+    (first, error), (second, _) = finish(started)
+    assert (first, second) == (143, 143), error
+    step = rows(place, "run")[-1]["step"]
+    assert (Run(place / "run").checkpoints / str(step)).is_dir()
+    status, error = finish(start(place, "run", 1, 8, "--mesh.fsdp", 2, "--train.steps", step + 4))[0]
+    assert status == 0, error
+    assert f"continuing after step {step}" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_others_with_a_sentence_within_a_minute(place, lost):
+    started = start(place, "run", 2, 2, "--train.steps", 3000)
+    wait_for_step(place, "run", 7, started)
+    started[lost].kill()
+    begin = time.monotonic()
+    status, error = finish(started, timeout=60)[1 - lost]
+    assert time.monotonic() - begin < 60
+    assert status in (multihost.LOST, -signal.SIGABRT)
+    assert "another process of this run ended or is out of reach" in error
+    steps = rows(place, "run")[-1]["step"] + 3
+    for status, error in finish(start(place, "run", 2, 2, "--train.steps", steps)):
+        assert status == 0, error
+    assert [row["step"] for row in rows(place, "run")] == list(range(1, steps + 1))
+
+
+LOOK_AROUND = """
+from slm_jax.distributed import multihost
+multihost.join()
+import jax
+devices = jax.config.values["jax_cuda_visible_devices"]
+print(multihost.count(), multihost.is_first(), multihost.from_first(lambda: "agreed"), devices)
+"""
+
+
+def slurm(process, nodes):
+    return {
+        "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2,
+        "SLURM_STEP_NUM_NODES": nodes, "SLURM_PROCID": process, "SLURM_LOCALID": process // nodes,
+    }  # fmt: skip
+
+
+def open_mpi(process, nodes):
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": 2,
+        "OMPI_COMM_WORLD_RANK": process, "OMPI_COMM_WORLD_LOCAL_RANK": process // nodes,
+        "OMPI_COMM_WORLD_LOCAL_SIZE": 2 // nodes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cluster", "nodes"),
+    [
+        pytest.param(slurm, 1, marks=pytest.mark.slow),
+        (slurm, 2),
+        (open_mpi, 1),
+        pytest.param(open_mpi, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_of_a_cluster_find_each_other_and_their_devices(cluster, nodes):
+    """By what Slurm and Open MPI put into the environment; alone on a node, a process has all of its GPUs."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        own = {"JAX_COORDINATOR_PORT": free.getsockname()[1], "JAX_PLATFORMS": "cpu"}
+    started = []
+    for i in range(2):
+        environment = os.environ | {name: str(value) for name, value in (own | cluster(i, nodes)).items()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", LOOK_AROUND], env=environment, **pipes))
+    told = [each.communicate(timeout=120) for each in started]
+    devices = ("all", "all") if nodes == 2 else ("0", "1")
+    found = [out.splitlines()[-1].split() for out, _ in told]  # Gloo writes there too
+    assert found == [["2", str(i == 0), "agreed", devices[i]] for i in range(2)], told
+
+
+def test_a_mistake_is_told_by_every_process(place):
+    for status, error in finish(start(place, "run", 2, 1, "--train.batch_size", 7)):
+        assert status == 2
+        assert "7 is not divisible by 2 devices: use 6 or 8" in error
+
+
+def test_other_options_on_one_host_are_told_by_every_process(place):
+    started = start(place, "run", 2, 1, "--train.steps", 4, own=[[], ["--optimizer.lr", 0.5]])
+    (first, error), (second, told) = finish(started)
+    assert (first, second) == (2, 2)
+    assert "a process was given other options than the first one" in error
+    assert "optimizer.lr: 0.01 there, 0.5 here" in told
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--process", "1"], "belong together"),
+        (["--processes", "two"], "--processes two: should be a number"),
+        (["--processes", "²"], "--processes ²: should be a number"),
+        ("--coordinator here --processes 2 --process 0".split(), "--coordinator here: should be HOST:PORT"),
+    ],
+)
+def test_options_that_cannot_be(args, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        multihost.join(**multihost.take_options(args)[0])
+
+
+def test_alone_nothing_is_joined():
+    options, rest = multihost.take_options(["--train.steps", "3", "--processes", "1"])
+    multihost.join(**options)
+    assert rest == ["--train.steps", "3"]
+    assert multihost.count() == 1
+    assert multihost.from_first(lambda: 7) == multihost.least(7) == 7

@@ -1,0 +1,142 @@
+"""One config line splits the work over devices, and nothing else changes."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax import load_run, train
+from slm_jax.config.schema import Config
+from slm_jax.distributed import sharding
+from slm_jax.run.checkpoint import read_newest
+from slm_jax.run.directory import Run
+from slm_jax.run.metrics import read_rows
+from slm_jax.training.train_step import make_steps
+from slm_jax.utils.errors import UserError
+from tests.helpers import TINY, largest_difference, random_ids, tiny_config
+
+VOCAB = 64
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
+
+
+def run(steps: int = 3, mesh: tuple[int, int, int] = (1, 1, 1), **fields):
+    """(state, losses) after so many steps on random batches, and the mesh."""
+    sizes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    config = tiny_config(**{"optimizer__warmup_steps": 1, **sizes, **fields})
+    devices = sharding.make_mesh(config)
+    made = make_steps(config, VOCAB, devices)
+    state, losses = made.init(), []
+    for step in range(steps):
+        ids = np.asarray(random_ids((8, 33), VOCAB, seed=step))
+        batch = sharding.put_batch(devices, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+        state, metrics = made.train(state, batch)
+        losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    sums = made.evaluate(state.params, batch)
+    return state, np.array([*losses, [float(sums.nll), float(sums.correct)]]), devices
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run()
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_equals_one_device(mesh, alone):
+    state, losses, devices = run(mesh=mesh)
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
+    # Muon turns rounding of near-zero directions into small differences of whole updates.
+    assert largest_difference(jax.device_get(state.params), alone[0].params) < 2e-4
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        parts = mesh[1] * mesh[2] if re.search("weight|embedding", name) else 1
+        assert leaf.size == parts * leaf.addressable_shards[0].data.size, name
+        assert len(leaf.sharding.device_set) == devices.size
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer__name": "adamw", "optimizer__lr": 0.001, "model__tie_weights": False},
+        pytest.param(
+            {"model__kv_heads": 2, "model__scan_layers": True, "model__remat": "full", "train__ul_alpha": 0.5},
+            marks=pytest.mark.slow,
+        ),
+        {"train__accumulation": 2, "train__z_loss": 0.01, "model__window": 7, "model__vocab_multiple": 48},
+    ],
+)
+def test_every_feature_on_a_mesh_of_three_axes(fields):
+    _, expected, _ = run(**fields)
+    _, losses, _ = run(mesh=(2, 2, 2), **fields)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_dropout_draws_the_same_on_every_mesh():
+    _, expected, _ = run(model__dropout=0.3)
+    _, losses, _ = run(mesh=(2, 2, 2), model__dropout=0.3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_parameters_begin_the_same_bit_for_bit():
+    states = []
+    for sizes in ({"mesh__data": 1}, {"mesh__fsdp": 4, "mesh__tensor": 2}):
+        config = tiny_config(**sizes)
+        states.append(jax.device_get(make_steps(config, VOCAB, sharding.make_mesh(config)).init().params))
+    assert largest_difference(*states) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"mesh.fsdp": 3, "model.dim": 36, "model.heads": 3, "train.batch_size": 12},
+            "mesh.fsdp 3 x mesh.tensor 1 does not divide the 8 devices",
+        ),
+        ({"mesh.fsdp": 16, "train.batch_size": 16}, "mesh asks for 16 devices (fsdp 16 x tensor 1), there are 8"),
+        ({"mesh.data": 2, "mesh.fsdp": 4, "train.batch_size": 12}, "12 is not divisible by 8 devices: use 8 or 16"),
+        ({"mesh.tensor": 8}, "model.heads 4 do not divide over mesh.tensor 8: use mesh.tensor 1 or 2 or 4, or 8 heads"),
+        ({"mesh.fsdp": 8, "model.dim": 36}, "model.dim 36 does not divide over mesh.fsdp 8: use dim 32 or 40"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_what_would(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        sharding.make_mesh(Config.load(**{**TINY, **fields}))
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused():
+    config = tiny_config(mesh__tensor=4)
+    with pytest.raises(UserError, match=re.escape("--model.vocab_multiple 4")):
+        make_steps(config, 61, sharding.make_mesh(config))
+    make_steps(tiny_config(mesh__tensor=4, model__vocab_multiple=4), 61, sharding.make_mesh(config))
+
+
+def test_a_run_goes_on_on_any_mesh(tmp_path):
+    """1 device, FSDP x tensor, 8 devices, 1 again: bit for bit at each restore, and the losses of one device."""
+    lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
+    (tmp_path / "text.txt").write_text("".join(lines))
+    fields = {**TINY, "model.depth": 1, "model.vocab_multiple": 2, "tokenizer.vocab_size": 320, "eval.sample_tokens": 4}
+    fields |= {"data.files": str(tmp_path / "text.txt"), "data.cache": str(tmp_path / "cache"), "eval.max_tokens": 200}
+
+    def rows(run, stages):
+        for steps, mesh in stages:
+            sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+            train(Config.load(**{**fields, **sizes, "train.steps": steps, "optimizer.schedule": "constant"}), run)
+        return read_rows(Run(run).metrics)
+
+    moved = rows(tmp_path / "moved", [(3, (1, 1, 1)), (6, (1, 4, 2)), (9, (8, 1, 1)), (12, (1, 1, 1))])
+    stayed = rows(tmp_path / "stayed", [(3, (1, 1, 1)), (6, (1, 1, 1)), (9, (1, 1, 1)), (12, (1, 1, 1))])
+    assert [row["step"] for row in moved] == list(range(1, 13))
+    for name in ("loss", "grad_norm", "tokens", "bytes"):
+        np.testing.assert_allclose([r[name] for r in moved], [r[name] for r in stayed], rtol=1e-4)
+
+    run = Run(tmp_path / "moved")
+    restored = []
+    for mesh in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
+        sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+        config = Config.load(**{**fields, **sizes})
+        shapes = jax.eval_shape(make_steps(config, load_run(str(run.path)).tokenizer.vocab_size).init)
+        target = sharding.abstract(shapes, sharding.of_tree(sharding.make_mesh(config), shapes))
+        found, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
+        assert jax.tree.leaves(found)[0].sharding.mesh.size == np.prod(mesh)
+        restored.append(jax.device_get(found))
+    assert largest_difference(restored[0], restored[1]) == largest_difference(restored[0], restored[2]) == 0

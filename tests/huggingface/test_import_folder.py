@@ -1,0 +1,128 @@
+"""A real run, exported by its command, and another that begins with the folder."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors")
+
+from slm_jax.cli import export
+from slm_jax.cli.train import parse_args
+from slm_jax.config.schema import Config
+from slm_jax.data.prepare import given_tokenizer
+from slm_jax.huggingface.import_folder import open_folder
+from slm_jax.run.checkpoint import read_params
+from slm_jax.run.directory import Run
+from slm_jax.run.load import load_run
+from slm_jax.training.train import train
+from slm_jax.training.warm_start import find_origin
+from slm_jax.utils.errors import UserError
+from tests.helpers import TINY
+from tests.test_export import params_of
+
+SMALL = {**TINY, "model.depth": 1, "model.kv_heads": 2, "model.vocab_multiple": 64, "tokenizer.vocab_size": 330}
+SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "checkpoint.every": 100, "mesh.data": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a text, a run of it and its export."""
+    path = tmp_path_factory.mktemp("hf")
+    (path / "a.txt").write_text("".join(f"Line {i}: the fox sees {i * 7 % 13} dogs.\n" for i in range(400)))
+    train(small(path), path / "first")
+    export.main(["--run", str(path / "first"), "--to", str(path / "out"), "--license", "mit"])
+    return path
+
+
+def small(path, **overrides):
+    given = {"data.files": str(path / "a.txt"), "data.cache": str(path / "cache")}
+    return Config.load(**{**SMALL, **given, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def first_params(run):
+    """The newest parameters as they are on disk, by name."""
+    loaded = load_run(str(run))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), params_of(loaded.model))
+    params, step = read_params(Run(run).checkpoints, target)
+    return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def test_the_command_says_what_to_do_next(place, tmp_path, capsys):
+    export.main(["--run", str(place / "first"), "--to", str(tmp_path / "My Model"), "--dtype", "bfloat16"])
+    said = capsys.readouterr().out
+    assert "step 3, as Qwen3ForCausalLM in bfloat16" in said
+    assert "trust_remote_code=True" in said
+    assert f"hf upload USER/first '{tmp_path}/My Model'" in said
+    with pytest.raises(UserError, match="average 0"):
+        export.main(["--run", str(place / "first"), "--to", str(tmp_path / "x"), "--average", "0"])
+    with pytest.raises(UserError, match="not empty"):
+        export.main(["--run", str(place / "first"), "--to", str(place / "out")])
+    with pytest.raises(UserError, match="no run in"):
+        export.main(["--run", str(place / "nowhere"), "--to", str(tmp_path / "x")])
+    card = (place / "out" / "README.md").read_text()
+    row = json.loads((place / "first" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"step 3: loss {row['val_loss']:.4f}" in card
+    assert "- Text: text files, " in card
+    assert str(place) not in card
+
+
+def test_a_run_begins_with_the_bits_of_the_folder_and_learns_on(place, tmp_path):
+    shutil.copytree(place / "out", tmp_path / "out")
+    tuned = small(place, init__from_hf=str(tmp_path / "out"), model__vocab_multiple=1, train__seed=5, train__steps=2)
+    result = train(tuned, tmp_path / "tuned")
+    assert result.step == 2
+    assert result.metrics["val_loss"] < 5
+    (tmp_path / "tuned" / "checkpoints" / "2").rename(tmp_path / "aside")
+    step, begun = first_params(tmp_path / "tuned")
+    assert step == 0
+    _, source = first_params(place / "first")
+    for name, value in begun.items():
+        assert np.array_equal(value, source[name][: len(value)]), name
+    again = export.export(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
+    card = (again / "README.md").read_text()
+    assert "Began with the weights of `out`" in card
+    assert "the mean of those of the newest 2 checkpoints" in card
+    assert Run(tmp_path / "tuned").tokenizer.read_bytes() == (place / "out" / "tokenizer.hybtok").read_bytes()
+
+
+def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
+    folder = str(place / "out")
+    config, _ = parse_args(["--init.from_hf", folder, "--model.dropout", "0.1", "--data.files", str(place / "a.txt")])
+    model = config.model
+    assert (model.dim, model.depth, model.heads, model.kv_heads, model.dropout) == (32, 1, 4, 2, 0.1)
+    assert find_origin(config).path == place / "out"
+    assert given_tokenizer(config) == str(place / "out" / "tokenizer.hybtok")
+    config, _ = parse_args(["--init.from_hf", folder, "--model.depth", "3", "--model.mlp_dim", "300"])
+    with pytest.raises(UserError, match=r"(?s)depth: 1 there, 3 here.*SwiGLU: 64 there"):
+        find_origin(config)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        parse_args(["--init.from_hf", str(place)])
+    with pytest.raises(UserError, match="both given"):
+        small(place, init__from_hf=folder, init__from_run=str(place / "first"))
+    with pytest.raises(UserError, match="no run to carry it from"):
+        small(place, init__from_hf=folder, init__optimizer="carry")
+
+
+def test_another_tokenizer_is_refused(place, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(place / "out", folder)
+    rows = open_folder(str(folder)).vocab_size
+    for given, message in (
+        ({"tokenizer__path": "english-8k"}, "is not the tokenizer of"),
+        ({"tokenizer__vocab_size": 301}, rf"tokenizer\.vocab_size: {rows} in .*, 301 here"),
+        ({"tokenizer__lowercase": False}, r"tokenizer\.lowercase: True in .*, False here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            given_tokenizer(small(place, init__from_hf=str(folder), **given))
+    own = tmp_path / "own.hybtok"
+    (folder / "tokenizer.hybtok").rename(own)
+    config = small(place, init__from_hf=str(folder), tokenizer__path="english-8k")
+    with pytest.raises(UserError, match=rf"has {rows} rows, but the tokenizer english-8k has 8192 ids"):
+        given_tokenizer(config)
+    assert given_tokenizer(small(place, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
+    with pytest.raises(UserError, match=r"give that one, saved by this project, as --tokenizer\.path"):
+        given_tokenizer(small(place, init__from_hf=str(folder)))

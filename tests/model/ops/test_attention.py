@@ -1,0 +1,150 @@
+"""Blockwise attention computes what the naive one does: values and gradients, every mask, any length."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax.distributed import sharding
+from slm_jax.distributed.partitioning import over_rows_and_heads
+from slm_jax.model.ops import attention, describe_attention, naive_attention
+from slm_jax.model.ops.attention_blocks import blockwise_attention
+from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
+from slm_jax.utils.errors import UserError
+from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
+
+
+def inputs(length, heads=4, kv_heads=4, batch=2, width=8, seed=0):
+    rng = np.random.default_rng(seed)
+    make = lambda h: jnp.asarray(rng.normal(size=(batch, length, h, width)), jnp.float32)  # noqa: E731
+    return make(heads), make(kv_heads), make(kv_heads), make(heads)
+
+
+def segments(length, batch=2):
+    return jnp.asarray(np.sort(np.random.default_rng(3).integers(0, 3, (batch, length)), axis=1))
+
+
+def padding(length, batch=2):
+    return jnp.asarray(np.arange(length)[None] < np.array([[length], [length - length // 3]])[:batch], jnp.int32)
+
+
+def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None):
+    """(output, gradients) of the blockwise and of the naive operation."""
+    for f in (
+        lambda q, k, v: blockwise_attention(q, k, v, valid, segment_ids, dtype, window),
+        lambda q, k, v: naive_attention(q, k, v, dtype, window, valid, segment_ids),
+    ):
+        yield jax.jit(lambda q, k, v, g, f=f: (f(q, k, v), jax.vjp(f, q, k, v)[1](g)))(q, k, v, g)
+
+
+@pytest.mark.parametrize(
+    ("length", "kv_heads", "window"), [(1, 4, 0), (5, 2, 3), (64, 1, 1), (128, 4, 70), (200, 2, 0), (257, 1, 70)]
+)
+def test_equals_naive_in_float32(length, kv_heads, window):
+    q, k, v, g = inputs(length, kv_heads=kv_heads)
+    fast, naive = both(q, k, v, g, FLOAT32, window)
+    assert largest_difference(fast, naive) < 5e-6  # sums of up to 257 float32 terms, taken in another order
+
+
+@pytest.mark.parametrize("masked", ["segments", "padding", "both"])
+def test_equals_naive_with_masks(masked):
+    q, k, v, g = inputs(150, kv_heads=2)
+    valid = padding(150) if masked != "segments" else None
+    segment_ids = segments(150) if masked != "padding" else None
+    fast, naive = both(q, k, v, g, FLOAT32, 40, valid, segment_ids)
+    assert largest_difference(fast, naive) < 5e-6
+
+
+def test_bfloat16_gradients_point_the_same_way():
+    q, k, v, g = inputs(256)
+    fast, naive = both(q, k, v, g, BFLOAT16)
+    exact = list(both(q, k, v, g, FLOAT32))[1]
+    assert cosine(fast[1], naive[1]) > 0.9999
+    assert cosine(fast[1], exact[1]) > 0.9999
+
+
+def test_window_is_exact_at_its_edges():
+    q, k, v, _ = inputs(140, batch=1)
+
+    def reaches(s, t, window):
+        """Whether the output at t depends on the value at s."""
+        gradient = jax.grad(lambda v: attention(q, k, v, FLOAT32, window)[0, t].sum())(v)
+        return bool(jnp.any(gradient[0, s] != 0))
+
+    for t in (5, 100, 139):
+        assert reaches(t, t, 3)
+        assert reaches(t - 2, t, 3)
+        assert not reaches(t - 3, t, 3)
+        assert reaches(0, t, t + 1)
+        assert not reaches(0, t, t)
+    assert not reaches(101, 100, 0)
+
+
+def on_xla(*args):
+    """What is asked of cuDNN, asked of XLA: the same function of JAX with the same arguments."""
+    return cudnn_attention(*args, implementation="xla")
+
+
+def interpreted(*args):
+    """The TPU kernel's program, run by the interpreter."""
+    return splash_attention(*args, interpret=True)
+
+
+@pytest.mark.parametrize("kernel", [on_xla, interpreted])
+@pytest.mark.parametrize(("kv_heads", "window"), [(4, 0), (2, 70), (1, 1)])
+@pytest.mark.parametrize("masked", ["no", "both"])
+def test_kernels_equal_naive(kernel, kv_heads, window, masked):
+    """At every real query; what queries of padding get is never read."""
+    length = 256
+    q, k, v, g = inputs(length, kv_heads=kv_heads)
+    valid, segment_ids = (padding(length), segments(length)) if masked == "both" else (None, None)
+    if valid is not None:
+        g = g * valid[:, :, None, None]
+    fast, naive = (
+        jax.jit(lambda q, k, v, f=f: (jnp.where(g == 0, 0, f(q, k, v)), jax.vjp(f, q, k, v)[1](g)))(q, k, v)
+        for f in (
+            lambda q, k, v: kernel(q, k, v, valid, segment_ids, FLOAT32, window),
+            lambda q, k, v: naive_attention(q, k, v, FLOAT32, window, valid, segment_ids),
+        )
+    )
+    assert largest_difference(fast, naive) < 3e-5  # of gradients of size 10
+
+
+def test_kernel_over_several_devices():
+    """XLA cannot split a kernel: it is mapped over the mesh in use."""
+    mesh = sharding.make_mesh(tiny_config(mesh__tensor=2))
+    assert mesh.size == 8
+    q, k, v, _ = inputs(128, batch=8, kv_heads=2)
+
+    def gradients(q, k, v):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            kernel = lambda *x: interpreted(*x, None, None, FLOAT32, 0)  # noqa: E731
+            f = lambda *x: jnp.sum(jnp.sin(over_rows_and_heads(kernel, x, ())))  # noqa: E731
+            return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
+
+    split = jax.jit(gradients)(**sharding.put_batch(mesh, {"q": q, "k": k, "v": v}))
+    expected = jax.grad(lambda *x: jnp.sum(jnp.sin(naive_attention(*x, FLOAT32))), argnums=(0, 1, 2))(q, k, v)
+    assert "data" in split[0].sharding.spec
+    assert largest_difference(split, expected) < 3e-5
+
+
+def test_what_cannot_run_is_refused_by_name_and_replaced_aloud():
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention in blocks"
+    for name, missing in (("cudnn", "no NVIDIA GPU"), ("splash", "no TPU")):
+        with pytest.raises(UserError, match=f"model.attention {name}: there is {missing}"):
+            describe_attention(name, BFLOAT16, 256, 64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "width", "says"),
+    [(FLOAT32, 256, 64, "bfloat16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
+)
+def test_a_gpu_without_the_shape_for_cudnn_says_so(monkeypatch, dtype, length, width, says):
+    """The hardware is pretended; which kernel is then chosen is not."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = type("Device", (), {"compute_capability": "9.0"})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by cuDNN"
+    described = describe_attention("auto", dtype, length, width)
+    assert described.startswith("attention in blocks (cudnn: ")
+    assert says in described

@@ -1,0 +1,38 @@
+"""The matrix product with gradients written out equals the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slm_jax.model.ops import matmul, naive_matmul
+from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference
+
+
+def value_and_grads(f, dtype):
+    rng = np.random.default_rng(0)
+    x, w, g = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 7, 32), (32, 48), (3, 7, 48)))
+    out, pullback = jax.vjp(lambda x, w: f(x, w, dtype), x, w)
+    return out, pullback(g)
+
+
+def test_float32_is_the_plain_product():
+    assert largest_difference(value_and_grads(matmul, FLOAT32), value_and_grads(naive_matmul, FLOAT32)) == 0
+
+
+def test_bfloat16_rounds_once_and_accumulates_in_float32():
+    out, grads = value_and_grads(matmul, BFLOAT16)
+    naive_out, naive_grads = value_and_grads(naive_matmul, BFLOAT16)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((out, grads)))
+    np.testing.assert_allclose(out, naive_out, atol=1e-5)  # float32 sums of 32 terms in another order
+    assert cosine(grads, naive_grads) > 0.9999
+    assert cosine(grads, value_and_grads(naive_matmul, FLOAT32)[1]) > 0.9999
+
+
+def test_all_three_products_are_bfloat16():
+    """In the program, whatever backend compiles it: operands bfloat16, results float32."""
+    x, w = jnp.zeros((8, 32)), jnp.zeros((32, 16))
+    grads = jax.grad(lambda x, w: matmul(x, w, BFLOAT16).sum(), argnums=(0, 1))
+    program = jax.jit(lambda x, w: (matmul(x, w, BFLOAT16), grads(x, w))).lower(x, w).as_text()
+    dots = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(dots) >= 3
+    assert all(line.count("xbf16>") == 2 and line.count("xf32>") == 1 for line in dots)

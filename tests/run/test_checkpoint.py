@@ -1,0 +1,207 @@
+"""Checkpoints: whole or not there, every byte checked, the right ones kept, failures told."""
+
+import json
+import math
+import random
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from slm_jax.config.schema import CheckpointConfig
+from slm_jax.run.checkpoint import Checkpoints, read_params, steps_in
+from slm_jax.utils.errors import UserError
+
+
+def make_state(value=1.0):
+    weights = jax.random.normal(jax.random.key(0), (64, 32)) * value
+    return {"step": jnp.asarray(3), "params": {"w": weights, "b": jnp.full((900,), value)}, "key": jax.random.key(1)}
+
+
+def raw(state):
+    return [np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x) for x in jax.tree.leaves(state)]
+
+
+def assert_same(first, second):
+    assert all(np.array_equal(a, b) for a, b in zip(raw(first), raw(second), strict=True))
+
+
+def restore(folder, warnings=None, state=None):
+    shapes = jax.eval_shape(lambda: make_state() if state is None else state)
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        return checkpoints.restore_newest(lambda _: shapes, warn=[].append if warnings is None else warnings.append)
+
+
+def save(folder, *steps, value=1.0, **policy):
+    with Checkpoints(folder, CheckpointConfig(**policy)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(value * step), {"text": "abc"}, None)
+
+
+def test_what_is_saved_is_what_is_restored(tmp_path):
+    assert restore(tmp_path / "a") is None
+    save(tmp_path / "a", 1, 2, 3)
+    state, position = restore(tmp_path / "a")
+    assert_same(state, make_state(3))
+    assert position == {"text": "abc", "step": 3, "score": None}
+    assert steps_in(epath.Path(tmp_path / "a")) == [2, 3]
+    assert (tmp_path / "a" / "3").is_dir()  # under its plain name: others look for it
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_the_one_before_taken(tmp_path):
+    """Orbax reads most flipped bytes of an array without a word (version 0.12.8)."""
+    save(tmp_path / "a", 1, 2)
+    rng = random.Random(0)
+    files = [p for p in (tmp_path / "a" / "2").rglob("*") if p.is_file()]
+    wanted = ("state", "position", "checksums.json")
+    files = [p for p in files if str(p.relative_to(tmp_path / "a" / "2")).startswith(wanted)]
+    files = [p for p in files if p.name != "commit_success.txt"]
+    assert len(files) > 8
+    for file in files:
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        copy = tmp_path / "b" / file.relative_to(tmp_path / "a")
+        data = bytearray(copy.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        copy.write_bytes(bytes(data))
+        warnings = []
+        state, position = restore(tmp_path / "b", warnings)
+        assert position["step"] == 1, file
+        assert_same(state, make_state(1))
+        assert len(warnings) == 1
+        assert "checkpoint 2 is damaged and passed over" in warnings[0]
+        assert steps_in(epath.Path(tmp_path / "b")) == [1]
+        assert (tmp_path / "b" / "damaged" / "2").is_dir()
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_a_lost_file_is_found_and_all_damaged_is_an_error(tmp_path):
+    save(tmp_path / "a", 1)
+    max((tmp_path / "a" / "1").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size).unlink()
+    warnings = []
+    with pytest.raises(UserError, match=r"of steps \[1\], see above"):
+        restore(tmp_path / "a", warnings)
+    assert "is missing" in warnings[0]
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        read_params(tmp_path / "a", jax.eval_shape(make_state)["params"], warn=warnings.append)
+
+
+def test_another_shape_is_no_damage(tmp_path):
+    save(tmp_path / "a", 1)
+    other = make_state() | {"params": {"w": jnp.zeros((2, 2)), "other": jnp.zeros(3)}}
+    with pytest.raises(UserError, match="is whole, but its arrays are not those of this config"):
+        restore(tmp_path / "a", state=other)
+    assert steps_in(epath.Path(tmp_path / "a")) == [1]
+
+
+def expected_to_stay(scores, keep, keep_best, keep_every):
+    """The policies as a person would apply them to {step: score} of all that was ever saved."""
+    stay = {}
+    for step, score in scores.items():
+        stay[step] = score
+        best = sorted((s for s in stay if stay[s] is not None), key=lambda s: (stay[s], s))[:keep_best]
+        newest = sorted(stay)[-keep:]
+        stay = {s: v for s, v in stay.items() if s in best or s in newest or (keep_every and s % keep_every == 0)}
+    return sorted(stay)
+
+
+def test_the_newest_the_best_and_some_for_ever(tmp_path):
+    rng = random.Random(1)
+    for trial, (keep, best, every) in enumerate([(1, 0, 0), (2, 2, 0), (1, 1, 3)]):
+        policy = {"keep": keep, "keep_best": best, "keep_every": every}
+        folder = tmp_path / str(trial)
+        scores = {step: rng.choice([None, rng.random()]) for step in range(1, 9)}
+        for steps in (range(1, 5), range(5, 9)):  # in two calls: the scores of before are read again
+            with Checkpoints(folder, CheckpointConfig(**policy)) as checkpoints:
+                for step in steps:
+                    checkpoints.save(step, {"x": jnp.full((3,), step)}, {}, scores[step])
+        assert steps_in(epath.Path(folder)) == expected_to_stay(scores, **policy), policy
+
+
+def test_when_a_checkpoint_is_due(tmp_path):
+    def due(step, score=None, **policy):
+        with Checkpoints(tmp_path / "a", CheckpointConfig(every=10, **policy)) as checkpoints:
+            checkpoints._scores = {1: 0.5, 2: 0.7}  # those that are on disk
+            return checkpoints.due(step, score)
+
+    assert due(20)
+    assert not due(21)
+    assert due(21, keep_every=7)
+    assert not due(21, score=0.1)
+    assert due(21, score=0.6, keep_best=2)
+    assert not due(21, score=0.6, keep_best=1)
+    assert not due(21, score=math.nan, keep_best=3)
+    assert not due(21, minutes=60)
+    with Checkpoints(tmp_path / "a", CheckpointConfig(every=10, minutes=1e-4)) as checkpoints:
+        end = time.monotonic() + 60e-4
+        while time.monotonic() < end:
+            pass
+        assert checkpoints.due(21)
+        checkpoints.save(21, {"x": jnp.zeros(3)}, {})
+        assert not checkpoints.due(22) or time.monotonic() > end + 60e-4
+
+
+def test_a_failed_save_is_told_at_the_next_step(tmp_path):
+    with pytest.raises(UserError, match="could not be written to") as told:  # noqa: SIM117, PT012
+        with Checkpoints(tmp_path / "a", CheckpointConfig(every=10)) as checkpoints:
+            checkpoints.save(1, make_state(), {})
+            checkpoints.wait()
+            shutil.rmtree(tmp_path / "a")
+            (tmp_path / "a").write_text("a file where the folder was")
+            checkpoints.save(2, make_state(), {})
+            checkpoints._finishing.join()  # meanwhile: more steps
+            checkpoints.due(3)
+    assert "continues from the last whole checkpoint" in str(told.value)
+
+
+def test_what_a_kill_leaves_is_cleaned_up(tmp_path):
+    save(tmp_path / "a", 1, 2)
+    shutil.copytree(tmp_path / "a" / "1", tmp_path / "a" / ".deleted-1")
+    shutil.copytree(tmp_path / "a" / "1", tmp_path / "a" / "3.orbax-checkpoint-tmp")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert restore(tmp_path / "a")[1]["step"] == 2
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1", "2", "notes.txt"]
+
+
+def test_the_mean_of_the_newest(tmp_path):
+    save(tmp_path / "a", 1, 2, 3, keep=3)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(make_state)["params"]
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    newest, step = read_params(tmp_path / "a", target)
+    assert step == 3
+    assert_same(newest, make_state(3)["params"])
+    mean, step = read_params(tmp_path / "a", target, average=2)
+    assert step == 3
+    expected = (np.float64(make_state(2)["params"]["w"]) + np.float64(make_state(3)["params"]["w"])) / 2
+    assert np.array_equal(mean["w"], expected.astype(np.float32))
+    assert mean["w"].sharding == device
+    with pytest.raises(UserError, match=r"holds 3 whole checkpoints, of steps \[3, 2, 1\], not 4 to average"):
+        read_params(tmp_path / "a", target, average=4)
+
+
+def test_a_checkpoint_of_before_checksums_is_read(tmp_path):
+    """As Orbax's manager writes it, which this project used at first."""
+    with ocp.CheckpointManager(tmp_path / "a") as manager:
+        position = ocp.args.JsonSave({"step": 7, "seed": 0})
+        manager.save(7, args=ocp.args.Composite(state=ocp.args.StandardSave(make_state()), position=position))
+        manager.wait_until_finished()
+    assert not (tmp_path / "a" / "7" / "checksums.json").exists()
+    state, position = restore(tmp_path / "a")
+    assert_same(state, make_state())
+    assert position == {"step": 7, "seed": 0}
+
+
+def test_every_file_that_is_read_has_a_checksum(tmp_path):
+    save(tmp_path / "a", 1)
+    place = tmp_path / "a" / "1"
+    table = json.loads((place / "checksums.json").read_text())
+    there = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
+    assert {name for name in there - table.keys() if "commit_success" not in name} == {
+        "checksums.json",
+        "_CHECKPOINT_METADATA",
+    }

@@ -1,0 +1,29 @@
+"""Tokenizers that the tests share."""
+
+import pytest
+
+from tests.test_tokenizer.samples import corpus
+from tokenizer import HybridTokenizer
+
+
+def make(lowercase: bool = True, **options) -> HybridTokenizer:
+    """A tokenizer of the test corpus."""
+    tok = HybridTokenizer(lowercase=lowercase)
+    tok.add_text(corpus())
+    tok.freeze_vocab(**({"vocab_size": 900} | options))
+    return tok
+
+
+@pytest.fixture(scope="session", params=["marks", "cased", "phrases", "bytes"])
+def tok(request: pytest.FixtureRequest) -> HybridTokenizer:
+    """A tokenizer of each sort: case marks, case in the entries, with phrases, and with next to nothing learned."""
+    if request.param == "marks":
+        return make()
+    if request.param == "cased":
+        return make(lowercase=False)
+    if request.param == "phrases":
+        return make(phrases=0.2, boundaries="spaces")
+    tiny = HybridTokenizer()
+    tiny.add_text("aa bb")
+    tiny.freeze_vocab()
+    return tiny

@@ -1,0 +1,128 @@
+"""python -m tokenizer, from outside: results on standard output, mistakes as one line and status 2."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_tokenizer.samples import LANGUAGES, corpus
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, text: str | None = None) -> subprocess.CompletedProcess:
+    given = None if text is None else text.encode("utf-8")
+    command = [sys.executable, "-m", "tokenizer", *map(str, arguments)]
+    return subprocess.run(command, input=given, capture_output=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command line")
+    (folder / "text.txt").write_text(corpus(), encoding="utf-8", newline="")
+    path = folder / "my.hybtok"
+    done = run("train", f"{folder}/*.txt", "--out", path, "--vocab-size", 700, "--note", "test corpus")
+    assert done.returncode == 0, done.stderr
+    assert b"700 ids learned from 1 file\n" in done.stdout
+    return path
+
+
+@pytest.mark.parametrize("mode", ["flat", "rle"])
+def test_there_and_back(trained, mode):
+    text = "\n".join(LANGUAGES.values()) + "  \n"
+    ids = run("encode", trained, "--mode", mode, text=text)
+    assert ids.returncode == 0
+    back = run("decode", trained, text=ids.stdout.decode())
+    assert back.returncode == 0
+    assert back.stdout.decode() == text
+
+
+def test_inspect(trained):
+    done = run("inspect", trained, "--merges", 5)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    assert "vocab_size=700" in shown
+    assert "special tokens: <PAD> " in shown
+    assert " <EOS> " in shown
+    assert "most used merges" in shown
+    uses = [int(line.split()[2]) for line in shown.split("text = left + right\n")[1].split("\n")[:5]]
+    assert uses == sorted(uses, reverse=True)
+
+
+def test_inspect_answers_what_was_asked_and_nothing_else(trained):
+    shown = run("inspect", trained, "--text", "Hello the world", "--token", " the").stdout.decode().splitlines()
+    assert "' the'" in shown[0]
+    assert "[" in shown[-1]
+    assert not [line for line in shown if "vocab_size" in line or "first entries" in line]
+    shown = run("inspect", trained, "--token", "zzzqqq").stdout.decode().splitlines()
+    parts = [line for line in shown if line.startswith("  ") and line[2] != " "]
+    assert shown[0] == f"'zzzqqq' is not one token, but is written with {len(parts)}:"
+
+
+def test_help_teaches():
+    done = run("--help")
+    assert done.returncode == 0
+    for word in (b"train", b"encode", b"decode", b"inspect", b"compare", b"--out my.hybtok"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "encode", "decode", "inspect", "compare"])
+def test_help_of_each_command_has_an_example(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"\n  python -m tokenizer {command} ".encode() in done.stdout or b"| python -m tokenizer" in done.stdout
+
+
+def test_mistakes(trained, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").touch()
+    mistakes = [
+        ("encode", tmp_path / "missing.hybtok"),
+        ("encode", tmp_path / "latin.txt"),
+        ("encode", trained, tmp_path / "missing.txt"),
+        ("encode", trained, tmp_path / "latin.txt"),
+        ("decode", trained, tmp_path / "latin.txt"),
+        ("train", tmp_path / "nothing*.txt", "--out", tmp_path / "x"),
+        ("train", tmp_path, "--out", tmp_path / "x"),
+        ("train", tmp_path / "empty.txt", "--out", tmp_path / "x"),
+        ("train", tmp_path / "latin.txt", "--out", tmp_path / "x"),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "no" / "x"),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--vocab-size", 5),
+        ("train", trained.parent / "text.txt", "--out", tmp_path / "x", "--score", "best"),
+        ("train", trained.parent / "text.txt", "--out", ""),
+        ("train", trained.parent / "text.txt", "--out", tmp_path),
+        ("inspect", trained, "--token", 10**6),
+        ("inspect", trained, "--token", "9" * 5000),
+        ("compare", tmp_path / "missing.txt"),
+        ("compare", tmp_path),
+        ("bake",),
+        (),
+    ]
+    for arguments in mistakes:
+        done = run(*arguments, text="")
+        assert done.returncode == 2, arguments
+        assert b"Traceback" not in done.stderr
+        assert b"error: " in done.stderr
+        if arguments and arguments[0] != "bake":
+            assert done.stderr.count(b"\n") == 1
+    for ids in ("1 2 three", "9 5:0", "5:-3", "5:99999999999", "5:" + "9" * 5000):
+        done = run("decode", trained, text=ids)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+def test_ctrl_c_ends_it_with_one_line(trained):
+    command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdin.write(b" " * 1_000_000)  # more than a pipe holds: it has begun to read
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (130, b"stopped\n")
+
+
+def test_importing_does_not_load_numpy():
+    code = (
+        "import sys, tokenizer; t = tokenizer.HybridTokenizer; sys.exit('numpy' in sys.modules or 'jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

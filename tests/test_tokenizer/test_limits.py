@@ -1,0 +1,95 @@
+"""Hostile input stays linear in time and bounded in memory; threads do not disturb one another."""
+
+import random
+import string
+import threading
+import time
+
+import pytest
+
+from tests.test_tokenizer.conftest import make
+from tests.test_tokenizer.samples import LANGUAGES, corpus
+from tokenizer import HybridTokenizer
+from tokenizer.encoding import encoder
+from tokenizer.encoding.segment import encode_reference
+
+
+def _adversaries(size: int) -> dict[str, str]:
+    source = random.Random(5)
+    letters = string.ascii_lowercase
+    return {
+        "one letter": "a" * size,
+        "no spaces": "".join(source.choices(letters, k=size)),
+        "random Unicode": "".join(map(chr, source.choices(range(0x3000), k=size // 2))),
+        "new words": "".join("".join(source.choices(letters, k=9)) + " " for _ in range(size // 10)),
+        "newlines": "\n" * size,
+        "spaces": " " * size,
+        "spaces and newlines": " \n" * (size // 2),
+        "the phrase again and again": " of the" * (size // 7),
+    }
+
+
+def _seconds(tok: HybridTokenizer, text: str) -> float:
+    best = 1e9
+    for _ in range(3):
+        fresh = HybridTokenizer.from_vocabulary(tok._vocabulary)
+        fresh.encode_array("load the tables " * 200)
+        start = time.process_time()
+        fresh.encode_array(text)
+        best = min(best, time.process_time() - start)
+    return best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(_adversaries(100)))
+def test_linear_time(name):
+    tok = make(phrases=0.1)
+    one, two = _adversaries(1_000_000)[name], _adversaries(2_000_000)[name]
+    size = len(one.encode("utf-8", "surrogatepass")) / 1e6
+    first, second = _seconds(tok, one), _seconds(tok, two)
+    assert second <= 2.6 * first + 0.02  # 2.3 times, and room for a busy machine
+    assert size / first >= 1.5, f"{size / first:.2f} MB/s"
+
+
+@pytest.mark.parametrize("name", list(_adversaries(100)))
+def test_adversaries_come_back(tok, name):
+    text = _adversaries(20_000)[name]
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert ids == encode_reference(text, tok._vocabulary)
+
+
+def test_memory_of_keys_is_bounded(monkeypatch):
+    monkeypatch.setattr(encoder, "MEMORY_LIMIT", 200_000)
+    tok = make()
+    state = tok._encoder
+    for start in range(20):
+        text = " ".join(f"{start}word{index}" for index in range(1000)) + " the end"
+        assert tok.decode(tok.encode(text)) == text
+        assert state._memory_bytes <= 200_000
+        entries = [*state._memory.items(), *state._memory_of_parts.items()]
+        assert sum(len(key) + len(value) for key, value in entries) <= 200_000
+
+
+def test_threads(monkeypatch):
+    """Small memory, so that it is emptied all the time under the feet of the other threads."""
+    monkeypatch.setattr(encoder, "MEMORY_LIMIT", 20_000)
+    tok = make(phrases=0.1)
+    texts = [corpus()[index * 500 : index * 500 + 4000] for index in range(12)] + list(LANGUAGES.values())
+    expected = [encode_reference(text, tok._vocabulary) for text in texts]
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        order = list(range(len(texts))) * 3
+        random.Random(seed).shuffle(order)
+        for index in order:
+            ids = tok.encode(texts[index])
+            if ids != expected[index] or tok.decode(ids) != texts[index]:
+                wrong.append(texts[index])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

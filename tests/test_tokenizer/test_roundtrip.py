@@ -1,0 +1,153 @@
+"""What goes in comes out, for every str; and every fast path gives the ids of the reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus
+from tokenizer import HybridTokenizer, TokenizerError
+from tokenizer.encoding.segment import encode_reference
+from tokenizer.units import KEY, MAX_KEY, cut_long_key
+from tokenizer.vocabulary import NL, SP
+
+
+def check(tok: HybridTokenizer, text: str) -> None:
+    """Round trip in every form, the reference's ids, no special token, and offsets and streaming that agree."""
+    ids = tok.encode(text)
+    assert ids == encode_reference(text, tok._vocabulary)
+    assert tok.decode(ids) == text
+    assert tok.decode(tok.encode(text, mode="rle")) == text
+    array = tok.encode_array(text)
+    assert array.tolist() == ids
+    assert tok.decode(array) == text
+    assert all(id_ >= SP for id_ in ids)
+    assert tok.count(text) == len(ids)
+    decoder = tok.stream_decoder()
+    assert "".join([*(decoder.push(id_) for id_ in ids), decoder.finish()]) == text
+    spans = tok.offsets(text)
+    assert len(spans) == len(ids)
+    covered = 0
+    for start, end in spans:
+        assert start <= covered <= end
+        covered = max(covered, end)
+    assert covered == len(text)
+
+
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
+def test_languages_and_traps(tok, text):
+    check(tok, text)
+
+
+def test_corpus(tok):
+    check(tok, corpus())
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=any_text)
+def test_any_text(tok, text):
+    check(tok, text)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=max(5_000, settings().max_examples))
+@given(text=any_text)
+def test_any_text_at_length(tok, text):
+    """So many examples for each of the four tokenizers: 100,000 in all with `--hypothesis-profile long`."""
+    check(tok, text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=any_text)
+def test_one_edge_is_as_among_all(tok, text):
+    vocabulary = tok._vocabulary
+    for start in range(len(text)):
+        for end in range(start + 1, min(len(text), start + 12) + 1):
+            piece = text[start:end]
+            for form in (piece, piece.upper(), piece.capitalize()):
+                assert vocabulary.edge(form) == vocabulary.edges.get(form)
+
+
+def test_every_edge_is_found(tok):
+    vocabulary = tok._vocabulary
+    assert all(vocabulary.edge(text) == ids for text, ids in vocabulary.edges.items())
+
+
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
+def test_the_first_text_after_loading(tok, text):
+    """Before any table is made."""
+    assert HybridTokenizer.from_vocabulary(tok._vocabulary).encode(text) == encode_reference(text, tok._vocabulary)
+
+
+@pytest.mark.parametrize("wrong", [-1, -(2**31), 2**31, 2**32 - 1, 10**6])
+@pytest.mark.parametrize("count", [3, 1000])
+def test_what_is_no_id(tok, wrong, count):
+    for ids in ([9] * count + [wrong], [wrong] + [9] * count, np.array([9] * count + [wrong])):
+        with pytest.raises(TokenizerError, match=f"^{wrong} is no id|decode takes ids"):
+            tok.decode(ids)
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts=st.lists(any_text, max_size=5))
+def test_batch_equals_single(tok, texts):
+    rows, mask = tok.encode_batch(texts)
+    for text, row, kept in zip(texts, rows, mask, strict=True):
+        assert row[kept].tolist() == tok.encode(text)
+        assert not row[~kept].any()
+    assert [ids.tolist() for ids in tok.encode_arrays(texts)] == [tok.encode(text) for text in texts]
+    rows, mask = tok.encode_batch(texts, max_len=3)
+    assert rows.shape == mask.shape == (len(texts), 3)
+    for text, row, kept in zip(texts, rows, mask, strict=True):
+        assert row[kept].tolist() == tok.encode(text)[:3]
+
+
+@given(text=any_text)
+def test_keys_are_the_text(text):
+    keys = KEY.findall(text)
+    assert "".join(keys) == text
+    for key in keys:
+        parts = cut_long_key(key)
+        assert "".join(parts) == key
+        assert all(0 < len(part) <= MAX_KEY for part in parts)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_any_ids_decode_alike(tok, data):
+    """Ids that no text has, as a model writes them: streaming and whole decoding agree, and nothing fails."""
+    ids = data.draw(st.lists(st.one_of(st.integers(0, tok.vocab_size - 1), st.integers(0, 270)), max_size=40))
+    ids = [id_ for id_ in ids if id_ < tok.vocab_size]
+    whole = tok.decode(ids)
+    decoder = tok.stream_decoder()
+    assert "".join([*(decoder.push(id_) for id_ in ids), decoder.finish()]) == whole
+    assert whole == tok._decoder.to_text(ids)
+
+
+def test_special_tokens_are_ids_only(tok):
+    for name in ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<EOS>", "<RES>"):
+        id_ = tok.token2id[name]
+        assert id_ not in tok.encode(f"a {name} {name}")
+        assert tok.decode([id_]) == ""
+        assert tok.decode([id_], skip_special_tokens=False) == name
+    assert [tok.token2id[name] for name in ("<PAD>", "<SP>", "<NL>")] == [0, SP, NL]
+    assert tok.token2id["<EOS>"] == 5
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_arrays_decode_like_lists(tok, data):
+    """The NumPy decoder against the plain one, for any ids, short and long."""
+    ids = data.draw(st.lists(st.integers(0, tok.vocab_size - 1), max_size=30)) * data.draw(st.integers(1, 20))
+    plain = tok._decoder.to_bytes(ids)
+    assert bytes(tok._decoder._batch.decode(np.array(ids, dtype=np.int32))) == plain
+    assert tok.decode(ids) == tok.decode(np.array(ids, dtype=np.uint16)) == tok._decoder.to_text(ids)
+
+
+@settings(deadline=None, max_examples=200)
+@given(left=any_text, right=any_text)
+def test_texts_join_between_keys(tok, left, right):
+    """encode(a) + encode(b) is encode(a + b) where b begins with white space and a ends without; phrases apart."""
+    if tok._vocabulary.phrases:
+        return
+    left, right = left.rstrip(" \n"), " " + right.lstrip(" \n")
+    assert tok.encode(left) + tok.encode(right) == tok.encode(left + right)

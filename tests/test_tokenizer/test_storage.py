@@ -1,0 +1,119 @@
+"""The saved file: same in, same out; anything else is refused with one line."""
+
+import hashlib
+import random
+import struct
+import zlib
+
+import pytest
+
+from tests.test_tokenizer.conftest import make
+from tests.test_tokenizer.samples import LANGUAGES
+from tokenizer import HybridTokenizer, TokenizerError
+from tokenizer.storage import content_of, parse, write
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("saved") / "a.hybtok"
+    make(phrases=0.1).save(path)
+    return path.read_bytes()
+
+
+def test_load_is_save(tok, tmp_path):
+    path = tmp_path / "tok.hybtok"
+    tok.save(path)
+    again = HybridTokenizer.load(path)
+    assert again.fingerprint == tok.fingerprint
+    assert again.vocab_size == tok.vocab_size
+    for text in LANGUAGES.values():
+        assert again.encode(text) == tok.encode(text)
+    assert again.top_merges(50) == tok.top_merges(50)
+    again.save(tmp_path / "again.hybtok")
+    assert (tmp_path / "again.hybtok").read_bytes() == path.read_bytes()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again.hybtok", "tok.hybtok"]
+
+
+def test_every_truncation_is_refused(saved):
+    for length in [*range(64), *range(64, len(saved), 37), len(saved) - 1]:
+        with pytest.raises(TokenizerError):
+            parse(saved[:length], "cut")
+    with pytest.raises(TokenizerError):
+        parse(saved + b"\0", "longer")
+
+
+def test_every_damage_is_refused(saved):
+    source = random.Random(3)
+    for _ in range(400):
+        at = source.randrange(len(saved))
+        damaged = bytearray(saved)
+        damaged[at] ^= 1 << source.randrange(8)
+        with pytest.raises(TokenizerError):
+            parse(bytes(damaged), "damaged")
+
+
+def _sealed(content: bytes, claimed: int | None = None) -> bytes:
+    """A file whose checksum is right whatever its content."""
+    size = len(content) if claimed is None else claimed
+    packed = zlib.compress(content)
+    return struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, hashlib.sha256(packed).digest(), size) + packed
+
+
+def test_damage_behind_a_right_checksum(saved, tmp_path):
+    """A file made by hand, fuzzed inside: a clear error, or a tokenizer that still holds together."""
+    vocabulary = parse(saved, "whole")
+    content = content_of(vocabulary)
+    assert parse(_sealed(content), "resealed") == vocabulary
+    source = random.Random(4)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(source.randrange(1, 4)):
+            damaged[source.randrange(len(damaged))] = source.randrange(256)
+        try:
+            tokenizer = HybridTokenizer.from_vocabulary(parse(_sealed(bytes(damaged)), "fuzzed"))
+        except TokenizerError as error:
+            refused += "\n" not in str(error)
+        else:
+            text = LANGUAGES["english"]
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert refused > 100
+
+
+def test_letters_with_two_cases_are_refused(saved):
+    content = content_of(parse(saved, "whole"))
+    damaged = content.replace(b'"pairs":"aAb', b'"pairs":"aAA', 1)
+    assert damaged != content
+    with pytest.raises(TokenizerError, match="two cases"):
+        parse(_sealed(damaged), "damaged")
+
+
+def test_sizes_are_checked_before_memory_is_taken():
+    bomb = struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, bytes(32), 0xFFFFFFFF) + zlib.compress(bytes(1 << 20))
+    with pytest.raises(TokenizerError, match="claims"):
+        parse(bomb, "bomb")
+    with pytest.raises(TokenizerError, match="length"):
+        parse(_sealed(bytes(50 << 20), claimed=1000), "bomb")
+    # Entries that double in length each time: 2 ** 40 characters if anything built them.
+    header = b'{"alphabet":"","bases":[],"byte_limit":4,"counts":0,"lowercase":false,"merges":40,"note":"",'
+    header += b'"pairs":"","phrases":0}'
+    pairs = [265 + max(0, index) - 1 if index else 105 for index in range(40)]
+    numbers = struct.pack("<80I", *pairs, *pairs)
+    with pytest.raises(TokenizerError, match="characters long"):
+        parse(_sealed(struct.pack("<I", len(header)) + header + numbers), "bomb")
+
+
+def test_foreign_and_newer_files(tmp_path, saved):
+    for data in (b"", b"hello", b"\x1f\x8b\x08\0" * 20, b'{"model": {}}' * 10):
+        path = tmp_path / "foreign"
+        path.write_bytes(data)
+        with pytest.raises(TokenizerError, match="not a tokenizer file"):
+            HybridTokenizer.load(path)
+    newer = bytearray(saved)
+    newer[8] = 2
+    with pytest.raises(TokenizerError, match="version 2"):
+        parse(bytes(newer), "newer")
+    with pytest.raises(TokenizerError, match="cannot read"):
+        HybridTokenizer.load(tmp_path / "missing")
+    with pytest.raises(TokenizerError, match="cannot write"):
+        write(parse(saved, "whole"), tmp_path / "no folder" / "x")

@@ -1,0 +1,112 @@
+"""Schedules against closed forms, Muon against optax's, and which weights decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from slm_jax.config.schema import OptimizerConfig
+from slm_jax.training.optimizer import make_optimizer, make_schedule, orthogonalize, scale_by_muon
+from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference
+
+
+def rates(steps=100, **fields):
+    schedule = make_schedule(OptimizerConfig(lr=1.0, **fields), steps)
+    return np.array([schedule(i) for i in range(steps)])
+
+
+def test_warmup_then_wsd():
+    lr = rates(warmup_steps=10, schedule="wsd", decay_fraction=0.5)
+    np.testing.assert_allclose(lr[:10], (np.arange(10) + 1) / 11, rtol=1e-5)
+    np.testing.assert_allclose(lr[10:55], 1.0)
+    np.testing.assert_allclose(lr[55:], 1 - np.arange(45) / 45, rtol=1e-5, atol=1e-6)
+
+
+def test_warmup_then_cosine_to_a_floor():
+    lr = rates(warmup_steps=10, schedule="cosine", final_lr_fraction=0.1)
+    np.testing.assert_allclose(lr[10:], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(90) / 90)), rtol=1e-5)
+
+
+def test_constant_without_warmup():
+    np.testing.assert_allclose(rates(warmup_steps=0, schedule="constant"), 1.0)
+
+
+def tree(seed=0):
+    rng = np.random.default_rng(seed)
+    make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    blocks = {"wide": make(2, 8, 24), "tall": make(2, 24, 8), "norm": make(2, 8)}  # of two layers
+    return {"embedding": make(20, 8), "blocks": blocks, "final_norm": make(8)}
+
+
+def run(optimizer, steps=3):
+    params, state = tree(), None
+    state = optimizer.init(params)
+    for i in range(steps):
+        updates, state = optimizer.update(tree(i + 1), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def layers(stacks):
+    """Each matrix of a stack by itself."""
+    return {f"{name}{i}": x[i] for name, x in stacks.items() for i in range(len(x))}
+
+
+def test_muon_is_that_of_optax():
+    """optax.contrib.muon is the oracle for direction and size. It corrects the bias of the momentum, of which
+    orthogonalisation leaves only another mix with the newest gradient: close, not equal to the last digit."""
+    weights = {name: x for name, x in tree()["blocks"].items() if x.ndim == 3}
+    ours, theirs = scale_by_muon(FLOAT32), optax.contrib.muon(1.0, consistent_rms=0.2)
+    mine, other = ours.init(weights), theirs.init(layers(weights))
+    for i in range(3):
+        grads = jax.tree.map(lambda x, i=i: x * (i + 1) + 0.1 * i, weights)
+        update, mine = ours.update(grads, mine)
+        update = layers(update)  # optax has no stacks of matrices
+        expected, other = theirs.update(layers(grads), other, layers(weights))
+        assert cosine(update, jax.tree.map(jnp.negative, expected)) > 0.99
+        assert float(optax.tree.norm(update)) == pytest.approx(float(optax.tree.norm(expected)), rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
+def test_orthogonalize(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    values = np.linalg.svd(orthogonalize(x, FLOAT32), compute_uv=False)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    assert cosine(orthogonalize(x, FLOAT32), jnp.asarray(u @ vt)) > 0.97
+    assert cosine(orthogonalize(x, FLOAT32), orthogonalize(x, BFLOAT16)) > 0.999
+
+
+def test_adamw_is_that_of_optax():
+    config = OptimizerConfig(name="adamw", lr=0.1, warmup_steps=0, schedule="constant", clip=0, weight_decay=0.3)
+    decay = {"embedding": True, "blocks": {"wide": True, "tall": True, "norm": False}, "final_norm": False}
+    expected = optax.adamw(0.1, b1=0.9, b2=0.95, weight_decay=0.3, mask=decay)
+    assert largest_difference(run(make_optimizer(config, 10, FLOAT32)), run(expected)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_matrices_decay_and_scales_do_not(name):
+    config = OptimizerConfig(name=name, lr=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5)
+    optimizer = make_optimizer(config, 10, FLOAT32)
+    params = tree()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert not np.any(updates["blocks"]["norm"])
+    assert not np.any(updates["final_norm"])
+    for matrix, update in (
+        (params["embedding"], updates["embedding"]),
+        (params["blocks"]["wide"], updates["blocks"]["wide"]),
+    ):
+        np.testing.assert_allclose(update, -0.05 * matrix, rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient():
+    config = OptimizerConfig(name="adamw", lr=0.1, warmup_steps=0, schedule="constant", weight_decay=0, clip=1.0)
+    big = jax.tree.map(lambda x: x * 1e6, tree(1))
+    small = jax.tree.map(lambda x: x / optax.tree.norm(tree(1)), tree(1))
+    optimizer = make_optimizer(config, 10, FLOAT32)
+    from_big = optimizer.update(big, optimizer.init(tree()), tree())[0]
+    from_small = optimizer.update(small, optimizer.init(tree()), tree())[0]
+    assert largest_difference(from_big, from_small) < 1e-5

@@ -1,0 +1,213 @@
+"""What a run does about harm: spikes, NaN, a lost disk; and what it shows of itself on request."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax.run import checksums
+from slm_jax.run.directory import Run
+from slm_jax.run.load import load_run
+from slm_jax.run.metrics import read_rows, scores_text
+from slm_jax.training.train import train
+from slm_jax.utils.errors import UserError
+from tests.helpers import tiny_config
+from tests.programs import PROGRAMS
+
+SMALL = {
+    "model__depth": 1,
+    "optimizer__name": "adamw",
+    "optimizer__schedule": "constant",
+    "train__batch_size": 4,
+    "tokenizer__vocab_size": 300,
+    "data__validation_fraction": 0.2,
+    "eval__sample_tokens": 0,
+    "eval__every": 6,
+    "mesh__data": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text(tmp_path_factory):
+    """The text of all runs here, and a cache of their own."""
+    folder = tmp_path_factory.mktemp("text")
+    lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs." for i in range(200))
+    (folder / "text.txt").write_text("\n".join(lines))
+    kept = {
+        "jax_compilation_cache_dir": os.environ[PROGRAMS],
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name, value in kept.items():
+            jax.config.update(name, value)
+        yield str(folder / "text.txt")
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def start(text, tmp_path):
+    def run(name="run", steps=12, **fields):
+        config = tiny_config(**SMALL | {"train__steps": steps, "data__files": (text,), **fields})
+        return train(config, tmp_path / name)
+
+    return run
+
+
+def weights(path):
+    """Of the newest checkpoint."""
+    return [np.asarray(x) for x in jax.tree.leaves(load_run(path).model.embedding[...])]
+
+
+@pytest.mark.slow
+def test_a_spike_stops_the_run_and_another_policy_goes_on(start, tmp_path, text):
+    """Among many lines that are alike, some of random characters."""
+    rng = random.Random(0)
+    noise = ["".join(chr(rng.randrange(33, 1000)) for _ in range(30)) for _ in range(8)]
+    text = Path(text).read_text().split("\n")
+    (tmp_path / "noisy.txt").write_text("\n<|endoftext|>\n".join(["\n".join(text * 2), *noise]))
+    watch = {"health__deviations": 2.0, "health__warmup_steps": 8, "checkpoint__every": 4, "steps": 40}
+    watch |= {"data__files": (str(tmp_path / "noisy.txt"),), "train__sequence_length": 32, "train__batch_size": 2}
+    with pytest.raises(UserError, match=r"of step \d+ is .*2 deviations over its running mean") as stopped:
+        start(health__on_spike="stop", **watch)
+    step = int(str(stopped.value).partition("of step ")[2].split()[0])
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == list(range(1, step))
+    assert Run(tmp_path / "run").newest_step() == (step - 1) // 4 * 4
+    result = start(health__on_spike="skip", **watch)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert rows[step - 1].get("skipped", 0) in (0, 1)  # 1, unless statistics began anew at the last checkpoint
+    assert result.metrics["skipped"] >= 1
+    start(health__on_spike="ignore", **watch | {"steps": 41})  # a state without statistics again
+    assert "skipped" not in read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
+    """Steps so large that the weights are, from the second one on."""
+    with pytest.raises(UserError, match="3 batches were skipped one after the other, the last of step 4"):
+        start(optimizer__lr=1e30, optimizer__warmup_steps=0, health__on_nan="skip", health__max_skips=3)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["grad_norm"] is None for row in rows] == [False, True, True]
+    assert [row["skipped"] for row in rows] == [0, 1, 2]
+    assert Run(tmp_path / "run").newest_step() is None
+
+
+def test_a_model_that_is_broken_still_ends_with_its_curves(start, tmp_path):
+    overflow = {"optimizer__lr": 3e38, "optimizer__weight_decay": 100.0, "optimizer__warmup_steps": 0}
+    result = start(steps=4, health__on_nan="skip", health__max_skips=9, checkpoint__keep_best=1, **overflow)
+    assert result.metrics["val_loss"] is None
+    assert Run(result.run).plot.is_file()
+    assert scores_text(result.metrics) == "no finite numbers"
+
+
+def test_what_a_run_has_lost_is_told_and_a_refusal_changes_nothing(start, tmp_path, capsys):
+    start(steps=4, checkpoint__every=2, eval__every=2, eval__sample_tokens=4)
+    run = Run(tmp_path / "run")
+    shutil.rmtree(run.corpus)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 there, 0\.1 here"):
+            start(steps=5, optimizer__lr=0.1, eval__sample_tokens=4)
+    with run.samples.open("ab") as file:  # torn by a full disk
+        file.write(b"\n## Step \n## Step 5\n    caf\xc3")
+    whole = run.metrics.read_text()
+    run.metrics.write_text(whole.partition("\n")[0] + "\n")
+    capsys.readouterr()
+    start(steps=5, eval__sample_tokens=4)
+    assert "metrics.jsonl does not hold every step up to 4" in capsys.readouterr().err
+    assert "caf" not in run.samples.read_text()
+    shutil.rmtree(run.checkpoints)
+    start(steps=5, eval__sample_tokens=4)
+    assert "there is no checkpoint: beginning again; the 2 steps" in capsys.readouterr().err
+    kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_rows(run.metrics)[:4]]
+    assert kept == [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in map(json.loads, whole.splitlines())]
+
+
+def test_a_first_signal_while_the_last_checkpoint_is_written_leaves_it_its_time(start, monkeypatch):
+    def write_slowly(place, write=checksums.write):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        write(place)
+
+    monkeypatch.setattr(checksums, "write", write_slowly)
+    result = start(steps=2)
+    assert (result.step, result.stopped_by, result.signal) == (2, None, signal.SIGTERM)
+    assert Run(result.run).newest_step() == 2
+
+
+def test_a_folder_of_checkpoints_is_one_wherever_the_run_goes_on_and_has_one_writer(start, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    start(steps=2, checkpoint__folder="states")
+    start(steps=3, checkpoint__folder=str(tmp_path / "a" / "states"))
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UserError, match=r"checkpoint\.folder: '.*a/states' there, '.*b/states' here"):
+        start(steps=4, checkpoint__folder="states")
+    with (
+        Run(tmp_path / "another").lock(str(tmp_path / "a" / "states")),
+        pytest.raises(UserError, match=r"another process is saving its checkpoints in .*states: wait for it"),
+    ):
+        start(steps=4, checkpoint__folder="../a/states")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"is a file, not a folder: use another --checkpoint\.folder"):
+        start("new", steps=4, checkpoint__folder=str(tmp_path / "file"))
+
+
+@pytest.mark.slow
+def test_debug_names_the_step_and_the_operation(start):
+    with pytest.raises(UserError, match=r"step 2: invalid value \(nan\) encountered in \w+.* \(\w+\.py:\d+\)"):
+        start(optimizer__lr=1e30, optimizer__warmup_steps=0, train__debug=True)
+    assert not jax.config.jax_debug_nans
+
+
+def test_traces_and_norms_on_request(start, tmp_path, capsys):
+    start(steps=6, log__profile="3:4", log__layers=2)
+    (trace,) = (tmp_path / "run" / "profile").glob("**/perfetto_trace.json.gz")
+    assert f"a trace of steps up to 4 is in {trace.parent}" in capsys.readouterr().err
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name", "").startswith("train")}
+    assert steps == {"3", "4"}
+    rows = read_rows(tmp_path / "run" / "layers.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert set(rows[0]) == {"step", "grad_norm", "param_norm", "update_ratio"}
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    second, third = np.diff([row["seconds"] for row in rows])[:2]
+    speeds = [row["tokens"] / row["tokens_per_second"] for row in rows]
+    np.testing.assert_allclose(speeds[1:3], [second, (second + third) / 2])  # the slow first step is in no mean
+
+
+@pytest.mark.slow
+def test_checkpoints_elsewhere_outlive_the_run_directory(start, tmp_path):
+    """A machine that was taken away: on another disk the same command goes on from the folder."""
+    folder = str(tmp_path / "elsewhere")
+    start("whole", steps=9)
+    start("lost", steps=6, checkpoint__folder=folder)
+    assert not (tmp_path / "lost" / "checkpoints").exists()
+    start("found", steps=9, checkpoint__folder=folder)
+    assert [row["step"] for row in read_rows(tmp_path / "found" / "metrics.jsonl")] == [7, 8, 9]
+    for first, second in zip(weights(tmp_path / "whole"), weights(tmp_path / "found"), strict=True):
+        assert np.array_equal(first, second)
+    with pytest.raises(UserError, match=r"step 9 is of another config: model\.mlp_dim is 96 there, 64 here"):
+        start("other", steps=12, checkpoint__folder=folder, model__mlp_dim=64)
+    with pytest.raises(UserError, match="step 9 is of another tokenizer"):
+        start("words", steps=12, checkpoint__folder=folder, tokenizer__vocab_size=320)
+
+
+def test_the_mean_of_a_runs_checkpoints(start, tmp_path):
+    start(steps=4, checkpoint__every=2)
+    newest, mean = load_run(tmp_path / "run"), load_run(tmp_path / "run", average=2)
+    assert newest.step == mean.step == 4
+    assert not np.array_equal(newest.model.embedding[...], mean.model.embedding[...])
+    with pytest.raises(UserError, match="not 3 to average"):
+        load_run(tmp_path / "run", average=3)

@@ -1,0 +1,178 @@
+"""The compiled step: shifted targets, accumulation, one compilation, determinism, several devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax.data.batches.packed import Batches
+from slm_jax.distributed import sharding
+from slm_jax.training.train_step import make_steps, resize_vocabulary
+from slm_jax.utils.batch import IGNORE
+from tests.helpers import largest_difference, random_ids, tiny_config
+
+VOCAB = 61
+
+
+def shifted_batch(ids):
+    labels = jnp.concatenate([ids[:, 1:], jnp.full((ids.shape[0], 1), IGNORE)], axis=1)
+    return {"input_ids": ids, "labels": labels}
+
+
+def train(config, batch, steps):
+    made = make_steps(config, VOCAB)
+    state = made.init()
+    for _ in range(steps):
+        state, metrics = made.train(state, batch)
+    return state, metrics, made
+
+
+def test_untrained_loss_is_about_log_vocabulary():
+    made = make_steps(tiny_config(), VOCAB)
+    sums = made.evaluate(made.init().params, shifted_batch(random_ids((8, 16))))
+    assert float(sums.nll / sums.tokens) == pytest.approx(np.log(VOCAB), rel=0.05)
+
+
+def test_learns_to_predict_the_next_token_and_not_to_copy():
+    """A batch of random tokens can be learned by heart only if the targets are the tokens that follow. After that the
+    model predicts the next token and not its input, which an unshifted loss would teach it."""
+    config = tiny_config(train__steps=150, model__dim=64, model__mlp_dim=192, optimizer__schedule="constant")
+    ids = random_ids((8, 16))
+    state, metrics, made = train(config, shifted_batch(ids), 150)
+    assert float(metrics["loss"]) < 0.2  # not 0: before the first token nothing tells the eight texts apart
+    predicted = np.asarray(jnp.argmax(made.model(state.params)(ids), axis=-1))
+    assert (predicted[:, 1:-1] == np.asarray(ids)[:, 2:]).mean() > 0.95
+    assert (predicted[:, 1:-1] == np.asarray(ids)[:, 1:-1]).mean() < 0.2
+
+
+def test_one_batch_learned_by_heart_is_known_shifted_and_not_unshifted():
+    """Eight texts that differ in their first token can be known to the last one. What knows them is worse than chance
+    at naming its own input, the task that an unshifted loss would set."""
+    config = tiny_config(train__steps=150, model__dim=64, model__mlp_dim=192)
+    ids = random_ids((8, 16)).at[:, 0].set(jnp.arange(8))
+    batch = shifted_batch(ids)
+    state, _, made = train(config, batch, 150)
+    shifted, unshifted = made.evaluate(state.params, batch), made.evaluate(state.params, batch | {"labels": ids})
+    assert float(shifted.nll / shifted.tokens) < 0.02
+    assert float(unshifted.nll / unshifted.tokens) > np.log(VOCAB)
+
+
+def test_batches_feed_the_next_token_to_the_step():
+    """From the text stream to the loss: on a stream where each token determines the next but never equals it, the
+    loss falls to almost nothing; a loss that scored position t against token t would fall as well on copying, so the
+    prediction is looked at too."""
+    stream = np.tile(np.arange(50, dtype=np.uint16), 40)
+    config = tiny_config(train__steps=60, optimizer__schedule="constant")
+    batches = Batches(stream, 8, 16, seed=0)
+    made = make_steps(config, VOCAB)
+    state = made.init()
+    for step in range(60):
+        state, metrics = made.train(state, batches.at(step))
+    assert float(metrics["loss"]) < 0.1
+    predicted = jnp.argmax(made.model(state.params)(jnp.arange(10, 20)[None]), axis=-1)
+    assert predicted[0, 1:].tolist() == list(range(12, 21))
+
+
+def test_accumulated_equals_one_large_batch_weighted_by_valid_tokens():
+    batch = shifted_batch(random_ids((8, 16)))
+    uneven = jnp.arange(16)[None] < jnp.array([2, 16, 3, 16, 16, 1, 9, 16])[:, None]
+    batch["labels"] = jnp.where(uneven, batch["labels"], IGNORE)
+    whole, metrics, _ = train(tiny_config(optimizer__name="adamw"), batch, 3)
+    parts, in_parts, _ = train(tiny_config(optimizer__name="adamw", train__accumulation=4), batch, 3)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], in_parts[name], rtol=2e-5)
+    assert largest_difference(whole.params, parts.params) < 1e-4  # AdamW turns rounding of tiny gradients into steps
+
+
+def test_tokens_that_are_read_and_tokens_that_are_predicted():
+    batch = shifted_batch(random_ids((8, 16)))
+    batch["labels"] = batch["labels"].at[:, :6].set(-100)
+    mask = jnp.ones((8, 16), jnp.int32).at[3:, 12:].set(0)
+    for accumulation in (1, 2):
+        config = tiny_config(train__accumulation=accumulation)
+        counts = [train(config, each, 1)[1] for each in (batch, batch | {"attention_mask": mask})]
+        assert [int(each["input_tokens"]) for each in counts] == [8 * 16, 8 * 16 - 5 * 4]
+        assert int(counts[0]["tokens"]) == int((batch["labels"] >= 0).sum())
+
+
+def test_one_compilation_for_a_whole_run():
+    config = tiny_config(model__dropout=0.1)
+    made = make_steps(config, VOCAB)
+    state = made.init()
+    for i in range(4):
+        state, _ = made.train(state, jax.tree.map(np.asarray, shifted_batch(random_ids((8, 16), seed=i))))
+    assert made.train._cache_size() == 1
+
+
+def test_same_seed_same_bits_other_seed_other_weights():
+    batch = shifted_batch(random_ids((8, 16)))
+    config = tiny_config(model__dropout=0.2)
+    first, second = (train(config, batch, 3)[0].params for _ in range(2))
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, train(tiny_config(train__seed=1), batch, 3)[0].params) > 0
+
+
+def test_dropout_differs_between_steps():
+    config = tiny_config(model__dropout=0.5, optimizer__lr=1e-12)
+    made = make_steps(config, VOCAB)
+    state, losses = made.init(), []
+    for _ in range(3):
+        state, metrics = made.train(state, shifted_batch(random_ids((8, 16))))
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 3
+
+
+def test_eight_devices_equal_one():
+    config = tiny_config(train__dtype="float32")
+    batches = Batches(np.asarray(random_ids((4000,))).astype(np.uint16), 8, 16, seed=0)
+    losses = {}
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
+        made = make_steps(config, VOCAB, mesh)
+        state, losses[devices] = made.init(), []
+        for step in range(5):
+            state, metrics = made.train(state, sharding.put_batch(mesh, batches.at(step)))
+            losses[devices].append(float(metrics["loss"]))
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == devices
+    np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
+
+
+def test_devices_meet_once_a_step():
+    """No all-reduce inside a loop: gradients are added up over the devices after the loop over chunks of the loss."""
+    config = tiny_config(train__batch_size=64, train__sequence_length=256)
+    mesh = sharding.make_mesh(config)
+    made = make_steps(config, VOCAB, mesh)
+    ids = random_ids((64, 257))
+    batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    program = made.train.lower(made.init(), batch).compile().as_text()
+    computations = re.split(r"\n\n", program)
+    bodies = [c for c in computations if c.startswith(tuple(f"%{n} " for n in re.findall(r"body=%([\w.]+)", program)))]
+    assert bodies
+    assert "all-reduce(" in program
+    assert not any("all-reduce(" in body for body in bodies)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resized_state_goes_on_with_its_old_rows(name, tied):
+    """Parameters and moments of the old ids stay bit for bit, those of new ones begin at 0, and training goes on."""
+    config = tiny_config(optimizer__name=name, model__tie_weights=tied)
+    ids = random_ids((8, 16))
+    state, _, made = train(config, shifted_batch(ids), 3)
+    old = jax.device_get(state)  # training gives the state away
+    wider = resize_vocabulary(state, made.model(state.params), VOCAB + 9)
+    resized = 0
+    for before, after in zip(jax.tree.leaves(old[1:3]), jax.tree.leaves(wider[1:3]), strict=True):
+        same = after if after.shape == before.shape else after[:VOCAB]
+        resized += after.shape != before.shape
+        assert np.array_equal(before, same)
+    assert resized == (3 if tied else 6)  # each with its two moments
+    for moments in jax.tree.leaves(wider.opt_state):
+        if moments.shape[:1] == (VOCAB + 9,):
+            assert not np.any(moments[VOCAB:])
+    larger = make_steps(config, VOCAB + 9)
+    assert jax.tree.structure(wider) == jax.tree.structure(jax.eval_shape(larger.init))
+    state, metrics = larger.train(wider, shifted_batch(ids.at[:, ::2].set(VOCAB + 8)))
+    assert np.isfinite(float(metrics["loss"]))

@@ -1,0 +1,140 @@
+"""A run that begins with another's weights: bit for bit, once, and on its own from then on."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax.cli.options import config_from_args
+from slm_jax.config.schema import Config
+from slm_jax.run.checkpoint import read_newest
+from slm_jax.run.directory import Run
+from slm_jax.training.loop import Loop
+from slm_jax.training.train import train
+from slm_jax.training.train_step import make_steps
+from slm_jax.utils.errors import UserError
+from tests.helpers import TINY
+
+SMALL = {**TINY, "model.depth": 1, "train.batch_size": 8, "tokenizer.vocab_size": 320, "eval.sample_tokens": 0}
+SMALL |= {"eval.max_tokens": 200, "train.steps": 6, "checkpoint.every": 100, "mesh.data": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two texts and a run of one of them."""
+    path = tmp_path_factory.mktemp("warm")
+    for name, animal in (("a", "fox"), ("b", "owl")):
+        lines = (f"Line {i} of {name}: the {animal} sees {i * 7 % 13} dogs.\n" for i in range(400))
+        (path / f"{name}.txt").write_text("".join(lines))
+    train(small(path, "a"), path / "first")
+    return path
+
+
+def small(path, text, **overrides):
+    given = {"data.files": str(path / f"{text}.txt"), "data.cache": str(path / "cache")}
+    return Config.load(**{**SMALL, **given, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def tuned(path, **overrides):
+    """A config that begins with the run `first`."""
+    return small(path, "b", **{"init__from_run": str(path / "first"), "train__seed": 1, **overrides})
+
+
+def saved(run):
+    """The newest state but for its key, by name."""
+    config = Run(run).read_config()
+    vocab = Run(run).newest_step() is not None and 320
+    shapes = jax.eval_shape(make_steps(config, vocab).init)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    item = {name: getattr(shapes, name) for name in ("params", "opt_state", "step")}
+    item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), item)
+    state, step = read_newest(Run(run).checkpoints, item)
+    return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(state)}
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(monkeypatch, wanted):
+    """Let training break off at a step, with nothing saved since the beginning."""
+    real = Loop.measured
+
+    def measured(self, step, *args):
+        if step == wanted:
+            raise StoppedError
+        return real(self, step, *args)
+
+    monkeypatch.setattr(Loop, "measured", measured)
+
+
+@pytest.mark.parametrize("optimizer", ["fresh", "carry"])
+def test_it_begins_with_the_same_bits_and_does_not_need_the_other_again(place, tmp_path, monkeypatch, optimizer):
+    shutil.copytree(place / "first", place / "source", dirs_exist_ok=True)
+    changes = {
+        "init__from_run": str(place / "source"),
+        "model__dropout": 0.1,
+        "model__window": 4,
+        "optimizer__clip": 0.0,
+    }
+    config = tuned(place, init__optimizer=optimizer, train__sequence_length=8, **changes)
+    train(config, tmp_path / "whole")
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "broken")
+    step, first = saved(tmp_path / "broken")
+    assert step == 0
+    _, source = saved(place / "source")
+    for name, value in first.items():
+        moment = "opt_state" in name and ("mu" in name or "nu" in name or "muon" in name) and "count" not in name
+        if "params" in name:
+            assert np.array_equal(value, source[name]), name
+        elif moment:
+            # Without clipping the chain is one shorter.
+            theirs = source[name.replace("['opt_state']", "['opt_state'][1]", 1)]
+            assert np.array_equal(value, theirs if optimizer == "carry" else np.zeros_like(theirs)), name
+            assert theirs.any()
+    counts = {name: int(value) for name, value in first.items() if name.endswith(".count")}
+    adam = [value for name, value in counts.items() if "[0].count" in name]
+    schedule = [value for name, value in counts.items() if "[2].count" in name]
+    assert set(schedule) == {0}
+    assert set(adam) == {6 if optimizer == "carry" else 0}
+    assert len(adam) + len(schedule) == len(counts)
+
+    shutil.rmtree(place / "source")
+    train(config, tmp_path / "broken")
+    (one_step, one), (two_step, two) = saved(tmp_path / "whole"), saved(tmp_path / "broken")
+    assert one_step == two_step == 6
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_what_does_not_fit_is_refused_with_both_values(place, tmp_path):
+    said = {
+        ("model__dim", 64): "model.dim: 32 there, 64 here",
+        ("model__tie_weights", False): "model.tie_weights: True there, False here",
+        ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 there, 400 here",
+        ("tokenizer__path", "english-8k"): "is not the tokenizer of",
+        ("init__from_run", str(place / "nowhere")): "no run in",
+    }
+    for (name, value), expected in said.items():
+        with pytest.raises(UserError) as caught:
+            train(tuned(place, **{name: value}), tmp_path / "run")
+        assert expected in str(caught.value)
+    other = tuned(place, init__optimizer="carry", optimizer__name="adamw", model__heads=2)
+    with pytest.raises(UserError) as caught:
+        train(other, tmp_path / "run")
+    assert "model.heads: 4 there, 2 here" in str(caught.value)
+    assert "optimizer.name: 'muon' there, 'adamw' here" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="no run to carry it from"):
+        Config.load(init__optimizer="carry")
+
+
+def test_without_a_preset_the_model_is_that_runs(place, tmp_path):
+    args = ["--init.from_run", str(place / "first"), "--model.dropout", "0.2"]
+    config = config_from_args(args, "x", "x")
+    assert (config.model.dim, config.model.dropout) == (32, 0.2)
+    assert config_from_args(["--config", "minute", *args], "x", "x").model.dim == 128
