@@ -20,7 +20,7 @@ from slm_jax.cli.mfu import main
 from slm_jax.config.schema import Config
 from slm_jax.performance import roofline
 from slm_jax.training import mfu
-from slm_jax.utils.errors import UserError, command_line
+from slm_jax.utils.errors import UserError, command_errors
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -136,6 +136,6 @@ def test_this_file_is_a_script(tmp_path):
 
 
 if __name__ == "__main__":
-    with command_line():
+    with command_errors():
         check(main())
         print(AGREED, file=sys.stderr)

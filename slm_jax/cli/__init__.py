@@ -2,7 +2,7 @@
 
 import importlib
 
-from slm_jax.utils.errors import command_line
+from slm_jax.utils.errors import command_errors
 
 
 def run_command(module: str, name: str) -> None:
@@ -16,6 +16,6 @@ def run_command(module: str, name: str) -> None:
     """
     if module != "__main__":
         return
-    with command_line():
+    with command_errors():
         status = importlib.import_module(f"slm_jax.cli.{name}").main()
         raise SystemExit(status if isinstance(status, int) else 0)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slm_jax.utils.errors import UserError, explain
+from slm_jax.utils.errors import UserError, user_message
 
 T = TypeVar("T")
 
@@ -187,7 +187,7 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if count() == 1:
             raise
-        told = explain(error)
+        told = user_message(error)
         status = 2 if told else LOST if _is_loss(error) else 1
         print("".join(traceback.format_exception(error)) if status == 1 else f"error: {told or error}", file=sys.stderr)
         if status == LOST:

@@ -23,7 +23,7 @@ from slm_jax.evaluation.scoring import Scorer
 from slm_jax.generation.decode import encode_prompt, generate_ids, never_drawn
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import load_run
-from slm_jax.utils.errors import UserError, command_line
+from slm_jax.utils.errors import UserError, command_errors
 
 NAME = "slm_jax"
 _MAX_NEW_TOKENS = 256  # where a task does not say
@@ -137,5 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with command_line():
+    with command_errors():
         main()

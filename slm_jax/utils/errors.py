@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and how a command ends on it."""
+"""The exception for users' mistakes, and how a command turns exceptions into messages and exit statuses."""
 
 import errno
 import os
@@ -8,31 +8,36 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user can mend: the text says what was found, what was expected and what to do."""
+    """A mistake that the user can correct; the text states what was found, what was expected and what to do."""
 
 
 @contextmanager
-def command_line() -> Iterator[None]:
-    """How a command ends: on a UserError or a full disk with its text and status 2, on Ctrl-C with 130.
+def command_errors() -> Iterator[None]:
+    """Run the body of a command: end with one line instead of a traceback where the user can correct the problem.
 
-    Everything else is ours to mend and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
+
+    Raises:
+        SystemExit: With status 2 after a `UserError` or on a full disk, 130 after Ctrl-C, 141 if the reader of
+            standard output (head, less) has gone.
     """
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _end("stopped", 130)
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
         raise SystemExit(141) from None
     except Exception as error:
-        if (text := explain(error)) is None:
+        text = user_message(error)
+        if text is None:
             raise
-        _end(f"error: {text}", 2)
+        _exit(f"error: {text}", 2)
 
 
-def explain(error: Exception) -> str | None:
-    """What the user is told of an error that they can mend; None for any other."""
+def user_message(error: Exception) -> str | None:
+    """Return the message for an error that the user can correct, None for any other."""
     if isinstance(error, UserError):
         return str(error)
     if is_disk_full(error):
@@ -41,13 +46,13 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _end(text: str, status: int) -> None:
+def _exit(text: str, status: int) -> None:
     print(text, file=sys.stderr)
     raise SystemExit(status) from None
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk or quota (some libraries wrap it as text)."""
+    """Return whether an error or one of its causes is a full disk or quota; some libraries wrap it as text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -30,7 +30,7 @@ from slm_jax.cli.options import parse_overrides  # noqa: E402  # after the path 
 from slm_jax.config.schema import Config  # noqa: E402
 from slm_jax.distributed import sharding  # noqa: E402  # after the path is set
 from slm_jax.training import mfu  # noqa: E402  # after the path is set
-from slm_jax.utils.errors import UserError, command_line  # noqa: E402
+from slm_jax.utils.errors import UserError, command_errors  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
 Tree = dict[str, dict[str, Any]]
@@ -129,5 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with command_line():
+    with command_errors():
         main()

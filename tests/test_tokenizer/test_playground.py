@@ -139,6 +139,7 @@ def test_the_command_tells_what_is_wrong(capsys, port):
 
 def test_serving_needs_the_standard_library_alone():
     """NumPy aside, which the tokenizer itself has; jax and starlette are not even looked at."""
-    code = "import sys, tokenizer.inspect.playground; print([m for m in ('jax', 'starlette', 'slm_jax') if m in sys.modules])"
+    code = "import sys, tokenizer.inspect.playground\n"
+    code += "print([m for m in ('jax', 'starlette', 'slm_jax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
