@@ -10,7 +10,7 @@ import numpy as np
 from slm_jax.checks.finding import Finding, finding, some
 from slm_jax.checks.once import run_once
 from slm_jax.data.batches.packed import Arrays
-from slm_jax.data.corpus.corpus import Corpus, Split
+from slm_jax.data.corpus.corpus import Corpus, TokenStream
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums
@@ -116,7 +116,7 @@ def documents(corpus: Corpus, tokenizer: HybridTokenizer, most: int = _DOCUMENTS
     return texts
 
 
-def ids_in_range(batch: Arrays, splits: Sequence[Split], vocab_size: int) -> Finding:
+def ids_in_range(batch: Arrays, splits: Sequence[TokenStream], vocab_size: int) -> Finding:
     """Every id of a batch and of the corpus stands for a row of the embedding."""
     ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
     arrays = [ids, labels[labels != IGNORE], *(split[: min(len(split), _SCANNED)] for split in splits)]

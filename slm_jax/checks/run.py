@@ -49,7 +49,7 @@ class _Text(NamedTuple):
 
     tokenizer: Any  # HybridTokenizer
     corpus: Any  # Corpus
-    batches: Any  # Batches or PaddedBatches
+    batches: Any  # PackedBatches or PaddedBatches
 
 
 def _attempt(name: str, look: Callable[[], Finding]) -> Finding:
@@ -118,7 +118,7 @@ def _untrained(config: Config, text: _Text, say: Say) -> Iterator[Finding]:
     if mesh is None:
         return
     say("compiling the training step")
-    widest = text.batches.blank()
+    widest = text.batches.empty_batch()
     found, fitted = step.memory_fit(config, vocab_size, mesh, sharding.put_batch(mesh, widest))
     yield found
     if fitted is None:

@@ -13,7 +13,7 @@ from slm_jax.checks.finding import Finding, finding, skipped
 from slm_jax.checks.once import run_once
 from slm_jax.config.schema import Config
 from slm_jax.data.batches.prefetch import validation_batches
-from slm_jax.data.corpus.corpus import Split
+from slm_jax.data.corpus.corpus import TokenStream
 from slm_jax.generation.decode import generate_ids, never_drawn
 from slm_jax.generation.sampling import Sampling
 from slm_jax.model import ops
@@ -40,7 +40,7 @@ class RowLoss(NamedTuple):
         return self.nll / self.tokens
 
 
-def row_losses(model: Transformer, config: Config, split: Split) -> list[RowLoss]:
+def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[RowLoss]:
     """The loss of every row of held-out text that has something to predict."""
     graph, params = nnx.split(model, nnx.Param)
 
@@ -71,7 +71,7 @@ def held_out_loss(rows: Sequence[RowLoss]) -> float:
     return sum(row.nll for row in rows) / sum(row.tokens for row in rows)
 
 
-def unigram_loss(train: Split, rows: Sequence[RowLoss], vocab_size: int) -> float:
+def unigram_loss(train: TokenStream, rows: Sequence[RowLoss], vocab_size: int) -> float:
     """The loss on the rows of what only knows how often each token is in the training text (plus one)."""
     counts_V = np.ones(vocab_size)
     counts_V += np.bincount(train[: min(len(train), _COUNTED)], minlength=vocab_size)[:vocab_size]

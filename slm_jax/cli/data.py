@@ -11,7 +11,7 @@ from slm_jax.config.schema import Config
 from slm_jax.data.batches.prefetch import make_batches
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.corpus import Corpus, open_corpus, read_manifest
-from slm_jax.data.prepare import describe_corpus, given_tokenizer, load_tokenizer, prepare_cached
+from slm_jax.data.prepare import describe_corpus, load_tokenizer, prepare_cached, resolve_tokenizer
 from slm_jax.data.sources.catalog import CATALOG
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
@@ -40,7 +40,7 @@ def main() -> None:
         print("\n".join(_list(cache.cache_folder(config.data.cache))))
     elif command == "prepare":
         config = config_from_args(rest, "python -m slm_jax.data prepare", HELP)
-        tokenizer, entries = prepare_cached(config, _say, given_tokenizer(config))
+        tokenizer, entries = prepare_cached(config, _say, resolve_tokenizer(config))
         for entry, _ in entries:
             print("\n".join([*describe_corpus(open_corpus(entry, tokenizer)), str(entry)]))
     elif command == "inspect":
@@ -83,7 +83,7 @@ def _list(folder: Path) -> Iterator[str]:
 def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, HybridTokenizer]]:
     """(folder, tokenizer) of what is to be inspected."""
     if folder is None:
-        tokenizer, entries = prepare_cached(config, _say, given_tokenizer(config))
+        tokenizer, entries = prepare_cached(config, _say, resolve_tokenizer(config))
         yield from ((entry, tokenizer) for entry, _ in entries)
         return
     if (folder / "corpus").is_dir():  # of a run
@@ -117,7 +117,7 @@ def _inspect(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, config: C
             yield f"  {mode}: {error}"
         else:
             size = f"{config.train.batch_size} x {config.train.sequence_length}"
-            yield f"  {mode} at {size}: {'; '.join(batches.notes(config.train.steps))}"
+            yield f"  {mode} at {size}: {'; '.join(batches.summary(config.train.steps))}"
     for number in np.linspace(0, corpus.train.num_documents - 1, _SAMPLES).astype(int):
         ends = corpus.train.ends
         start = int(ends[number - 1]) if number else 0

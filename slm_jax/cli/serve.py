@@ -117,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> None:
     check(options)
     api_key = read_key(options.api_key)
     tune_process()
-    from slm_jax.data.prepare import first_words
+    from slm_jax.data.prepare import example_prompt
     from slm_jax.run.load import load_run
     from slm_jax.serve.app import Server
     from slm_jax.serve.completions import Limits
@@ -138,7 +138,7 @@ def main(args: Sequence[str] | None = None) -> None:
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
     app = Server(engines, limits).application(api_key, [options.host, *options.allow_host], options.max_body)
     name, engine = next(iter(engines.items()))
-    _serve(app, options, name, first_words(engine.run.run), bool(api_key))
+    _serve(app, options, name, example_prompt(engine.run.run), bool(api_key))
 
 
 def model_name(path: Path) -> str:

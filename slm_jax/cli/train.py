@@ -82,7 +82,7 @@ def main() -> None:
 
 def summary(run: Run, result: Result, seconds: float) -> None:
     """What came out, and the commands to go on."""
-    from slm_jax.data.prepare import first_words
+    from slm_jax.data.prepare import example_prompt
     from slm_jax.run.metrics import scores_text
     from slm_jax.utils.formatting import duration
 
@@ -95,7 +95,7 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     if "val_loss" in row:
         print(f"Validation: {scores_text(row)}.")
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nGo on:")
-    prompt = next(filter(None, run.read_config().eval.prompts), None) or first_words(run)
+    prompt = next(filter(None, run.read_config().eval.prompts), None) or example_prompt(run)
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
     print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")

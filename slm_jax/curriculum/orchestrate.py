@@ -140,12 +140,12 @@ def _placed(stage: Stage, folder: Path, config: Config | None = None) -> Config:
 
 def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
     """The tokenizer of all stages: found in the folder, given, that of the run they begin with, or learned."""
-    from slm_jax.data.prepare import given_tokenizer, learn_tokenizer, load_tokenizer
+    from slm_jax.data.prepare import learn_tokenizer, load_tokenizer, resolve_tokenizer
 
     place, configs = Run(folder).tokenizer, [stage.config for stage in curriculum.stages]
     if place.is_file():
         return
-    if given := given_tokenizer(configs[0]):
+    if given := resolve_tokenizer(configs[0]):
         load_tokenizer(given).save(place)
     else:
         learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1], _say).save(place)

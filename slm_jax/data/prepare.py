@@ -9,8 +9,8 @@ from slm_jax.config.schema import Config, TokenizerConfig
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import Options, build_corpus, write_json
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, open_corpus
-from slm_jax.data.corpus.splitting import Counts, Head, Sides, make_plan, read_head
-from slm_jax.data.sources.documents import Bad, Document, Reader, Source
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan, read_sample
+from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
 from slm_jax.data.sources.registry import make_sources
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
@@ -18,7 +18,7 @@ from slm_jax.utils.formatting import plural, text_size
 from tokenizer import HybridTokenizer, TokenizerError
 
 Say = Callable[[str], None]
-_TRIED, _SHORT = 50, 32  # documents, and tokens of each, that `first_words` looks at; characters that it takes
+_TRIED, _SHORT = 50, 32  # documents, and tokens of each, that `example_prompt` looks at; characters that it takes
 
 
 @dataclass
@@ -27,13 +27,13 @@ class Input:
 
     source: Source
     weight: float
-    head: tuple[Reader, Head, Iterator[Document | Bad]] | None = None
+    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None = None
 
-    def read_head(self, options: Options) -> list[Document]:
+    def read_sample(self, options: Options) -> list[Document]:
         """The documents of the head, read once."""
         if self.head is None:
             reader = self.source.read()
-            self.head = (reader, *read_head(reader, options.max_documents, options.max_tokens))
+            self.head = (reader, *read_sample(reader, options.max_documents, options.max_tokens))
         return self.head[1].documents()
 
 
@@ -50,7 +50,7 @@ def prepare(config: Config, run: Run, say: Say = print) -> tuple[HybridTokenizer
         return tokenizer, corpus
     # A run on another file system than the cache links to it; if that was emptied, the corpus is made again.
     lost = run.corpus.is_symlink() and run.tokenizer.is_file()
-    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else given_tokenizer(config))
+    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else resolve_tokenizer(config))
     _check_size(config, [open_corpus(entry, tokenizer) for entry, _ in entries])
     tokenizer.save(run.tokenizer)
     _give(entries, run.corpus)
@@ -96,7 +96,7 @@ def _learned(config: Config, pairs: Sequence[tuple[Input, Options]], folder: Pat
             except TokenizerError as error:
                 say(f"{error}; learning it again")
         say(f"reading {', '.join(each.source.name for each in inputs)}")
-        texts = [text for each, options in pairs for text in _training_texts(each.read_head(options), options)]
+        texts = [text for each, options in pairs for text in _training_texts(each.read_sample(options), options)]
         say(f"learning a tokenizer of {t.vocab_size} entries")
         tokenizer = HybridTokenizer(lowercase=t.lowercase, byte_limit=t.byte_limit)
         for text in texts:
@@ -110,11 +110,11 @@ def _learned(config: Config, pairs: Sequence[tuple[Input, Options]], folder: Pat
 
 
 def _training_texts(head: list[Document], options: Options) -> Iterator[str]:
-    sides = Sides(make_plan(head, options.validation_fraction), options.validation_fraction)
-    counts = Counts()
+    assigner = SplitAssigner(make_plan(head, options.validation_fraction), options.validation_fraction)
+    counts = SourceCounts()
     for document in head:
-        for text in sides.place(document, counts):
-            if text.side == "train":
+        for text in assigner.assign(document, counts):
+            if text.split == "train":
                 yield text.text + (text.response or "")
 
 
@@ -179,7 +179,7 @@ def _has_changed(config: Config, corpus: Corpus) -> bool:
 def describe_corpus(corpus: Corpus) -> Iterator[str]:
     """What there is, in a line for each source."""
     for part, manifest in zip(corpus.parts, corpus.manifests, strict=True):
-        train, held_out, counts = manifest["train"], manifest["validation"], Counts.from_json(manifest["counts"])
+        train, held_out, counts = manifest["train"], manifest["validation"], SourceCounts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
         rate = f"{train['bytes'] / train['tokens']:.2f} bytes per token"
         size = f"{plural(train['documents'], 'document')}, {plural(train['tokens'], 'token')}"
@@ -190,10 +190,10 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
         if counts.repeats:
             yield f"{name}{plural(counts.repeats, 'exact repeat')} left out"
         if counts.bad:
-            yield f"{name}{counts.bad_text()}"
+            yield f"{name}{counts.invalid_text()}"
 
 
-def first_words(run: Run) -> str:
+def example_prompt(run: Run) -> str:
     """Two to four words that a held-out document of a run begins with, to try its model with; "The" if it has none."""
     try:
         tokenizer = load_tokenizer(str(run.tokenizer))
@@ -212,7 +212,7 @@ def first_words(run: Run) -> str:
     return "The"
 
 
-def given_tokenizer(config: Config) -> str:
+def resolve_tokenizer(config: Config) -> str:
     """Path or name of the tokenizer that a config gives: of what it begins with, or `tokenizer.path`; empty: none.
 
     Raises UserError if something is named to begin with, and another tokenizer than its own is asked for.

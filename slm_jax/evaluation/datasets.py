@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm_jax.data.sources.catalog import HubSet
-from slm_jax.data.sources.documents import Bad, Columns, Document, Source
+from slm_jax.data.sources.catalog import HubDataset
+from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper, Source
 from slm_jax.data.sources.files import FileSource
-from slm_jax.data.sources.hub import HubSource, UnreachableError, probe
+from slm_jax.data.sources.hub import HubSource, UnreachableError, check_reachable
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import user_cache_folder
 
@@ -18,21 +18,21 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class WholeRows(Columns):
+class WholeRows(RowMapper):
     """Each row whole, as the JSON text of a document, so that every reader of documents reads rows too."""
 
     names: tuple[str, ...] = ()  # columns that each must have
 
-    def needed(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         """None that the readers check: `document` tells which is missing, and what is there."""
         return []
 
-    def document(self, row: Any, where: str) -> Document | Bad:
+    def to_document(self, row: Any, where: str) -> Document | InvalidRow:
         """The row, or what is wrong with it."""
         if not isinstance(row, dict):
-            return Bad("a row is no object of columns", where)
+            return InvalidRow("a row is no object of columns", where)
         if missing := [name for name in self.names if row.get(name) is None]:
-            return Bad(f"column {missing[0]} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
+            return InvalidRow(f"column {missing[0]} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
         return Document(json.dumps(row))
 
 
@@ -67,14 +67,14 @@ class Hub:
         if self._unreachable:
             raise UserError(f"{task}{self._unreachable}{instead}")
         try:
-            probe(task, instead)
+            check_reachable(task, instead)
         except UnreachableError as error:
             self._unreachable = str(error).removeprefix(task).removesuffix(instead)
             raise
         rows: list[Row] = []
         commit = ""
         for number, config in enumerate(where.configs, start=1):
-            found = HubSet(where.repo, "", config, split=where.split, columns=WholeRows(names=tuple(names)))
+            found = HubDataset(where.repo, "", config, split=where.split, columns=WholeRows(names=tuple(names)))
             source = HubSource(f"{where.repo} {config}".strip(), found, commit)
             reader = source.read()
             rows += _whole(source, reader)
@@ -99,7 +99,7 @@ def _whole(source: Source, reader: Any) -> list[Row]:
     """All rows. Raises UserError at the first that is none: a figure of half a set would be taken for that of all."""
     rows = []
     for what in reader:
-        if isinstance(what, Bad):
+        if isinstance(what, InvalidRow):
             raise UserError(f"{what.where}: {what.reason}")
         rows.append(json.loads(what.text))
     if not rows:

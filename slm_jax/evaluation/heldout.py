@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import Split, byte_table, open_corpus
-from slm_jax.data.sources.documents import Bad, Columns
+from slm_jax.data.corpus.corpus import TokenStream, byte_table, open_corpus
+from slm_jax.data.sources.documents import InvalidRow, RowMapper
 from slm_jax.data.sources.files import FileSource
 from slm_jax.evaluation.encoding import begin, num_bytes
 from slm_jax.evaluation.intervals import bootstrap
@@ -46,7 +46,7 @@ def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) 
     first = 0
     for manifest in corpus.manifests:
         count = len(manifest["validation"]["shards"])
-        split = Split(corpus.validation.shards[first : first + count]).head(max_tokens)
+        split = TokenStream(corpus.validation.shards[first : first + count]).head(max_tokens)
         first += count
         found.append(_of_split(split, tokenizer, manifest["name"]))
     return _joined(found)
@@ -55,8 +55,8 @@ def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) 
 def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int = 0) -> Documents:
     """Of text, JSONL or Parquet files (column text): the first documents, about max_tokens of them (0: all)."""
     texts, size = [], 0
-    for what in FileSource((pattern,), Columns()).read():
-        if isinstance(what, Bad):
+    for what in FileSource((pattern,), RowMapper()).read():
+        if isinstance(what, InvalidRow):
             raise UserError(f"{what.where}: {what.reason}")
         if what.text.strip():
             texts.append(what.text)
@@ -76,7 +76,7 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
     return Documents(items, sizes, words, np.zeros(len(texts), np.int64), [pattern])
 
 
-def _of_split(split: Split, tokenizer: HybridTokenizer, name: str) -> Documents:
+def _of_split(split: TokenStream, tokenizer: HybridTokenizer, name: str) -> Documents:
     ends = split.ends
     items, words = [], []
     for start, end, prompt in zip([0, *ends[:-1]], ends, split.documents["prompt"].astype(int), strict=True):

@@ -15,7 +15,7 @@ from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.curriculum import stage_scores
-from slm_jax.data.corpus.corpus import DOCUMENT, Shard, Split, read_manifest, shard_files
+from slm_jax.data.corpus.corpus import DOCUMENT, Shard, TokenStream, read_manifest, shard_files
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, joined, read_columns
 from slm_jax.run import environment
@@ -70,7 +70,7 @@ class Facts:
         """The last step with a row."""
         return int(self.columns["step"][-1]) if len(self.columns) else 0
 
-    def split(self, side: str) -> Split | None:
+    def split(self, side: str) -> TokenStream | None:
         """One side of the text, corpus behind corpus as in training; None if it cannot be read."""
         shards = []
         for manifest in self.manifests:
@@ -83,10 +83,10 @@ class Facts:
                 if documents.dtype != DOCUMENT:
                     return None
                 shards.append(Shard(tokens, documents, bool(noted["prompts"])))
-        return Split(shards)
+        return TokenStream(shards)
 
     @cached_property
-    def validated(self) -> Split | None:
+    def validated(self) -> TokenStream | None:
         """The held-out text that it is validated on; None if it cannot be read."""
         split = self.split("validation")
         return None if split is None else split.head(self.config.eval.max_tokens)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slm_jax.config.schema import Config
-from slm_jax.data.corpus.splitting import Counts
+from slm_jax.data.corpus.splitting import SourceCounts
 from slm_jax.report import escape, markup
 from slm_jax.report.axes import compact, figure, percent, span
 from slm_jax.report.escape import Safe
@@ -121,11 +121,11 @@ def data(subject: Subject) -> Safe:
             for side in (train, held_out):
                 cells += [f"{side['documents']:,}", f"{side['tokens']:,}", f"{side['bytes'] / 1e6:,.2f}"]
             rows.append(cells)
-            counts = Counts.from_json(manifest["counts"])
+            counts = SourceCounts.from_json(manifest["counts"])
             if counts.repeats:
                 said.append(f"{name}: {counts.repeats:,} exact repeats were left out.")
             if counts.bad:
-                said.append(f"{name}: {counts.bad_text()}.")
+                said.append(f"{name}: {counts.invalid_text()}.")
             if train["prompts"]:
                 said.append(f"{name}: prompts are not predicted; the bytes are those of the responses.")
     if not rows:

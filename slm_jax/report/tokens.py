@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import SIDES, Split
+from slm_jax.data.corpus.corpus import SPLITS, TokenStream
 from slm_jax.report import escape, markup
 from slm_jax.report.axes import percent
 from slm_jax.report.escape import Safe
@@ -70,7 +70,7 @@ def _figures(facts: Facts, tokenizer: HybridTokenizer, kinds: list[str]) -> Iter
     entries = ", ".join(f"{count:,} {look}" for look, count in counts.items() if count)
     yield "Ids", f"{tokenizer.vocab_size:,} ({entries})"
     yield "Where from", facts.config.tokenizer.path or "learned from the training text"
-    for side, name in zip(SIDES, ("training", "held-out"), strict=True):
+    for side, name in zip(SPLITS, ("training", "held-out"), strict=True):
         if rates := [rate for m in facts.manifests if (rate := _rate(m, side))]:
             yield f"Bytes per token, {name} text", "; ".join(rates)
     yield "Fingerprint", tokenizer.fingerprint[:16]
@@ -108,7 +108,7 @@ def _key(look: str, meaning: str) -> str:
     return f'<li><span class="piece piece-{look}">&nbsp;{look}&nbsp;</span> {escape.text(meaning)}</li>'
 
 
-def counts_of(split: Split | None, vocab_size: int) -> np.ndarray | None:
+def counts_of(split: TokenStream | None, vocab_size: int) -> np.ndarray | None:
     """int64 [V]: how often each id occurs in a text, the first so many tokens of it; None if it cannot be read."""
     if split is None:
         return None

@@ -12,7 +12,7 @@ import jax
 
 from slm_jax.config.schema import Config
 from slm_jax.data.batches.packed import Arrays
-from slm_jax.data.batches.prefetch import Feed, make_batches
+from slm_jax.data.batches.prefetch import Prefetcher, make_batches
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.data.prepare import prepare
 from slm_jax.distributed import multihost, sharding
@@ -74,12 +74,12 @@ def run_training(config: Config, run: Run) -> Result:
             return Result(run.path, start, (rows or [{}])[-1])
         if start:
             _say(f"continuing after step {start}")
-        for notice in (*batches.notes(config.train.steps), *_notices(config, start, rows)):
+        for notice in (*batches.summary(config.train.steps), *_notices(config, start, rows)):
             _say(notice)
         count = flops.parameters(model, tokenizer.vocab_size)
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             resident = sharding.bytes_per_device(state)
-            blank = sharding.put_batch(mesh, batches.blank())
+            blank = sharding.put_batch(mesh, batches.empty_batch())
             before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, blank, resident, before)
             state = steps.init() if state is None else state
@@ -93,14 +93,16 @@ def run_training(config: Config, run: Run) -> Result:
             Profiler(config.log.profile, run.profile, _say) as profiler,
             jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
-            Feed(batches, lambda b: sharding.put_batch(mesh, b, part), start, config.train.steps, part) as feed,
+            Prefetcher(
+                batches, lambda b: sharding.put_batch(mesh, b, part), start, config.train.steps, part
+            ) as prefetcher,
         ):
             if first:
                 _forget_samples_after(run, start)
             train = _for_any_width(fitted, blank, loop.pause)
             step = saved = start
             while step < config.train.steps and not stop(step):
-                batch, num_bytes = feed.take()
+                batch, num_bytes = prefetcher.next()
                 step += 1
                 state, measured = profiler.take(step, train, state, batch)
                 loop.measured(step, measured, num_bytes)
@@ -114,7 +116,7 @@ def run_training(config: Config, run: Run) -> Result:
                     checkpoints.save(step, _saved(state), basis, score)
                     saved = step
             loop.flush()
-            loop.waited(feed.waited)
+            loop.waited(prefetcher.wait_seconds)
             if saved != step:  # stopped by a signal
                 checkpoints.save(step, _saved(state), basis)
             checkpoints.wait()  # while a first signal still leaves it its time

@@ -9,10 +9,10 @@ import numpy as np
 from slm_jax.config.schema import Config
 from slm_jax.data.batches.packed import Arrays
 from slm_jax.data.batches.prefetch import validation_batches
-from slm_jax.data.corpus.corpus import Split
+from slm_jax.data.corpus.corpus import TokenStream
 
 
-def scores(config: Config, split: Split, sums: Callable[[Arrays], Any]) -> dict[str, float]:
+def scores(config: Config, split: TokenStream, sums: Callable[[Arrays], Any]) -> dict[str, float]:
     """loss (nats per token), perplexity, accuracy, bits_per_byte, and count of predicted tokens, of all of a split.
 
     sums: `LossSums` of a batch. Added up in float64.

@@ -114,7 +114,7 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     import jax
     import numpy as np
 
-    from slm_jax.data.batches.packed import in_order
+    from slm_jax.data.batches.packed import sequential_batches
     from slm_jax.run.checkpoint import read_params
     from slm_jax.run.directory import Run
     from slm_jax.run.load import load_tokenizer
@@ -127,7 +127,7 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     shapes = jax.eval_shape(steps.init).params
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     tokens = np.append(tokenizer.encode_array(held_out), tokenizer.token2id["<EOS>"])
-    batches = list(in_order(tokens, config.train.batch_size, config.train.sequence_length))
+    batches = list(sequential_batches(tokens, config.train.batch_size, config.train.sequence_length))
     scores = {}
     while any(folder.name.isdigit() for folder in run.checkpoints.iterdir()):
         params, step = read_params(run.checkpoints, target)

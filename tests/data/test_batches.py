@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.packed import Batches, Mixture, in_order, window
-from slm_jax.data.batches.padded import PaddedBatches, Rows, padded_in_order, widths
-from slm_jax.data.batches.prefetch import Feed, make_batches, validation_batches
-from slm_jax.data.corpus.corpus import DOCUMENT, Part, Shard, Split
+from slm_jax.data.batches.packed import Mixture, PackedBatches, sequential_batches, window
+from slm_jax.data.batches.padded import PaddedBatches, Rows, sequential_padded_batches, widths
+from slm_jax.data.batches.prefetch import Prefetcher, make_batches, validation_batches
+from slm_jax.data.corpus.corpus import DOCUMENT, MixturePart, Shard, TokenStream
 from slm_jax.distributed.sharding import make_mesh, put_batch
 from slm_jax.utils.batch import IGNORE
 from slm_jax.utils.errors import UserError
@@ -31,7 +31,7 @@ def split_of(lengths, shards=1, prompts=None, first=0):
             first += lengths[i] - 1
             rows.append((len(ids), 0, lengths[i] - 1 - prompts[i], prompts[i], 0, 0))
         made.append(Shard(np.array(ids, np.uint16), np.array(rows, DOCUMENT), any(prompts)))
-    return Split(made, np.array([1] * EOS + [0], np.int32))
+    return TokenStream(made, np.array([1] * EOS + [0], np.int32))
 
 
 def targets(batches):
@@ -40,7 +40,7 @@ def targets(batches):
 
 def test_labels_are_the_next_token():
     stream = np.arange(1000, dtype=np.uint16)
-    batches = Batches(stream, 4, 16, seed=0)
+    batches = PackedBatches(stream, 4, 16, seed=0)
     for step in range(40):
         batch = batches.at(step)
         known = batch["labels"] != IGNORE
@@ -54,27 +54,27 @@ def test_labels_are_the_next_token():
 @settings(max_examples=30, deadline=None)
 def test_every_token_is_a_target_once_per_epoch(n, length, seed):
     stream = np.arange(n, dtype=np.uint16)
-    batches = Batches(stream, 1, length, seed)
+    batches = PackedBatches(stream, 1, length, seed)
     for epoch in range(2):
         steps = range(epoch * batches.windows, (epoch + 1) * batches.windows)
         assert targets(batches.at(step) for step in steps) == Counter(range(n))
-    assert targets(in_order(stream, 3, length)) == Counter(range(n))
+    assert targets(sequential_batches(stream, 3, length)) == Counter(range(n))
 
 
 def test_at_is_a_function_of_position():
     stream = np.random.default_rng(0).integers(0, 500, 5000).astype(np.uint16)
-    first, second = (Batches(stream, 8, 32, seed=1) for _ in range(2))
+    first, second = (PackedBatches(stream, 8, 32, seed=1) for _ in range(2))
     forward = [first.at(step) for step in range(60)]
     for step in (59, 3, 31, 3, 0):
         again = second.at(step)
         assert all((again[name] == forward[step][name]).all() for name in again)
-    other = Batches(stream, 8, 32, seed=2).at(0)
+    other = PackedBatches(stream, 8, 32, seed=2).at(0)
     assert (other["input_ids"] != forward[0]["input_ids"]).any()
 
 
 def test_epochs_differ_in_order_and_in_cuts():
     stream = np.arange(512, dtype=np.uint16)
-    batches = Batches(stream, 1, 32, seed=0)
+    batches = PackedBatches(stream, 1, 32, seed=0)
     starts = [[int(batches.at(e * 16 + i)["labels"][0, 0]) for i in range(16)] for e in range(2)]
     assert sorted(starts[0]) != sorted(starts[1])
     assert starts[0] != sorted(starts[0])
@@ -90,7 +90,7 @@ def test_window_at_the_seam():
 
 def test_too_short_a_stream_says_what_to_do():
     with pytest.raises(UserError, match=r"30 tokens, but one batch takes 2 x 16 = 32"):
-        Batches(np.arange(30, dtype=np.uint16), 2, 16, 0)
+        PackedBatches(np.arange(30, dtype=np.uint16), 2, 16, 0)
 
 
 LENGTHS = [5, 40, 3, 17, 16, 2, 90, 9, 33, 1, 28, 12]
@@ -100,9 +100,9 @@ def test_segments_keep_documents_apart():
     split = split_of(LENGTHS, shards=3)
     stream, number = split[0 : len(split)], np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     place = np.concatenate([np.arange(n) for n in LENGTHS])
-    assert np.array_equal(split.beginnings(0, len(split)), np.flatnonzero(place == 0))
-    assert np.array_equal(split.beginnings(5, 46), np.flatnonzero(place[:46] == 0)[1:])
-    batches = Batches(split, 4, 16, 0, segments=True)
+    assert np.array_equal(split.document_starts(0, len(split)), np.flatnonzero(place == 0))
+    assert np.array_equal(split.document_starts(5, 46), np.flatnonzero(place[:46] == 0)[1:])
+    batches = PackedBatches(split, 4, 16, 0, segments=True)
     rows = [
         {name: array[i] for name, array in batches.at(step).items()}
         for step in range(batches.windows)
@@ -119,7 +119,7 @@ def test_segments_keep_documents_apart():
         inside = expected == expected[0]
         assert np.array_equal(row["positions"][:count], np.where(np.cumsum(~inside) == 0, places - first, places))
         assert not np.isin(row["segment_ids"][count:], row["segment_ids"][:count]).any()
-    plain = Batches(split, 4, 16, 0)
+    plain = PackedBatches(split, 4, 16, 0)
     assert all((batches.at(s)[name] == plain.at(s)[name]).all() for s in range(9) for name in ("input_ids", "labels"))
 
 
@@ -127,9 +127,9 @@ def test_segments_keep_documents_apart():
 def test_bytes_of_batches_are_exact(shards):
     split = split_of(LENGTHS, shards, prompts=[min(2, n - 1) for n in LENGTHS])
     everything = split[0 : len(split)]
-    predicted = everything[~split.is_prompt(0, len(split))]
+    predicted = everything[~split.prompt_mask(0, len(split))]
     assert split.num_bytes == np.count_nonzero(predicted != EOS)
-    for batches in (Batches(split, 2, 16, 3), PaddedBatches([Part(split, 1, "")], 2, 64, 3)):
+    for batches in (PackedBatches(split, 2, 16, 3), PaddedBatches([MixturePart(split, 1, "")], 2, 64, 3)):
         for step in range(40):
             labels = batches.at(step)["labels"]
             assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE) & (labels != EOS))
@@ -143,7 +143,7 @@ def test_bytes_of_batches_are_exact(shards):
 @pytest.mark.parametrize("length", [16, 64])
 def test_padded_rows_hold_every_token_once_an_epoch(length):
     split = split_of(LENGTHS, shards=2)
-    batches = PaddedBatches([Part(split, 1.0, "")], 3, length, seed=1)
+    batches = PaddedBatches([MixturePart(split, 1.0, "")], 3, length, seed=1)
     for epoch in range(3):
         made = [batches.at(step) for step in range(epoch * batches.batches, (epoch + 1) * batches.batches)]
         assert targets(made) == Counter(split[0 : len(split)].tolist())
@@ -157,21 +157,23 @@ def test_padded_rows_hold_every_token_once_an_epoch(length):
         assert (np.diff(batch["attention_mask"], axis=1) <= 0).all()  # padding comes last
         inner = real[:, 1:]
         assert (batch["input_ids"][:, 1:][inner] == batch["labels"][:, :-1][inner]).all()
-    assert targets(batch for batch, _ in padded_in_order(split, 3, length)) == Counter(split[0 : len(split)].tolist())
+    assert targets(batch for batch, _ in sequential_padded_batches(split, 3, length)) == Counter(
+        split[0 : len(split)].tolist()
+    )
 
 
 def test_a_response_is_never_cut_without_being_counted():
     split = split_of([10, 20, 30, 12], prompts=[4, 4, 16, 4])
     rows = Rows(split, 16)
     assert (rows.cut_responses, rows.left_out, len(rows)) == (1, 1, 3)
-    batches = PaddedBatches([Part(split, 1.0, "")], 4, 16, 0)
-    assert [note.partition(" ")[0] for note in batches.notes(5)] == ["1", "1", "5"]
+    batches = PaddedBatches([MixturePart(split, 1.0, "")], 4, 16, 0)
+    assert [note.partition(" ")[0] for note in batches.summary(5)] == ["1", "1", "5"]
     labels = [batches.at(step)["labels"] for step in range(batches.batches)]
     assert targets({"labels": each} for each in labels) == Counter(
         [*range(4, 9), EOS, *range(13, 25), *range(61, 68), EOS]
     )
     with pytest.raises(UserError, match="no prompt leaves room"):
-        PaddedBatches([Part(split, 1.0, "x")], 4, 4, 0)
+        PaddedBatches([MixturePart(split, 1.0, "x")], 4, 4, 0)
 
 
 def test_a_mixture_has_its_shares_everywhere():
@@ -180,22 +182,22 @@ def test_a_mixture_has_its_shares_everywhere():
     for source, share in enumerate((667, 222, 111)):
         assert sum(s == source for s, _ in places[1000:2000]) == share
         assert [index for s, index in places if s == source] == list(range(sum(s == source for s, _ in places)))
-    parts = [Part(split_of([50] * 9), 3, "a"), Part(split_of([50] * 9, first=450), 1, "b")]
-    for batches in (Batches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
+    parts = [MixturePart(split_of([50] * 9), 3, "a"), MixturePart(split_of([50] * 9, first=450), 1, "b")]
+    for batches in (PackedBatches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
         seen = Counter()
         for step in range(250):
             labels = batches.at(step)["labels"]
             seen.update((labels[(labels != IGNORE) & (labels != EOS)] >= 450).tolist())
         assert seen[True] / seen.total() == pytest.approx(0.25, abs=0.02)
-    assert Batches(parts, 8, 16, 0).epochs(250) == pytest.approx([1500 / 29, 500 / 29])
-    assert list(Batches(parts, 8, 16, 0).notes(250)) == ["250 steps are 51.72, 17.24 epochs of the sources"]
+    assert PackedBatches(parts, 8, 16, 0).epochs(250) == pytest.approx([1500 / 29, 500 / 29])
+    assert list(PackedBatches(parts, 8, 16, 0).summary(250)) == ["250 steps are 51.72, 17.24 epochs of the sources"]
     assert PaddedBatches(parts[:1], 8, 50, 0).epochs(7) == [3.5]
 
 
 def both_modes():
     split = split_of(LENGTHS * 3)
-    parts = [Part(split, 2, "a"), Part(split_of([20] * 9, first=500), 1, "b")]
-    return [Batches(parts, 8, 16, 5), Batches(split, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
+    parts = [MixturePart(split, 2, "a"), MixturePart(split_of([20] * 9, first=500), 1, "b")]
+    return [PackedBatches(parts, 8, 16, 5), PackedBatches(split, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
 
 
 def test_hosts_and_devices_see_one_batch():
@@ -222,18 +224,18 @@ def test_position_in_any_order_and_far_away():
 
 def test_a_feed_gives_the_same_and_tells_what_went_wrong():
     batches = both_modes()[0]
-    with Feed(batches, lambda arrays: arrays, 3, 40) as feed:
+    with Prefetcher(batches, lambda arrays: arrays, 3, 40) as prefetcher:
         for step in range(3, 30):  # it is left before its end
-            fed = feed.take()
+            fed = prefetcher.next()
             assert np.array_equal(fed.batch["labels"], batches.at(step)["labels"])
             assert fed.num_bytes == batches.num_bytes(step)
-    assert not feed._thread.is_alive()
+    assert not prefetcher._thread.is_alive()
 
     def broken(arrays):
         raise OSError("gone")
 
-    with Feed(batches, broken, 0, 9) as feed, pytest.raises(OSError, match="gone"):
-        feed.take()
+    with Prefetcher(batches, broken, 0, 9) as prefetcher, pytest.raises(OSError, match="gone"):
+        prefetcher.next()
 
 
 def test_no_batch_holds_validation_text(tmp_path):

@@ -16,8 +16,8 @@ from slm_jax.data.corpus import build
 from slm_jax.data.corpus.build import Options, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.splitting import read_head, split_documents
-from slm_jax.data.sources.documents import Bad, Document
+from slm_jax.data.corpus.splitting import read_sample, split_documents
+from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -83,7 +83,7 @@ def small_shards(monkeypatch):
     """Groups and shards so small that a few documents make many."""
     monkeypatch.setattr(build, "_GROUP", 1000)
     monkeypatch.setattr(build, "SHARD", 1000)
-    monkeypatch.setattr("slm_jax.data.corpus.splitting.HEAD", 5000)
+    monkeypatch.setattr("slm_jax.data.corpus.splitting.SAMPLE_SIZE", 5000)
 
 
 def test_sides_are_disjoint_complete_and_of_about_the_fraction():
@@ -135,7 +135,7 @@ def test_written_and_read_back(tmp_path, tokenizer, small_shards, monkeypatch, w
     for split, texts in zip((corpus.train, corpus.validation), texts_of(TEXTS), strict=True):
         assert decoded(split, tokenizer) == texts
         assert split.num_bytes == sum(len(text.encode()) for text in texts)
-        assert split.num_bytes_of(0, len(split)) == split.num_bytes
+        assert split.num_bytes_between(0, len(split)) == split.num_bytes
         assert split.num_documents == len(texts)
     assert not list(tmp_path.glob("*.partial"))
 
@@ -148,7 +148,7 @@ def test_reading_across_shards_is_reading_one_array(tmp_path, tokenizer, small_s
     for _ in range(200):
         a, b = sorted(random.integers(0, len(split) + 1, 2))
         assert np.array_equal(split[a:b], whole[a:b])
-        assert split.num_bytes_of(a, b) == split.num_bytes_of(0, b) - split.num_bytes_of(0, a)
+        assert split.num_bytes_between(a, b) == split.num_bytes_between(0, b) - split.num_bytes_between(0, a)
 
 
 def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
@@ -163,13 +163,13 @@ def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
     corpus = open_corpus(tmp_path / "corpus", made)
     for split in (corpus.train, corpus.validation):
         ends = split.ends
-        sizes = [split.num_bytes_of(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        sizes = [split.num_bytes_between(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         assert sizes == [len(text.encode("utf-8", "surrogatepass")) for text in decoded(split, made)]
-        assert sum(split.num_bytes_of(a, a + 1) for a in range(len(split))) == split.num_bytes
+        assert sum(split.num_bytes_between(a, a + 1) for a in range(len(split))) == split.num_bytes
 
 
 def test_repeats_and_bad_rows_are_left_out_and_counted(tmp_path, tokenizer, small_shards):
-    items = [x for i, text in enumerate(TEXTS) for x in (text, Bad("odd", f"row {i}"), text, " \n")]
+    items = [x for i, text in enumerate(TEXTS) for x in (text, InvalidRow("odd", f"row {i}"), text, " \n")]
     build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
     corpus = open_corpus(tmp_path / "a", tokenizer)
     assert [decoded(s, tokenizer) for s in (corpus.train, corpus.validation)] == texts_of(TEXTS)
@@ -196,13 +196,13 @@ def test_limits(tmp_path, tokenizer, small_shards):
     assert decoded(split, tokenizer) == train[: split.num_documents]
     assert split.ends[-2] < 3000 <= len(split)
     few = ListReader([Document(text) for text in TEXTS], 0)  # nor is much more read than is wanted
-    assert len(read_head(few, documents=3)[0].items) == few.position() == 26
-    assert read_head(ListReader(few._items, 0), tokens=50)[0].items == few._items[:3]
+    assert len(read_sample(few, documents=3)[0].items) == few.position() == 26
+    assert read_sample(ListReader(few._items, 0), tokens=50)[0].items == few._items[:3]
 
 
 def test_a_source_s_own_validation_text_is_never_trained_on(tmp_path, tokenizer):
-    held_out = [Document(text, side="validation") for text in TEXTS[:20]]
-    items = [*held_out, *(Document(text, side="train") for text in TEXTS[10:])]
+    held_out = [Document(text, split="validation") for text in TEXTS[:20]]
+    items = [*held_out, *(Document(text, split="train") for text in TEXTS[10:])]
     build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
     corpus = open_corpus(tmp_path / "a", tokenizer)
     assert decoded(corpus.validation, tokenizer) == TEXTS[:20]
@@ -216,15 +216,15 @@ def test_an_instruction_s_prompt_is_not_predicted(tmp_path, tokenizer, small_sha
     split, other = (open_corpus(tmp_path / name, tokenizer).train for name in "ab")
     assert len(split) == len(other)
     assert not other.has_prompts
-    mask = split.is_prompt(0, len(split))
+    mask = split.prompt_mask(0, len(split))
     texts = decoded(split, tokenizer)
     predicted = tokenizer.decode(split[0 : len(split)][~mask].tolist())
     assert predicted == "".join(text.partition("\n")[2] for text in texts)
     assert tokenizer.decode(split[0 : len(split)][mask].tolist()) == "".join(t.partition("\n")[0] + "\n" for t in texts)
-    assert split.num_bytes == len(predicted.encode()) == split.num_bytes_of(0, len(split))
+    assert split.num_bytes == len(predicted.encode()) == split.num_bytes_between(0, len(split))
     assert other.num_bytes == sum(len(text.encode()) for text in texts)
     for a, b in ((0, 7), (3, 50), (11, 12), (900, len(split))):
-        assert np.array_equal(split.is_prompt(a, b), mask[a:b])
+        assert np.array_equal(split.prompt_mask(a, b), mask[a:b])
 
 
 class Killed(BaseException):
@@ -234,7 +234,7 @@ class Killed(BaseException):
 def test_a_build_that_was_interrupted_goes_on_and_ends_with_the_same_files(
     tmp_path, tokenizer, small_shards, monkeypatch
 ):
-    items = [x for i, text in enumerate(TEXTS) for x in (text, Bad(f"odd {i % 3}", f"row {i}"), text)]
+    items = [x for i, text in enumerate(TEXTS) for x in (text, InvalidRow(f"odd {i % 3}", f"row {i}"), text)]
     build_corpus(tmp_path / "whole", Listed(items), tokenizer, Options(0.2))
     expected = contents(tmp_path / "whole")
     write = build._write_file
@@ -267,7 +267,7 @@ from slm_jax.data import build, splitting
 from slm_jax.data.corpus.build import Options, build_corpus
 from slm_jax.data.sources.files import FileSource
 from tokenizer import HybridTokenizer
-build._GROUP, build.SHARD, splitting.HEAD = 20_000, 20_000, 50_000
+build._GROUP, build.SHARD, splitting.SAMPLE_SIZE = 20_000, 20_000, 50_000
 build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
              HybridTokenizer.pretrained("english-8k"), Options(0.1), workers=2)
 """
@@ -341,7 +341,7 @@ def test_head_takes_whole_documents(tmp_path, tokenizer, small_shards):
 
 
 def test_sources_without_text_say_so(tmp_path, tokenizer):
-    bad = [Bad("column text is missing (there: body)", f"row {i}") for i in range(3)]
+    bad = [InvalidRow("column text is missing (there: body)", f"row {i}") for i in range(3)]
     for items, said in (([], "no text"), ([" "], "empty"), (bad, "3 bad rows .*column text is missing")):
         with pytest.raises(UserError, match=said):
             build_corpus(tmp_path / "corpus", Listed(items), tokenizer, Options(0.2))

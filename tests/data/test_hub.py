@@ -12,7 +12,7 @@ import pytest
 from slm_jax.config.checks import SOURCES
 from slm_jax.config.schema import Config, DataConfig
 from slm_jax.data.sources import hub
-from slm_jax.data.sources.catalog import CATALOG, find_set
+from slm_jax.data.sources.catalog import CATALOG, find_dataset
 from slm_jax.data.sources.registry import make_source
 from slm_jax.utils.errors import UserError
 from tests.data.hub_server import COMMIT, Hub
@@ -182,7 +182,7 @@ PREPARE = """
 import sys
 from slm_jax.cli import data
 from slm_jax.data.corpus import build, splitting
-build._GROUP, build.SHARD, splitting.HEAD = 4000, 4000, 9000
+build._GROUP, build.SHARD, splitting.SAMPLE_SIZE = 4000, 4000, 9000
 sys.argv[1:1] = ["prepare", "--data.source", "tinystories", "--tokenizer.vocab_size", "400", "--data.cache"]
 data.main()
 """
@@ -243,26 +243,26 @@ def test_a_network_that_is_gone_for_a_while(served):
 def test_no_network_is_known_at_once(monkeypatch, folder):
     server = Hub(folder)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    hub.probe("tinystories")
+    hub.check_reachable("tinystories")
     server.close()
     with pytest.raises(UserError, match=r"127\.0\.0\.1 cannot be reached .*--data.source python-docs"):
-        hub.probe("tinystories")
+        hub.check_reachable("tinystories")
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address that nobody has
     begin = time.monotonic()
     with pytest.raises(UserError, match="cannot be reached"):
-        hub.probe("tinystories")
+        hub.check_reachable("tinystories")
     assert time.monotonic() - begin < 2 * hub.PATIENCE
 
 
 def test_names():
     assert set(CATALOG) | {"python-docs", "python-qa", "files"} == set(SOURCES)
-    assert find_set("wikitext").config == "wikitext-103-raw-v1"
-    assert find_set("wikipedia:he").config == "20231101.he"
-    assert find_set("fineweb-edu").config == "sample-10BT"
-    assert find_set("hf:a/b:c:d")[2:5] == ("c", "", "d")
+    assert find_dataset("wikitext").config == "wikitext-103-raw-v1"
+    assert find_dataset("wikipedia:he").config == "20231101.he"
+    assert find_dataset("fineweb-edu").config == "sample-10BT"
+    assert find_dataset("hf:a/b:c:d")[2:5] == ("c", "", "d")
     for wrong in ("hf:a", "hf:a/b:c:d:e", "hf:/b", "tinystories:x"):
         with pytest.raises(UserError, match=r"data\.source"):
-            find_set(wrong)
+            find_dataset(wrong)
     with pytest.raises(UserError, match="perhaps you meant tinystories"):
         Config.load(**{"data.source": "tinystorys"})
     assert (

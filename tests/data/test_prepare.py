@@ -74,12 +74,12 @@ def test_a_run_outlives_the_cache(place):
 
 
 def test_first_words_are_those_of_a_held_out_document(place):
-    assert prepare.first_words(Run(place.path / "none")) == "The"
+    assert prepare.example_prompt(Run(place.path / "none")) == "The"
     place.prepare("one")
-    assert re.fullmatch(r"Line \d+ of a:", prepare.first_words(Run(place.path / "one")))
+    assert re.fullmatch(r"Line \d+ of a:", prepare.example_prompt(Run(place.path / "one")))
     (place.path / "long.txt").write_text("\n<|endoftext|>\n".join(f"{i:030} internationalisation" for i in range(99)))
     place.prepare("two", data__files=(str(place.path / "long.txt"),), tokenizer__vocab_size=300)
-    assert prepare.first_words(Run(place.path / "two")) == "The"  # two words that take more than a line's part
+    assert prepare.example_prompt(Run(place.path / "two")) == "The"  # two words that take more than a line's part
 
 
 def test_on_another_file_system_small_text_is_copied_and_large_linked_to(place, monkeypatch):
@@ -124,7 +124,7 @@ def test_sources_are_mixed(place):
     assert [part.name.rpartition("/")[2] for part in mixed.parts] == ["a.txt", "b.txt"]
     assert len(mixed.train) == sum(len(part.train) for part in mixed.parts)
     assert mixed.validation.num_bytes == sum(m["validation"]["bytes"] for m in mixed.manifests)
-    assert mixed.validation.num_bytes_of(0, len(mixed.validation)) == mixed.validation.num_bytes
+    assert mixed.validation.num_bytes_between(0, len(mixed.validation)) == mixed.validation.num_bytes
     _, again = place.prepare("mixed", data__mix=both)
     assert (again.fingerprint, place.said) == (mixed.fingerprint, [])
     _, other = place.prepare("other", data__mix=(both[0], both[1].replace("=1", "=2")))

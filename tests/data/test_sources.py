@@ -11,8 +11,8 @@ import pytest
 
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources import python_docs
-from slm_jax.data.sources.documents import Bad, Columns, Document
-from slm_jax.data.sources.files import needs
+from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper
+from slm_jax.data.sources.files import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.registry import make_source, parse_weight
 from slm_jax.utils.errors import UserError
@@ -148,7 +148,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path):
     path.write_text('{"text": "good"}\n{"text": 3}\n\n{"body": "x"}\n[1]\nnonsense\n{"text": null}\n{"text": "too"}\n')
     items = list(source(path).read())
     assert [item.text for item in items if isinstance(item, Document)] == ["good", "too"]
-    assert [(item.reason, item.where) for item in items if isinstance(item, Bad)] == [
+    assert [(item.reason, item.where) for item in items if isinstance(item, InvalidRow)] == [
         ("column text is of type int, not text", f"{path} line 2"),
         ("column text is missing (there: body)", f"{path} line 4"),
         ("a row is a list, not an object of columns", f"{path} line 5"),
@@ -173,25 +173,27 @@ def test_reading_goes_on_from_any_position(tmp_path):
 
 def test_templates_make_instructions():
     row = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
-    made = Columns(template="alpaca", response="output").document(row, "here")
+    made = RowMapper(template="alpaca", response="output").to_document(row, "here")
     assert made.response == "2"
     assert "paired with an input" in made.text
     assert made.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:\n")
-    made = Columns(template="alpaca", response="output").document({**row, "input": ""}, "here")
+    made = RowMapper(template="alpaca", response="output").to_document({**row, "input": ""}, "here")
     assert "Input" not in made.text
     assert made.text.endswith("### Instruction:\nAdd.\n\n### Response:\n")
-    dolly = Columns(template="alpaca", response="response", also=(("input", "context"),))
-    made = dolly.document({"instruction": "Add.", "context": "1 + 1", "response": "2"}, "here")
+    dolly = RowMapper(template="alpaca", response="response", also=(("input", "context"),))
+    made = dolly.to_document({"instruction": "Add.", "context": "1 + 1", "response": "2"}, "here")
     assert (made.text.count("1 + 1"), made.response) == (1, "2")
-    mine = Columns(template="Q: {q} {not a field}\nA:", response="a").document({"q": "Why?", "a": " So."}, "here")
+    mine = RowMapper(template="Q: {q} {not a field}\nA:", response="a").to_document({"q": "Why?", "a": " So."}, "here")
     assert mine == Document("Q: Why? {not a field}\nA:", " So.")
-    assert Columns(template="{q}", response="a").document({"q": "x", "a": " "}, "") == Bad("column a is empty", "")
-    assert "column q is missing" in Columns(template="{q}", response="a").document({"a": "x"}, "").reason
+    assert RowMapper(template="{q}", response="a").to_document({"q": "x", "a": " "}, "") == InvalidRow(
+        "column a is empty", ""
+    )
+    assert "column q is missing" in RowMapper(template="{q}", response="a").to_document({"a": "x"}, "").reason
 
 
 def test_a_missing_library_is_named_with_its_extra():
     with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed: .*\[data\]"):
-        needs("pyarroww", "reading x.parquet")
+        import_optional("pyarroww", "reading x.parquet")
 
 
 def test_weights_of_a_mixture():

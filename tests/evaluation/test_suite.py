@@ -305,7 +305,9 @@ def test_sets_of_the_hub_are_fetched_once(tmp_path):
 
 def test_the_hub_is_tried_once(monkeypatch):
     tried = []
-    monkeypatch.setattr(datasets, "probe", lambda name, instead: tried.append(name) or hub.probe(name, instead))
+    monkeypatch.setattr(
+        datasets, "check_reachable", lambda name, instead: tried.append(name) or hub.check_reachable(name, instead)
+    )
     served = datasets.Hub(print)
     for task in ("blimp", "lambada"):
         with pytest.raises(UserError, match=f"^{task} needs the network"):

@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 from slm_jax.cli import export
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
-from slm_jax.data.prepare import given_tokenizer
+from slm_jax.data.prepare import resolve_tokenizer
 from slm_jax.huggingface.import_folder import open_folder
 from slm_jax.run.checkpoint import read_params
 from slm_jax.run.directory import Run
@@ -95,7 +95,7 @@ def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
     model = config.model
     assert (model.dim, model.depth, model.heads, model.kv_heads, model.dropout) == (32, 1, 4, 2, 0.1)
     assert find_origin(config).path == place / "out"
-    assert given_tokenizer(config) == str(place / "out" / "tokenizer.hybtok")
+    assert resolve_tokenizer(config) == str(place / "out" / "tokenizer.hybtok")
     config, _ = parse_args(["--init.from_hf", folder, "--model.depth", "3", "--model.mlp_dim", "300"])
     with pytest.raises(UserError, match=r"(?s)depth: 1 there, 3 here.*SwiGLU: 64 there"):
         find_origin(config)
@@ -117,12 +117,12 @@ def test_another_tokenizer_is_refused(place, tmp_path):
         ({"tokenizer__lowercase": False}, r"tokenizer\.lowercase: True in .*, False here"),
     ):
         with pytest.raises(UserError, match=message):
-            given_tokenizer(small(place, init__from_hf=str(folder), **given))
+            resolve_tokenizer(small(place, init__from_hf=str(folder), **given))
     own = tmp_path / "own.hybtok"
     (folder / "tokenizer.hybtok").rename(own)
     config = small(place, init__from_hf=str(folder), tokenizer__path="english-8k")
     with pytest.raises(UserError, match=rf"has {rows} rows, but the tokenizer english-8k has 8192 ids"):
-        given_tokenizer(config)
-    assert given_tokenizer(small(place, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
+        resolve_tokenizer(config)
+    assert resolve_tokenizer(small(place, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
     with pytest.raises(UserError, match=r"give that one, saved by this project, as --tokenizer\.path"):
-        given_tokenizer(small(place, init__from_hf=str(folder)))
+        resolve_tokenizer(small(place, init__from_hf=str(folder)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.data.batches.packed import Batches
+from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
 from slm_jax.training.train_step import make_steps, resize_vocabulary
 from slm_jax.utils.batch import IGNORE
@@ -65,7 +65,7 @@ def test_batches_feed_the_next_token_to_the_step():
     prediction is looked at too."""
     stream = np.tile(np.arange(50, dtype=np.uint16), 40)
     config = tiny_config(train__steps=60, optimizer__schedule="constant")
-    batches = Batches(stream, 8, 16, seed=0)
+    batches = PackedBatches(stream, 8, 16, seed=0)
     made = make_steps(config, VOCAB)
     state = made.init()
     for step in range(60):
@@ -126,7 +126,7 @@ def test_dropout_differs_between_steps():
 
 def test_eight_devices_equal_one():
     config = tiny_config(train__dtype="float32")
-    batches = Batches(np.asarray(random_ids((4000,))).astype(np.uint16), 8, 16, seed=0)
+    batches = PackedBatches(np.asarray(random_ids((4000,))).astype(np.uint16), 8, 16, seed=0)
     losses = {}
     for devices in (1, 8):
         mesh = sharding.make_mesh(tiny_config(mesh__data=devices))

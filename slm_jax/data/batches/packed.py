@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from slm_jax.data.corpus.corpus import Part, Split
+from slm_jax.data.corpus.corpus import MixturePart, TokenStream
 from slm_jax.utils.batch import IGNORE
 from slm_jax.utils.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-Stream = Split | np.ndarray  # token ids [N]; of an array every token is predicted
+Stream = TokenStream | np.ndarray  # token ids [N]; of an array every token is predicted
 
 _BLOCK = 1000  # rows in which a mixture has its exact shares
 
@@ -39,9 +39,9 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
     stream = ring(tokens, start - 1, count + 1)
     row = into or blank(length)
     row["input_ids"][:count], row["labels"][:count] = stream[:-1], stream[1:]
-    if isinstance(tokens, Split) and tokens.has_prompts:
+    if isinstance(tokens, TokenStream) and tokens.has_prompts:
         for a, b in stretches(n, start, count):
-            mask = tokens.is_prompt(a, b)
+            mask = tokens.prompt_mask(a, b)
             at = (a - start) % n
             row["labels"][at : at + b - a][mask] = IGNORE
     if "segment_ids" in row:
@@ -50,10 +50,10 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
 
 
 def _write_segments(tokens: Stream, start: int, count: int, row: Arrays) -> None:
-    assert isinstance(tokens, Split)
+    assert isinstance(tokens, TokenStream)
     n, found = len(tokens), [np.zeros(1, np.int64)]
     for a, b in stretches(n, start, count):
-        found.append(tokens.beginnings(a, b) + ((a - start) % n - a))
+        found.append(tokens.document_starts(a, b) + ((a - start) % n - a))
     begins = np.unique(np.concatenate(found))
     lengths = np.diff(begins, append=count)
     row["segment_ids"][:count] = np.repeat(np.arange(begins.size), lengths)
@@ -103,11 +103,11 @@ class Windows:
 
     def num_bytes(self, index: int) -> int:
         """UTF-8 bytes of the text that the targets of the index-th row stand for."""
-        assert isinstance(self._tokens, Split)
+        assert isinstance(self._tokens, TokenStream)
         offset, at = self.place(index)
         n, start = len(self._tokens), at * self._length
         count = min(self._length, n - start)
-        return sum(self._tokens.num_bytes_of(a, b) for a, b in stretches(n, offset + start, count))
+        return sum(self._tokens.num_bytes_between(a, b) for a, b in stretches(n, offset + start, count))
 
 
 class Mixture:
@@ -141,14 +141,14 @@ def epochs_text(epochs: Sequence[float]) -> str:
     return f"{', '.join(f'{each:.2f}' for each in epochs)} epochs" + (" of the sources" if len(epochs) > 1 else "")
 
 
-class Batches:
+class PackedBatches:
     """Endless shuffled batches [B, T] of one token stream, or of several mixed by weight."""
 
     def __init__(
-        self, tokens: Stream | Sequence[Part], batch_size: int, length: int, seed: int, segments: bool = False
+        self, tokens: Stream | Sequence[MixturePart], batch_size: int, length: int, seed: int, segments: bool = False
     ):
         """segments: with segment_ids and positions. Raises UserError when the streams do not fill one batch."""
-        parts = tokens if not isinstance(tokens, Split | np.ndarray) else [Part(tokens, 1.0, "")]  # type: ignore[arg-type]
+        parts = tokens if not isinstance(tokens, TokenStream | np.ndarray) else [MixturePart(tokens, 1.0, "")]  # type: ignore[arg-type]
         total = sum(len(part.train) for part in parts)
         if total < batch_size * length:
             raise UserError(
@@ -170,18 +170,18 @@ class Batches:
         Of several hosts each may ask for its equal part of the rows; put together they are the whole batch.
         """
         rows = self._batch_size // hosts
-        arrays = self.blank(rows)
+        arrays = self.empty_batch(rows)
         first = step * self._batch_size + host * rows
         for i in range(rows):
             source, index = self._place(first + i)
             source.write(index, {name: array[i] for name, array in arrays.items()})
         return arrays
 
-    def blank(self, rows: int = 0) -> Arrays:
+    def empty_batch(self, rows: int = 0) -> Arrays:
         """A batch (or some rows of one) without content, of the shapes that batches have at most."""
         return blank_rows(rows or self._batch_size, self._length, self._segments)
 
-    def notes(self, steps: int) -> Iterator[str]:
+    def summary(self, steps: int) -> Iterator[str]:
         """What one should know of the batches: how often so many steps read the text."""
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
 
@@ -202,7 +202,7 @@ class Batches:
         return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
 
 
-def in_order(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
+def sequential_batches(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
     """Batches [B, T] that predict every token once, in order; the last is filled up with IGNORE labels."""
     windows = -(-len(tokens) // length)
     for start in range(0, windows, batch_size):

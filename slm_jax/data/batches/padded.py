@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from slm_jax.data.batches.packed import Arrays, Mixture, blank, epochs_text, ring
-from slm_jax.data.corpus.corpus import Part, Split
+from slm_jax.data.corpus.corpus import MixturePart, TokenStream
 from slm_jax.utils.batch import IGNORE
 from slm_jax.utils.errors import UserError
 
@@ -26,7 +26,7 @@ class Rows:
     end of the response is lost; one whose prompt fills the row is left out. Both are counted.
     """
 
-    def __init__(self, split: Split, length: int):
+    def __init__(self, split: TokenStream, length: int):
         ends = split.ends
         starts = np.concatenate([[0], ends[:-1]])
         sizes, prompts = ends - starts, split.documents["prompt"].astype(np.int64)
@@ -48,14 +48,14 @@ class Rows:
         tokens = ring(self.split, start - 1, size + 1)  # before a document stands the <EOS> of the one before
         arrays["input_ids"][:size], arrays["labels"][:size] = tokens[:-1], tokens[1:]
         arrays["attention_mask"][:size] = 1
-        mask = self.split.is_prompt(start, start + size)
+        mask = self.split.prompt_mask(start, start + size)
         if mask is not None:
             arrays["labels"][:size][mask] = IGNORE
 
     def num_bytes(self, index: int) -> int:
         """UTF-8 bytes of the text that the row's labels stand for."""
         start = int(self.starts[index])
-        return self.split.num_bytes_of(start, start + int(self.sizes[index]))
+        return self.split.num_bytes_between(start, start + int(self.sizes[index]))
 
 
 def blank_rows(batch_size: int, width: int) -> Arrays:
@@ -66,7 +66,7 @@ def blank_rows(batch_size: int, width: int) -> Arrays:
 class _Buckets:
     """The batches of one source: in an epoch every row is in one, once."""
 
-    def __init__(self, split: Split, batch_size: int, length: int, seed: int):
+    def __init__(self, split: TokenStream, batch_size: int, length: int, seed: int):
         self.rows, self._batch_size, self._widths = Rows(split, length), batch_size, widths(length)
         bucket = np.searchsorted(self._widths, self.rows.sizes)
         self._members = [np.flatnonzero(bucket == b) for b in range(len(self._widths))]
@@ -91,7 +91,7 @@ class _Buckets:
 class PaddedBatches:
     """Endless shuffled batches [B, W] of padded rows, W of `widths(length)`; several sources take turns by weight."""
 
-    def __init__(self, parts: Sequence[Part], batch_size: int, length: int, seed: int):
+    def __init__(self, parts: Sequence[MixturePart], batch_size: int, length: int, seed: int):
         """Raises UserError if no row has anything to predict."""
         self._batch_size, self._length = batch_size, length
         self._sources = [
@@ -109,7 +109,7 @@ class PaddedBatches:
         shares = [(source.padding, source.count) for source in self._sources]
         return sum(share * count for share, count in shares) / self.batches
 
-    def blank(self) -> Arrays:
+    def empty_batch(self) -> Arrays:
         """A batch without content, of the shape that batches have at most."""
         return blank_rows(self._batch_size, self._length)
 
@@ -144,7 +144,7 @@ class PaddedBatches:
         taken = self._mixture.taken(steps) if self._mixture else [steps]
         return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
 
-    def notes(self, steps: int) -> Iterator[str]:
+    def summary(self, steps: int) -> Iterator[str]:
         """What is lost, in words; how often so many steps read the text; and the share of padding."""
         cut, left = (sum(getattr(s.rows, name) for s in self._sources) for name in ("cut_responses", "left_out"))
         if cut:
@@ -154,7 +154,7 @@ class PaddedBatches:
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
 
 
-def padded_in_order(split: Split, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
+def sequential_padded_batches(split: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
     """(batch [B, length], bytes of text that it predicts): every row of a split once, in order."""
     rows = Rows(split, length)
     for start in range(0, len(rows), batch_size):

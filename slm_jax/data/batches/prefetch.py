@@ -8,45 +8,45 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.packed import Arrays, Batches, in_order
-from slm_jax.data.batches.padded import PaddedBatches, padded_in_order
-from slm_jax.data.corpus.corpus import Corpus, Split
+from slm_jax.data.batches.packed import Arrays, PackedBatches, sequential_batches
+from slm_jax.data.batches.padded import PaddedBatches, sequential_padded_batches
+from slm_jax.data.corpus.corpus import Corpus, TokenStream
 
 _AHEAD = 2  # batches that are ready before they are wanted
 
 
-def make_batches(config: Config, corpus: Corpus) -> Batches | PaddedBatches:
+def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatches:
     """The training batches of a config, `data.mode`. Raises UserError if there is too little text for one."""
     train = config.train
     if config.data.mode == "padded":
         return PaddedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed)
     segments = config.data.mode == "segmented"
-    return Batches(corpus.parts, train.batch_size, train.sequence_length, train.seed, segments)
+    return PackedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed, segments)
 
 
-def validation_batches(config: Config, split: Split, rows: int) -> Iterator[tuple[Arrays, int]]:
+def validation_batches(config: Config, split: TokenStream, rows: int) -> Iterator[tuple[Arrays, int]]:
     """(batch of so many rows, bytes of text that its targets stand for): all of a split once, in order."""
     length = config.train.sequence_length
     if config.data.mode == "padded":
-        yield from padded_in_order(split, rows, length)
+        yield from sequential_padded_batches(split, rows, length)
         return
-    for i, batch in enumerate(in_order(split, rows, length, config.data.mode == "segmented")):
-        yield batch, split.num_bytes_of(i * rows * length, min((i + 1) * rows * length, len(split)))
+    for i, batch in enumerate(sequential_batches(split, rows, length, config.data.mode == "segmented")):
+        yield batch, split.num_bytes_between(i * rows * length, min((i + 1) * rows * length, len(split)))
 
 
-class Fed(NamedTuple):
+class PrefetchedBatch(NamedTuple):
     """A batch on the devices, and the bytes of text that its targets stand for."""
 
     batch: Any
     num_bytes: int
 
 
-class Feed:
+class Prefetcher:
     """The batches of steps first..last-1 in order, each made by a thread while the steps before it run."""
 
     def __init__(
         self,
-        batches: Batches | PaddedBatches,
+        batches: PackedBatches | PaddedBatches,
         put: Callable[[Arrays], Any],
         first: int,
         last: int,
@@ -54,12 +54,12 @@ class Feed:
     ):
         """put: takes a batch, or this process's part (host, hosts) of it, to the devices."""
         self._batches, self._put, self._steps, self._part = batches, put, range(first, last), part
-        self._ready: Queue[Fed | BaseException] = Queue(_AHEAD)
+        self._ready: Queue[PrefetchedBatch | BaseException] = Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
-        self.waited = 0.0  # seconds that `take` had to wait
+        self.wait_seconds = 0.0  # seconds that `next` had to wait
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "Prefetcher":
         self._thread.start()
         return self
 
@@ -76,15 +76,17 @@ class Feed:
             for step in self._steps:
                 if self._stop.is_set():
                     return
-                self._ready.put(Fed(self._put(self._batches.at(step, *self._part)), self._batches.num_bytes(step)))
+                self._ready.put(
+                    PrefetchedBatch(self._put(self._batches.at(step, *self._part)), self._batches.num_bytes(step))
+                )
         except BaseException as error:
             self._ready.put(error)
 
-    def take(self) -> Fed:
+    def next(self) -> PrefetchedBatch:
         """The next step's batch. Raises what making it has raised."""
         begin = time.perf_counter()
         found = self._ready.get()
-        self.waited += time.perf_counter() - begin
+        self.wait_seconds += time.perf_counter() - begin
         if isinstance(found, BaseException):
             raise found
         return found

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import DOCUMENT, FORMAT, SIDES, byte_table, checksum, shard_files
+from slm_jax.data.corpus.corpus import DOCUMENT, FORMAT, SPLITS, byte_table, checksum, shard_files
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.splitting import Counts, Head, Plan, Sides, Text, make_plan, read_head
-from slm_jax.data.sources.documents import Bad, Document, Reader, Source
+from slm_jax.data.corpus.splitting import Plan, SourceCounts, SourceSample, SplitAssigner, Text, make_plan, read_sample
+from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -62,8 +62,8 @@ class Progress:
     head: int = 0  # items; of what comes before their end no position is known
     position: Any = None
     version: str = ""
-    counts: dict[str, Any] = field(default_factory=lambda: Counts().to_json())
-    shards: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    counts: dict[str, Any] = field(default_factory=lambda: SourceCounts().to_json())
+    shards: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     done: bool = False
 
     def save(self, folder: Path) -> None:
@@ -79,9 +79,9 @@ class Progress:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def total(self, side: str, what: str) -> int:
-        """Tokens, documents or bytes of a side."""
-        return sum(shard[what] for shard in self.shards[side])
+    def total(self, split: str, what: str) -> int:
+        """Tokens, documents or bytes of a split."""
+        return sum(shard[what] for shard in self.shards[split])
 
 
 def build_corpus(
@@ -89,7 +89,7 @@ def build_corpus(
     source: Source,
     tokenizer: HybridTokenizer,
     options: Options,
-    head: tuple[Reader, Head, Iterator[Document | Bad]] | None = None,
+    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None = None,
     workers: int = 0,
     say: Say = print,
 ) -> None:
@@ -108,9 +108,9 @@ def build_corpus(
     manifest = {"format": FORMAT, "name": source.name, "source": source.describe(), "version": progress.version}
     manifest |= {"options": asdict(options), "tokenizer": tokenizer.fingerprint, "dtype": _dtype(tokenizer).name}
     manifest["counts"] = progress.counts
-    for side in SIDES:
-        sums = {what: progress.total(side, what) for what in ("documents", "tokens", "bytes", "prompts")}
-        manifest[side] = {**sums, "shards": progress.shards[side]}
+    for split in SPLITS:
+        sums = {what: progress.total(split, what) for what in ("documents", "tokens", "bytes", "prompts")}
+        manifest[split] = {**sums, "shards": progress.shards[split]}
     write_json(partial / "manifest.json", manifest)
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
@@ -121,7 +121,7 @@ def _build_shards(
     source: Source,
     tokenizer: HybridTokenizer,
     options: Options,
-    head: tuple[Reader, Head, Iterator[Document | Bad]] | None,
+    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None,
     workers: int,
     say: Say,
 ) -> Progress:
@@ -131,19 +131,19 @@ def _build_shards(
     if progress is None:
         if head is None:
             reader = source.read()
-            head = (reader, *read_head(reader, options.max_documents, options.max_tokens))
+            head = (reader, *read_sample(reader, options.max_documents, options.max_tokens))
         reader, begun, rest = head
         progress = Progress(make_plan(begun.documents(), options.validation_fraction), len(begun.items))
         tokenizer.save(saved)
         progress.save(partial)
-        items: Iterator[Document | Bad] = itertools.chain(begun.items, rest)
+        items: Iterator[Document | InvalidRow] = itertools.chain(begun.items, rest)
     elif not progress.done:
         reader = source.read(progress.position)
         items = iter(reader)
         say(f"going on with {source.name} after {progress.total('train', 'tokens'):,} tokens")
     if not progress.done:
         writer = _Writer(partial, progress, tokenizer, options)
-        groups = _groups(items, reader, _sides(partial, progress, options), progress, options)
+        groups = _groups(items, reader, _load_assigner(partial, progress, options), progress, options)
         pairs = ((group, _strings(group.texts)) for group in groups)
         news = _News(source.name, say)
         with contextlib.closing(encode_groups(pairs, tokenizer, saved, workers)) as encoded:
@@ -152,31 +152,35 @@ def _build_shards(
                 news.tell(progress.total("train", "tokens") + writer.tokens["train"])
                 if progress.done:  # the limit of tokens is reached
                     break
-    for side in SIDES:
-        if not progress.shards[side]:
+    for split in SPLITS:
+        if not progress.shards[split]:
             limits = "raise data.max_documents or data.max_tokens"
             limited = options.max_documents or options.max_tokens
-            raise UserError(f"{source.name}: no text is left for {side}: {limits if limited else 'add more'}")
+            raise UserError(f"{source.name}: no text is left for {split}: {limits if limited else 'add more'}")
     return progress
 
 
 def _groups(
-    items: Iterator[Document | Bad], reader: Reader, sides: Sides, progress: Progress, options: Options
+    items: Iterator[Document | InvalidRow],
+    reader: Reader,
+    assigner: SplitAssigner,
+    progress: Progress,
+    options: Options,
 ) -> Iterator[Group]:
     """The texts of items in groups. A group always ends where an item ends, and depends on no group before it."""
-    counts = Counts.from_json(progress.counts)
+    counts = SourceCounts.from_json(progress.counts)
     head = progress.head if progress.position is None else 0
     kept = progress.total("train", "documents")
     texts: list[Text] = []
     size = 0
     for number, item in enumerate(items, start=1):
-        if isinstance(item, Bad):
+        if isinstance(item, InvalidRow):
             counts.note(item)
         else:
-            for text in sides.place(item, counts):
-                if text.side == "train" and options.max_documents and kept >= options.max_documents:
+            for text in assigner.assign(item, counts):
+                if text.split == "train" and options.max_documents and kept >= options.max_documents:
                     continue
-                kept += text.side == "train"
+                kept += text.split == "train"
                 texts.append(text)
                 size += len(text.text) + len(text.response or "")
         if options.max_documents and kept >= options.max_documents:
@@ -187,14 +191,14 @@ def _groups(
     yield Group(texts, counts.to_json(), None, reader.version, True)
 
 
-def _sides(folder: Path, progress: Progress, options: Options) -> Sides:
+def _load_assigner(folder: Path, progress: Progress, options: Options) -> SplitAssigner:
     """The sides with the texts of the shards on disk placed."""
-    placed: dict[str, list[int]] = {side: [] for side in SIDES}
-    for side in SIDES:
-        for number in range(len(progress.shards[side])):
-            placed[side] += np.load(folder / shard_files(side, number)[1])["digest"].tolist()
+    placed: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for number in range(len(progress.shards[split])):
+            placed[split] += np.load(folder / shard_files(split, number)[1])["digest"].tolist()
     trained = placed["train"] if options.deduplicate else ()
-    return Sides(progress.plan, options.validation_fraction, options.deduplicate, trained, placed["validation"])
+    return SplitAssigner(progress.plan, options.validation_fraction, options.deduplicate, trained, placed["validation"])
 
 
 class _Writer:
@@ -207,10 +211,10 @@ class _Writer:
         self._clear()
 
     def _clear(self) -> None:
-        self._ids: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
-        self._rows: dict[str, list[tuple[int, ...]]] = {side: [] for side in SIDES}
-        self._bytes = dict.fromkeys(SIDES, 0)
-        self.tokens = dict.fromkeys(SIDES, 0)
+        self._ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self._rows: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
+        self._bytes = dict.fromkeys(SPLITS, 0)
+        self.tokens = dict.fromkeys(SPLITS, 0)
 
     def add(self, group: Group, ids: list[np.ndarray]) -> None:
         """Take a group with the ids of its `_strings`; writes a shard when there is enough, or when all has come."""
@@ -219,7 +223,7 @@ class _Writer:
         for text in group.texts:
             first = next(left)
             response = None if text.response is None else next(left)
-            if text.side == "validation" or before + self.tokens["train"] < limit:
+            if text.split == "validation" or before + self.tokens["train"] < limit:
                 self._add(text, first, response)
         done = group.last or before + self.tokens["train"] >= limit
         if done or (group.position is not None and max(self.tokens.values()) >= SHARD):
@@ -231,26 +235,26 @@ class _Writer:
         predicted = response if masked else content
         string = (text.response if masked else text.text + (text.response or "")) or ""
         size = len(string.encode("utf-8", "surrogatepass"))
-        self._ids[text.side] += [content.astype(self._dtype), np.array([self._eos], self._dtype)]
-        self.tokens[text.side] += content.size + 1
+        self._ids[text.split] += [content.astype(self._dtype), np.array([self._eos], self._dtype)]
+        self.tokens[text.split] += content.size + 1
         rest = size - int(self._table[predicted].sum())
         prompt = first.size if masked else 0
-        self._rows[text.side].append((self.tokens[text.side], text.digest, size, prompt, rest, 0))
-        self._bytes[text.side] += size
+        self._rows[text.split].append((self.tokens[text.split], text.digest, size, prompt, rest, 0))
+        self._bytes[text.split] += size
 
     def _write(self, group: Group, done: bool) -> None:
-        for side in SIDES:
-            if not self._rows[side]:
+        for split in SPLITS:
+            if not self._rows[split]:
                 continue
-            tokens, documents = np.concatenate(self._ids[side]), np.array(self._rows[side], DOCUMENT)
-            names = shard_files(side, len(self._progress.shards[side]))
+            tokens, documents = np.concatenate(self._ids[split]), np.array(self._rows[split], DOCUMENT)
+            names = shard_files(split, len(self._progress.shards[split]))
             for name, array in zip(names, (tokens, documents), strict=True):
                 write_array(self._folder / name, array)
-            self._progress.shards[side].append(
+            self._progress.shards[split].append(
                 {
                     "tokens": tokens.size,
                     "documents": documents.size,
-                    "bytes": self._bytes[side],
+                    "bytes": self._bytes[split],
                     "prompts": int(np.count_nonzero(documents["prompt"])),
                     "tokens_sha256": checksum(tokens),
                     "documents_sha256": checksum(documents),

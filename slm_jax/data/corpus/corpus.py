@@ -21,7 +21,7 @@ from tokenizer import HybridTokenizer
 from tokenizer.vocabulary import FIRST_BYTE
 
 FORMAT = 2
-SIDES = ("train", "validation")
+SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [
         ("end", "<i8"),  # index in the shard behind its <EOS>
@@ -45,11 +45,11 @@ class Shard(NamedTuple):
     prompts: bool = False
 
 
-class Split:
-    """One side of a corpus: a stream of N tokens in D documents, over shards. `split[a:b]` reads token ids."""
+class TokenStream:
+    """One split of a corpus: a stream of N tokens in D documents, over shards. `split[a:b]` reads token ids."""
 
     def __init__(self, shards: Sequence[Shard], byte_table: np.ndarray | None = None):
-        """byte_table: see `byte_table`; needed by `num_bytes_of`."""
+        """byte_table: see `byte_table`; needed by `num_bytes_between`."""
         self.shards = list(shards)
         self._byte_table = byte_table
         self._starts = np.cumsum([0, *(shard.tokens.size for shard in self.shards)])
@@ -85,7 +85,7 @@ class Split:
         """`DOCUMENT` [D], the ends within their shards."""
         return np.concatenate([np.zeros(0, DOCUMENT), *(shard.documents for shard in self.shards)])
 
-    def head(self, max_tokens: int) -> "Split":
+    def head(self, max_tokens: int) -> "TokenStream":
         """The first documents, as many as fit in max_tokens (at least one); 0: all."""
         if not max_tokens or len(self) <= max_tokens:
             return self
@@ -98,9 +98,9 @@ class Split:
                 kept.append(Shard(shard.tokens[: documents["end"][-1]], documents, shard.prompts))
             if n < shard.documents.size:
                 break
-        return Split(kept, self._byte_table)
+        return TokenStream(kept, self._byte_table)
 
-    def is_prompt(self, start: int, stop: int) -> np.ndarray | None:
+    def prompt_mask(self, start: int, stop: int) -> np.ndarray | None:
         """bool [stop - start]: tokens that are not to be predicted; None where there are none."""
         if not self.has_prompts:
             return None
@@ -111,7 +111,7 @@ class Split:
                 mask[max(first + base, 0) : max(min(first + prompt, end) + base, 0)] = True
         return mask
 
-    def beginnings(self, start: int, stop: int) -> np.ndarray:
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
         """int64 [n]: those of the tokens start..stop-1 with which a document begins."""
         found = [np.zeros(0, np.int64)]
         for index, a, b in self._places(start, stop):
@@ -120,11 +120,11 @@ class Split:
             found += [self._starts[index : index + (a == 0)], ends[first:last] + self._starts[index]]
         return np.concatenate(found).astype(np.int64)
 
-    def num_bytes_of(self, start: int, stop: int) -> int:
+    def num_bytes_between(self, start: int, stop: int) -> int:
         """UTF-8 bytes of text that the tokens start..stop-1 stand for: summed over all of a document exactly its
         length, prompts left out."""
         assert self._byte_table is not None
-        tokens, prompt = self[start:stop], self.is_prompt(start, stop)
+        tokens, prompt = self[start:stop], self.prompt_mask(start, stop)
         sizes = self._byte_table[tokens if prompt is None else tokens[~prompt]]
         total = int(sizes.sum())
         for index, a, b in self._places(start, stop):
@@ -155,10 +155,10 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """One corpus of a mixture, with its share of the training rows (not normalised)."""
 
-    train: Split
+    train: TokenStream
     weight: float
     name: str
 
@@ -167,9 +167,9 @@ class Part:
 class Corpus:
     """Both sides, what they are mixed of, and the fingerprint of their content."""
 
-    train: Split
-    validation: Split
-    parts: tuple[Part, ...]
+    train: TokenStream
+    validation: TokenStream
+    parts: tuple[MixturePart, ...]
     fingerprint: str
     source: Any
     manifests: tuple[dict[str, Any], ...]  # of each part
@@ -187,9 +187,9 @@ def checksum(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def shard_files(side: str, number: int) -> tuple[str, str]:
+def shard_files(split: str, number: int) -> tuple[str, str]:
     """The names of a shard's two files."""
-    return f"{side}-{number:05d}.tokens.npy", f"{side}-{number:05d}.documents.npy"
+    return f"{split}-{number:05d}.tokens.npy", f"{split}-{number:05d}.documents.npy"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -217,32 +217,36 @@ def open_corpus(folder: Path, tokenizer: HybridTokenizer, verify: bool | None = 
     if "mix" in manifest:
         corpora = [open_corpus(folder / each["folder"], tokenizer, verify) for each in manifest["mix"]]
         table = byte_table(tokenizer)
-        parts = [Part(c.train, each["weight"], each["name"]) for c, each in zip(corpora, manifest["mix"], strict=True)]
-        both = {side: Split([s for c in corpora for s in getattr(c, side).shards], table) for side in SIDES}
+        parts = [
+            MixturePart(c.train, each["weight"], each["name"]) for c, each in zip(corpora, manifest["mix"], strict=True)
+        ]
+        both = {split: TokenStream([s for c in corpora for s in getattr(c, split).shards], table) for split in SPLITS}
         content = [[c.fingerprint, part.weight] for c, part in zip(corpora, parts, strict=True)]
         manifests = tuple(c.manifests[0] for c in corpora)
         return Corpus(both["train"], both["validation"], tuple(parts), _hash(content), manifest["source"], manifests)
     if manifest["tokenizer"] != tokenizer.fingerprint:
         raise UserError(f"the corpus in {folder} was made with another tokenizer: remove that folder to make it again")
     table = byte_table(tokenizer)
-    splits = {side: Split(_open_shards(folder, side, manifest, verify), table) for side in SIDES}
-    sums = [[shard["tokens_sha256"], shard["documents_sha256"]] for side in SIDES for shard in manifest[side]["shards"]]
-    part = Part(splits["train"], 1.0, manifest["name"])
+    splits = {split: TokenStream(_open_shards(folder, split, manifest, verify), table) for split in SPLITS}
+    sums = [
+        [shard["tokens_sha256"], shard["documents_sha256"]] for split in SPLITS for shard in manifest[split]["shards"]
+    ]
+    part = MixturePart(splits["train"], 1.0, manifest["name"])
     fingerprint = _hash([FORMAT, manifest["tokenizer"], sums])
     return Corpus(splits["train"], splits["validation"], (part,), fingerprint, manifest["source"], (manifest,))
 
 
-def _open_shards(folder: Path, side: str, manifest: dict[str, Any], verify: bool | None) -> list[Shard]:
+def _open_shards(folder: Path, split: str, manifest: dict[str, Any], verify: bool | None) -> list[Shard]:
     shards = []
     try:
-        listed = manifest[side]["shards"]
+        listed = manifest[split]["shards"]
         if verify is None:
-            verify = sum(manifest[each]["tokens"] for each in SIDES) * 2 <= _VERIFIED
+            verify = sum(manifest[each]["tokens"] for each in SPLITS) * 2 <= _VERIFIED
     except (KeyError, TypeError) as error:
         raise _damaged(folder, f"manifest.json: {error}") from None
     for number, noted in enumerate(listed):
         arrays = []
-        for name, kind in zip(shard_files(side, number), ("tokens", "documents"), strict=True):
+        for name, kind in zip(shard_files(split, number), ("tokens", "documents"), strict=True):
             try:
                 array = np.load(folder / name, mmap_mode="r")
                 wanted = (noted[kind], DOCUMENT if kind == "documents" else np.dtype(manifest["dtype"]))

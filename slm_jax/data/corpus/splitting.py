@@ -1,4 +1,4 @@
-"""Which side a text belongs to: training or validation, decided by the text's own hash; exact repeats are dropped."""
+"""Which split a text belongs to: training or validation, decided by the text's own hash; exact repeats are dropped."""
 
 import hashlib
 import itertools
@@ -8,22 +8,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from slm_jax.data.sources.documents import Bad, Document, Reader, Side
+from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
 
 _LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
 _FEW = 20  # parts; fewer are cut into about so many
-HEAD = 50 << 20  # characters; what is decided once for all of a source is decided on its beginning, of this length
+SAMPLE_SIZE = (
+    50 << 20
+)  # characters; what is decided once for all of a source is decided on its beginning, of this length
 _PER_TOKEN = 8  # characters; more than a token stands for
 _HOPELESS = 1000  # bad rows before the first good one: then the source is told to be wrong rather than read to its end
 
 
 class Text(NamedTuple):
-    """A document or a part of one, on its side. digest: the first 8 bytes of the SHA-256 of its text."""
+    """A document or a part of one, on its split. digest: the first 8 bytes of the SHA-256 of its text."""
 
     text: str
     response: str | None
-    side: Side
+    split: Split
     digest: int
 
 
@@ -41,7 +43,7 @@ class Plan:
 
 
 @dataclass
-class Counts:
+class SourceCounts:
     """What was met in a source so far."""
 
     documents: int = 0
@@ -50,7 +52,7 @@ class Counts:
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, bad: Bad) -> None:
+    def note(self, bad: InvalidRow) -> None:
         """Count a bad row."""
         self.bad[bad.reason] += 1
         self.examples.setdefault(bad.reason, bad.where)
@@ -60,41 +62,41 @@ class Counts:
         return {**vars(self), "bad": dict(self.bad), "examples": dict(self.examples)}
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "Counts":
+    def from_json(cls, saved: dict[str, Any]) -> "SourceCounts":
         """The inverse of `to_json`."""
         return cls(**{**saved, "bad": Counter(saved["bad"]), "examples": dict(saved["examples"])})
 
-    def bad_text(self) -> str:
+    def invalid_text(self) -> str:
         """The bad rows in words, "" if there are none."""
         each = [f"{n:,} x {reason} (first: {self.examples[reason]})" for reason, n in self.bad.most_common(5)]
         return f"{self.bad.total():,} bad rows left out: " + "; ".join(each) if each else ""
 
 
 @dataclass
-class Head:
+class SourceSample:
     """The first things that a reader gives, kept so that they are read once."""
 
-    items: list[Document | Bad]
+    items: list[Document | InvalidRow]
     whole: bool  # there is no more
 
     @classmethod
-    def take(cls, reader: Iterator[Document | Bad], documents: int = 0, tokens: int = 0) -> "Head":
+    def take(cls, reader: Iterator[Document | InvalidRow], documents: int = 0, tokens: int = 0) -> "SourceSample":
         """Reads the head, no more than about what so many documents or tokens take (0: no limit).
 
         Raises UserError if there is nothing but bad rows.
         """
-        items: list[Document | Bad] = []
+        items: list[Document | InvalidRow] = []
         size = number = 0
-        limit = min(HEAD, _PER_TOKEN * tokens or HEAD)
+        limit = min(SAMPLE_SIZE, _PER_TOKEN * tokens or SAMPLE_SIZE)
         most = 2 * documents + _FEW if documents else math.inf
-        counts = Counts()
+        counts = SourceCounts()
         for item in reader:
             items.append(item)
-            if isinstance(item, Bad):
+            if isinstance(item, InvalidRow):
                 counts.note(item)
                 if not size and len(items) >= _HOPELESS:
                     break
-            elif item.side != "validation" and not is_empty(
+            elif item.split != "validation" and not is_empty(
                 item
             ):  # all of it, so that the tokenizer finds text to learn from
                 size += len(item.text) + len(item.response or "")
@@ -102,7 +104,7 @@ class Head:
             if size >= limit or number >= most:
                 return cls(items, False)
         if not size:
-            raise UserError(f"there is no text to train on; {counts.bad_text() or 'all documents are empty'}")
+            raise UserError(f"there is no text to train on; {counts.invalid_text() or 'all documents are empty'}")
         return cls(items, True)
 
     def documents(self) -> list[Document]:
@@ -121,7 +123,7 @@ def make_plan(documents: list[Document], fraction: float) -> Plan:
     Long documents are cut into parts first, and a text of few parts into about 20 (adding to so small a text moves
     them). Where no hash falls below the fraction, the lowest one is held out.
     """
-    if any(document.side for document in documents):
+    if any(document.split for document in documents):
         return Plan(_LONG, None, own=True)
     part = _LONG
     if sum(1 for document in documents for _ in _parts(document, part)) < _FEW:
@@ -135,7 +137,7 @@ def make_plan(documents: list[Document], fraction: float) -> Plan:
     return Plan(part, held_out, own=False)
 
 
-class Sides:
+class SplitAssigner:
     """Puts texts on their sides, in the order of their coming."""
 
     def __init__(
@@ -150,7 +152,7 @@ class Sides:
         self._plan, self._limit, self._deduplicate = plan, fraction * 2**64, deduplicate
         self._trained, self._validated = set(trained), set(validated)
 
-    def place(self, document: Document, counts: Counts) -> Iterator[Text]:
+    def assign(self, document: Document, counts: SourceCounts) -> Iterator[Text]:
         """The texts that a document comes to: none if it is empty or a repeat, several if it is long."""
         counts.documents += 1
         if is_empty(document):
@@ -162,12 +164,12 @@ class Sides:
             if digest in self._validated or digest in self._trained:
                 counts.repeats += 1
                 continue
-            side: Side = each.side or ("validation" if self._is_held_out(digest) else "train")
-            if side == "validation":
+            split: Split = each.split or ("validation" if self._is_held_out(digest) else "train")
+            if split == "validation":
                 self._validated.add(digest)
             elif self._deduplicate:
                 self._trained.add(digest)
-            yield Text(each.text, each.response, side, digest)
+            yield Text(each.text, each.response, split, digest)
 
     def _is_held_out(self, digest: int) -> bool:
         return digest < self._limit or digest == self._plan.held_out
@@ -176,16 +178,18 @@ class Sides:
 def split_documents(documents: Iterable[Document], fraction: float) -> tuple[list[Text], list[Text]]:
     """(train, validation) texts of a source that fits in memory. Raises UserError if there is too little text."""
     kept = [document for document in documents if not is_empty(document)]
-    sides = Sides(make_plan(kept, fraction), fraction)
-    counts = Counts()
-    texts = list(itertools.chain.from_iterable(sides.place(document, counts) for document in kept))
-    return [t for t in texts if t.side == "train"], [t for t in texts if t.side == "validation"]
+    assigner = SplitAssigner(make_plan(kept, fraction), fraction)
+    counts = SourceCounts()
+    texts = list(itertools.chain.from_iterable(assigner.assign(document, counts) for document in kept))
+    return [t for t in texts if t.split == "train"], [t for t in texts if t.split == "validation"]
 
 
-def read_head(reader: Reader, documents: int = 0, tokens: int = 0) -> tuple[Head, Iterator[Document | Bad]]:
-    """The head of a source (see `Head.take`), and what comes after it."""
+def read_sample(
+    reader: Reader, documents: int = 0, tokens: int = 0
+) -> tuple[SourceSample, Iterator[Document | InvalidRow]]:
+    """The head of a source (see `SourceSample.take`), and what comes after it."""
     rest = iter(reader)
-    return Head.take(rest, documents, tokens), rest
+    return SourceSample.take(rest, documents, tokens), rest
 
 
 def _parts(document: Document, size: int) -> Iterator[Document]:

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from slm_jax.data.sources.documents import Columns
+from slm_jax.data.sources.documents import RowMapper
 from slm_jax.utils.errors import UserError
 
 
-class HubSet(NamedTuple):
+class HubDataset(NamedTuple):
     """A data set of the hub. config: its configuration; `{}` stands for what follows the name (wikipedia:he)."""
 
     repo: str
@@ -14,34 +14,36 @@ class HubSet(NamedTuple):
     config: str = ""
     default: str = ""  # for `{}`
     split: str = "train"
-    columns: Columns = Columns()
+    columns: RowMapper = RowMapper()
     lines: bool = False  # rows are lines, of which an article begins with " = Title = "
 
 
 CATALOG = {
-    "tinystories": HubSet("roneneldan/TinyStories", "2.1 M short stories in the words of a small child, 1.9 GB"),
-    "wikitext": HubSet(
+    "tinystories": HubDataset("roneneldan/TinyStories", "2.1 M short stories in the words of a small child, 1.9 GB"),
+    "wikitext": HubDataset(
         "Salesforce/wikitext", "29,000 good Wikipedia articles, 540 MB", "{}", "wikitext-103-raw-v1", lines=True
     ),
-    "wikitext-2": HubSet("Salesforce/wikitext", "600 of them, 11 MB", "{}", "wikitext-2-raw-v1", lines=True),
-    "openwebtext": HubSet("Skylion007/openwebtext", "8 M web pages that people linked to, 40 GB"),
-    "fineweb-edu": HubSet("HuggingFaceFW/fineweb-edu", "educational web pages, 10 G tokens", "{}", "sample-10BT"),
-    "cosmopedia": HubSet("HuggingFaceTB/cosmopedia", "synthetic textbooks, articles and stories", "{}", "stories"),
-    "wikipedia": HubSet("wikimedia/wikipedia", "wikipedia:LANG, all articles of a language", "20231101.{}", "simple"),
-    "alpaca": HubSet(
+    "wikitext-2": HubDataset("Salesforce/wikitext", "600 of them, 11 MB", "{}", "wikitext-2-raw-v1", lines=True),
+    "openwebtext": HubDataset("Skylion007/openwebtext", "8 M web pages that people linked to, 40 GB"),
+    "fineweb-edu": HubDataset("HuggingFaceFW/fineweb-edu", "educational web pages, 10 G tokens", "{}", "sample-10BT"),
+    "cosmopedia": HubDataset("HuggingFaceTB/cosmopedia", "synthetic textbooks, articles and stories", "{}", "stories"),
+    "wikipedia": HubDataset(
+        "wikimedia/wikipedia", "wikipedia:LANG, all articles of a language", "20231101.{}", "simple"
+    ),
+    "alpaca": HubDataset(
         "yahma/alpaca-cleaned",
         "52,000 instructions with responses, 40 MB",
-        columns=Columns(template="alpaca", response="output"),
+        columns=RowMapper(template="alpaca", response="output"),
     ),
-    "dolly": HubSet(
+    "dolly": HubDataset(
         "databricks/databricks-dolly-15k",
         "15,000 instructions with responses by people, 13 MB",
-        columns=Columns(template="alpaca", response="response", also=(("input", "context"),)),
+        columns=RowMapper(template="alpaca", response="response", also=(("input", "context"),)),
     ),
 }
 
 
-def find_set(name: str) -> HubSet:
+def find_dataset(name: str) -> HubDataset:
     """The data set of a name: one of the catalogue's, also NAME:CONFIG, or hf:OWNER/NAME[:CONFIG][:SPLIT].
 
     Raises UserError for what is neither.
@@ -55,4 +57,4 @@ def find_set(name: str) -> HubSet:
     repo, config, split, *more = [*rest.split(":"), "", ""]
     if first != "hf" or repo.count("/") != 1 or not all(repo.split("/")) or any(more):
         raise UserError(f"data.source {name}: a data set of the hub is written hf:OWNER/NAME[:CONFIG][:SPLIT]")
-    return HubSet(repo, "", config, split=split or "train")
+    return HubDataset(repo, "", config, split=split or "train")

@@ -5,21 +5,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-Side = Literal["train", "validation"]
+Split = Literal["train", "validation"]
 
 
 class Document(NamedTuple):
     """One text. response: of an instruction, what follows the text (then the prompt) and is encoded on its own.
 
-    side: where the source itself puts it; None: its hash decides.
+    split: where the source itself puts it; None: its hash decides.
     """
 
     text: str
     response: str | None = None
-    side: Side | None = None
+    split: Split | None = None
 
 
-class Bad(NamedTuple):
+class InvalidRow(NamedTuple):
     """A row or line that is no document: counted by its reason, the first of each is reported with its place."""
 
     reason: str
@@ -29,7 +29,7 @@ class Bad(NamedTuple):
 class Reader(Protocol):
     """Reads a source once, in its fixed order."""
 
-    def __iter__(self) -> Iterator[Document | Bad]:
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
         """What is left to read. Raises UserError where a source as a whole cannot be read."""
 
     def position(self) -> Any:
@@ -60,7 +60,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Columns:
+class RowMapper:
     """How a row becomes a document: its column `text`; or a prompt by `template`, and the column `response`.
 
     template: alpaca (columns instruction and input, which may be empty), or text with {column}s. also: other names of
@@ -72,25 +72,25 @@ class Columns:
     response: str = ""
     also: tuple[tuple[str, str], ...] = ()
 
-    def needed(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         """The columns that every row must have."""
         names = {"alpaca": ["instruction"]}.get(self.template) or _FIELD.findall(self.template)
         return [dict(self.also).get(name, name) for name in [*names, self.response]] if self.template else [self.text]
 
-    def document(self, row: Any, where: str) -> Document | Bad:
+    def to_document(self, row: Any, where: str) -> Document | InvalidRow:
         """The row's document, or what is wrong with it."""
         if not isinstance(row, Mapping):
-            return Bad(f"a row is {_kind(row)}, not an object of columns", where)
-        for name in self.needed():
+            return InvalidRow(f"a row is {_kind(row)}, not an object of columns", where)
+        for name in self.required_columns():
             if name not in row:
-                return Bad(f"column {name} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
+                return InvalidRow(f"column {name} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
             if not isinstance(row[name], str):
-                return Bad(f"column {name} is {_kind(row[name])}, not text", where)
+                return InvalidRow(f"column {name} is {_kind(row[name])}, not text", where)
         if not self.template:
             return Document(row[self.text])
-        response = row[self.needed()[-1]]
+        response = row[self.required_columns()[-1]]
         if not response.strip():
-            return Bad(f"column {self.needed()[-1]} is empty", where)
+            return InvalidRow(f"column {self.required_columns()[-1]} is empty", where)
         return Document(self._prompt(row), response)
 
     def _prompt(self, row: Mapping[str, Any]) -> str:

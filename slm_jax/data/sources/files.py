@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from slm_jax.data.sources.documents import Bad, Columns, Document
+from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper
 from slm_jax.utils.errors import UserError
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -26,7 +26,7 @@ class FileSource:
     def __init__(
         self,
         patterns: tuple[str, ...],
-        columns: Columns | None = None,
+        columns: RowMapper | None = None,
         separator: str = "<|endoftext|>",
         per_line: bool = False,
         encoding_errors: str = "strict",
@@ -38,7 +38,7 @@ class FileSource:
         if all(path.stat().st_size == 0 for path in self.files):
             many = f"data.files: all {len(self.files)} files are empty"
             raise UserError(many if len(self.files) > 1 else f"{self.files[0]} is empty")
-        self.columns = columns or Columns()
+        self.columns = columns or RowMapper()
         self.separator, self.per_line, self.encoding_errors = separator, per_line, encoding_errors
 
     def describe(self) -> Any:
@@ -49,7 +49,7 @@ class FileSource:
         """position: [index of the file, documents and rows of it that were read]."""
         return FileReader(self, position or [0, 0])
 
-    def documents(self, path: Path) -> Iterator[Document | Bad]:
+    def documents(self, path: Path) -> Iterator[Document | InvalidRow]:
         """Those of one file. Raises UserError if it cannot be read."""
         kind = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
         try:
@@ -92,7 +92,7 @@ class FileSource:
             ) from None
         return text if offset else text.removeprefix("\ufeff")
 
-    def _json(self, path: Path) -> Iterator[Document | Bad]:
+    def _json(self, path: Path) -> Iterator[Document | InvalidRow]:
         with open_binary(path) as file:
             if path.name.removesuffix(path.suffix if path.suffix in PACKED else "").endswith(".json"):
                 data = file.read()
@@ -102,20 +102,20 @@ class FileSource:
                     yield from self._json_lines(data.splitlines(), path)
                     return
                 for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-                    yield self.columns.document(row, f"{path} row {number}")
+                    yield self.columns.to_document(row, f"{path} row {number}")
             else:
                 yield from self._json_lines(file, path)
 
-    def _json_lines(self, lines: Iterable[bytes], path: Path) -> Iterator[Document | Bad]:
+    def _json_lines(self, lines: Iterable[bytes], path: Path) -> Iterator[Document | InvalidRow]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{path} line {number}"
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-                    yield Bad("a line is no JSON", where)
+                    yield InvalidRow("a line is no JSON", where)
                 else:
-                    yield self.columns.document(row, where)
+                    yield self.columns.to_document(row, where)
 
 
 class FileReader:
@@ -126,7 +126,7 @@ class FileReader:
     def __init__(self, source: FileSource, position: list[int]):
         self._source, self._position = source, list(position)
 
-    def __iter__(self) -> Iterator[Document | Bad]:
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
         first, done = self._position
         for index in range(first, len(self._source.files)):
             for number, what in enumerate(self._source.documents(self._source.files[index]), start=1):
@@ -140,14 +140,14 @@ class FileReader:
         return self._position
 
 
-def parquet_rows(path: Path, columns: Columns) -> Iterator[Document | Bad]:
+def parquet_rows(path: Path, columns: RowMapper) -> Iterator[Document | InvalidRow]:
     """The rows of a Parquet file. Raises UserError if pyarrow or a column is missing."""
-    pyarrow = needs("pyarrow", "reading Parquet")
+    pyarrow = import_optional("pyarrow", "reading Parquet")
     parquet = importlib.import_module("pyarrow.parquet")
     try:
         file = parquet.ParquetFile(path)
         there = file.schema_arrow.names
-        missing = [name for name in columns.needed() if name not in there]
+        missing = [name for name in columns.required_columns() if name not in there]
         if missing:
             raise UserError(
                 f"{path} has no column {missing[0]} (there: {', '.join(there)}): name the text's with --data.text_field"
@@ -156,12 +156,12 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[Document | Bad]:
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
-                yield columns.document(row, f"{path} row {number}")
+                yield columns.to_document(row, f"{path} row {number}")
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is no readable Parquet file: {error}") from None
 
 
-def needs(module: str, purpose: str) -> Any:
+def import_optional(module: str, purpose: str) -> Any:
     """An optional module. Raises UserError that names the extra it comes with."""
     try:
         return importlib.import_module(module)
@@ -187,7 +187,7 @@ class _Zst(io.RawIOBase):
     """A .zst file of any number of frames; unlike the library's own reader it does not take a part for the whole."""
 
     def __init__(self, path: Path):
-        self._new = needs("zstandard", f"reading {path.name}").ZstdDecompressor
+        self._new = import_optional("zstandard", f"reading {path.name}").ZstdDecompressor
         self._file, self._frame, self._data, self._packed = path.open("rb"), None, memoryview(b""), b""
 
     def readable(self) -> bool:

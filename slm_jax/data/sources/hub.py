@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.sources.catalog import HubSet, find_set
-from slm_jax.data.sources.documents import Bad, Document, Side
-from slm_jax.data.sources.files import needs
+from slm_jax.data.sources.catalog import HubDataset, find_dataset
+from slm_jax.data.sources.documents import Document, InvalidRow, Split
+from slm_jax.data.sources.files import import_optional
 from slm_jax.data.sources.registry import make_columns
 from slm_jax.utils.errors import UserError
 
@@ -28,14 +28,14 @@ _TITLE = re.compile(r" = [^=].* = \n?")
 
 def make_hub_source(name: str, config: DataConfig) -> "HubSource":
     """The source of a name or hub id, with what the config says about its columns. Raises UserError."""
-    found = find_set(name)
+    found = find_dataset(name)
     return HubSource(name, found._replace(columns=make_columns(config, found.columns)), config.revision)
 
 
 class HubSource:
     """See `Source`. Its own validation split, if there is one, comes first."""
 
-    def __init__(self, name: str, found: HubSet, revision: str = ""):
+    def __init__(self, name: str, found: HubDataset, revision: str = ""):
         self.name, self.set, self.revision = name, found, revision
 
     def describe(self) -> Any:
@@ -65,7 +65,7 @@ class HubReader:
         """The commit; "" before the hub was asked."""
         return self._commit or ""
 
-    def __iter__(self) -> Iterator[Document | Bad]:
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
         failures = 0
         while True:
             before = (self._split, self._state)
@@ -86,7 +86,7 @@ class HubReader:
                 print(f"{self._source.name}: {_first_line(error)}; again in {wait} s", file=sys.stderr, flush=True)
                 time.sleep(wait)
 
-    def _read(self) -> Iterator[Document | Bad]:
+    def _read(self) -> Iterator[Document | InvalidRow]:
         """What is left; may fail in the middle, and goes on after what it gave when it is called again."""
         builder = self._builder()
         splits = self._splits(builder)
@@ -101,37 +101,37 @@ class HubReader:
                 yield from self._documents(row, side, name)
             if self._lines:
                 article, self._lines = "".join(self._lines), []
-                yield Document(article, side=side)
+                yield Document(article, split=side)
             self._split, self._state = self._split + 1, None
 
-    def _documents(self, row: Any, side: Side | None, split: str) -> Iterator[Document | Bad]:
-        what = self._source.set.columns.document(row, f"{self._source.name}, split {split}")
-        if isinstance(what, Bad):
+    def _documents(self, row: Any, side: Split | None, split: str) -> Iterator[Document | InvalidRow]:
+        what = self._source.set.columns.to_document(row, f"{self._source.name}, split {split}")
+        if isinstance(what, InvalidRow):
             yield what
         elif not self._source.set.lines:
-            yield what._replace(side=side)
+            yield what._replace(split=side)
         elif _TITLE.fullmatch(what.text) and "".join(self._lines).strip():
             article, self._lines = "".join(self._lines), [what.text]
-            yield Document(article, side=side)
+            yield Document(article, split=side)
         else:
             self._lines = [*self._lines, what.text]
 
     def _builder(self) -> Any:
         """The library's object for the data set, at one commit. Raises UserError if the hub cannot be reached."""
-        needs("pyarrow", f"reading {self._source.name}")
-        probe(self._source.name)
-        datasets = needs("datasets", f"reading {self._source.name}")
+        import_optional("pyarrow", f"reading {self._source.name}")
+        check_reachable(self._source.name)
+        datasets = import_optional("datasets", f"reading {self._source.name}")
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         # We go on from where a failure was; the library would try the same for two minutes.
         datasets.config.STREAMING_READ_MAX_RETRIES, datasets.config.STREAMING_READ_RETRY_INTERVAL = 2, 1
         wanted = self._source.set
         if self._commit is None:
-            hub = needs("huggingface_hub", f"reading {self._source.name}")
+            hub = import_optional("huggingface_hub", f"reading {self._source.name}")
             self._commit = hub.HfApi().dataset_info(wanted.repo, revision=self._source.revision or None).sha
         return datasets.load_dataset_builder(wanted.repo, wanted.config or None, revision=self._commit)
 
-    def _splits(self, builder: Any) -> list[tuple[str, Side | None]]:
+    def _splits(self, builder: Any) -> list[tuple[str, Split | None]]:
         """(name, side) of the splits to read. Raises UserError if the wanted one is not there."""
         names = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
         wanted = self._source.set.split
@@ -141,7 +141,7 @@ class HubReader:
         return [(own, "validation"), (wanted, "train")] if own else [(wanted, None)]
 
     def _check_columns(self, there: list[str] | None) -> None:
-        for name in self._source.set.columns.needed() if there else ():
+        for name in self._source.set.columns.required_columns() if there else ():
             if name not in there:  # type: ignore[operator]
                 raise UserError(
                     f"{self._source.name} has no column {name} (there: {', '.join(there or ())}): name the text's with "
@@ -179,7 +179,7 @@ class UnreachableError(UserError):
     """There is no connection to the hub: told at once before anything was read, after that worth another try."""
 
 
-def probe(name: str, instead: str = "--data.source python-docs, or your own text with --data.files") -> None:
+def check_reachable(name: str, instead: str = "--data.source python-docs, or your own text with --data.files") -> None:
     """Raises UnreachableError if the hub (HF_ENDPOINT, or the proxy that leads there) takes no connection within 3 s;
     without asking, the library tries for minutes. instead: what to do without a network."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"

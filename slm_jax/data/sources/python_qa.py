@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm_jax.data.sources.documents import Bad, Columns, Document
+from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper
 from slm_jax.data.sources.python_docs import modules
 from slm_jax.utils.errors import UserError
 
-QA_COLUMNS = Columns(template="Question: {instruction}\nAnswer: ", response="output")
+QA_COLUMNS = RowMapper(template="Question: {instruction}\nAnswer: ", response="output")
 
 _SHORTEST, _LONGEST = 20, 240  # characters of a response
 _SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
@@ -28,7 +28,7 @@ class PythonQA:
 
     name = "python-qa"
 
-    def __init__(self, columns: Columns = QA_COLUMNS):
+    def __init__(self, columns: RowMapper = QA_COLUMNS):
         self.columns = columns
 
     def describe(self) -> Any:
@@ -44,13 +44,13 @@ class PythonQA:
 class _Reader:
     version = platform.python_version()
 
-    def __init__(self, columns: Columns, done: int):
+    def __init__(self, columns: RowMapper, done: int):
         self._columns, self._done = columns, done
 
-    def __iter__(self) -> Iterator[Document | Bad]:
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
         for row in itertools.islice(rows(), self._done, None):
             self._done += 1
-            yield self._columns.document(row, f"python-qa, row {self._done}")
+            yield self._columns.to_document(row, f"python-qa, row {self._done}")
 
     def position(self) -> int:
         return self._done

@@ -2,7 +2,7 @@
 
 from slm_jax.config.checks import is_source
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.sources.documents import Columns, Source
+from slm_jax.data.sources.documents import RowMapper, Source
 from slm_jax.data.sources.files import FileSource
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.python_qa import QA_COLUMNS, PythonQA
@@ -45,13 +45,13 @@ def make_source(name: str, config: DataConfig) -> Source:
     return FileSource(patterns, make_columns(config), config.separator, per_line, config.encoding_errors)
 
 
-def make_columns(config: DataConfig, default: Columns | None = None) -> Columns:
+def make_columns(config: DataConfig, default: RowMapper | None = None) -> RowMapper:
     """How the config says that rows become documents; where it says nothing, by default as `default`."""
-    base = default or Columns()
+    base = default or RowMapper()
     if config.text_field:
-        return Columns(text=config.text_field)
+        return RowMapper(text=config.text_field)
     if not config.template:
         return base
     response = config.response_field or base.response or "output"
     template = config.template.replace("\\n", "\n")  # as one types it in a shell
-    return Columns(template=template, response=response, also=base.also)
+    return RowMapper(template=template, response=response, also=base.also)
