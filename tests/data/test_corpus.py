@@ -263,7 +263,7 @@ def test_a_build_that_was_interrupted_goes_on_and_ends_with_the_same_files(
 PREPARE = """
 import sys
 from pathlib import Path
-from slm_jax.data import build, splitting
+from slm_jax.data.corpus import build, splitting
 from slm_jax.data.corpus.build import Options, build_corpus
 from slm_jax.data.sources.files import FileSource
 from tokenizer import HybridTokenizer
