@@ -1,12 +1,12 @@
 """Learning per second: python tests/benchmarks/learning.py TEXT … [--seconds 73] [-- --model.dim 128 …]
 
-Each TEXT is a file, or a folder of .txt files. Its first nine tenths are given to `python -m slm_jax.train` in a
-process of its own with an empty compilation cache; options after `--` go to that command. Its last tenth (nanoGPT's
-split) is seen by nothing before the end, when the run's checkpoints are scored on it in windows of the training length.
-The clock starts with the process: imports, the tokenizer's training and compilation are in, scoring is not. The number
-of steps that fit comes from a trial of a few steps, unless --steps names it; what the run then took is printed.
+Each TEXT is a file or a folder of .txt files. `python -m slm_jax.train` trains on its first nine tenths in a separate
+process with an empty compilation cache; options after `--` are passed to that command. The last tenth (nanoGPT's split)
+is used only at the end, to score the checkpoints of the run in windows of the training length. The time includes
+imports, learning the tokenizer and compilation, but not scoring. The number of steps is estimated from a trial of a few
+steps unless --steps is given; the time that the run took is printed.
 
-nanoGPT's published CPU recipe (4 layers, 128 wide, characters, 2,000 iterations) ends at 2.70 bits per byte on
+nanoGPT's published CPU recipe (4 layers, width 128, characters, 2,000 iterations) reaches 2.70 bits per byte on
 tinyshakespeare after 73 s on two cores.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# Not the folder of this file, which holds names of other modules (tokenizer.py).
+# Replaces the folder of this file, whose tokenizer.py would shadow the package.
 sys.path[0] = str(ROOT)
 
 CHECKPOINTS = 15
@@ -35,28 +35,28 @@ TRIAL_STEPS = 30
 
 
 class Trained(NamedTuple):
-    """A finished run and where its seconds went."""
+    """A finished run with its timing."""
 
     run: Path
     start: float  # as time.time()
-    seconds: float  # of the whole command
+    seconds: float  # duration of the whole command
     rows: list[dict[str, float]]  # metrics.jsonl
-    used: list[tuple[float, float]]  # (time.time(), processor seconds of the process up to it)
+    used: list[tuple[float, float]]  # (time.time(), processor seconds of the process so far)
 
     def clock(self, step: int) -> float:
-        """Seconds from the start of the process to the end of a step."""
+        """Return the seconds from the start of the process to the end of a step."""
         return self.rows[step - 1]["time"] - self.start
 
     def processors(self, step: int) -> float:
-        """Processor seconds up to the end of a step: less telling than the clock, but alike on a busy machine."""
+        """Return the processor seconds up to the end of a step; other programs disturb them less than the clock."""
         return max((used for moment, used in self.used if moment <= self.rows[step - 1]["time"]), default=math.nan)
 
 
 def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
-    """Train with the command; options are its own."""
+    """Run the training command with additional options and return its timing."""
     settings = {
         "data.files": text,
-        # At least one part is always held out; the score here is of other text.
+        # The minimum: one part is always held out. The score of this benchmark uses other text.
         "data.validation_fraction": 1e-6,
         "eval.every": steps,
         "eval.max_tokens": 1,
@@ -89,7 +89,7 @@ def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a running process so far; not a number where there is no /proc."""
+    """Return the processor seconds of a running process; NaN where there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -98,19 +98,19 @@ def processor_seconds(pid: int) -> float:
 
 
 def steps_that_fit(text: Path, run: Path, seconds: float, options: list[str]) -> int:
-    """From a trial: time to the first step, and the median time of the others."""
+    """Estimate the steps that fit into a time, from the first step and the median of the others in a trial run."""
     trial = train(text, run, TRIAL_STEPS, options)
     times = [trial.clock(step) for step in range(1, TRIAL_STEPS + 1)]
-    each = statistics.median(b - a for a, b in itertools.pairwise(times))
-    fit = int((seconds - times[0]) / each)
-    print(f"  trial: first step after {times[0]:.1f} s, then {1000 * each:.0f} ms each: {fit} steps in {seconds:.0f} s")
+    step = statistics.median(end - start for start, end in itertools.pairwise(times))
+    fit = int((seconds - times[0]) / step)
+    print(f"  trial: first step after {times[0]:.1f} s, then {1000 * step:.0f} ms per step: {fit} in {seconds:.0f} s")
     if fit < TRIAL_STEPS:
-        raise SystemExit("fewer steps than the trial took: give more --seconds, or a smaller model")
+        raise SystemExit("fewer steps than in the trial: raise --seconds or use a smaller model")
     return fit
 
 
 def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
-    """Of every checkpoint, by step; the checkpoints are used up."""
+    """Return the bits per byte of each checkpoint, by step. Deletes the checkpoints."""
     import jax
     import numpy as np
 
@@ -138,25 +138,25 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
 
 
 def measure(text: Path, options: argparse.Namespace) -> None:
-    """Train on one text and print its score over time."""
-    whole = text.read_bytes().decode("utf-8")
-    cut = len(whole) * 9 // 10
-    held_out = whole[cut:]
-    sizes = [len(part.encode()) / 1e6 for part in (whole[:cut], held_out)]
-    print(f"{text.name}: {sizes[0]:.2f} MB to train on, {sizes[1]:.2f} MB held out")
+    """Train on one text and print the score over time."""
+    document = text.read_bytes().decode("utf-8")
+    cut = len(document) * 9 // 10
+    held_out = document[cut:]
+    sizes = [len(part.encode()) / 1e6 for part in (document[:cut], held_out)]
+    print(f"{text.name}: {sizes[0]:.2f} MB for training, {sizes[1]:.2f} MB held out")
     with tempfile.TemporaryDirectory() as name:
         train_file = Path(name) / "train.txt"
-        train_file.write_text(whole[:cut], encoding="utf-8", newline="")
+        train_file.write_text(document[:cut], encoding="utf-8", newline="")
         steps = options.steps or steps_that_fit(train_file, Path(name) / "trial", options.seconds, options.command)
         trained = train(train_file, Path(name) / "run", steps, options.command)
         scores = bits_per_byte(trained, held_out)
     passed = next((step for step, score in scores.items() if score <= options.target), None)
     for step, score in scores.items():
         print(
-            f"  step {step:6}  {trained.clock(step):7.1f} s  {trained.processors(step):7.1f} s of processors  "
+            f"  step {step:6}  {trained.clock(step):7.1f} s  {trained.processors(step):7.1f} s of processor time  "
             f"{score:.3f} bits per byte"
         )
-    reached = "not reached" if passed is None else f"passed by {trained.clock(passed):.1f} s (step {passed})"
+    reached = "not reached" if passed is None else f"reached after {trained.clock(passed):.1f} s (step {passed})"
     print(
         f"  {scores[steps]:.3f} bits per byte after {trained.clock(steps):.1f} s, {steps} steps; {options.target:.2f} "
         f"{reached}; the command took {trained.seconds:.1f} s",
@@ -165,15 +165,17 @@ def measure(text: Path, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure every text."""
+    """Run the command line."""
     arguments, command = sys.argv[1:], []
     if "--" in arguments:
         arguments, command = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT")
-    parser.add_argument("--seconds", type=float, default=73.0, help="from the start of the process to its last step")
-    parser.add_argument("--steps", type=int, default=0, help="in place of a trial")
-    parser.add_argument("--target", type=float, default=2.70, help="bits per byte to say the time of")
+    parser.add_argument(
+        "--seconds", type=float, default=73.0, help="time from the start of the process to its last step"
+    )
+    parser.add_argument("--steps", type=int, default=0, help="number of steps; 0: estimated by a trial")
+    parser.add_argument("--target", type=float, default=2.70, help="bits per byte whose time is reported")
     options = parser.parse_args(arguments)
     options.command = command
     for path in options.texts:
