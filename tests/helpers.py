@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.config.schema import Config, ModelConfig
+from slm_jax.model.params import is_matrix
 from slm_jax.model.transformer import Transformer
-from slm_jax.training.optimizer import is_matrix
 
 FLOAT32 = jnp.dtype("float32")
 BFLOAT16 = jnp.dtype("bfloat16")

@@ -79,7 +79,7 @@ def test_the_roof_is_of_the_steps_products_too():
     assert (64, 512, 128) in shapes  # their gradient
     assert (512, 64, 300) in shapes  # the head
     assert all(2 * np.prod(shape, dtype=float) <= 4e9 for shape in shapes)
-    found = roofline.measured_roof(jnp.dtype("float32"), shapes, seconds=0.1)
+    found = roofline.measure_peak(jnp.dtype("float32"), shapes, seconds=0.1)
     assert 0 < found.median <= found.flops
     assert found.shape in [*shapes, (512, 512, 512), (1024, 1024, 1024)]
 

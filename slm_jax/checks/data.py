@@ -14,7 +14,7 @@ from slm_jax.data.corpus.corpus import Corpus, TokenStream
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from tokenizer import HybridTokenizer
 
 # What tokenizers lose: case, runs of space, line ends, other scripts, characters of several parts, half characters,
@@ -55,13 +55,13 @@ def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = l
     """
     ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
     real = np.asarray(batch.get("attention_mask", np.ones_like(ids))) > 0
-    scored = (labels[:, :-1] != IGNORE) & real[:, 1:]
+    scored = (labels[:, :-1] != IGNORE_INDEX) & real[:, 1:]
     if not scored.any():
         return finding("labels", False, "nothing to predict in this batch", "labels that are the next token")
     following = float((labels[:, :-1] == ids[:, 1:])[scored].mean())
     rows = np.argsort(-scored.sum(axis=1), kind="stable")[:_ROWS]  # those with most to predict
     few = {name: np.asarray(array)[rows, :-1] for name, array in batch.items()}
-    few["labels"] = np.where(scored[rows], few["labels"], IGNORE)
+    few["labels"] = np.where(scored[rows], few["labels"], IGNORE_INDEX)
     embedding_VxD = jax.random.normal(jax.random.key(0), (vocab_size, 64))
     embedding_VxD /= jnp.linalg.norm(embedding_VxD, axis=1, keepdims=True)
 
@@ -119,7 +119,7 @@ def documents(corpus: Corpus, tokenizer: HybridTokenizer, most: int = _DOCUMENTS
 def ids_in_range(batch: Arrays, splits: Sequence[TokenStream], vocab_size: int) -> Finding:
     """Every id of a batch and of the corpus stands for a row of the embedding."""
     ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
-    arrays = [ids, labels[labels != IGNORE], *(split[: min(len(split), _SCANNED)] for split in splits)]
+    arrays = [ids, labels[labels != IGNORE_INDEX], *(split[: min(len(split), _SCANNED)] for split in splits)]
     low, high = min(int(a.min()) for a in arrays if a.size), max(int(a.max()) for a in arrays if a.size)
     total = sum(a.size for a in arrays)
     found = f"{low} to {high} in {total:,} ids"

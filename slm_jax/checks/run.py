@@ -119,7 +119,7 @@ def _untrained(config: Config, text: _Text, say: Say) -> Iterator[Finding]:
         return
     say("compiling the training step")
     widest = text.batches.empty_batch()
-    found, fitted = step.memory_fit(config, vocab_size, mesh, sharding.put_batch(mesh, widest))
+    found, fitted = step.memory_fit(config, vocab_size, mesh, sharding.shard_batch(mesh, widest))
     yield found
     if fitted is None:
         yield skipped("model", "its step does not fit on these devices")

@@ -34,7 +34,7 @@ def memory_fit(
         fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
     except UserError as error:
         return finding("memory", False, str(error), "a step that fits"), None
-    parts = fitted.config.train.parts
+    parts = fitted.config.train.grad_accum_steps
     found = f"{fitted.needed / 1e9:.3g} GB of a device for a step" + (f" in {parts} parts" if parts > 1 else "")
     expected = f"at most {fitted.limit / 1e9:.3g} GB"
     return finding("memory", fitted.needed <= fitted.limit, found, expected), fitted
@@ -50,17 +50,17 @@ def filled(widest: Arrays, batch: Arrays) -> Arrays:
 
 def one_step(fitted: memory.Fitted, state: TrainState, mesh: jax.sharding.Mesh, batch: Arrays) -> Finding:
     """After one step on a batch its loss is lower. The state is given away."""
-    parts = max(1, fitted.config.train.parts)
+    parts = max(1, fitted.config.train.grad_accum_steps)
     rows = len(batch["input_ids"]) // parts
     pieces = [{k: v[i * rows : (i + 1) * rows] for k, v in batch.items()} for i in range(parts)]
 
     def loss(params: Any) -> float:
         """Without dropout, of as many rows at a time as the step computes."""
-        sums = [fitted.steps.evaluate(params, sharding.put_batch(mesh, piece)) for piece in pieces]
+        sums = [fitted.steps.evaluate(params, sharding.shard_batch(mesh, piece)) for piece in pieces]
         return sum(float(s.nll) for s in sums) / max(sum(float(s.tokens) for s in sums), 1)
 
     before = loss(state.params)
-    state, metrics = fitted.train(state, sharding.put_batch(mesh, batch))
+    state, metrics = fitted.train(state, sharding.shard_batch(mesh, batch))
     after, norm = loss(state.params), float(metrics["grad_norm"])
     ok = math.isfinite(after) and after < before and np.isfinite(norm)
     found = f"{before:.4f} to {after:.4f} at rate {float(metrics['lr']):.2e}, gradient norm {norm:.3g}"

@@ -20,7 +20,7 @@ from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.metrics import Row
 from slm_jax.training.train_step import Batch
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from tokenizer import HybridTokenizer
 
 _COUNTED = 50_000_000  # training tokens of which the frequencies are taken
@@ -59,9 +59,9 @@ def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[R
         return jax.vmap(one)(x_BxTxD, batch["labels"])
 
     rows = []
-    for batch, _ in validation_batches(config, split, config.train.batch_size // config.train.parts):
+    for batch, _ in validation_batches(config, split, config.train.batch_size // config.train.grad_accum_steps):
         nll_B = np.asarray(losses(params, batch), np.float64)
-        counts_B = np.count_nonzero(batch["labels"] != IGNORE, axis=1)
+        counts_B = np.count_nonzero(batch["labels"] != IGNORE_INDEX, axis=1)
         rows += [RowLoss(*each) for each in zip(nll_B, counts_B.tolist(), batch["labels"], strict=True) if each[1]]
     return rows
 
@@ -76,7 +76,7 @@ def unigram_loss(train: TokenStream, rows: Sequence[RowLoss], vocab_size: int) -
     counts_V = np.ones(vocab_size)
     counts_V += np.bincount(train[: min(len(train), _COUNTED)], minlength=vocab_size)[:vocab_size]
     cost_V = -np.log(counts_V / counts_V.sum())
-    labels = np.concatenate([row.labels[row.labels != IGNORE] for row in rows])
+    labels = np.concatenate([row.labels[row.labels != IGNORE_INDEX] for row in rows])
     return float(cost_V[labels].mean())
 
 
@@ -114,7 +114,7 @@ def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int =
         return finding("loss of each sample", False, f"{bad} of {len(means)} are not finite", "finite numbers")
     details = []
     for index in np.argsort(-means)[:worst]:
-        ids = rows[index].labels[rows[index].labels != IGNORE][: 4 * _SNIPPET]
+        ids = rows[index].labels[rows[index].labels != IGNORE_INDEX][: 4 * _SNIPPET]
         details.append(f"{means[index]:.3f}  {tokenizer.decode(ids.tolist())[:_SNIPPET]!r}")
     low, middle, high = (float(np.quantile(means, q)) for q in (0.05, 0.5, 0.95))
     found = f"{len(means):,} rows: median {middle:.3f}, 90 % within {low:.3f} and {high:.3f}"

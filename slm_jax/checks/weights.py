@@ -15,7 +15,7 @@ from slm_jax.config.schema import ModelConfig
 from slm_jax.model.transformer import INIT_STD, Transformer, round_up
 from slm_jax.performance import flops
 from slm_jax.training.train_step import Batch, loss_sums
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 
 
 def parameters_of(model: Transformer) -> Any:
@@ -104,7 +104,7 @@ def on_one_device(make: Callable[[Any], Transformer], params: Any) -> Transforme
 
 def few_rows(batch: Batch, rows: int = 2) -> Batch:
     """The rows of a batch that have most to predict."""
-    order = np.argsort(-np.count_nonzero(np.asarray(batch["labels"]) != IGNORE, axis=1), kind="stable")[:rows]
+    order = np.argsort(-np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX, axis=1), kind="stable")[:rows]
     return {name: jnp.asarray(np.asarray(array)[order]) for name, array in batch.items()}
 
 
@@ -126,7 +126,7 @@ def outputs(model: Transformer, batch: Batch) -> Outputs:
 
     graph, params = nnx.split(model, nnx.Param)
     finite, largest, nll = run_once(run, params, batch)
-    count = int(np.count_nonzero(np.asarray(batch["labels"]) != IGNORE))
+    count = int(np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX))
     return Outputs(bool(finite), float(largest), float(nll) / max(count, 1))
 
 

@@ -48,14 +48,14 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     together, args = take_multihost_options(sys.argv[1:])
     curriculum, folder = parse_args(args)
-    multihost.join(**together)
+    multihost.initialize(**together)
     from slm_jax.utils.process import tune_process
 
     tune_process()
     start = time.monotonic()
     again = f"python -m slm_jax.orchestrator --run {shlex.quote(str(folder))}"
     try:
-        with multihost.ending_together():
+        with multihost.exit_together():
             outcome = orchestrate(curriculum, folder)
     except KeyboardInterrupt:  # between steps, or a second one
         begun = (folder / CURRICULUM).is_file()

@@ -57,11 +57,11 @@ def main() -> None:
     from slm_jax.utils.process import tune_process
 
     tune_process(config.train.deterministic)
-    multihost.join(**together)
+    multihost.initialize(**together)
     start = time.monotonic()
     again = f"python -m slm_jax.train --run {shlex.quote(str(run.path))}"
     try:
-        with multihost.ending_together():
+        with multihost.exit_together():
             result = train(config, run.path)
     except KeyboardInterrupt:  # before the first step, or a second one
         print(

@@ -146,7 +146,7 @@ def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
             f"train.batch_size {t.batch_size} is not divisible by {problem}: "
             f"use batch_size {either(multiples(t.batch_size, divisor))}",
         )
-    elif (t.batch_size // t.parts) % (rows := max(c.mesh.data, 1) * c.mesh.fsdp):
+    elif (t.batch_size // t.grad_accum_steps) % (rows := max(c.mesh.data, 1) * c.mesh.fsdp):
         yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(t, rows)
 
 

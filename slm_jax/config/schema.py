@@ -115,7 +115,7 @@ class TrainConfig(Section):
     )
 
     @property
-    def parts(self) -> int:
+    def grad_accum_steps(self) -> int:
         """Parts that a batch is computed in, one after the other."""
         return self.accumulation if self.microbatch == "auto" else self.batch_size // self.microbatch
 

@@ -52,7 +52,7 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
     _say(f"curriculum: {folder}")
     with Run(folder).lock() if first else contextlib.nullcontext():
         try:
-            multihost.from_first(lambda: _begin(folder, curriculum))
+            multihost.broadcast_from_first(lambda: _begin(folder, curriculum))
             return _run_stages(folder, curriculum)
         except BaseException:
             if first and fresh and not stages_in(folder):  # nothing came of it: leave no trace
@@ -181,8 +181,8 @@ def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
         return config
     first = multihost.is_first()
     with run.lock() if first else contextlib.nullcontext():
-        multihost.from_first(lambda: run.begin(config))
-        steps = multihost.from_first(lambda: _steps_of(config, run, stage.epochs or 0, _say))
+        multihost.broadcast_from_first(lambda: run.begin(config))
+        steps = multihost.broadcast_from_first(lambda: _steps_of(config, run, stage.epochs or 0, _say))
         config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
         if first:
             run.save_config(config)
@@ -221,7 +221,7 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
         return
     runs = [Run(each.folder(folder)) for each in curriculum.stages[: stage.number]]
     benchmarks.append(folder / "benchmarks.csv", benchmarks.measure(runs[-1]))
-    if multihost.count() > 1:  # a checkpoint is read by all of them or none
+    if multihost.process_count() > 1:  # a checkpoint is read by all of them or none
         _say("note: models are compared and evaluated by one process: give the same command to one, when all is done")
     else:
         if curriculum.options.compare:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _WAITS = itertools.count()  # each wait has a name of its own, the same in every process
 
-LOST = 75  # exit status: another process went away (EX_TEMPFAIL: the same command may succeed)
+PROCESS_LOST = 75  # exit status: another process went away (EX_TEMPFAIL: the same command may succeed)
 _PATIENCE = 5  # seconds
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 _LOST = b"""
@@ -33,7 +33,7 @@ host: the run goes on after its last checkpoint
 """
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Find the other processes of this run, if there are any; before JAX is used. Raises UserError.
 
     coordinator: HOST:PORT of the first process, with the number of processes and this one's number. Without it they
@@ -66,7 +66,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         jax.config.update("jax_rocm_visible_devices", "all")
     _explain_loss()
     if is_first():
-        print(f"{count()} processes, {jax.device_count()} devices", file=sys.stderr)
+        print(f"{process_count()} processes, {jax.device_count()} devices", file=sys.stderr)
 
 
 def _in_a_cluster() -> bool:
@@ -102,7 +102,7 @@ def _explain_loss() -> None:
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
 
 
-def count() -> int:
+def process_count() -> int:
     """Processes of this run."""
     if "jax" not in sys.modules:
         return 1
@@ -113,16 +113,16 @@ def count() -> int:
 
 def is_first() -> bool:
     """Whether this process is the one that decides and writes."""
-    if count() == 1:
+    if process_count() == 1:
         return True
     import jax
 
     return jax.process_index() == 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_first(make: Callable[[], T]) -> T:
     """What `make` gives in the first process (of JSON's types), in all of them. Its UserError is raised in all."""
-    if count() == 1:
+    if process_count() == 1:
         return make()
     found: Any = {}
     if is_first():
@@ -137,33 +137,33 @@ def from_first(make: Callable[[], T]) -> T:
     return found["value"]
 
 
-def first_then_all(make: Callable[[], T]) -> T:
+def first_process_first(make: Callable[[], T]) -> T:
     """What `make` gives in each process, called in the first one before the others: it prepares files, they find them.
     Its UserError in the first is raised in all."""
-    if count() == 1:
+    if process_count() == 1:
         return make()
     kept: list[T] = []
-    from_first(lambda: kept.append(make()))
+    broadcast_from_first(lambda: kept.append(make()))
     return kept[0] if kept else make()
 
 
-def require_same(options: dict[str, Any]) -> None:
+def require_same_options(options: dict[str, Any]) -> None:
     """Raise UserError in every process, with the names here, if one has other options than the first."""
-    if count() == 1:
+    if process_count() == 1:
         return
     from jax.experimental import multihost_utils
 
     mine = json.loads(json.dumps(options))
-    first = from_first(lambda: mine)
+    first = broadcast_from_first(lambda: mine)
     differ = [f"{name}: {first[name]!r} there, {mine[name]!r} here" for name in mine if mine[name] != first[name]]
     if multihost_utils.process_allgather(bool(differ)).any():
         found = f" ({'; '.join(differ)})" if differ else ""
         raise UserError(f"a process was given other options than the first one{found}: give all the same command")
 
 
-def least(value: int) -> int:
+def minimum(value: int) -> int:
     """The smallest of the values of all processes."""
-    if count() == 1:
+    if process_count() == 1:
         return value
     from jax.experimental import multihost_utils
 
@@ -171,7 +171,7 @@ def least(value: int) -> int:
     return 1024 * int(multihost_utils.process_allgather(min(value >> 10, 2**31 - 1)).min())
 
 
-def told_to_stop(step: int) -> bool:
+def stop_requested(step: int) -> bool:
     """Whether a SIGTERM to any process ends all of them after this step, the same one in each."""
     from jax.experimental import multihost_utils
 
@@ -179,18 +179,18 @@ def told_to_stop(step: int) -> bool:
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def exit_together() -> Iterator[None]:
     """On an error of this process alone, end it at once: to part in order it would wait for the others, and they for
     it. Its silence ends them."""
     try:
         yield
     except Exception as error:
-        if count() == 1:
+        if process_count() == 1:
             raise
         told = user_message(error)
-        status = 2 if told else LOST if _is_loss(error) else 1
+        status = 2 if told else PROCESS_LOST if _is_loss(error) else 1
         print("".join(traceback.format_exception(error)) if status == 1 else f"error: {told or error}", file=sys.stderr)
-        if status == LOST:
+        if status == PROCESS_LOST:
             os.write(2, _LOST)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -40,7 +40,7 @@ def make_mesh(config: Config) -> Mesh:
         )
     sizes = (m.data or available // each, m.fsdp, m.tensor)
     rows, train = sizes[0] * sizes[1], config.train
-    if (train.batch_size // train.parts) % rows:
+    if (train.batch_size // train.grad_accum_steps) % rows:
         raise UserError(batch_devices_problem(train, rows))
     count = int(np.prod(sizes))
     if jax.process_count() > 1 and count != available:
@@ -48,7 +48,7 @@ def make_mesh(config: Config) -> Mesh:
     return jax.make_mesh(sizes, AXES, devices=jax.devices()[:count], axis_types=(AxisType.Auto,) * 3)
 
 
-def part_of(mesh: Mesh) -> tuple[int, int]:
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
     """(host, hosts): this process needs the host-th of `hosts` equal parts of a batch's rows for its own devices."""
     index = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     mine = [row for row, devices in enumerate(index) if any(d.process_index == jax.process_index() for d in devices)]
@@ -56,9 +56,9 @@ def part_of(mesh: Mesh) -> tuple[int, int]:
     return (mine[0] // len(mine), len(index) // len(mine)) if together else (0, 1)
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], part: tuple[int, int] = (0, 1)) -> dict[str, jax.Array]:
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], part: tuple[int, int] = (0, 1)) -> dict[str, jax.Array]:
     """The global batch on the devices, its rows split over "data" and "fsdp". part: which of how many parts of the
-    rows `batch` is, all that this process needs (see `part_of`)."""
+    rows `batch` is, all that this process needs (see `batch_shard`)."""
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
@@ -76,7 +76,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], part: tuple[int, int] = 
     return {name: put(array) for name, array in batch.items()}
 
 
-def on_one_device(mesh: Mesh, tree: Any) -> Any:
+def gather_to_one_device(mesh: Mesh, tree: Any) -> Any:
     """The whole of a tree that the mesh holds, on the first device of each process. All processes take part."""
     if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
@@ -88,7 +88,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def of_tree(mesh: Mesh, tree: Any) -> Any:
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of each leaf of a training state or of its parameters (arrays, or shapes and dtypes).
 
     A matrix and its moments are split alike. Raises UserError if a matrix does not divide.
@@ -123,7 +123,7 @@ def describe(mesh: Mesh) -> str:
     return text + (f" ({' x '.join(split)})" if split and split != [f"data {mesh.size}"] else "")
 
 
-def abstract(tree: Any, shardings: Any) -> Any:
+def abstract_arrays(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of a tree, each with the sharding it is to have."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 

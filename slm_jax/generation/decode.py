@@ -27,7 +27,8 @@ from flax import nnx
 
 from slm_jax.generation.sampling import Controls, Sampling, ban_ngrams, controls, penalize, sample
 from slm_jax.model import ops
-from slm_jax.model.transformer import KVCache, Transformer, unstack
+from slm_jax.model.kv_cache import KVCache
+from slm_jax.model.transformer import Transformer, unstack_layers
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -79,7 +80,7 @@ def prepare(graph: nnx.GraphDef, params: Any) -> Weights:
 
     blocks = jax.tree_util.tree_map_with_path(cast, nnx.state(model.blocks, nnx.Param))
     head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
-    return Weights(params, unstack(blocks, model.config.depth), head_VxD)
+    return Weights(params, unstack_layers(blocks, model.config.depth), head_VxD)
 
 
 def _feed(graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, width: int, window: int) -> _State:

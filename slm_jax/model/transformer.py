@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, S keys seen, D dim, H query heads, G key/value heads,
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,12 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.config.schema import ModelConfig
+from slm_jax.distributed.partitioning import keep_rows_split, rows_of
 from slm_jax.model import ops
+from slm_jax.model.kv_cache import KVCache
 
 INIT_STD = 0.02
 Rotary = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]  # cos, sin
-
-
-class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far, one column for all rows; full, it goes round.
-
-    S columns serve a window of S + 1 - T tokens while T are fed at once; T divides S and what was written before.
-    """
-
-    keys: tuple[jax.Array, ...]  # per layer [B·G, S, K], S the capacity; three axes, which XLA updates in place
-    values: tuple[jax.Array, ...]
-    positions: jax.Array  # int32 [B, S], -1 where a column is empty or padding
-    written: jax.Array  # int32 scalar: columns written so far
-
-    def claim(self, positions_BxT: jax.Array) -> tuple["KVCache", jax.Array]:
-        """The cache with the next T columns taken for new tokens (-1: padding), and the first of them."""
-        column = self.written % self.positions.shape[1]
-        positions = jax.lax.dynamic_update_slice(self.positions, positions_BxT, (0, column))
-        return self._replace(positions=positions, written=self.written + positions_BxT.shape[1]), column
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
@@ -222,20 +206,20 @@ class Transformer(nnx.Module):
         def layer(x_BxTxD, params_and_keys):
             layer_params, keys_2 = params_and_keys
             x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend, self.dropout, keys_2)
-            return ops.keep_rows_split(x_BxTxD), None
+            return keep_rows_split(x_BxTxD), None
 
         keys_Lx2, embedding_key = None, None
         if dropout_key is not None and self.dropout:
             keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
             embedding_key = jax.random.fold_in(dropout_key, 1)
-        x_BxTxD = ops.keep_rows_split(ops.rows_of(self.embedding[...], input_ids_BxT))
+        x_BxTxD = keep_rows_split(rows_of(self.embedding[...], input_ids_BxT))
         x_BxTxD = drop(x_BxTxD, self.dropout, embedding_key)
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
         if self.config.scan_layers:
             x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, keys_Lx2))
         else:
-            for each in unstack((params, keys_Lx2), self.config.depth):
+            for each in unstack_layers((params, keys_Lx2), self.config.depth):
                 x_BxTxD, _ = layer(x_BxTxD, each)
         return self.final_norm(x_BxTxD)
 
@@ -243,10 +227,10 @@ class Transformer(nnx.Module):
         self,
         input_ids_BxT: jax.Array,
         positions_BxT: jax.Array,
-        cache: "KVCache",
+        cache: KVCache,
         window: int = 0,
         layers: list[Any] | None = None,
-    ) -> tuple[jax.Array, "KVCache"]:
+    ) -> tuple[jax.Array, KVCache]:
         """Final hidden states float32 [B, T, D] of new tokens that also see the cached ones; the cache with them in.
 
         positions: where each token stands in its own text, -1 for padding. window: as in the config, for generation
@@ -259,7 +243,7 @@ class Transformer(nnx.Module):
         keys, values = list(cache.keys), list(cache.values)
         x_BxTxD = self.embedding[...][input_ids_BxT]
         graph, params = nnx.split(self.blocks)
-        for i, layer_params in enumerate(layers or unstack(params, self.config.depth)):
+        for i, layer_params in enumerate(layers or unstack_layers(params, self.config.depth)):
 
             def attend(q, k, v, i=i):
                 keys[i] = ops.write_cache(keys[i], k, column, self.dtype)
@@ -269,7 +253,7 @@ class Transformer(nnx.Module):
             x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, attend)
         return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(values))
 
-    def empty_cache(self, batch: int, capacity: int) -> "KVCache":
+    def empty_cache(self, batch: int, capacity: int) -> KVCache:
         """A cache of `capacity` columns for each of `batch` texts."""
         shape = (batch * (self.config.kv_heads or self.config.heads), capacity, self.head_width)
         dtype = ops.cache_dtype(self.dtype)
@@ -295,11 +279,11 @@ class Transformer(nnx.Module):
         for weight, each in zip((self.embedding, self.head), keys, strict=True):
             if weight is not None:
                 new_VxD = INIT_STD * jax.random.normal(each, (rows, self.config.dim), jnp.float32)
-                weight.set_value(resize_rows(weight[...], self.vocab_size, vocab_size, new_VxD))
+                weight.set_value(resize_vocabulary_rows(weight[...], self.vocab_size, vocab_size, new_VxD))
         self.vocab_size = vocab_size
 
 
-def resize_rows(old_VxD: jax.Array, old_size: int, size: int, new_VxD: jax.Array) -> jax.Array:
+def resize_vocabulary_rows(old_VxD: jax.Array, old_size: int, size: int, new_VxD: jax.Array) -> jax.Array:
     """new with the first rows of old in it: those of the ids that both sizes have."""
     kept = min(old_size, size)
     return jnp.concatenate([old_VxD[:kept], new_VxD[kept:]])
@@ -312,7 +296,7 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-def unstack(tree: Any, layers: int) -> list[Any]:
+def unstack_layers(tree: Any, layers: int) -> list[Any]:
     """The trees of single layers out of one whose leaves are [L, ...]."""
     # split's gradient is one concatenation, that of L slices would be L paddings of the whole.
     leaves, structure = jax.tree.flatten(tree)

@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 CONVENTION = "causal half of attention counted"
 
 
-class Roof(NamedTuple):
+class MeasuredPeak(NamedTuple):
     """The fastest matrix product that a device was seen to make."""
 
     flops: float  # FLOP/s, the best of all
@@ -27,7 +27,7 @@ class Roof(NamedTuple):
     shape: Shape
 
 
-def measured_roof(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float = 0.5) -> Roof:
+def measure_peak(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float = 0.5) -> MeasuredPeak:
     """FLOP/s of one device on products in dtype accumulated in float32: the best, once none better came for `seconds`
     (at most four times as long, for a machine that others use is rarely free).
 
@@ -55,7 +55,7 @@ def measured_roof(dtype: jnp.dtype, shapes: Sequence[Shape] = (), seconds: float
                 fastest, gained = rate, now
     rates = {shape: [2 * chained * float(np.prod(shape)) / t for t in found] for shape, found in times.items()}
     best = max(rates, key=lambda shape: max(rates[shape]))
-    return Roof(max(rates[best]), statistics.median(rates[best]), best)
+    return MeasuredPeak(max(rates[best]), statistics.median(rates[best]), best)
 
 
 def _product(shape: Shape, dtype: jnp.dtype, chained: int) -> Callable[[], Any]:
@@ -81,7 +81,7 @@ def _product(shape: Shape, dtype: jnp.dtype, chained: int) -> Callable[[], Any]:
 
 def step_shapes(config: Config, vocab_size: int) -> list[Shape]:
     """The products of a training step, forward and for the weights' gradients, cut to at most about 4 GFLOP each."""
-    tokens = config.train.batch_size * config.train.sequence_length // config.train.parts
+    tokens = config.train.batch_size * config.train.sequence_length // config.train.grad_accum_steps
     shapes: list[Shape] = []
     for i, o in dict.fromkeys([*flops.block_matrices(config.model), (config.model.dim, vocab_size)]):
         rows = min(tokens, max(64, int(2e9 / (i * o))))
@@ -89,24 +89,24 @@ def step_shapes(config: Config, vocab_size: int) -> list[Shape]:
     return shapes
 
 
-class Denominator(NamedTuple):
+class MfuBaseline(NamedTuple):
     """What an MFU is a share of."""
 
     flops: float  # FLOP/s of all devices of the run
     text: str  # one phrase: what it is
 
 
-def denominator(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> Denominator:
+def mfu_baseline(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> MfuBaseline:
     """The vendor's peak in the config's compute dtype where the device is known, else the measured roof."""
     dtype, kind = ops.compute_dtype(config.train.dtype), mesh.devices.flat[0].device_kind
     device = devices.find(kind)
     if device is not None and (peak := device.peak(dtype)) is not None:
         total = mesh.size * peak
-        return Denominator(total, f"{tera(total)} (vendor's {dtype} peak), {CONVENTION}")
+        return MfuBaseline(total, f"{format_flop_rate(total)} (vendor's {dtype} peak), {CONVENTION}")
     # Few shapes and not long, for a run waits for it: `python -m slm_jax.mfu` looks at all.
     shapes = sorted(step_shapes(config, vocab_size), key=np.prod)[-3:]
-    total = units(mesh) * measured_roof(dtype, shapes, seconds=0.1).flops
-    return Denominator(total, f"{tera(total)} (fastest {dtype} product measured here), {CONVENTION}")
+    total = units(mesh) * measure_peak(dtype, shapes, seconds=0.1).flops
+    return MfuBaseline(total, f"{format_flop_rate(total)} (fastest {dtype} product measured here), {CONVENTION}")
 
 
 def units(mesh: jax.sharding.Mesh) -> int:
@@ -115,6 +115,6 @@ def units(mesh: jax.sharding.Mesh) -> int:
     return mesh.size if found[0].platform != "cpu" else len({device.process_index for device in found})
 
 
-def tera(rate: float) -> str:
+def format_flop_rate(rate: float) -> str:
     """In TFLOP/s, to about three digits."""
     return f"{rate / 1e12:,.{0 if rate > 1e14 else 1 if rate > 1e13 else 3}f} TFLOP/s"

@@ -185,9 +185,9 @@ class Checkpoints:
 
     def _agreed(self, step: int, due: bool) -> bool:
         """What the first process says: clocks differ. Asked every ten steps only, since all wait for the answer."""
-        if multihost.count() == 1:
+        if multihost.process_count() == 1:
             return due
-        return step % 10 == 0 and multihost.from_first(lambda: due)
+        return step % 10 == 0 and multihost.broadcast_from_first(lambda: due)
 
     def _delete(self, step: int) -> None:
         """Gone under its name at once; a kill in between leaves only what `_clean` removes."""

@@ -6,10 +6,10 @@ import jax
 from flax import nnx
 
 from slm_jax.config.schema import Config
+from slm_jax.model.params import abstract_model
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.checkpoint import read_params
 from slm_jax.run.directory import Run, find_run
-from slm_jax.training.train_step import model_graph
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError
 
@@ -44,7 +44,7 @@ def load_run(path: str | None = None, average: int = 1) -> LoadedRun:
     run = find_run(path, trained=True)
     config = run.read_config()
     tokenizer = load_tokenizer(run)
-    graph, shapes = model_graph(config, tokenizer.vocab_size)
+    graph, shapes = abstract_model(config, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params, step = read_params(run.checkpoints, target, average=average)

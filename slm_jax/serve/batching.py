@@ -20,7 +20,8 @@ from flax import nnx
 from slm_jax.generation.decode import NO_TOKEN, Weights, uniform_pair
 from slm_jax.generation.sampling import Controls, penalize, sample
 from slm_jax.model import ops
-from slm_jax.model.transformer import KVCache, Transformer
+from slm_jax.model.kv_cache import KVCache
+from slm_jax.model.transformer import Transformer
 
 MOST_DRAWN = 32
 """Tokens of a row drawn by one call, at most (N)."""

@@ -19,7 +19,7 @@ from slm_jax.distributed import multihost, sharding
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.performance import flops
-from slm_jax.performance.roofline import denominator
+from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.report.page import write_at_end
 from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def run_training(config: Config, run: Run) -> Result:
         )
     mesh = sharding.make_mesh(config)
     origin = warm_start.find_origin(config) if run.newest_step() is None else None
-    tokenizer, corpus = multihost.first_then_all(lambda: prepare(config, run, say=_say))
+    tokenizer, corpus = multihost.first_process_first(lambda: prepare(config, run, say=_say))
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)
@@ -62,7 +62,7 @@ def run_training(config: Config, run: Run) -> Result:
             checkpoints.wait()  # the other run may go now
             _say(f"beginning with the weights of {origin.path}")
         rows = read_rows(run.metrics)
-        first, part = multihost.is_first(), sharding.part_of(mesh)
+        first, part = multihost.is_first(), sharding.batch_shard(mesh)
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
         if start == config.train.steps:
@@ -79,8 +79,10 @@ def run_training(config: Config, run: Run) -> Result:
         count = flops.parameters(model, tokenizer.vocab_size)
         with waiting(f"compiling a model of {count / 1e6:.2f} M parameters"):
             resident = sharding.bytes_per_device(state)
-            blank = sharding.put_batch(mesh, batches.empty_batch())
-            before = run.read_config().train.parts  # of a run that goes on: other parts would round otherwise
+            blank = sharding.shard_batch(mesh, batches.empty_batch())
+            before = (
+                run.read_config().train.grad_accum_steps
+            )  # of a run that goes on: other parts would round otherwise
             fitted = memory.compile_to_fit(config, tokenizer.vocab_size, mesh, blank, resident, before)
             state = steps.init() if state is None else state
         _say(memory.describe(fitted, config))
@@ -94,7 +96,7 @@ def run_training(config: Config, run: Run) -> Result:
             jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
             Loop(config, run, mesh, tokenizer, corpus, steps, metrics, done=start) as loop,
             Prefetcher(
-                batches, lambda b: sharding.put_batch(mesh, b, part), start, config.train.steps, part
+                batches, lambda b: sharding.shard_batch(mesh, b, part), start, config.train.steps, part
             ) as prefetcher,
         ):
             if first:
@@ -167,7 +169,7 @@ class Loop:
         self._spent = self._before = metrics.seconds
         self._step_seconds, self._timed = 0.0, 0
         per_token = flops.train_flops_per_token(config.model, tokenizer.vocab_size, config.train.sequence_length)
-        roof = denominator(config, tokenizer.vocab_size, mesh)
+        roof = mfu_baseline(config, tokenizer.vocab_size, mesh)
         self._mfu_per_rate = per_token / roof.flops
         _say(f"MFU (share of this device's top speed) is of {roof.text}")
         environment.record(run, done, mesh, precision=ops.describe_precision(config.train.dtype), mfu_of=roof.text)
@@ -255,7 +257,7 @@ class Loop:
 
     def _score(self, params: Any) -> Row:
         def sums(batch: Arrays) -> Any:
-            return self._steps.evaluate(params, sharding.put_batch(self._mesh, batch))
+            return self._steps.evaluate(params, sharding.shard_batch(self._mesh, batch))
 
         found = validation.scores(self._config, self._validation, sums)
         return {f"val_{name}": value for name, value in found.items() if name != "count"}
@@ -264,7 +266,7 @@ class Loop:
         config = self._config
         if not (config.eval.sample_tokens and config.eval.prompts):
             return
-        params = sharding.on_one_device(self._mesh, params)
+        params = sharding.gather_to_one_device(self._mesh, params)
         if not multihost.is_first():
             return
         # A fixed seed: what changes between the samples of two steps is the model.
@@ -357,7 +359,7 @@ def _restore(
         _check_basis(position, basis)
         watch = jax.eval_shape(health.begin) if position.get("health") else ()
         shapes = _saved(jax.eval_shape(steps.init)._replace(health=watch))
-        return sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+        return sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
 
     found = checkpoints.restore_newest(target, warn=_say)
     if found is None:

@@ -47,7 +47,7 @@ def compile_to_fit(
 
     Raises UserError if the microbatch that was asked for does not fit, naming one that does, or if none does.
     """
-    limit = multihost.least(memory_limit(config, mesh)) + resident
+    limit = multihost.minimum(memory_limit(config, mesh)) + resident
     asked, first = config.train.microbatch, 0
     divisions = list(_divisions(config, mesh.shape["data"] * mesh.shape["fsdp"]))
     if asked == "auto":
@@ -76,7 +76,7 @@ def compile_to_fit(
 def _divisions(config: Config, devices: int) -> Iterator[int]:
     """The numbers of equal parts that the batch may be cut into, from as many as the config says."""
     batch = config.train.batch_size
-    for parts in range(config.train.parts, batch + 1):
+    for parts in range(config.train.grad_accum_steps, batch + 1):
         if batch % parts == 0 and (batch // parts) % devices == 0:
             yield parts
 
@@ -88,7 +88,7 @@ def _compiled(
     config = config.model_copy(update={"train": train_config})
     steps = make_steps(config, vocab_size, mesh)
     shapes = jax.eval_shape(steps.init)
-    state = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+    state = sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
     try:
         train = steps.train.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -142,9 +142,9 @@ def _free_host_memory() -> int:
 def describe(fitted: Fitted, asked: Config) -> str:
     """One line on what a step takes, and on what was decided."""
     text = f"memory: {memory_size(fitted.needed)} for a step, {memory_size(fitted.limit)} free"
-    if fitted.config.train.parts != asked.train.parts:
+    if fitted.config.train.grad_accum_steps != asked.train.grad_accum_steps:
         text += (
-            f"; {fitted.config.train.microbatch} sequences at once, {fitted.config.train.parts} times a step, "
-            f"as all {asked.train.batch_size} do not fit"
+            f"; {fitted.config.train.microbatch} sequences at once, "
+            f"{fitted.config.train.grad_accum_steps} times a step, as all {asked.train.batch_size} do not fit"
         )
     return text

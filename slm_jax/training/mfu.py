@@ -20,10 +20,11 @@ from slm_jax.config.schema import Config
 from slm_jax.data.prepare import load_tokenizer
 from slm_jax.distributed import sharding
 from slm_jax.model import ops
+from slm_jax.model.params import abstract_model
 from slm_jax.performance import devices, flops
-from slm_jax.performance.roofline import CONVENTION, Roof, measured_roof, step_shapes, tera, units
+from slm_jax.performance.roofline import CONVENTION, MeasuredPeak, format_flop_rate, measure_peak, step_shapes, units
 from slm_jax.training import memory
-from slm_jax.training.train_step import TrainState, make_steps, model_graph
+from slm_jax.training.train_step import TrainState, make_steps
 from slm_jax.utils.errors import UserError
 
 
@@ -42,7 +43,7 @@ class Counts(NamedTuple):
 def count(config: Config, vocab_size: int) -> Counts:
     """FLOPs of a step of the config's model, three ways. Nothing is computed, no array is made."""
     tokens = config.train.batch_size * config.train.sequence_length
-    graph, params = model_graph(_plain(config), vocab_size)
+    graph, params = abstract_model(_plain(config), vocab_size)
     shape = (config.train.batch_size, config.train.sequence_length)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("input_ids", "labels")}
 
@@ -105,7 +106,7 @@ def time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.M
 def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.Mesh, trace: str) -> StepTimes:
     shape = (config.train.batch_size, config.train.sequence_length + 1)
     ids = np.random.default_rng(config.train.seed).integers(0, vocab_size, shape, np.int32)
-    batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    batch = sharding.shard_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
     start = time.perf_counter()
     fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
     state: TrainState = fitted.steps.init()
@@ -126,7 +127,9 @@ def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.
             jax.block_until_ready(metrics)
     stats = mesh.devices.flat[0].memory_stats() or {}
     seconds = np.diff(ends)[warmup - 1 :].tolist()
-    return StepTimes(seconds, fitted.config.train.parts, compile_seconds, fitted.needed, stats.get("peak_bytes_in_use"))
+    return StepTimes(
+        seconds, fitted.config.train.grad_accum_steps, compile_seconds, fitted.needed, stats.get("peak_bytes_in_use")
+    )
 
 
 class Report(NamedTuple):
@@ -136,7 +139,7 @@ class Report(NamedTuple):
     devices: int
     source: str  # where the vendor's figures are from; empty: the device is in no table
     vendor: dict[str, float | None]  # FLOP/s of one device by dtype
-    roofs: dict[str, Roof]  # measured, of one device by dtype
+    roofs: dict[str, MeasuredPeak]  # measured, of one device by dtype
     dtype: str  # of the step's products
     optimizer: str
     parameters: int
@@ -173,9 +176,9 @@ def measure(config: Config, vocab_size: int, steps: int, trace: str = "") -> Rep
     kind, dtype = mesh.devices.flat[0].device_kind, ops.compute_dtype(config.train.dtype)
     device, shapes = devices.find(kind), step_shapes(config, vocab_size)
     dtypes = [jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)]
-    roofs = {each.name: measured_roof(each, shapes) for each in dtypes}
+    roofs = {each.name: measure_peak(each, shapes) for each in dtypes}
     times = time_steps(config, vocab_size, steps, mesh, trace)
-    again = measured_roof(dtype, shapes)  # a machine that others use may have been busy the first time
+    again = measure_peak(dtype, shapes)  # a machine that others use may have been busy the first time
     roofs[dtype.name] = max(roofs[dtype.name], again)
     peak = device.peak(dtype) if device else None
     return Report(
@@ -215,8 +218,8 @@ def as_text(report: Report) -> str:
     lines.append("matrix products, one device   best here   (median)    vendor's peak")
     for name, roof in r.roofs.items():
         vendor = r.vendor[name]
-        share = f"{tera(vendor)}, {roof.flops / vendor:.0%} reached" if vendor else "none known"
-        lines.append(f"  {name:8} {tera(roof.flops):>22}   ({tera(roof.median)})    {share}")
+        share = f"{format_flop_rate(vendor)}, {roof.flops / vendor:.0%} reached" if vendor else "none known"
+        lines.append(f"  {name:8} {format_flop_rate(roof.flops):>22}   ({format_flop_rate(roof.median)})    {share}")
     sequences, length, parts = r.batch
     lines.append(
         f"model: {r.parameters / 1e6:,.2f} M parameters, {sequences} x {length} tokens a step"
@@ -253,8 +256,8 @@ def as_text(report: Report) -> str:
     if r.mfu_peak is not None:
         shares.insert(0, f"{r.mfu_peak:.1%} of the vendor's peak")
     lines.append(
-        f"MFU: {tera(c.formula / r.seconds)} of model FLOPs, {' and '.join(shares)} ({CONVENTION}; with the whole "
-        f"square {c.formula_square / c.formula:.3f} times that)"
+        f"MFU: {format_flop_rate(c.formula / r.seconds)} of model FLOPs, {' and '.join(shares)} ({CONVENTION}; with "
+        f"the whole square {c.formula_square / c.formula:.3f} times that)"
     )
     return "\n".join(lines)
 

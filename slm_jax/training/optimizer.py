@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from slm_jax.config.schema import OptimizerConfig
+from slm_jax.distributed.partitioning import layer_by_layer, split_of
 from slm_jax.model import ops
+from slm_jax.model.params import is_in_blocks, is_matrix
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -53,26 +55,16 @@ def make_optimizer(config: OptimizerConfig, steps: int, dtype: jnp.dtype) -> opt
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
 
 
-def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a parameter is a matrix (or a stack of them, one per layer) rather than a vector of scales."""
-    return leaf.ndim >= (3 if _in_blocks(path) else 2)
-
-
 def is_schedule(node: Any) -> bool:
     """Whether a node of an optimizer's state is the schedule's count of steps."""
     return isinstance(node, optax.ScaleByScheduleState)
-
-
-def _in_blocks(path: tuple[Any, ...]) -> bool:
-    """Whether a parameter is of the blocks, and so has a leading axis of layers."""
-    return getattr(path[0], "key", None) == "blocks"
 
 
 def _labels(tree: Any) -> Any:
     """Which optimizer updates each parameter."""
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return "muon" if _in_blocks(path) and is_matrix(path, leaf) else "adamw"
+        return "muon" if is_in_blocks(path) and is_matrix(path, leaf) else "adamw"
 
     return jax.tree_util.tree_map_with_path(label, tree)
 
@@ -94,8 +86,8 @@ def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransfo
         nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
 
         def scaled(path: tuple[Any, ...], x_LxIxO: jax.Array) -> jax.Array:
-            split = ops.split_of(path)[1]
-            orthogonal = ops.layer_by_layer(functools.partial(orthogonalize, dtype=dtype), x_LxIxO, split)
+            split = split_of(path)[1]
+            orthogonal = layer_by_layer(functools.partial(orthogonalize, dtype=dtype), x_LxIxO, split)
             return orthogonal * 0.2 * max(x_LxIxO.shape[-2:]) ** 0.5
 
         return jax.tree_util.tree_map_with_path(scaled, nesterov), momentum

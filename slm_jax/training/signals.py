@@ -27,12 +27,12 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __call__(self, step: int) -> bool:
-        if multihost.count() > 1 and multihost.told_to_stop(step):
+        if multihost.process_count() > 1 and multihost.stop_requested(step):
             self.signal = int(signal.SIGTERM)
         return self.signal is not None
 
     def __enter__(self) -> "Stop":
-        numbers = (signal.SIGINT, signal.SIGTERM) if multihost.count() == 1 else (signal.SIGINT,)
+        numbers = (signal.SIGINT, signal.SIGTERM) if multihost.process_count() == 1 else (signal.SIGINT,)
         with contextlib.suppress(ValueError):  # not the main thread: whoever owns it decides
             for number in map(int, numbers):
                 self._before[number] = signal.signal(number, self._note)
@@ -47,7 +47,7 @@ class Stop:
         for each, handler in self._before.items():
             signal.signal(each, handler if is_notebook else _end_at_once)
         os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not safe in a handler
-        if multihost.count() > 1:
+        if multihost.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.signal = number

@@ -23,14 +23,14 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
     """
     config = _with_absolute_folder(config)
-    multihost.require_same({k: v for k, v in config.flat().items() if k not in ("data.cache", "data.workers")})
-    place = Run(Path(multihost.from_first(lambda: str(run or new_run(config).path))))
+    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in ("data.cache", "data.workers")})
+    place = Run(Path(multihost.broadcast_from_first(lambda: str(run or new_run(config).path))))
     fresh, first = not place.exists() and not place.path.exists(), multihost.is_first()
     if first:
         print(f"run: {place.path}", file=sys.stderr)
     with place.lock(config.checkpoint.folder) if first else contextlib.nullcontext():
         try:
-            multihost.from_first(lambda: place.begin(config))
+            multihost.broadcast_from_first(lambda: place.begin(config))
             if not place.exists():
                 raise UserError(f"{place.path.absolute()} is not there: all processes must see the same file system")
             # JAX is imported late: a wrong option is told at once.

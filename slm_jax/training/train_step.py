@@ -12,7 +12,8 @@ from flax import nnx
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.model import ops
-from slm_jax.model.transformer import Transformer, resize_rows
+from slm_jax.model.params import abstract_model
+from slm_jax.model.transformer import Transformer, resize_vocabulary_rows
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -40,16 +41,8 @@ class Steps(NamedTuple):
     model: Callable[[Any], Transformer]
 
 
-def model_graph(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
-    """(graph, abstract parameters) of the config's Transformer, without making any array."""
-    dtype = ops.compute_dtype(config.train.dtype)
-    abstract = nnx.eval_shape(lambda: Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(abstract, nnx.Param)
-    return graph, nnx.to_pure_dict(params)
-
-
 def loss_sums(
-    model: Transformer, batch: Batch, terms: ops.Terms = ops.Terms(), dropout_key: jax.Array | None = None
+    model: Transformer, batch: Batch, terms: ops.LossWeights = ops.LossWeights(), dropout_key: jax.Array | None = None
 ) -> ops.LossSums:
     """The sums of the next-token loss over a batch; hidden state t is scored against labels[:, t]."""
     x_BxTxD = model.hidden(
@@ -61,7 +54,7 @@ def loss_sums(
     )
     seen = None
     if terms.ul_alpha:
-        seen = ops.Seen.of(batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
+        seen = ops.ContextTokens.of(batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
     return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, terms, seen, model.vocab_size)
 
 
@@ -78,7 +71,7 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
     def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
         if not {getattr(part, "key", None) for part in path} & {"embedding", "head"}:
             return moment
-        return resize_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
+        return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
 
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return state._replace(params=params, opt_state=jax.tree_util.tree_map_with_path(resize, state.opt_state))
@@ -87,11 +80,11 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
 def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None) -> Steps:
     """The functions of a run, all pure; `train` gives its state away (donated). mesh: the devices that hold the state,
     split as in sharding.py (None: one device)."""
-    graph, _ = model_graph(config, vocab_size)
+    graph, _ = abstract_model(config, vocab_size)
     dtype = ops.compute_dtype(config.train.dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
     schedule = make_schedule(config.optimizer, config.train.steps)
-    terms = ops.Terms(config.train.z_loss, config.train.ul_alpha)
+    terms = ops.LossWeights(config.train.z_loss, config.train.ul_alpha)
     is_watched = health.is_watched(config.health)
 
     def init() -> TrainState:
@@ -101,7 +94,7 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
         watch = health.begin() if is_watched else ()
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1), watch)
 
-    split = None if mesh is None else sharding.of_tree(mesh, jax.eval_shape(init))
+    split = None if mesh is None else sharding.tree_shardings(mesh, jax.eval_shape(init))
 
     def merge(params: Any) -> Transformer:
         return nnx.merge(graph, params)
@@ -112,7 +105,7 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
 
     def gradients(params: Any, batch: Batch, key: jax.Array | None) -> tuple[Any, ops.LossSums]:
         """Gradient of the mean loss over the batch's predicted positions, in equal parts, one after the other."""
-        parts = config.train.parts
+        parts = config.train.grad_accum_steps
         if parts == 1:
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         else:

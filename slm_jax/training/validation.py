@@ -18,7 +18,7 @@ def scores(config: Config, split: TokenStream, sums: Callable[[Arrays], Any]) ->
     sums: `LossSums` of a batch. Added up in float64.
     """
     totals, num_bytes = np.zeros(4), 0
-    for batch, size in validation_batches(config, split, config.train.batch_size // config.train.parts):
+    for batch, size in validation_batches(config, split, config.train.batch_size // config.train.grad_accum_steps):
         num_bytes += size
         totals += np.array(sums(batch), np.float64)
     _, nll, correct, count = totals.tolist()

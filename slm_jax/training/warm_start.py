@@ -74,7 +74,7 @@ def first_state(
         return state._replace(params=jax.tree.map(put, read, state.params))
     carried = config.init.optimizer == "carry"
     shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
-    target = sharding.abstract(shapes, sharding.of_tree(mesh, shapes))
+    target = sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
     wanted = {"params": target.params} | ({"opt_state": target.opt_state} if carried else {})
     found, _ = read_newest(origin.run.checkpoints, wanted)
     state = steps.init()

@@ -2,10 +2,10 @@
 
 A dict of int32 arrays [B, T]:
     input_ids       token ids
-    labels          the token after each input token (already shifted), IGNORE where there is nothing to predict
+    labels          the token after each input token (already shifted), IGNORE_INDEX where there is nothing to predict
     attention_mask  (optional) 1 for a real token, 0 for padding
     segment_ids     (optional) attention stays inside a segment
     positions       (optional) positions for the rotary angles
 """
 
-IGNORE = -100
+IGNORE_INDEX = -100

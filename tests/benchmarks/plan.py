@@ -116,9 +116,10 @@ def kept(config: Config, vocab_size: int) -> float:
     import jax.numpy as jnp
     from flax import nnx
 
-    from slm_jax.training.train_step import loss_sums, model_graph
+    from slm_jax.model.params import abstract_model
+    from slm_jax.training.train_step import loss_sums
 
-    graph, params = model_graph(config, vocab_size)
+    graph, params = abstract_model(config, vocab_size)
 
     def backward(params: Any, batch: Any) -> Any:
         """The backward pass, whose leaves are what it needs."""
@@ -196,7 +197,7 @@ def row(plan: Plan) -> str:
     guess = int(shape[0] / rows_split * each / room)
     fitted = memory.compile_to_fit(config, vocab_size, mesh, batch, least_parts=max(1, guess))
     analysis = fitted.train.memory_analysis()
-    parts = fitted.config.train.parts
+    parts = fitted.config.train.grad_accum_steps
     rows = shape[0] // parts // rows_split  # of one device, at once
     state = analysis.argument_size_in_bytes
     speed = tokens_per_second(config, vocab_size, plan.device, plan.count, plan.mfu)
@@ -240,7 +241,7 @@ def scaling() -> None:
         config = Config.load("quickstart", **{**wanted, **asked})
         mesh = sharding.make_mesh(config)
         ids = np.random.default_rng(0).zipf(1.3, (16, 257)).astype(np.int32) % 2048
-        batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+        batch = sharding.shard_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
         fitted = memory.compile_to_fit(config, 2048, mesh, batch)
         plan, state, losses = fitted.train.memory_analysis(), fitted.steps.init(), []
         for _ in range(5):

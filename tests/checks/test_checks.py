@@ -15,7 +15,7 @@ from slm_jax.distributed import sharding
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import random_ids, tiny_config
 from tokenizer import HybridTokenizer
 
@@ -185,10 +185,10 @@ def test_ties_are_found_out():
 def test_labels_that_are_the_next_token():
     batch = batch_of()
     assert data.next_token(batch, VOCAB).verdict == OK
-    batch["labels"][:, :5] = IGNORE  # a prompt
+    batch["labels"][:, :5] = IGNORE_INDEX  # a prompt
     assert data.next_token(batch, VOCAB).verdict == OK
     padded = batch | {"attention_mask": np.ones_like(batch["labels"])}
-    padded["labels"][1, 9:], padded["attention_mask"][1, 9:] = IGNORE, 0
+    padded["labels"][1, 9:], padded["attention_mask"][1, 9:] = IGNORE_INDEX, 0
     assert data.next_token(padded, VOCAB).verdict == OK
 
 
@@ -202,14 +202,14 @@ def test_labels_that_are_not_the_next_token_are_found():
     one_wrong = batch["labels"].copy()
     one_wrong[2, 3] = (one_wrong[2, 3] + 1) % VOCAB
     assert data.next_token(batch | {"labels": one_wrong}, VOCAB).verdict == FAIL
-    assert data.next_token(batch | {"labels": np.full_like(ids, IGNORE)}, VOCAB).verdict == FAIL
+    assert data.next_token(batch | {"labels": np.full_like(ids, IGNORE_INDEX)}, VOCAB).verdict == FAIL
 
 
 def test_a_loss_that_does_not_shift_is_found():
     """Right labels, and a loss that scores each position by the token it has just read."""
 
     def unshifted(model, batch):
-        return loss_sums(model, batch | {"labels": jnp.where(batch["labels"] < 0, IGNORE, batch["input_ids"])})
+        return loss_sums(model, batch | {"labels": jnp.where(batch["labels"] < 0, IGNORE_INDEX, batch["input_ids"])})
 
     assert data.next_token(batch_of(), VOCAB, unshifted).verdict == FAIL
 
@@ -259,7 +259,7 @@ def test_a_batch_that_does_not_divide_is_found():
 def fitted_step(**fields):
     config = tiny_config(mesh__data=1, **fields)
     mesh, batch = sharding.make_mesh(config), batch_of(config.train.batch_size, config.train.sequence_length)
-    return (*step.memory_fit(config, VOCAB, mesh, sharding.put_batch(mesh, batch)), mesh, batch)
+    return (*step.memory_fit(config, VOCAB, mesh, sharding.shard_batch(mesh, batch)), mesh, batch)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from slm_jax.data.batches.packed import Mixture, PackedBatches, sequential_batch
 from slm_jax.data.batches.padded import PaddedBatches, Rows, sequential_padded_batches, widths
 from slm_jax.data.batches.prefetch import Prefetcher, make_batches, validation_batches
 from slm_jax.data.corpus.corpus import DOCUMENT, MixturePart, Shard, TokenStream
-from slm_jax.distributed.sharding import make_mesh, put_batch
-from slm_jax.utils.batch import IGNORE
+from slm_jax.distributed.sharding import make_mesh, shard_batch
+from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
 
@@ -35,7 +35,7 @@ def split_of(lengths, shards=1, prompts=None, first=0):
 
 
 def targets(batches):
-    return Counter(int(x) for batch in batches for x in batch["labels"].ravel() if x != IGNORE)
+    return Counter(int(x) for batch in batches for x in batch["labels"].ravel() if x != IGNORE_INDEX)
 
 
 def test_labels_are_the_next_token():
@@ -43,7 +43,7 @@ def test_labels_are_the_next_token():
     batches = PackedBatches(stream, 4, 16, seed=0)
     for step in range(40):
         batch = batches.at(step)
-        known = batch["labels"] != IGNORE
+        known = batch["labels"] != IGNORE_INDEX
         assert batch["input_ids"].shape == batch["labels"].shape == (4, 16)
         assert batch["input_ids"].dtype == batch["labels"].dtype == np.int32
         assert ((batch["input_ids"][known] + 1) % 1000 == batch["labels"][known]).all()
@@ -83,7 +83,7 @@ def test_epochs_differ_in_order_and_in_cuts():
 def test_window_at_the_seam():
     row = window(np.arange(10, dtype=np.uint16), offset=7, index=1, length=8)
     assert row["input_ids"].tolist() == [4, 5, 0, 0, 0, 0, 0, 0]
-    assert row["labels"].tolist() == [5, 6, *[IGNORE] * 6]
+    assert row["labels"].tolist() == [5, 6, *[IGNORE_INDEX] * 6]
     row = window(np.arange(10, dtype=np.uint16), offset=0, index=0, length=4)
     assert row["input_ids"].tolist() == [9, 0, 1, 2]
 
@@ -109,7 +109,7 @@ def test_segments_keep_documents_apart():
         for i in range(4)
     ]
     for row in rows:
-        count = int((row["labels"] != IGNORE).sum())
+        count = int((row["labels"] != IGNORE_INDEX).sum())
         at = next(a for a in range(len(stream)) if np.array_equal(np.roll(stream, -a)[:count], row["labels"][:count]))
         expected = np.roll(number, -at)[:count]
         same = row["segment_ids"][:count, None] == row["segment_ids"][None, :count]
@@ -132,7 +132,7 @@ def test_bytes_of_batches_are_exact(shards):
     for batches in (PackedBatches(split, 2, 16, 3), PaddedBatches([MixturePart(split, 1, "")], 2, 64, 3)):
         for step in range(40):
             labels = batches.at(step)["labels"]
-            assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE) & (labels != EOS))
+            assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE_INDEX) & (labels != EOS))
     for mode in ("packed", "segmented", "padded"):
         config = tiny_config(data__mode=mode, train__sequence_length=96)
         found = list(validation_batches(config, split, 3))
@@ -153,7 +153,7 @@ def test_padded_rows_hold_every_token_once_an_epoch(length):
     assert {batch["labels"].shape[1] for batch in made} <= set(widths(length))
     for batch in made:
         real = batch["attention_mask"] == 1
-        assert ((batch["labels"] != IGNORE) == real).all()
+        assert ((batch["labels"] != IGNORE_INDEX) == real).all()
         assert (np.diff(batch["attention_mask"], axis=1) <= 0).all()  # padding comes last
         inner = real[:, 1:]
         assert (batch["input_ids"][:, 1:][inner] == batch["labels"][:, :-1][inner]).all()
@@ -187,7 +187,7 @@ def test_a_mixture_has_its_shares_everywhere():
         seen = Counter()
         for step in range(250):
             labels = batches.at(step)["labels"]
-            seen.update((labels[(labels != IGNORE) & (labels != EOS)] >= 450).tolist())
+            seen.update((labels[(labels != IGNORE_INDEX) & (labels != EOS)] >= 450).tolist())
         assert seen[True] / seen.total() == pytest.approx(0.25, abs=0.02)
     assert PackedBatches(parts, 8, 16, 0).epochs(250) == pytest.approx([1500 / 29, 500 / 29])
     assert list(PackedBatches(parts, 8, 16, 0).summary(250)) == ["250 steps are 51.72, 17.24 epochs of the sources"]
@@ -209,7 +209,7 @@ def test_hosts_and_devices_see_one_batch():
                 assert np.array_equal(np.concatenate([half[name] for half in halves]), whole[name])
                 for devices in (1, 2, 4, 8):
                     mesh = make_mesh(tiny_config(mesh__data=devices))
-                    there = put_batch(mesh, whole)[name]
+                    there = shard_batch(mesh, whole)[name]
                     assert len(there.addressable_shards) == devices
                     assert np.array_equal(np.asarray(there), whole[name])
 

@@ -122,7 +122,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence_within_a_minute(place, l
     begin = time.monotonic()
     status, error = finish(started, timeout=60)[1 - lost]
     assert time.monotonic() - begin < 60
-    assert status in (multihost.LOST, -signal.SIGABRT)
+    assert status in (multihost.PROCESS_LOST, -signal.SIGABRT)
     assert "another process of this run ended or is out of reach" in error
     steps = rows(place, "run")[-1]["step"] + 3
     for status, error in finish(start(place, "run", 2, 2, "--train.steps", steps)):
@@ -132,10 +132,10 @@ def test_a_lost_process_ends_the_others_with_a_sentence_within_a_minute(place, l
 
 LOOK_AROUND = """
 from slm_jax.distributed import multihost
-multihost.join()
+multihost.initialize()
 import jax
 devices = jax.config.values["jax_cuda_visible_devices"]
-print(multihost.count(), multihost.is_first(), multihost.from_first(lambda: "agreed"), devices)
+print(multihost.process_count(), multihost.is_first(), multihost.broadcast_from_first(lambda: "agreed"), devices)
 """
 
 
@@ -205,12 +205,12 @@ def test_other_options_on_one_host_are_told_by_every_process(place):
 )
 def test_options_that_cannot_be(args, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        multihost.join(**multihost.take_options(args)[0])
+        multihost.initialize(**multihost.take_options(args)[0])
 
 
 def test_alone_nothing_is_joined():
     options, rest = multihost.take_options(["--train.steps", "3", "--processes", "1"])
-    multihost.join(**options)
+    multihost.initialize(**options)
     assert rest == ["--train.steps", "3"]
-    assert multihost.count() == 1
-    assert multihost.from_first(lambda: 7) == multihost.least(7) == 7
+    assert multihost.process_count() == 1
+    assert multihost.broadcast_from_first(lambda: 7) == multihost.minimum(7) == 7

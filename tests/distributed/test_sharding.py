@@ -29,7 +29,7 @@ def run(steps: int = 3, mesh: tuple[int, int, int] = (1, 1, 1), **fields):
     state, losses = made.init(), []
     for step in range(steps):
         ids = np.asarray(random_ids((8, 33), VOCAB, seed=step))
-        batch = sharding.put_batch(devices, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+        batch = sharding.shard_batch(devices, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
         state, metrics = made.train(state, batch)
         losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     sums = made.evaluate(state.params, batch)
@@ -135,7 +135,7 @@ def test_a_run_goes_on_on_any_mesh(tmp_path):
         sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
         config = Config.load(**{**fields, **sizes})
         shapes = jax.eval_shape(make_steps(config, load_run(str(run.path)).tokenizer.vocab_size).init)
-        target = sharding.abstract(shapes, sharding.of_tree(sharding.make_mesh(config), shapes))
+        target = sharding.abstract_arrays(shapes, sharding.tree_shardings(sharding.make_mesh(config), shapes))
         found, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
         assert jax.tree.leaves(found)[0].sharding.mesh.size == np.prod(mesh)
         restored.append(jax.device_get(found))

@@ -9,7 +9,7 @@ from flax import nnx
 torch = pytest.importorskip("torch", minversion="2.9", reason="pip install -e '.[bench]'")
 
 from slm_jax.config.schema import OptimizerConfig  # noqa: E402  # after torch is known to be there
-from slm_jax.model.ops import Terms  # noqa: E402
+from slm_jax.model.ops import LossWeights  # noqa: E402
 from slm_jax.training.optimizer import make_optimizer  # noqa: E402
 from slm_jax.training.train_step import loss_sums  # noqa: E402
 from tests.helpers import FLOAT32, tiny_model  # noqa: E402
@@ -33,7 +33,7 @@ MODELS = {
     "another epsilon": {"norm_eps": 0.1, "kv_heads": 2},
 }
 MASKS = ("none", "right padding", "left padding", "segments", "segments and padding")
-TERMS = [Terms(z_loss=0.01), Terms(ul_alpha=0.7), Terms(0.01, 0.7)]
+TERMS = [LossWeights(z_loss=0.01), LossWeights(ul_alpha=0.7), LossWeights(0.01, 0.7)]
 
 
 def make_batch(masked, seed=0):
@@ -91,7 +91,7 @@ def jax_results(model, batch, terms):
     return logits, float(loss), gradients
 
 
-def torch_results(twin, batch, terms=Terms()):
+def torch_results(twin, batch, terms=LossWeights()):
     """(logits, mean loss, gradients by name)."""
     twin.zero_grad()
     logits = twin(**inputs_of(batch))
@@ -106,7 +106,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(0.01, float(np.abs(expected).max())))
 
 
-def assert_equal_to_twin(options, masked, terms=Terms()):
+def assert_equal_to_twin(options, masked, terms=LossWeights()):
     model = tiny_model(V, scale=3.0, **options)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     batch = make_batch(masked)
@@ -140,7 +140,7 @@ def test_every_term_of_the_loss_is_that_of_the_twin(terms, masked):
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_every_combination_is_that_of_the_twin(options, masked):
-    assert_equal_to_twin(options, masked, Terms(z_loss=0.01, ul_alpha=0.3))
+    assert_equal_to_twin(options, masked, LossWeights(z_loss=0.01, ul_alpha=0.3))
 
 
 @pytest.mark.parametrize("masked", MASKS)

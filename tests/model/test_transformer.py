@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slm_jax.model.ops import Terms
+from slm_jax.model.ops import LossWeights
 from slm_jax.training.train_step import loss_sums
 from tests.helpers import largest_difference, random_ids, tiny_model
 
@@ -115,7 +115,7 @@ def loss_and_gradients(batch, key=None, **fields):
     graph, params = nnx.split(tiny_model(depth=3, **fields), nnx.Param)
 
     def loss(params):
-        sums = loss_sums(nnx.merge(graph, params), batch, Terms(ul_alpha=0.1), key)
+        sums = loss_sums(nnx.merge(graph, params), batch, LossWeights(ul_alpha=0.1), key)
         return sums.loss / sums.tokens
 
     return jax.jit(jax.value_and_grad(loss))(params)

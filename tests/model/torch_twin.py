@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from slm_jax.config.schema import ModelConfig, OptimizerConfig
 
-IGNORE = -100
+IGNORE_INDEX = -100
 Batch = Mapping[str, Tensor]
 
 
@@ -150,12 +150,12 @@ def mean_loss(logits: Tensor, batch: Batch, z_loss: float = 0.0, ul_alpha: float
     labels = batch["labels"]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not ul_alpha and not z_loss:
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
     log_p_BxTxV = functional.log_softmax(logits, dim=-1)
-    loss = functional.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    loss = functional.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
     if z_loss:
-        loss = loss + z_loss * torch.logsumexp(logits, dim=-1)[labels != IGNORE].square().mean()
-    return loss + ul_alpha * unlikelihood(log_p_BxTxV, batch) / (labels != IGNORE).sum() if ul_alpha else loss
+        loss = loss + z_loss * torch.logsumexp(logits, dim=-1)[labels != IGNORE_INDEX].square().mean()
+    return loss + ul_alpha * unlikelihood(log_p_BxTxV, batch) / (labels != IGNORE_INDEX).sum() if ul_alpha else loss
 
 
 def unlikelihood(log_p_BxTxV: Tensor, batch: Batch) -> Tensor:
@@ -179,7 +179,7 @@ def candidates(batch: Batch) -> Tensor:
     earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril(-1)
     repeated = (together & earlier & (ids[:, :, None] == ids[:, None, :])).any(dim=2)
     found = together & (earlier | torch.eye(ids.shape[1], dtype=torch.bool)) & ~repeated[:, None, :]
-    return found & (ids[:, None, :] != labels[:, :, None]) & (labels != IGNORE)[:, :, None]
+    return found & (ids[:, None, :] != labels[:, :, None]) & (labels != IGNORE_INDEX)[:, :, None]
 
 
 def make_adamw(model: nn.Module, config: OptimizerConfig, **form: Any) -> torch.optim.Optimizer:

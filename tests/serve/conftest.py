@@ -9,11 +9,10 @@ import pytest
 from flax import nnx
 
 from slm_jax.config.schema import Config
+from slm_jax.model.params import abstract_model, is_matrix
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve.engine import Engine
-from slm_jax.training.optimizer import is_matrix
-from slm_jax.training.train_step import model_graph
 from tests.helpers import tiny_config
 from tokenizer import HybridTokenizer
 
@@ -25,7 +24,7 @@ KEY = "a secret"
 def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "float32") -> LoadedRun:
     """A run in a folder, of a model that was never trained; scaled up, so that its choices are clear."""
     config: Config = tiny_config(train__sequence_length=CONTEXT, model__depth=1, train__seed=seed, train__dtype=dtype)
-    graph, shapes = model_graph(config, tokenizer.vocab_size)
+    graph, shapes = abstract_model(config, tokenizer.vocab_size)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
 
     def fill(where, shape):

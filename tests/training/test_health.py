@@ -12,7 +12,7 @@ from slm_jax.config.schema import Config, HealthConfig
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.train_step import make_steps
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import largest_difference, random_ids, tiny_config
 
@@ -21,7 +21,7 @@ VOCAB = 61
 
 def batch(seed=0):
     ids = random_ids((8, 16), seed=seed)
-    return {"input_ids": ids, "labels": jnp.concatenate([ids[:, 1:], jnp.full((8, 1), IGNORE)], axis=1)}
+    return {"input_ids": ids, "labels": jnp.concatenate([ids[:, 1:], jnp.full((8, 1), IGNORE_INDEX)], axis=1)}
 
 
 def watch(values, config):

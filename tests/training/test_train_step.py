@@ -10,14 +10,14 @@ import pytest
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
 from slm_jax.training.train_step import make_steps, resize_vocabulary
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import largest_difference, random_ids, tiny_config
 
 VOCAB = 61
 
 
 def shifted_batch(ids):
-    labels = jnp.concatenate([ids[:, 1:], jnp.full((ids.shape[0], 1), IGNORE)], axis=1)
+    labels = jnp.concatenate([ids[:, 1:], jnp.full((ids.shape[0], 1), IGNORE_INDEX)], axis=1)
     return {"input_ids": ids, "labels": labels}
 
 
@@ -78,7 +78,7 @@ def test_batches_feed_the_next_token_to_the_step():
 def test_accumulated_equals_one_large_batch_weighted_by_valid_tokens():
     batch = shifted_batch(random_ids((8, 16)))
     uneven = jnp.arange(16)[None] < jnp.array([2, 16, 3, 16, 16, 1, 9, 16])[:, None]
-    batch["labels"] = jnp.where(uneven, batch["labels"], IGNORE)
+    batch["labels"] = jnp.where(uneven, batch["labels"], IGNORE_INDEX)
     whole, metrics, _ = train(tiny_config(optimizer__name="adamw"), batch, 3)
     parts, in_parts, _ = train(tiny_config(optimizer__name="adamw", train__accumulation=4), batch, 3)
     for name in metrics:
@@ -133,7 +133,7 @@ def test_eight_devices_equal_one():
         made = make_steps(config, VOCAB, mesh)
         state, losses[devices] = made.init(), []
         for step in range(5):
-            state, metrics = made.train(state, sharding.put_batch(mesh, batches.at(step)))
+            state, metrics = made.train(state, sharding.shard_batch(mesh, batches.at(step)))
             losses[devices].append(float(metrics["loss"]))
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == devices
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
@@ -145,7 +145,7 @@ def test_devices_meet_once_a_step():
     mesh = sharding.make_mesh(config)
     made = make_steps(config, VOCAB, mesh)
     ids = random_ids((64, 257))
-    batch = sharding.put_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    batch = sharding.shard_batch(mesh, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
     program = made.train.lower(made.init(), batch).compile().as_text()
     computations = re.split(r"\n\n", program)
     bodies = [c for c in computations if c.startswith(tuple(f"%{n} " for n in re.findall(r"body=%([\w.]+)", program)))]

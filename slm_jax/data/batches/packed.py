@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from slm_jax.data.corpus.corpus import MixturePart, TokenStream
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -29,9 +29,10 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
     """Window `index` of the token stream [N], read in a circle from `offset`: input_ids and labels int32 [length].
 
     The windows 0..ceil(N / length)-1 hold every token exactly once as labels[t], with the one before it as
-    input_ids[t]; those that are not to be predicted (of a prompt) are IGNORE. The last window is filled up with IGNORE
-    labels. Before the first document comes the <EOS> of the last. into: blank arrays to write to; where they include
-    segment_ids and positions, each document is a segment, and what predicts its first token stands at its position 0.
+    input_ids[t]; those that are not to be predicted (of a prompt) are IGNORE_INDEX. The last window is filled up with
+    IGNORE_INDEX labels. Before the first document comes the <EOS> of the last. into: blank arrays to write to; where
+    they include segment_ids and positions, each document is a segment, and what predicts its first token stands at its
+    position 0.
     """
     n = len(tokens)
     count = min(length, n - index * length)
@@ -43,7 +44,7 @@ def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | 
         for a, b in stretches(n, start, count):
             mask = tokens.prompt_mask(a, b)
             at = (a - start) % n
-            row["labels"][at : at + b - a][mask] = IGNORE
+            row["labels"][at : at + b - a][mask] = IGNORE_INDEX
     if "segment_ids" in row:
         _write_segments(tokens, start, count, row)
     return row
@@ -71,7 +72,7 @@ def stretches(n: int, start: int, count: int) -> Iterator[tuple[int, int]]:
 
 def blank(*shape: int) -> Arrays:
     """Nothing to read and nothing to predict, int32 [shape]."""
-    return {"input_ids": np.zeros(shape, np.int32), "labels": np.full(shape, IGNORE, np.int32)}
+    return {"input_ids": np.zeros(shape, np.int32), "labels": np.full(shape, IGNORE_INDEX, np.int32)}
 
 
 def blank_rows(rows: int, length: int, segments: bool) -> Arrays:
@@ -203,7 +204,7 @@ class PackedBatches:
 
 
 def sequential_batches(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
-    """Batches [B, T] that predict every token once, in order; the last is filled up with IGNORE labels."""
+    """Batches [B, T] that predict every token once, in order; the last is filled up with IGNORE_INDEX labels."""
     windows = -(-len(tokens) // length)
     for start in range(0, windows, batch_size):
         arrays = blank_rows(batch_size, length, segments)

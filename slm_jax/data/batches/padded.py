@@ -8,7 +8,7 @@ import numpy as np
 
 from slm_jax.data.batches.packed import Arrays, Mixture, blank, epochs_text, ring
 from slm_jax.data.corpus.corpus import MixturePart, TokenStream
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 
 _BUCKETS = 4  # widths that rows come in: quarters of the longest
@@ -50,7 +50,7 @@ class Rows:
         arrays["attention_mask"][:size] = 1
         mask = self.split.prompt_mask(start, start + size)
         if mask is not None:
-            arrays["labels"][:size][mask] = IGNORE
+            arrays["labels"][:size][mask] = IGNORE_INDEX
 
     def num_bytes(self, index: int) -> int:
         """UTF-8 bytes of the text that the row's labels stand for."""

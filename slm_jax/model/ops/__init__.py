@@ -3,7 +3,6 @@
 The only place that asks which backend runs.
 """
 
-from slm_jax.distributed.partitioning import keep_rows_split, layer_by_layer, rows_of, split_of
 from slm_jax.model.ops.attention import (
     attention,
     cache_dtype,
@@ -16,13 +15,13 @@ from slm_jax.model.ops.attention import (
     write_cache,
 )
 from slm_jax.model.ops.backend import compute_dtype, describe_precision
-from slm_jax.model.ops.cross_entropy import LossSums, Seen, Terms, cross_entropy, naive_cross_entropy
+from slm_jax.model.ops.cross_entropy import ContextTokens, LossSums, LossWeights, cross_entropy, naive_cross_entropy
 from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul
 
 __all__ = [
+    "ContextTokens",
     "LossSums",
-    "Seen",
-    "Terms",
+    "LossWeights",
     "attention",
     "cache_dtype",
     "cache_mask",
@@ -33,14 +32,10 @@ __all__ = [
     "describe_attention",
     "describe_precision",
     "einsum",
-    "keep_rows_split",
-    "layer_by_layer",
     "masked_attention",
     "matmul",
     "naive_attention",
     "naive_cross_entropy",
     "naive_matmul",
-    "rows_of",
-    "split_of",
     "write_cache",
 ]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from slm_jax.distributed.partitioning import sum_over_rows
 from slm_jax.model.ops.matmul import einsum, transposed_dot_f32
-from slm_jax.utils.batch import IGNORE
+from slm_jax.utils.batch import IGNORE_INDEX
 
 _CHUNK = 1024  # rows of logits alive at a time
 _NEVER = -1e30  # the logit of what is no token; not -inf, whose gradient is NaN
@@ -36,14 +36,14 @@ class LossSums(NamedTuple):
     tokens: jax.Array  # positions with a label
 
 
-class Terms(NamedTuple):
+class LossWeights(NamedTuple):
     """What is added to the cross entropy of each position: weight times term."""
 
     z_loss: float = 0.0  # (log Z)^2, which keeps logits small
     ul_alpha: float = 0.0  # the unlikelihood of repeating a token of the text so far
 
 
-class Seen(NamedTuple):
+class ContextTokens(NamedTuple):
     """The tokens that the unlikelihood term looks back on."""
 
     ids_BxT: jax.Array  # int32
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
     @classmethod
     def of(
         cls, ids_BxT: jax.Array, valid_BxT: jax.Array | None = None, segment_ids_BxT: jax.Array | None = None
-    ) -> "Seen":
+    ) -> "ContextTokens":
         """Of a batch as the model takes it: valid is 0 for padding, segments do not see each other."""
         segments_BxT = jnp.zeros_like(ids_BxT) if segment_ids_BxT is None else segment_ids_BxT
         real_BxT = jnp.ones(ids_BxT.shape, bool) if valid_BxT is None else valid_BxT.astype(bool)
@@ -71,7 +71,7 @@ class Seen(NamedTuple):
             & (index_T <= index_C[:, None])
             & (self.segments_BxT[:, None] == segments_BxC[:, :, None])
             & (self.ids_BxT[:, None] != labels_BxC[:, :, None])
-            & (labels_BxC != IGNORE)[:, :, None]
+            & (labels_BxC != IGNORE_INDEX)[:, :, None]
         )
 
 
@@ -80,8 +80,8 @@ def naive_cross_entropy(
     head_VxD: jax.Array,
     labels_BxT: jax.Array,
     dtype: jnp.dtype,
-    terms: Terms = Terms(),
-    seen: Seen | None = None,
+    terms: LossWeights = LossWeights(),
+    seen: ContextTokens | None = None,
     vocab_size: int = 0,
 ) -> LossSums:
     """What `cross_entropy` computes, from whole logits."""
@@ -102,13 +102,13 @@ def cross_entropy(
     head_VxD: jax.Array,
     labels_BxT: jax.Array,
     dtype: jnp.dtype,
-    terms: Terms = Terms(),
-    seen: Seen | None = None,
+    terms: LossWeights = LossWeights(),
+    seen: ContextTokens | None = None,
     vocab_size: int = 0,
 ) -> LossSums:
     """Sums of the loss of hidden states [B, T, D] against labels int32 [B, T] under the head [V, D].
 
-    Position t is scored against labels[:, t], which is already the next token; `IGNORE` counts for nothing.
+    Position t is scored against labels[:, t], which is already the next token; `IGNORE_INDEX` counts for nothing.
     seen: needed for terms.ul_alpha. vocab_size: rows of the head that stand for tokens (0: all); the rest is padding.
     Only `loss` has a gradient; gradients are float32.
     """
@@ -126,7 +126,7 @@ def _cut_and_summed(x_BxTxD, head_VxD, labels_BxT, seen, dtype, terms, vocab_siz
     size = -(-t // chunks)
     more = ((0, 0), (0, chunks * size - t))
     x_BxTxD = jnp.pad(x_BxTxD, (*more, (0, 0)))
-    labels_BxT = jnp.pad(labels_BxT, more, constant_values=IGNORE)
+    labels_BxT = jnp.pad(labels_BxT, more, constant_values=IGNORE_INDEX)
     seen = jax.tree.map(lambda array_BxT: jnp.pad(array_BxT, more), seen)
     x_SxBxCxD = x_BxTxD.reshape(b, chunks, size, d).swapaxes(0, 1)
     labels_SxBxC = labels_BxT.reshape(b, chunks, size).swapaxes(0, 1)
@@ -142,7 +142,7 @@ def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int) -> jax.Arr
 
 def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tuple[LossSums, jax.Array, jax.Array]:
     """(sums, log Z [B, C], validity [B, C]) of float32 logits."""
-    valid_BxC = labels_BxC != IGNORE
+    valid_BxC = labels_BxC != IGNORE_INDEX
     # Written out for the maximum's sake: argmax alone would take a twelfth of a CPU step.
     top_BxC = jnp.max(logits_BxCxV, axis=-1)
     log_z_BxC = top_BxC + jnp.log(jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1))

@@ -122,7 +122,7 @@ def test_kernel_over_several_devices():
             f = lambda *x: jnp.sum(jnp.sin(over_rows_and_heads(kernel, x, ())))  # noqa: E731
             return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
 
-    split = jax.jit(gradients)(**sharding.put_batch(mesh, {"q": q, "k": k, "v": v}))
+    split = jax.jit(gradients)(**sharding.shard_batch(mesh, {"q": q, "k": k, "v": v}))
     expected = jax.grad(lambda *x: jnp.sum(jnp.sin(naive_attention(*x, FLOAT32))), argnums=(0, 1, 2))(q, k, v)
     assert "data" in split[0].sharding.spec
     assert largest_difference(split, expected) < 3e-5

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.model.ops import Seen, Terms, cross_entropy, naive_cross_entropy
-from slm_jax.utils.batch import IGNORE
+from slm_jax.model.ops import ContextTokens, LossWeights, cross_entropy, naive_cross_entropy
+from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import BFLOAT16, FLOAT32, cosine
 
 
@@ -15,7 +15,7 @@ def inputs(b, t, d=16, v=37, seed=0):
     x = jnp.asarray(rng.normal(size=(b, t, d)), jnp.float32)
     head = jnp.asarray(rng.normal(size=(v, d)), jnp.float32)
     labels = rng.integers(0, v, (b, t))
-    labels[rng.random((b, t)) < 0.2] = IGNORE
+    labels[rng.random((b, t)) < 0.2] = IGNORE_INDEX
     return x, head, jnp.asarray(labels, jnp.int32)
 
 
@@ -24,7 +24,7 @@ def seen_tokens(b, t, v=37, seed=1):
     rng = np.random.default_rng(seed)
     ids = jnp.asarray(rng.integers(0, max(2, v // 3), (b, t)), jnp.int32)
     valid = jnp.asarray(np.arange(t) < rng.integers(1, t + 1, (b, 1)))
-    return Seen.of(ids, valid, jnp.asarray(np.arange(t) >= t // 3, jnp.int32)[None].repeat(b, 0))
+    return ContextTokens.of(ids, valid, jnp.asarray(np.arange(t) >= t // 3, jnp.int32)[None].repeat(b, 0))
 
 
 def both(x, head, labels, *rest):
@@ -36,7 +36,7 @@ def both(x, head, labels, *rest):
 
 
 @pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 5), (3, 700), (1500, 2)])
-@pytest.mark.parametrize("terms", [Terms(), Terms(z_loss=0.01), Terms(0.01, ul_alpha=0.5)])
+@pytest.mark.parametrize("terms", [LossWeights(), LossWeights(z_loss=0.01), LossWeights(0.01, ul_alpha=0.5)])
 def test_equals_naive_in_float32(b, t, terms):
     x, head, labels = inputs(b, t)
     (sums, grads), (naive_sums, naive_grads) = both(0.3 * x, head, labels, FLOAT32, terms, seen_tokens(b, t))
@@ -51,22 +51,22 @@ def test_unlikelihood_is_that_of_its_definition():
     ids = np.random.default_rng(2).integers(0, 5, (3, 9))
     valid = np.arange(9) < np.array([[9], [6], [9]])
     segments = np.array([[0] * 9, [0] * 9, [0] * 4 + [1] * 5])
-    labels = np.where(valid, np.asarray(labels), IGNORE)
+    labels = np.where(valid, np.asarray(labels), IGNORE_INDEX)
     logp = jax.nn.log_softmax(0.3 * x @ head.T, axis=-1)
     expected = 0.0
-    for b, t in np.argwhere(labels != IGNORE):
+    for b, t in np.argwhere(labels != IGNORE_INDEX):
         before = {ids[b, s] for s in range(t + 1) if segments[b, s] == segments[b, t] and valid[b, s]}
         expected += sum(-np.log1p(-np.exp(float(logp[b, t, c]))) for c in before - {labels[b, t]})
-    seen = Seen.of(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
-    sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, Terms(ul_alpha=2.0), seen)
+    seen = ContextTokens.of(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
+    sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, LossWeights(ul_alpha=2.0), seen)
     assert float(sums.loss - sums.nll) == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_a_certain_repetition_still_has_a_gradient():
     """Where 1 - p is nothing, the term is capped but goes on pushing."""
     x, head = jnp.full((1, 1, 1), 40.0), jnp.array([[1.0], [0.0], [-1.0]])
-    seen = Seen.of(jnp.zeros((1, 1), jnp.int32))
-    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, Terms(ul_alpha=1.0), seen)  # noqa: E731
+    seen = ContextTokens.of(jnp.zeros((1, 1), jnp.int32))
+    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, LossWeights(ul_alpha=1.0), seen)  # noqa: E731
     assert np.isfinite(float(sums(head).loss))
     assert float(jax.grad(lambda h: sums(h).loss)(head)[0, 0]) > 0
 
@@ -74,7 +74,7 @@ def test_a_certain_repetition_still_has_a_gradient():
 def test_rows_that_pad_the_head_are_no_tokens():
     x, head, labels = inputs(2, 9)
     labels = jnp.minimum(labels, 29)
-    padded = both(x, head, labels, FLOAT32, Terms(), None, 30)
+    padded = both(x, head, labels, FLOAT32, LossWeights(), None, 30)
     exact = both(x, head[:30], labels, FLOAT32)
     for (sums, grads), (expected, expected_grads) in zip(padded, exact, strict=True):
         np.testing.assert_allclose(np.array(sums), np.array(expected), rtol=1e-6)
@@ -84,7 +84,7 @@ def test_rows_that_pad_the_head_are_no_tokens():
 
 def test_bfloat16_gradients_point_the_same_way():
     x, head, labels = inputs(4, 300)
-    rest = (Terms(1e-3, ul_alpha=0.3), seen_tokens(4, 300))
+    rest = (LossWeights(1e-3, ul_alpha=0.3), seen_tokens(4, 300))
     grad = lambda f, dtype: jax.grad(lambda x, h: f(x, h, labels, dtype, *rest).loss, argnums=(0, 1))(x, head)  # noqa: E731
     assert cosine(grad(cross_entropy, BFLOAT16), grad(naive_cross_entropy, FLOAT32)) > 0.9999
 
@@ -93,14 +93,14 @@ def test_closed_form():
     """With a head of zeros every token has probability 1 / V."""
     x, head, labels = inputs(2, 9)
     sums = cross_entropy(x, head * 0, labels, FLOAT32)
-    known = int((labels != IGNORE).sum())
+    known = int((labels != IGNORE_INDEX).sum())
     assert float(sums.tokens) == known
     assert float(sums.nll) == pytest.approx(known * np.log(37), rel=1e-6)
 
 
 def test_nothing_to_predict_gives_zero_and_no_nan():
     x, head, labels = inputs(2, 9)
-    blank = jnp.full_like(labels, IGNORE)
+    blank = jnp.full_like(labels, IGNORE_INDEX)
     sums = cross_entropy(x, head, blank, FLOAT32)
     grads = jax.grad(lambda x, h: cross_entropy(x, h, blank, FLOAT32).loss, argnums=(0, 1))(x, head)
     assert float(sums.loss) == float(sums.tokens) == 0
