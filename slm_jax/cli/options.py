@@ -19,7 +19,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm_jax.config.presets import read_preset, read_toml
-from slm_jax.config.schema import Config, unknown_key
+from slm_jax.config.schema import Config, unknown_option
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 
@@ -123,7 +123,7 @@ def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, de
     for arg in args:
         name = arg[2:].partition("=")[0].replace("-", "_")
         if arg.startswith("--") and name.strip("_") and name not in known and name != "help":
-            raise UserError(f"{unknown_key(name)} (--help lists them all)")
+            raise UserError(f"{unknown_option(name)} (--help lists them all)")
     args = _capital_booleans(args)
     loose, start = _without_bounds(defaults)
     parsed = read_options(loose, args, prog, description, default=start, config=(tyro.conf.FlagConversionOff,))

@@ -1,202 +1,256 @@
-"""What fields of a config must be to each other: found all at once, each with what would do instead."""
+"""Cross-field validation of the config, and compatibility of a config with existing weights.
+
+Each problem comes with values that would work.
+"""
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from slm_jax.config.schema import Config, ModelConfig, TrainConfig
+from slm_jax.config.sections import Sections, TrainConfig
 
-# Names of sources; `hf:owner/name[:config][:split]` is any data set of the Hugging Face hub.
-SOURCES: tuple[str, ...] = ("python-docs", "python-qa", "files", "tinystories", "wikitext", "wikitext-2", "openwebtext")
-SOURCES += ("fineweb-edu", "cosmopedia", "wikipedia", "alpaca", "dolly")
+# Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
+SOURCES: tuple[str, ...] = (
+    "python-docs",
+    "python-qa",
+    "files",
+    "tinystories",
+    "wikitext",
+    "wikitext-2",
+    "openwebtext",
+    "fineweb-edu",
+    "cosmopedia",
+    "wikipedia",
+    "alpaca",
+    "dolly",
+)
+
+# The options that are involved, and the message: what is wrong and what to do.
+Problem = tuple[tuple[str, ...], str]
 
 
 def is_source(name: str) -> bool:
-    """Whether data.source may be this: a name, one with `:CONFIG` behind it (wikipedia:he), or a hub id."""
+    """Return whether `data.source` may have this value: a name, `NAME:CONFIG` (wikipedia:he), or `hf:…`."""
     return name.startswith("hf:") or name.partition(":")[0] in SOURCES
 
 
-def cross_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems that involve several fields: (the fields, what is wrong and what to do)."""
-    m = c.model
-    if m.dim % m.heads:
-        near = [h for h in range(1, m.dim + 1) if m.dim % h == 0 and (m.dim // h) % 2 == 0]
-        near.sort(key=lambda h: abs(h - m.heads))
+def cross_checks(config: Sections) -> Iterator[Problem]:
+    """Yield all problems that involve several options, or that pydantic's bounds cannot express."""
+    yield from _head_problems(config)
+    yield from _init_problems(config)
+    yield from _mesh_problems(config)
+    yield from _batch_problems(config)
+    yield from _data_problems(config)
+    yield from _output_problems(config)
+
+
+def _head_problems(config: Sections) -> Iterator[Problem]:
+    model = config.model
+    names = ("model.dim", "model.heads")
+    dims = any_of(multiples(model.dim, 2 * model.heads))
+    if model.dim % model.heads:
+        fitting = [n for n in range(1, model.dim + 1) if model.dim % n == 0 and (model.dim // n) % 2 == 0]
+        fitting.sort(key=lambda n: abs(n - model.heads))
+        heads = f"{any_of(fitting[:2])} heads, or " if fitting else ""
         yield (
-            ("model.dim", "model.heads"),
-            f"model.dim {m.dim} is not divisible by model.heads {m.heads} into heads of even width: use "
-            + (f"{either(near[:2])} heads, or " if near else "")
-            + f"dim {either(multiples(m.dim, 2 * m.heads))}",
+            names,
+            f"model.dim {model.dim} is not divisible by model.heads {model.heads} into heads of even width: "
+            f"use {heads}dim {dims}",
         )
-    elif (m.dim // m.heads) % 2:
+    elif (model.dim // model.heads) % 2:
         yield (
-            ("model.dim", "model.heads"),
-            f"model.dim / model.heads = {m.dim // m.heads} is odd, but rotary positions pair the channels of a head: "
-            f"use dim {either(multiples(m.dim, 2 * m.heads))}",
+            names,
+            f"model.dim / model.heads = {model.dim // model.heads} is odd, but rotary positions pair the channels of a "
+            f"head: use dim {dims}",
         )
-    if m.kv_heads and m.heads % m.kv_heads:
-        valid = [k for k in range(1, m.heads + 1) if m.heads % k == 0]
+    if model.kv_heads and model.heads % model.kv_heads:
+        divisors = [n for n in range(1, model.heads + 1) if model.heads % n == 0]
         yield (
             ("model.heads", "model.kv_heads"),
-            f"model.heads {m.heads} is not divisible by model.kv_heads {m.kv_heads}: use one of {valid}",
+            f"model.heads {model.heads} is not divisible by model.kv_heads {model.kv_heads}: use one of {divisors}",
         )
-    if c.init.from_hf and c.init.from_run:
+
+
+def _init_problems(config: Sections) -> Iterator[Problem]:
+    init = config.init
+    if init.from_hf and init.from_run:
         yield (
             ("init.from_hf", "init.from_run"),
-            "init.from_run and init.from_hf are both given, but a run begins with one of them: leave the other out",
+            "init.from_run and init.from_hf are both given, but a run starts from one of them: leave the other out",
         )
-    if c.init.optimizer == "carry" and not c.init.from_run:
+    if init.optimizer == "keep" and not init.from_run:
         yield (
             ("init.optimizer", "init.from_run"),
-            "init.optimizer is carry, but there is no run to carry it from: give --init.from_run, or leave it fresh",
+            "init.optimizer is keep, but there is no run whose optimizer state could be kept: give --init.from_run, "
+            "or leave init.optimizer at fresh",
         )
-    yield from _mesh_checks(c)
-    yield from _batch_checks(c)
-    yield from _data_checks(c)
-    if "://" in c.checkpoint.folder and not c.checkpoint.folder.startswith("gs://"):
+
+
+def _mesh_problems(config: Sections) -> Iterator[Problem]:
+    model, mesh = config.model, config.mesh
+    for name, heads in (("model.heads", model.heads), ("model.kv_heads", model.kv_heads)):
+        if heads % mesh.tensor:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            yield (
+                (name, "mesh.tensor"),
+                f"{name} {heads} is not divisible by mesh.tensor {mesh.tensor}: use mesh.tensor {any_of(divisors)}, "
+                f"or {any_of(multiples(heads, mesh.tensor))} heads",
+            )
+    if model.dim % mesh.fsdp:
+        yield (
+            ("model.dim", "mesh.fsdp"),
+            f"model.dim {model.dim} is not divisible by mesh.fsdp {mesh.fsdp}: "
+            f"use dim {any_of(multiples(model.dim, mesh.fsdp))}",
+        )
+
+
+def _batch_problems(config: Sections) -> Iterator[Problem]:
+    """Yield problems of splitting the batch into microbatches and over devices."""
+    train = config.train
+    if train.microbatch == "auto":
+        names = ("train.batch_size", "train.accumulation")
+        divisor, found = train.accumulation, f"train.accumulation {train.accumulation}"
+    else:
+        names = ("train.batch_size", "train.microbatch")
+        divisor, found = train.microbatch, f"train.microbatch {train.microbatch}"
+        if train.microbatch < 1:
+            yield ("train.microbatch",), f"train.microbatch = {train.microbatch}: should be at least 1, or auto"
+            return
+        if train.accumulation > 1 and train.accumulation * train.microbatch != train.batch_size:
+            yield (
+                (*names, "train.accumulation"),
+                f"train.microbatch {train.microbatch} x train.accumulation {train.accumulation} is not "
+                f"train.batch_size {train.batch_size}: leave one of the two out, or --train.microbatch auto (the "
+                "config.toml of a run has one)",
+            )
+            return
+    if train.batch_size % divisor:
+        sizes = any_of(multiples(train.batch_size, divisor))
+        yield names, f"train.batch_size {train.batch_size} is not divisible by {found}: use batch_size {sizes}"
+        return
+    devices = max(config.mesh.data, 1) * config.mesh.fsdp
+    if (train.batch_size // train.grad_accum_steps) % devices:
+        yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(train, devices)
+
+
+def batch_devices_problem(train: TrainConfig, devices: int) -> str:
+    """Return the message for a batch or microbatch that cannot be split evenly over the devices.
+
+    Args:
+        train: Options of the batch.
+        devices: Number of devices that the batch is split over.
+    """
+    if train.microbatch != "auto" and train.batch_size % devices == 0:
+        fitting = [n for n in range(devices, train.batch_size + 1, devices) if train.batch_size % n == 0]
+        nearest = min(fitting, key=lambda n: abs(n - int(train.microbatch)))
+        return f"train.microbatch {train.microbatch} is not divisible by {devices} devices: use {nearest} or auto"
+    microbatches = train.accumulation if train.microbatch == "auto" else 1
+    found = f" x {microbatches} microbatches" if microbatches > 1 else ""
+    remedy = any_of(multiples(train.batch_size, devices * microbatches))
+    if train.microbatch != "auto":
+        remedy += " and train.microbatch auto"
+    return f"train.batch_size {train.batch_size} is not divisible by {devices} devices{found}: use {remedy}"
+
+
+def _data_problems(config: Sections) -> Iterator[Problem]:
+    data = config.data
+    if not is_source(data.source):
+        near = difflib.get_close_matches(data.source, SOURCES, n=1, cutoff=0.5)
+        hint = f", perhaps you meant {near[0]}" if near else ""
+        yield (
+            ("data.source",),
+            f"data.source {data.source!r} is not known{hint}: use one of {', '.join(SOURCES)}, or hf:OWNER/NAME",
+        )
+    if data.mix and (data.files or data.source != "python-docs"):
+        yield (
+            ("data.mix", "data.files", "data.source"),
+            "data.mix names the sources itself: leave out data.files and data.source",
+        )
+    elif data.source != "files" and data.files:
+        yield (
+            ("data.source", "data.files"),
+            f"data.source is {data.source}, but data.files names files: leave one out, or use --data.source files",
+        )
+    if data.source == "files" and not data.files:
+        yield ("data.source", "data.files"), "data.source is files, but data.files is empty: --data.files 'my/*.txt'"
+    if "\n" in data.separator or data.separator != data.separator.strip():
+        yield (
+            ("data.separator",),
+            f"data.separator {data.separator!r} can never match a whole line: remove outer spaces and line ends",
+        )
+
+
+def _output_problems(config: Sections) -> Iterator[Problem]:
+    """Yield problems of what the run writes, its own config among it."""
+    for name, value in config.flat().items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not _is_unicode(text):
+                yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
+    folder = config.checkpoint.folder
+    if "://" in folder and not folder.startswith("gs://"):
         yield (
             ("checkpoint.folder",),
-            f"checkpoint.folder {c.checkpoint.folder!r}: should be a folder, or of a bucket gs://BUCKET/FOLDER",
+            f"checkpoint.folder {folder!r}: should be a folder, or a bucket gs://BUCKET/FOLDER",
         )
-    if c.log.profile and profiled_steps(c.log.profile) is None:
+    if config.log.profile and profiled_steps(config.log.profile) is None:
         yield (
             ("log.profile",),
-            f"log.profile {c.log.profile!r}: should be FIRST:LAST, two steps from 1, such as 100:105",
+            f"log.profile {config.log.profile!r}: should be FIRST:LAST, two steps from 1, such as 100:105",
         )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name that is not valid UTF-8 has surrogates
+        return False
+    return True
 
 
 def profiled_steps(text: str) -> tuple[int, int] | None:
-    """The first and the last step of `log.profile`; None if they are not that."""
+    """Return the first and the last step of `log.profile`, None if the text is no range of steps."""
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         return None
     return int(first), int(last)
 
 
-def _data_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
-    if not is_source(c.data.source):
-        likely = difflib.get_close_matches(c.data.source, SOURCES, n=1, cutoff=0.5)
-        yield (
-            ("data.source",),
-            f"data.source {c.data.source!r} is not known"
-            + (f", perhaps you meant {likely[0]}" if likely else "")
-            + f": it is one of {', '.join(SOURCES)}, or hf:OWNER/NAME",
-        )
-    if c.data.mix and (c.data.files or c.data.source != "python-docs"):
-        yield (
-            ("data.mix", "data.files", "data.source"),
-            "data.mix names the sources itself: leave out data.files and data.source",
-        )
-    elif c.data.source != "files" and c.data.files:
-        yield (
-            ("data.source", "data.files"),
-            f"data.source is {c.data.source}, but data.files names files: leave one out, or --data.source files",
-        )
-    if "\n" in c.data.separator or c.data.separator != c.data.separator.strip():
-        yield (
-            ("data.separator",),
-            f"data.separator {c.data.separator!r} can never be all of a line: leave out outer spaces and line ends",
-        )
-    for name, value in c.flat().items():
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not _is_unicode(text):
-                yield (name,), f"{name}: {text!r} is not valid Unicode, so the config could not be saved: rename it"
-    if c.data.source == "files" and not c.data.files:
-        yield ("data.source", "data.files"), "data.source is files, but data.files names none: --data.files 'my/*.txt'"
-
-
-def _mesh_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
-    m, tensor = c.model, c.mesh.tensor
-    for name, heads in (("model.heads", m.heads), ("model.kv_heads", m.kv_heads)):
-        if heads % tensor:
-            fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-            yield (
-                (name, "mesh.tensor"),
-                f"{name} {heads} do not divide over mesh.tensor {tensor}: use mesh.tensor {either(fitting)}, "
-                f"or {either(multiples(heads, tensor))} heads",
-            )
-    if m.dim % (fsdp := c.mesh.fsdp):
-        valid = either(multiples(m.dim, fsdp))
-        yield ("model.dim", "mesh.fsdp"), f"model.dim {m.dim} does not divide over mesh.fsdp {fsdp}: use dim {valid}"
-
-
-def _batch_checks(c: "Config") -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems of the batch's division into parts and over devices."""
-    t = c.train
-    batch, micro = "train.batch_size", "train.microbatch"
-    if t.microbatch == "auto":
-        names, problem = ("train.batch_size", "train.accumulation"), f"train.accumulation {t.accumulation}"
-        divisor = t.accumulation
-    else:
-        names, problem, divisor = (batch, micro), f"train.microbatch {t.microbatch}", t.microbatch
-        if t.microbatch < 1:
-            yield (micro,), f"train.microbatch = {t.microbatch}: should be at least 1, or auto"
-            return
-        if t.accumulation > 1 and t.accumulation * t.microbatch != t.batch_size:
-            yield (
-                (*names, "train.accumulation"),
-                f"train.microbatch {t.microbatch} x train.accumulation {t.accumulation} is not train.batch_size "
-                f"{t.batch_size}: leave one of the two out, or --train.microbatch auto (a run's config.toml has one)",
-            )
-            return
-    if t.batch_size % divisor:
-        yield (
-            names,
-            f"train.batch_size {t.batch_size} is not divisible by {problem}: "
-            f"use batch_size {either(multiples(t.batch_size, divisor))}",
-        )
-    elif (t.batch_size // t.grad_accum_steps) % (rows := max(c.mesh.data, 1) * c.mesh.fsdp):
-        yield (*names, "mesh.data", "mesh.fsdp"), batch_devices_problem(t, rows)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def batch_devices_problem(t: "TrainConfig", devices: int) -> str:
-    """The sentence for a batch, or the part of one that is computed at once, that does not divide over the devices."""
-    if t.microbatch != "auto" and t.batch_size % devices == 0:
-        fitting = [m for m in range(devices, t.batch_size + 1, devices) if t.batch_size % m == 0]
-        fitting.sort(key=lambda m: abs(m - int(t.microbatch)))
-        return f"train.microbatch {t.microbatch} is not divisible by {devices} devices: use {fitting[0]} or auto"
-    parts = 1 if t.microbatch != "auto" else t.accumulation
-    valid = either(multiples(t.batch_size, devices * parts))
-    found = f" x {parts} accumulated parts" if parts > 1 else ""
-    also = " and train.microbatch auto" if t.microbatch != "auto" else ""
-    return f"train.batch_size {t.batch_size} is not divisible by {devices} devices{found}: use {valid}{also}"
-
-
 def multiples(value: int, step: int) -> list[int]:
-    """The multiples of step around value, positive ones only."""
+    """Return the positive multiples of `step` next to `value`, at most one below and one above."""
     below = value // step * step
     return [n for n in (below, below + step) if n > 0]
 
 
-def either(values: Sequence[int]) -> str:
-    return " or ".join(str(v) for v in values)
+def any_of(values: Sequence[int]) -> str:
+    """Return the values as text: `96 or 104`."""
+    return " or ".join(str(value) for value in values)
 
 
-# What the parameters and their meaning depend on; dropout, window, rotary base, attention and remat may differ.
-_SHAPING = ("dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "tie_weights", "qk_norm", "vocab_multiple")
+def weight_conflicts(config: Sections, source: Sections, here: str = "here", there: str = "there") -> Iterator[str]:
+    """Yield the reasons why a run cannot start from the weights of another one.
 
+    Options with the trait `shapes_weights` must agree; dropout, window, rotary base and execution options may differ.
 
-def misfits(config: "Config", theirs: "Config") -> Iterator[str]:
-    """Why a run of one config cannot begin with the weights of one of another."""
-    for name in _SHAPING:
-        here, there = _resolved(config.model, name), _resolved(theirs.model, name)
-        if here != there:
-            yield f"model.{name}: {there!r} there, {here!r} here"
-    if config.init.optimizer == "carry" and config.optimizer.name != theirs.optimizer.name:
+    Args:
+        config: Config of the new run.
+        source: Config of the run with the weights.
+        here: Words after a value of `config`.
+        there: Words after a value of `source`.
+    """
+    for name in Sections.fields():
+        if name in Sections.fields_with("shapes_weights"):
+            new, old = _resolved(config, name), _resolved(source, name)
+            if new != old:
+                yield f"{name}: {old!r} {there}, {new!r} {here}"
+    if config.init.optimizer == "keep" and config.optimizer.name != source.optimizer.name:
         yield (
-            f"optimizer.name: {theirs.optimizer.name!r} there, {config.optimizer.name!r} here; moments can be carried "
-            "to the same optimizer only (init.optimizer fresh begins new ones)"
+            f"optimizer.name: {source.optimizer.name!r} {there}, {config.optimizer.name!r} {here}; moments can be kept "
+            "with the same optimizer only (init.optimizer fresh starts new ones)"
         )
 
 
-def _resolved(model: "ModelConfig", name: str) -> Any:
-    return model.kv_heads or model.heads if name == "kv_heads" else getattr(model, name)
+def _resolved(config: Sections, name: str) -> Any:
+    """Return the value of an option with its default of 0 resolved."""
+    if name == "model.kv_heads":
+        return config.model.kv_heads or config.model.heads
+    return config.flat()[name]

@@ -11,7 +11,6 @@ in all; each begins with the weights of the one before.
 
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-from pydantic import Field
 
-from slm_jax.config.checks import misfits
+from slm_jax.config.checks import weight_conflicts
+from slm_jax.config.option import Section, Strings, option
 from slm_jax.config.paths import CURRICULUM, STAGES
 from slm_jax.config.presets import read_preset
-from slm_jax.config.schema import Config, Section, Texts, as_list, explain
+from slm_jax.config.schema import Config, describe_error, format_problems
 from slm_jax.utils.errors import UserError
 
 Tree = dict[str, Any]
@@ -33,32 +32,27 @@ _TEXT = ("source", "files", "mix")  # of [data]: a stage that gives one of them 
 
 
 class CurriculumConfig(Section):
-    """What a curriculum has beside its stages."""
+    """Options of a curriculum besides its stages."""
 
-    evaluate: Texts = Field(
-        (),
-        description="Tasks of python -m slm_jax.evaluate that are measured after each stage, such as heldout, blimp.",
+    evaluate: Strings = option(
+        (), "Tasks of python -m slm_jax.evaluate that run after each stage, such as heldout or blimp."
     )
-    tokenizer_text: Literal["all", "first"] = Field(
+    tokenizer_text: Literal["all", "first"] = option(
         "all",
-        description="A learned tokenizer's text: that of all stages (50 MB of each source at most), or of the first. "
-        "Stages that are added later change nothing.",
+        "Text that the tokenizer is learned from: of all stages (at most 50 MB of each source), or of the first only. "
+        "Stages that are added later do not change it.",
     )
-    compare: bool = Field(
-        True, description="Measure after each stage the held-out text of all stages so far: what was kept of them."
+    compare: bool = option(
+        True, "After each stage, measure the held-out text of all stages so far: how much of them is retained."
     )
 
 
 class StageConfig(Section):
-    """What a stage has beside options of a run."""
+    """Options of a stage besides the options of its run."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60, description="Letters, digits, dots, - and _."
-    )
-    epochs: float | None = Field(
-        None,
-        gt=0,
-        description="Length by its text instead of train.steps: as many rows as all its sources have, times.",
+    name: str = option(..., "Letters, digits, dots, - and _.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    epochs: float | None = option(
+        None, "Length in epochs instead of train.steps: one epoch is as many rows as all its sources have.", gt=0
     )
 
 
@@ -110,7 +104,7 @@ class Curriculum:
         stages, found = _read_stages(tree)
         problems += found
         if problems:
-            raise UserError(as_list(origin, problems))
+            raise UserError(format_problems(origin, problems))
         assert isinstance(options, CurriculumConfig)
         name = Path(origin).parent.name if Path(origin).name == CURRICULUM else Path(origin).stem
         return cls(name, options, tuple(stages), tree)
@@ -181,7 +175,7 @@ def _section(kind: type[Section], fields: Any, name: str) -> tuple[Section | Non
         for item in error.errors():
             if item["type"] == "string_pattern_mismatch":
                 item["msg"] = str(kind.model_fields[str(item["loc"][0])].description).lower().rstrip(".")
-            problems.append(explain(".".join([name, *map(str, item["loc"])]), item))
+            problems.append(describe_error(".".join([name, *map(str, item["loc"])]), item))
         return None, problems
 
 
@@ -241,6 +235,4 @@ def _across(stages: list[Stage]) -> Iterator[str]:
         if count > 1:
             yield f"{count} stages are named {name}: give each a name of its own"
     for before, stage in itertools.pairwise(stages):
-        for problem in misfits(stage.config, before.config):
-            there, here = f"in {before.title}", f"in {stage.title}"
-            yield re.sub(r"\bthere\b", there, re.sub(r"\bhere\b", here, problem, count=1), count=1)
+        yield from weight_conflicts(stage.config, before.config, f"in {stage.title}", f"in {before.title}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.config.schema import Config
-from slm_jax.run.directory import MAY_CHANGE, Run, curriculum_of
+from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.run.metrics import Row, read_rows, save_figure
 from slm_jax.utils.errors import UserError, is_disk_full
 from slm_jax.utils.files import locked_file
@@ -102,7 +102,7 @@ def measure(run: Run) -> Benchmark:
 
 def config_hash(run: Run) -> str:
     """12 hexadecimal digits of the fields of a run's config that its result depends on, without paths to other runs."""
-    skipped = (MAY_CHANGE - {"train.steps"}) | {"init.from_run", "tokenizer.path"}
+    skipped = (Config.fields_with("resumable") - {"train.steps"}) | {"init.from_run", "tokenizer.path"}
     default = Config().flat()  # left out, so that fields of later versions change nothing
     flat = {k: v for k, v in run.read_config().flat().items() if k not in skipped and v != default[k]}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.distributed import multihost
-from slm_jax.run.directory import MAY_CHANGE, Result, Run, stages_in
+from slm_jax.run.directory import Result, Run, stages_in
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text
@@ -113,7 +113,9 @@ def _changes(folder: Path, curriculum: Curriculum) -> list[str]:
             continue
         saved = run.read_config()
         done = run.newest_step() == saved.train.steps
-        may = MAY_CHANGE - {"train.steps"} if done and stage.epochs is None else MAY_CHANGE
+        may = Config.fields_with("resumable")
+        if done and stage.epochs is None:
+            may -= {"train.steps"}
         wanted = _placed(stage, folder)
         for name, (old, new) in _placed(stage, folder, saved).differences(wanted).items():
             if name not in may:
@@ -207,7 +209,7 @@ def _headline(stage: Stage, config: Config, count: int) -> str:
     o, t = config.optimizer, config.train
     text = " ".join(config.data.mix or config.data.files or (config.data.source,))
     start = f"weights of {Path(config.init.from_run).name}, " if config.init.from_run else ""
-    moments = "moments carried, " if config.init.optimizer == "carry" else ""
+    moments = "optimizer state kept, " if config.init.optimizer == "keep" else ""
     dropout = f", dropout {config.model.dropout:g}" if config.model.dropout else ""
     return (
         f"\nstage {stage.number} of {count}: {stage.name}: {text}, {start}{moments}{t.steps:,} steps of "

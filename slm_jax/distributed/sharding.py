@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slm_jax.config.checks import batch_devices_problem, either, multiples
+from slm_jax.config.checks import any_of, batch_devices_problem, multiples
 from slm_jax.config.schema import Config
 from slm_jax.distributed.partitioning import ROWS, TENSOR, split_of
 from slm_jax.utils.errors import UserError
@@ -112,7 +112,7 @@ def _indivisible(module: str, size: int, axis: str, devices: int) -> str:
         return f"{found}: pad the vocabulary with --model.vocab_multiple {devices}"
     if axis == TENSOR and module in ("gate", "up", "down"):
         return f"{found}: use --model.mlp_multiple {devices} or a multiple of it"
-    return f"{found}: use {either(multiples(size, devices))}, or another --mesh.{axis}"
+    return f"{found}: use {any_of(multiples(size, devices))}, or another --mesh.{axis}"
 
 
 def describe(mesh: Mesh) -> str:

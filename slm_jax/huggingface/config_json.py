@@ -13,16 +13,12 @@ configuration says so, and count a window as we do: `sliding_window` tokens, the
 from collections.abc import Iterator
 from typing import Any
 
+from slm_jax.config.option import traits_of
 from slm_jax.config.schema import ModelConfig
 from slm_jax.model.transformer import swiglu_width
 from slm_jax.utils.errors import UserError
 
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
-
-# What config.json says of a model, and what it does not have to: how it was trained, and on what it is computed.
-EXPORTED = {"dim", "depth", "heads", "kv_heads", "mlp_dim", "mlp_multiple", "window", "tie_weights", "qk_norm"}
-EXPORTED |= {"norm_eps", "rope_base"}
-OF_TRAINING = {"dropout", "vocab_multiple", "attention", "scan_layers", "remat"}
 
 
 def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str) -> dict[str, Any]:
@@ -30,8 +26,9 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
 
     vocab_size: rows of the embedding; the padding rows of `vocab_multiple` are left out.
     """
-    for name, value in model:
-        if name not in EXPORTED | OF_TRAINING and value != type(model).model_fields[name].default:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if not traits_of(field) & {"exported", "execution", "training_only"} and value != field.default:
             raise UserError(f"model.{name} = {value}: no architecture that the export writes has it")
     kind = "qwen3" if model.qk_norm else "mistral" if model.window else "llama"
     special = {"bos_token_id": 5, "eos_token_id": 5, "pad_token_id": 0}  # tokenizer.vocabulary.SPECIAL_TOKENS

@@ -27,26 +27,9 @@ from typing import Any
 
 from slm_jax.config.paths import CURRICULUM, RUNS, STAGES
 from slm_jax.config.presets import read_toml
-from slm_jax.config.schema import Config, HealthConfig
+from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, locked_folder, replace_text
-
-# Fields that may change when a run goes on: how long, how often, what is shown; none changes a step already taken.
-MAY_CHANGE = {"train.steps", "checkpoint.every", "checkpoint.keep", "eval.every", "eval.prompts", "eval.sample_tokens"}
-MAY_CHANGE |= {
-    "log.every",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "train.accumulation",
-    "train.microbatch",
-    "train.memory_gb",
-}
-MAY_CHANGE |= {"data.cache", "data.workers"}
-MAY_CHANGE |= {"checkpoint.keep_best", "checkpoint.keep_every", "checkpoint.minutes", "train.debug"}
-MAY_CHANGE |= {"log.layers", "log.profile", "log.sinks"}
-# A run that stopped may go on with another policy.
-MAY_CHANGE |= {f"health.{name}" for name in HealthConfig.model_fields}
 
 
 @dataclass(frozen=True)
@@ -153,7 +136,8 @@ class Run:
         """
         # Before the text is whole and anything was trained, nothing is bound to the config yet.
         if self.exists() and (self.corpus.is_dir() or self.newest_step() is not None):
-            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in MAY_CHANGE}
+            resumable = Config.fields_with("resumable")
+            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in resumable}
             if differ:
                 fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
                 raise UserError(

@@ -23,7 +23,7 @@ from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.report.page import write_at_end
 from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
-from slm_jax.run.directory import MAY_CHANGE, Result, Run, curriculum_of
+from slm_jax.run.directory import Result, Run, curriculum_of
 from slm_jax.run.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text
 from slm_jax.training import health, memory, validation, warm_start
 from slm_jax.training.loggers import make_sinks
@@ -337,8 +337,9 @@ def _check_basis(there: dict[str, Any], here: dict[str, Any]) -> None:
                 " Bring back what the run began with, or begin another --run"
             )
     bound = ("model.", "optimizer.", "train.", "data.mode")
+    resumable = Config.fields_with("resumable")
     for name, value in there.get("config", {}).items():
-        if name.startswith(bound) and name not in MAY_CHANGE and value != here["config"].get(name, value):
+        if name.startswith(bound) and name not in resumable and value != here["config"].get(name, value):
             raise UserError(
                 f"the checkpoint of step {there['step']} is of another config: {name} is {value!r} there, "
                 f"{here['config'][name]!r} here. Give the same value, or begin another --run"

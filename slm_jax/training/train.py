@@ -23,7 +23,8 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
     """
     config = _with_absolute_folder(config)
-    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in ("data.cache", "data.workers")})
+    per_host = Config.fields_with("per_host")
+    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in per_host})
     place = Run(Path(multihost.broadcast_from_first(lambda: str(run or new_run(config).path))))
     fresh, first = not place.exists() and not place.path.exists(), multihost.is_first()
     if first:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slm_jax.config.checks import misfits
-from slm_jax.config.schema import Config, as_list
+from slm_jax.config.checks import weight_conflicts
+from slm_jax.config.schema import Config, format_problems
 from slm_jax.distributed import sharding
 from slm_jax.huggingface.import_folder import Folder, folder_misfits, open_folder, read_parameters
 from slm_jax.run.checkpoint import read_newest
@@ -43,13 +43,13 @@ def find_origin(config: Config) -> Origin | Folder | None:
     if config.init.from_hf:
         folder = open_folder(config.init.from_hf)
         if problems := list(folder_misfits(folder, config.model)):
-            raise UserError(as_list(f"this run cannot begin with the weights of {folder.path}", problems))
+            raise UserError(format_problems(f"this run cannot begin with the weights of {folder.path}", problems))
         return folder
     if not config.init.from_run:
         return None
     run = find_run(config.init.from_run, trained=True)
     origin = Origin(run, run.read_config())
-    problems = list(misfits(config, origin.config))
+    problems = list(weight_conflicts(config, origin.config))
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
@@ -72,7 +72,7 @@ def first_state(
         # Each process gives the parts that its devices hold.
         put = lambda new, old: jax.make_array_from_callback(old.shape, old.sharding, lambda at: new[at])  # noqa: E731
         return state._replace(params=jax.tree.map(put, read, state.params))
-    carried = config.init.optimizer == "carry"
+    carried = config.init.optimizer == "keep"
     shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
     target = sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
     wanted = {"params": target.params} | ({"opt_state": target.opt_state} if carried else {})

@@ -79,13 +79,13 @@ def test_all_problems_together():
             {"train.batch_size": 12, "train.microbatch": 4, "mesh.data": 8},
             "batch_size 12 is not divisible by 8 devices: use 8 or 16 and train.microbatch auto",
         ),
-        ({"checkpoint.folder": "foo://b/x"}, "should be a folder, or of a bucket gs://BUCKET/FOLDER"),
+        ({"checkpoint.folder": "foo://b/x"}, "should be a folder, or a bucket gs://BUCKET/FOLDER"),
         ({"checkpoint.folder": "caf\udce9"}, "checkpoint.folder: .* is not valid Unicode"),
         ({"data.source": "files"}, "--data.files"),
         ({"data.source": "tinystory"}, "'tinystory' is not known, perhaps you meant tinystories"),
         ({"data.mix": ("a.txt",), "data.files": ("b.txt",)}, "data.mix names the sources itself"),
         ({"data.source": "python-docs", "data.files": ("a",)}, "leave one out"),
-        ({"data.separator": " ##"}, "can never be all of a line"),
+        ({"data.separator": " ##"}, "can never match a whole line"),
         ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),
         ({"train.seed": 2**32}, "train.seed"),
         ({"train.steps": 100_000_000_000}, "train.steps = 100000000000: should be less than or equal to 2147483647"),
@@ -220,3 +220,23 @@ def test_help_names_every_option(capsys):
 def test_configs_travel_inside_the_wheel():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"configs": "slm_jax/configs"}
+
+
+def test_traits_of_options():
+    """Every option is read with the traits that its readers rely on."""
+    resumable = Config.fields_with("resumable")
+    assert {"train.steps", "log.every", "health.on_spike"} <= resumable
+    assert not {"train.seed", "optimizer.lr", "data.source", "eval.max_tokens", "checkpoint.folder"} & resumable
+    assert {"model.attention", "model.scan_layers", "model.remat", "mesh.fsdp"} <= Config.fields_with("execution")
+    assert Config.fields_with("execution") | Config.fields_with("per_host") <= resumable
+    assert Config.fields_with("per_host") == {"data.cache", "data.workers"}
+    assert not Config.fields_with("shapes_weights") & resumable
+    with pytest.raises(ValueError, match="unknown trait 'resumeable'"):
+        Config.fields_with("resumeable")
+
+
+def test_values_of_earlier_versions():
+    """Runs and curricula of earlier versions keep the optimizer state with the word `carry`."""
+    config = Config.load(**{"init.from_run": "runs/a", "init.optimizer": "carry"})
+    assert config.init.optimizer == "keep"
+    assert config == Config.load(**{"init.from_run": "runs/a", "init.optimizer": "keep"})

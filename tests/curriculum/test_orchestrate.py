@@ -161,7 +161,7 @@ def test_every_stage_is_a_run_and_a_row(finished):
     folder, out, err = finished
     assert stage_names(folder) == ["01-plain", "02-mixed"]
     assert "stage 2 of 2: mixed" in err
-    assert "weights of 01-plain, moments carried" in err
+    assert "weights of 01-plain, optimizer state kept" in err
     assert "beginning with the weights of whole/stages/01-plain" in err
     rows = benchmarks.read(folder / "benchmarks.csv")
     for row, name in zip(rows, stage_names(folder), strict=True):
@@ -408,7 +408,7 @@ def test_a_curriculum_may_begin_with_another_run(place, finished, tmp_path):
     stages_module._begin(tmp_path / "x", curriculum)
     assert (tmp_path / "x" / "tokenizer.hybtok").read_bytes() == (finished[0] / "tokenizer.hybtok").read_bytes()
     starts = [stage.config.init for stage in curriculum.stages]
-    assert (starts[0].from_run, starts[0].optimizer) == (str(finished[0]), "carry")
+    assert (starts[0].from_run, starts[0].optimizer) == (str(finished[0]), "keep")
     assert starts[1].from_run != str(finished[0])
 
 

@@ -94,8 +94,11 @@ def test_parameters_begin_the_same_bit_for_bit():
         ),
         ({"mesh.fsdp": 16, "train.batch_size": 16}, "mesh asks for 16 devices (fsdp 16 x tensor 1), there are 8"),
         ({"mesh.data": 2, "mesh.fsdp": 4, "train.batch_size": 12}, "12 is not divisible by 8 devices: use 8 or 16"),
-        ({"mesh.tensor": 8}, "model.heads 4 do not divide over mesh.tensor 8: use mesh.tensor 1 or 2 or 4, or 8 heads"),
-        ({"mesh.fsdp": 8, "model.dim": 36}, "model.dim 36 does not divide over mesh.fsdp 8: use dim 32 or 40"),
+        (
+            {"mesh.tensor": 8},
+            "model.heads 4 is not divisible by mesh.tensor 8: use mesh.tensor 1 or 2 or 4, or 8 heads",
+        ),
+        ({"mesh.fsdp": 8, "model.dim": 36}, "model.dim 36 is not divisible by mesh.fsdp 8: use dim 32 or 40"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(fields, message):

@@ -15,10 +15,11 @@ from flax import nnx
 
 pytest.importorskip("safetensors")
 
+from slm_jax.config.option import TRAITS, traits_of
 from slm_jax.config.schema import Config, ModelConfig  # after safetensors is known to be there
 from slm_jax.huggingface import import_folder as hf_folder
 from slm_jax.huggingface.bundle import bundle
-from slm_jax.huggingface.config_json import EXPORTED, OF_TRAINING, from_config_json, to_config_json
+from slm_jax.huggingface.config_json import from_config_json, to_config_json
 from slm_jax.huggingface.export import TOKENIZER_MODULE, export
 from slm_jax.model.transformer import Transformer, swiglu_width
 from slm_jax.run.directory import Run
@@ -124,9 +125,15 @@ def test_bfloat16_weights_are_rounded_once(tmp_path, small_tokenizer):
     assert sizes[0] < 0.6 * 4 * sum(x.size for x in jax.tree.leaves(rounded))
 
 
+MODEL_OPTIONS = {
+    trait: {name for name, field in ModelConfig.model_fields.items() if trait in traits_of(field)} for trait in TRAITS
+}
+
+
 def test_every_option_of_the_model_is_decided():
-    assert set(ModelConfig.model_fields) == EXPORTED | OF_TRAINING
-    assert not EXPORTED & OF_TRAINING
+    not_exported = MODEL_OPTIONS["execution"] | MODEL_OPTIONS["training_only"]
+    assert set(ModelConfig.model_fields) == MODEL_OPTIONS["exported"] | not_exported
+    assert not MODEL_OPTIONS["exported"] & not_exported
 
 
 def test_an_option_that_no_class_has_is_refused():
@@ -146,7 +153,7 @@ def test_config_json_says_the_same_model(fields):
     assert vocab_size == 321
     again = ModelConfig(**back)
     assert swiglu_width(again) == swiglu_width(model)
-    for name in EXPORTED - {"mlp_dim", "mlp_multiple", "kv_heads"}:
+    for name in MODEL_OPTIONS["exported"] - {"mlp_dim", "mlp_multiple", "kv_heads"}:
         assert getattr(again, name) == getattr(model, name), name
     assert again.kv_heads == (model.kv_heads or model.heads)
 

@@ -103,7 +103,7 @@ def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
         parse_args(["--init.from_hf", str(place)])
     with pytest.raises(UserError, match="both given"):
         small(place, init__from_hf=folder, init__from_run=str(place / "first"))
-    with pytest.raises(UserError, match="no run to carry it from"):
+    with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
         small(place, init__from_hf=folder, init__optimizer="carry")
 
 

@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_with_both_values(place, tmp_path):
     assert "model.heads: 4 there, 2 here" in str(caught.value)
     assert "optimizer.name: 'muon' there, 'adamw' here" in str(caught.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="no run to carry it from"):
+    with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
         Config.load(init__optimizer="carry")
 
 
