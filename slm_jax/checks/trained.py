@@ -14,7 +14,7 @@ from slm_jax.checks.once import run_once
 from slm_jax.config.schema import Config
 from slm_jax.data.batches.prefetch import validation_batches
 from slm_jax.data.corpus.corpus import TokenStream
-from slm_jax.generation.decode import generate_ids, never_drawn
+from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
@@ -159,7 +159,7 @@ def greedy_text(
 
     Where two tokens are as good as equal rounding may choose: a drawn token must come within the rounding of logits.
     """
-    suppressed = never_drawn(tokenizer)
+    suppressed = suppressed_ids(tokenizer)
     drawn = generate_ids(model, [prompt], length, Sampling(temperature=0.0), context, suppressed)[0]
     ids = np.array([[*prompt, *drawn]], np.int32)
     graph, params = nnx.split(model, nnx.Param)

@@ -1,4 +1,4 @@
-"""The command `python -m slm_jax.export`."""
+"""The command `python -m slm_jax.export`: write a run as a Hugging Face model folder."""
 
 import json
 import shlex
@@ -10,47 +10,67 @@ from slm_jax.cli.options import read_options
 from slm_jax.huggingface.export import export
 from slm_jax.run.load import load_run
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.progress import show_log
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write the model of a run as a folder that Hugging Face transformers loads.
+    """Export a run to a folder that Hugging Face transformers loads.
 
-    Weights as safetensors, config.json of a stock class (Qwen3, Mistral or Llama, whichever has the model's options),
-    the tokenizer as a module with its vocabulary, and a model card from the run's own figures. The way back is
-    `python -m slm_jax.train --init.from_hf DIR`.
+    The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Mistral or Llama, depending on
+    the model's options), the tokenizer as a Python module with its vocabulary, and a model card made from the run's
+    metrics. Import it again with `python -m slm_jax.train --init.from_hf DIR`.
     """
 
     to: str
-    """The folder to write; it must not hold anything."""
+    """The folder to write; it must be empty or not exist."""
     run: str = ""
     """The run directory; empty: the newest in runs/."""
     average: int = 1
-    """Average the parameters of the newest so many checkpoints, instead of the newest alone."""
+    """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the files; bfloat16 halves them and keeps 8 bits of each number's digits."""
+    """Data type of the exported weights; bfloat16 halves the files and keeps 8 bits of precision."""
     license: str = ""
-    """The model's licence, as the hub spells it (mit, apache-2.0, cc-by-4.0 …), for the card; empty: none is named."""
+    """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated."""
     name: str = ""
-    """The model's name on the card; empty: that of the run."""
+    """The model's name on the card; empty: the name of the run."""
     shard_gb: float = 5.0
-    """Weights of more than so many 10^9 bytes are split into several files."""
+    """Maximum size of a weights file in 10^9 bytes; larger models are split into several files."""
     overwrite: bool = False
-    """Replace a folder that an export wrote before."""
+    """Replace a folder written by an earlier export."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line. Raises UserError."""
+    """Run the command.
+
+    Args:
+        args: The command line without the program's name; None: that of the process.
+
+    Raises:
+        UserError: Invalid options, no such run, or a model that cannot be exported.
+    """
     options = read_options(Options, args, "python -m slm_jax.export")
+    show_log()
     if options.average < 1:
         raise UserError(f"average {options.average} must be 1 or more")
     loaded = load_run(options.run or None, options.average)
-    given = {key: value for key, value in vars(options).items() if key not in ("to", "run")}
-    folder = export(loaded, options.to, **given)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    folder = export(
+        loaded,
+        options.to,
+        dtype=options.dtype,
+        license=options.license,
+        name=options.name,
+        shard_gb=options.shard_gb,
+        overwrite=options.overwrite,
+        average=options.average,
+    )
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     size = sum(path.stat().st_size for path in folder.iterdir())
-    place = shlex.quote(str(folder))
-    print(f"{loaded.run.path}, step {loaded.step:,}, as {kind} in {options.dtype}: {size / 1e6:,.1f} MB in {folder}\n")
+    repository = shlex.quote(loaded.run.path.absolute().name)
+    print(
+        f"exported {loaded.run.path}, step {loaded.step:,}, as {architecture} in {options.dtype}: "
+        f"{size / 1e6:,.1f} MB in {folder}\n"
+    )
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     print(f"  AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)\n")
-    print(f"To the hub:\n  hf upload USER/{shlex.quote(loaded.run.path.absolute().name)} {place}")
+    print(f"Upload to the hub:\n  hf upload USER/{repository} {shlex.quote(str(folder))}")

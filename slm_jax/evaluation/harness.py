@@ -20,7 +20,7 @@ from typing import Any
 
 from slm_jax.evaluation.encoding import continuations, sentences
 from slm_jax.evaluation.scoring import Scorer
-from slm_jax.generation.decode import encode_prompt, generate_ids, never_drawn
+from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import load_run
 from slm_jax.utils.errors import UserError, command_errors
@@ -74,7 +74,7 @@ class Answers:
             for start in range(0, len(members), self._rows):
                 batch = members[start : start + self._rows]
                 prompts = [encode_prompt(self._tokenizer, requests[i].args[0]) for i in batch]
-                suppress = never_drawn(self._tokenizer)
+                suppress = suppressed_ids(self._tokenizer)
                 rows = generate_ids(self._model, prompts, most, sampling, self._scorer.context, suppress, [eos])
                 for i, row in zip(batch, rows, strict=True):
                     text = self._tokenizer.decode([token for token in row if token != eos])

@@ -1,18 +1,18 @@
-"""Text from a model: prefill, then one compiled loop that draws, writes and feeds tokens until every row has ended.
+"""Text generation: prefill, then one compiled loop that samples tokens until every sequence has ended.
 
     generate(model, tokenizer, ["Once upon", "The"], 200, Sampling(temperature=0.8, seed=1), context=256) -> texts
-    stream(...) -> tokens as they come        generate_ids(...) -> all ids        python -m slm_jax.generate --help
+    stream(...) -> tokens as they are sampled    generate_ids(...) -> all ids    python -m slm_jax.generate --help
 
-Rows (texts) of a batch end together: prompts are padded on the left, so that every step writes one column of the cache
-for all rows. What the settings of `Sampling` are, which ids are suppressed or end a text, and how long the prompts are
-within a multiple of 64 tokens, compiles nothing anew.
+Prompts are padded on the left, so that the sequences of a batch (its rows) end in the same column and every step writes
+one column of the cache for all of them. Changing `Sampling` settings, suppressed ids, stop ids, or the length of
+prompts within a multiple of 64 tokens compiles nothing.
 
-A row sees the last `context` tokens at every layer, at most; the cache is a ring of that many columns and a little
-more, so that a text may go on for ever in bounded memory. Give the length that the model was trained at (a run's
-`load_run(path).context`): it has met no greater distance. A text within it is continued exactly as the whole model
-would; beyond it, attention slides along.
+Every layer attends to at most the last `context` tokens. The cache is a circular buffer of that many columns and a few
+more, so texts of any length are generated in bounded memory. Pass the length that the model was trained at (a run's
+`load_run(path).context`): the model has seen no larger distance. A text within the context is continued exactly as by
+the full forward pass; beyond it, attention slides along.
 
-Shapes: B rows, L columns (padding, prompts, what is drawn), V vocabulary.
+Shapes: B sequences, L columns (padding, prompts, generated tokens), V vocabulary.
 """
 
 import functools
@@ -25,44 +25,51 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax.generation.sampling import Controls, Sampling, ban_ngrams, controls, penalize, sample
+from slm_jax.generation.sampling import Sampling, SamplingArrays, ban_ngrams, penalize, sample, stack_sampling
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
 from slm_jax.model.transformer import Transformer, unstack_layers
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
-_CHUNKS = (64, 512)  # prompts are fed this many tokens at a time, at least and at most (a power of two)
-_STREAM_SECONDS = 0.05  # how long a streaming caller waits for the next tokens, about
-_STREAM_TOKENS = 64  # and for how many of them at most
-_MOST_TOKENS = 2**28  # of a batch, prompts included: 12 bytes for each are taken before the first is drawn
-NO_TOKEN = -1  # in the place of a token: padding, or a row that has ended
+_CHUNKS = (64, 512)  # minimum and maximum number of prompt tokens per prefill step, powers of two
+_STREAM_SECONDS = 0.05  # approximate time between two segments of a stream
+_STREAM_TOKENS = 64  # maximum number of tokens in a segment of a stream
+_MAX_BATCH_TOKENS = 2**28  # of a batch, prompts included: 12 bytes for each are allocated before the first is sampled
+NO_TOKEN = -1
+"""Marks padding, and the columns after the end of a sequence."""
 
 
 class _State(NamedTuple):
-    """All that changes while texts grow; the arrays are given away at each call (donated)."""
+    """What changes during generation; the arrays are donated at each call."""
 
     cache: KVCache
-    history_BxL: jax.Array  # int32: padding, prompts, drawn ids; NO_TOKEN where there is none
+    history_BxL: jax.Array  # int32: padding, prompts, generated ids; NO_TOKEN elsewhere
     column: jax.Array  # int32 scalar: the next column to fill
-    seen_BxV: jax.Array  # bool: ids of the prompt and of what is drawn
-    logits_BxV: jax.Array  # float32, of the token to draw next
+    seen_BxV: jax.Array  # bool: ids of prompt and generated text
+    logits_BxV: jax.Array  # float32, of the next token
     ended_B: jax.Array  # bool
 
 
-class _Rules(NamedTuple):
-    """What does not change."""
+class _Inputs(NamedTuple):
+    """What does not change during generation."""
 
-    start_B: Any  # int32: each prompt's first column
-    first: Any  # int32 scalar: the first column drawn
-    uniform_BxLx2: jax.Array  # float32 in [0, 1): what each token of each row is drawn by
-    controls: Controls
-    suppressed_V: jax.Array  # bool: never drawn
-    stops_V: jax.Array  # bool: these end a text; no penalty and no n-gram rule holds them off
+    start_B: Any  # int32: first column of each prompt
+    first: Any  # int32 scalar: the first generated column
+    uniform_BxLx2: jax.Array  # float32 in [0, 1): the random numbers of each token of each sequence
+    sampling: SamplingArrays
+    suppressed_V: Any  # bool: never sampled
+    stops_V: Any  # bool: these end a sequence; exempt from penalty and n-gram rule
 
 
-class Weights(NamedTuple):
-    """A model's parameters as a loop wants them: the layers cut apart, matrices in the dtype of the products."""
+class DecodeWeights(NamedTuple):
+    """A model's parameters in the form that decoding uses.
+
+    Attributes:
+        params: The parameters as they are.
+        layers: The parameters of each block, with matrices cast to the compute dtype.
+        head_VxD: The output head without padding, in the compute dtype.
+    """
 
     params: Any
     layers: list[Any]
@@ -70,8 +77,13 @@ class Weights(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def prepare(graph: nnx.GraphDef, params: Any) -> Weights:
-    """A model's parameters, made ready for a loop."""
+def prepare_weights(graph: nnx.GraphDef, params: Any) -> DecodeWeights:
+    """Unstack the blocks and cast the matrices once, not in every decoding step.
+
+    Args:
+        graph: Graph of a `Transformer`, from `nnx.split(model, nnx.Param)`; so are `params`.
+        params: Its parameters.
+    """
     model: Transformer = nnx.merge(graph, params)
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -80,15 +92,17 @@ def prepare(graph: nnx.GraphDef, params: Any) -> Weights:
 
     blocks = jax.tree_util.tree_map_with_path(cast, nnx.state(model.blocks, nnx.Param))
     head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
-    return Weights(params, unstack_layers(blocks, model.config.depth), head_VxD)
+    return DecodeWeights(params, unstack_layers(blocks, model.config.depth), head_VxD)
 
 
-def _feed(graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, width: int, window: int) -> _State:
-    """The state with `width` columns of its history fed to the model and the logits of the last one."""
+def _feed(
+    graph: nnx.GraphDef, weights: DecodeWeights, state: _State, inputs: _Inputs, width: int, window: int
+) -> _State:
+    """Run the model on the next `width` columns of the history and keep the logits of the last one."""
     model: Transformer = nnx.merge(graph, weights.params)
     column = state.cache.written
     ids_BxT = jax.lax.dynamic_slice_in_dim(state.history_BxL, column, width, axis=1)
-    positions_BxT = column + jnp.arange(width) - rules.start_B[:, None]
+    positions_BxT = column + jnp.arange(width) - inputs.start_B[:, None]
     positions_BxT = jnp.where(ids_BxT < 0, -1, positions_BxT)
     x_BxTxD, cache = model.hidden_cached(jnp.maximum(ids_BxT, 0), positions_BxT, state.cache, window, weights.layers)
     logits_BxV = ops.einsum("bd,vd->bv", x_BxTxD[:, -1], weights.head_VxD, model.dtype)
@@ -98,58 +112,61 @@ def _feed(graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, w
 @functools.partial(jax.jit, static_argnames=("graph", "capacity", "chunk", "window"))
 def _prefill(
     graph: nnx.GraphDef,
-    weights: Weights,
+    weights: DecodeWeights,
     history_BxL: jax.Array,
-    rules: _Rules,
+    inputs: _Inputs,
     capacity: int,
     chunk: int,
     window: int,
 ) -> _State:
-    """The state after the prompts, fed in chunks of columns (bounded memory, one program for prompts of any length)."""
+    """Run the model on the prompts, in chunks of columns: bounded memory, and one program for prompts of any length."""
     b = len(history_BxL)
     model: Transformer = nnx.merge(graph, weights.params)
     v = model.vocab_size
-    ids_BxL = jnp.where(history_BxL < 0, v, history_BxL)  # beyond the end: dropped
+    ids_BxL = jnp.where(history_BxL < 0, v, history_BxL)  # out of range: dropped by the scatter
     state = _State(
         cache=model.empty_cache(b, capacity),
         history_BxL=history_BxL,
-        column=rules.first,
+        column=inputs.first,
         seen_BxV=jnp.zeros((b, v), bool).at[jnp.arange(b)[:, None], ids_BxL].set(True, mode="drop"),
         logits_BxV=jnp.zeros((b, v), jnp.float32),
         ended_B=jnp.zeros(b, bool),
     )
-    feed = functools.partial(_feed, graph, weights, rules=rules, width=chunk, window=window)
-    return jax.lax.fori_loop(0, rules.first // chunk, lambda _, state: feed(state), state)
+    feed = functools.partial(_feed, graph, weights, inputs=inputs, width=chunk, window=window)
+    return jax.lax.fori_loop(0, inputs.first // chunk, lambda _, state: feed(state), state)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "window"), donate_argnames="state")
 def _decode(
-    graph: nnx.GraphDef, weights: Weights, state: _State, rules: _Rules, until: jax.Array, window: int
+    graph: nnx.GraphDef, weights: DecodeWeights, state: _State, inputs: _Inputs, until: jax.Array, window: int
 ) -> _State:
-    """The state with columns drawn up to `until`, or until every row has ended."""
+    """Generate columns up to `until`, or until every sequence has ended."""
 
     def step(state: _State) -> _State:
-        token_B = jnp.where(state.ended_B, NO_TOKEN, _draw(state, rules))
+        token_B = jnp.where(state.ended_B, NO_TOKEN, _sample_next(state, inputs))
         history_BxL = jax.lax.dynamic_update_slice(state.history_BxL, token_B[:, None], (0, state.column))
         rows_B = jnp.arange(len(token_B))
         state = state._replace(
             history_BxL=history_BxL,
             column=state.column + 1,
             seen_BxV=state.seen_BxV.at[rows_B, jnp.maximum(token_B, 0)].max(token_B >= 0),
-            ended_B=state.ended_B | rules.stops_V[jnp.maximum(token_B, 0)],
+            ended_B=state.ended_B | inputs.stops_V[jnp.maximum(token_B, 0)],
         )
-        return _feed(graph, weights, state, rules, 1, window)
+        return _feed(graph, weights, state, inputs, 1, window)
 
     return jax.lax.while_loop(lambda state: (state.column < until) & ~jnp.all(state.ended_B), step, state)
 
 
-def _draw(state: _State, rules: _Rules) -> jax.Array:
-    """The next ids int32 [B]."""
-    settings = rules.controls
-    logits_BxV = penalize(state.logits_BxV, state.seen_BxV & ~rules.stops_V, settings.penalty_B)
-    logits_BxV = ban_ngrams(logits_BxV, state.history_BxL, rules.start_B, state.column, settings.ngram_B, rules.stops_V)
-    logits_BxV = jnp.where(rules.suppressed_V, -jnp.inf, logits_BxV)
-    uniform_Bx2 = jax.lax.dynamic_index_in_dim(rules.uniform_BxLx2, state.column - rules.first, 1, keepdims=False)
+def _sample_next(state: _State, inputs: _Inputs) -> jax.Array:
+    """Return the next ids int32 [B]."""
+    settings = inputs.sampling
+    logits_BxV = penalize(state.logits_BxV, state.seen_BxV & ~inputs.stops_V, settings.penalty_B)
+    logits_BxV = ban_ngrams(
+        logits_BxV, state.history_BxL, inputs.start_B, state.column, settings.ngram_B, inputs.stops_V
+    )
+    logits_BxV = jnp.where(inputs.suppressed_V, -jnp.inf, logits_BxV)
+    step = state.column - inputs.first
+    uniform_Bx2 = jax.lax.dynamic_index_in_dim(inputs.uniform_BxLx2, step, 1, keepdims=False)
     return sample(logits_BxV, uniform_Bx2, settings)
 
 
@@ -162,14 +179,26 @@ def stream(
     suppress: Sequence[int] = (),
     stop: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
-    """The next tokens int32 [B] of each row, up to max_tokens times, as they come; NO_TOKEN (-1) after a row's end.
+    """Generate continuations of a batch of prompts, token by token.
 
-    prompts: ids, of any lengths (none empty). sampling: one for all rows, whose random numbers then differ by row
-    number; or one per row, whose text is then that of the row generated alone. context: tokens that attention sees at
-    most, 0: the model's window. suppress: ids never drawn. stop: ids that end a row; they are its last.
+    A seed fixes the tokens, whatever else is in the batch, and `generate_ids` gives the same ones. A batch of another
+    shape may round differently, which matters only where two tokens are almost equally probable.
 
-    The same seed gives the same tokens, those of `generate_ids`, whatever else is in the batch (but a batch of another
-    shape may round otherwise, which counts where two tokens are as good as equal). Raises UserError on bad input.
+    Args:
+        model: The model.
+        prompts: Token ids of B prompts of any lengths, none empty.
+        max_tokens: Maximum number of tokens to generate per sequence.
+        sampling: One setting for all sequences, whose random numbers then differ by their index in the batch; or one
+            per sequence, which then gives the text of that sequence generated alone.
+        context: Maximum number of tokens that attention sees; 0: the model's window.
+        suppress: Ids that are never sampled.
+        stop: Ids that end a sequence; the one that does is its last token.
+
+    Yields:
+        The next token of each sequence, int32 [B], at most `max_tokens` times; NO_TOKEN (-1) after a sequence's end.
+
+    Raises:
+        UserError: Arguments are invalid; the message names all problems.
     """
     for tokens_BxN in _segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=True):
         yield from tokens_BxN.T
@@ -184,7 +213,16 @@ def generate_ids(
     suppress: Sequence[int] = (),
     stop: Sequence[int] = (),
 ) -> list[list[int]]:
-    """What `stream` yields, row by row and all at once, from one call of the compiled loop; a stop id is included."""
+    """Generate continuations of a batch of prompts in one call of the compiled loop.
+
+    The arguments are those of `stream`.
+
+    Returns:
+        The generated ids of each sequence, a final stop id included.
+
+    Raises:
+        UserError: Arguments are invalid; the message names all problems.
+    """
     segments = list(_segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=False))
     return [[token for token in row if token != NO_TOKEN] for row in np.concatenate(segments, axis=1).tolist()]
 
@@ -199,41 +237,47 @@ def _segments(
     stop: Sequence[int],
     streaming: bool,
 ) -> Iterator[np.ndarray]:
-    """Tokens int32 [B, N] as they come: one segment when not streaming."""
+    """Yield tokens int32 [B, N] as they are generated: one segment unless streaming."""
     settings = _check(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
     graph, params = nnx.split(model, nnx.Param)
-    longest = max(map(len, prompts))
-    chunk = min(max(_power_of_two(longest), _CHUNKS[0]), _CHUNKS[1])
-    first = -(-longest // chunk) * chunk
-    length = _round_up(first + max_tokens, chunk)
+    chunk = min(max(_power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
+    history_BxL, first = _pad_prompts(prompts, max_tokens, chunk)
+    length = history_BxL.shape[1]
     window = min((w for w in (context, model.config.window) if w), default=0)
     window = 0 if window >= length else window
     capacity = min(length, _round_up(window + chunk - 1, chunk)) if window else length
-    history_BxL = np.full((len(prompts), length), NO_TOKEN, np.int32)
-    for row, prompt in enumerate(prompts):
-        history_BxL[row, first - len(prompt) : first] = prompt
-    rules = _Rules(
+    inputs = _Inputs(
         start_B=np.array([first - len(prompt) for prompt in prompts], np.int32),
         first=np.int32(first),
         uniform_BxLx2=_uniforms(*_seeds(sampling, len(prompts)), length),
-        controls=controls(settings),
-        suppressed_V=_mask(suppress, model.vocab_size),
-        stops_V=_mask(stop, model.vocab_size),
+        sampling=stack_sampling(settings),
+        suppressed_V=id_mask(suppress, model.vocab_size),
+        stops_V=id_mask(stop, model.vocab_size),
     )
-    weights = prepare(graph, params)
-    state = _prefill(graph, weights, history_BxL, rules, capacity, chunk, window)
-    column, end = first, first + max_tokens
+    weights = prepare_weights(graph, params)
+    state = _prefill(graph, weights, history_BxL, inputs, capacity, chunk, window)
+    column = first
+    end = first + max_tokens
     count = 1 if streaming else max_tokens
     while column < end:
         clock = time.perf_counter()
-        state = _decode(graph, weights, state, rules, np.int32(min(column + count, end)), window)
-        drawn, column = column, int(state.column)
-        yield np.array(state.history_BxL)[:, drawn:column]  # a copy: the next call takes the buffer
+        state = _decode(graph, weights, state, inputs, np.int32(min(column + count, end)), window)
+        previous, column = column, int(state.column)
+        yield np.array(state.history_BxL)[:, previous:column]  # a copy: the next call donates the buffer
         if np.asarray(state.ended_B).all():
             return
-        # The first segment is short, for the first token to come soon; then as many as fit the time.
-        per_token = (time.perf_counter() - clock) / count
-        count = min(max(int(_STREAM_SECONDS / per_token), 1), 2 * count, _STREAM_TOKENS)
+        # The first segment is one token, for a low latency; later ones have as many as fit the time.
+        seconds_per_token = (time.perf_counter() - clock) / count
+        count = min(max(int(_STREAM_SECONDS / seconds_per_token), 1), 2 * count, _STREAM_TOKENS)
+
+
+def _pad_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, chunk: int) -> tuple[np.ndarray, int]:
+    """Return the history int32 [B, L] with prompts padded on the left, and the first column after them."""
+    first = -(-max(map(len, prompts)) // chunk) * chunk
+    history_BxL = np.full((len(prompts), _round_up(first + max_tokens, chunk)), NO_TOKEN, np.int32)
+    for row, prompt in enumerate(prompts):
+        history_BxL[row, first - len(prompt) : first] = prompt
+    return history_BxL, first
 
 
 def _check(
@@ -245,47 +289,48 @@ def _check(
     suppress: Sequence[int],
     stop: Sequence[int],
 ) -> Sequence[Sampling]:
-    """The settings of each row. Raises UserError with all that is wrong."""
+    """Return the settings of each sequence, or raise UserError with all problems."""
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     problems = [problem for each in dict.fromkeys(settings) for problem in each.problems()]
     if len(settings) != len(prompts):
-        problems.append(f"{len(settings)} samplings for {len(prompts)} prompts: give one, or one for each")
+        problems.append(f"{len(settings)} samplings for {len(prompts)} prompts: pass one, or one per prompt")
     if not prompts:
-        problems.append("no prompts: give at least one")
+        problems.append("no prompts: pass at least one")
     if not all(len(prompt) for prompt in prompts):
-        problems.append("a prompt has no tokens: begin it with <EOS>, as encode_prompt does")
+        problems.append("a prompt has no tokens: start it with <EOS>, as encode_prompt does")
     if max_tokens < 1:
         problems.append(f"max_tokens {max_tokens} must be 1 or more")
-    if len(prompts) * (max(map(len, prompts), default=0) + max_tokens) > _MOST_TOKENS:
+    if len(prompts) * (max(map(len, prompts), default=0) + max_tokens) > _MAX_BATCH_TOKENS:
         problems.append(
-            f"max_tokens {max_tokens:,} is too much: the texts of a batch (here {len(prompts)}) may have "
-            f"{_MOST_TOKENS:,} tokens in all, prompts included"
+            f"max_tokens {max_tokens:,} is too large: a batch (here of {len(prompts)}) may have at most "
+            f"{_MAX_BATCH_TOKENS:,} tokens in total, prompts included"
         )
     if context < 0:
         problems.append(f"context {context} must be 0 (the model's window) or more")
-    for name, ids in (("prompt", (i for prompt in prompts for i in prompt)), ("suppress", suppress), ("stop", stop)):
-        if outside := [int(i) for i in ids if not 0 <= i < vocab_size][:3]:
+    prompt_ids = (id_ for prompt in prompts for id_ in prompt)
+    for name, ids in (("prompt", prompt_ids), ("suppress", suppress), ("stop", stop)):
+        if outside := [int(id_) for id_ in ids if not 0 <= id_ < vocab_size][:3]:
             problems.append(f"{name} ids {outside} are outside the model's vocabulary of {vocab_size}")
     if len(set(suppress)) >= vocab_size:
-        problems.append("every id is suppressed: leave one to draw")
+        problems.append("all ids are suppressed: leave at least one")
     if problems:
         raise UserError("; ".join(problems))
     return settings
 
 
 def _power_of_two(n: int) -> int:
-    """The least power of two that is no less."""
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def _round_up(n: int, unit: int) -> int:
-    """To a multiple of unit, and to few values: at most an eighth more, so that few shapes are compiled."""
+    """Round up to a multiple of unit, by at most an eighth to one of few values: fewer shapes are compiled."""
     unit = max(unit, _power_of_two(n) // 16)
     return -(-n // unit) * unit
 
 
 def _seeds(sampling: Sampling | Sequence[Sampling], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint32 [B]: a seed and a row number for each row."""
+    """Return uint32 [B] each: the seed and the stream number of each sequence."""
     if isinstance(sampling, Sampling):
         return np.full(rows, sampling.seed, np.uint32), np.arange(rows, dtype=np.uint32)
     return np.array([each.seed for each in sampling], np.uint32), np.zeros(rows, np.uint32)
@@ -293,20 +338,30 @@ def _seeds(sampling: Sampling | Sequence[Sampling], rows: int) -> tuple[np.ndarr
 
 @functools.partial(jax.jit, static_argnames="length")
 def _uniforms(seed_B: jax.Array, row_B: jax.Array, length: int) -> jax.Array:
-    """float32 [B, length, 2] in [0, 1): those of a step come of the seed, the row number and the step, nothing else.
+    """Return float32 [B, length, 2] in [0, 1); those of a step depend on seed, stream number and step only.
 
-    Made before the loop: inside it, at one token a time, they would take longer than the draw.
+    They are drawn before the loop: one token at a time, drawing them would take longer than sampling.
     """
     return jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, 0, None))(seed_B, row_B, jnp.arange(length))
 
 
 def uniform_pair(seed: jax.Array, row: jax.Array, step: jax.Array) -> jax.Array:
-    """float32 [2] in [0, 1): what the token `step` of a text is drawn by."""
+    """Draw the random numbers of one generated token.
+
+    Args:
+        seed: uint32 scalar.
+        row: uint32 scalar, the stream number: the index in the batch if one seed is for all sequences, else 0.
+        step: int32 scalar, the index of the token in the generated text.
+
+    Returns:
+        float32 [2] in [0, 1).
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
     return jax.random.uniform(key, (2,))
 
 
-def _mask(ids: Sequence[int], size: int) -> Any:
+def id_mask(ids: Sequence[int], size: int) -> np.ndarray:
+    """Return bool [size] that is True at the ids."""
     mask = np.zeros(size, bool)
     mask[list(ids)] = True
     return mask
@@ -320,20 +375,35 @@ def generate(
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     context: int = 0,
 ) -> list[str]:
-    """Each prompt's continuation, up to the end of its text or max_tokens; an empty prompt begins a new document."""
+    """Continue texts.
+
+    Args:
+        model: The model, e.g. `load_run(path).model`.
+        tokenizer: The tokenizer it was trained with.
+        prompts: One text or several; an empty one starts a new document.
+        max_tokens: Maximum number of tokens to generate per text.
+        sampling: One setting for all texts, or one per text; see `stream`.
+        context: Maximum number of tokens that attention sees, e.g. `load_run(path).context`; 0: the model's window.
+
+    Returns:
+        The continuation of each prompt, without the prompt, up to the end of the document or `max_tokens`.
+
+    Raises:
+        UserError: Arguments are invalid; the message names all problems.
+    """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     eos = tokenizer.token2id["<EOS>"]
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rows = generate_ids(model, ids, max_tokens, sampling, context, never_drawn(tokenizer), [eos])
+    rows = generate_ids(model, ids, max_tokens, sampling, context, suppressed_ids(tokenizer), [eos])
     return [tokenizer.decode([token for token in row if token != eos]) for row in rows]
 
 
 def encode_prompt(tokenizer: HybridTokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt as the beginning of a document (of which an empty one leaves all to the model)."""
+    """Encode a prompt as the start of a document: `<EOS>`, then the ids of the text."""
     return [tokenizer.token2id["<EOS>"], *tokenizer.encode(prompt, mode="flat")]
 
 
-def never_drawn(tokenizer: HybridTokenizer) -> list[int]:
-    """Ids that ordinary text never holds, <EOS> apart: they stand in no training text."""
+def suppressed_ids(tokenizer: HybridTokenizer) -> list[int]:
+    """Return the special ids that no training text contains, and that generation suppresses: all but `<EOS>`."""
     names = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<RES>")
     return [tokenizer.token2id[name] for name in names]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from slm_jax.generation.decode import never_drawn
+from slm_jax.generation.decode import suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
@@ -74,7 +74,7 @@ def _generation(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
-        "suppress_tokens": never_drawn(loaded.tokenizer),
+        "suppress_tokens": suppressed_ids(loaded.tokenizer),
         "use_cache": config["use_cache"],
     }
 

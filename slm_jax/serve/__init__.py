@@ -1,1 +1,1 @@
-"""A server of runs: requests written together in one compiled loop, the OpenAI form of completions, and a page."""
+"""HTTP server for trained runs: continuous batching, OpenAI's completions API, and a web page."""

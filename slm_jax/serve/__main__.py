@@ -1,4 +1,4 @@
-"""The command `python -m slm_jax.serve`: see slm_jax/cli/serve.py."""
+"""Entry point of `python -m slm_jax.serve`, see slm_jax/cli/serve.py."""
 
 from slm_jax.cli import run_command
 

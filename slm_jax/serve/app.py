@@ -1,8 +1,12 @@
-"""The application: which address answers what. No request names a file; the runs are the command line's."""
+"""The ASGI application: routes of the API and of the page.
+
+No request can name a file: models and their metrics are those of the command line.
+"""
 
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from slm_jax.serve.auth import Guard, JsonAnswer, Receive, Scope, Send
+from slm_jax.run.metrics import read_rows
+from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
-from slm_jax.serve.metrics import label, metric
+from slm_jax.serve.metrics import escape_label, metric
 from slm_jax.serve.schema import ApiError, CompletionRequest
+from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
+
+logger = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent / "web"
 _CURVE_POINTS = 150
@@ -31,11 +39,24 @@ _CURVE_FIELDS = ("loss", "val_loss", "lr", "val_bits_per_byte")
 
 
 class Server:
-    """The addresses over some engines: {name of the run: its engine}."""
+    """Request handlers over one or more engines.
+
+    Attributes:
+        engines: The engine of each model, by name.
+        limits: Limits of a request.
+        responses: Number of responses by HTTP status.
+    """
 
     def __init__(self, engines: dict[str, Engine], limits: Limits):
-        self.engines, self.limits = engines, limits
-        self.answered: dict[int, int] = {}  # by status
+        """Create the handlers; the engines are started and closed with the application.
+
+        Args:
+            engines: The engine of each model, by name; the first is the default model.
+            limits: Limits of a request.
+        """
+        self.engines = engines
+        self.limits = limits
+        self.responses: dict[int, int] = {}
         self._vocabularies = playground.Answers([*engines, *pretrained_names()], self._tokenizer)
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
@@ -43,61 +64,73 @@ class Server:
         return engine.run.tokenizer if engine else HybridTokenizer.pretrained(name)
 
     def _engine(self, name: str | None) -> tuple[str, Engine]:
+        """Return name and engine of a model, the first one by default."""
         name = next(iter(self.engines)) if name is None else name
         if name not in self.engines:
             raise ApiError(404, f"there is no model {name!r}: GET /v1/models lists them", "model", "model_not_found")
         return name, self.engines[name]
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
-        asked = CompletionRequest.parse(await request.body())
-        name, engine = self._engine(asked.model)
-        # Encoding a long prompt takes a while: elsewhere, so that the others' tokens still come.
-        completion = Completion(name, engine, asked, self.limits)
+        """POST /v1/completions: continue prompts."""
+        body = CompletionRequest.parse(await request.body())
+        name, engine = self._engine(body.model)
+        completion = Completion(name, engine, body, self.limits)
+        # Encoding a long prompt takes a while: in a thread, so that other responses are not delayed.
         await run_in_threadpool(completion.encode)
         completion.submit()
-        if asked.stream:
+        if body.stream:
             return EventStream(completion)
-        answer = asyncio.ensure_future(completion.answer())
-        left = asyncio.ensure_future(_left(request.receive))
+        response = asyncio.ensure_future(completion.response())
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
         try:
-            await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            await asyncio.wait((response, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not response.done():
                 completion.cancel()
-                return Response(status_code=499)  # nobody is there to read it
-            return JsonAnswer(answer.result())
+                return Response(status_code=499)  # nginx's status of a client that closed the connection
+            return AsciiJSONResponse(response.result())
         finally:
-            left.cancel()
-            answer.cancel()
+            disconnect.cancel()
+            response.cancel()
 
     async def chat(self, request: Request) -> Response:
-        """/v1/chat/completions, which many a client tries first."""
-        raise ApiError(404, "these models continue text, they do not chat: POST /v1/completions with a prompt")
+        """/v1/chat/completions, which many clients try first: not supported."""
+        raise ApiError(404, "these models have no chat format: use POST /v1/completions with a prompt")
 
     async def models(self, request: Request) -> Response:
-        """GET /v1/models."""
-        return JsonAnswer({"object": "list", "data": [self._model(name) for name in self.engines]})
+        """GET /v1/models: list the models."""
+        return AsciiJSONResponse({"object": "list", "data": [self._model(name) for name in self.engines]})
 
     async def model(self, request: Request) -> Response:
-        """GET /v1/models/NAME."""
-        return JsonAnswer(self._model(self._engine(request.path_params["name"])[0]))
+        """GET /v1/models/NAME: describe a model."""
+        return AsciiJSONResponse(self._model(self._engine(request.path_params["name"])[0]))
 
     def _model(self, name: str) -> dict[str, Any]:
         run = self.engines[name].run
-        created = int(run.run.config.stat().st_mtime)
-        parameters = sum(x.size for x in jax.tree.leaves(nnx.state(run.model, nnx.Param)))
-        about = {"step": run.step, "parameters": parameters, "context": run.context}
-        about["vocab_size"] = run.tokenizer.vocab_size
-        limits = {"max_prompt_tokens": self.limits.prompt_tokens, "max_tokens": self.limits.max_tokens}
-        return {"id": name, "object": "model", "created": created, "owned_by": "slm_jax", **about, **limits}
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(run.run.config.stat().st_mtime),
+            "owned_by": "slm_jax",
+            "step": run.step,
+            "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(run.model, nnx.Param))),
+            "context": run.context,
+            "vocab_size": run.tokenizer.vocab_size,
+            "max_prompt_tokens": self.limits.prompt_tokens,
+            "max_tokens": self.limits.max_tokens,
+        }
 
     async def curve(self, request: Request) -> Response:
-        """GET /api/curve?run=NAME: the rows of metrics.jsonl, thinned, of the fields that the page draws."""
-        _, engine = self._engine(request.query_params.get("run"))
-        return JsonAnswer(await run_in_threadpool(read_curve, engine.run.run.metrics))
+        """GET /api/curve?run=NAME: the learning curves that the page draws."""
+        name, engine = self._engine(request.query_params.get("run"))
+        try:
+            curves = await run_in_threadpool(read_curves, engine.run.run.metrics)
+        except UserError as error:
+            logger.warning("%s", error)
+            raise ApiError(500, f"the metrics of {name} are damaged; see the server's log") from None
+        return AsciiJSONResponse(curves)
 
     async def vocabulary(self, request: Request) -> Response:
-        """GET and POST /api/…: what the tokenizer playground asks."""
+        """GET and POST /api/…: the requests of the tokenizer view."""
         body: Any = {}
         if request.method == "POST":
             try:
@@ -105,71 +138,80 @@ class Server:
             except (ValueError, RecursionError):
                 body = None
             if not isinstance(body, dict):
-                raise ApiError(400, "the body is no JSON object")
+                raise ApiError(400, "the body is not a JSON object")
+        path = request.path_params["path"]
+        query = dict(request.query_params)
         try:
-            found = await run_in_threadpool(
-                self._vocabularies, request.path_params["path"], dict(request.query_params), body
-            )
+            content = await run_in_threadpool(self._vocabularies, path, query, body)
         except TokenizerError as error:
             raise ApiError(400, str(error)) from None
-        if found is None:
+        if content is None:
             raise HTTPException(404)
-        return JsonAnswer(found)
+        return AsciiJSONResponse(content)
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 while every engine lives."""
+        """GET /health: 200 while all engines run, else 503."""
         failed = [name for name, engine in self.engines.items() if engine.failure]
-        state = {"status": "failed" if failed else "ok", "failed": failed}
-        return JsonAnswer(state, 503 if failed else 200)
+        content = {"status": "failed" if failed else "ok", "failed": failed}
+        return AsciiJSONResponse(content, 503 if failed else 200)
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics."""
+        """GET /metrics: statistics for Prometheus."""
         return PlainTextResponse("\n".join([*self._metrics(), ""]), media_type="text/plain; version=0.0.4")
 
     def _metrics(self) -> Iterator[str]:
-        of = {f'model="{label(name)}"': engine for name, engine in self.engines.items()}
+        engines = {f'model="{escape_label(name)}"': engine for name, engine in self.engines.items()}
 
-        def each(name: str, value: Callable[[Engine], float]) -> Iterator[str]:
-            return (f"{name}{{{labels}}} {value(engine)}" for labels, engine in of.items())
+        def samples(name: str, value: Callable[[Engine], float]) -> Iterator[str]:
+            return (f"{name}{{{labels}}} {value(engine)}" for labels, engine in engines.items())
 
-        answers = (f'slm_http_responses_total{{status="{status}"}} {n}' for status, n in sorted(self.answered.items()))
-        yield from metric("slm_http_responses_total", "counter", "Answers by status.", answers)
+        responses = (
+            f'slm_http_responses_total{{status="{status}"}} {count}' for status, count in sorted(self.responses.items())
+        )
+        yield from metric("slm_http_responses_total", "counter", "HTTP responses by status.", responses)
         counters = (
-            ("slm_prompt_tokens_total", "Tokens of prompts.", lambda e: e.counters.prompt_tokens),
-            ("slm_drawn_tokens_total", "Tokens written.", lambda e: e.counters.drawn_tokens),
+            ("slm_prompt_tokens_total", "Prompt tokens processed.", lambda e: e.counters.prompt_tokens),
+            ("slm_drawn_tokens_total", "Tokens generated.", lambda e: e.counters.generated_tokens),
         )
-        for name, about, value in counters:
-            yield from metric(name, "counter", about, each(name, value))
-        ends = [
-            f'slm_texts_total{{{labels},end="{end}"}} {count}'
-            for labels, engine in of.items()
-            for end, count in sorted(engine.counters.ended.items())
+        for name, description, value in counters:
+            yield from metric(name, "counter", description, samples(name, value))
+        finished = [
+            f'slm_texts_total{{{labels},end="{reason}"}} {count}'
+            for labels, engine in engines.items()
+            for reason, count in sorted(engine.counters.finished.items())
         ]
-        yield from metric("slm_texts_total", "counter", "Texts by how they ended.", ends)
+        yield from metric("slm_texts_total", "counter", "Finished texts by finish reason.", finished)
         gauges = (
-            ("slm_texts_writing", "Texts being written.", lambda e: e.state()[0]),
-            ("slm_texts_waiting", "Texts that wait for a slot.", lambda e: e.state()[1]),
-            ("slm_slots", "Texts that can be written at once.", lambda e: e.slots),
+            ("slm_texts_writing", "Texts being generated.", lambda e: e.occupancy().running),
+            ("slm_texts_waiting", "Texts waiting for a slot.", lambda e: e.occupancy().waiting),
+            ("slm_slots", "Maximum number of texts generated at the same time.", lambda e: e.slots),
         )
-        for name, about, value in gauges:
-            yield from metric(name, "gauge", about, each(name, value))
-        for name, about, histogram in (
-            ("slm_first_token_seconds", "From the request to its first token.", lambda e: e.counters.first_token),
-            ("slm_text_seconds", "From the request to the end of its text.", lambda e: e.counters.whole_text),
-        ):
-            samples = (line for labels, engine in of.items() for line in histogram(engine).lines(name, labels))
-            yield from metric(name, "histogram", about, samples)
+        for name, description, value in gauges:
+            yield from metric(name, "gauge", description, samples(name, value))
+        histograms = (
+            ("slm_first_token_seconds", "Time from request to first token.", lambda e: e.counters.first_token),
+            ("slm_text_seconds", "Time from request to end of text.", lambda e: e.counters.request_time),
+        )
+        for name, description, histogram in histograms:
+            lines = (line for labels, engine in engines.items() for line in histogram(engine).lines(name, labels))
+            yield from metric(name, "histogram", description, lines)
 
-    def application(self, api_key: str, hosts: list[str], max_body: int) -> Guard:
-        """The ASGI application."""
+    def application(self, api_key: str, hosts: list[str], max_body: int) -> Auth:
+        """Return the ASGI application.
+
+        Args:
+            api_key: The key that requests must carry; empty: none.
+            hosts: Host names that the server is known by, besides localhost and the machine's name.
+            max_body: Maximum size of a request body in bytes.
+        """
         files = {path.name: path for folder in (playground.WEB, WEB) for path in folder.iterdir() if path.is_file()}
 
         async def page(request: Request) -> Response:
             name = request.path_params.get("file", "index.html")
             if name not in files or files[name].suffix not in playground.TYPES:
                 raise HTTPException(404)
-            content, kind = playground.asset(files[name])
-            return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+            content, media_type = playground.asset(files[name])
+            return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
 
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -183,15 +225,15 @@ class Server:
             Route("/", page),
             Route("/{file}", page),
         ]
-        handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _our_error}
+        handlers: Any = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_exception}
         starlette = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
-        return Guard(self._counting(starlette), api_key, hosts, max_body)
+        return Auth(self._count_responses(starlette), api_key, hosts, max_body)
 
-    def _counting(self, app: Any) -> Any:
+    def _count_responses(self, app: Any) -> Any:
         async def counting(scope: Scope, receive: Receive, send: Send) -> None:
             async def count(message: Any) -> None:
                 if message["type"] == "http.response.start":
-                    self.answered[message["status"]] = self.answered.get(message["status"], 0) + 1
+                    self.responses[message["status"]] = self.responses.get(message["status"], 0) + 1
                 await send(message)
 
             await app(scope, receive, count)
@@ -210,7 +252,7 @@ class Server:
 
 
 class EventStream(Response):
-    """An answer as server-sent events, until it is whole or the client has left."""
+    """A response of server-sent events that ends when it is complete or the client disconnects."""
 
     def __init__(self, completion: Completion):
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -218,59 +260,64 @@ class EventStream(Response):
         self._completion = completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; whatever ends it, the engine's slots are freed."""
+        """Send the events; however it ends, the engine's slots are freed."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.ensure_future(self._send_all(send))
-        left = asyncio.ensure_future(_left(receive))
+        sending = asyncio.ensure_future(self._send_events(send))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait((sending, left), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
             self._completion.cancel()
-            for task in (sending, left):
+            for task in (sending, disconnect):
                 task.cancel()
-            await asyncio.gather(sending, left, return_exceptions=True)
+            await asyncio.gather(sending, disconnect, return_exceptions=True)
 
-    async def _send_all(self, send: Send) -> None:
-        with contextlib.suppress(OSError):  # the client has left
+    async def _send_events(self, send: Send) -> None:
+        with contextlib.suppress(OSError):  # the client has disconnected
             async for event in self._completion.events():
                 await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _left(receive: Receive) -> None:
-    """Until the client has left."""
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _api_error(request: Request, error: Any) -> Response:
+async def _on_api_error(request: Request, error: Any) -> Response:
     headers = {"retry-after": "1"} if error.status == 429 else None
-    return JsonAnswer(error.body(), error.status, headers)
+    return AsciiJSONResponse(error.body(), error.status, headers)
 
 
-async def _http_error(request: Request, error: Any) -> Response:
-    text = {404: "there is nothing here", 405: "this address takes another method"}
-    body = ApiError(error.status_code, text.get(error.status_code, error.detail)).body()
-    return JsonAnswer(body, error.status_code, error.headers)
+async def _on_http_error(request: Request, error: Any) -> Response:
+    messages = {404: "not found", 405: "method not allowed for this path"}
+    body = ApiError(error.status_code, messages.get(error.status_code, error.detail)).body()
+    return AsciiJSONResponse(body, error.status_code, error.headers)
 
 
-async def _our_error(request: Request, error: Exception) -> Response:
-    return JsonAnswer(ApiError(500, "the server failed; its log says why").body(), 500)
+async def _on_exception(request: Request, error: Exception) -> Response:
+    return AsciiJSONResponse(ApiError(500, "internal error; see the server's log").body(), 500)
 
 
-def read_curve(path: Path) -> dict[str, list[list[float]]]:
-    """{field: [[step, value], …]} of a run's metrics.jsonl; long curves as the means of some hundred stretches."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a line that is just being written
-                rows.append(json.loads(line))
+def read_curves(path: Path) -> dict[str, list[list[float]]]:
+    """Read the learning curves of a run.
+
+    Args:
+        path: metrics.jsonl of the run; it may be growing or missing.
+
+    Returns:
+        Points [step, value] of each field that the page draws; long curves are averaged over segments.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    rows = read_rows(path)
     curves = {}
     for name in _CURVE_FIELDS:
-        points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float)
-        points = points.reshape(-1, 2)[np.isfinite(points.reshape(-1, 2)).all(axis=1)]
-        parts = np.array_split(points, min(len(points), _CURVE_POINTS)) if len(points) else []
-        curves[name] = [part.mean(axis=0).round(6).tolist() for part in parts]
+        points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
+        points = points[np.isfinite(points).all(axis=1)]
+        segments = np.array_split(points, min(len(points), _CURVE_POINTS)) if len(points) else []
+        curves[name] = [segment.mean(axis=0).round(6).tolist() for segment in segments]
     return curves

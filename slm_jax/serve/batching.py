@@ -1,13 +1,14 @@
-"""Texts of different ages written together: compiled programs over a block of rows that texts join and leave.
+"""Continuous batching: compiled programs over a block of slots that sequences join and leave at any step.
 
-Each row keeps its own count of tokens. Token p of a row stands in column p mod S of the row's cache, whatever the other
-rows do, so that the numbers a row is computed with, and their order, are those of the row alone: the same request gives
-the same bits in any company. (The number of rows is part of the program, and another number may round otherwise.)
+Every slot has its own token count. Token p of a slot is stored in column p mod S of the slot's cache, independently of
+the other slots, so that the operands of a slot's computation, and their order, are those of the sequence running alone:
+the same request gives the same bits whatever it is batched with. (The number of slots is part of the program; another
+number may round differently.)
 
-A prompt is fed in chunks to a cache of its own, whose columns then replace a row's. Blocks begin with few columns and
-get more when a text needs them, up to the context; then a row's columns go round.
+A prompt is fed in chunks to a cache of its own, whose columns are then copied into a slot. A block starts with few
+columns and is enlarged when a sequence needs more, up to the context; beyond it, a slot's cache is a circular buffer.
 
-Shapes: B rows, T tokens of a chunk, S columns, V vocabulary, N drawn at a call (at most), K most probable ones told.
+Shapes: B slots, T tokens of a chunk, S columns, V vocabulary, N steps of a call (maximum), K most probable ids.
 """
 
 import functools
@@ -17,102 +18,148 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from slm_jax.generation.decode import NO_TOKEN, Weights, uniform_pair
-from slm_jax.generation.sampling import Controls, penalize, sample
+from slm_jax.generation.decode import NO_TOKEN, DecodeWeights, uniform_pair
+from slm_jax.generation.sampling import SamplingArrays, penalize, sample
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
 from slm_jax.model.transformer import Transformer
 
-MOST_DRAWN = 32
-"""Tokens of a row drawn by one call, at most (N)."""
-TOLD = 5
-"""Most probable tokens told of each place (K)."""
+MAX_STEPS = 32
+"""Maximum number of decoding steps of one call (N)."""
+TOP_LOGPROBS = 5
+"""Number of most probable ids reported for each token (K)."""
 
 
-class RowCache(KVCache):
-    """A cache whose rows each have a column of their own for the next token."""
+class SlotCache(KVCache):
+    """A cache in which every slot has its own next column."""
 
-    def claim(self, positions_BxT: jax.Array) -> tuple["RowCache", jax.Array]:
-        """The cache with one column taken in each row (T = 1), and which: int32 [B]."""
+    def claim(self, positions_BxT: jax.Array) -> tuple["SlotCache", jax.Array]:
+        """Reserve one column in each slot (T = 1).
+
+        Args:
+            positions_BxT: int32 [B, 1], the positions of the new tokens.
+
+        Returns:
+            The updated cache, and the reserved columns int32 [B].
+        """
         column_B = positions_BxT[:, 0] % self.positions.shape[1]
         rows_B = jnp.arange(len(column_B))
         return self._replace(positions=self.positions.at[rows_B, column_B].set(positions_BxT[:, 0])), column_B
 
 
 class Block(NamedTuple):
-    """What the rows have come to; given away at each call (donated)."""
+    """Device state of a block of slots; donated at each call.
 
-    cache: RowCache
-    logits_BxV: jax.Array  # float32, of the token to draw next
-    seen_BxV: jax.Array  # bool: ids of the prompt and of what is drawn
+    Attributes:
+        cache: Keys and values.
+        logits_BxV: float32, the logits of the next token.
+        seen_BxV: bool, ids of the prompt and the generated text.
+    """
 
-
-class Rows(NamedTuple):
-    """What the host says of the rows at each call."""
-
-    position_B: Any  # int32: tokens so far, prompt included
-    drawn_B: Any  # int32: tokens drawn so far
-    left_B: Any  # int32: tokens that may still be drawn; 0: nobody is here
-    seed_B: Any  # uint32
-    endless_B: Any  # bool: the ids that end a text are never drawn
-    told_B: Any  # bool: log-probabilities are wanted
-    controls: Controls
+    cache: SlotCache
+    logits_BxV: jax.Array
+    seen_BxV: jax.Array
 
 
-class Told(NamedTuple):
-    """Log-probabilities by the model itself, before any setting of sampling."""
+class SlotInputs(NamedTuple):
+    """What the host passes for each slot at each call.
 
-    of_id: jax.Array  # float32 [...]
-    ids_K: jax.Array  # int32 [..., K], the most probable first
-    of_ids_K: jax.Array  # float32 [..., K]
+    Attributes:
+        position_B: int32, number of tokens so far, prompt included.
+        generated_B: int32, number of generated tokens so far.
+        remaining_B: int32, number of tokens that may still be generated; 0: the slot is empty.
+        seed_B: uint32.
+        ignore_eos_B: bool, never sample the ids that end a sequence.
+        logprobs_B: bool, compute log-probabilities.
+        sampling: Sampling settings.
+    """
+
+    position_B: Any
+    generated_B: Any
+    remaining_B: Any
+    seed_B: Any
+    ignore_eos_B: Any
+    logprobs_B: Any
+    sampling: SamplingArrays
 
 
-class Fixed(NamedTuple):
-    """What is the same for all requests."""
+class Logprobs(NamedTuple):
+    """Log-probabilities of the model itself, before any sampling setting.
 
-    suppressed_V: Any  # bool: never drawn
-    stops_V: Any  # bool: these end a text; no penalty holds them off
+    Attributes:
+        token: float32 [...], of the token at that position.
+        top_ids_K: int32 [..., K], the most probable ids, in descending order.
+        top_K: float32 [..., K], of these ids.
+    """
+
+    token: jax.Array
+    top_ids_K: jax.Array
+    top_K: jax.Array
 
 
-def tell(logits: jax.Array, ids: jax.Array) -> Told:
-    """Log-probabilities of ids int32 [...] and of the most probable ones, of logits [..., V]."""
+class TokenMasks(NamedTuple):
+    """Masks over the vocabulary that are the same for all requests.
+
+    Attributes:
+        suppressed_V: bool, ids that are never sampled.
+        stops_V: bool, ids that end a sequence; exempt from the repetition penalty.
+    """
+
+    suppressed_V: Any
+    stops_V: Any
+
+
+def compute_logprobs(logits: jax.Array, ids: jax.Array) -> Logprobs:
+    """Return log-probabilities of ids int32 [...], and of the most probable ids, under logits float32 [..., V]."""
     log_total = jax.nn.logsumexp(logits, axis=-1)
-    top, top_ids = jax.lax.top_k(logits, TOLD)
-    of_id = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_total
-    return Told(of_id, top_ids.astype(jnp.int32), top - log_total[..., None])
+    top_K, top_ids_K = jax.lax.top_k(logits, TOP_LOGPROBS)
+    token = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_total
+    return Logprobs(token, top_ids_K.astype(jnp.int32), top_K - log_total[..., None])
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "rows", "columns"))
-def empty_block(graph: nnx.GraphDef, weights: Weights, rows: int, columns: int) -> Block:
-    """A block with nobody in it."""
+@functools.partial(jax.jit, static_argnames=("graph", "slots", "columns"))
+def empty_block(graph: nnx.GraphDef, weights: DecodeWeights, slots: int, columns: int) -> Block:
+    """Return a block of empty slots."""
     model: Transformer = nnx.merge(graph, weights.params)
     v = model.vocab_size
-    cache = RowCache(*model.empty_cache(rows, columns))
-    return Block(cache, jnp.zeros((rows, v), jnp.float32), jnp.zeros((rows, v), bool))
+    cache = SlotCache(*model.empty_cache(slots, columns))
+    return Block(cache, jnp.zeros((slots, v), jnp.float32), jnp.zeros((slots, v), bool))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "columns"))
-def empty_prompt(graph: nnx.GraphDef, weights: Weights, columns: int) -> KVCache:
-    """The cache that one prompt is fed to."""
+def empty_prompt_cache(graph: nnx.GraphDef, weights: DecodeWeights, columns: int) -> KVCache:
+    """Return the cache that one prompt is fed to."""
     model: Transformer = nnx.merge(graph, weights.params)
     return model.empty_cache(1, columns)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "window", "told"), donate_argnames="cache")
-def feed_prompt(
+@functools.partial(jax.jit, static_argnames=("graph", "window", "logprobs"), donate_argnames="cache")
+def prefill_chunk(
     graph: nnx.GraphDef,
-    weights: Weights,
+    weights: DecodeWeights,
     cache: KVCache,
     ids_T: jax.Array,
     first: jax.Array,
     count: jax.Array,
     next_T: jax.Array,
     window: int,
-    told: bool,
-) -> tuple[KVCache, jax.Array, Told | None]:
-    """The cache with ids[:count] of a prompt fed, which stand at position `first` of it; the logits [V] after them.
+    logprobs: bool,
+) -> tuple[KVCache, jax.Array, Logprobs | None]:
+    """Run the model on a chunk of a prompt.
 
-    told: also what the model thought of next[t], the id that follows ids[t].
+    Args:
+        graph: Graph of the model.
+        weights: Its parameters.
+        cache: The cache of this prompt, donated.
+        ids_T: int32 [T], the chunk, padded at the end.
+        first: int32 scalar, position of the chunk in the prompt.
+        count: int32 scalar, number of ids that are not padding.
+        next_T: int32 [T], the id after each id of the chunk.
+        window: Number of tokens that attention sees.
+        logprobs: Whether to compute log-probabilities.
+
+    Returns:
+        The updated cache; logits float32 [V] after the last id; log-probabilities [T] of `next_T`, or None.
     """
     model: Transformer = nnx.merge(graph, weights.params)
     index_T = jnp.arange(len(ids_T))
@@ -120,35 +167,46 @@ def feed_prompt(
     x_1xTxD, cache = model.hidden_cached(ids_T[None], positions_1xT, cache, window, weights.layers)
     last_D = jax.lax.dynamic_index_in_dim(x_1xTxD[0], count - 1, keepdims=False)
     logits_V = ops.einsum("d,vd->v", last_D, weights.head_VxD, model.dtype)
-    if not told:
+    if not logprobs:
         return cache, logits_V, None
-    return cache, logits_V, tell(ops.einsum("td,vd->tv", x_1xTxD[0], weights.head_VxD, model.dtype), next_T)
+    logits_TxV = ops.einsum("td,vd->tv", x_1xTxD[0], weights.head_VxD, model.dtype)
+    return cache, logits_V, compute_logprobs(logits_TxV, next_T)
 
 
 @functools.partial(jax.jit, donate_argnames="block")
-def join(
-    block: Block, row: jax.Array, prompt: KVCache, length: jax.Array, logits_V: jax.Array, seen_V: jax.Array
+def insert(
+    block: Block, slot: jax.Array, prompt: KVCache, length: jax.Array, logits_V: jax.Array, seen_V: jax.Array
 ) -> Block:
-    """The block with a prompt of `length` tokens in a row."""
-    columns, from_columns = block.cache.positions.shape[1], prompt.positions.shape[1]
-    # The newest token that stands in each column, and where the prompt's cache has it.
+    """Copy a prompt into a slot.
+
+    Args:
+        block: The block, donated.
+        slot: int32 scalar, index of the slot.
+        prompt: The prompt's cache, after its last chunk.
+        length: int32 scalar, number of tokens of the prompt.
+        logits_V: float32 [V], the logits after the prompt.
+        seen_V: bool [V], ids of the prompt.
+    """
+    columns = block.cache.positions.shape[1]
+    prompt_columns = prompt.positions.shape[1]
+    # The newest position that belongs in each column of the slot, and the column where the prompt's cache has it.
     position_S = length - 1 - (length - 1 - jnp.arange(columns)) % columns
-    source_S = position_S % from_columns
+    source_S = position_S % prompt_columns
 
     def put(cache_NxSxK: jax.Array, prompt_GxPxK: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(cache_NxSxK, prompt_GxPxK[:, source_S], (row * len(prompt_GxPxK), 0, 0))
+        return jax.lax.dynamic_update_slice(cache_NxSxK, prompt_GxPxK[:, source_S], (slot * len(prompt_GxPxK), 0, 0))
 
     cache = block.cache._replace(
         keys=tuple(map(put, block.cache.keys, prompt.keys)),
         values=tuple(map(put, block.cache.values, prompt.values)),
-        positions=block.cache.positions.at[row].set(jnp.maximum(position_S, -1)),
+        positions=block.cache.positions.at[slot].set(jnp.maximum(position_S, -1)),
     )
-    return Block(cache, block.logits_BxV.at[row].set(logits_V), block.seen_BxV.at[row].set(seen_V))
+    return Block(cache, block.logits_BxV.at[slot].set(logits_V), block.seen_BxV.at[slot].set(seen_V))
 
 
 @functools.partial(jax.jit, static_argnames="columns")
 def resize(block: Block, columns: int) -> Block:
-    """The block with more or fewer columns; every text in it must fit into both."""
+    """Return the block with more or fewer columns; every sequence in it must fit into both."""
 
     def fit(x: jax.Array, fill: int) -> jax.Array:
         pad = max(columns - x.shape[1], 0)
@@ -160,50 +218,73 @@ def resize(block: Block, columns: int) -> Block:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "window"), donate_argnames="block")
-def draw(
-    graph: nnx.GraphDef, weights: Weights, block: Block, rows: Rows, fixed: Fixed, steps: jax.Array, window: int
-) -> tuple[Block, jax.Array, Told]:
-    """The block after up to `steps` tokens of each row, or until every row has ended: (block, ids [B, N], told [B, N]).
+def decode(
+    graph: nnx.GraphDef,
+    weights: DecodeWeights,
+    block: Block,
+    inputs: SlotInputs,
+    masks: TokenMasks,
+    steps: jax.Array,
+    window: int,
+) -> tuple[Block, jax.Array, Logprobs]:
+    """Generate up to `steps` tokens in every slot, or until every sequence has ended.
 
-    NO_TOKEN stands where none was drawn. A stop is the last token of its row.
+    Args:
+        graph: Graph of the model.
+        weights: Its parameters.
+        block: The block, donated.
+        inputs: Counts and settings of the slots.
+        masks: Masks over the vocabulary.
+        steps: int32 scalar, at most MAX_STEPS.
+        window: Number of tokens that attention sees.
+
+    Returns:
+        The block; generated ids int32 [B, N], NO_TOKEN where there is none, a stop id being the last of its sequence;
+        and log-probabilities [B, N], zeros unless some slot has them computed.
     """
     model: Transformer = nnx.merge(graph, weights.params)
-    b = len(rows.left_B)
+    b = len(inputs.remaining_B)
     index_B = jnp.arange(b)
-    step_BxN = rows.drawn_B[:, None] + jnp.arange(MOST_DRAWN)
+    step_BxN = inputs.generated_B[:, None] + jnp.arange(MAX_STEPS)
     uniform_BxNx2 = jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, None, 0))(
-        rows.seed_B, jnp.uint32(0), step_BxN
+        inputs.seed_B, jnp.uint32(0), step_BxN
     )
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, block, active_B, ids_BxN, told = carry
+        i, block, active_B, ids_BxN, logprobs = carry
         uniform_Bx2 = jax.lax.dynamic_index_in_dim(uniform_BxNx2, i, 1, keepdims=False)
-        token_B = _choose(block, rows, fixed, uniform_Bx2)
-        told = jax.lax.cond(
-            jnp.any(rows.told_B),
-            lambda told: jax.tree.map(lambda old, new: old.at[:, i].set(new), told, tell(block.logits_BxV, token_B)),
-            lambda told: told,
-            told,
+        token_B = _sample_next(block, inputs, masks, uniform_Bx2)
+        logprobs = jax.lax.cond(
+            jnp.any(inputs.logprobs_B),
+            lambda all_: jax.tree.map(
+                lambda old, new: old.at[:, i].set(new), all_, compute_logprobs(block.logits_BxV, token_B)
+            ),
+            lambda all_: all_,
+            logprobs,
         )
         ids_BxN = ids_BxN.at[:, i].set(jnp.where(active_B, token_B, NO_TOKEN))
         seen_BxV = block.seen_BxV.at[index_B, token_B].max(active_B)
-        position_B = jnp.where(active_B, rows.position_B + i, -1)
-        # Fed even where it is the last: the rows that go on need the step in any case.
+        position_B = jnp.where(active_B, inputs.position_B + i, -1)
+        # The last token of a sequence is fed too: the other slots need the step in any case.
         x_Bx1xD, cache = model.hidden_cached(token_B[:, None], position_B[:, None], block.cache, window, weights.layers)
         logits_BxV = ops.einsum("bd,vd->bv", x_Bx1xD[:, -1], weights.head_VxD, model.dtype)
-        active_B &= ~fixed.stops_V[token_B] & (i + 1 < rows.left_B)
-        return i + 1, Block(RowCache(*cache), logits_BxV, seen_BxV), active_B, ids_BxN, told
+        active_B &= ~masks.stops_V[token_B] & (i + 1 < inputs.remaining_B)
+        return i + 1, Block(SlotCache(*cache), logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
 
-    told = Told(
-        jnp.zeros((b, MOST_DRAWN)), jnp.zeros((b, MOST_DRAWN, TOLD), jnp.int32), jnp.zeros((b, MOST_DRAWN, TOLD))
+    no_logprobs = Logprobs(
+        token=jnp.zeros((b, MAX_STEPS)),
+        top_ids_K=jnp.zeros((b, MAX_STEPS, TOP_LOGPROBS), jnp.int32),
+        top_K=jnp.zeros((b, MAX_STEPS, TOP_LOGPROBS)),
     )
-    start = (jnp.int32(0), block, rows.left_B > 0, jnp.full((b, MOST_DRAWN), NO_TOKEN), told)
-    _, block, _, ids_BxN, told = jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[2]), step, start)
-    return block, ids_BxN, told
+    start = (jnp.int32(0), block, inputs.remaining_B > 0, jnp.full((b, MAX_STEPS), NO_TOKEN), no_logprobs)
+    _, block, _, ids_BxN, logprobs = jax.lax.while_loop(
+        lambda carry: (carry[0] < steps) & jnp.any(carry[2]), step, start
+    )
+    return block, ids_BxN, logprobs
 
 
-def _choose(block: Block, rows: Rows, fixed: Fixed, uniform_Bx2: jax.Array) -> jax.Array:
-    """The next ids int32 [B], as `generate` draws them."""
-    logits_BxV = penalize(block.logits_BxV, block.seen_BxV & ~fixed.stops_V, rows.controls.penalty_B)
-    never_BxV = fixed.suppressed_V | (rows.endless_B[:, None] & fixed.stops_V)
-    return sample(jnp.where(never_BxV, -jnp.inf, logits_BxV), uniform_Bx2, rows.controls)
+def _sample_next(block: Block, inputs: SlotInputs, masks: TokenMasks, uniform_Bx2: jax.Array) -> jax.Array:
+    """Return the next ids int32 [B], sampled as by `slm_jax.generation.decode`."""
+    logits_BxV = penalize(block.logits_BxV, block.seen_BxV & ~masks.stops_V, inputs.sampling.penalty_B)
+    never_BxV = masks.suppressed_V | (inputs.ignore_eos_B[:, None] & masks.stops_V)
+    return sample(jnp.where(never_BxV, -jnp.inf, logits_BxV), uniform_Bx2, inputs.sampling)

@@ -1,25 +1,32 @@
-"""POST /v1/completions: requests to texts of an engine, what the engine hands out to answers, whole or as a stream."""
+"""POST /v1/completions: turn a request into engine requests, and their chunks into a response or an event stream."""
 
 import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
-from slm_jax.serve.detokenizer import Token, Written
-from slm_jax.serve.engine import Engine, Full, Piece, Text
+from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
+from slm_jax.serve.engine import Chunk, Engine, QueueFullError, Request
 from slm_jax.serve.schema import ApiError, CompletionRequest
 from tokenizer import HybridTokenizer
 from tokenizer.inspect.playground import kind_of
+from tokenizer.vocabulary import MAX_PHRASE
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for."""
+    """Limits of a request.
+
+    Attributes:
+        prompt_tokens: Maximum number of tokens of a prompt.
+        max_tokens: Maximum number of generated tokens per text.
+        seconds: Maximum time until the response is complete, waiting included.
+    """
 
     prompt_tokens: int
     max_tokens: int
@@ -28,57 +35,96 @@ class Limits:
 
 @dataclass
 class Choice:
-    """One text of an answer as it grows."""
+    """One text of a response while it grows.
+
+    Attributes:
+        index: Index in the response.
+        request: The engine's request.
+        detokenizer: Text of the ids received so far.
+        echo: The prompt's text if it is to be repeated.
+        echo_tokens: The prompt's tokens if they are asked for and the engine delivers no log-probabilities of them.
+        finish_reason: stop, length, or the engine's internal cancelled and error; empty until the end.
+        generated: Number of generated tokens.
+        pending_prompt_tokens: Number of prompt tokens that the engine has yet to deliver, before generated ones.
+    """
 
     index: int
-    job: Text
-    written: Written
+    request: Request
+    detokenizer: IncrementalDetokenizer
     echo: str
-    echo_tokens: list[Token] = field(default_factory=list)  # where the engine tells nothing of the prompt
-    ended: str = ""  # stop, length, or the engine's own cancelled and error
-    drawn: int = 0
-    prompt_places: int = 0  # of the prompt's, which come first, still to come
+    echo_tokens: list[Token] = field(default_factory=list)
+    finish_reason: str = ""
+    generated: int = 0
+    pending_prompt_tokens: int = 0
 
 
 class Completion:
-    """One request being answered."""
+    """One completion request while it is answered.
+
+    Call `encode` (in any thread), then `submit`, then `response` or `events`.
+    """
 
     def __init__(self, name: str, engine: Engine, request: CompletionRequest, limits: Limits):
-        """To be followed by `encode` (in any thread), `submit`, and `answer` or `events`."""
-        self.request, self._engine, self._limits = request, engine, limits
+        """Prepare a completion on the running event loop.
+
+        Args:
+            name: Name of the model in the response.
+            engine: Its engine.
+            request: The validated request.
+            limits: Limits of the server.
+        """
+        self.request = request
+        self.choices: list[Choice] = []
+        self._engine = engine
+        self._limits = limits
         self._tokenizer = engine.run.tokenizer
         self._loop = asyncio.get_running_loop()
-        self._arrivals: asyncio.Queue[tuple[Choice, Piece]] = asyncio.Queue()
-        self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
-        self._head["model"] = name
-        self.choices: list[Choice] = []
+        self._chunks: asyncio.Queue[tuple[Choice, Chunk]] = asyncio.Queue()
+        self._header = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
         self._prompt_tokens = 0
 
     def encode(self) -> None:
-        """Make ids of the prompts. Raises ApiError for what is beyond the limits."""
-        request, limit = self.request, self._limits.max_tokens
-        if request.max_tokens > limit:
-            raise ApiError(400, f"max_tokens {request.max_tokens:,} is above {limit:,}", "max_tokens")
-        most = self._engine.slots + self._engine.waiting
-        if (count := len(request.prompts()) * request.n) > most:
-            raise ApiError(400, f"{count:,} texts in one request are too many: {most} are the most", "n")
+        """Encode the prompts and make the engine's requests.
+
+        Raises:
+            ApiError: The request exceeds a limit of the server.
+        """
+        request = self.request
+        if request.max_tokens > self._limits.max_tokens:
+            message = f"max_tokens {request.max_tokens:,} exceeds the limit of {self._limits.max_tokens:,}"
+            raise ApiError(400, message, "max_tokens")
+        count = len(request.prompts()) * request.n
+        if count > self._capacity:
+            message = f"{count:,} texts in one request exceed the server's limit of {self._capacity}"
+            raise ApiError(400, message, "n")
         sampling = request.sampling()
         for prompt in request.prompts():
-            ids = self._encode(prompt)
+            ids = self._encode_prompt(prompt)
             self._prompt_tokens += len(ids)
             for sample in range(request.n):
-                self.choices.append(self._choice(len(self.choices), prompt, ids, sampling.with_seed_plus(sample)))
+                choice = self._choice(len(self.choices), prompt, ids, sampling.with_seed_offset(sample))
+                self.choices.append(choice)
 
-    def _encode(self, prompt: str | list[int]) -> list[int]:
+    @property
+    def _capacity(self) -> int:
+        """Number of requests that the engine accepts at most."""
+        return self._engine.slots + self._engine.queue_size
+
+    def _encode_prompt(self, prompt: str | list[int]) -> list[int]:
         limit = self._limits.prompt_tokens
-        # A token is 96 characters at most: what is longer by that measure need not be encoded to be refused.
-        if isinstance(prompt, str) and len(prompt) > 96 * limit:
-            raise ApiError(400, f"a prompt has {len(prompt):,} characters; {limit:,} tokens are the most", "prompt")
+        # No token has more characters than the longest phrase: a prompt beyond that is refused without encoding it.
+        if isinstance(prompt, str) and len(prompt) > MAX_PHRASE * limit:
+            message = f"a prompt has {len(prompt):,} characters; the limit is {limit:,} tokens"
+            raise ApiError(400, message, "prompt")
         ids = encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else prompt
         if len(ids) > limit:
-            raise ApiError(
-                400, f"a prompt has {len(ids):,} tokens; {limit:,} are the most", "prompt", "context_length_exceeded"
-            )
+            message = f"a prompt has {len(ids):,} tokens; the limit is {limit:,}"
+            raise ApiError(400, message, "prompt", "context_length_exceeded")
         size = self._engine.run.model.vocab_size
         if outside := [id_ for id_ in ids if not 0 <= id_ < size][:3]:
             raise ApiError(400, f"ids {outside} are outside the vocabulary of {size}", "prompt")
@@ -86,162 +132,204 @@ class Completion:
 
     def _choice(self, index: int, prompt: str | list[int], ids: list[int], sampling: Sampling) -> Choice:
         request = self.request
-        told = request.logprobs is not None or request.token_details
-        echo = "" if not request.echo else prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
-        job = Text(
-            ids, request.max_tokens, sampling, lambda piece: self._arrive(choice, piece), told,
-            told and request.echo, request.ignore_eos,
-        )  # fmt: skip
-        choice = Choice(index, job, Written(self._tokenizer, request.stops(), len(echo)), echo)
-        if job.prompt_told:
-            # The prompt's own tokens are told like drawn ones: without stops, from the first character on.
-            written = Written(self._tokenizer)
-            if not isinstance(prompt, str):
-                written.push(ids[:1])
-            if len(ids) > 1:
-                choice.prompt_places, choice.written = len(ids) - 1, written
-            else:
-                choice.echo_tokens = written.take(whole=True)[1]
+        logprobs = request.logprobs is not None or request.token_details
+        prompt_logprobs = logprobs and request.echo
+        echo = ""
+        if request.echo:
+            echo = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+        engine_request = Request(
+            ids,
+            request.max_tokens,
+            sampling,
+            on_chunk=lambda chunk: self._on_chunk(choice, chunk),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            ignore_eos=request.ignore_eos,
+        )
+        detokenizer = IncrementalDetokenizer(self._tokenizer, request.stops(), len(echo))
+        choice = Choice(index, engine_request, detokenizer, echo)
+        if prompt_logprobs:
+            self._echo_with_logprobs(choice, prompt, ids)
         return choice
 
-    def _arrive(self, choice: Choice, piece: Piece) -> None:
-        """From the engine's thread."""
+    def _echo_with_logprobs(self, choice: Choice, prompt: str | list[int], ids: list[int]) -> None:
+        """Make the prompt's tokens part of the text: without stop strings, from the first character on."""
+        detokenizer = IncrementalDetokenizer(self._tokenizer)
+        if not isinstance(prompt, str):  # else the first id is the <EOS> that encode_prompt adds
+            detokenizer.append(ids[:1])
+        if len(ids) > 1:
+            choice.pending_prompt_tokens = len(ids) - 1
+            choice.detokenizer = detokenizer
+        else:
+            choice.echo_tokens = detokenizer.release(final=True)[1]
+
+    def _on_chunk(self, choice: Choice, chunk: Chunk) -> None:
+        """Receive a chunk on the engine's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._arrivals.put_nowait, (choice, piece))
-        except RuntimeError:  # the server has ended
-            choice.job.leave = "cancelled"
+            self._loop.call_soon_threadsafe(self._chunks.put_nowait, (choice, chunk))
+        except RuntimeError:  # the event loop is closed: the server has stopped
+            choice.request.finish("cancelled")
 
     def submit(self) -> None:
-        """Hand the texts to the engine. Raises ApiError when too many wait."""
-        most = self._engine.slots + self._engine.waiting
+        """Submit the requests to the engine.
+
+        Raises:
+            ApiError: The queue is full.
+        """
         try:
-            self._engine.submit([choice.job for choice in self.choices])
-        except Full:
-            raise ApiError(
-                429, f"the server is busy: {most} texts are being written or wait. Try again later", code="busy"
-            ) from None
+            self._engine.submit([choice.request for choice in self.choices])
+        except QueueFullError:
+            message = f"the server is busy: {self._capacity} texts are running or waiting. Try again later"
+            raise ApiError(429, message, code="busy") from None
 
     def cancel(self) -> None:
-        """Free what is still being written."""
+        """Free the slots of unfinished texts."""
         for choice in self.choices:
-            choice.job.leave = choice.job.leave or "cancelled"
+            choice.request.finish("cancelled")
 
-    async def parts(self) -> AsyncIterator[tuple[Choice, str, list[Token]]]:
-        """(choice, new text, its tokens) as they come; after a choice's last part its `ended` is set.
+    async def deltas(self) -> AsyncGenerator[tuple[Choice, str, list[Token]], None]:
+        """Receive text as it is generated; unfinished texts are canceled when the generator is closed.
 
-        Raises ApiError when the time is over or the engine fails. Cancels what is unfinished when it is left.
+        Yields:
+            The choice, its new text and the tokens of it. With the last text of a choice its `finish_reason` is set.
+
+        Raises:
+            ApiError: The time limit is reached, or the engine failed.
         """
         try:
             async with asyncio.timeout(self._limits.seconds):
                 for choice in self.choices:
-                    if (choice.echo or choice.echo_tokens) and not choice.prompt_places:
+                    if (choice.echo or choice.echo_tokens) and not choice.pending_prompt_tokens:
                         yield choice, choice.echo, choice.echo_tokens
-                while not all(choice.ended for choice in self.choices):
-                    choice, piece = await self._arrivals.get()
-                    if choice.ended:
+                while not all(choice.finish_reason for choice in self.choices):
+                    choice, chunk = await self._chunks.get()
+                    if choice.finish_reason:
                         continue
-                    text, tokens = self._take(choice, piece)
-                    if choice.ended in ("cancelled", "error"):
-                        raise ApiError(503, "the server stopped before the text was whole")
-                    if text or tokens or choice.ended:
+                    text, tokens = self._process(choice, chunk)
+                    if choice.finish_reason in ("cancelled", "error"):
+                        raise ApiError(503, "the server stopped before the text was complete")
+                    if text or tokens or choice.finish_reason:
                         yield choice, text, tokens
         except TimeoutError:
-            raise ApiError(504, f"not done within {self._limits.seconds:g} s", code="timeout") from None
+            raise ApiError(504, f"not complete within {self._limits.seconds:g} s", code="timeout") from None
         finally:
             self.cancel()
 
-    def _take(self, choice: Choice, piece: Piece) -> tuple[str, list[Token]]:
-        if choice.prompt_places:
-            choice.prompt_places -= len(piece.ids)
-            choice.written.push(piece.ids, piece.places)
-            if choice.prompt_places:
-                return "", []
-            choice.written.finish()
-            text, tokens = choice.written.take(whole=True)
-            choice.written = Written(self._tokenizer, self.request.stops(), len(text))
-            if piece.end:
-                choice.ended = piece.end
-            return text, tokens
-        choice.drawn += len(piece.ids)
-        choice.written.push(piece.ids, piece.places)
-        if piece.end:
-            choice.written.finish()
-            choice.ended = piece.end
-        if choice.written.stopped:
-            choice.ended = choice.job.leave = "stop"
-        return choice.written.take(whole=bool(choice.ended))
+    def _process(self, choice: Choice, chunk: Chunk) -> tuple[str, list[Token]]:
+        """Add a chunk to a choice; returns the text and the tokens that it completes."""
+        if choice.pending_prompt_tokens:
+            return self._process_prompt(choice, chunk)
+        choice.generated += len(chunk.ids)
+        choice.detokenizer.append(chunk.ids, chunk.logprobs)
+        if chunk.finish_reason:
+            choice.detokenizer.finish()
+            choice.finish_reason = chunk.finish_reason
+        if choice.detokenizer.stopped:
+            choice.finish_reason = "stop"
+            choice.request.finish("stop")
+        return choice.detokenizer.release(final=bool(choice.finish_reason))
+
+    def _process_prompt(self, choice: Choice, chunk: Chunk) -> tuple[str, list[Token]]:
+        """Add prompt tokens with their log-probabilities; the text is released when the prompt is complete."""
+        choice.pending_prompt_tokens -= len(chunk.ids)
+        choice.detokenizer.append(chunk.ids, chunk.logprobs)
+        if choice.pending_prompt_tokens:
+            return "", []
+        choice.detokenizer.finish()
+        text, tokens = choice.detokenizer.release(final=True)
+        choice.detokenizer = IncrementalDetokenizer(self._tokenizer, self.request.stops(), len(text))
+        if chunk.finish_reason:
+            choice.finish_reason = chunk.finish_reason
+        return text, tokens
 
     def usage(self) -> dict[str, int]:
-        """Tokens so far."""
-        drawn = sum(choice.drawn for choice in self.choices)
+        """Return the token counts so far."""
+        generated = sum(choice.generated for choice in self.choices)
         return {
             "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": drawn,
-            "total_tokens": self._prompt_tokens + drawn,
+            "completion_tokens": generated,
+            "total_tokens": self._prompt_tokens + generated,
         }
 
-    def _form(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _format_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         request = self.request
-        form: dict[str, Any] = {"index": choice.index, "text": text, "logprobs": None}
-        form["finish_reason"] = choice.ended or None
+        result: dict[str, Any] = {
+            "index": choice.index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": choice.finish_reason or None,
+        }
         if request.logprobs is not None:
-            form["logprobs"] = logprobs(self._tokenizer, tokens, request.logprobs)
+            result["logprobs"] = format_logprobs(self._tokenizer, tokens, request.logprobs)
         if request.token_details:
-            form["details"] = details(self._tokenizer, tokens)
-        return form
+            result["details"] = format_details(self._tokenizer, tokens)
+        return result
 
-    async def answer(self) -> dict[str, Any]:
-        """The whole answer."""
+    async def response(self) -> dict[str, Any]:
+        """Return the complete response.
+
+        Raises:
+            ApiError: See `deltas`.
+        """
         texts = [""] * len(self.choices)
         tokens: list[list[Token]] = [[] for _ in self.choices]
-        async for choice, text, new in self.parts():
-            texts[choice.index] += text
-            tokens[choice.index] += new
-        forms = [self._form(choice, texts[choice.index], tokens[choice.index]) for choice in self.choices]
-        return {**self._head, "choices": forms, "usage": self.usage()}
+        async for choice, new_text, new_tokens in self.deltas():
+            texts[choice.index] += new_text
+            tokens[choice.index] += new_tokens
+        choices = [self._format_choice(choice, texts[choice.index], tokens[choice.index]) for choice in self.choices]
+        return {**self._header, "choices": choices, "usage": self.usage()}
 
     async def events(self) -> AsyncIterator[str]:
-        """The answer as server-sent events; an error on the way is the last of them."""
+        """Yield the response as server-sent events; an error ends them as the last event."""
         options = self.request.stream_options
         usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
-        parts = self.parts()
+        deltas = self.deltas()
         try:
-            async for choice, text, tokens in parts:
-                yield _event({**self._head, "choices": [self._form(choice, text, tokens)], **usage})
+            async for choice, text, tokens in deltas:
+                yield _event({**self._header, "choices": [self._format_choice(choice, text, tokens)], **usage})
         except ApiError as error:
             yield _event(error.body())
             return
         finally:
-            await parts.aclose()  # type: ignore[attr-defined]
+            await deltas.aclose()
         if usage:
-            yield _event({**self._head, "choices": [], "usage": self.usage()})
+            yield _event({**self._header, "choices": [], "usage": self.usage()})
         yield "data: [DONE]\n\n"
 
 
-def _event(tree: dict[str, Any]) -> str:
-    return f"data: {json.dumps(tree)}\n\n"
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
 
 
-def logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: int) -> dict[str, Any]:
-    """The OpenAI form; tokens go by their names in the vocabulary, which are unique."""
+def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: int) -> dict[str, Any]:
+    """Return log-probabilities in OpenAI's format.
+
+    Args:
+        tokenizer: The tokenizer; tokens are identified by their names in its vocabulary, which are unique.
+        tokens: The tokens.
+        count: Number of most probable tokens to list for each; the token itself is always listed.
+    """
     names = tokenizer.id2token
-    tops: list[dict[str, float] | None] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
     for token in tokens:
-        if token.place is None:
-            tops.append(None)
+        if token.logprob is None:  # the first token of a text has no prediction
+            token_logprobs.append(None)
+            top_logprobs.append(None)
             continue
-        top = {names[id_]: value for id_, value in token.place.top[:count]}
-        tops.append({**top, names[token.id]: token.place.logprob})
+        top = {names[id_]: value for id_, value in token.logprob.top[:count]}
+        token_logprobs.append(token.logprob.logprob)
+        top_logprobs.append({**top, names[token.id]: token.logprob.logprob})
     return {
         "tokens": [names[token.id] for token in tokens],
-        "token_logprobs": [token.place and token.place.logprob for token in tokens],
-        "top_logprobs": tops,
+        "token_logprobs": token_logprobs,
+        "top_logprobs": top_logprobs,
         "text_offset": [token.offset for token in tokens],
     }
 
 
-def details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-    """Each token as the page shows it."""
+def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    """Return the tokens as the page shows them: id, text, name, kind, log-probability, most probable alternatives."""
     names = tokenizer.id2token
     return [
         {
@@ -249,8 +337,8 @@ def details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[dict[st
             "text": token.text,
             "name": names[token.id],
             "kind": kind_of(tokenizer, token.id),
-            "logprob": token.place and token.place.logprob,
-            "top": [[id_, names[id_], value] for id_, value in token.place.top] if token.place else [],
+            "logprob": token.logprob.logprob if token.logprob else None,
+            "top": [[id_, names[id_], value] for id_, value in token.logprob.top] if token.logprob else [],
         }
         for token in tokens
     ]

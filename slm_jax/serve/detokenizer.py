@@ -1,73 +1,106 @@
-"""The text of ids as they come: whole characters only, cut at the first stop string, with where each token stands."""
+"""Incremental detokenization: text of ids as they arrive, cut at the first stop string, with offsets of tokens."""
 
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from slm_jax.serve.engine import Place
+from slm_jax.serve.engine import TokenLogprob
 from tokenizer import HybridTokenizer
 
 
 class Token(NamedTuple):
-    """One id of a text: what it added, and from which character of the text on."""
+    """A token of a text.
+
+    Attributes:
+        id: Its id.
+        text: The text that it added; empty for an incomplete character.
+        logprob: The model's prediction at this position, if it was asked for.
+        offset: Index of its first character in the text.
+    """
 
     id: int
     text: str
-    place: Place | None
+    logprob: TokenLogprob | None
     offset: int
 
 
-class Written:
-    """A text that grows by ids and is handed out as far as it is certain.
+class IncrementalDetokenizer:
+    """Decode ids as they arrive and release the text that no further id can change.
 
-    Certain is what no further id can change: no half of a character, and nothing that a stop string may begin with.
+    Incomplete characters are held back, and so is text that may be the beginning of a stop string.
+
+    Attributes:
+        stopped: Whether a stop string has occurred. The text ends before it, and further ids are ignored.
     """
 
     def __init__(self, tokenizer: HybridTokenizer, stops: Sequence[str] = (), offset: int = 0):
+        """Start a text.
+
+        Args:
+            tokenizer: The tokenizer.
+            stops: Stop strings, none empty.
+            offset: Number of characters before this text, added to the offsets of its tokens.
+        """
         self._decoder = tokenizer.stream_decoder()
         self._stops = stops
         self._tokens: deque[Token] = deque()
         self._pending = ""
-        self._handed_out = offset  # characters
+        self._released = offset  # characters
         self._decoded = offset
         self.stopped = False
 
-    def push(self, ids: Sequence[int], places: Sequence[Place | None] = ()) -> None:
-        """Take the next ids, with what the model thought of each place; after a stop string they are dropped."""
+    def append(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
+        """Append ids; those after a stop string are ignored.
+
+        Args:
+            ids: The next ids.
+            logprobs: One per id, or empty.
+        """
         for i, id_ in enumerate(ids):
             if self.stopped:
                 return
             text = self._decoder.push(id_)
-            self._tokens.append(Token(id_, text, places[i] if places else None, self._decoded))
-            self._append(text)
+            self._tokens.append(Token(id_, text, logprobs[i] if logprobs else None, self._decoded))
+            self._append_text(text)
 
-    def _append(self, text: str) -> None:
+    def _append_text(self, text: str) -> None:
         self._pending += text
         self._decoded += len(text)
-        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
-        if found:
+        matches = [index for stop in self._stops if (index := self._pending.find(stop)) >= 0]
+        if matches:
             self.stopped = True
-            self._pending = self._pending[: min(found)]
-            end = self._handed_out + min(found)
+            self._pending = self._pending[: min(matches)]
+            end = self._released + min(matches)
             self._tokens = deque(token for token in self._tokens if token.offset < end)
 
     def finish(self) -> None:
-        """No more ids will come."""
+        """Decode what is left: no more ids will follow."""
         if not self.stopped:
-            self._append(self._decoder.finish())
+            self._append_text(self._decoder.finish())
 
-    def take(self, whole: bool = False) -> tuple[str, list[Token]]:
-        """What is certain and was not handed out before; whole: all that there is."""
-        held = 0
-        if not (whole or self.stopped):
-            longest = min(max(map(len, self._stops), default=0) - 1, len(self._pending))
-            ends = (n for n in range(longest, 0, -1) if any(s.startswith(self._pending[-n:]) for s in self._stops))
-            held = next(ends, 0)
-        text, self._pending = self._pending[: len(self._pending) - held], self._pending[len(self._pending) - held :]
-        self._handed_out += len(text)
+    def release(self, final: bool = False) -> tuple[str, list[Token]]:
+        """Return the text that is certain and was not returned before, with its tokens.
+
+        Args:
+            final: Return all remaining text, certain or not.
+        """
+        everything = final or self.stopped
+        length = len(self._pending) - (0 if everything else self._held_back())
+        text = self._pending[:length]
+        self._pending = self._pending[length:]
+        self._released += len(text)
         tokens = []
-        while self._tokens and (
-            whole or self.stopped or self._tokens[0].offset + len(self._tokens[0].text) <= self._handed_out
-        ):
+        while self._tokens:
+            token = self._tokens[0]
+            if not everything and token.offset + len(token.text) > self._released:
+                break
             tokens.append(self._tokens.popleft())
         return text, tokens
+
+    def _held_back(self) -> int:
+        """Return the number of characters at the end of the pending text that may be the start of a stop string."""
+        longest = min(max(map(len, self._stops), default=0) - 1, len(self._pending))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,10 +1,13 @@
-"""The engine: one thread that lets requests join, writes all of them on, and hands out tokens as they come.
+"""Continuous-batching engine: one thread admits requests, decodes all of them together and delivers tokens.
 
-A `Text` waits until a row is free, its prompt is fed in chunks (between the steps of the others, so that a long prompt
-does not hold them up), it joins a block and leaves it at its end, at its stop, or when it is cancelled. What is
-computed for it does not depend on who else is there (batching.py).
+A `Request` waits until a slot is free. Its prompt is then fed in chunks, between the decoding steps of the others, so
+that a long prompt does not stall them. It joins a block of slots and leaves it at its end, at a stop, or when it is
+canceled. What is computed for it does not depend on the other requests (batching.py).
+
+The method is iteration-level scheduling (Orca, Yu et al., OSDI 2022) with chunked prefill (Sarathi, arXiv:2308.16369).
 """
 
+import logging
 import queue
 import threading
 import time
@@ -17,67 +20,104 @@ import jax
 import numpy as np
 from flax import nnx
 
-from slm_jax.generation.decode import never_drawn, prepare
-from slm_jax.generation.sampling import Sampling, controls
+from slm_jax.generation.decode import id_mask, prepare_weights, suppressed_ids
+from slm_jax.generation.sampling import Sampling, stack_sampling
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve import batching
-from slm_jax.serve.batching import MOST_DRAWN, Fixed, Rows, Told
+from slm_jax.serve.batching import MAX_STEPS, Logprobs, SlotInputs, TokenMasks
 from slm_jax.serve.metrics import Counters
 from slm_jax.utils.errors import UserError
 
-_FEWEST_COLUMNS = 64  # of a block that has just begun; doubled as its texts grow
-_CHUNKS = (16, 64, 256)  # tokens of a prompt fed at once: the least of these that takes all of it, or the last
-_PROMPT_TOKENS = 512  # fed between two rounds of the texts that are being written, at most
-_ROUND_SECONDS = 0.1  # how long a round over all blocks may take, about: how often each text hands out tokens
-_SAY_SECONDS = 2.0
+logger = logging.getLogger(__name__)
+
+_MIN_COLUMNS = 64  # of an empty block; doubled as its sequences grow
+_CHUNKS = (16, 64, 256)  # sizes of a prefill chunk: the smallest that holds the whole prompt, or the last
+_PREFILL_BUDGET = 512  # maximum number of prompt tokens fed between two decoding calls
+_ROUND_SECONDS = 0.1  # approximate time of a round over all blocks, and so between two chunks of a request
+_LOG_SECONDS = 2.0  # time between two log lines of the warm-up
 
 
-class Full(Exception):  # noqa: N818  # a state, as in queue.Full
-    """As many texts wait as may wait."""
+class QueueFullError(Exception):
+    """As many requests wait as may wait."""
 
 
-class Place(NamedTuple):
-    """What the model thought of one place: the log-probability of the id there, and the most probable ids' (five)."""
+class TokenLogprob(NamedTuple):
+    """The model's prediction of one token.
+
+    Attributes:
+        logprob: Log-probability of the token.
+        top: The most probable ids with their log-probabilities, in descending order.
+    """
 
     logprob: float
     top: list[tuple[int, float]]
 
 
-class Piece(NamedTuple):
-    """What a text hands out: new ids, with a `Place` for each where it was asked for; how it ended, at its last."""
+class Chunk(NamedTuple):
+    """New tokens of a request.
+
+    Attributes:
+        ids: The new ids.
+        logprobs: One per id if the request has them computed, else empty.
+        finish_reason: Empty except in the last chunk: "stop" (an id that ends a sequence, not part of `ids`),
+            "length", "cancelled", "error", or the reason passed to `Request.finish`.
+    """
 
     ids: list[int]
-    places: list[Place]
-    end: str = ""
-    """stop (an id that ends a text, left out of `ids`), length, cancelled, or error."""
+    logprobs: list[TokenLogprob]
+    finish_reason: str = ""
 
 
 @dataclass(eq=False)
-class Text:
-    """A prompt and what is to be made of it."""
+class Request:
+    """A prompt and how to continue it.
 
-    ids: Sequence[int]
+    Attributes:
+        prompt_ids: Ids of the prompt, at least one.
+        max_tokens: Maximum number of tokens to generate.
+        sampling: Sampling settings; `no_repeat_ngram` is not supported here.
+        on_chunk: Called on the engine's thread with each chunk; the last one has a `finish_reason`.
+        logprobs: Deliver a `TokenLogprob` with each generated id.
+        prompt_logprobs: Deliver the ids of the prompt from the second on first, with a `TokenLogprob` each.
+        ignore_eos: Never sample the id that ends a sequence.
+        finish_request: Reason to finish before the end, set by `finish`.
+        submitted_at: `time.perf_counter()` at creation.
+        generated: Number of generated tokens so far.
+    """
+
+    prompt_ids: Sequence[int]
     max_tokens: int
     sampling: Sampling
-    hand_out: Callable[[Piece], None]
-    """Called on the engine's thread, with one Piece after another; the last one has an `end`."""
-    told: bool = False
-    """Hand out a `Place` with each id."""
-    prompt_told: bool = False
-    """Hand out, first, the prompt's ids but the first, with a `Place` each."""
-    endless: bool = False
-    """Never draw what ends a text."""
-    leave: str = ""
-    """Set from any thread: the text ends at the next round, with this as its `end`."""
-    asked_at: float = field(default_factory=time.perf_counter)
-    drawn: int = 0
+    on_chunk: Callable[[Chunk], None]
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+    finish_request: str = ""
+    submitted_at: float = field(default_factory=time.perf_counter)
+    generated: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of tokens so far, prompt included."""
+        return len(self.prompt_ids) + self.generated
+
+    def finish(self, reason: str) -> None:
+        """Ask the engine, from any thread, to finish the request in its next round; the first reason counts."""
+        self.finish_request = self.finish_request or reason
+
+
+class Occupancy(NamedTuple):
+    """Number of requests that are decoded, and that wait."""
+
+    running: int
+    waiting: int
 
 
 @dataclass
-class _Prompt:
-    """A prompt on its way into a row."""
+class _Prefill:
+    """A prompt on its way into a slot."""
 
-    text: Text
+    request: Request
     cache: Any
     chunk: int
     fed: int = 0
@@ -85,106 +125,150 @@ class _Prompt:
 
 
 @dataclass
-class _Rows:
-    """A block, and who is in its rows."""
+class _Block:
+    """Host state of a block of slots."""
 
     state: batching.Block
-    texts: list[Text | None]
-    seconds: float = 0.0  # of a step, at the last call
+    requests: list[Request | None]  # by slot
+    step_seconds: float = 0.0  # of a decoding step, at the last call
 
     @property
     def columns(self) -> int:
         return self.state.cache.positions.shape[1]
 
-    def busy(self) -> list[tuple[int, Text]]:
-        return [(row, text) for row, text in enumerate(self.texts) if text is not None]
+    def running(self) -> list[tuple[int, Request]]:
+        return [(slot, request) for slot, request in enumerate(self.requests) if request is not None]
 
 
 class Engine:
     """Continuous batching of one run's model.
 
-    slots: texts written at once, at most. rows: of them, in one compiled program, 0: eight on a CPU (whose caches hold
-    what eight rows need) and all elsewhere. waiting: texts that may wait beyond these.
+    Attributes:
+        run: The run that is served.
+        name: Name in log messages.
+        slots: Number of requests decoded at the same time.
+        block_slots: Number of slots that one compiled program decodes.
+        queue_size: Number of requests that may wait beyond the slots.
+        window: Number of tokens that attention sees.
+        eos: Id that ends a sequence.
+        counters: Statistics since the start.
+        failure: The exception that ended the engine's thread, if any.
     """
 
-    def __init__(self, run: LoadedRun, slots: int = 32, waiting: int = 64, rows: int = 0, context: int = 0):
-        self.run, self.waiting = run, waiting
-        self.rows = min(rows or (8 if jax.default_backend() == "cpu" else slots), slots)
-        self.slots = -(-slots // self.rows) * self.rows
+    def __init__(
+        self,
+        run: LoadedRun,
+        slots: int = 32,
+        queue_size: int = 64,
+        block_slots: int = 0,
+        context: int = 0,
+        name: str = "",
+    ):
+        """Allocate the blocks; nothing is compiled for requests yet, see `warm_up`.
+
+        Args:
+            run: The run to serve.
+            slots: Number of requests decoded at the same time, rounded up to whole blocks.
+            queue_size: Number of requests that may wait beyond these.
+            block_slots: Slots per compiled program; 0: eight on a CPU (whose caches hold what eight slots need), all
+                slots on other devices.
+            context: Number of tokens that attention sees; 0: the length that the model was trained at.
+            name: Name in log messages; empty: that of the run directory.
+        """
+        self.run = run
+        self.name = name or run.run.path.name
+        self.queue_size = queue_size
+        self.block_slots = min(block_slots or (8 if jax.default_backend() == "cpu" else slots), slots)
+        self.slots = -(-slots // self.block_slots) * self.block_slots
         model = run.model
         self.window = min(w for w in (context or run.context, model.config.window or run.context) if w)
         self.eos = run.tokenizer.token2id["<EOS>"]
         self.counters = Counters()
         self.failure: BaseException | None = None
         self._graph, params = nnx.split(model, nnx.Param)
-        self._weights = prepare(self._graph, params)
-        self._fixed = Fixed(_mask(never_drawn(run.tokenizer), model.vocab_size), _mask([self.eos], model.vocab_size))
-        full = -(-self.window // _FEWEST_COLUMNS) * _FEWEST_COLUMNS
-        self._columns = [c for c in (_FEWEST_COLUMNS << i for i in range(32)) if c < full] + [full]
-        self._blocks = [self._empty_block() for _ in range(self.slots // self.rows)]
-        self._inbox: queue.SimpleQueue[Text | None] = queue.SimpleQueue()
-        self._queue: deque[Text] = deque()
-        self._prompts: deque[_Prompt] = deque()
+        self._weights = prepare_weights(self._graph, params)
+        self._masks = TokenMasks(
+            id_mask(suppressed_ids(run.tokenizer), model.vocab_size), id_mask([self.eos], model.vocab_size)
+        )
+        full = -(-self.window // _MIN_COLUMNS) * _MIN_COLUMNS
+        self._columns = [c for c in (_MIN_COLUMNS << i for i in range(32)) if c < full] + [full]
+        self._blocks = [self._empty_block() for _ in range(self.slots // self.block_slots)]
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._queue: deque[Request] = deque()
+        self._prefills: deque[_Prefill] = deque()
         self._lock = threading.Lock()
-        self._inside = 0  # texts submitted and not ended
+        self._unfinished = 0  # requests submitted and not finished
         self._closing = False
-        self._thread = threading.Thread(target=self._serve, name=f"engine {run.run.path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"engine {self.name}", daemon=True)
 
-    # From any thread
+    # Called from any thread.
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the engine's thread."""
         self._thread.start()
 
-    def submit(self, texts: Sequence[Text]) -> None:
-        """Take texts, all or none. Raises Full, and UserError for what cannot be served."""
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Accept all of the requests or none.
+
+        Args:
+            requests: The requests; their chunks arrive through `on_chunk`.
+
+        Raises:
+            QueueFullError: Slots and queue have no room for all of them.
+            UserError: Ids or sampling settings are invalid, or the engine has stopped.
+        """
         size = self.run.model.vocab_size
-        for text in texts:
-            if not text.ids or not all(0 <= id_ < size for id_ in text.ids):
-                raise UserError(f"a prompt must have ids, each from 0 to {size - 1}")
-            text.sampling.check()
+        for request in requests:
+            if not request.prompt_ids or not all(0 <= id_ < size for id_ in request.prompt_ids):
+                raise UserError(f"a prompt must have at least one id, each from 0 to {size - 1}")
+            request.sampling.check()
         with self._lock:
             if self._closing or self.failure:
                 raise UserError("the engine has stopped")
-            if self._inside + len(texts) > self.slots + self.waiting:
-                raise Full
-            self._inside += len(texts)
-        for text in texts:
-            self._inbox.put(text)
+            if self._unfinished + len(requests) > self.slots + self.queue_size:
+                raise QueueFullError
+            self._unfinished += len(requests)
+        for request in requests:
+            self._inbox.put(request)
 
-    def state(self) -> tuple[int, int]:
-        """(texts being written, texts that wait)."""
-        writing = sum(len(block.busy()) for block in self._blocks)
-        return writing, max(self._inside - writing, 0)
+    def occupancy(self) -> Occupancy:
+        """Return the number of running and of waiting requests."""
+        running = sum(len(block.running()) for block in self._blocks)
+        return Occupancy(running, max(self._unfinished - running, 0))
 
     def close(self) -> None:
-        """End all texts as cancelled, and the thread."""
+        """Finish all requests as canceled and stop the thread."""
         with self._lock:
             self._closing = True
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
-    def warm_up(self, say: Callable[[str], None] = lambda text: None) -> float:
-        """Compile what requests will need, by serving such requests (before `start`); the seconds it took."""
-        clock = time.perf_counter()
-        last = clock
-        # One of each size of prompt and of block, and back to the smallest block.
-        lengths = sorted({1, *(chunk + 1 for chunk in _CHUNKS[:-1])} | {max(c - MOST_DRAWN, 1) for c in self._columns})
-        jobs = [(length, told) for length in [*lengths, 1] for told in (False, True)]
-        for i, (length, told) in enumerate(jobs):
-            if time.perf_counter() - last > _SAY_SECONDS:
-                last = time.perf_counter()
-                say(f"compiling {i + 1} of {len(jobs)} ({last - clock:.0f} s)")
-            self.submit([Text([0] * length, 1, Sampling(), lambda piece: None, told, told, endless=True)])
-            while self._inside:
+    def warm_up(self) -> float:
+        """Compile every program that requests will need, by serving such requests; call it before `start`.
+
+        Returns:
+            The time it took, in seconds.
+        """
+        start = time.perf_counter()
+        last_log = start
+        # One prompt per chunk size and per block size, then one that shrinks the block to the smallest size.
+        lengths = {1, *(chunk + 1 for chunk in _CHUNKS[:-1]), *(max(c - MAX_STEPS, 1) for c in self._columns)}
+        jobs = [(length, logprobs) for length in [*sorted(lengths), 1] for logprobs in (False, True)]
+        for i, (length, logprobs) in enumerate(jobs):
+            if time.perf_counter() - last_log > _LOG_SECONDS:
+                last_log = time.perf_counter()
+                logger.info("%s: compiling %d of %d (%.0f s)", self.name, i + 1, len(jobs), last_log - start)
+            self.submit([Request([0] * length, 1, Sampling(), lambda chunk: None, logprobs, logprobs, ignore_eos=True)])
+            while self._unfinished:
                 self._round()
         self.counters = Counters()
-        return time.perf_counter() - clock
+        return time.perf_counter() - start
 
-    # On the engine's thread
+    # Called on the engine's thread.
 
     def _serve(self) -> None:
+        """Run until the engine is closed or fails, then finish every request."""
         try:
             while self._round():
                 pass
@@ -194,190 +278,218 @@ class Engine:
         finally:
             with self._lock:
                 self._closing = True
-            self._take_in()
+            self._drain_inbox()
+            last = Chunk([], [], "error" if self.failure else "cancelled")
             for block in self._blocks:
-                for row, text in block.busy():
-                    self._leave(block, row, text, Piece([], [], "error" if self.failure else "cancelled"))
-            for text in [*(prompt.text for prompt in self._prompts), *self._queue]:
-                self._end(text, Piece([], [], "error" if self.failure else "cancelled"))
-            self._prompts.clear()
+                for slot, request in block.running():
+                    self._release(block, slot, request, last)
+            for request in [*(prefill.request for prefill in self._prefills), *self._queue]:
+                self._finish(request, last)
+            self._prefills.clear()
             self._queue.clear()
 
     def _round(self) -> bool:
-        """Bring in, feed, and write on each block; who comes meanwhile is seen between two blocks. False: the engine is
-        being closed."""
+        """Admit requests, feed prompts and decode, block by block; new requests are noticed between two blocks.
+
+        Returns:
+            False once the engine is being closed.
+        """
         for number, block in enumerate(self._blocks):
-            if not self._take_in(wait=number == 0):
+            if not self._drain_inbox(wait=number == 0):
                 return False
             self._feed_prompts()
-            if block.busy():
-                self._write(block, sum(bool(each.busy()) for each in self._blocks))
+            if block.running():
+                self._decode(block, sum(bool(each.running()) for each in self._blocks))
         return True
 
-    def _take_in(self, wait: bool = False) -> bool:
-        """Bring in who has come; wait for somebody where nobody is here. False: the engine is being closed."""
-        idle = wait and not self._queue and not self._prompts and not any(block.busy() for block in self._blocks)
+    def _drain_inbox(self, wait: bool = False) -> bool:
+        """Move submitted requests to the queue and drop canceled ones; with `wait`, block while the engine is idle.
+
+        Returns:
+            False once the engine is being closed.
+        """
+        idle = wait and not self._queue and not self._prefills and not any(block.running() for block in self._blocks)
         while True:
             try:
-                text = self._inbox.get(block=idle and not self._closing)
+                request = self._inbox.get(block=idle and not self._closing)
             except queue.Empty:
                 break
-            if text is None:
+            if request is None:
                 self._closing = True
             else:
-                self._queue.append(text)
+                self._queue.append(request)
                 idle = False
             if self._closing and self._inbox.empty():
                 break
-        for waiting in [text for text in self._queue if text.leave]:
+        for waiting in [request for request in self._queue if request.finish_request]:
             self._queue.remove(waiting)
-            self._end(waiting, Piece([], [], waiting.leave))
+            self._finish(waiting, Chunk([], [], waiting.finish_request))
         return not self._closing
 
     def _feed_prompts(self) -> None:
-        """Feed prompts that have a row to go to: all of them where nobody else is being written."""
-        free = sum(text is None for block in self._blocks for text in block.texts) - len(self._prompts)
+        """Feed the prompts that have a slot to go to, within the prefill budget."""
+        free = sum(request is None for block in self._blocks for request in block.requests) - len(self._prefills)
         while self._queue and free > 0:
             free -= 1
-            text = self._queue.popleft()
-            chunk = next((chunk for chunk in _CHUNKS if len(text.ids) <= chunk), _CHUNKS[-1])
-            self._prompts.append(_Prompt(text, self._empty_prompt(chunk), chunk))
-        budget = _PROMPT_TOKENS
-        while self._prompts and budget > 0:
-            prompt = self._prompts[0]
-            if prompt.text.leave:
-                self._end(self._prompts.popleft().text, Piece([], [], prompt.text.leave))
+            request = self._queue.popleft()
+            chunk = next((chunk for chunk in _CHUNKS if len(request.prompt_ids) <= chunk), _CHUNKS[-1])
+            self._prefills.append(_Prefill(request, self._empty_prompt_cache(chunk), chunk))
+        budget = _PREFILL_BUDGET
+        while self._prefills and budget > 0:
+            prefill = self._prefills[0]
+            if prefill.request.finish_request:
+                self._prefills.popleft()
+                self._finish(prefill.request, Chunk([], [], prefill.request.finish_request))
                 continue
-            budget -= prompt.chunk
-            self._feed(prompt)
-            if prompt.fed == len(prompt.text.ids):
-                self._join(self._prompts.popleft())
+            budget -= prefill.chunk
+            self._feed_chunk(prefill)
+            if prefill.fed == len(prefill.request.prompt_ids):
+                self._admit(self._prefills.popleft())
 
-    def _feed(self, prompt: _Prompt) -> None:
-        """One chunk."""
-        text, first = prompt.text, prompt.fed
-        ids = np.asarray(text.ids[first : first + prompt.chunk], np.int32)
-        following = np.asarray(text.ids[first + 1 : first + 1 + prompt.chunk], np.int32)
-        prompt.fed += len(ids)
-        prompt.cache, prompt.logits_V, told = batching.feed_prompt(
-            self._graph, self._weights, prompt.cache, _padded(ids, prompt.chunk), np.int32(first), np.int32(len(ids)),
-            _padded(following, prompt.chunk), self.window, text.prompt_told,
-        )  # fmt: skip
-        if told is not None and len(following):
-            text.hand_out(Piece(following.tolist(), _places(told, len(following))))
-
-    def _join(self, prompt: _Prompt) -> None:
-        """Into a row of the fullest block that has room: the others then take no time."""
-        text = prompt.text
-        self.counters.prompt_tokens += len(text.ids)
-        if text.max_tokens < 1:
-            self._end(text, Piece([], [], "length"))
-            return
-        room = [block for block in self._blocks if None in block.texts]
-        block = max(room, key=lambda block: len(block.busy()))
-        row = block.texts.index(None)
-        self._fit(block, len(text.ids))
-        block.state = batching.join(
-            block.state, np.int32(row), prompt.cache, np.int32(len(text.ids)), prompt.logits_V,
-            _mask(text.ids, self.run.model.vocab_size),
-        )  # fmt: skip
-        block.texts[row] = text
-
-    def _fit(self, block: _Rows, least: int) -> None:
-        """Give a block the columns that its texts, and one of `least` tokens, need; fewer when half would do."""
-        needed = max([least, *(len(text.ids) + text.drawn + MOST_DRAWN for _, text in block.busy())])
-        wanted = sum(c < needed for c in self._columns[:-1])  # the place of the least that suffices
-        at = self._columns.index(block.columns)
-        # A text that has gone round holds on to its columns; so does one that would soon want them back.
-        if wanted < at and 2 * needed > block.columns:
-            return
-        while at != wanted:  # by single steps, which are few programs
-            at += 1 if at < wanted else -1
-            block.state = batching.resize(block.state, self._columns[at])
-
-    def _write(self, block: _Rows, blocks: int) -> None:
-        """Some tokens of each text in a block."""
-        for row, text in block.busy():
-            if text.leave:
-                self._leave(block, row, text, Piece([], [], text.leave))
-        busy = block.busy()
-        if not busy:
-            return
-        self._fit(block, 0)
-        left = [text.max_tokens - text.drawn for _, text in busy]
-        # A first token soon; then as many as a round has time for.
-        steps = int(_ROUND_SECONDS / blocks / block.seconds) if block.seconds else 1
-        steps = max(1, min(steps, 1 + 2 * min(text.drawn for _, text in busy), MOST_DRAWN, max(left)))
-        clock = time.perf_counter()
-        ids_BxN, told = self._draw(block, steps)
-        block.seconds = (time.perf_counter() - clock) / steps
-        host_told = jax.device_get(told) if any(text.told for _, text in busy) else None
-        for row, text in busy:
-            drawn = [id_ for id_ in ids_BxN[row, :steps].tolist() if id_ >= 0]
-            if not text.drawn and drawn:
-                self.counters.first_token.observe(time.perf_counter() - text.asked_at)
-            text.drawn += len(drawn)
-            self.counters.drawn_tokens += len(drawn)
-            ended = bool(drawn) and drawn[-1] == self.eos
-            ids = drawn[:-1] if ended else drawn
-            told_row = jax.tree.map(lambda x, row=row: x[row], host_told) if text.told else None
-            places = [] if told_row is None else _places(told_row, len(ids))
-            piece = Piece(ids, places, "stop" if ended else "length" if text.drawn >= text.max_tokens else "")
-            if piece.end:
-                self._leave(block, row, text, piece)
-            elif ids:
-                text.hand_out(piece)
-
-    def _draw(self, block: _Rows, steps: int) -> tuple[np.ndarray, Told]:
-        """One call of the compiled loop: ids [B, N] on the host."""
-        texts = block.texts
-        of = [text or _NOBODY for text in texts]
-        rows = Rows(
-            position_B=np.array([len(text.ids) + text.drawn for text in of], np.int32),
-            drawn_B=np.array([text.drawn for text in of], np.int32),
-            left_B=np.array([text.max_tokens - text.drawn for text in of], np.int32),
-            seed_B=np.array([text.sampling.seed for text in of], np.uint32),
-            endless_B=np.array([text.endless for text in of], bool),
-            told_B=np.array([text.told for text in of], bool),
-            controls=controls([text.sampling for text in of]),
+    def _feed_chunk(self, prefill: _Prefill) -> None:
+        """Feed the next chunk of a prompt, and deliver its log-probabilities if they were asked for."""
+        request = prefill.request
+        first = prefill.fed
+        ids = np.asarray(request.prompt_ids[first : first + prefill.chunk], np.int32)
+        next_ids = np.asarray(request.prompt_ids[first + 1 : first + 1 + prefill.chunk], np.int32)
+        prefill.fed += len(ids)
+        prefill.cache, prefill.logits_V, logprobs = batching.prefill_chunk(
+            self._graph,
+            self._weights,
+            prefill.cache,
+            _pad(ids, prefill.chunk),
+            np.int32(first),
+            np.int32(len(ids)),
+            _pad(next_ids, prefill.chunk),
+            self.window,
+            request.prompt_logprobs,
         )
-        arguments = (self._graph, self._weights, block.state, rows, self._fixed, np.int32(steps), self.window)
-        block.state, ids_BxN, told = batching.draw(*arguments)
-        return np.asarray(ids_BxN), told
+        if logprobs is not None and len(next_ids):
+            request.on_chunk(Chunk(next_ids.tolist(), _token_logprobs(logprobs, len(next_ids))))
 
-    def _leave(self, block: _Rows, row: int, text: Text, piece: Piece) -> None:
-        block.texts[row] = None
-        self._end(text, piece)
+    def _admit(self, prefill: _Prefill) -> None:
+        """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time."""
+        request = prefill.request
+        self.counters.prompt_tokens += len(request.prompt_ids)
+        if request.max_tokens < 1:
+            self._finish(request, Chunk([], [], "length"))
+            return
+        free = [block for block in self._blocks if None in block.requests]
+        block = max(free, key=lambda block: len(block.running()))
+        slot = block.requests.index(None)
+        self._resize(block, len(request.prompt_ids))
+        block.state = batching.insert(
+            block.state,
+            np.int32(slot),
+            prefill.cache,
+            np.int32(len(request.prompt_ids)),
+            prefill.logits_V,
+            id_mask(request.prompt_ids, self.run.model.vocab_size),
+        )
+        block.requests[slot] = request
 
-    def _end(self, text: Text, piece: Piece) -> None:
+    def _resize(self, block: _Block, length: int) -> None:
+        """Give a block the columns that its sequences, and one of `length` tokens, need; fewer if half would do."""
+        needed = max([length, *(request.length + MAX_STEPS for _, request in block.running())])
+        wanted = sum(columns < needed for columns in self._columns[:-1])  # index of the smallest sufficient size
+        index = self._columns.index(block.columns)
+        # A sequence whose buffer has wrapped keeps its columns; so does one that would soon need them again.
+        if wanted < index and 2 * needed > block.columns:
+            return
+        while index != wanted:  # by single steps, so that few programs are compiled
+            index += 1 if index < wanted else -1
+            block.state = batching.resize(block.state, self._columns[index])
+
+    def _decode(self, block: _Block, busy_blocks: int) -> None:
+        """Generate some tokens in every slot of a block and deliver them."""
+        for slot, request in block.running():
+            if request.finish_request:
+                self._release(block, slot, request, Chunk([], [], request.finish_request))
+        running = block.running()
+        if not running:
+            return
+        self._resize(block, 0)
+        steps = self._step_count(block, [request for _, request in running], busy_blocks)
+        start = time.perf_counter()
+        ids_BxN, logprobs = self._call_decode(block, steps)
+        block.step_seconds = (time.perf_counter() - start) / steps
+        host_logprobs = jax.device_get(logprobs) if any(request.logprobs for _, request in running) else None
+        for slot, request in running:
+            ids = [id_ for id_ in ids_BxN[slot, :steps].tolist() if id_ >= 0]
+            slot_logprobs = jax.tree.map(lambda x, slot=slot: x[slot], host_logprobs) if request.logprobs else None
+            chunk = self._chunk(request, ids, slot_logprobs)
+            if chunk.finish_reason:
+                self._release(block, slot, request, chunk)
+            elif chunk.ids:
+                request.on_chunk(chunk)
+
+    def _step_count(self, block: _Block, running: Sequence[Request], busy_blocks: int) -> int:
+        """Return the number of steps of the next call: few for new sequences, then as many as a round has time for."""
+        in_time = int(_ROUND_SECONDS / busy_blocks / block.step_seconds) if block.step_seconds else 1
+        growing = 1 + 2 * min(request.generated for request in running)  # a low latency of the first token
+        remaining = max(request.max_tokens - request.generated for request in running)
+        return max(1, min(in_time, growing, MAX_STEPS, remaining))
+
+    def _chunk(self, request: Request, ids: list[int], logprobs: Logprobs | None) -> Chunk:
+        """Count the newly generated ids of a request and return them as a chunk."""
+        if not request.generated and ids:
+            self.counters.first_token.observe(time.perf_counter() - request.submitted_at)
+        request.generated += len(ids)
+        self.counters.generated_tokens += len(ids)
+        finish_reason = "length" if request.generated >= request.max_tokens else ""
+        if ids and ids[-1] == self.eos:
+            ids = ids[:-1]
+            finish_reason = "stop"
+        return Chunk(ids, [] if logprobs is None else _token_logprobs(logprobs, len(ids)), finish_reason)
+
+    def _call_decode(self, block: _Block, steps: int) -> tuple[np.ndarray, Logprobs]:
+        """Call the compiled loop; returns ids [B, N] on the host and log-probabilities on the device."""
+        requests = [request or _NO_REQUEST for request in block.requests]
+        inputs = SlotInputs(
+            position_B=np.array([request.length for request in requests], np.int32),
+            generated_B=np.array([request.generated for request in requests], np.int32),
+            remaining_B=np.array([request.max_tokens - request.generated for request in requests], np.int32),
+            seed_B=np.array([request.sampling.seed for request in requests], np.uint32),
+            ignore_eos_B=np.array([request.ignore_eos for request in requests], bool),
+            logprobs_B=np.array([request.logprobs for request in requests], bool),
+            sampling=stack_sampling([request.sampling for request in requests]),
+        )
+        block.state, ids_BxN, logprobs = batching.decode(
+            self._graph, self._weights, block.state, inputs, self._masks, np.int32(steps), self.window
+        )
+        return np.asarray(ids_BxN), logprobs
+
+    def _release(self, block: _Block, slot: int, request: Request, last: Chunk) -> None:
+        block.requests[slot] = None
+        self._finish(request, last)
+
+    def _finish(self, request: Request, last: Chunk) -> None:
         with self._lock:
-            self._inside -= 1
-        self.counters.ended[piece.end] += 1
-        self.counters.whole_text.observe(time.perf_counter() - text.asked_at)
-        text.hand_out(piece)
+            self._unfinished -= 1
+        self.counters.finished[last.finish_reason] += 1
+        self.counters.request_time.observe(time.perf_counter() - request.submitted_at)
+        request.on_chunk(last)
 
-    def _empty_block(self) -> _Rows:
-        return _Rows(batching.empty_block(self._graph, self._weights, self.rows, self._columns[0]), [None] * self.rows)
+    def _empty_block(self) -> _Block:
+        state = batching.empty_block(self._graph, self._weights, self.block_slots, self._columns[0])
+        return _Block(state, [None] * self.block_slots)
 
-    def _empty_prompt(self, chunk: int) -> Any:
+    def _empty_prompt_cache(self, chunk: int) -> Any:
         columns = -(-(self.window + chunk - 1) // chunk) * chunk
-        return batching.empty_prompt(self._graph, self._weights, columns)
+        return batching.empty_prompt_cache(self._graph, self._weights, columns)
 
 
-_NOBODY = Text((), 0, Sampling(temperature=0), lambda piece: None)
+_NO_REQUEST = Request((), 0, Sampling(temperature=0), lambda chunk: None)  # stands for an empty slot
 
 
-def _places(told: Told, count: int) -> list[Place]:
-    """Of the first `count` places of one row."""
-    of_id, ids, of_ids = (np.asarray(x)[:count].tolist() for x in told)
-    return [Place(p, list(zip(i, q, strict=True))) for p, i, q in zip(of_id, ids, of_ids, strict=True)]
+def _token_logprobs(logprobs: Logprobs, count: int) -> list[TokenLogprob]:
+    """Return the first `count` log-probabilities of one sequence."""
+    token, top_ids, top = (np.asarray(x)[:count].tolist() for x in logprobs)
+    return [
+        TokenLogprob(value, list(zip(ids, values, strict=True)))
+        for value, ids, values in zip(token, top_ids, top, strict=True)
+    ]
 
 
-def _padded(ids: np.ndarray, length: int) -> np.ndarray:
+def _pad(ids: np.ndarray, length: int) -> np.ndarray:
     return np.pad(ids, (0, length - len(ids)))
-
-
-def _mask(ids: Sequence[int], size: int) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[list(ids)] = True
-    return mask

@@ -1,4 +1,4 @@
-"""What a completion request may say, and errors in the form that clients of the OpenAI API expect."""
+"""Schema of completion requests, and errors in the format that clients of the OpenAI API expect."""
 
 import secrets
 from typing import Annotated, Any
@@ -10,21 +10,31 @@ from slm_jax.generation.sampling import Sampling
 
 
 class ApiError(Exception):
-    """An answer other than the one asked for."""
+    """An error response.
+
+    Attributes:
+        status: HTTP status.
+        message: Cause and remedy.
+        param: Name of the parameter at fault, if any.
+        code: Machine-readable code, if any.
+    """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
 
     def body(self) -> dict[str, Any]:
-        """The OpenAI form."""
+        """Return the error in OpenAI's format."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class StreamOptions(BaseModel):
-    """How a stream ends."""
+    """Options of a streamed response."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool = False
@@ -36,7 +46,10 @@ Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions; what is not supported may only be given as what it means to leave it out."""
+    """Body of POST /v1/completions.
+
+    Parameters of OpenAI's API that are not supported are accepted with their default value only.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -53,13 +66,13 @@ class CompletionRequest(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     user: str | None = None
-    # Beyond OpenAI's, as other servers have them.
+    # Extensions of OpenAI's API that other servers have too.
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     ignore_eos: bool = False
     token_details: bool = False
-    """Each choice also has `details`: every token's id, kind, text and most probable rivals."""
+    """Add `details` to each choice: id, kind, text and most probable alternatives of every token."""
     # Not supported.
     best_of: int | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
@@ -70,55 +83,66 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, tree: Any) -> Any:
-        """Clients write null for what they leave out."""
+        """Drop nulls: clients write them for parameters they leave out."""
         if not isinstance(tree, dict):
             return tree
         return {name: value for name, value in tree.items() if value is not None or name not in cls.model_fields}
 
     @classmethod
     def parse(cls, body: bytes) -> "CompletionRequest":
-        """A request out of JSON. Raises ApiError that names all that is wrong."""
+        """Parse a JSON body.
+
+        Raises:
+            ApiError: The body is invalid; the message names all problems.
+        """
         try:
             request = cls.model_validate_json(body)
         except pydantic.ValidationError as error:
-            raise _explained(error) from None
+            raise _to_api_error(error) from None
         if request.best_of not in (None, request.n):
-            raise ApiError(400, f"best_of {request.best_of} is not supported: leave it out, or give n", "best_of")
+            raise ApiError(400, f"best_of {request.best_of} is not supported: omit it, or set it to n", "best_of")
         if request.max_tokens == 0 and not request.echo:
-            raise ApiError(400, "max_tokens 0 needs echo, else there is nothing to answer", "max_tokens")
+            raise ApiError(400, "max_tokens 0 needs echo, else the response is empty", "max_tokens")
         return request
 
     def sampling(self) -> Sampling:
-        """How tokens are drawn; without a seed, by a random one."""
+        """Return the sampling settings, with a random seed if the request has none."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, 0, seed)
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=seed,
+        )
 
     def stops(self) -> list[str]:
-        """The stop strings."""
+        """Return the stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def prompts(self) -> list[str] | list[list[int]]:
-        """Each prompt: a text, or ids."""
+        """Return the prompts: texts, or lists of ids."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
-_ONE_OF = {
-    "prompt": "a text, a list of texts, a list of ids, or a list of lists of ids; at most 256, none without an id",
+_ALTERNATIVES = {
+    "prompt": "a text, a list of texts, a list of ids, or a list of lists of ids; at most 256, none empty",
     "stop": "a text or a list of at most 16, each of 1 to 200 characters",
 }
 
 
-def _explained(error: pydantic.ValidationError) -> ApiError:
-    """The problems in one line; those of one field's alternatives count once."""
-    found: dict[str, str] = {}
+def _to_api_error(error: pydantic.ValidationError) -> ApiError:
+    """Return all problems in one line; those of the alternative types of one field are merged."""
+    problems: dict[str, str] = {}
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         name = str(each["loc"][0]) if each["loc"] else ""
         if each["type"] == "extra_forbidden":
-            found[name] = f"unknown parameter {name!r}"
+            problems[name] = f"unknown parameter {name!r}"
         elif each["type"] == "json_invalid":
-            found[name] = f"the body is no JSON ({each['msg']})"
+            problems[name] = f"the body is not valid JSON ({each['msg']})"
         else:
-            found.setdefault(name, f"{name}: {each['msg']}" if name else each["msg"])
-    found.update({name: f"{name}: should be {text}" for name, text in _ONE_OF.items() if name in found})
-    return ApiError(400, "; ".join(found.values()), next(iter(found)) or None)
+            problems.setdefault(name, f"{name}: {each['msg']}" if name else each["msg"])
+    problems.update({name: f"{name}: should be {text}" for name, text in _ALTERNATIVES.items() if name in problems})
+    return ApiError(400, "; ".join(problems.values()), next(iter(problems)) or None)

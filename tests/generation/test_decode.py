@@ -1,4 +1,4 @@
-"""Generation continues texts of different lengths as the whole model would, in one compiled loop."""
+"""Cached generation of a batch of prompts equals the full forward pass, in one compiled loop."""
 
 import io
 import itertools
@@ -30,8 +30,8 @@ def streamed(*args, **kwargs):
     return np.stack(list(stream(*args, **kwargs)), axis=1).tolist()
 
 
-def assert_greedy(model, prompts, rows, least=1e-4):
-    """Each token is the most probable one of the whole model: causal, so that one run over the text shows them all."""
+def assert_greedy(model, prompts, rows, tolerance=1e-4):
+    """Assert that each token is the argmax of the full forward pass; one pass gives the logits of every position."""
     texts = [prompt + row for prompt, row in zip(prompts, rows, strict=True)]
     ids = np.zeros((len(texts), max(map(len, texts))), np.int32)
     for i, text in enumerate(texts):
@@ -39,12 +39,12 @@ def assert_greedy(model, prompts, rows, least=1e-4):
     logits_BxTxV = np.asarray(jax.jit(model.__call__)(jnp.asarray(ids)))
     for logits_TxV, prompt, row in zip(logits_BxTxV, prompts, rows, strict=True):
         for i, token in enumerate(row):
-            assert logits_TxV[len(prompt) + i - 1].max() - logits_TxV[len(prompt) + i - 1, token] < least, i
+            assert logits_TxV[len(prompt) + i - 1].max() - logits_TxV[len(prompt) + i - 1, token] < tolerance, i
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Prompts of a few tokens take several chunks, and short texts go round the ring."""
+    """Make prompts of a few tokens take several chunks, and short texts wrap around the cache."""
     monkeypatch.setattr(generation, "_CHUNKS", (2, 4))
 
 
@@ -59,14 +59,14 @@ def small_chunks(monkeypatch):
         {"qk_norm": False, "tie_weights": False},
     ],
 )
-def test_greedy_equals_the_whole_model_at_each_token(fields, small_chunks):
+def test_greedy_equals_the_full_forward_pass_at_each_token(fields, small_chunks):
     model = tiny_model(**fields)
     rows = generate_ids(model, PROMPTS, 20, GREEDY)
     assert [len(row) for row in rows] == [20] * 3
     assert_greedy(model, PROMPTS, rows)
 
 
-def test_a_wrong_token_would_be_noticed():
+def test_assert_greedy_rejects_a_wrong_token():
     model = tiny_model()
     rows = generate_ids(model, PROMPTS, 8, GREEDY)
     rows[1][-1] = (rows[1][-1] + 1) % 61
@@ -74,8 +74,8 @@ def test_a_wrong_token_would_be_noticed():
         assert_greedy(model, PROMPTS, rows)
 
 
-def test_beyond_the_context_attention_slides_in_bounded_memory(small_chunks, monkeypatch):
-    """Prompt and text far longer than the context: the tokens of a model with that window, the cache no larger."""
+def test_attention_slides_beyond_the_context_in_bounded_memory(small_chunks, monkeypatch):
+    """A text much longer than the context equals that of a model with this window; the cache does not grow."""
     capacities = []
     empty_cache = Transformer.empty_cache
     monkeypatch.setattr(
@@ -86,20 +86,20 @@ def test_beyond_the_context_attention_slides_in_bounded_memory(small_chunks, mon
     prompts = [random_ids((37,), seed=1).tolist(), [4], random_ids((90,), seed=2).tolist()]
     windowed = tiny_model(window=5)
     assert_greedy(windowed, prompts, generate_ids(tiny_model(), prompts, 60, GREEDY, context=5))
-    assert capacities == [8]  # the window and a chunk of 4, less one, in whole chunks
+    assert capacities == [8]  # window + chunk - 1 with chunks of 4, rounded up to a multiple of the chunk
 
 
-def test_a_text_within_the_context_is_that_of_the_whole_model():
+def test_context_does_not_change_a_text_within_it():
     model = tiny_model()
     assert generate_ids(model, PROMPTS, 8, GREEDY, context=16) == generate_ids(model, PROMPTS, 8, GREEDY)
 
 
-def test_bfloat16_logits_stay_close_to_the_whole_models():
+def test_bfloat16_logits_stay_close_to_the_full_forward_pass():
     config = tiny_model().config
     half = Transformer(config, 61, dtype=BFLOAT16, rngs=nnx.Rngs(0))
     assert_greedy(
-        half, PROMPTS, generate_ids(half, PROMPTS, 20, GREEDY), least=1e-3
-    )  # of logits of about 0.1: bfloat16 keeps 8 bits
+        half, PROMPTS, generate_ids(half, PROMPTS, 20, GREEDY), tolerance=1e-3
+    )  # logits are about 0.1, and bfloat16 has 8 bits of precision
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
@@ -111,11 +111,12 @@ def test_cached_attention_equals_masked_attention(dtype):
     )
     mask = cache_mask(jnp.asarray([[8, 9, 10], [-1, 0, 1]]), jnp.broadcast_to(jnp.arange(s), (b, s)), 5)
     caches = [write_cache(jnp.zeros((b * g, s, k)), x, jnp.int32(0), dtype) for x in (keys, values)]
-    found, expected = cached_attention(q, *caches, mask, dtype), masked_attention(q, keys, values, mask, dtype)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    result = cached_attention(q, *caches, mask, dtype)
+    expected = masked_attention(q, keys, values, mask, dtype)
+    np.testing.assert_allclose(result, expected, atol=2e-6)
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
+def test_a_sequence_does_not_depend_on_the_rest_of_the_batch():
     model = tiny_model()
     samplings = [VARIED, Sampling(seed=9), GREEDY]
     rows = generate_ids(model, PROMPTS, 12, samplings)
@@ -123,7 +124,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
         assert generate_ids(model, [prompt, [1], [2]], 12, [each, GREEDY, GREEDY])[0] == row
     assert generate_ids(model, PROMPTS[:1], 12, [VARIED]) == rows[:1]
     same = generate_ids(model, [[3]] * 3, 12, Sampling(temperature=3.0, top_p=1.0))
-    assert len(set(map(tuple, same))) == 3  # one seed for all: each row draws its own numbers
+    assert len(set(map(tuple, same))) == 3  # one seed for all: each sequence has its own random numbers
     assert generate_ids(model, [[3], [8], [8]], 12, Sampling(temperature=3.0, top_p=1.0))[0] == same[0]
 
 
@@ -140,7 +141,7 @@ def test_streamed_tokens_are_those_of_one_call(settings):
     assert streamed(model, PROMPTS, 25, settings) == generate_ids(model, PROMPTS, 25, settings)
 
 
-def test_each_row_ends_at_its_stop_and_the_loop_at_the_last():
+def test_sequences_end_at_their_stop_ids_and_the_loop_with_the_last():
     model = tiny_model()
     settings = Sampling(temperature=2.0, top_p=1.0, seed=5)
     free = generate_ids(model, PROMPTS, 25, settings)
@@ -149,14 +150,16 @@ def test_each_row_ends_at_its_stop_and_the_loop_at_the_last():
     ends = [min(i for i, token in enumerate(row) if token in stops) + 1 for row in free]
     assert rows == [row[:end] for row, end in zip(free, ends, strict=True)]
     columns = streamed(model, PROMPTS, 25, settings, stop=stops)
-    assert columns == [row + [NO_TOKEN] * (max(ends) - len(row)) for row in rows]  # no step after the last row's end
+    assert columns == [
+        row + [NO_TOKEN] * (max(ends) - len(row)) for row in rows
+    ]  # no step after the last sequence has ended
 
 
-def test_no_rule_holds_a_stop_off():
+def test_stop_ids_are_exempt_from_penalty_and_ngram_rule():
     model = tiny_model()
     first = generate_ids(model, PROMPTS[:1], 1, GREEDY)[0]
     settings = Sampling(temperature=0, repetition_penalty=100.0, no_repeat_ngram=1)
-    prompt = [*first, *PROMPTS[0]]  # a prompt begins with <EOS>, which is a stop
+    prompt = [*first, *PROMPTS[0]]  # as a prompt starts with <EOS>, which is a stop id
     expected = generate_ids(model, [prompt], 1, GREEDY)[0]
     assert (
         generate_ids(model, [expected + prompt], 1, settings, stop=range(61))[0]
@@ -164,7 +167,7 @@ def test_no_rule_holds_a_stop_off():
     )
 
 
-def test_suppressed_tokens_never_come_and_ngrams_never_repeat():
+def test_suppressed_ids_are_never_sampled_and_ngrams_never_repeat():
     model = tiny_model()
     rows = generate_ids(model, PROMPTS, 30, Sampling(temperature=5.0, top_p=1.0), suppress=range(5, 61))
     assert set(itertools.chain(*rows)) <= set(range(5))
@@ -178,7 +181,7 @@ def test_suppressed_tokens_never_come_and_ngrams_never_repeat():
     assert len(set(generate_ids(model, [[3]], 30, Sampling(temperature=0, repetition_penalty=50.0))[0])) == 30
 
 
-def test_values_out_of_range_are_told_together():
+def test_invalid_arguments_are_reported_together():
     bad = Sampling(temperature=-1, top_k=-2, top_p=0, min_p=2, repetition_penalty=0, no_repeat_ngram=-1, seed=-1)
     with pytest.raises(UserError, match=r"temperature -1.*top_k -2.*top_p 0.*min_p 2.*penalty 0.*ngram -1.*seed -1"):
         generate_ids(tiny_model(), PROMPTS, 1, bad)
@@ -186,22 +189,22 @@ def test_values_out_of_range_are_told_together():
         ("no tokens", [[]], 1, {}),
         ("no prompts", [], 1, {}),
         ("max_tokens 0", PROMPTS, 0, {}),
-        (r"max_tokens 100,000,000 is too much.*here 3", PROMPTS, 100_000_000, {}),
+        (r"max_tokens 100,000,000 is too large.*here of 3", PROMPTS, 100_000_000, {}),
         ("max_tokens 100,000,000,000", PROMPTS[:1], 100_000_000_000, {}),
         ("context -1", PROMPTS, 1, {"context": -1}),
         (r"prompt ids \[61\]", [[61]], 1, {}),
         (r"stop ids \[-1\]", PROMPTS, 1, {"stop": [-1]}),
-        ("every id is suppressed", PROMPTS, 1, {"suppress": range(61)}),
+        ("all ids are suppressed", PROMPTS, 1, {"suppress": range(61)}),
         ("2 samplings for 3 prompts", PROMPTS, 1, {"sampling": [GREEDY] * 2}),
     ):
         with pytest.raises(UserError, match=message):
             generate_ids(tiny_model(), prompts, count, **more)
 
 
-def test_other_settings_seeds_and_lengths_compile_nothing():
+def test_changing_settings_seeds_and_lengths_compiles_nothing():
     model = tiny_model(dim=48)
     generate_ids(model, [[1, 2], [3]], 3, GREEDY)
-    programs = (generation.prepare, generation._prefill, generation._decode, generation._uniforms)
+    programs = (generation.prepare_weights, generation._prefill, generation._decode, generation._uniforms)
     before = [program._cache_size() for program in programs]
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, VARIED, suppress=[3], stop=[4])
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, [Sampling(top_k=3), GREEDY])
@@ -210,7 +213,8 @@ def test_other_settings_seeds_and_lengths_compile_nothing():
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_a_text_that_ends_at_once_is_told(monkeypatch, capsys, samples):
+def test_an_empty_continuation_is_reported(monkeypatch, capsys, caplog, samples):
+    caplog.set_level("INFO", "slm_jax")
     tokenizer = HybridTokenizer()
     tokenizer.add_text("a b c")
     tokenizer.freeze_vocab()
@@ -220,12 +224,13 @@ def test_a_text_that_ends_at_once_is_told(monkeypatch, capsys, samples):
     monkeypatch.setattr(generate_module, "stream", lambda *_: iter([np.array([eos])]))
     monkeypatch.setattr(generate_module, "generate_ids", lambda *_: [[eos], [eos]])
     main(["--prompt", "a\n", "--samples", str(samples)])
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert "a\n" in out
-    assert err == "(the model ended the text at once)\n" * samples
+    assert "the model ended" not in out
+    assert caplog.messages == ["(the model ended the text immediately)"] * samples
 
 
-def test_prompts_come_from_options_files_and_standard_input(tmp_path, monkeypatch):
+def test_prompts_are_read_from_options_files_and_standard_input(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_bytes("one\r\nt\u2028w\fo\n".encode())
     (tmp_path / "empty.txt").touch()
     monkeypatch.setattr("sys.stdin", io.StringIO("from\nstdin\n\n"))
@@ -241,8 +246,8 @@ def test_prompts_come_from_options_files_and_standard_input(tmp_path, monkeypatc
     for options, message in (
         (Options(), "no prompt"),
         (Options(prompts=str(tmp_path / "empty.txt")), "no prompt"),
-        (Options(prompt=("-",)), "standard input cannot be read"),
-        (Options(prompts=str(tmp_path / "none")), "cannot be read"),
+        (Options(prompt=("-",)), "cannot read standard input"),
+        (Options(prompts=str(tmp_path / "none")), "cannot read --prompts"),
     ):
         with pytest.raises(UserError, match=message):
             read_prompts(options)

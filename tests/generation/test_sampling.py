@@ -1,4 +1,4 @@
-"""Each setting does what it says: against NumPy, plain Python and, where installed, Hugging Face transformers."""
+"""Sampling settings against NumPy, plain Python and, if installed, Hugging Face transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,25 @@ import numpy as np
 import pytest
 
 from slm_jax.generation import sampling
-from slm_jax.generation.sampling import Sampling, completes_ngram, controls, draw_index, most_probable, penalize, sample
+from slm_jax.generation.sampling import (
+    Sampling,
+    penalize,
+    repeated_ngrams,
+    sample,
+    sample_index,
+    stack_sampling,
+    two_level_argmax,
+)
 
 PROBABILITIES = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
 RANKED = np.argsort(-PROBABILITIES)
 
 
 def frequencies(settings, logits, count=20_000):
-    """How often each id is drawn."""
+    """Return the share of samples of each id."""
     uniforms = jnp.asarray(np.random.default_rng(0).random((count, 2)), jnp.float32)
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
-    tokens = jax.jit(sample)(rows, uniforms, controls([settings] * count))
+    tokens = jax.jit(sample)(rows, uniforms, stack_sampling([settings] * count))
     return np.bincount(np.asarray(tokens), minlength=len(logits)) / count
 
 
@@ -31,7 +39,11 @@ def frequencies(settings, logits, count=20_000):
         (Sampling(temperature=1.0, top_p=1.0, top_k=99), 5, 1.0),
         (Sampling(temperature=1.0, top_p=1.0, min_p=0.3), 3, 1.0),
         (Sampling(temperature=0.5, top_p=1.0, min_p=0.3), 2, 2.0),  # after the temperature
-        (Sampling(temperature=1.0, top_p=0.86, top_k=3), 3, 1.0),  # top-p of what top-k left: 0.4 + 0.3 of 0.85 is less
+        (
+            Sampling(temperature=1.0, top_p=0.86, top_k=3),
+            3,
+            1.0,
+        ),  # top-p of what top-k keeps: 0.4 + 0.3 of 0.85 is less
         (Sampling(temperature=1.0, top_p=0.82, top_k=3), 2, 1.0),
         (Sampling(temperature=0.0), 1, 1.0),
         (Sampling(temperature=1e-6, top_p=1.0), 1, 1.0),
@@ -41,13 +53,13 @@ def test_sampled_frequencies(settings, kept, power):
     expected = np.zeros(5)
     expected[RANKED[:kept]] = PROBABILITIES[RANKED[:kept]] ** power
     expected /= expected.sum()
-    found = frequencies(settings, np.log(PROBABILITIES))
-    np.testing.assert_allclose(found, expected, atol=0.015)  # 4 standard deviations
-    assert not found[expected == 0].any()
+    result = frequencies(settings, np.log(PROBABILITIES))
+    np.testing.assert_allclose(result, expected, atol=0.015)  # 4 standard deviations
+    assert not result[expected == 0].any()
 
 
 def naive_kept(logits, top_k, top_p, min_p):
-    """Which ids are left, one row, by sorting, in float64."""
+    """Return bool [V], the ids that truncation keeps: one sequence, by sorting, in float64."""
     kept = np.ones(len(logits), bool)
     if top_k:
         kept &= logits >= np.sort(logits)[::-1][min(top_k, len(logits)) - 1]
@@ -72,40 +84,44 @@ def test_truncation_equals_sorting():
             strict=True,
         )
     ]
-    found = np.asarray(sampling._truncate(jnp.asarray(logits - logits.max(-1, keepdims=True)), controls(settings)) > 0)
-    for row, each, kept in zip(logits.astype(np.float64), settings, found, strict=True):
-        # Between the two: a float32 sum may stand on the threshold.
+    kept_BxV = np.asarray(
+        sampling._truncate(jnp.asarray(logits - logits.max(-1, keepdims=True)), stack_sampling(settings)) > 0
+    )
+    for row, each, kept in zip(logits.astype(np.float64), settings, kept_BxV, strict=True):
+        # Between the two: a float32 sum may lie on either side of the threshold.
         low, high = (naive_kept(row, each.top_k, min(each.top_p * f, 1.0), each.min_p) for f in (1 - 1e-5, 1 + 1e-5))
         assert (kept >= low).all()
         assert (kept <= high).all()
 
 
-def test_rows_have_their_own_settings():
+def test_each_sequence_has_its_own_settings():
     logits = jnp.log(jnp.asarray(np.tile(PROBABILITIES, (3, 1)), jnp.float32))
-    settings = controls([Sampling(temperature=0), Sampling(temperature=1, top_k=1), Sampling(temperature=1, top_p=1)])
+    settings = stack_sampling(
+        [Sampling(temperature=0), Sampling(temperature=1, top_k=1), Sampling(temperature=1, top_p=1)]
+    )
     assert sample(logits, jnp.full((3, 2), 0.999), settings).tolist() == [1, 1, 4]
 
 
 @pytest.mark.parametrize("size", [1, 5, 61, 8192, 50_257])
-def test_two_level_draw_and_maximum(size):
+def test_two_level_sampling_and_argmax(size):
     x = np.random.default_rng(size).normal(size=(3, size)).astype(np.float32)
-    x[1] = 0.5  # all equal: the first
-    assert (np.asarray(most_probable(jnp.asarray(x))) == x.argmax(-1)).all()
+    x[1] = 0.5  # ties: the first
+    assert (np.asarray(two_level_argmax(jnp.asarray(x))) == x.argmax(-1)).all()
     weights = np.zeros((4, size), np.float32)
-    weights[:, size // 3] = 1e-30  # tiny, yet all there is
+    weights[:, size // 3] = 1e-30  # tiny, but the only one
     extremes = jnp.asarray([[0, 0], [1 - 2**-24, 0], [0, 1 - 2**-24], [1 - 2**-24, 1 - 2**-24]], jnp.float32)
-    assert draw_index(jnp.asarray(weights), extremes).tolist() == [size // 3] * 4
+    assert sample_index(jnp.asarray(weights), extremes).tolist() == [size // 3] * 4
 
 
 def naive_banned(ids, n):
-    """Hugging Face's no_repeat_ngram_size for one row, in plain Python."""
+    """Return the ids banned by Hugging Face's no_repeat_ngram_size for one sequence, in plain Python."""
     if n == 0 or len(ids) + 1 < n:
         return set()
     last = tuple(ids[len(ids) - n + 1 :])
     return {ids[i + n - 1] for i in range(len(ids) - n + 1) if tuple(ids[i : i + n - 1]) == last}
 
 
-def test_repeated_ngrams_are_found():
+def test_repeated_ngrams_match_plain_python():
     generator = np.random.default_rng(0)
     rows = [generator.integers(0, 4, length).tolist() for length in generator.integers(1, 13, 300)]
     n = generator.integers(0, 6, 300)
@@ -113,9 +129,9 @@ def test_repeated_ngrams_are_found():
     for row, ids in enumerate(rows):
         history[row, 12 - len(ids) : 12] = ids
     starts = jnp.asarray([12 - len(ids) for ids in rows])
-    found = np.asarray(completes_ngram(jnp.asarray(history), starts, jnp.int32(12), jnp.asarray(n), 4))
+    banned = np.asarray(repeated_ngrams(jnp.asarray(history), starts, jnp.int32(12), jnp.asarray(n), 4))
     expected = [naive_banned(ids, size) for ids, size in zip(rows, n, strict=True)]
-    assert [set(np.flatnonzero(row).tolist()) for row in found] == expected
+    assert [set(np.flatnonzero(row).tolist()) for row in banned] == expected
     assert sum(map(bool, expected)) > 50
 
 
@@ -126,7 +142,7 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     assert (penalize(logits, seen, jnp.asarray([1.0])) == logits).all()
 
 
-def test_processors_equal_those_of_transformers():
+def test_logits_processors_equal_those_of_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     generator = np.random.default_rng(0)
@@ -136,7 +152,7 @@ def test_processors_equal_those_of_transformers():
     logits_torch = transformers.RepetitionPenaltyLogitsProcessor(1.4)(torch.tensor(ids), torch.tensor(logits))
     banned = transformers.NoRepeatNGramLogitsProcessor(2)(torch.tensor(ids), torch.zeros(4, 20)).numpy() == -np.inf
     starts, n = jnp.zeros(4, jnp.int32), jnp.full(4, 2)
-    assert (np.asarray(completes_ngram(jnp.asarray(ids), starts, jnp.int32(30), n, 20)) == banned).all()
+    assert (np.asarray(repeated_ngrams(jnp.asarray(ids), starts, jnp.int32(30), n, 20)) == banned).all()
     seen = jax.nn.one_hot(ids, 20).sum(1) > 0
     ours = penalize(jnp.asarray(logits), seen, jnp.full(4, 1.4))
     np.testing.assert_allclose(ours, logits_torch.numpy(), rtol=1e-6)
@@ -149,13 +165,13 @@ def test_processors_equal_those_of_transformers():
     ):
         warped = warper(torch.tensor(ids), warped)
     shifted = (ours - ours.max(-1, keepdims=True)) / 0.7
-    weights = np.asarray(sampling._truncate(shifted, controls([settings] * 4)))
+    weights = np.asarray(sampling._truncate(shifted, stack_sampling([settings] * 4)))
     expected = torch.softmax(warped, -1).numpy()
     np.testing.assert_allclose(weights / weights.sum(-1, keepdims=True), expected, rtol=1e-5)
 
 
-def test_when_everything_is_banned_the_ban_gives_way_but_suppression_does_not():
+def test_ban_of_every_id_yields_but_suppression_holds():
     logits = jnp.asarray([[sampling._BANNED, -jnp.inf, sampling._BANNED]])
     for uniform in (0.0, 0.4, 0.99):
-        assert sample(logits, jnp.full((1, 2), uniform), controls([Sampling(temperature=1.0)])).tolist()[0] != 1
-    assert sample(logits, jnp.zeros((1, 2)), controls([Sampling(temperature=0)])).tolist()[0] != 1
+        assert sample(logits, jnp.full((1, 2), uniform), stack_sampling([Sampling(temperature=1.0)])).tolist()[0] != 1
+    assert sample(logits, jnp.zeros((1, 2)), stack_sampling([Sampling(temperature=0)])).tolist()[0] != 1

@@ -21,7 +21,7 @@ from slm_jax.training.train import train
 from slm_jax.training.warm_start import find_origin
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
-from tests.test_export import params_of
+from tests.huggingface.test_export import params_of
 
 SMALL = {**TINY, "model.depth": 1, "model.kv_heads": 2, "model.vocab_multiple": 64, "tokenizer.vocab_size": 330}
 SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "checkpoint.every": 100, "mesh.data": 1}

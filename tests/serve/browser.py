@@ -1,4 +1,4 @@
-"""A real Chromium, driven by selenium."""
+"""Headless Chromium, driven by selenium."""
 
 import contextlib
 import shutil
@@ -15,13 +15,13 @@ _ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-
 
 
 def chromium() -> str | None:
-    """Where it is."""
+    """Return the path of Chromium or Chrome, None if there is none."""
     return shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
 
 @contextlib.contextmanager
 def open_browser(width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Any]:
-    """A fresh one, that has seen nothing; as wide as a phone when told so."""
+    """Open a browser with an empty profile; it emulates a phone if the width is below 600 pixels."""
     options = Options()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for argument in (*_ARGUMENTS, f"--user-data-dir={folder}"):

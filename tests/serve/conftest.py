@@ -1,4 +1,4 @@
-"""A tiny model with a tokenizer, one engine over it, and a real server that answers on a loopback port."""
+"""Fixtures: a tiny model with its tokenizer, an engine over it, and a real server on a loopback port."""
 
 import json
 import threading
@@ -22,15 +22,15 @@ KEY = "a secret"
 
 
 def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "float32") -> LoadedRun:
-    """A run in a folder, of a model that was never trained; scaled up, so that its choices are clear."""
+    """Return a run of an untrained model, with weights scaled up so that its predictions differ clearly."""
     config: Config = tiny_config(train__sequence_length=CONTEXT, model__depth=1, train__seed=seed, train__dtype=dtype)
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
 
-    def fill(where, shape):
-        return (
-            jax.random.normal(next(keys), shape.shape) * 0.1 if is_matrix(where, shape) else jax.numpy.ones(shape.shape)
-        )
+    def fill(path, shape):
+        if is_matrix(path, shape):
+            return jax.random.normal(next(keys), shape.shape) * 0.1
+        return jax.numpy.ones(shape.shape)
 
     params = jax.tree_util.tree_map_with_path(fill, shapes)
     path.mkdir()
@@ -44,28 +44,28 @@ def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "fl
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Learned from a few lines."""
-    made = HybridTokenizer()
-    made.add_text(TEXT)
-    made.freeze_vocab(vocab_size=400)
-    return made
+    """Tokenizer learned from a few lines."""
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text(TEXT)
+    tokenizer.freeze_vocab(vocab_size=400)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory, tokenizer):
-    """One run."""
+    """A run to be served."""
     return loaded_run(tmp_path_factory.mktemp("runs") / "tiny", tokenizer)
 
 
 @pytest.fixture(scope="session")
 def engine(loaded):
-    """Four slots, two of them in one program; not started."""
-    return Engine(loaded, slots=4, waiting=6, rows=2)
+    """Engine of four slots in blocks of two, not started."""
+    return Engine(loaded, slots=4, queue_size=6, block_slots=2)
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     engines: dict[str, Engine]
@@ -74,7 +74,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(loaded, tokenizer, tmp_path_factory):
-    """The real server over two runs, on a free port."""
+    """Server of two runs on a free port."""
     pytest.importorskip("starlette")
     uvicorn = pytest.importorskip("uvicorn")
     from slm_jax.serve.app import Server
@@ -82,12 +82,12 @@ def served(loaded, tokenizer, tmp_path_factory):
 
     other = loaded_run(tmp_path_factory.mktemp("runs") / "other", tokenizer, seed=1)
     runs = {"tiny": loaded, "other": other}
-    engines = {name: Engine(run, slots=4, waiting=6, rows=2) for name, run in runs.items()}
+    engines = {name: Engine(run, slots=4, queue_size=6, block_slots=2) for name, run in runs.items()}
     server = Server(engines, Limits(prompt_tokens=300, max_tokens=100_000, seconds=60))
     config = uvicorn.Config(server.application("", [], 10_000), "127.0.0.1", 0, log_level="error", lifespan="on")
     running = uvicorn.Server(config)
     listening = config.bind_socket()
-    listening.listen()  # who connects before it runs, waits
+    listening.listen()  # clients that connect before it runs wait
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
     yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engines, server)

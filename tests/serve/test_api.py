@@ -1,4 +1,4 @@
-"""The addresses, asked by OpenAI's own client and by plain HTTP, over a real socket."""
+"""The HTTP API over a real socket, through OpenAI's client and plain requests."""
 
 import http.client
 import json
@@ -13,40 +13,40 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.schema import ApiError, CompletionRequest
 from tests.serve.conftest import KEY
-from tests.serve.test_engine import alone, run, text
+from tests.serve.test_engine import alone, make_request, run
 
 PROMPT = "The list is"
 
 
 @pytest.fixture
 def client(served):
-    """OpenAI's client, which is not to try again by itself."""
+    """OpenAI's client, without retries."""
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
-def ask(served, method, path, body=None, headers=(), raw=None):
-    """(status, headers, body) of a plain request."""
+def send(served, method, path, body=None, headers=(), raw=None):
+    """Send a plain request; returns status, headers and body."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     data = raw if raw is not None else None if body is None else json.dumps(body)
     kind = {} if data is None else {"Content-Type": "application/json"}
     connection.request(method, path, data, {**kind, **dict(headers)})
-    answer = connection.getresponse()
-    content = answer.read()
+    response = connection.getresponse()
+    content = response.read()
     connection.close()
-    is_json = (answer.getheader("content-type") or "").startswith("application/json")
-    return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+    is_json = (response.getheader("content-type") or "").startswith("application/json")
+    return response.status, response.headers, json.loads(content) if is_json else content.decode()
 
 
-def wait_until(what, seconds=30):
+def wait_until(condition, seconds=30):
     end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not happen"
+    while not condition():
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.005)
 
 
-def test_completion_is_the_text_of_generate(client, loaded):
+def test_completion_equals_the_text_of_generate(client, loaded):
     made = client.completions.create(
         model="tiny", prompt=PROMPT, max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
     )
@@ -64,7 +64,7 @@ def test_completion_is_the_text_of_generate(client, loaded):
     assert other.choices[0].text != made.choices[0].text
 
 
-def test_streamed_choices_are_those_of_the_whole_answer(client):
+def test_streamed_choices_equal_the_complete_response(client):
     how = {"model": "tiny", "prompt": [PROMPT, "It"], "n": 2, "max_tokens": 30, "seed": 7, "top_p": 0.9, "logprobs": 2}
     whole = client.completions.create(**how)
     texts, tokens, ends, usage = [""] * 4, [[] for _ in range(4)], [None] * 4, None
@@ -81,7 +81,7 @@ def test_streamed_choices_are_those_of_the_whole_answer(client):
     assert usage == whole.usage
     assert len(set(texts)) == 4
     again = client.completions.create(**{**how, "prompt": "It", "n": 1, "seed": 8})
-    assert again.choices[0].text == texts[3]  # the second sample has the seed + 1, alone or in company
+    assert again.choices[0].text == texts[3]  # the second sample has the seed + 1, alone or batched
 
 
 def test_echo_with_logprobs_scores_the_prompt(client, engine, loaded):
@@ -91,26 +91,26 @@ def test_echo_with_logprobs_scores_the_prompt(client, engine, loaded):
     names = [loaded.tokenizer.id2token[id_] for id_ in ids]
     assert (choice.text, choice.logprobs.tokens) == (PROMPT, names)
     assert choice.logprobs.text_offset == [start for start, _ in loaded.tokenizer.offsets(PROMPT)]
-    told = text(encode_prompt(loaded.tokenizer, PROMPT), 0, prompt_told=True)
-    run(engine, [told])
-    assert choice.logprobs.token_logprobs == [place.logprob for place in told.hand_out.places]
+    request = make_request(encode_prompt(loaded.tokenizer, PROMPT), 0, prompt_logprobs=True)
+    run(engine, [request])
+    assert choice.logprobs.token_logprobs == [token.logprob for token in request.on_chunk.logprobs]
     assert all(3 <= len(top) <= 4 and top[name] <= max(top.values()) for top, name in zip(
         choice.logprobs.top_logprobs, names, strict=True))  # fmt: skip
     more = client.completions.create(model="tiny", prompt=ids, max_tokens=4, echo=True, logprobs=0, temperature=0)
     assert more.choices[0].text.startswith(PROMPT)
-    assert more.choices[0].logprobs.token_logprobs[0] is None  # nothing stands before it
+    assert more.choices[0].logprobs.token_logprobs[0] is None  # nothing precedes it
     assert len(more.choices[0].logprobs.tokens) == len(ids) + more.usage.completion_tokens
     plain = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=4, echo=True, temperature=0)
     assert plain.choices[0].text == more.choices[0].text or plain.choices[0].text.startswith(PROMPT)
 
 
-def test_echo_with_logprobs_tells_a_prompt_of_one_id(served, loaded):
+def test_echo_with_logprobs_of_a_prompt_of_one_id(served, loaded):
     id_ = loaded.tokenizer.encode(PROMPT)[-1]
     body = {"prompt": [id_], "echo": True, "logprobs": 0, "max_tokens": 0}
-    [choice] = ask(served, "POST", "/v1/completions", body)[2]["choices"]
-    told = {"tokens": [loaded.tokenizer.id2token[id_]], "token_logprobs": [None], "text_offset": [0]}
-    assert choice["logprobs"] == {**told, "top_logprobs": [None]}
-    [more] = ask(served, "POST", "/v1/completions", {**body, "max_tokens": 3, "ignore_eos": True})[2]["choices"]
+    [choice] = send(served, "POST", "/v1/completions", body)[2]["choices"]
+    expected = {"tokens": [loaded.tokenizer.id2token[id_]], "token_logprobs": [None], "text_offset": [0]}
+    assert choice["logprobs"] == {**expected, "top_logprobs": [None]}
+    [more] = send(served, "POST", "/v1/completions", {**body, "max_tokens": 3, "ignore_eos": True})[2]["choices"]
     assert more["text"].startswith(choice["text"])
     assert more["logprobs"]["token_logprobs"][0] is None
     assert [len(more["logprobs"]["tokens"]), more["logprobs"]["text_offset"][1]] == [4, len(choice["text"])]
@@ -124,24 +124,24 @@ def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(client, served
     assert stopped.choices[0].text == free[: free.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
     assert all(at <= free.index(stop) for at in stopped.choices[0].logprobs.text_offset)
-    wait_until(lambda: served.engines["tiny"].state() == (0, 0))
+    wait_until(lambda: served.engines["tiny"].occupancy() == (0, 0))
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slots(served, stream):
+def test_a_disconnect_frees_the_slots(served, stream):
     engine = served.engines["tiny"]
     body = {"prompt": PROMPT, "max_tokens": 100_000, "n": 4, "stream": stream, "ignore_eos": True}
-    before = engine.counters.ended["cancelled"]
+    before = engine.counters.finished["cancelled"]
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc)
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    wait_until(lambda: engine.state()[0] == 4)
+    wait_until(lambda: engine.occupancy().running == 4)
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    wait_until(lambda: engine.state() == (0, 0))
-    assert engine.counters.ended["cancelled"] == before + 4
+    wait_until(lambda: engine.occupancy() == (0, 0))
+    assert engine.counters.finished["cancelled"] == before + 4
 
 
-def test_too_many_texts_are_refused_with_429(served, client):
+def test_requests_beyond_the_queue_get_429(served, client):
     import openai
 
     engine = served.engines["tiny"]
@@ -149,32 +149,32 @@ def test_too_many_texts_are_refused_with_429(served, client):
         model="tiny", prompt=PROMPT, max_tokens=100_000, n=10, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(held))
-    assert engine.state() == (4, 6)
+    assert engine.occupancy() == (4, 6)
     with pytest.raises(openai.RateLimitError, match="busy"):
         client.completions.create(model="tiny", prompt=PROMPT)
     assert client.completions.create(model="other", prompt=PROMPT).choices  # the other run is not busy
     held.close()
-    wait_until(lambda: engine.state() == (0, 0))
+    wait_until(lambda: engine.occupancy() == (0, 0))
     assert client.completions.create(model="tiny", prompt=PROMPT).choices
     with pytest.raises(openai.BadRequestError, match="11 texts"):
         client.completions.create(model="tiny", prompt=PROMPT, n=11)
 
 
-def test_time_is_bounded(served, monkeypatch):
+def test_the_time_limit_ends_a_request(served, monkeypatch):
     from slm_jax.serve.completions import Limits
 
     monkeypatch.setattr(served.app, "limits", Limits(300, 100_000, 0.2))
     body = {"prompt": PROMPT, "max_tokens": 100_000, "ignore_eos": True}
-    status, _, tree = ask(served, "POST", "/v1/completions", body)
+    status, _, tree = send(served, "POST", "/v1/completions", body)
     assert (status, tree["error"]["code"]) == (504, "timeout")
-    status, _, events = ask(served, "POST", "/v1/completions", {**body, "stream": True})
+    status, _, events = send(served, "POST", "/v1/completions", {**body, "stream": True})
     assert status == 200
     assert '"timeout"' in events.strip().splitlines()[-1]
-    wait_until(lambda: served.engines["tiny"].state() == (0, 0))
+    wait_until(lambda: served.engines["tiny"].occupancy() == (0, 0))
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "words"),
+    ("change", "param", "message"),
     [
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"temperature": "warm"}, "temperature", "valid number"),
@@ -183,9 +183,9 @@ def test_time_is_bounded(served, monkeypatch):
         ({"prompt": {"text": "x"}}, "prompt", "a text, a list of texts"),
         ({"prompt": []}, "prompt", "a text, a list of texts"),
         ({"prompt": [1, 10**9]}, "prompt", "outside the vocabulary"),
-        ({"prompt": [5] * 301}, "prompt", "301 tokens; 300 are the most"),
-        ({"prompt": "word " * 9000}, None, "longer than 10,000 bytes"),
-        ({"max_tokens": 100_001}, "max_tokens", "above 100,000"),
+        ({"prompt": [5] * 301}, "prompt", "301 tokens; the limit is 300"),
+        ({"prompt": "word " * 9000}, None, "exceeds 10,000 bytes"),
+        ({"max_tokens": 100_001}, "max_tokens", "exceeds the limit of 100,000"),
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"best_of": 3}, "best_of", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "less than or equal to 0"),
@@ -193,15 +193,15 @@ def test_time_is_bounded(served, monkeypatch):
         ({"stop": [""]}, "stop", "each of 1 to 200 characters"),
     ],
 )
-def test_bad_requests_are_told_in_the_openai_form(served, change, param, words):
-    status, _, tree = ask(served, "POST", "/v1/completions", {"prompt": PROMPT, **change})
+def test_invalid_requests_get_errors_in_openai_format(served, change, param, message):
+    status, _, tree = send(served, "POST", "/v1/completions", {"prompt": PROMPT, **change})
     assert status == (413 if param is None else 400)
     assert tree["error"]["param"] == param
-    assert words in tree["error"]["message"]
+    assert message in tree["error"]["message"]
     assert tree["error"]["type"] == "invalid_request_error"
 
 
-def test_what_the_client_library_makes_of_errors(client):
+def test_errors_as_the_client_library_raises_them(client):
     import openai
 
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
@@ -214,10 +214,10 @@ def test_what_the_client_library_makes_of_errors(client):
         client.models.retrieve("../tiny")
 
 
-def test_unsupported_parameters_may_be_given_as_what_leaving_them_out_means():
+def test_unsupported_parameters_are_accepted_with_their_defaults():
     body = {"best_of": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "suffix": "", "user": "me"}
     assert CompletionRequest.parse(json.dumps(body).encode()).n == 1
-    with pytest.raises(ApiError, match="no JSON"):
+    with pytest.raises(ApiError, match="not valid JSON"):
         CompletionRequest.parse(b"{")
     nulls = json.dumps(dict.fromkeys(CompletionRequest.model_fields)).encode()
     assert CompletionRequest.parse(nulls) == CompletionRequest()
@@ -226,7 +226,7 @@ def test_unsupported_parameters_may_be_given_as_what_leaving_them_out_means():
     assert CompletionRequest.parse(b'{"seed": 4}').sampling() == Sampling(1.0, 0, 1.0, 0.0, 1.0, 0, 4)
 
 
-def test_pages_of_other_sites_and_other_names_are_refused(served):
+def test_other_sites_and_unknown_hosts_are_refused(served):
     body = {"prompt": PROMPT, "max_tokens": 1}
     port = urlsplit(served.url).port
     for headers, status in (
@@ -234,23 +234,23 @@ def test_pages_of_other_sites_and_other_names_are_refused(served):
         ({"Host": f"evil.example:{port}"}, 421),
         ({"Origin": "https://evil.example"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Content-Type": "text/plain"}, 415),  # what a form can send without asking first
+        ({"Content-Type": "text/plain"}, 415),  # what an HTML form can send without a preflight
         ({"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}, 200),
         ({"Host": f"[::1]:{port}"}, 200),
     ):
-        found, answer_headers, _ = ask(served, "POST", "/v1/completions", body, headers)
-        assert found == status, headers
-        assert answer_headers["access-control-allow-origin"] is None
-    assert ask(served, "GET", "/health", headers={"Host": "evil.example"})[0] == 421
-    assert ask(served, "OPTIONS", "/v1/completions", headers={"Origin": "https://evil.example"})[0] == 403
+        actual, response_headers, _ = send(served, "POST", "/v1/completions", body, headers)
+        assert actual == status, headers
+        assert response_headers["access-control-allow-origin"] is None
+    assert send(served, "GET", "/health", headers={"Host": "evil.example"})[0] == 421
+    assert send(served, "OPTIONS", "/v1/completions", headers={"Origin": "https://evil.example"})[0] == 403
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/cut"])
-def test_a_body_of_brackets_is_refused(served, path):
-    assert ask(served, "POST", path, raw="[" * 9000)[0] == 400
+def test_deeply_nested_json_is_refused(served, path):
+    assert send(served, "POST", path, raw="[" * 9000)[0] == 400
 
 
-def test_a_body_without_a_length_is_bounded_too(served):
+def test_a_body_without_content_length_is_limited_too(served):
     parsed = urlsplit(served.url)
     with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {parsed.netloc}\r\nContent-Type: application/json\r\n"
@@ -259,8 +259,8 @@ def test_a_body_without_a_length_is_bounded_too(served):
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_who_is_refused_while_still_sending_sees_why(served):
-    """The connection is not reset under the answer, which a client that only then reads would lose."""
+def test_a_client_refused_while_sending_receives_the_response(served):
+    """The connection is not reset, or a client that reads only after sending would lose the response."""
     parsed = urlsplit(served.url)
     body = b" " * 150_000
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {parsed.netloc}\r\nContent-Type: application/json\r\n"
@@ -268,71 +268,82 @@ def test_who_is_refused_while_still_sending_sees_why(served):
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:50_000])
         while not connection.recv(1, socket.MSG_PEEK):
             pass
-        for at in range(50_000, len(body), 1_000):  # a closed connection is known to the second one
+        for at in range(50_000, len(body), 1_000):  # writing to a closed connection fails the second time
             connection.sendall(body[at : at + 1_000])
-        answer = b"".join(iter(lambda: connection.recv(10_000), b""))
-    assert answer.startswith(b"HTTP/1.1 413")
-    assert b"longer than 10,000 bytes" in answer
+        response = b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert response.startswith(b"HTTP/1.1 413")
+    assert b"exceeds 10,000 bytes" in response
 
 
-def test_nothing_in_a_request_reaches_the_file_system(served):
+def test_no_request_reaches_the_file_system(served):
     for path in ("/..%2f..%2fetc%2fpasswd", "/../config.toml", "/app.py", "/v1/models/..%2f..", "/api/curve?run=/etc"):
-        assert ask(served, "GET", path)[0] == 404, path
+        assert send(served, "GET", path)[0] == 404, path
     for method, path, status in (("GET", "/v1/completions", 405), ("GET", "/nothing", 404), ("POST", "/", 405)):
-        found, _, tree = ask(served, method, path, {} if method == "POST" else None)
-        assert (found, tree["error"]["code"]) == (status, None)
-    found, _, tree = ask(served, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
-    assert (found, tree["error"]["type"]) == (404, "not_found_error")
+        actual, _, tree = send(served, method, path, {} if method == "POST" else None)
+        assert (actual, tree["error"]["code"]) == (status, None)
+    actual, _, tree = send(served, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    assert (actual, tree["error"]["type"]) == (404, "not_found_error")
     assert "POST /v1/completions" in tree["error"]["message"]
     body = {"vocabulary": "/etc/passwd", "text": "x"}
-    assert ask(served, "POST", "/api/cut", body)[0] == 400
+    assert send(served, "POST", "/api/cut", body)[0] == 400
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_half_a_surrogate_pair_comes_through(served, loaded, stream):
+def test_a_lone_surrogate_is_transmitted(served, loaded, stream):
     ids = loaded.tokenizer.encode("\ud800")
     assert len(ids) == 3
     body = {"prompt": ids, "echo": True, "max_tokens": 0, "stream": stream}
-    status, _, answer = ask(served, "POST", "/v1/completions", body)
-    tree = json.loads(answer.splitlines()[0].removeprefix("data: ")) if stream else answer
+    status, _, response = send(served, "POST", "/v1/completions", body)
+    tree = json.loads(response.splitlines()[0].removeprefix("data: ")) if stream else response
     assert (status, tree["choices"][0]["text"]) == (200, "\ud800")
-    status, _, tree = ask(served, "POST", "/api/cut", {"vocabulary": "tiny", "text": "\ud800"})
+    status, _, tree = send(served, "POST", "/api/cut", {"vocabulary": "tiny", "text": "\ud800"})
     assert (status, tree["characters"]) == (200, 1)
 
 
 def test_health_metrics_and_curve(served):
     parser = pytest.importorskip("prometheus_client.parser")
-    assert ask(served, "GET", "/health")[2] == {"status": "ok", "failed": []}
-    ask(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "model": "other", "ignore_eos": True})
+    assert send(served, "GET", "/health")[2] == {"status": "ok", "failed": []}
+    send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "model": "other", "ignore_eos": True})
 
-    def drawn():
-        families = parser.text_string_to_metric_families(ask(served, "GET", "/metrics")[2])
+    def generated_tokens():
+        families = parser.text_string_to_metric_families(send(served, "GET", "/metrics")[2])
         samples = {(s.name, s.labels.get("model"), s.labels.get("le")): s.value for f in families for s in f.samples}
         assert samples["slm_slots", "tiny", None] == 4
         assert samples["slm_first_token_seconds_bucket", "other", "+Inf"] > 0
         return samples["slm_drawn_tokens_total", "other", None]
 
-    before = drawn()
-    ask(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "model": "other", "ignore_eos": True})
-    assert drawn() == before + 5
-    curve = ask(served, "GET", "/api/curve?run=tiny")[2]
+    before = generated_tokens()
+    send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "model": "other", "ignore_eos": True})
+    assert generated_tokens() == before + 5
+    curve = send(served, "GET", "/api/curve?run=tiny")[2]
     assert curve["val_loss"] == [[300, 2.5]]
     assert len(curve["loss"]) <= 200
     assert curve["loss"][0][1] == pytest.approx(5, abs=0.01)
 
 
-def test_the_api_key_guards_all_but_the_page():
-    """Without a server: the guard is an application around another."""
+def test_damaged_metrics_are_reported_without_their_path(served, loaded, monkeypatch, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\nnonsense\n{"step": 2, "loss": 1.0}\n')
+    monkeypatch.setattr(type(loaded.run), "metrics", tmp_path / "metrics.jsonl")
+    status, _, tree = send(served, "GET", "/api/curve?run=tiny")
+    assert (status, tree["error"]["type"]) == (500, "server_error")
+    assert "metrics of tiny are damaged" in tree["error"]["message"]
+    assert str(tmp_path) not in tree["error"]["message"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')  # a row that is being written
+    assert send(served, "GET", "/api/curve?run=tiny")[2]["loss"] == [[1, 2.0]]
+
+
+def test_the_api_key_protects_everything_but_the_page():
+    """Without a server: authentication is a middleware."""
     import asyncio
 
     pytest.importorskip("starlette")
-    from slm_jax.serve.auth import Guard
+    from slm_jax.serve.auth import Auth
 
     async def inner(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(inner, KEY, ["my.name"], 100)
+    app = Auth(inner, KEY, ["my.name"], 100)
 
     def status(path, authorization=None, host=b"my.name:80"):
         headers = [(b"host", host)] + ([(b"authorization", authorization)] if authorization else [])
@@ -345,7 +356,7 @@ def test_the_api_key_guards_all_but_the_page():
             sent.append(message)
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
-        asyncio.run(guard(scope, receive, send))
+        asyncio.run(app(scope, receive, send))
         assert any(name == b"content-security-policy" for name, _ in sent[0]["headers"])
         return sent[0]["status"]
 
@@ -356,11 +367,11 @@ def test_the_api_key_guards_all_but_the_page():
     assert status("/", host=b"other.name") == 421
 
 
-def test_health_tells_of_a_failed_engine(served, monkeypatch):
+def test_health_reports_a_failed_engine(served, monkeypatch):
     monkeypatch.setattr(served.engines["tiny"], "failure", RuntimeError("broken"))
-    assert ask(served, "GET", "/health")[0] == 503
+    assert send(served, "GET", "/health")[0] == 503
 
 
-def test_state_counts_nothing_twice(loaded):
-    idle = Engine(loaded, slots=4, waiting=0, rows=2)
-    assert idle.state() == (0, 0)
+def test_an_idle_engine_has_no_occupancy(loaded):
+    idle = Engine(loaded, slots=4, queue_size=0, block_slots=2)
+    assert idle.occupancy() == (0, 0)

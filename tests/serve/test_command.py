@@ -1,4 +1,4 @@
-"""The command: what it refuses, and a real process from its first line to a signal."""
+"""The command: invalid options, and a real process from its start to a signal."""
 
 import json
 import re
@@ -17,7 +17,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 
-def test_what_cannot_be_is_told_together():
+def test_invalid_options_are_reported_together():
     with pytest.raises(UserError, match=r"port -1.*slots 0.*queue -2"):
         check(Options(port=-1, slots=0, queue=-2))
     with pytest.raises(UserError, match="timeout 0"):
@@ -28,12 +28,12 @@ def test_what_cannot_be_is_told_together():
         check(Options(max_tokens=2**31 - 4096))
 
 
-def test_the_key_may_stand_in_a_file(tmp_path):
+def test_the_key_is_read_from_a_file(tmp_path):
     (tmp_path / "key").write_text("sesame\n")
     (tmp_path / "empty").write_text("\n")
     assert read_key(f"@{tmp_path / 'key'}") == "sesame"
     assert read_key("open") == "open"
-    for name, words in (("empty", "is empty"), ("none", "cannot be read")):
+    for name, words in (("empty", "is empty"), ("none", "cannot read")):
         with pytest.raises(UserError, match=words):
             read_key(f"@{tmp_path / name}")
     for key in ("schlüssel", "a\nb", " a"):
@@ -41,24 +41,24 @@ def test_the_key_may_stand_in_a_file(tmp_path):
             read_key(key)
 
 
-def test_who_can_reach_an_address():
+def test_is_loopback():
     assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.0.1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.7", "my.name")))
 
 
-def test_models_go_by_the_names_of_their_folders():
+def test_models_are_named_after_their_folders():
     assert model_name(Path("/runs/mine")) == "mine"
     assert model_name(Path("/runs/school/stages/02-prose")) == "school-02-prose"
 
 
-def test_no_run_is_a_mistake_of_the_user(tmp_path):
+def test_a_missing_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no run in"):
         main(["--run", str(tmp_path)])
 
 
 @pytest.mark.slow
-def test_a_process_serves_warns_and_ends_cleanly(tmp_path):
-    """Trained, served on all addresses without a key, asked, and stopped by SIGTERM while a text is being written."""
+def test_a_process_serves_warns_and_exits_cleanly(tmp_path):
+    """Train, serve on all addresses without a key, request a text, and send SIGTERM while it is generated."""
     run = tmp_path / "tiny"
     tiny = "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.steps 2 --train.batch_size 8"
     tiny += " --train.sequence_length 32 --eval.max_tokens 500 --tokenizer.vocab_size 300 --eval.sample_tokens 4"
@@ -86,8 +86,8 @@ def test_a_process_serves_warns_and_ends_cleanly(tmp_path):
             assert answer.readline().startswith(b"data: {")
             process.send_signal(signal.SIGTERM)
             rest = answer.read().decode()
-        assert rest.rstrip().splitlines()[-1].startswith("data: ")  # [DONE], or in words that the server stopped
-        said = process.stderr.read()
-    assert process.returncode == 0, said
-    assert "stopped after" in said
-    assert "Traceback" not in said
+        assert rest.rstrip().splitlines()[-1].startswith("data: ")  # [DONE], or the error that the server stopped
+        log = process.stderr.read()
+    assert process.returncode == 0, log
+    assert "stopped after" in log
+    assert "Traceback" not in log

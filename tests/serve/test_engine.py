@@ -1,4 +1,4 @@
-"""Texts written together are those written alone, token for token, whoever joins and leaves."""
+"""Batched requests give the tokens of requests served alone, whichever others join and leave."""
 
 import queue
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.generation.decode import encode_prompt, generate_ids, never_drawn
+from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve import batching
-from slm_jax.serve.engine import Engine, Full, Text
+from slm_jax.serve.engine import Engine, QueueFullError, Request
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT, loaded_run
 
@@ -21,39 +21,39 @@ VARIED = Sampling(temperature=1.5, top_k=60, top_p=0.97, min_p=0.001, repetition
 
 
 @dataclass
-class Heard:
-    """What a text handed out."""
+class Collector:
+    """Callback that collects the chunks of a request."""
 
     ids: list = field(default_factory=list)
-    places: list = field(default_factory=list)
-    pieces: int = 0
-    end: str = ""
+    logprobs: list = field(default_factory=list)
+    chunks: int = 0
+    finish_reason: str = ""
 
-    def __call__(self, piece):
-        assert not self.end, "something came after the end"
-        self.ids += piece.ids
-        self.places += piece.places
-        self.pieces += 1
-        self.end = piece.end
-
-
-def text(ids, max_tokens, sampling=GREEDY, **more):
-    return Text(ids, max_tokens, sampling, Heard(), **more)
+    def __call__(self, chunk):
+        assert not self.finish_reason, "a chunk after the last one"
+        self.ids += chunk.ids
+        self.logprobs += chunk.logprobs
+        self.chunks += 1
+        self.finish_reason = chunk.finish_reason
 
 
-def run(engine, texts, rounds=10_000):
-    """Serve until all have ended."""
-    engine.submit(texts)
+def make_request(ids, max_tokens, sampling=GREEDY, **options):
+    return Request(ids, max_tokens, sampling, Collector(), **options)
+
+
+def run(engine, requests, rounds=10_000):
+    """Serve requests until all are finished; returns their ids."""
+    engine.submit(requests)
     for _ in range(rounds):
-        if all(each.hand_out.end for each in texts):
-            return [each.hand_out.ids for each in texts]
+        if all(request.on_chunk.finish_reason for request in requests):
+            return [request.on_chunk.ids for request in requests]
         engine._round()
-    raise AssertionError("the texts do not end")
+    raise AssertionError("the requests do not finish")
 
 
 def alone(loaded, ids, sampling=GREEDY):
-    """The oracle: `generate` of one prompt, LONGEST tokens that never end (one length: one program)."""
-    suppress = [*never_drawn(loaded.tokenizer), loaded.tokenizer.token2id["<EOS>"]]
+    """Return the expected ids: `generate_ids` of one prompt, LONGEST tokens without end (one length: one program)."""
+    suppress = [*suppressed_ids(loaded.tokenizer), loaded.tokenizer.token2id["<EOS>"]]
     return generate_ids(loaded.model, [ids], LONGEST, sampling, CONTEXT, suppress)[0]
 
 
@@ -61,145 +61,148 @@ def random_prompt(loaded, length, seed):
     return np.random.default_rng(seed).integers(300, loaded.tokenizer.vocab_size, length).tolist()
 
 
-def test_greedy_texts_in_company_are_those_of_generate_alone(engine, loaded):
-    """Short and long prompts; texts that grow past what a block has, and one past the context."""
+def test_greedy_batched_requests_equal_generate(engine, loaded):
+    """Short and long prompts, texts that outgrow the block's columns, and one that outgrows the context."""
     lengths = (1, 5, 64, 150, 30, 2)
     prompts = [random_prompt(loaded, length, seed) for seed, length in enumerate(lengths)]
     counts = (40, 90, 30, 60, 1, LONGEST)
-    texts = [text(prompt, count, endless=True) for prompt, count in zip(prompts, counts, strict=True)]
-    rows = run(engine, texts)
-    for prompt, count, row in zip(prompts, counts, rows, strict=True):
-        assert row == alone(loaded, prompt)[:count]
+    requests = [make_request(prompt, count, ignore_eos=True) for prompt, count in zip(prompts, counts, strict=True)]
+    texts = run(engine, requests)
+    for prompt, count, ids in zip(prompts, counts, texts, strict=True):
+        assert ids == alone(loaded, prompt)[:count]
 
 
-def test_the_same_seed_gives_the_same_text_alone_in_company_and_from_generate(engine, loaded):
+def test_a_seed_gives_the_same_text_alone_batched_and_from_generate(engine, loaded):
     prompts = [random_prompt(loaded, 3 + 7 * i, i) for i in range(6)]
-    samplings = [VARIED.with_seed_plus(i) if i % 2 else Sampling(temperature=1.2, seed=i) for i in range(6)]
-    together = run(engine, [text(p, 45, s, endless=True) for p, s in zip(prompts, samplings, strict=True)])
-    for prompt, sampling, row in zip(prompts, samplings, together, strict=True):
-        assert run(engine, [text(prompt, 45, sampling, endless=True)])[0] == row
-        assert alone(loaded, prompt, sampling)[:45] == row
-    assert len(set(map(tuple, together))) == 6
+    samplings = [VARIED.with_seed_offset(i) if i % 2 else Sampling(temperature=1.2, seed=i) for i in range(6)]
+    batched = run(engine, [make_request(p, 45, s, ignore_eos=True) for p, s in zip(prompts, samplings, strict=True)])
+    for prompt, sampling, ids in zip(prompts, samplings, batched, strict=True):
+        assert run(engine, [make_request(prompt, 45, sampling, ignore_eos=True)])[0] == ids
+        assert alone(loaded, prompt, sampling)[:45] == ids
+    assert len(set(map(tuple, batched))) == 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_company_changes_no_bit(dtype, engine, loaded, tokenizer, tmp_path):
-    """Neighbours that are there first, and that make the block larger."""
-    if dtype == "bfloat16":  # in which a last bit would grow to a whole per cent
-        engine = Engine(loaded_run(tmp_path / "half", tokenizer, dtype=dtype), slots=4, rows=4)
+def test_other_requests_change_no_bit(dtype, engine, loaded, tokenizer, tmp_path):
+    """Other requests are there first, and enlarge the block."""
+    if dtype == "bfloat16":  # in which a difference in the last bit would be amplified to a percent
+        engine = Engine(loaded_run(tmp_path / "half", tokenizer, dtype=dtype), slots=4, block_slots=4)
         assert engine.run.model.dtype == jnp.bfloat16
     prompt = random_prompt(loaded, 9, 1)
 
-    def logprobs(company):
-        texts = [text(random_prompt(loaded, n, n), 60, endless=True) for n in company]
-        mine = text(prompt, 60, Sampling(temperature=1.0, seed=3), told=True, endless=True)
-        run(engine, [*texts, mine])
-        return [place.logprob for place in mine.hand_out.places]
+    def logprobs(other_lengths):
+        others = [make_request(random_prompt(loaded, n, n), 60, ignore_eos=True) for n in other_lengths]
+        request = make_request(prompt, 60, Sampling(temperature=1.0, seed=3), logprobs=True, ignore_eos=True)
+        run(engine, [*others, request])
+        return [token.logprob for token in request.on_chunk.logprobs]
 
     expected = logprobs([])
     assert len(expected) == 60
-    assert logprobs([70, 3]) == expected  # to the last bit
+    assert logprobs([70, 3]) == expected  # bit for bit
     assert logprobs([120]) == expected
 
 
-def test_places_are_the_log_probabilities_of_the_whole_model(engine, loaded):
+def test_logprobs_are_those_of_the_full_forward_pass(engine, loaded):
     prompt = random_prompt(loaded, 50, 5)
-    told = text(prompt, 12, VARIED, told=True, prompt_told=True, endless=True)
-    run(engine, [told, text([4], 20)])
-    ids, places = told.hand_out.ids, told.hand_out.places
+    request = make_request(prompt, 12, VARIED, logprobs=True, prompt_logprobs=True, ignore_eos=True)
+    run(engine, [request, make_request([4], 20)])
+    ids, logprobs = request.on_chunk.ids, request.on_chunk.logprobs
     assert ids[:49] == prompt[1:]
-    assert len(ids) == len(places) == 49 + 12
+    assert len(ids) == len(logprobs) == 49 + 12
     whole = jnp.asarray([prompt[:1] + ids])
     expected = np.asarray(jax.jit(lambda ids: jax.nn.log_softmax(loaded.model(ids)[0], axis=-1))(whole))
-    for i, (id_, place) in enumerate(zip(ids, places, strict=True)):
-        assert place.logprob == pytest.approx(expected[i, id_], abs=1e-4)
+    for i, (id_, token) in enumerate(zip(ids, logprobs, strict=True)):
+        assert token.logprob == pytest.approx(expected[i, id_], abs=1e-4)
         order = np.argsort(-expected[i])[:5]
-        assert [value for _, value in place.top] == pytest.approx(expected[i, order].tolist(), abs=1e-4)
+        assert [value for _, value in token.top] == pytest.approx(expected[i, order].tolist(), abs=1e-4)
 
 
-def test_a_text_that_leaves_frees_its_row_at_once(engine):
-    forever = [text([5], 10**6, endless=True) for _ in range(4)]
-    waits = text([6], 3, endless=True)
-    engine.submit([*forever, waits])
+def test_a_canceled_request_frees_its_slot_at_once(engine):
+    endless = [make_request([5], 10**6, ignore_eos=True) for _ in range(4)]
+    waiting = make_request([6], 3, ignore_eos=True)
+    engine.submit([*endless, waiting])
     for _ in range(5):
         engine._round()
-    assert engine.state() == (4, 1)
-    assert waits.hand_out.pieces == 0
-    forever[2].leave = "cancelled"
-    while not waits.hand_out.end:
+    assert engine.occupancy() == (4, 1)
+    assert waiting.on_chunk.chunks == 0
+    endless[2].finish("cancelled")
+    while not waiting.on_chunk.finish_reason:
         engine._round()
-    assert forever[2].hand_out.end == "cancelled"
-    assert waits.hand_out.end == "length"
-    assert len(waits.hand_out.ids) == 3
-    for each in forever:
-        each.leave = "stop"
+    assert endless[2].on_chunk.finish_reason == "cancelled"
+    assert waiting.on_chunk.finish_reason == "length"
+    assert len(waiting.on_chunk.ids) == 3
+    for request in endless:
+        request.finish("stop")
     engine._round()
-    assert engine.state() == (0, 0)
-    assert [each.hand_out.end for each in forever] == ["stop", "stop", "cancelled", "stop"]
+    assert engine.occupancy() == (0, 0)
+    assert [request.on_chunk.finish_reason for request in endless] == ["stop", "stop", "cancelled", "stop"]
 
 
-def test_beyond_the_bound_texts_are_refused_all_or_none(engine):
-    many = [text([5], 2) for _ in range(11)]
-    with pytest.raises(Full):
-        engine.submit(many)
-    assert engine.state() == (0, 0)
-    run(engine, many[:10])
-    with pytest.raises(UserError, match="ids"):
-        engine.submit([text([10**6], 2)])
+def test_requests_beyond_the_queue_size_are_refused_all_or_none(engine):
+    requests = [make_request([5], 2) for _ in range(11)]
+    with pytest.raises(QueueFullError):
+        engine.submit(requests)
+    assert engine.occupancy() == (0, 0)
+    run(engine, requests[:10])
+    with pytest.raises(UserError, match="at least one id"):
+        engine.submit([make_request([10**6], 2)])
     with pytest.raises(UserError, match="top_p"):
-        engine.submit([text([1], 2, Sampling(top_p=0))])
+        engine.submit([make_request([1], 2, Sampling(top_p=0))])
 
 
-def test_the_end_of_a_text_is_stop_and_not_among_its_ids(engine, loaded):
-    ends = [text(random_prompt(loaded, 4, i), 400, Sampling(temperature=3, top_p=1.0, seed=i)) for i in range(8)]
-    rows = run(engine, ends)
-    assert {each.hand_out.end for each in ends} >= {"stop"}
-    for each, row in zip(ends, rows, strict=True):
-        assert engine.eos not in row
-        assert (len(row) == 400) == (each.hand_out.end == "length")
+def test_finish_reason_stop_and_no_eos_among_the_ids(engine, loaded):
+    requests = [
+        make_request(random_prompt(loaded, 4, i), 400, Sampling(temperature=3, top_p=1.0, seed=i)) for i in range(8)
+    ]
+    texts = run(engine, requests)
+    assert {request.on_chunk.finish_reason for request in requests} >= {"stop"}
+    for request, ids in zip(requests, texts, strict=True):
+        assert engine.eos not in ids
+        assert (len(ids) == 400) == (request.on_chunk.finish_reason == "length")
 
 
-def test_after_the_warm_up_nothing_is_compiled(loaded):
-    fresh = Engine(loaded, slots=4, waiting=6, rows=2)
+def test_nothing_is_compiled_after_the_warm_up(loaded):
+    fresh = Engine(loaded, slots=4, queue_size=6, block_slots=2)
     fresh.warm_up()
     programs = (
-        batching.draw,
-        batching.join,
+        batching.decode,
+        batching.insert,
         batching.resize,
-        batching.feed_prompt,
-        batching.empty_prompt,
+        batching.prefill_chunk,
+        batching.empty_prompt_cache,
         batching.empty_block,
     )
     before = [program._cache_size() for program in programs]
-    texts = [
-        text(random_prompt(loaded, n, n), 80, VARIED, told=n % 2 == 0, prompt_told=n > 99) for n in (1, 40, 64, 100)
+    requests = [
+        make_request(random_prompt(loaded, n, n), 80, VARIED, logprobs=n % 2 == 0, prompt_logprobs=n > 99)
+        for n in (1, 40, 64, 100)
     ]
-    run(fresh, texts)
-    run(fresh, [text([7], 3)])
+    run(fresh, requests)
+    run(fresh, [make_request([7], 3)])
     assert [program._cache_size() for program in programs] == before
-    assert fresh.counters.drawn_tokens > 240
+    assert fresh.counters.generated_tokens > 240
 
 
-def test_the_thread_serves_and_ends_what_is_left(loaded):
-    fresh = Engine(loaded, slots=2, waiting=2, rows=2)
-    pieces = queue.Queue()
+def test_closing_the_engine_cancels_its_requests(loaded):
+    fresh = Engine(loaded, slots=2, queue_size=2, block_slots=2)
+    chunks = queue.Queue()
     fresh.start()
-    fresh.submit([Text(encode_prompt(loaded.tokenizer, "The"), 10**6, GREEDY, pieces.put, endless=True)])
-    assert pieces.get(timeout=60).ids
+    fresh.submit([Request(encode_prompt(loaded.tokenizer, "The"), 10**6, GREEDY, chunks.put, ignore_eos=True)])
+    assert chunks.get(timeout=60).ids
     fresh.close()
-    while not (end := pieces.get(timeout=60).end):
+    while not (reason := chunks.get(timeout=60).finish_reason):
         pass
-    assert end == "cancelled"
+    assert reason == "cancelled"
     with pytest.raises(UserError, match="stopped"):
-        fresh.submit([text([1], 1)])
+        fresh.submit([make_request([1], 1)])
 
 
-def test_a_failure_ends_every_text_as_an_error(loaded, monkeypatch):
-    broken = Engine(loaded, slots=2, waiting=2, rows=2)
-    monkeypatch.setattr(batching, "draw", lambda *a: 1 / 0)
-    texts = [text([5], 9), text([6], 9), text([7], 9)]
-    broken.submit(texts)
+def test_a_failure_finishes_every_request_with_an_error(loaded, monkeypatch):
+    broken = Engine(loaded, slots=2, queue_size=2, block_slots=2)
+    monkeypatch.setattr(batching, "decode", lambda *a: 1 / 0)
+    requests = [make_request([5], 9), make_request([6], 9), make_request([7], 9)]
+    broken.submit(requests)
     with pytest.raises(ZeroDivisionError):
         broken._serve()
-    assert [each.hand_out.end for each in texts] == ["error"] * 3
+    assert [request.on_chunk.finish_reason for request in requests] == ["error"] * 3
     assert isinstance(broken.failure, ZeroDivisionError)

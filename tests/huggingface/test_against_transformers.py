@@ -17,7 +17,7 @@ pytest.importorskip("safetensors")
 
 from hypothesis import given, settings  # noqa: E402  # after torch is known to be there
 
-from slm_jax.generation.decode import encode_prompt, generate, generate_ids, never_drawn  # noqa: E402
+from slm_jax.generation.decode import encode_prompt, generate, generate_ids, suppressed_ids  # noqa: E402
 from slm_jax.generation.sampling import Sampling  # noqa: E402
 from slm_jax.huggingface import import_folder as hf_folder  # noqa: E402
 from slm_jax.huggingface.export import export  # noqa: E402
@@ -202,7 +202,7 @@ def test_greedy_texts_are_equal(tmp_path, tokenizer, name):
     prompts = ["Once upon a time there was", "Hello", LANGUAGES["hebrew"][:9]]
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     greedy = Sampling(temperature=0)
-    expected = generate_ids(run.model, ids, 14, greedy, 64, never_drawn(tokenizer), [5])
+    expected = generate_ids(run.model, ids, 14, greedy, 64, suppressed_ids(tokenizer), [5])
     with torch.no_grad():
         out = theirs.generate(
             **hf_tokenizer(prompts, padding=True, return_tensors="pt"), max_new_tokens=14, do_sample=False
