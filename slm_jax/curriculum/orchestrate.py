@@ -240,8 +240,9 @@ def _evaluate(run: Run, tasks: Sequence[str]) -> None:
     """Measure those of the tasks that were not measured of the run's newest model, or of another set."""
     from slm_jax.evaluation import suite
 
-    if left := suite.unmeasured(run, tasks):
-        suite.evaluate(run.path, left, say=_say)
+    remaining = suite.unmeasured_tasks(run, tasks)
+    if remaining:
+        suite.evaluate(run.path, remaining)
 
 
 def _say(text: str) -> None:

@@ -1,9 +1,9 @@
-"""What a model can do, measured: held-out text, minimal pairs, last words, analogies, multiple choice.
+"""Evaluation of a trained model: held-out text, minimal pairs, last words, word analogies and multiple choice.
 
     from slm_jax.evaluation import evaluate
     evaluate("runs/NAME", ["heldout", "blimp=my/blimp.jsonl"]).rows
 
-The command line is `python -m slm_jax.evaluate`; `harness` lets EleutherAI's lm-evaluation-harness run our models.
+The command is `python -m slm_jax.evaluate`. `harness` runs a model in EleutherAI's lm-evaluation-harness.
 """
 
 from typing import TYPE_CHECKING, Any

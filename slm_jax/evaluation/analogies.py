@@ -1,8 +1,9 @@
-"""Analogies of word embeddings: a is to b as c is to which word?
+"""Word analogies by the embeddings: a is to b as c is to which word?
 
-Of all words of the file but a, b and c, the one whose embedding is nearest to b - a + c (3CosAdd, Mikolov et al. 2013),
-or that has the greatest cos(b)·cos(c) / cos(a) (3CosMul, Levy & Goldberg 2014). A word's embedding is the mean of those
-of its tokens, as it stands behind a space, case marks left out. Words of one token are told apart from all.
+Among all words of the file except a, b and c, the answer is the one whose embedding is nearest to b - a + c (3CosAdd,
+Mikolov et al. 2013), or the one with the largest cos(b)·cos(c) / cos(a) (3CosMul, Levy & Goldberg 2014). The embedding
+of a word is the mean over its tokens as encoded after a space, without case marks. Questions whose words are all single
+tokens are also reported separately.
 """
 
 import lzma
@@ -13,35 +14,46 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_jax.data.sources.files import matching_files, open_binary
-from slm_jax.evaluation.intervals import binomial
-from slm_jax.evaluation.results import Figure, Measured
+from slm_jax.evaluation.intervals import binomial_interval
+from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
-COLUMNS = "lines of four words, and lines `: name` before each section"
-_AT_ONCE = 1 << 22  # scores alive at a time
-_EPSILON = 1e-3  # Levy & Goldberg's, against a division by zero
+FORMAT = "lines of four words, and a line `: name` before each section"
+_MAX_SCORES = 1 << 22  # scores in memory at a time
+_EPSILON = 1e-3  # of Levy & Goldberg, against a division by zero
 
 
 class Questions(NamedTuple):
-    """Questions [Q] of four words each, as indices into words, and their sections."""
+    """Q questions of four words each.
+
+    Attributes:
+        words: The vocabulary of the file.
+        index_Qx4: Indices into `words`, int [Q, 4]; the fourth is the answer.
+        sections: Name of the section of each question.
+    """
 
     words: list[str]
     index_Qx4: np.ndarray
     sections: list[str]
 
-    def take(self, places: list[int]) -> "Questions":
-        """Some of the questions; an answer is still sought among all words."""
-        return Questions(self.words, self.index_Qx4[places], [self.sections[i] for i in places])
+    def select(self, indices: list[int]) -> "Questions":
+        """Return some of the questions; the candidate answers remain all words of the file."""
+        return Questions(self.words, self.index_Qx4[indices], [self.sections[i] for i in indices])
 
 
 def read_questions(pattern: str) -> Questions:
-    """Files as `questions-words.txt` of word2vec, also packed. Raises UserError on a line that is no question."""
+    """Read files in the format of word2vec's `questions-words.txt`, which may be compressed.
+
+    Raises:
+        UserError: A file cannot be read, a line is not a question, or there are no questions.
+    """
     index: dict[str, int] = {}
-    rows, sections = [], []
+    rows = []
+    sections = []
     for path in matching_files((pattern,)):
         section = path.name
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(_read_lines(path), start=1):
             words = line.split()
             if words[:1] == [":"]:
                 section = " ".join(words[1:])
@@ -49,13 +61,13 @@ def read_questions(pattern: str) -> Questions:
                 rows.append([index.setdefault(word, len(index)) for word in words])
                 sections.append(section)
             elif words:
-                raise UserError(f"{path} line {number} is no question: {line[:80]!r}; wanted are {COLUMNS}")
+                raise UserError(f"{path} line {number} is not a question: {line[:80]!r}; expected {FORMAT}")
     if not rows:
-        raise UserError(f"{pattern} holds no questions; wanted are {COLUMNS}")
+        raise UserError(f"{pattern} contains no questions; expected {FORMAT}")
     return Questions(list(index), np.array(rows), sections)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         with open_binary(path) as file:
             return file.read().decode("utf-8").splitlines()
@@ -66,59 +78,84 @@ def _lines(path: Path) -> list[str]:
 def word_vectors(
     words: list[str], tokenizer: HybridTokenizer, embedding_VxD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32 [W, D], each of length 1, and bool [W]: words that are one token."""
-    names = ("<UP>", "<CAPS>")
-    marks = [tokenizer.token2id[name] for name in names if name in tokenizer.token2id]
-    vectors, single = [], []
-    for ids in tokenizer.encode_arrays([f" {word}" for word in words]):
-        ids = ids[~np.isin(ids, marks)]
-        vectors.append(embedding_VxD[ids].mean(0))
-        single.append(len(ids) == 1)
-    found = np.array(vectors, np.float32)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12), np.array(single)
+    """Compute the embeddings of words.
+
+    Args:
+        words: W words.
+        tokenizer: The tokenizer of the model.
+        embedding_VxD: The token embeddings of the model.
+
+    Returns:
+        The embeddings, float32 [W, D], of length 1; and a mask of the words that are single tokens, bool [W].
+    """
+    mark_names = ("<UP>", "<CAPS>")
+    marks = [tokenizer.token2id[name] for name in mark_names if name in tokenizer.token2id]
+    means = []
+    is_single = []
+    for word_ids in tokenizer.encode_arrays([f" {word}" for word in words]):
+        ids = word_ids[~np.isin(word_ids, marks)]
+        means.append(embedding_VxD[ids].mean(0))
+        is_single.append(len(ids) == 1)
+    vectors_WxD = np.array(means, np.float32)
+    lengths_Wx1 = np.linalg.norm(vectors_WxD, axis=1, keepdims=True)
+    return vectors_WxD / np.maximum(lengths_Wx1, 1e-12), np.array(is_single)
 
 
-def answers(index_Qx4: np.ndarray, vectors_WxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The word that each question's first three lead to, int [Q]: by 3CosAdd and by 3CosMul."""
+def predict(index_Qx4: np.ndarray, vectors_WxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the fourth word of each question from the first three.
+
+    Args:
+        index_Qx4: The questions, as indices of words.
+        vectors_WxD: Embeddings of the words, of length 1.
+
+    Returns:
+        Indices of words, int [Q], by 3CosAdd and by 3CosMul.
+    """
     cos_WxW = vectors_WxD @ vectors_WxD.T
-    shifted_WxW = (1 + cos_WxW) / 2  # 3CosMul wants no negative ones
-    found: list[list[np.ndarray]] = [[], []]
-    rows = max(1, _AT_ONCE // len(vectors_WxD))
-    for start in range(0, len(index_Qx4), rows):
-        given_Rx3 = index_Qx4[start : start + rows, :3]
+    shifted_WxW = (1 + cos_WxW) / 2  # 3CosMul needs values that are not negative
+    added: list[np.ndarray] = []
+    multiplied: list[np.ndarray] = []
+    step = max(1, _MAX_SCORES // len(vectors_WxD))
+    for start in range(0, len(index_Qx4), step):
+        given_Rx3 = index_Qx4[start : start + step, :3]
         a, b, c = given_Rx3.T
-        both = (
-            cos_WxW[b] - cos_WxW[a] + cos_WxW[c],
-            shifted_WxW[b] * shifted_WxW[c] / (shifted_WxW[a] + _EPSILON),
-        )
-        for scores_RxW, into in zip(both, found, strict=True):
+        add_RxW = cos_WxW[b] - cos_WxW[a] + cos_WxW[c]
+        multiply_RxW = shifted_WxW[b] * shifted_WxW[c] / (shifted_WxW[a] + _EPSILON)
+        for scores_RxW, answers in ((add_RxW, added), (multiply_RxW, multiplied)):
             np.put_along_axis(scores_RxW, given_Rx3, -np.inf, axis=1)
-            into.append(scores_RxW.argmax(1))
-    return np.concatenate(found[0]), np.concatenate(found[1])
+            answers.append(scores_RxW.argmax(1))
+    return np.concatenate(added), np.concatenate(multiplied)
 
 
-def measure_analogies(questions: Questions, tokenizer: HybridTokenizer, embedding_VxD: np.ndarray) -> Measured:
-    """Accuracy of both methods on all questions, on those of words of one token, and by section."""
+def measure_analogies(questions: Questions, tokenizer: HybridTokenizer, embedding_VxD: np.ndarray) -> TaskResult:
+    """Compute the accuracy of both methods over all questions, those of single-token words, and each section.
+
+    Args:
+        questions: The questions.
+        tokenizer: The tokenizer of the model.
+        embedding_VxD: The token embeddings of the model.
+    """
     words, index_Qx4, sections = questions
-    vectors_WxD, single_W = word_vectors(words, tokenizer, embedding_VxD)
-    hits_2xQ = np.array(answers(index_Qx4, vectors_WxD)) == index_Qx4[:, 3]
-    whole_Q = single_W[index_Qx4].all(1)
-    groups: dict[str, np.ndarray] = {"all": np.ones(len(index_Qx4), bool), "words of one token": whole_Q}
+    vectors_WxD, is_single_W = word_vectors(words, tokenizer, embedding_VxD)
+    hits_2xQ = np.array(predict(index_Qx4, vectors_WxD)) == index_Qx4[:, 3]
+    all_single_Q = is_single_W[index_Qx4].all(1)
+    groups: dict[str, np.ndarray] = {"all": np.ones(len(index_Qx4), bool), "words of one token": all_single_Q}
     by_section: dict[str, list[int]] = defaultdict(list)
     for i, section in enumerate(sections):
         by_section[section].append(i)
-    for section, members in by_section.items():
-        groups[section] = np.isin(np.arange(len(sections)), members)
+    for section, indices in by_section.items():
+        groups[section] = np.isin(np.arange(len(sections)), indices)
     chance = f"chance {100 / max(len(words) - 3, 1):.2f} %"
-    figures = [
-        Figure(group, metric, binomial(int(hits[of].sum()), int(of.sum())), int(of.sum()), chance)
-        for group, of in groups.items()
-        if of.any()
-        for metric, hits in zip(("accuracy_3cosadd", "accuracy_3cosmul"), hits_2xQ, strict=True)
-    ]
+    metrics = []
+    for group, members in groups.items():
+        count = int(members.sum())
+        if not count:
+            continue
+        for name, hits_Q in zip(("accuracy_3cosadd", "accuracy_3cosmul"), hits_2xQ, strict=True):
+            metrics.append(Metric(group, name, binomial_interval(int(hits_Q[members].sum()), count), count, chance))
     note = (
-        f"{len(words):,} words, {single_W.mean():.0%} of them one token, and so {whole_Q.mean():.0%} of the "
-        f"{len(sections):,} questions; a word of several tokens has "
-        "their mean, so that shared endings help; the answer is sought among the file's words"
+        f"{len(words):,} words, {is_single_W.mean():.0%} of them single tokens, and {all_single_Q.mean():.0%} of the "
+        f"{len(sections):,} questions of such words only; the embedding of other words is the mean over their tokens, "
+        "so shared endings help; candidate answers are the words of the file"
     )
-    return Measured(figures, note)
+    return TaskResult(metrics, note)

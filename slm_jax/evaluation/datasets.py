@@ -1,8 +1,9 @@
-"""Rows of an evaluation set: from local files, or from the Hugging Face hub, kept in the user's cache."""
+"""Records of evaluation data sets: from local files, or from the Hugging Face hub with a copy in the user's cache."""
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,115 +13,149 @@ from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper, Sour
 from slm_jax.data.sources.files import FileSource
 from slm_jax.data.sources.hub import HubSource, UnreachableError, check_reachable
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import user_cache_folder
+from slm_jax.utils.files import replace_file, user_cache_folder
+from slm_jax.utils.formatting import plural
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class WholeRows(RowMapper):
-    """Each row whole, as the JSON text of a document, so that every reader of documents reads rows too."""
+class _RecordMapper(RowMapper):
+    """Pass complete records through the document readers, as JSON in the text of a document."""
 
-    names: tuple[str, ...] = ()  # columns that each must have
+    required: tuple[str, ...] = ()  # columns that every record must have
 
     def required_columns(self) -> list[str]:
-        """None that the readers check: `document` tells which is missing, and what is there."""
+        """Return no columns: `to_document` checks them, with a message that lists the existing ones."""
         return []
 
     def to_document(self, row: Any, where: str) -> Document | InvalidRow:
-        """The row, or what is wrong with it."""
+        """Return the record as JSON, or the reason why it is invalid."""
         if not isinstance(row, dict):
-            return InvalidRow("a row is no object of columns", where)
-        if missing := [name for name in self.names if row.get(name) is None]:
-            return InvalidRow(f"column {missing[0]} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
+            return InvalidRow("a record is not an object of columns", where)
+        missing = [name for name in self.required if row.get(name) is None]
+        if missing:
+            present = ", ".join(map(str, list(row)[:12]))
+            return InvalidRow(f"column {missing[0]} is missing (present: {present})", where)
         return Document(json.dumps(row))
 
 
-class HubRows(NamedTuple):
-    """Where a set lies on the hub: the rows of one split of each configuration."""
+class HubLocation(NamedTuple):
+    """Location of a data set on the hub: one split of each of the configurations."""
 
     repo: str
     split: str
     configs: tuple[str, ...] = ("",)
 
 
-class Rows(NamedTuple):
-    """The rows of a set, and where they are from."""
+class Dataset(NamedTuple):
+    """The records of a data set, and a text that names their origin."""
 
-    rows: list[Row]
+    records: list[Record]
     origin: str
 
 
-class Hub:
-    """The hub for the length of one evaluation: that it cannot be reached is found out once."""
+class HubLoader:
+    """Loads data sets from the hub, or from their copies in the user's cache.
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say, self._unreachable = say, ""
+    If the hub is unreachable, this is detected once: later loads fail immediately.
+    """
 
-    def read(self, task: str, where: HubRows, names: Sequence[str]) -> Rows:
-        """All rows of a set, from the cache if they are there. Raises UserError; at once if the hub was not reached
-        before."""
-        kept = user_cache_folder() / "evaluation" / f"{where.repo.replace('/', '--')}--{where.split}--{task}.jsonl.gz"
-        if kept.is_file():
-            return _read_kept(kept)
-        instead = f"--tasks {task}=FILE (JSONL or Parquet with the columns {', '.join(names)})"
-        if self._unreachable:
-            raise UserError(f"{task}{self._unreachable}{instead}")
-        try:
-            check_reachable(task, instead)
-        except UnreachableError as error:
-            self._unreachable = str(error).removeprefix(task).removesuffix(instead)
-            raise
-        rows: list[Row] = []
+    def __init__(self) -> None:
+        self._failure = ""  # why the hub is unreachable
+
+    def load(self, task: str, location: HubLocation, columns: Sequence[str]) -> Dataset:
+        """Load all records of a data set.
+
+        Args:
+            task: Name of the task, for messages and for the name of the cached file.
+            location: The data set.
+            columns: Columns that every record must have.
+
+        Raises:
+            UserError: The hub is unreachable, or the data set or its cached copy cannot be read.
+        """
+        name = f"{location.repo.replace('/', '--')}--{location.split}--{task}.jsonl.gz"
+        cached = user_cache_folder() / "evaluation" / name
+        if cached.is_file():
+            return _read_cached(cached)
+        self._check_connection(task, columns)
+        records: list[Record] = []
         commit = ""
-        for number, config in enumerate(where.configs, start=1):
-            found = HubDataset(where.repo, "", config, split=where.split, columns=WholeRows(names=tuple(names)))
-            source = HubSource(f"{where.repo} {config}".strip(), found, commit)
+        for number, config in enumerate(location.configs, start=1):
+            hub_set = HubDataset(
+                location.repo, "", config, split=location.split, columns=_RecordMapper(required=tuple(columns))
+            )
+            source = HubSource(f"{location.repo} {config}".strip(), hub_set, commit)
             reader = source.read()
-            rows += _whole(source, reader)
-            commit = reader.version
-            if number in (1, len(where.configs)) or number % 10 == 0:
-                self._say(f"{task}: {len(rows):,} rows of {where.repo} ({number} of {len(where.configs)} parts)")
-        origin = f"{where.repo} at {commit[:10]}"
-        _keep(kept, origin, rows)
-        return Rows(rows, origin)
+            records += _read_all(source, reader)
+            commit = reader.version  # all configurations are read at the same commit
+            if number in (1, len(location.configs)) or number % 10 == 0:
+                logger.info(
+                    "%s: %s of %s (%d of %d parts)",
+                    task, plural(len(records), "record"), location.repo, number, len(location.configs),
+                )  # fmt: skip
+        origin = f"{location.repo} at {commit[:10]}"
+        _write_cached(cached, origin, records)
+        return Dataset(records, origin)
+
+    def _check_connection(self, task: str, columns: Sequence[str]) -> None:
+        """Raise UserError if the hub is unreachable, without another attempt after the first."""
+        remedy = f"--tasks {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
+        if self._failure:
+            raise UserError(f"{task}{self._failure}{remedy}")
+        try:
+            check_reachable(task, remedy)
+        except UnreachableError as error:
+            self._failure = str(error).removeprefix(task).removesuffix(remedy)
+            raise
 
 
-def read_files(path: str, names: Sequence[str]) -> Rows:
-    """The rows of JSONL, JSON or Parquet files (also packed) that a path, folder or glob names. Raises UserError."""
-    source = FileSource((path,), WholeRows(names=tuple(names)))
+def read_files(path: str, columns: Sequence[str]) -> Dataset:
+    """Read the records of JSONL, JSON or Parquet files, which may be compressed.
+
+    Args:
+        path: A file, folder or glob.
+        columns: Columns that every record must have.
+
+    Raises:
+        UserError: There is no such file, it has another format, or a record is invalid.
+    """
+    source = FileSource((path,), _RecordMapper(required=tuple(columns)))
     for file in source.files:
         if not set(file.suffixes) & {".jsonl", ".ndjson", ".json", ".parquet"}:
-            raise UserError(f"{file} is no .jsonl, .json or .parquet: each row wants the columns {', '.join(names)}")
-    return Rows(_whole(source, source.read()), path)
+            raise UserError(
+                f"{file} is not a .jsonl, .json or .parquet file: expected records with the columns "
+                f"{', '.join(columns)}"
+            )
+    return Dataset(_read_all(source, source.read()), path)
 
 
-def _whole(source: Source, reader: Any) -> list[Row]:
-    """All rows. Raises UserError at the first that is none: a figure of half a set would be taken for that of all."""
-    rows = []
-    for what in reader:
-        if isinstance(what, InvalidRow):
-            raise UserError(f"{what.where}: {what.reason}")
-        rows.append(json.loads(what.text))
-    if not rows:
-        raise UserError(f"{source.name} has no rows")
-    return rows
+def _read_all(source: Source, reader: Any) -> list[Record]:
+    """Return all records. Raises UserError at an invalid one: scores over a part would pass for complete ones."""
+    records = []
+    for document in reader:
+        if isinstance(document, InvalidRow):
+            raise UserError(f"{document.where}: {document.reason}")
+        records.append(json.loads(document.text))
+    if not records:
+        raise UserError(f"{source.name} has no records")
+    return records
 
 
-def _keep(path: Path, origin: str, rows: list[Row]) -> None:
-    """Write rows to the cache, so that they are there whole or not at all."""
+def _write_cached(path: Path, origin: str, records: list[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with gzip.open(partial, "wt", encoding="utf-8") as file:
-        for row in ({"origin": origin}, *rows):
-            file.write(json.dumps(row) + "\n")
-    partial.replace(path)
+    with replace_file(path) as partial, gzip.open(partial, "wt", encoding="utf-8") as file:
+        for record in ({"origin": origin}, *records):
+            file.write(json.dumps(record) + "\n")
 
 
-def _read_kept(path: Path) -> Rows:
+def _read_cached(path: Path) -> Dataset:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            first, *rows = map(json.loads, file)
-        return Rows(rows, f"{first['origin']} (kept in {path})")
+            header, *records = map(json.loads, file)
+        return Dataset(records, f"{header['origin']} (kept in {path})")
     except (OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, to have it fetched again") from None
+        raise UserError(f"{path} is damaged ({error}): remove it to download the data set again") from None

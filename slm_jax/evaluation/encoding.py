@@ -1,7 +1,8 @@
-"""Texts as a model met them in training: a document begins behind an <EOS> and ends with one.
+"""Token ids of texts in the form seen in training, where a document follows an <EOS> and ends with one.
 
-A sentence or a context is taken for the beginning of a document, as `encode_prompt` of generate.py does: <EOS> stands
-before it and is given, not scored; none is scored behind it, for nothing says that the document ends there.
+Sentences and contexts are treated as the beginning of a document, as `encode_prompt` does for generation: they follow
+an <EOS>, which is given and not scored. No <EOS> is scored after them, because nothing implies that the document ends
+there.
 """
 
 from collections.abc import Sequence
@@ -13,42 +14,54 @@ from slm_jax.evaluation.scoring import Item
 from tokenizer import HybridTokenizer
 
 
-def begin(tokenizer: HybridTokenizer, *parts: np.ndarray) -> np.ndarray:
-    """int32: <EOS> and the parts behind it."""
+def with_eos_prefix(tokenizer: HybridTokenizer, *parts: np.ndarray) -> np.ndarray:
+    """Return <EOS> followed by the concatenated parts, int32."""
     return np.concatenate([np.array([tokenizer.token2id["<EOS>"]], np.int32), *parts])
 
 
-def sentences(tokenizer: HybridTokenizer, texts: Sequence[str]) -> list[Item]:
-    """Each text scored from its first token on."""
-    return [Item(begin(tokenizer, ids)) for ids in tokenizer.encode_arrays(texts)]
+def sentence_items(tokenizer: HybridTokenizer, texts: Sequence[str]) -> list[Item]:
+    """Return an item for each text with all of its tokens scored."""
+    return [Item(with_eos_prefix(tokenizer, ids)) for ids in tokenizer.encode_arrays(texts)]
 
 
 class Continuations(NamedTuple):
-    """Continuations to be scored, given their contexts."""
+    """Continuations to score given their contexts.
+
+    Attributes:
+        items: One item per (context, continuation) pair.
+        num_resplit: Number of pairs whose tokens differ from those of the concatenated text.
+    """
 
     items: list[Item]
-    split: int  # of how many the tokens are not those of the text encoded at once
+    num_resplit: int
 
 
-def continuations(tokenizer: HybridTokenizer, pairs: Sequence[tuple[str, str]]) -> Continuations:
-    """(context, continuation) pairs, of which the continuation is scored, all its tokens.
+def continuation_items(tokenizer: HybridTokenizer, pairs: Sequence[tuple[str, str]]) -> Continuations:
+    """Return an item for each pair with all tokens of the continuation scored.
 
-    Context and continuation are encoded apart, as a prompt and what is written after it are. White space between them
-    belongs to the continuation (" word" is one piece for the tokenizer), wherever the pair has it. These are the tokens
-    of the whole text, unless the tokenizer has phrases (tokens that span words) or the border lies within a word.
+    Context and continuation are encoded separately, as a prompt and the generated text are. White space at the boundary
+    is moved to the continuation, because " word" is one unit for the tokenizer. The tokens equal those of the
+    concatenated text unless the tokenizer has phrases (tokens that span words) or the boundary is inside a word.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        pairs: (context, continuation) texts.
     """
-    cut = [len(context.rstrip(" \n")) for context, _ in pairs]
-    contexts = [context[:at] for (context, _), at in zip(pairs, cut, strict=True)]
-    rests = [context[at:] + rest for (context, rest), at in zip(pairs, cut, strict=True)]
-    arrays = [tokenizer.encode_arrays(texts) for texts in (contexts, rests, [a + b for a, b in pairs])]
-    items, split = [], 0
-    for context_ids, ids, whole_ids in zip(*arrays, strict=True):
-        item = Item(begin(tokenizer, context_ids, ids), 1 + len(context_ids))
-        split += not np.array_equal(item.ids[1:], whole_ids)
+    lengths = [len(context.rstrip(" \n")) for context, _ in pairs]
+    contexts = [context[:length] for (context, _), length in zip(pairs, lengths, strict=True)]
+    rests = [context[length:] + rest for (context, rest), length in zip(pairs, lengths, strict=True)]
+    joint_texts = [context + rest for context, rest in pairs]
+    encoded = [tokenizer.encode_arrays(texts) for texts in (contexts, rests, joint_texts)]
+    items = []
+    num_resplit = 0
+    for context_ids, rest_ids, joint_ids in zip(*encoded, strict=True):
+        item = Item(with_eos_prefix(tokenizer, context_ids, rest_ids), 1 + len(context_ids))
+        if not np.array_equal(item.ids[1:], joint_ids):
+            num_resplit += 1
         items.append(item)
-    return Continuations(items, split)
+    return Continuations(items, num_resplit)
 
 
 def num_bytes(text: str) -> int:
-    """Its length in UTF-8."""
+    """Return the length of a text in UTF-8 bytes."""
     return len(text.encode("utf-8", "surrogatepass"))

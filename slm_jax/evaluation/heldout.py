@@ -1,8 +1,8 @@
-"""Held-out text: loss, perplexity per token and per word, bits per byte, accuracy of the next token.
+"""Held-out text: loss, perplexity per token and per word, bits per byte, and next-token accuracy.
 
-Each document is scored by itself, from the <EOS> before it to the <EOS> that ends it, in overlapping windows: every
-token once, with the most context that the stride leaves (training validates in windows side by side across documents,
-so that its figures are a little worse). Of an instruction only the response counts.
+Each document is scored separately, from the <EOS> before it to the <EOS> that ends it, in overlapping windows: every
+token once, with as much context as the stride leaves. Validation during training uses adjacent windows across documents
+instead, so its metrics are slightly worse. Of instructions, only the response is scored.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,81 +13,118 @@ import numpy as np
 from slm_jax.data.corpus.corpus import TokenStream, byte_table, open_corpus
 from slm_jax.data.sources.documents import InvalidRow, RowMapper
 from slm_jax.data.sources.files import FileSource
-from slm_jax.evaluation.encoding import begin, num_bytes
-from slm_jax.evaluation.intervals import bootstrap
-from slm_jax.evaluation.results import Figure, Measured
+from slm_jax.evaluation.encoding import num_bytes, with_eos_prefix
+from slm_jax.evaluation.intervals import bootstrap_interval
+from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.evaluation.scoring import Item, TokenScores
-from slm_jax.evaluation.tasks import Score
+from slm_jax.evaluation.tasks import MAX_NATS, ScoreFunction
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 from tokenizer import HybridTokenizer
 
-_TOP = 5
-_STRETCH = 4096  # tokens: parts of longer documents are resampled by themselves
+_TOP = 5  # of top5_accuracy
+_SEGMENT = 4096  # tokens; longer documents are split into segments, which are resampled separately
+_CHARS_PER_TOKEN = 16  # an upper bound, for reading only as much text as max_tokens can need
+
+# Columns of the sums from which all metrics are computed.
+_NATS, _TOKENS, _HITS, _TOP_HITS, _BYTES, _WORDS = range(6)
 
 
 class Documents(NamedTuple):
-    """Documents to be scored; of each the bytes and words of what is scored, and its source."""
+    """D documents to score.
+
+    Attributes:
+        items: Token ids, and which of them are scored.
+        bytes_D: UTF-8 bytes of the scored text, int64.
+        words_D: Words of the scored text, separated by white space, int64.
+        source_D: Index into `sources`, int64.
+        sources: Names of the sources.
+    """
 
     items: list[Item]
-    bytes_D: np.ndarray  # int64
-    words_D: np.ndarray  # int64: stretches without white space
-    source_D: np.ndarray  # int64, index into sources
+    bytes_D: np.ndarray
+    words_D: np.ndarray
+    source_D: np.ndarray
     sources: list[str]
 
 
 def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) -> Documents:
-    """The run's own validation text, of each source at most max_tokens (0: all). Raises UserError if there is none."""
+    """Read the validation documents of a run.
+
+    Args:
+        run: The run.
+        tokenizer: The tokenizer of the run.
+        max_tokens: Maximum number of tokens of each source; 0: all.
+
+    Raises:
+        UserError: The run has no corpus.
+    """
     if not run.corpus.is_dir():
-        raise UserError(f"{run.path} has no corpus: its held-out text is not there. Name some with heldout=FILE")
+        raise UserError(f"{run.path} has no corpus, and so no held-out text: give a file with --tasks heldout=FILE")
     corpus = open_corpus(run.corpus, tokenizer)
-    found: list[Documents] = []
+    parts: list[Documents] = []
     first = 0
     for manifest in corpus.manifests:
         count = len(manifest["validation"]["shards"])
-        split = TokenStream(corpus.validation.shards[first : first + count]).head(max_tokens)
+        stream = TokenStream(corpus.validation.shards[first : first + count]).head(max_tokens)
         first += count
-        found.append(_of_split(split, tokenizer, manifest["name"]))
-    return _joined(found)
+        parts.append(_documents_of_stream(stream, tokenizer, manifest["name"]))
+    return _concatenated(parts)
 
 
 def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int = 0) -> Documents:
-    """Of text, JSONL or Parquet files (column text): the first documents, about max_tokens of them (0: all)."""
-    texts, size = [], 0
-    for what in FileSource((pattern,), RowMapper()).read():
-        if isinstance(what, InvalidRow):
-            raise UserError(f"{what.where}: {what.reason}")
-        if what.text.strip():
-            texts.append(what.text)
-            size += len(what.text)
-        if max_tokens and size > 16 * max_tokens:  # there are hardly more characters in a token
+    """Read documents of text, JSONL or Parquet files (column `text`).
+
+    Args:
+        pattern: A file, folder or glob.
+        tokenizer: The tokenizer of the model.
+        max_tokens: Read complete documents from the beginning up to this number of tokens, but at least one; 0: all.
+
+    Raises:
+        UserError: A file cannot be read, a record is invalid, or there is no text.
+    """
+    texts = []
+    num_chars = 0
+    for document in FileSource((pattern,), RowMapper()).read():
+        if isinstance(document, InvalidRow):
+            raise UserError(f"{document.where}: {document.reason}")
+        if document.text.strip():
+            texts.append(document.text)
+            num_chars += len(document.text)
+        if max_tokens and num_chars > _CHARS_PER_TOKEN * max_tokens:
             break
     if not texts:
-        raise UserError(f"{pattern} holds no text")
-    end = np.array([tokenizer.token2id["<EOS>"]], np.int32)
+        raise UserError(f"{pattern} contains no text")
+    eos = np.array([tokenizer.token2id["<EOS>"]], np.int32)
     arrays = tokenizer.encode_arrays(texts)
     if max_tokens:
-        kept = max(1, int(np.searchsorted(np.cumsum([len(ids) + 1 for ids in arrays]), max_tokens, side="right")))
-        arrays, texts = arrays[:kept], texts[:kept]
-    items = [Item(begin(tokenizer, ids, end)) for ids in arrays]
-    sizes = np.array([num_bytes(text) for text in texts])
-    words = np.array([len(text.split()) for text in texts])
-    return Documents(items, sizes, words, np.zeros(len(texts), np.int64), [pattern])
+        total_tokens = np.cumsum([len(ids) + 1 for ids in arrays])
+        kept = max(1, int(np.searchsorted(total_tokens, max_tokens, side="right")))
+        arrays = arrays[:kept]
+        texts = texts[:kept]
+    return Documents(
+        items=[Item(with_eos_prefix(tokenizer, ids, eos)) for ids in arrays],
+        bytes_D=np.array([num_bytes(text) for text in texts]),
+        words_D=np.array([len(text.split()) for text in texts]),
+        source_D=np.zeros(len(texts), np.int64),
+        sources=[pattern],
+    )
 
 
-def _of_split(split: TokenStream, tokenizer: HybridTokenizer, name: str) -> Documents:
-    ends = split.ends
-    items, words = [], []
-    for start, end, prompt in zip([0, *ends[:-1]], ends, split.documents["prompt"].astype(int), strict=True):
-        ids = split[start:end].astype(np.int32)
-        items.append(Item(begin(tokenizer, ids), 1 + int(prompt)))
+def _documents_of_stream(stream: TokenStream, tokenizer: HybridTokenizer, name: str) -> Documents:
+    ends = stream.ends
+    items = []
+    words = []
+    for start, end, prompt in zip([0, *ends[:-1]], ends, stream.documents["prompt"].astype(int), strict=True):
+        ids = stream[start:end].astype(np.int32)
+        items.append(Item(with_eos_prefix(tokenizer, ids), 1 + int(prompt)))
         words.append(len(tokenizer.decode(ids[prompt:]).split()))
-    sizes = split.documents["bytes"].astype(np.int64)
+    sizes = stream.documents["bytes"].astype(np.int64)
     return Documents(items, sizes, np.array(words), np.zeros(len(items), np.int64), [name])
 
 
-def _joined(parts: Sequence[Documents]) -> Documents:
+def _concatenated(parts: Sequence[Documents]) -> Documents:
     return Documents(
         [item for part in parts for item in part.items],
         np.concatenate([part.bytes_D for part in parts]),
@@ -98,59 +135,86 @@ def _joined(parts: Sequence[Documents]) -> Documents:
 
 
 def measure_heldout(
-    documents: Documents, tokenizer: HybridTokenizer, score: Score, context: int, stride: int
-) -> Measured:
-    """All figures; of several sources also of each. Intervals by resampling documents, long ones in stretches."""
-    table = byte_table(tokenizer)
+    documents: Documents, tokenizer: HybridTokenizer, score: ScoreFunction, context: int, stride: int
+) -> TaskResult:
+    """Compute all metrics over all documents, and over each source if there are several.
+
+    Args:
+        documents: The documents.
+        tokenizer: The tokenizer of the model.
+        score: `Scorer.score` of the model.
+        context: Context of the scorer in tokens, for the note.
+        stride: Stride of the scorer in tokens, for the note.
+
+    Returns:
+        The metrics, with bootstrap intervals over documents, or over segments of long documents.
+    """
+    byte_counts_V = byte_table(tokenizer)
     scores = score(documents.items)
     parts = [
-        _stretches(item.ids[item.first :], each, int(size), int(words), table)
-        for item, each, size, words in zip(documents.items, scores, documents.bytes_D, documents.words_D, strict=True)
+        _segment_sums(item.ids[item.first :], scored, int(size), int(words), byte_counts_V)
+        for item, scored, size, words in zip(documents.items, scores, documents.bytes_D, documents.words_D, strict=True)
     ]
     groups = {"all": np.ones(len(parts), bool)}
     if len(documents.sources) > 1:
         groups |= {name: documents.source_D == i for i, name in enumerate(documents.sources)}
-    figures = []
-    for name, of in groups.items():
-        if of.any():
-            figures += _figures(name, np.concatenate([parts[i] for i in np.flatnonzero(of)]), int(of.sum()))
-    _, tokens, _, _, size, words = np.concatenate(parts).sum(0)
+    metrics = []
+    for name, members in groups.items():
+        if members.any():
+            sums_SxK = np.concatenate([parts[i] for i in np.flatnonzero(members)])
+            metrics += _metrics(name, sums_SxK, int(members.sum()))
+    totals = np.concatenate(parts).sum(0)
     note = (
-        f"{plural(len(documents.items), 'document')}, {tokens:,.0f} tokens (the <EOS> that ends each included), "
-        f"{words:,.0f} words, {size:,.0f} bytes; windows of {context} tokens, of which a further one scores {stride}; "
-        f"intervals by resampling documents (of more than {_STRETCH:,} tokens: stretches of them)"
+        f"{plural(len(documents.items), 'document')}, {totals[_TOKENS]:,.0f} tokens (including the <EOS> that ends "
+        f"each), {totals[_WORDS]:,.0f} words, {totals[_BYTES]:,.0f} bytes; windows of {context} tokens, stride "
+        f"{stride}; intervals by resampling documents (segments of those with more than {_SEGMENT:,} tokens)"
     )
-    return Measured(figures, note)
+    return TaskResult(metrics, note)
 
 
-def _stretches(ids: np.ndarray, scores: TokenScores, num_bytes: int, words: int, table: np.ndarray) -> np.ndarray:
-    """Sums [S, 6] over each of the equal stretches of a document: nats, tokens, hits at 1 and at 5, bytes and words.
+def _segment_sums(ids: np.ndarray, scores: TokenScores, num_bytes: int, words: int, table: np.ndarray) -> np.ndarray:
+    """Return the sums, float64 [S, 6], over each of S segments of equal length of a document.
 
-    Bytes and words are shared out by what tokens stand for by themselves: exact for the document, near enough for how
-    its stretches differ.
+    The bytes and words of the document are divided among its segments in proportion to the bytes of their tokens: exact
+    for the document, and accurate enough for the variation between segments.
+
+    Args:
+        ids: The scored tokens.
+        scores: Their scores.
+        num_bytes: Bytes of the scored text.
+        words: Words of the scored text.
+        table: Bytes of each token, [V].
     """
-    starts = np.linspace(0, ids.size, -(-ids.size // _STRETCH), endpoint=False).astype(int)
-    columns = (-scores.logprobs.astype(np.float64), np.ones(ids.size), scores.ranks == 0, scores.ranks < _TOP)
+    starts = np.linspace(0, ids.size, -(-ids.size // _SEGMENT), endpoint=False).astype(int)
+    columns = (
+        -scores.logprobs.astype(np.float64),  # _NATS
+        np.ones(ids.size),  # _TOKENS
+        scores.ranks == 0,  # _HITS
+        scores.ranks < _TOP,  # _TOP_HITS
+    )
     sums = np.array([np.add.reduceat(column, starts, dtype=np.float64) for column in columns]).T
     sizes = np.add.reduceat(table[ids], starts)
     share = sizes / sizes.sum() if sizes.sum() else np.full(starts.size, 1 / starts.size)
     return np.column_stack([sums, num_bytes * share, words * share])
 
 
-def _figures(group: str, sums_SxK: np.ndarray, count: int) -> list[Figure]:
-    def ratio(above: int, below: int, scale: float = 1.0, power: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-        def figure(sums: np.ndarray) -> np.ndarray:
-            value = scale * sums[..., above] / np.maximum(sums[..., below], 1)
-            return np.exp(np.minimum(value, 700.0)) if power else value  # beyond: no float64
-
-        return figure
-
-    metrics = {
-        "loss": ratio(0, 1),
-        "perplexity": ratio(0, 1, power=True),
-        "word_perplexity": ratio(0, 5, power=True),
-        "bits_per_byte": ratio(0, 4, 1 / np.log(2)),
-        "top1_accuracy": ratio(2, 1),
-        "top5_accuracy": ratio(3, 1),
+def _metrics(group: str, sums_SxK: np.ndarray, count: int) -> list[Metric]:
+    statistics = {
+        "loss": _ratio(_NATS, _TOKENS),
+        "perplexity": _perplexity(_TOKENS),
+        "word_perplexity": _perplexity(_WORDS),
+        "bits_per_byte": _ratio(_NATS, _BYTES, 1 / np.log(2)),
+        "top1_accuracy": _ratio(_HITS, _TOKENS),
+        "top5_accuracy": _ratio(_TOP_HITS, _TOKENS),
     }
-    return [Figure(group, name, bootstrap(sums_SxK, figure), count) for name, figure in metrics.items()]
+    return [Metric(group, name, bootstrap_interval(sums_SxK, f), count) for name, f in statistics.items()]
+
+
+def _ratio(numerator: int, denominator: int, scale: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the statistic `scale * numerator / denominator` of two columns of sums [..., K]."""
+    return lambda sums: scale * sums[..., numerator] / np.maximum(sums[..., denominator], 1)
+
+
+def _perplexity(denominator: int) -> Callable[[np.ndarray], np.ndarray]:
+    nats = _ratio(_NATS, denominator)
+    return lambda sums: np.exp(np.minimum(nats(sums), MAX_NATS))

@@ -1,4 +1,4 @@
-"""Confidence intervals of 95 %: exact for a share of independent items, by the bootstrap for everything else."""
+"""95 % confidence intervals: exact for a proportion of independent items, by the bootstrap for everything else."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,20 +7,24 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_AT_ONCE = 1 << 22  # resampled counts alive at a time
-_POISSON_FROM = 10_000  # items from which on a resample's counts are drawn one by one, which is as good and faster
+_MAX_COUNTS = 1 << 22  # resampled counts in memory at a time
+_POISSON_MIN_ITEMS = 10_000  # from here on the counts of a resample are drawn independently: as accurate, and faster
 
 
 class Estimate(NamedTuple):
-    """A figure and its interval; low and high are None where one item alone tells nothing of the spread."""
+    """A value and its confidence interval; `low` and `high` are None if there is only one item to resample."""
 
     value: float
     low: float | None
     high: float | None
 
 
-def binomial(hits: int, count: int) -> Estimate:
-    """The share of hits with its exact interval (Clopper & Pearson 1934). Raises ValueError if count is 0."""
+def binomial_interval(hits: int, count: int) -> Estimate:
+    """Return the proportion of hits with its exact interval (Clopper & Pearson 1934).
+
+    Raises:
+        ValueError: `count` is 0, or `hits` is not between 0 and `count`.
+    """
     from scipy.special import betaincinv
 
     if not 0 <= hits <= count or count == 0:
@@ -31,34 +35,40 @@ def binomial(hits: int, count: int) -> Estimate:
     return Estimate(hits / count, low, high)
 
 
-def bootstrap(
-    sums_NxK: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], seed: int = 0, resamples: int = RESAMPLES
+def bootstrap_interval(
+    sums_NxK: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
-    """A figure of the summed columns of N items, with the percentile interval over resamples of the items.
+    """Return a statistic of column sums over N items, with its percentile bootstrap interval.
 
-    sums: what each item adds, such as its nats and its bytes. figure: of sums [..., K] the figures [...], such as a
-    ratio of two columns. Items are resampled whole, so that what depends on each other within one stays together
-    (Efron & Tibshirani 1993, ch. 13). The same seed gives the same interval.
+    Items are resampled as units, so that dependent observations within an item stay together (Efron & Tibshirani 1993,
+    chapter 13).
+
+    Args:
+        sums_NxK: Contribution of each item to K sums, for example its nats and its bytes.
+        statistic: Maps column sums [..., K] to values [...], for example the ratio of two columns.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        resamples: Number of bootstrap resamples.
     """
     sums_NxK = np.asarray(sums_NxK, np.float64)
     n = len(sums_NxK)
-    value = float(figure(sums_NxK.sum(0)))
+    value = float(statistic(sums_NxK.sum(0)))
     if n < 2:
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
-    rows = max(1, _AT_ONCE // n)
-    for start in range(0, resamples, rows):
-        counts_RxN = _resample(rng, min(rows, resamples - start), n)
-        found.append(np.asarray(figure(counts_RxN @ sums_NxK)))
+    values: list[np.ndarray] = []
+    step = max(1, _MAX_COUNTS // n)
+    for start in range(0, resamples, step):
+        counts_RxN = _resample_counts(rng, min(step, resamples - start), n)
+        values.append(np.asarray(statistic(counts_RxN @ sums_NxK)))
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(np.concatenate(found), [tail, 100 - tail])
+    low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
 
 
-def _resample(rng: np.random.Generator, rows: int, n: int) -> np.ndarray:
-    """float64 [rows, n]: how often each of n items is drawn."""
-    if n >= _POISSON_FROM:  # Poisson bootstrap (Chamandy et al. 2012): each item's count on its own
-        return rng.poisson(1.0, (rows, n)).astype(np.float64)
-    drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+def _resample_counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    """Return how often each of n items is drawn in each resample, float64 [resamples, n]."""
+    if n >= _POISSON_MIN_ITEMS:  # Poisson bootstrap (Chamandy et al. 2012): the counts of the items are independent
+        return rng.poisson(1.0, (resamples, n)).astype(np.float64)
+    # One bincount for all resamples: the draws of resample r are offset by r * n.
+    drawn = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)

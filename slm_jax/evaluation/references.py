@@ -1,18 +1,19 @@
-"""What others reach, with who says so, as a table shows it beside our figures; and the parts that BLiMP has.
+"""Published reference scores and their sources, and the list of BLiMP's paradigms.
 
-Figures of other models are of the same sets and the same metrics. "lm-eval" is EleutherAI's harness, zero-shot.
+Reference scores are for the same data sets and metrics as ours. "lm-eval" is EleutherAI's lm-evaluation-harness,
+zero-shot.
 """
 
-# Warstadt et al. 2020 (TACL 8, arXiv:1912.00582): people one by one, people by majority, and GPT-2.
-BLIMP = "chance 50 %; people 88.6 %, by majority 96.4 %, GPT-2 81.5 % (Warstadt et al. 2020)"
-# lm-eval's lambada_openai with gpt2 (EleutherAI/lm-evaluation-harness issue 2159). The 46 % of the GPT-2 paper is of
-# another text and filters stop words.
+# Warstadt et al. 2020 (TACL 8, arXiv:1912.00582): individual humans, the majority vote of humans, and GPT-2.
+BLIMP = "chance 50 %; humans 88.6 %, majority vote 96.4 %, GPT-2 81.5 % (Warstadt et al. 2020)"
+# lm-eval's lambada_openai with gpt2 (EleutherAI/lm-evaluation-harness issue 2159). The 46 % in the GPT-2 paper are for
+# a different version of the text and with a stop-word filter.
 LAMBADA_ACCURACY = "GPT-2 124M 32.6 % (lm-eval)"
 LAMBADA_PERPLEXITY = "GPT-2 124M 40.1 (lm-eval)"
-# People: Zellers et al. 2019 (arXiv:1905.07830); GPT-2: lm-eval's acc_norm.
-HELLASWAG = "people 95.6 % (Zellers et al. 2019), GPT-2 124M 31.1 % (lm-eval)"
-# People: Bisk et al. 2020 (arXiv:1911.11641); GPT-2: lm-eval's acc_norm.
-PIQA = "people 94.9 % (Bisk et al. 2020), GPT-2 124M 62.5 % (lm-eval)"
+# Humans: Zellers et al. 2019 (arXiv:1905.07830); GPT-2: lm-eval's acc_norm.
+HELLASWAG = "humans 95.6 % (Zellers et al. 2019), GPT-2 124M 31.1 % (lm-eval)"
+# Humans: Bisk et al. 2020 (arXiv:1911.11641); GPT-2: lm-eval's acc_norm.
+PIQA = "humans 94.9 % (Bisk et al. 2020), GPT-2 124M 62.5 % (lm-eval)"
 ARC_CHALLENGE = "GPT-2 124M 22.7 % (lm-eval)"
 
 # The 67 configurations of nyu-mll/blimp.

@@ -1,71 +1,89 @@
-"""The tasks by name: where their sets lie, what their rows hold, how they are measured."""
+"""The tasks by name: data set, required columns and metric.
+
+To add a task, write a function that maps records to a `TaskResult` (or to a `Question`, for multiple choice) in
+tasks.py, and add an entry to `TASKS`.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 from slm_jax.evaluation import references, tasks
-from slm_jax.evaluation.datasets import HubRows, Row
+from slm_jax.evaluation.datasets import HubLocation, Record
 from slm_jax.evaluation.references import BLIMP_PARADIGMS
-from slm_jax.evaluation.results import Measured
-from slm_jax.evaluation.tasks import Question, Score
+from slm_jax.evaluation.results import TaskResult
+from slm_jax.evaluation.tasks import Question, ScoreFunction
 from tokenizer import HybridTokenizer
 
 
 class Task(NamedTuple):
-    """A set of rows on the hub or in local files, and how it is measured."""
+    """A task over the records of a data set.
 
-    about: str
-    columns: tuple[str, ...]  # that each row must have
-    measure: Callable[[list[Row], HybridTokenizer, Score], Measured]
-    hub: HubRows | None = None
+    Attributes:
+        description: One line for `--tasks list`.
+        columns: Columns that every record must have.
+        measure: Computes the metrics from all records.
+        hub: The data set on the Hugging Face hub; None: the task needs a file.
+    """
+
+    description: str
+    columns: tuple[str, ...]
+    measure: Callable[[list[Record], HybridTokenizer, ScoreFunction], TaskResult]
+    hub: HubLocation | None = None
 
 
-def _choices(
-    about: str, columns: str, read: Callable[[Row], Question], hub: HubRows | None = None, reference: str = ""
+def _multiple_choice(
+    description: str,
+    columns: str,
+    to_question: Callable[[Record], Question],
+    hub: HubLocation | None = None,
+    reference: str = "",
 ) -> Task:
-    return Task(about, tuple(columns.split()), functools.partial(tasks.measure_choices, read, reference), hub)
+    measure = functools.partial(tasks.measure_multiple_choice, to_question, reference)
+    return Task(description, tuple(columns.split()), measure, hub)
 
 
 TASKS = {
     "blimp": Task(
-        "minimal pairs of sentences, of which the good one is to be more probable (67 paradigms of 1,000)",
+        "grammar: share of minimal pairs whose acceptable sentence is more probable (67 paradigms of 1,000 pairs)",
         ("sentence_good", "sentence_bad"),
         tasks.measure_blimp,
-        HubRows("nyu-mll/blimp", "train", BLIMP_PARADIGMS),
+        HubLocation("nyu-mll/blimp", "train", BLIMP_PARADIGMS),
     ),
     "lambada": Task(
-        "the last word of 5,153 passages: whether greedy decoding writes it, and its perplexity",
+        "last word of 5,153 passages: accuracy of greedy decoding, and perplexity",
         ("text",),
         tasks.measure_lambada,
-        HubRows("EleutherAI/lambada_openai", "test", ("default",)),
+        HubLocation("EleutherAI/lambada_openai", "test", ("default",)),
     ),
-    "hellaswag": _choices(
-        "how a scene goes on: 10,042 questions of four endings",
+    "hellaswag": _multiple_choice(
+        "commonsense sentence completion: 10,042 questions with four endings",
         "activity_label ctx_a ctx_b endings label",
-        tasks.hellaswag,
-        HubRows("Rowan/hellaswag", "validation"),
+        tasks.hellaswag_question,
+        HubLocation("Rowan/hellaswag", "validation"),
         references.HELLASWAG,
     ),
-    "piqa": _choices(
-        "physical common sense: 1,838 questions of two answers",
+    "piqa": _multiple_choice(
+        "physical commonsense: 1,838 questions with two answers",
         "goal sol1 sol2 label",
-        tasks.piqa,
-        HubRows("baber/piqa", "validation"),  # ybisk/piqa is made by a script, which is not run
+        tasks.piqa_question,
+        HubLocation("baber/piqa", "validation"),  # ybisk/piqa needs a loading script, and scripts are never executed
         references.PIQA,
     ),
-    "arc_easy": _choices(
-        "school science: 2,376 questions of three to five answers",
+    "arc_easy": _multiple_choice(
+        "grade-school science: 2,376 questions with three to five answers",
         "question choices answerKey",
-        tasks.arc,
-        HubRows("allenai/ai2_arc", "test", ("ARC-Easy",)),
+        tasks.arc_question,
+        HubLocation("allenai/ai2_arc", "test", ("ARC-Easy",)),
     ),
-    "arc_challenge": _choices(
-        "school science, 1,172 harder questions",
+    "arc_challenge": _multiple_choice(
+        "grade-school science: 1,172 harder questions",
         "question choices answerKey",
-        tasks.arc,
-        HubRows("allenai/ai2_arc", "test", ("ARC-Challenge",)),
+        tasks.arc_question,
+        HubLocation("allenai/ai2_arc", "test", ("ARC-Challenge",)),
         references.ARC_CHALLENGE,
     ),
-    "choices": _choices("your own questions, from a file", "context choices answer", tasks.plain),
+    "choices": _multiple_choice(
+        "your own multiple-choice questions, from a file", "context choices answer", tasks.plain_question
+    ),
 }

@@ -1,4 +1,4 @@
-"""What a measurement gives."""
+"""Results of a task: metrics with confidence intervals, and a note on the method."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,18 +7,31 @@ from slm_jax.evaluation.intervals import Estimate
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number of a task. group: "all" or a part of the set, the widest name first ("syntax / binding")."""
+class Metric:
+    """One metric of a task, over the whole data set or a part of it.
+
+    Attributes:
+        group: "all", or a part of the data set with the widest category first ("syntax / binding").
+        name: The metric, for example "accuracy".
+        estimate: The value with its confidence interval.
+        count: Number of items (pairs, questions, documents …) that the value is computed from.
+        reference: Published scores on the same data set and their sources; may be empty.
+    """
 
     group: str
-    metric: str
+    name: str
     estimate: Estimate
-    count: int  # of the items (pairs, questions, documents …) that it is of
-    reference: str = ""  # what others reach, and who says so
+    count: int
+    reference: str = ""
 
 
-class Measured(NamedTuple):
-    """The figures of a task, and what one should know of how they were taken."""
+class TaskResult(NamedTuple):
+    """The metrics of a task.
 
-    figures: list[Figure]
+    Attributes:
+        metrics: One entry per group and metric.
+        note: How the metrics were computed, in one sentence.
+    """
+
+    metrics: list[Metric]
     note: str

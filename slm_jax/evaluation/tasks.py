@@ -1,4 +1,4 @@
-"""Sentences, last words and questions: from rows of a set and a model's scores to figures with their intervals."""
+"""Metrics of tasks over records: minimal pairs, last words and multiple-choice questions."""
 
 import re
 from collections import defaultdict
@@ -7,168 +7,232 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.evaluation.datasets import Row
-from slm_jax.evaluation.encoding import continuations, num_bytes, sentences
-from slm_jax.evaluation.intervals import binomial, bootstrap
+from slm_jax.evaluation.datasets import Record
+from slm_jax.evaluation.encoding import continuation_items, num_bytes, sentence_items
+from slm_jax.evaluation.intervals import binomial_interval, bootstrap_interval
 from slm_jax.evaluation.references import BLIMP, BLIMP_PARADIGMS, LAMBADA_ACCURACY, LAMBADA_PERPLEXITY
-from slm_jax.evaluation.results import Figure, Measured
+from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.evaluation.scoring import Item, TokenScores
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
-Score = Callable[[Sequence[Item]], list[TokenScores]]
+ScoreFunction = Callable[[Sequence[Item]], list[TokenScores]]
+MAX_NATS = 700.0  # exp of more overflows float64
 
 
-def measure_blimp(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -> Measured:
-    """The share of minimal pairs whose good sentence has the higher log-probability, all tokens summed (Warstadt et al.
-    2020): in all, by field, by phenomenon and by paradigm."""
-    pairs = zip(_texts(rows, "sentence_good"), _texts(rows, "sentence_bad"), strict=True)
+def measure_blimp(records: list[Record], tokenizer: HybridTokenizer, score: ScoreFunction) -> TaskResult:
+    """Compute BLiMP (Warstadt et al. 2020): how often the acceptable sentence of a pair has the higher log-probability.
+
+    Args:
+        records: Minimal pairs, with the columns `sentence_good` and `sentence_bad`, and optionally `field`,
+            `linguistics_term` and `UID` (the paradigm).
+        tokenizer: The tokenizer of the model.
+        score: `Scorer.score` of the model.
+
+    Returns:
+        Accuracy over all pairs, by field, by phenomenon and by paradigm.
+
+    Raises:
+        UserError: A column is not text.
+    """
+    pairs = zip(_text_column(records, "sentence_good"), _text_column(records, "sentence_bad"), strict=True)
     texts = [text for pair in pairs for text in pair]
-    totals = np.array([scored.total for scored in score(sentences(tokenizer, texts))]).reshape(-1, 2)
-    hits = totals[:, 0] > totals[:, 1]
+    scores = score(sentence_items(tokenizer, texts))
+    totals_Px2 = np.array([scored.total for scored in scores]).reshape(-1, 2)
+    hits_P = totals_Px2[:, 0] > totals_Px2[:, 1]
+    categories = [_text_column(records, column, optional=True) for column in ("field", "linguistics_term", "UID")]
     groups: dict[str, list[bool]] = defaultdict(list)
-    names = [_texts(rows, column, optional=True) for column in ("field", "linguistics_term", "UID")]
-    for *of_row, hit in zip(*names, hits.tolist(), strict=True):
-        parts = [part for part in of_row if part]
+    for *names, hit in zip(*categories, hits_P.tolist(), strict=True):
+        parts = [name for name in names if name]
         for depth in range(len(parts) + 1):
             groups[" / ".join(parts[:depth]) or "all"].append(hit)
-    figures = [
-        Figure(name, "accuracy", binomial(sum(of), len(of)), len(of), BLIMP if name == "all" else "chance 50 %")
-        for name, of in sorted(groups.items(), key=lambda item: (item[0] != "all", item[0]))
-    ]
-    paradigms = len(set(names[-1]))
+    metrics = []
+    for group in sorted(groups, key=lambda name: (name != "all", name)):
+        hits = groups[group]
+        reference = BLIMP if group == "all" else "chance 50 %"
+        metrics.append(Metric(group, "accuracy", binomial_interval(sum(hits), len(hits)), len(hits), reference))
+    num_paradigms = len(set(categories[-1]))
     note = (
-        f"{paradigms} of {len(BLIMP_PARADIGMS)} paradigms; sum of the log-probabilities of all tokens of a sentence, "
-        "given the <EOS> before it; no <EOS> is scored behind it; equal sums count as wrong"
+        f"{num_paradigms} of {len(BLIMP_PARADIGMS)} paradigms; score: sum of the log-probabilities of all tokens of a "
+        "sentence, given the <EOS> before it; no <EOS> is scored after it; ties count as wrong"
     )
-    return Measured(figures, note)
+    return TaskResult(metrics, note)
 
 
-def measure_lambada(rows: list[Row], tokenizer: HybridTokenizer, score: Score) -> Measured:
-    """The last word of a passage, whole: whether greedy decoding writes all its tokens, and the perplexity of it per
-    word (Paperno et al. 2016; the last word is what follows the last space, as in EleutherAI's lm-eval)."""
+def measure_lambada(records: list[Record], tokenizer: HybridTokenizer, score: ScoreFunction) -> TaskResult:
+    """Compute LAMBADA (Paperno et al. 2016): prediction of the last word of a passage, given the rest.
+
+    The last word is the text after the last space, as in EleutherAI's lm-eval.
+
+    Args:
+        records: Passages, with the column `text`.
+        tokenizer: The tokenizer of the model.
+        score: `Scorer.score` of the model.
+
+    Returns:
+        Accuracy (greedy decoding generates all tokens of the word) and perplexity per word.
+
+    Raises:
+        UserError: A passage is not text or has only one word.
+    """
     pairs = []
-    for text in _texts(rows, "text"):
+    for text in _text_column(records, "text"):
         context, space, word = text.rstrip().rpartition(" ")
         if not context:
-            raise UserError(f"a passage of LAMBADA has one word only: {text[:80]!r}")
+            raise UserError(f"a LAMBADA passage has only one word: {text[:80]!r}")
         pairs.append((context, space + word))
-    made = continuations(tokenizer, pairs)
-    scores = score(made.items)
+    continuations = continuation_items(tokenizer, pairs)
+    scores = score(continuations.items)
     hits = sum(scored.greedy for scored in scores)
-    nats = np.array([[-scored.total, 1.0] for scored in scores])
-    perplexity = bootstrap(nats, lambda sums: np.exp(np.minimum(sums[..., 0] / sums[..., 1], 700.0)))
-    tokens = np.mean([len(scored.ranks) for scored in scores])
-    figures = [
-        Figure("all", "accuracy", binomial(hits, len(rows)), len(rows), LAMBADA_ACCURACY),
-        Figure("all", "perplexity", perplexity, len(rows), LAMBADA_PERPLEXITY),
-    ]
-    note = (
-        f"{tokens:.2f} tokens a word, all to be right; perplexity per word; context and last word encoded apart, the "
-        f"space with the word ({made.split} of {len(rows)} would be other tokens if encoded at once)"
+    nats_and_words = np.array([[-scored.total, 1.0] for scored in scores])
+    perplexity = bootstrap_interval(
+        nats_and_words, lambda sums: np.exp(np.minimum(sums[..., 0] / sums[..., 1], MAX_NATS))
     )
-    return Measured(figures, note)
+    count = len(records)
+    metrics = [
+        Metric("all", "accuracy", binomial_interval(hits, count), count, LAMBADA_ACCURACY),
+        Metric("all", "perplexity", perplexity, count, LAMBADA_PERPLEXITY),
+    ]
+    tokens_per_word = np.mean([len(scored.ranks) for scored in scores])
+    note = (
+        f"{tokens_per_word:.2f} tokens per word, all of which must be right; perplexity per word; context and last "
+        f"word are encoded separately, the space with the word ({continuations.num_resplit} of {count} would have "
+        "different tokens if encoded together)"
+    )
+    return TaskResult(metrics, note)
 
 
-def _texts(rows: list[Row], column: str, optional: bool = False) -> list[str]:
-    """A column that is to hold texts (optional: "" where there is none). Raises UserError where it does not."""
-    texts = ["" if optional and row.get(column) is None else row[column] for row in rows]
+def _text_column(records: list[Record], column: str, optional: bool = False) -> list[str]:
+    """Return a column of texts; optional: "" where it is missing. Raises UserError for a value that is not text."""
+    texts = ["" if optional and record.get(column) is None else record[column] for record in records]
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            raise UserError(f"row {number}: {column} is no text: {text!r:.80}")
+            raise UserError(f"record {number}: {column} is not text: {text!r:.80}")
     return texts
 
 
 class Question(NamedTuple):
-    """A multiple-choice question."""
+    """A multiple-choice question; `answer` is the index of the right choice."""
 
     context: str
     choices: list[str]
     answer: int
 
 
-def measure_choices(
-    read: Callable[[Row], Question], reference: str, rows: list[Row], tokenizer: HybridTokenizer, score: Score
-) -> Measured:
-    """The share of questions whose right choice is the most probable: by the sum of its tokens' log-probabilities
-    (accuracy), and by that sum per byte of it (accuracy_norm), as acc and acc_norm of EleutherAI's lm-eval."""
+def measure_multiple_choice(
+    to_question: Callable[[Record], Question],
+    reference: str,
+    records: list[Record],
+    tokenizer: HybridTokenizer,
+    score: ScoreFunction,
+) -> TaskResult:
+    """Compute how often the right choice of a question is the most probable one.
+
+    Args:
+        to_question: Maps a record to a question; raises ValueError for an invalid one.
+        reference: Published scores for `accuracy_norm`; may be empty.
+        records: The records.
+        tokenizer: The tokenizer of the model.
+        score: `Scorer.score` of the model.
+
+    Returns:
+        `accuracy`, by the sum of the log-probabilities of a choice's tokens, and `accuracy_norm`, by that sum per byte
+        of the choice: acc and acc_norm of EleutherAI's lm-eval.
+
+    Raises:
+        UserError: A record is not a valid question.
+    """
+    questions = _questions(records, to_question)
+    pairs = [(question.context, f" {choice}") for question in questions for choice in question.choices]
+    totals = iter([scored.total for scored in score(continuation_items(tokenizer, pairs).items)])
+    hits = 0
+    hits_norm = 0
+    chance = 0.0
+    for question in questions:
+        sums = np.array([next(totals) for _ in question.choices])
+        sizes = np.array([max(num_bytes(choice), 1) for choice in question.choices])
+        hits += int(sums.argmax() == question.answer)
+        hits_norm += int((sums / sizes).argmax() == question.answer)
+        chance += 1 / len(question.choices) / len(questions)
+    count = len(records)
+    chance_text = f"chance {100 * chance:.0f} %"
+    reference_norm = f"{chance_text}; {reference}" if reference else chance_text
+    metrics = [
+        Metric("all", "accuracy", binomial_interval(hits, count), count, chance_text),
+        Metric("all", "accuracy_norm", binomial_interval(hits_norm, count), count, reference_norm),
+    ]
+    note = "zero-shot; accuracy: by the sum of log-probabilities; accuracy_norm: by that sum per byte of the choice"
+    return TaskResult(metrics, note)
+
+
+def _questions(records: list[Record], to_question: Callable[[Record], Question]) -> list[Question]:
     questions = []
-    for number, row in enumerate(rows, start=1):
+    for number, record in enumerate(records, start=1):
         try:
-            question = read(row)
+            question = to_question(record)
             if len(question.choices) < 2 or not 0 <= question.answer < len(question.choices):
                 raise ValueError(f"answer {question.answer} of {len(question.choices)} choices")
         except ValueError as error:
-            raise UserError(f"row {number} is no question: {error}: {str(row)[:200]}") from None
+            raise UserError(f"record {number} is not a valid question: {error}: {str(record)[:200]}") from None
         questions.append(question)
-    made = continuations(tokenizer, [(q.context, f" {choice}") for q in questions for choice in q.choices])
-    totals = iter(score(made.items))
-    hits = np.zeros(2, int)
-    chance = 0.0
-    for q in questions:
-        sums = np.array([next(totals).total for _ in q.choices])
-        sizes = np.array([max(num_bytes(choice), 1) for choice in q.choices])
-        hits += np.array([sums.argmax(), (sums / sizes).argmax()]) == q.answer
-        chance += 1 / len(q.choices) / len(questions)
-    told = [f"chance {100 * chance:.0f} %", "; ".join(filter(None, [f"chance {100 * chance:.0f} %", reference]))]
-    figures = [
-        Figure("all", name, binomial(int(hit), len(rows)), len(rows), text)
-        for name, hit, text in zip(("accuracy", "accuracy_norm"), hits, told, strict=True)
-    ]
-    note = "no examples before the question; accuracy: sum of log-probabilities; accuracy_norm: per byte of the choice"
-    return Measured(figures, note)
+    return questions
 
 
-def hellaswag(row: Row) -> Question:
-    """Rowan/hellaswag, prepared as lm-eval does."""
+def hellaswag_question(record: Record) -> Question:
+    """Return the question of a record of Rowan/hellaswag, prepared as in lm-eval."""
 
-    def clean(text: str) -> str:  # of the marks that WikiHow's texts carry
+    def clean(text: str) -> str:  # remove the markup of the WikiHow texts
         text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
         return text.replace("  ", " ")
 
-    context = clean(f"{_text(row, 'activity_label')}: {_text(row, 'ctx_a')} {_text(row, 'ctx_b').capitalize()}")
-    return Question(context, [clean(ending) for ending in _text_list(row, "endings")], _number(row, "label"))
+    activity = _text(record, "activity_label")
+    context = clean(f"{activity}: {_text(record, 'ctx_a')} {_text(record, 'ctx_b').capitalize()}")
+    endings = [clean(ending) for ending in _text_list(record, "endings")]
+    return Question(context, endings, _whole_number(record, "label"))
 
 
-def piqa(row: Row) -> Question:
-    """goal, sol1, sol2, label."""
-    context = f"Question: {_text(row, 'goal')}\nAnswer:"
-    return Question(context, [_text(row, "sol1"), _text(row, "sol2")], _number(row, "label"))
+def piqa_question(record: Record) -> Question:
+    """Return the question of a record of PIQA (columns goal, sol1, sol2, label)."""
+    context = f"Question: {_text(record, 'goal')}\nAnswer:"
+    return Question(context, [_text(record, "sol1"), _text(record, "sol2")], _whole_number(record, "label"))
 
 
-def arc(row: Row) -> Question:
-    """allenai/ai2_arc."""
-    choices = row["choices"]
+def arc_question(record: Record) -> Question:
+    """Return the question of a record of allenai/ai2_arc."""
+    choices = record["choices"]
     if not isinstance(choices, dict):
-        raise ValueError(f"choices is no object: {choices!r:.80}")
-    texts, labels, answer = _text_list(choices, "text"), _text_list(choices, "label"), _text(row, "answerKey")
+        raise ValueError(f"choices is not an object: {choices!r:.80}")
+    texts = _text_list(choices, "text")
+    labels = _text_list(choices, "label")
+    answer = _text(record, "answerKey")
     if len(texts) != len(labels) or answer not in labels:
-        raise ValueError(f"answer {answer} of the labels {', '.join(labels)} of {len(texts)} choices")
-    return Question(f"Question: {_text(row, 'question')}\nAnswer:", texts, labels.index(answer))
+        raise ValueError(f"answer {answer} is not one of the labels {', '.join(labels)} of {len(texts)} choices")
+    return Question(f"Question: {_text(record, 'question')}\nAnswer:", texts, labels.index(answer))
 
 
-def plain(row: Row) -> Question:
-    """context, choices, answer (from 0)."""
-    return Question(_text(row, "context"), _text_list(row, "choices"), _number(row, "answer"))
+def plain_question(record: Record) -> Question:
+    """Return the question of a record with the columns context, choices and answer (counted from 0)."""
+    return Question(_text(record, "context"), _text_list(record, "choices"), _whole_number(record, "answer"))
 
 
-def _text(row: Row, column: str) -> str:
-    """Raises ValueError for what is none, as the two below."""
-    value = row.get(column)
+def _text(record: Record, column: str) -> str:
+    """Return a column's text. Raises ValueError for another type, as do the two functions below."""
+    value = record.get(column)
     if not isinstance(value, str):
-        raise ValueError(f"{column} is no text: {value!r:.80}")
+        raise ValueError(f"{column} is not text: {value!r:.80}")
     return value
 
 
-def _text_list(row: Row, column: str) -> list[str]:
-    value = row.get(column)
+def _text_list(record: Record, column: str) -> list[str]:
+    value = record.get(column)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{column} is no list of texts: {value!r:.80}")
+        raise ValueError(f"{column} is not a list of texts: {value!r:.80}")
     return value
 
 
-def _number(row: Row, column: str) -> int:
-    value = row.get(column)
+def _whole_number(record: Record, column: str) -> int:
+    value = record.get(column)
+    # bool is a subclass of int, but True is not an answer.
     if type(value) is int or (isinstance(value, str) and re.fullmatch("[0-9]+", value)):
         return int(value)
-    raise ValueError(f"{column} is no whole number: {value!r:.80}")
+    raise ValueError(f"{column} is not a whole number: {value!r:.80}")

@@ -1,4 +1,4 @@
-"""The model again, in float64 NumPy, one text at a time: what evaluation is compared with."""
+"""A reference implementation of the model in float64 NumPy, one text at a time."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from slm_jax.model.transformer import Transformer
 
 
 class NaiveModel:
-    """Whole logits of a Transformer without padding, batches, windows or compilation."""
+    """Full logits of a Transformer without padding, batches, windows or compilation."""
 
     def __init__(self, model: Transformer):
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -16,7 +16,7 @@ class NaiveModel:
         self.config, self.vocab_size = model.config, model.vocab_size
 
     def logits(self, ids) -> np.ndarray:
-        """[T, V]."""
+        """Return the logits of each position, [T, V]."""
         p, c = self.params, self.config
         width, groups = c.dim // c.heads, c.kv_heads or c.heads
         t = len(ids)
@@ -51,18 +51,18 @@ class NaiveModel:
         return norm(x, p["final_norm"]["scale"]) @ head[: self.vocab_size].T
 
     def logprobs(self, ids) -> np.ndarray:
-        """Of each next token: [T - 1, V], row t those after ids[:t + 1]."""
+        """Return the log-probabilities of the next token, [T - 1, V]; row t follows ids[:t + 1]."""
         logits = self.logits(ids[:-1])
         logits = logits - logits.max(axis=1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     def total(self, ids, first: int = 1) -> float:
-        """Log-probability of ids[first:], given what is before."""
+        """Return the log-probability of ids[first:] given the tokens before."""
         rows = self.logprobs(ids)
         return sum(rows[t - 1, ids[t]] for t in range(first, len(ids)))
 
     def greedy(self, ids, first: int = 1) -> bool:
-        """Whether each of ids[first:] is the most probable one where it stands."""
+        """Return whether each of ids[first:] is the most probable token at its position."""
         rows = self.logprobs(ids)
         return all(rows[t - 1].argmax() == ids[t] for t in range(first, len(ids)))
 

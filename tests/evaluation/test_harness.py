@@ -1,4 +1,4 @@
-"""EleutherAI's harness on our models: its own tasks and evaluator, on sets that lie here."""
+"""Our models in EleutherAI's lm-evaluation-harness, with its task formats and evaluator on local data."""
 
 import json
 import math
@@ -47,10 +47,10 @@ def loaded():
 
 
 @pytest.fixture
-def answers(loaded, monkeypatch):
-    """The questions that the harness asks, without the harness."""
+def adapter(loaded, monkeypatch):
+    """The request methods without the harness."""
     monkeypatch.setattr(harness, "load_run", lambda path: loaded)
-    return harness.Answers("here", batch_size="2")
+    return harness.HarnessModel("here", batch_size="2")
 
 
 def instances(*args):
@@ -64,15 +64,15 @@ def total(loaded, context, rest):
     return naive.total(ids, first), naive.greedy(ids, first)
 
 
-def test_log_likelihoods(answers, loaded):
+def test_loglikelihood_matches_the_naive_model(adapter, loaded):
     pairs = [("The old cat", " sat on"), ("", "Paris is"), ("dogs ", "ran.")]
-    wanted = [total(loaded, "The old cat", " sat on"), total(loaded, "", "Paris is"), total(loaded, "dogs", " ran.")]
-    found = answers.loglikelihood(instances(*pairs))
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=1e-3)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    expected = [total(loaded, "The old cat", " sat on"), total(loaded, "", "Paris is"), total(loaded, "dogs", " ran.")]
+    found = adapter.loglikelihood(instances(*pairs))
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_rolling_log_likelihood_is_of_the_whole_text_in_windows(answers, loaded):
+def test_rolling_loglikelihood_covers_the_text_in_windows(adapter, loaded):
     text = TEXT[:200]
     ids = np.array(encode_prompt(loaded.tokenizer, text))
     assert len(ids) > 2 * 32
@@ -82,15 +82,15 @@ def test_rolling_log_likelihood_is_of_the_whole_text_in_windows(answers, loaded)
         begin = max(0, end - 32)
         value += naive.total(ids[begin : end + 1], done + 1 - begin)
         done = end
-    assert answers.loglikelihood_rolling(instances((text,), ("The",))) == pytest.approx(
+    assert adapter.loglikelihood_rolling(instances((text,), ("The",))) == pytest.approx(
         [value, total(loaded, "", "The")[0]], abs=5e-3
     )
 
 
-def test_texts_are_written_up_to_their_stop(answers, loaded):
+def test_generation_ends_at_a_stop_string(adapter, loaded):
     settings = {"until": [], "max_gen_toks": 12}
     requests = [(prompt, dict(settings)) for prompt in ("The old", "Paris is")]
-    whole = answers.generate_until(instances(*requests))
+    whole = adapter.generate_until(instances(*requests))
     for (prompt, _), text in zip(requests, whole, strict=True):
         ids = encode_prompt(loaded.tokenizer, prompt)
         first = len(ids)
@@ -105,28 +105,28 @@ def test_texts_are_written_up_to_their_stop(answers, loaded):
         assert text == loaded.tokenizer.decode(ids[first:])
     stop = whole[0][3:5]
     both = [(prompt, {"until": ["never", stop], "max_gen_toks": 12}) for prompt, _ in requests]
-    assert answers.generate_until(instances(*both)) == [text.partition(stop)[0] for text in whole]
+    assert adapter.generate_until(instances(*both)) == [text.partition(stop)[0] for text in whole]
     sampled = [(prompt, settings | {"do_sample": True, "temperature": 1.5, "seed": 3}) for prompt, _ in requests]
-    drawn = answers.generate_until(instances(*sampled))
-    assert drawn == answers.generate_until(instances(*sampled)) != whole
+    drawn = adapter.generate_until(instances(*sampled))
+    assert drawn == adapter.generate_until(instances(*sampled)) != whole
 
 
-def test_settings_of_requests():
-    assert harness._settings({"temperature": 0.0})[0].temperature == 0
-    assert harness._settings({"temperature": 0.7, "do_sample": False})[0].temperature == 0
-    sampling, most = harness._settings({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 5})
-    assert (sampling.temperature, sampling.top_p, most) == (0.7, 0.9, 5)
+def test_generation_settings():
+    assert harness._generation_settings({"temperature": 0.0})[0].temperature == 0
+    assert harness._generation_settings({"temperature": 0.7, "do_sample": False})[0].temperature == 0
+    sampling, max_tokens = harness._generation_settings({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 5})
+    assert (sampling.temperature, sampling.top_p, max_tokens) == (0.7, 0.9, 5)
 
 
-def test_without_the_harness_it_is_told(monkeypatch):
+def test_a_missing_harness_raises(monkeypatch):
     harness.model_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed .*pip install lm-eval"):
         harness.model_class()
 
 
-@pytest.mark.slow  # the harness alone takes seconds to import
-def test_a_task_of_the_harness_that_lies_here(loaded, monkeypatch, tmp_path):
+@pytest.mark.slow  # importing the harness takes seconds
+def test_a_local_harness_task(loaded, monkeypatch, tmp_path):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 

@@ -1,4 +1,4 @@
-"""Log-probabilities, batched and in windows, against the model in NumPy, one token at a time."""
+"""Batched and windowed log-probabilities against the NumPy model, one token at a time."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ def items(lengths, firsts=None, vocab_size=61, seed=0):
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 59), st.integers(1, 20), st.integers(1, 20))
-def test_windows_score_every_token_once_with_enough_before_it(length, first, context, stride):
+def test_windows_score_every_token_once_with_enough_context(length, first, context, stride):
     first, stride = min(first, length - 1), min(stride, context)
     seen = []
     for begin, end, scored in windows(length, first, context, stride):
@@ -35,32 +35,32 @@ def test_windows_score_every_token_once_with_enough_before_it(length, first, con
     assert seen == list(range(first, length))
 
 
-def test_scores_are_those_of_the_model_one_sentence_at_a_time():
+def test_scores_match_the_naive_model_one_sentence_at_a_time():
     model = tiny_model(kv_heads=2)
     naive = NaiveModel(model)
     sequences = items([2, 3, 17, 33, 9, 24, 12, 30], [1, 2, 1, 30, 4, 1, 11, 1])
-    found = Scorer(model, context=40, batch_tokens=320).score(sequences)
-    for (ids, first), scores in zip(sequences, found, strict=True):
+    results = Scorer(model, context=40, batch_tokens=320).score(sequences)
+    for (ids, first), scores in zip(sequences, results, strict=True):
         rows = naive.logprobs(ids)[first - 1 :]
         labels = ids[first:]
-        wanted = rows[np.arange(len(labels)), labels]
-        np.testing.assert_allclose(scores.logprobs, wanted, atol=2e-4)
-        assert scores.ranks.tolist() == (rows > wanted[:, None]).sum(1).tolist()
+        expected = rows[np.arange(len(labels)), labels]
+        np.testing.assert_allclose(scores.logprobs, expected, atol=2e-4)
+        assert scores.ranks.tolist() == (rows > expected[:, None]).sum(1).tolist()
         assert scores.total == pytest.approx(naive.total(ids, first), abs=2e-3)
         assert scores.greedy == naive.greedy(ids, first)
 
 
 @pytest.mark.parametrize(("context", "stride"), [(8, 1), (8, 3), (8, 0)])
-def test_long_texts_equal_the_naive_sliding_sum(context, stride):
+def test_long_texts_match_a_naive_sliding_window(context, stride):
     model = tiny_model(depth=1)
     naive = NaiveModel(model)
     sequences = items([29, 8, 9, 10, 30], [1, 1, 1, 4, 13])
-    found = Scorer(model, context, stride, batch_tokens=64).score(sequences)
+    results = Scorer(model, context, stride, batch_tokens=64).score(sequences)
     step = stride or context // 2
-    for (ids, first), scores in zip(sequences, found, strict=True):
+    for (ids, first), scores in zip(sequences, results, strict=True):
         total, last_input, done = 0.0, 0, first - 1
         for target in range(first, len(ids)):
-            if target > last_input:  # a new window: at least a whole one, else `step` tokens on
+            if target > last_input:  # a new window: the first is full, later ones advance by `step`
                 last_input = min(len(ids) - 1, max(context, done + step))
             begin = max(0, last_input - context)
             total += naive.logprobs(ids[begin : target + 1])[-1, ids[target]]
@@ -69,17 +69,17 @@ def test_long_texts_equal_the_naive_sliding_sum(context, stride):
         assert scores.total == pytest.approx(total, abs=2e-3)
 
 
-def test_a_uniform_model_gives_the_logarithm_of_its_vocabulary():
+def test_a_uniform_model_gives_the_log_of_the_vocabulary_size():
     model = tiny_model(depth=1)
     model.embedding.set_value(jnp.zeros_like(model.embedding[...]))
     sequences = items([29, 8, 9, 10, 30])
     for (ids, _), scores in zip(sequences, Scorer(model, 8, batch_tokens=64).score(sequences), strict=True):
         np.testing.assert_allclose(scores.logprobs, -np.log(61), rtol=1e-6)
-        assert scores.ranks.tolist() == ids[1:].tolist()  # of equals the lowest id is first, as in greedy decoding
+        assert scores.ranks.tolist() == ids[1:].tolist()  # ties are ordered by id, as in greedy decoding
 
 
-def test_few_widths_are_compiled_and_batches_change_nothing(monkeypatch):
-    monkeypatch.setattr(scoring, "_MERGE", 500)
+def test_few_widths_are_compiled_and_batching_does_not_change_scores(monkeypatch):
+    monkeypatch.setattr(scoring, "_MIN_WASTE", 500)
     lengths = [9] * 40 + [15] * 40 + [25] * 2 + [40] * 5 + [7] * 3
     sequences = items(lengths)
     model = tiny_model(depth=1, scale=2.0)
@@ -95,23 +95,23 @@ def test_few_widths_are_compiled_and_batches_change_nothing(monkeypatch):
         np.testing.assert_allclose(one.logprobs, many.logprobs, atol=1e-5)
 
 
-def test_only_scored_positions_meet_the_head(monkeypatch):
+def test_only_scored_positions_pass_through_the_output_head(monkeypatch):
     sizes = []
     real = scoring._score
     monkeypatch.setattr(scoring, "_score", lambda g, p, *arrays: sizes.append(arrays[1].size) or real(g, p, *arrays))
     model = tiny_model(depth=1)
     Scorer(model, 64, batch_tokens=2048).score(items([50] * 32, [49] * 32))
-    assert sizes == [32]  # 32 positions are scored of 2,048
+    assert sizes == [32]  # 32 of 2,048 positions are scored
 
 
-def test_a_model_of_no_numbers_is_told():
+def test_nan_weights_raise():
     model = tiny_model(depth=1)
     model.embedding.set_value(jnp.full_like(model.embedding[...], jnp.nan))
-    with pytest.raises(UserError, match="probabilities are no numbers"):
+    with pytest.raises(UserError, match="log-probabilities are not finite"):
         Scorer(model, 8, batch_tokens=64).score(items([29, 8, 9, 10, 30]))
 
 
-def test_an_empty_list_and_nothing_to_score():
+def test_no_items_and_an_item_without_scored_tokens():
     scorer = Scorer(tiny_model(depth=1), 16)
     assert scorer.score([]) == []
     (scores,) = scorer.score([Item(np.array([1, 2], np.int32), 2)])

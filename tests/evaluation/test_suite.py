@@ -1,4 +1,4 @@
-"""`evaluate` and its command on a trained run: what is measured, kept, told, and left out."""
+"""`evaluate` and its command on a run: results, their storage, messages, and tasks that cannot be measured."""
 
 import contextlib
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.cli.evaluate import explain, main
+from slm_jax.cli.evaluate import describe_tasks, main
 from slm_jax.config.schema import Config
 from slm_jax.data.prepare import prepare
 from slm_jax.data.sources import hub
 from slm_jax.evaluation import datasets, evaluate, suite
-from slm_jax.evaluation.datasets import HubRows
+from slm_jax.evaluation.datasets import HubLocation
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.training.train_step import make_steps
@@ -31,7 +31,7 @@ PAIRS = [
 PASSAGES = [{"text": f"The old cat {i} sat on a mat"} for i in range(9)]
 
 
-def lines(path, values):
+def write_jsonl(path, values):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
     return str(path)
@@ -39,7 +39,7 @@ def lines(path, values):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run that has hardly begun in runs/tiny, beside the sets it is measured on."""
+    """A folder with a run of one step in runs/tiny, and data sets."""
     path = tmp_path_factory.mktemp("suite")
     texts = ["".join(f"The old cat {i} sat on mat {i * k % 13}.\n" for i in range(30)) for k in range(40)]
     (path / "text.txt").write_text("<|endoftext|>\n".join(texts))
@@ -57,34 +57,34 @@ def folder(tmp_path_factory):
         tokenizer, _ = prepare(config, run, say=lambda _: None)
         with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
             checkpoints.save(1, make_steps(config, tokenizer.vocab_size).init(), {"step": 1})
-    lines(path / "blimp.jsonl", PAIRS)
-    lines(path / "lambada.jsonl", PASSAGES)
+    write_jsonl(path / "blimp.jsonl", PAIRS)
+    write_jsonl(path / "lambada.jsonl", PASSAGES)
     (path / "words.txt").write_text(": one\ncat cats dog dogs\nmat mats cat cats\n")
     return path
 
 
 @pytest.fixture(autouse=True)
-def nothing_outside(monkeypatch, folder, tmp_path):
-    """No network (unless a test has a hub of its own), an empty cache."""
+def no_network(monkeypatch, folder, tmp_path):
+    """No network (unless a test starts a hub), and an empty cache."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address that nobody has
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address reserved for documentation
     monkeypatch.setattr(hub, "PATIENCE", 0.2)
     (folder / "runs" / "tiny" / "evaluation.json").unlink(missing_ok=True)
 
 
-def kept(folder):
+def stored(folder):
     return json.loads((folder / "runs" / "tiny" / "evaluation.json").read_text())
 
 
-def test_figures_are_kept_and_a_task_measured_again_takes_the_place_of_what_it_was(folder):
+def test_results_are_stored_and_replaced_when_measured_again(folder):
     tasks = ["heldout", "blimp=blimp.jsonl,lambada=lambada.jsonl", "analogies=words.txt", "heldout:own=text.txt"]
-    found = evaluate("runs/tiny", tasks, context=32)
-    assert not found.missing
-    file = kept(folder)
-    assert file["results"] == found.rows
-    assert {row["task"] for row in found.rows} == {"heldout", "blimp", "lambada", "analogies", "heldout:own"}
-    for row in found.rows:
+    evaluation = evaluate("runs/tiny", tasks, context=32)
+    assert not evaluation.missing
+    file = stored(folder)
+    assert file["results"] == evaluation.rows
+    assert {row["task"] for row in evaluation.rows} == {"heldout", "blimp", "lambada", "analogies", "heldout:own"}
+    for row in evaluation.rows:
         assert row.keys() - {"reference"} == {
             "task",
             "group",
@@ -99,32 +99,34 @@ def test_figures_are_kept_and_a_task_measured_again_takes_the_place_of_what_it_w
         assert row["step"] == 1
         if row["low"] is not None:
             assert row["low"] <= row["value"] <= row["high"]
-    assert found.value("blimp", "accuracy") * 12 == pytest.approx(round(found.value("blimp", "accuracy") * 12))
-    assert 0 < found.value("heldout", "bits_per_byte") < 8
+    hits = evaluation.value("blimp", "accuracy") * 12
+    assert hits == pytest.approx(round(hits))
+    assert 0 < evaluation.value("heldout", "bits_per_byte") < 8
     assert file["tasks"]["blimp"]["data"] == "blimp.jsonl"
     assert file["tasks"]["heldout"]["dtype"] == "float32"
 
-    before = {row["task"]: row for row in found.rows}
+    before = {row["task"]: row for row in evaluation.rows}
     few = evaluate("runs/tiny", ["analogies=words.txt"], max_items=1, save=False)
     assert {row["count"] for row in few.rows} == {1}
     again = evaluate("runs/tiny", ["lambada=lambada.jsonl"], max_items=4)
     assert {row["count"] for row in again.rows} == {4}
-    now = kept(folder)["results"]
-    assert [row for row in now if row["task"] != "lambada"] == [row for row in found.rows if row["task"] != "lambada"]
+    now = stored(folder)["results"]
+    others = [row for row in evaluation.rows if row["task"] != "lambada"]
+    assert [row for row in now if row["task"] != "lambada"] == others
     assert [row for row in now if row["task"] == "lambada"] == again.rows
     assert before["lambada"] not in now
     assert evaluate("runs/tiny", ["lambada=lambada.jsonl"], save=False).rows
-    assert kept(folder)["results"] == now
+    assert stored(folder)["results"] == now
 
 
-def test_the_command_prints_a_table_and_goes_on_without_a_network(folder, capsys):
+def test_the_command_prints_a_table_and_continues_without_a_network(folder, capsys, caplog):
     main(["--run", "runs/tiny"])
     out, err = capsys.readouterr()
     assert "bits_per_byte" in out
     assert " – " in out
-    assert err.count("cannot be reached") == 2  # each task once; the hub is tried once
-    assert "Without a network: --tasks blimp=FILE (JSONL or Parquet with the columns sentence_good, sent" in err
-    assert "Without a network: --tasks lambada=FILE (JSONL or Parquet with the columns text)" in err
+    assert caplog.text.count("cannot be reached") == 2  # once per task; the connection is tried once
+    assert "Without a network: --tasks blimp=FILE (JSONL or Parquet with the columns sentence_good, sent" in caplog.text
+    assert "Without a network: --tasks lambada=FILE (JSONL or Parquet with the columns text)" in caplog.text
     assert err.endswith("\nnot measured: blimp, lambada (see above)\n")
     with pytest.raises(UserError, match=r"^not measured: piqa \(see above\)$"):
         main(["--run", "runs/tiny", "--tasks", "piqa", "blimp=blimp.jsonl", "--json"])
@@ -133,17 +135,17 @@ def test_the_command_prints_a_table_and_goes_on_without_a_network(folder, capsys
     assert list(shown["missing"]) == ["piqa"]
 
 
-def test_the_smallest_groups_are_printed_when_asked_for(capsys):
+def test_all_prints_the_smallest_groups(capsys):
     main(["--run", "runs/tiny", "--tasks", "blimp=blimp.jsonl"])
     assert "syntax / order / p1" not in capsys.readouterr().out
     main(["--run", "runs/tiny", "--tasks", "blimp=blimp.jsonl", "--all"])
     assert "syntax / order / p1" in capsys.readouterr().out
 
 
-def test_list_explains_every_task(capsys):
+def test_list_describes_every_task(capsys):
     main(["--tasks", "list"])
     text = capsys.readouterr().out
-    assert text.strip() == explain()
+    assert text.strip() == describe_tasks()
     for name in (
         "heldout",
         "blimp",
@@ -159,52 +161,52 @@ def test_list_explains_every_task(capsys):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "said"),
+    ("tasks", "message"),
     [
-        (["blmp"], "there is no task blmp .*; perhaps you meant blimp"),
+        (["blmp"], r"unknown task blmp .*; did you mean blimp\?"),
         (["analogies"], "analogies needs a file: analogies=FILE"),
         (["blimp=none.jsonl"], "--tasks blimp=none.jsonl: no file matches none.jsonl"),
-        (["lambada", "lambada=lambada.jsonl"], "lambada is asked for twice"),
+        (["lambada", "lambada=lambada.jsonl"], "lambada is given twice"),
         (["blimp:a"], "blimp:a needs a file"),
         ([""], "--tasks names no task: give some of heldout"),
         ([","], "--tasks names no task"),
     ],
 )
-def test_what_is_asked_for_wrongly_is_told_before_anything_is_measured(tasks, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_tasks_raise_before_anything_is_measured(tasks, message):
+    with pytest.raises(UserError, match=message):
         evaluate("runs/tiny", tasks)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(there: other\)"),
-        ("[1]\n", "line 1: a row is no object"),
-        ("\n", "bad.jsonl has no rows"),
-        ('{"text": "Word"}\n', "one word only"),
-        ('{"text": 5}\n', "row 1: text is no text: 5"),
+        ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(present: other\)"),
+        ("[1]\n", "line 1: a record is not an object"),
+        ("\n", "bad.jsonl has no records"),
+        ('{"text": "Word"}\n', "only one word"),
+        ('{"text": 5}\n', "record 1: text is not text: 5"),
     ],
 )
-def test_bad_rows_leave_their_task_out_with_the_reason(folder, text, said):
+def test_a_task_with_invalid_records_is_missing_with_the_reason(folder, text, message):
     (folder / "bad.jsonl").write_text(text)
-    found = evaluate("runs/tiny", ["lambada=bad.jsonl", "blimp=blimp.jsonl"], save=False)
-    assert list(found.missing) == ["lambada"]
-    assert {row["task"] for row in found.rows} == {"blimp"}
-    with pytest.raises(UserError, match=said):
-        raise UserError(found.missing["lambada"])
+    evaluation = evaluate("runs/tiny", ["lambada=bad.jsonl", "blimp=blimp.jsonl"], save=False)
+    assert list(evaluation.missing) == ["lambada"]
+    assert {row["task"] for row in evaluation.rows} == {"blimp"}
+    with pytest.raises(UserError, match=message):
+        raise UserError(evaluation.missing["lambada"])
 
 
 @pytest.mark.parametrize(
     "text", ['{"results": [', '{"results": [3]}', '{"results": [{"a": 3}]}', '{"results": [], "tasks": {"blimp": 3}}']
 )
-def test_a_damaged_file_of_results_is_told_before_anything_is_measured(folder, text, monkeypatch):
+def test_a_damaged_results_file_raises_before_anything_is_measured(folder, text, monkeypatch):
     monkeypatch.setattr(suite, "Scorer", None)
     (folder / "runs" / "tiny" / "evaluation.json").write_text(text)
     with pytest.raises(UserError, match=r"evaluation.json is damaged .*remove it"):
         evaluate("runs/tiny", ["blimp=blimp.jsonl"])
 
 
-def test_evaluations_at_once_keep_the_figures_of_each_other(folder):
+def test_concurrent_evaluations_keep_the_results_of_each_other(folder):
     run = Run(folder / "runs" / "tiny")
 
     def write(i):
@@ -213,12 +215,12 @@ def test_evaluations_at_once_keep_the_figures_of_each_other(folder):
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, range(8)))
-    file = kept(folder)
+    file = stored(folder)
     assert sorted((row["task"], row["value"]) for row in file["results"]) == [(f"task {i}", 4) for i in range(8)]
     assert sorted(file["tasks"]) == [f"task {i}" for i in range(8)]
 
 
-def test_what_another_evaluation_has_kept_meanwhile_stays(folder, monkeypatch):
+def test_results_stored_by_another_process_in_between_are_kept(folder, monkeypatch):
     @contextlib.contextmanager
     def meanwhile(_):
         suite._write(Run(folder / "runs" / "tiny"), "other", [{"task": "other"}], {})
@@ -226,11 +228,11 @@ def test_what_another_evaluation_has_kept_meanwhile_stays(folder, monkeypatch):
 
     monkeypatch.setattr(suite, "waiting", meanwhile)
     evaluate("runs/tiny", ["blimp=blimp.jsonl"])
-    assert set(kept(folder)["tasks"]) == {"other", "blimp"}
+    assert set(stored(folder)["tasks"]) == {"other", "blimp"}
 
 
 @pytest.mark.parametrize(
-    ("options", "asked", "left"),
+    ("options", "task", "remaining"),
     [
         ({}, "blimp=blimp.jsonl", []),
         ({}, "blimp=other.jsonl", ["blimp=other.jsonl"]),
@@ -240,55 +242,55 @@ def test_what_another_evaluation_has_kept_meanwhile_stays(folder, monkeypatch):
         ({"context": 8}, "blimp=blimp.jsonl", ["blimp=blimp.jsonl"]),
     ],
 )
-def test_what_is_left_to_measure(folder, options, asked, left):
-    """Of a task that was measured: what names another set, or was not measured with the default options."""
-    lines(folder / "other.jsonl", PAIRS[:5])
+def test_unmeasured_tasks(folder, options, task, remaining):
+    """A task is measured again if its data set differs, or if it was not measured with the default options."""
+    write_jsonl(folder / "other.jsonl", PAIRS[:5])
     evaluate("runs/tiny", ["blimp=blimp.jsonl"], **options)
-    assert suite.unmeasured(Run(folder / "runs" / "tiny"), [asked]) == left
+    assert suite.unmeasured_tasks(Run(folder / "runs" / "tiny"), [task]) == remaining
 
 
-def test_wrong_numbers_are_told_together():
+def test_all_invalid_numbers_are_reported_together():
     with pytest.raises(UserError, match="max_items -1 must be 0 or more; batch_tokens -2 must be 0 or more"):
         main(["--max_items", "-1", "--batch_tokens", "-2"])
 
 
-def test_some_rows_are_spread_and_always_the_same():
+def test_a_subset_is_spread_and_deterministic():
     numbers = list(range(1000))
-    some = suite._some(numbers, 50)
-    assert some == suite._some(numbers, 50) == sorted(set(some))
-    assert len(some) == 50
-    assert some[-1] > 800
-    assert suite._some(numbers, 0) is numbers
+    subset = suite._subset(numbers, 50)
+    assert subset == suite._subset(numbers, 50) == sorted(set(subset))
+    assert len(subset) == 50
+    assert subset[-1] > 800
+    assert suite._subset(numbers, 0) is numbers
 
 
 PROGRAM = """
 import sys
-from slm_jax.evaluation import rows
 from slm_jax.evaluation.registry import TASKS
-from slm_jax.evaluation.datasets import Hub, HubRows
-hub = Hub(print)
+from slm_jax.evaluation.datasets import HubLocation, HubLoader
+hub = HubLoader()
 task = TASKS["blimp"]
 for _ in range(2):
-    found = hub.read("blimp", HubRows(task.hub.repo, "train", ("p0", "p1")), task.columns)
-    print([row["UID"] for row in found.rows], found.origin)
-print(len(hub.read("lambada", TASKS["lambada"].hub, ("text",)).rows))
+    dataset = hub.load("blimp", HubLocation(task.hub.repo, "train", ("p0", "p1")), task.columns)
+    print([row["UID"] for row in dataset.records], dataset.origin)
+print(len(hub.load("lambada", TASKS["lambada"].hub, ("text",)).records))
 sys.stdout.flush()
 import os; os._exit(0)
 """
 
 
-@pytest.mark.slow  # a process of its own, which imports everything
-def test_sets_of_the_hub_are_fetched_once(tmp_path):
-    """Through the real libraries, from a server of our own, in a process that has not imported them yet."""
+@pytest.mark.slow  # starts a process, which imports everything
+def test_hub_data_sets_are_downloaded_once(tmp_path):
+    """With the real libraries and a local server, in a process that has not imported them yet."""
     pytest.importorskip("datasets")
     for name in ("p0", "p1"):
-        lines(tmp_path / "hub" / "nyu-mll" / "blimp" / name / "train.jsonl", [p for p in PAIRS if p["UID"] == name])
+        pairs = [pair for pair in PAIRS if pair["UID"] == name]
+        write_jsonl(tmp_path / "hub" / "nyu-mll" / "blimp" / name / "train.jsonl", pairs)
     configs = "".join(f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}/*\n" for n in ("p0", "p1"))
     (tmp_path / "hub" / "nyu-mll" / "blimp" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    lines(tmp_path / "hub" / "EleutherAI" / "lambada_openai" / "data" / "test.jsonl", PASSAGES)
+    write_jsonl(tmp_path / "hub" / "EleutherAI" / "lambada_openai" / "data" / "test.jsonl", PASSAGES)
     served = Hub(tmp_path / "hub")
-    kept_variables = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment = kept_variables | {
+    variables = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    environment = variables | {
         "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "PYTHONPATH": str(Path(hub.__file__).parents[3]), "HF_TOKEN": "",
     }  # fmt: skip
@@ -303,21 +305,21 @@ def test_sets_of_the_hub_are_fetched_once(tmp_path):
     assert done.stdout.splitlines()[-1] == "9"
 
 
-def test_the_hub_is_tried_once(monkeypatch):
+def test_an_unreachable_hub_is_tried_once(monkeypatch):
     tried = []
     monkeypatch.setattr(
-        datasets, "check_reachable", lambda name, instead: tried.append(name) or hub.check_reachable(name, instead)
+        datasets, "check_reachable", lambda name, remedy: tried.append(name) or hub.check_reachable(name, remedy)
     )
-    served = datasets.Hub(print)
+    loader = datasets.HubLoader()
     for task in ("blimp", "lambada"):
         with pytest.raises(UserError, match=f"^{task} needs the network"):
-            served.read(task, HubRows("a/b", "test"), ("text",))
+            loader.load(task, HubLocation("a/b", "test"), ("text",))
     assert tried == ["blimp"]
 
 
-def test_a_damaged_copy_is_told(tmp_path):
+def test_a_damaged_cached_copy_raises(tmp_path):
     folder = tmp_path / "cache" / "slm_jax" / "evaluation"
     folder.mkdir(parents=True)
     (folder / "a--b--test--blimp.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
     with pytest.raises(UserError, match=r"blimp.jsonl.gz is damaged .*remove it"):
-        datasets.Hub(print).read("blimp", HubRows("a/b", "test"), ("text",))
+        datasets.HubLoader().load("blimp", HubLocation("a/b", "test"), ("text",))

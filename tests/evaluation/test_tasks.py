@@ -1,4 +1,4 @@
-"""Each task against the same measurement done slowly: NumPy logits of one sentence at a time, sums by hand."""
+"""Each task against a slow reference: NumPy logits of one sentence at a time, summed in a loop."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from slm_jax.data.corpus.corpus import byte_table
 from slm_jax.data.prepare import prepare
 from slm_jax.evaluation import analogies, heldout, tasks
-from slm_jax.evaluation.encoding import continuations
+from slm_jax.evaluation.encoding import continuation_items
 from slm_jax.evaluation.references import BLIMP_PARADIGMS
 from slm_jax.evaluation.registry import TASKS
 from slm_jax.evaluation.scoring import Item, Scorer, TokenScores
@@ -24,7 +24,7 @@ TEXT = "".join(
 )
 
 
-def learned(**options):
+def trained_tokenizer(**options):
     tokenizer = HybridTokenizer()
     tokenizer.add_text(TEXT)
     tokenizer.freeze_vocab(vocab_size=330, **options)
@@ -33,7 +33,7 @@ def learned(**options):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return learned()
+    return trained_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def score(model):
     return Scorer(model, context=64, batch_tokens=1024).score
 
 
-def begun(tokenizer, *texts):
+def eos_and(tokenizer, *texts):
     ids = [tokenizer.token2id["<EOS>"]]
     for text in texts:
         ids += tokenizer.encode(text)
     return np.array(ids)
 
 
-def figures(measured):
-    return {(figure.group, figure.metric): figure for figure in measured.figures}
+def by_name(result):
+    return {(metric.group, metric.name): metric for metric in result.metrics}
 
 
-def test_minimal_pairs(tokenizer, naive, score):
+def test_blimp(tokenizer, naive, score):
     sentences = ["The cat sat.", "The cats sit.", "Dogs ran on a mat.", "A dog sat.", "Paris is old.", "cats in France"]
     rows = [
         {
@@ -74,27 +74,27 @@ def test_minimal_pairs(tokenizer, naive, score):
         }
         for i, (good, bad) in enumerate((a, b) for a in sentences for b in sentences if a != b)
     ]
-    measured = tasks.measure_blimp(rows, tokenizer, score)
-    found = figures(measured)
-    totals = {text: naive.total(begun(tokenizer, text)) for text in sentences}
+    result = tasks.measure_blimp(rows, tokenizer, score)
+    metrics = by_name(result)
+    totals = {text: naive.total(eos_and(tokenizer, text)) for text in sentences}
     hits = [totals[row["sentence_good"]] > totals[row["sentence_bad"]] for row in rows]
     assert 0 < sum(hits) < len(rows)
-    assert found["all", "accuracy"].estimate.value == sum(hits) / len(rows)
-    assert found["all", "accuracy"].count == len(rows)
+    assert metrics["all", "accuracy"].estimate.value == sum(hits) / len(rows)
+    assert metrics["all", "accuracy"].count == len(rows)
     name = "syntax / term_1 / paradigm_2"
     part = [
         hit
         for row, hit in zip(rows, hits, strict=True)
         if row["UID"] == "paradigm_2" and row["linguistics_term"] == "term_1"
     ]
-    assert found[name, "accuracy"].estimate.value == sum(part) / len(part)
-    assert {group.count(" / ") for group, _ in found} == {0, 1, 2}
-    assert found["syntax", "accuracy"].estimate == found["all", "accuracy"].estimate
-    assert "3 of 67 paradigms" in measured.note
+    assert metrics[name, "accuracy"].estimate.value == sum(part) / len(part)
+    assert {group.count(" / ") for group, _ in metrics} == {0, 1, 2}
+    assert metrics["syntax", "accuracy"].estimate == metrics["all", "accuracy"].estimate
+    assert "3 of 67 paradigms" in result.note
     assert len(set(BLIMP_PARADIGMS)) == 67
 
 
-def test_last_words(tokenizer, naive, score):
+def test_lambada(tokenizer, naive, score):
     texts = [
         "The old cat 3 sat on a mat",
         "Paris is in France",
@@ -102,27 +102,27 @@ def test_last_words(tokenizer, naive, score):
         'He said "cats, “dogs',
         "A cat ",
     ]
-    texts += [TEXT[: 40 * k].rstrip().rpartition(" ")[0] for k in (7, 9)]  # longer than the context
-    measured = tasks.measure_lambada([{"text": text} for text in texts], tokenizer, score)
-    found = figures(measured)
+    texts += [TEXT[: 40 * k].rstrip().rpartition(" ")[0] for k in (7, 9)]  # exceed the context
+    result = tasks.measure_lambada([{"text": text} for text in texts], tokenizer, score)
+    metrics = by_name(result)
     nats, hits = [], []
     for text in texts:
         context, _, word = text.rstrip().rpartition(" ")
-        ids, first = begun(tokenizer, context, f" {word}"), len(begun(tokenizer, context))
+        ids, first = eos_and(tokenizer, context, f" {word}"), len(eos_and(tokenizer, context))
         assert tokenizer.decode(ids[first:]) == f" {word}"
-        assert ids[1:].tolist() == tokenizer.encode(text.rstrip())  # without phrases, the tokens of the whole text
+        assert ids[1:].tolist() == tokenizer.encode(text.rstrip())  # without phrases, the tokens of the complete text
         cut = max(0, len(ids) - 1 - 64)
         nats.append(-naive.total(ids[cut:], first - cut))
         hits.append(naive.greedy(ids[cut:], first - cut))
-    assert found["all", "perplexity"].estimate.value == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
-    assert found["all", "accuracy"].estimate.value == np.mean(hits)
-    assert f"(0 of {len(texts)} would" in measured.note
-    with pytest.raises(UserError, match="one word only: 'Word '"):
+    assert metrics["all", "perplexity"].estimate.value == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
+    assert metrics["all", "accuracy"].estimate.value == np.mean(hits)
+    assert f"(0 of {len(texts)} would" in result.note
+    with pytest.raises(UserError, match="has only one word: 'Word '"):
         tasks.measure_lambada([{"text": "Word "}], tokenizer, score)
 
 
-def test_what_greedy_decoding_writes_counts_as_right(tokenizer, naive, score):
-    ids = begun(tokenizer, "The old cat")
+def test_greedy_continuations_count_as_right(tokenizer, naive, score):
+    ids = eos_and(tokenizer, "The old cat")
     first = len(ids)
     for _ in range(6):
         ids = np.append(ids, naive.logprobs(np.append(ids, 0))[-1].argmax())
@@ -135,17 +135,17 @@ def test_what_greedy_decoding_writes_counts_as_right(tokenizer, naive, score):
     ]
 
 
-def test_borders_of_continuations():
-    tokenizer = learned(phrases=0.3)
+def test_boundaries_of_continuations():
+    tokenizer = trained_tokenizer(phrases=0.3)
     pairs = [("The old cat ", "sat"), ("The old cat", " sat"), ("Paris is", " in France"), ("do", "g"), ("", "The")]
-    made = continuations(tokenizer, pairs)
-    for (context, rest), (ids, first) in zip(pairs, made.items, strict=True):
+    continuations = continuation_items(tokenizer, pairs)
+    for (context, rest), (ids, first) in zip(pairs, continuations.items, strict=True):
         assert tokenizer.decode(ids) == context + rest
         assert tokenizer.decode(ids[:first]) == context.rstrip()
-    assert made.items[0].ids.tolist() == made.items[1].ids.tolist()
+    assert continuations.items[0].ids.tolist() == continuations.items[1].ids.tolist()
     encoded = [tokenizer.encode(context + rest) for context, rest in pairs]
-    differ = [item.ids[1:].tolist() != whole for item, whole in zip(made.items, encoded, strict=True)]
-    assert made.split == sum(differ) > 0
+    differ = [item.ids[1:].tolist() != whole for item, whole in zip(continuations.items, encoded, strict=True)]
+    assert continuations.num_resplit == sum(differ) > 0
 
 
 SCENE = {"activity_label": "Cats", "ctx_a": "The cat [header] sat.", "ctx_b": "it", "label": "1"}
@@ -180,13 +180,13 @@ SCIENCE = {"question": "Which ran?", "answerKey": "B"}
     ],
 )
 def test_multiple_choice(name, row, context, choices, answer, tokenizer, naive, score):
-    found = figures(TASKS[name].measure([row], tokenizer, score))
-    first = len(begun(tokenizer, context))
-    sums = np.array([naive.total(begun(tokenizer, context, f" {choice}"), first) for choice in choices])
+    metrics = by_name(TASKS[name].measure([row], tokenizer, score))
+    first = len(eos_and(tokenizer, context))
+    sums = np.array([naive.total(eos_and(tokenizer, context, f" {choice}"), first) for choice in choices])
     sizes = [len(choice.encode()) for choice in choices]
-    assert found["all", "accuracy"].estimate.value == (sums.argmax() == answer)
-    assert found["all", "accuracy_norm"].estimate.value == ((sums / sizes).argmax() == answer)
-    assert found["all", "accuracy"].reference == f"chance {100 / len(choices):.0f} %"
+    assert metrics["all", "accuracy"].estimate.value == (sums.argmax() == answer)
+    assert metrics["all", "accuracy_norm"].estimate.value == ((sums / sizes).argmax() == answer)
+    assert metrics["all", "accuracy"].reference == f"chance {100 / len(choices):.0f} %"
 
 
 GOOD = {
@@ -198,49 +198,49 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "said"),
+    ("name", "values", "message"),
     [
         ("piqa", {"label": -1}, "answer -1 of 2 choices"),
-        ("piqa", {"sol1": 3}, "sol1 is no text: 3"),
-        ("piqa", {"goal": ["Sit"]}, "goal is no text"),
-        ("choices", {"choices": "yes"}, "choices is no list of texts: 'yes'"),
-        ("choices", {"choices": ["yes", 1]}, "choices is no list of texts"),
+        ("piqa", {"sol1": 3}, "sol1 is not text: 3"),
+        ("piqa", {"goal": ["Sit"]}, "goal is not text"),
+        ("choices", {"choices": "yes"}, "choices is not a list of texts: 'yes'"),
+        ("choices", {"choices": ["yes", 1]}, "choices is not a list of texts"),
         ("choices", {"choices": ["yes"]}, "answer 1 of 1 choices"),
-        ("choices", {"context": 1}, "context is no text: 1"),
-        ("choices", {"answer": 1.7}, "answer is no whole number: 1.7"),
-        ("choices", {"answer": True}, "answer is no whole number: True"),
-        ("choices", {"answer": "²"}, "answer is no whole number: '²'"),
-        ("hellaswag", {"endings": "goes"}, "endings is no list of texts: 'goes'"),
-        ("hellaswag", {"ctx_b": 3}, "ctx_b is no text: 3"),
-        ("hellaswag", {"label": ""}, "label is no whole number: ''"),
-        ("arc_easy", {"choices": {"text": "abcd", "label": "ABCD"}}, "text is no list of texts: 'abcd'"),
-        ("arc_easy", {"choices": {"text": ["a", "b"]}}, "label is no list of texts: None"),
+        ("choices", {"context": 1}, "context is not text: 1"),
+        ("choices", {"answer": 1.7}, "answer is not a whole number: 1.7"),
+        ("choices", {"answer": True}, "answer is not a whole number: True"),
+        ("choices", {"answer": "²"}, "answer is not a whole number: '²'"),
+        ("hellaswag", {"endings": "goes"}, "endings is not a list of texts: 'goes'"),
+        ("hellaswag", {"ctx_b": 3}, "ctx_b is not text: 3"),
+        ("hellaswag", {"label": ""}, "label is not a whole number: ''"),
+        ("arc_easy", {"choices": {"text": "abcd", "label": "ABCD"}}, "text is not a list of texts: 'abcd'"),
+        ("arc_easy", {"choices": {"text": ["a", "b"]}}, "label is not a list of texts: None"),
         ("arc_easy", {"choices": {"text": ["a", "b", "c"], "label": ["A", "B"]}}, "labels A, B of 3 choices"),
-        ("arc_easy", {"choices": ["a", "b"]}, "choices is no object"),
-        ("arc_easy", {"answerKey": "C"}, "answer C of the labels A, B of 2 choices"),
+        ("arc_easy", {"choices": ["a", "b"]}, "choices is not an object"),
+        ("arc_easy", {"answerKey": "C"}, "answer C is not one of the labels A, B of 2 choices"),
     ],
 )
-def test_a_row_that_is_no_question(name, values, said, tokenizer, score):
+def test_an_invalid_question_raises(name, values, message, tokenizer, score):
     TASKS[name].measure([GOOD[name]], tokenizer, score)
-    with pytest.raises(UserError, match=f"row 2 is no question: .*{said}"):
+    with pytest.raises(UserError, match=f"record 2 is not a valid question: .*{message}"):
         TASKS[name].measure([GOOD[name], GOOD[name] | values], tokenizer, score)
 
 
 @pytest.mark.parametrize("values", [{"field": 3}, {"UID": ["a"]}, {"linguistics_term": {}}])
-def test_names_of_pairs_that_are_no_texts(values, tokenizer, score):
+def test_blimp_categories_must_be_text(values, tokenizer, score):
     row = {"sentence_good": "The cat sat.", "sentence_bad": "The cat sit.", "UID": None}
-    assert figures(tasks.measure_blimp([row], tokenizer, score)).keys() == {("all", "accuracy")}
-    with pytest.raises(UserError, match=f"row 2: {next(iter(values))} is no text: "):
+    assert by_name(tasks.measure_blimp([row], tokenizer, score)).keys() == {("all", "accuracy")}
+    with pytest.raises(UserError, match=f"record 2: {next(iter(values))} is not text: "):
         tasks.measure_blimp([row, row | values], tokenizer, score)
 
 
-def test_analogies_against_a_search_by_hand(tmp_path, tokenizer):
+def test_analogies_against_a_naive_search(tmp_path, tokenizer):
     file = tmp_path / "questions.txt"
     file.write_text(": one\ncat cats dog dogs\nsat sit ran run\n: two\nParis France Rome Italy\nmat mats cat cats\n")
     questions = analogies.read_questions(str(file))
     rng = np.random.default_rng(0)
     embedding = rng.normal(size=(tokenizer.vocab_size, 16)).astype(np.float32)
-    found = figures(analogies.measure_analogies(questions, tokenizer, embedding))
+    metrics = by_name(analogies.measure_analogies(questions, tokenizer, embedding))
     marks = {tokenizer.token2id[name] for name in ("<UP>", "<CAPS>")}
 
     def vector(word):
@@ -260,28 +260,28 @@ def test_analogies_against_a_search_by_hand(tmp_path, tokenizer):
             d == max(others, key=lambda w: (1 + cos(w, b)) * (1 + cos(w, c)) / 4 / ((1 + cos(w, a)) / 2 + 0.001))
         )
     for metric, of in hits.items():
-        assert found["all", metric].estimate.value == np.mean(of)
-        assert found["two", metric].estimate.value == np.mean(of[2:])
+        assert metrics["all", metric].estimate.value == np.mean(of)
+        assert metrics["two", metric].estimate.value == np.mean(of[2:])
     single = [all(len(set(tokenizer.encode(f" {word}")) - marks) == 1 for word in words) for words in lines]
-    assert any(single) == (("words of one token", "accuracy_3cosadd") in found)
+    assert any(single) == (("words of one token", "accuracy_3cosadd") in metrics)
     file.write_text(": one\ncat cats dog\n")
-    with pytest.raises(UserError, match="line 2 is no question: 'cat cats dog'"):
+    with pytest.raises(UserError, match="line 2 is not a question: 'cat cats dog'"):
         analogies.read_questions(str(file))
 
 
-def test_analogies_that_hold_are_found(tokenizer):
+def test_exact_analogies_are_predicted(tokenizer):
     words = ["cat", "cats", "dog", "dogs", "mat", "mats"]
-    vectors = {"cat": (1, 0, 0, 0), "dog": (0, 1, 0, 0), "mat": (0, 0, 1, 0)}
-    found = np.array([np.add(vectors[w.rstrip("s")], (0, 0, 0, w.endswith("s"))) for w in words], np.float32)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    stems = {"cat": (1, 0, 0, 0), "dog": (0, 1, 0, 0), "mat": (0, 0, 1, 0)}
+    vectors = np.array([np.add(stems[w.rstrip("s")], (0, 0, 0, w.endswith("s"))) for w in words], np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index = np.array([[0, 1, 2, 3], [2, 3, 4, 5], [1, 0, 5, 4]])
-    for given in analogies.answers(index, found):
+    for given in analogies.predict(index, vectors):
         assert given.tolist() == [3, 5, 4]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run's folder with text but no model: the corpus is what is read."""
+def runs(tmp_path_factory):
+    """Runs with a corpus but without a model."""
     folder = tmp_path_factory.mktemp("held")
     lines = [{"instruction": f"Add {i}", "input": "", "output": f"It is {i}, the cat said."} for i in range(40)]
     (folder / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -291,24 +291,24 @@ def run(tmp_path_factory):
         "text": {"files": (str(folder / "text.txt"),)},
         "tasks": {"files": (str(folder / "tasks.jsonl"),), "template": "alpaca"},
     }.items():
-        place = Run(folder / name)
-        place.path.mkdir()
+        run = Run(folder / name)
+        run.path.mkdir()
         fields = {f"data.{key}": value for key, value in fields.items()} | {"data.cache": str(folder / "cache")}
         config = tiny_config(**{"tokenizer.vocab_size": 330, "data.validation_fraction": 0.2, **fields})
-        runs[name] = (place, prepare(config, place, say=lambda _: None)[0])
+        runs[name] = (run, prepare(config, run, say=lambda _: None)[0])
     return runs
 
 
 @pytest.mark.parametrize("name", ["text", "tasks"])
-def test_held_out_text(run, name):
-    place, tokenizer = run[name]
+def test_heldout_text(runs, name):
+    run, tokenizer = runs[name]
     model = tiny_model(tokenizer.vocab_size, depth=1, scale=3.0)
     naive, scorer = NaiveModel(model), Scorer(model, context=512, batch_tokens=2048)
-    documents = heldout.documents_of_run(place, tokenizer)
+    documents = heldout.documents_of_run(run, tokenizer)
     assert len(documents.items) >= 4
-    measured = heldout.measure_heldout(documents, tokenizer, scorer.score, 512, 256)
-    found = figures(measured)
-    sums = np.zeros(6)  # nats, tokens, first, among five, bytes, words
+    result = heldout.measure_heldout(documents, tokenizer, scorer.score, 512, 256)
+    metrics = by_name(result)
+    sums = np.zeros(6)  # nats, tokens, top 1, top 5, bytes, words
     eos = tokenizer.token2id["<EOS>"]
     for ids, first in documents.items:
         assert ids[0] == ids[-1] == eos
@@ -325,7 +325,7 @@ def test_held_out_text(run, name):
             len(text.encode()),
             len(text.split()),
         )
-    wanted = {
+    expected = {
         "loss": sums[0] / sums[1],
         "perplexity": math.exp(sums[0] / sums[1]),
         "word_perplexity": math.exp(sums[0] / sums[5]),
@@ -333,14 +333,14 @@ def test_held_out_text(run, name):
         "top1_accuracy": sums[2] / sums[1],
         "top5_accuracy": sums[3] / sums[1],
     }
-    for metric, value in wanted.items():
-        estimate = found["all", metric].estimate
+    for metric, value in expected.items():
+        estimate = metrics["all", metric].estimate
         assert estimate.value == pytest.approx(value, rel=1e-3), metric
         assert estimate.low <= estimate.value <= estimate.high
-    assert f"{sums[4]:,.0f} bytes" in measured.note
+    assert f"{sums[4]:,.0f} bytes" in result.note
 
 
-def test_files_in_place_of_held_out_text(tmp_path, tokenizer, score):
+def test_files_instead_of_the_heldout_text(tmp_path, tokenizer, score):
     texts = ["The cat sat 1.\n", "Dogs ran; ü.\n", "cats " * 50]
     (tmp_path / "held.txt").write_text("<|endoftext|>\n".join(texts))
     documents = heldout.documents_of_files(str(tmp_path / "held.txt"), tokenizer)
@@ -348,16 +348,16 @@ def test_files_in_place_of_held_out_text(tmp_path, tokenizer, score):
     assert documents.bytes_D.tolist() == [len(text.encode()) for text in texts]
     assert len(heldout.documents_of_files(str(tmp_path / "held.txt"), tokenizer, max_tokens=20).items) < 3
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="contains no text"):
         heldout.documents_of_files(str(tmp_path / "empty.txt"), tokenizer)
 
 
-def test_stretches_of_a_long_document_add_up(tokenizer):
+def test_segments_of_a_long_document_add_up(tokenizer):
     ids = tokenizer.encode_array(TEXT * 40)
     assert ids.size > 2 * 4096
     rng = np.random.default_rng(0)
     scores = TokenScores(-rng.gamma(2, 1, ids.size).astype(np.float32), rng.integers(0, 9, ids.size))
-    parts = heldout._stretches(ids, scores, len((TEXT * 40).encode()), 12345, byte_table(tokenizer))
+    parts = heldout._segment_sums(ids, scores, len((TEXT * 40).encode()), 12345, byte_table(tokenizer))
     assert len(parts) == -(-ids.size // 4096)
     whole = [
         -scores.total,
