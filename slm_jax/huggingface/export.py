@@ -1,13 +1,13 @@
-"""A run as a folder of the Hugging Face layout: `python -m slm_jax.export --run runs/NAME --to DIR`.
+"""Export of a run to a Hugging Face model folder: `python -m slm_jax.export --run runs/NAME --to DIR`.
 
-    checkpoint -> safetensors        config -> config.json of a stock class        tokenizer -> a module and its file
+    checkpoint -> safetensors      config -> config.json of a stock class      tokenizer -> a module and its vocabulary
 
-The folder appears whole or not at all.
+The folder appears complete or not at all.
 """
 
 import json
 import math
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +21,25 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import to_config_json
-from slm_jax.huggingface.weights import to_tensors, write_tensors
+from slm_jax.huggingface.import_folder import TOKENIZER_FILE
+from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
 from slm_jax.run.load import LoadedRun
 from slm_jax.utils.errors import UserError
 
 TOKENIZER_CLASS = "SlmJaxTokenizer"
 TOKENIZER_MODULE = Path(__file__).parent / "exported" / "tokenization_slm_jax.py"
-TOKENIZER_FILE = "tokenizer.hybtok"
-# What an export writes, and what the hub's tools put beside it: all that --overwrite may remove.
-_WRITTEN = {"config.json", "generation_config.json", "tokenizer_config.json", "README.md", TOKENIZER_MODULE.name}
-_WRITTEN |= {TOKENIZER_FILE, "model.safetensors.index.json", ".gitattributes", "special_tokens_map.json"}
+# Files that an export writes, and those that the hub's tools add: everything that --overwrite may remove.
+_OVERWRITABLE = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "README.md",
+    ".gitattributes",
+    INDEX,
+    TOKENIZER_FILE,
+    TOKENIZER_MODULE.name,
+}
 
 
 def export(
@@ -43,28 +52,45 @@ def export(
     overwrite: bool = False,
     average: int = 1,
 ) -> Path:
-    """Write a loaded run to a folder; arguments as in `Options`, average as `load_run` got it. Raises UserError."""
+    """Write a loaded run to a folder that transformers loads.
+
+    Args:
+        loaded: The run.
+        to: The folder; it must be empty or not exist, unless `overwrite`.
+        dtype: Data type of the weights.
+        license: The license stated on the model card; empty: none.
+        name: The model's name on the card; empty: that of the run.
+        shard_gb: Maximum size of a weights file in 10^9 bytes.
+        overwrite: Replace a folder written by an earlier export.
+        average: Number of averaged checkpoints, as passed to `load_run`, for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder cannot be used, or the model has options that no supported class can express.
+    """
     if not 0 < shard_gb < math.inf:
         raise UserError(f"shard_gb {shard_gb} must be a number above 0")
-    vocab_size, model = loaded.tokenizer.vocab_size, loaded.model
+    vocab_size = loaded.tokenizer.vocab_size
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
     title = name or loaded.run.path.absolute().name
-    weights = model_card.Weights(loaded.step, average, config["architectures"][0], vocab_size)
-    facts = model_card.gather(loaded.run, loaded.config, weights, title, license)
-    with _new_folder(Path(to), overwrite) as folder:
-        tensors = to_tensors(nnx.to_pure_dict(nnx.state(model, nnx.Param)), vocab_size)
-        write_tensors(tensors, folder, dtype, int(shard_gb * 1e9))
+    weights = model_card.ExportedWeights(loaded.step, average, config["architectures"][0], vocab_size)
+    card = model_card.collect(loaded.run, loaded.config, weights, title, license)
+    with _replace_folder(Path(to), overwrite) as folder:
+        params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+        write_tensors(to_tensors(params, vocab_size), folder, dtype, int(shard_gb * 1e9))
         _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", _generation(loaded, config))
+        _write_json(folder / "generation_config.json", _generation_config(loaded, config))
         _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
         (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
         loaded.tokenizer.save(folder / TOKENIZER_FILE)
-        (folder / "README.md").write_text(model_card.write_card(facts), encoding="utf-8", errors="backslashreplace")
+        (folder / "README.md").write_text(model_card.write_card(card), encoding="utf-8", errors="backslashreplace")
     return Path(to)
 
 
-def _generation(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
-    """generation_config.json: texts are drawn as by `python -m slm_jax.generate`."""
+def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
+    """Return generation_config.json with the defaults of `python -m slm_jax.generate`."""
     sampling = Sampling()
     return {
         "bos_token_id": config["bos_token_id"],
@@ -95,30 +121,36 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _new_folder(to: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `to`, which takes its place once all is in it. Raises UserError if something is in the way."""
+def _replace_folder(to: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder next to `to` that takes its place when the block ends.
+
+    If the block raises, the temporary folder is deleted and `to` stays as it was. Raises UserError if `to` may not be
+    replaced or cannot be written.
+    """
     if to.is_symlink() or (to.exists() and not to.is_dir()):
-        raise UserError(f"--to {to} is no folder: give another one")
-    there = sorted(path.name for path in to.iterdir()) if to.is_dir() else []
-    foreign = [name for name in there if name not in _WRITTEN and not name.endswith(".safetensors")]
-    if there and not overwrite:
+        raise UserError(f"--to {to} is not a folder: give another one")
+    existing = sorted(path.name for path in to.iterdir()) if to.is_dir() else []
+    foreign = [name for name in existing if name not in _OVERWRITABLE and not name.endswith(".safetensors")]
+    if existing and not overwrite:
         raise UserError(f"--to {to} is not empty: give another folder, or --overwrite if an export wrote it")
     if foreign:
-        raise UserError(f"--to {to} holds {foreign[0]}, which no export wrote: remove it, or give another folder")
-    beside = to.absolute().parent
-    partial, old = (beside / f".{to.absolute().name}.{what}-{os.getpid()}" for what in ("partial", "old"))
+        raise UserError(f"--to {to} contains {foreign[0]}, which no export wrote: remove it, or give another folder")
+    parent = to.absolute().parent
+    suffix = secrets.token_hex(4)
+    partial = parent / f".{to.absolute().name}.partial-{suffix}"
+    old = parent / f".{to.absolute().name}.old-{suffix}"
     try:
-        beside.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
     except OSError as error:
-        raise UserError(f"cannot write to {beside}: {error.strerror}") from None
+        raise UserError(f"cannot write to {parent}: {error.strerror}") from None
     try:
         yield partial
-        if there:
+        if existing:
             to.rename(old)
         partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not to.exists():
+        if old.exists() and not to.exists():  # the second rename failed
             old.rename(to)
         shutil.rmtree(old, ignore_errors=True)

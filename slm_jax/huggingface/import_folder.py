@@ -1,4 +1,4 @@
-"""A folder of the Hugging Face layout as what a run begins with: `--init.from_hf DIR`."""
+"""Hugging Face model folders as initial weights of a run: `--init.from_hf DIR`."""
 
 import json
 from collections.abc import Iterator
@@ -11,71 +11,113 @@ from slm_jax.model.transformer import swiglu_width
 from slm_jax.utils.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.hybtok"
-# Files by which other tokenizers are kept.
-_OTHERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_FOREIGN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 class Folder(NamedTuple):
-    """What config.json says."""
+    """A model folder with the content of its config.json.
+
+    Attributes:
+        path: The folder.
+        model: The `model.*` options by name.
+        vocab_size: Number of rows of the embedding.
+    """
 
     path: Path
-    model: dict[str, Any]  # fields of `model.*`
-    vocab_size: int  # rows of the embedding
+    model: dict[str, Any]
+    vocab_size: int
 
 
 def open_folder(path: str) -> Folder:
-    """The folder of a model that we have all parts of. Raises UserError that names what it lacks or we do."""
+    """Read the config.json of a model folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: There is no config.json, it is damaged, or the model has features that are not supported here.
+    """
     folder = Path(path)
     file = folder / "config.json"
     if not file.is_file():
-        hint = "" if folder.exists() or path.count("/") != 1 else f" (from the hub: hf download {path} --local-dir DIR)"
-        raise UserError(f"init.from_hf {path}: there is no config.json, so it is no folder of a model{hint}")
+        is_hub_name = not folder.exists() and path.count("/") == 1
+        hint = f" (from the hub: hf download {path} --local-dir DIR)" if is_hub_name else ""
+        raise UserError(f"init.from_hf {path}: not a model folder, no config.json{hint}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: it holds no object")
+        raise UserError(f"{file} is damaged: not a JSON object")
     model, vocab_size = from_config_json(content, str(file))
     return Folder(folder, model, vocab_size)
 
 
 def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
-    """What keeps the folder's weights out of a model, each with both values."""
-    there = ModelConfig(**folder.model)
+    """Compare a folder's model with the options of a run.
+
+    Args:
+        folder: The model folder.
+        model: The options of the run.
+
+    Yields:
+        A line with both values for each difference that keeps the weights from being loaded.
+    """
+    source = ModelConfig(**folder.model)
     for name in ("dim", "depth", "heads", "tie_weights", "qk_norm"):
-        if getattr(there, name) != getattr(model, name):
-            yield f"model.{name}: {getattr(there, name)!r} there, {getattr(model, name)!r} here"
-    if (there.kv_heads or there.heads) != (model.kv_heads or model.heads):
-        yield f"model.kv_heads: {there.kv_heads} there, {model.kv_heads or model.heads} here"
-    if swiglu_width(there) != swiglu_width(model):
+        if getattr(source, name) != getattr(model, name):
+            yield f"model.{name}: {getattr(source, name)!r} in the folder, {getattr(model, name)!r} in this config"
+    source_kv_heads = source.kv_heads or source.heads
+    kv_heads = model.kv_heads or model.heads
+    if source_kv_heads != kv_heads:
+        yield f"model.kv_heads: {source_kv_heads} in the folder, {kv_heads} in this config"
+    if swiglu_width(source) != swiglu_width(model):
         yield (
-            f"width of the SwiGLU: {swiglu_width(there)} there (model.mlp_dim {there.mlp_dim}, model.mlp_multiple 1), "
-            f"{swiglu_width(model)} here"
+            f"SwiGLU width: {swiglu_width(source)} in the folder (model.mlp_dim {source.mlp_dim}, model.mlp_multiple "
+            f"1), {swiglu_width(model)} in this config"
         )
 
 
-def find_tokenizer(folder: Folder, asked: str) -> str:
-    """The path or name of the tokenizer: the folder's own if it is of this project, else the one that was asked for.
+def find_tokenizer(folder: Folder, option: str) -> str:
+    """Return the tokenizer to use with a folder's weights.
 
-    Raises UserError if there is neither.
+    Args:
+        folder: The model folder.
+        option: The option `tokenizer.path`; may be empty.
+
+    Returns:
+        The path of the folder's own tokenizer if it has one of this project, else `option`.
+
+    Raises:
+        UserError: There is neither.
     """
     own = folder.path / TOKENIZER_FILE
     if own.is_file():
         return str(own)
-    if asked:
-        return asked
-    others = [name for name in _OTHERS if (folder.path / name).is_file()]
-    there = f" ({others[0]} there is of another kind, which training here does not read)" if others else ""
+    if option:
+        return option
+    foreign = [name for name in _FOREIGN_TOKENIZERS if (folder.path / name).is_file()]
+    hint = f" ({foreign[0]} is of another kind, which is not supported)" if foreign else ""
     raise UserError(
-        f"init.from_hf {folder.path}: it holds no {TOKENIZER_FILE}{there}. Its embedding has {folder.vocab_size} rows, "
-        "one for each id of the tokenizer that it was trained with: give that one, saved by this project, as "
+        f"init.from_hf {folder.path}: no {TOKENIZER_FILE}{hint}. The embedding has {folder.vocab_size} rows, one per "
+        "id of the tokenizer that the model was trained with: give that tokenizer, saved by this project, as "
         "--tokenizer.path"
     )
 
 
 def read_parameters(folder: Folder, shapes: dict[str, Any]) -> dict[str, Any]:
-    """The folder's weights as a Transformer's pure dict of float32 NumPy arrays with these shapes. Raises UserError."""
-    from slm_jax.huggingface.weights import read_params  # with safetensors, which only this needs
+    """Read a folder's weights.
+
+    Args:
+        folder: The model folder.
+        shapes: The parameters of a `Transformer` as a pure dict of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        A pure dict of float32 NumPy arrays with these shapes.
+
+    Raises:
+        UserError: The weights are missing, damaged, or do not fit; see `weights.read_params`.
+    """
+    from slm_jax.huggingface.weights import read_params  # imports safetensors, which nothing else here needs
 
     return read_params(folder.path, shapes, folder.vocab_size)

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what the run's own files say of it, and nothing else."""
+"""Model card (README.md) of an exported model, made from the run's own files only."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,41 +13,83 @@ from slm_jax.run.directory import Run
 from slm_jax.run.metrics import Row, read_rows
 from slm_jax.utils.errors import UserError
 
+_SAMPLE_LINES = 20  # maximum length of the sample on the card
 
-class Weights(NamedTuple):
-    """What was exported."""
+
+class ExportedWeights(NamedTuple):
+    """Facts about the exported weights.
+
+    Attributes:
+        step: The training step they are from.
+        average: Number of checkpoints they are the mean of.
+        architecture: Class of transformers.
+        vocab_size: Number of ids.
+    """
 
     step: int
-    average: int  # of so many checkpoints they are the mean
+    average: int
     architecture: str
     vocab_size: int
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the card is made of."""
+class CardData:
+    """Content of a model card.
+
+    Attributes:
+        name: The model's name.
+        license: Its license; empty: none is stated.
+        config: Config of the run.
+        weights: Facts about the exported weights.
+        rows: Rows of metrics.jsonl up to the exported step.
+        manifests: Manifests of the training text, one per source.
+        results: Results of evaluation.json.
+        sample: A text generated during training; may be empty.
+    """
 
     name: str
     license: str
     config: Config
-    weights: Weights
-    rows: Sequence[Row]  # of the steps that the weights have behind them
-    manifests: Sequence[dict[str, Any]]  # of the text, one for each source
-    results: Sequence[dict[str, Any]]  # of evaluation.json
-    sample: str  # a text that the model wrote in training
+    weights: ExportedWeights
+    rows: Sequence[Row]
+    manifests: Sequence[dict[str, Any]]
+    results: Sequence[dict[str, Any]]
+    sample: str
 
 
-def gather(run: Run, config: Config, weights: Weights, name: str, license: str) -> Facts:
-    """The facts of a run; of what a run does not have, none."""
+def collect(run: Run, config: Config, weights: ExportedWeights, name: str, license: str) -> CardData:
+    """Collect the content of a card from a run directory; files that the run does not have are skipped.
+
+    Args:
+        run: The run directory.
+        config: Its config.
+        weights: Facts about the exported weights.
+        name: The model's name.
+        license: Its license; empty: none is stated.
+
+    Raises:
+        UserError: A file of the run is damaged.
+    """
     rows = [row for row in read_rows(run.metrics) if row["step"] <= weights.step]
-    return Facts(name, license, config, weights, rows, _manifests(run), _results(run), _sample(run, weights.step))
+    return CardData(
+        name=name,
+        license=license,
+        config=config,
+        weights=weights,
+        rows=rows,
+        manifests=_manifests(run),
+        results=_results(run),
+        sample=_sample(run, weights.step),
+    )
 
 
 def _manifests(run: Run) -> list[dict[str, Any]]:
     try:
-        whole = read_manifest(run.corpus)
-        return [read_manifest(run.corpus / each["folder"]) for each in whole["mix"]] if "mix" in whole else [whole]
-    except UserError:  # a run that was copied without its text
+        manifest = read_manifest(run.corpus)
+        if "mix" in manifest:
+            return [read_manifest(run.corpus / source["folder"]) for source in manifest["mix"]]
+        return [manifest]
+    except UserError:  # the run was copied without its corpus
         return []
 
 
@@ -62,54 +104,58 @@ def _results(run: Run) -> list[dict[str, Any]]:
 
 
 def _sample(run: Run, step: int) -> str:
-    """The text that was written at the last validation up to a step, without its indentation."""
+    """Return the first sample of the last validation up to a step, without its indentation."""
     if not run.samples.is_file():
         return ""
     sections = run.samples.read_text(encoding="utf-8", errors="replace").split("\n## Step ")[1:]
     before = [text for number, _, text in (each.partition("\n") for each in sections) if int(number) <= step]
     text = before[-1].partition("\n* * *\n")[0] if before else ""
-    return "\n".join(line.removeprefix("    ") for line in text.strip("\n").splitlines()[:20])
+    return "\n".join(line.removeprefix("    ") for line in text.strip("\n").splitlines()[:_SAMPLE_LINES])
 
 
-def write_card(facts: Facts) -> str:
-    """README.md, with the header that the hub reads."""
-    return "\n".join([*_header(facts), *_introduction(facts), *_usage(facts), *_training(facts), *_measured(facts)])
+def write_card(data: CardData) -> str:
+    """Return the text of README.md, with the metadata that the hub reads."""
+    sections = (_metadata(data), _introduction(data), _usage(data), _training(data), _evaluation(data))
+    return "\n".join(line for section in sections for line in section)
 
 
-def _header(facts: Facts) -> Iterator[str]:
+def _metadata(data: CardData) -> Iterator[str]:
     yield "---"
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
-    if facts.license:
-        yield f"license: {json.dumps(facts.license)}"
+    if data.license:
+        yield f"license: {json.dumps(data.license)}"
     yield "tags:\n- slm_jax\n- jax"
-    hub = sorted({each["source"][1] for each in facts.manifests if _is_hub(each)})
-    if hub:
-        yield "\n".join(["datasets:", *(f"- {json.dumps(name)}" for name in hub)])
+    hub_names = sorted({manifest["source"][1] for manifest in data.manifests if _is_from_hub(manifest)})
+    if hub_names:
+        yield "\n".join(["datasets:", *(f"- {json.dumps(name)}" for name in hub_names)])
     yield "---\n"
 
 
-def _is_hub(manifest: dict[str, Any]) -> bool:
+def _is_from_hub(manifest: dict[str, Any]) -> bool:
     source = manifest["source"]
     return isinstance(source, list) and len(source) > 1 and source[0] == "hub"
 
 
-def _introduction(facts: Facts) -> Iterator[str]:
-    model, count = facts.config.model, flops.parameters(facts.config.model, facts.weights.vocab_size)
-    heads = f"{model.heads} heads" + (f" ({model.kv_heads} for keys and values)" if model.kv_heads else "")
-    seen = f"a window of {model.window} tokens" if model.window else "all tokens before"
-    yield f"# {facts.name}\n"
+def _introduction(data: CardData) -> Iterator[str]:
+    model = data.config.model
+    count = flops.parameters(model, data.weights.vocab_size)
+    heads = f"{model.heads} heads"
+    if model.kv_heads:
+        heads += f" ({model.kv_heads} key/value heads)"
+    attention = f"sliding-window attention over {model.window} tokens" if model.window else "full causal attention"
     tied = "tied" if model.tie_weights else "untied"
+    yield f"# {data.name}\n"
     yield (
-        f"A language model of {count / 1e6:,.2f} M parameters, trained with slm_jax and written as "
-        f"`{facts.weights.architecture}`: {model.depth} layers of width {model.dim}, {heads}, attention to {seen}, a "
-        f"vocabulary of {facts.weights.vocab_size:,} ids, {tied} embeddings. It was trained on sequences of "
-        f"{facts.config.train.sequence_length:,} tokens and never saw a longer one.\n"
+        f"A language model with {count / 1e6:,.2f} M parameters, trained with slm_jax and exported as "
+        f"`{data.weights.architecture}`: {model.depth} layers of width {model.dim}, {heads}, {attention}, a vocabulary "
+        f"of {data.weights.vocab_size:,} ids, {tied} embeddings. It was trained on sequences of "
+        f"{data.config.train.sequence_length:,} tokens.\n"
     )
 
 
-def _usage(facts: Facts) -> Iterator[str]:
-    yield f"""## Use
+def _usage(data: CardData) -> Iterator[str]:
+    yield f"""## Usage
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,58 +168,68 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_spe
 ```
 
 The model is a stock class of `transformers`. The tokenizer is not: `trust_remote_code` runs `tokenization_slm_jax.py`
-of this folder (pure Python and NumPy; the vocabulary, `tokenizer.hybtok`, is data). It gives the very ids that the
-model was trained with, for any text. A text begins with `<EOS>`, as a document did in training;
-`add_special_tokens=False` leaves that out, and then `decode(encode(s)) == s` for every string. Special tokens cannot be
-written in a text.
-`generation_config.json` holds the settings that slm_jax generates with; `do_sample=False` takes the likeliest token.
-Up to {facts.config.train.sequence_length:,} tokens, prompt included, are what it was trained for.
+from this folder (pure Python and NumPy; the vocabulary, `tokenizer.hybtok`, is data). For any text it gives exactly the
+ids that the model was trained with. A text starts with `<EOS>`, as documents did in training; with
+`add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for every string. No text can produce a
+special token.
+`generation_config.json` holds the default sampling settings of slm_jax; `do_sample=False` decodes greedily.
+The model was trained for at most {data.config.train.sequence_length:,} tokens, prompt included.
 """
 
 
-def _training(facts: Facts) -> Iterator[str]:
-    config, rows = facts.config, facts.rows
-    train, optimizer = config.train, config.optimizer
+def _training(data: CardData) -> Iterator[str]:
+    config = data.config
+    rows = data.rows
+    train = config.train
+    optimizer = config.optimizer
     yield "## Training\n"
-    if start := config.init.from_run or config.init.from_hf:
-        yield f"- Began with the weights of `{Path(start).absolute().name}`; what follows came after."
-    for each in facts.manifests:
-        name = f"`{each['source'][1]}`" if _is_hub(each) else _source_name(each)
-        side = each["train"]
-        yield (
-            f"- Text: {name}, {side['documents']:,} documents, {side['tokens']:,} tokens, {side['bytes'] / 1e6:,.2f} MB"
-            f"; {each['validation']['bytes'] / 1e6:,.2f} MB held out."
-            + (f" Prompts by the template {_template(each, config)!r}." if side["prompts"] else "")
-        )
-    tokens = f", {sum(row['tokens'] for row in rows):,} predicted tokens" if rows else ""
-    shape = f"{train.batch_size} x {train.sequence_length} tokens ({config.data.mode})"
+    if initial := config.init.from_run or config.init.from_hf:
+        yield f"- Initialized from the weights of `{Path(initial).absolute().name}`, then trained as follows."
+    yield from (_text_line(manifest, config) for manifest in data.manifests)
+    steps = f"- {data.weights.step:,} steps of {train.batch_size} x {train.sequence_length} tokens ({config.data.mode})"
+    if rows:
+        steps += f", {sum(row['tokens'] for row in rows):,} predicted tokens, {rows[-1]['seconds'] / 60:,.1f} minutes"
+    yield f"{steps}."
+    optimizer_name = {"muon": "Muon for hidden matrices, AdamW for the rest", "adamw": "AdamW"}[optimizer.name]
     yield (
-        f"- {facts.weights.step:,} steps of {shape}{tokens}"
-        + (f", {rows[-1]['seconds'] / 60:,.1f} minutes." if rows else ".")
+        f"- Optimizer: {optimizer_name}; peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warmup steps, "
+        f"schedule {optimizer.schedule}, weight decay {optimizer.weight_decay:g}, dropout {config.model.dropout:g}."
     )
-    name = {"muon": "Muon for hidden matrices and AdamW for the rest", "adamw": "AdamW"}[optimizer.name]
-    yield (
-        f"- {name}, peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} steps of warm-up, schedule "
-        f"{optimizer.schedule}, weight decay {optimizer.weight_decay:g}, dropout {config.model.dropout:g}."
-    )
-    weights = {"z-loss": train.z_loss, "unlikelihood of repetition": train.ul_alpha}
-    if terms := [f"{what} {value:g}" for what, value in weights.items() if value]:
-        yield f"- Beside the cross entropy: {', '.join(terms)}."
+    loss_weights = {"z-loss": train.z_loss, "unlikelihood of repetition": train.ul_alpha}
+    if terms := [f"{name} {weight:g}" for name, weight in loss_weights.items() if weight]:
+        yield f"- Loss: cross-entropy plus {', '.join(terms)}."
     yield ""
 
 
+def _text_line(manifest: dict[str, Any], config: Config) -> str:
+    """Return a line about one source of the training text."""
+    name = f"`{manifest['source'][1]}`" if _is_from_hub(manifest) else _source_name(manifest)
+    train = manifest["train"]
+    line = (
+        f"- Text: {name}, {train['documents']:,} documents, {train['tokens']:,} tokens, {train['bytes'] / 1e6:,.2f} MB"
+        f"; {manifest['validation']['bytes'] / 1e6:,.2f} MB held out for validation."
+    )
+    if train["prompts"]:
+        line += f" Prompts with the template {_template(manifest, config)!r}."
+    return line
+
+
 def _source_name(manifest: dict[str, Any]) -> str:
-    """Without the names of a user's files, which are nobody's business."""
-    ours = {"python-docs": "the documentation", "python-qa": "questions about the functions"}
-    name = ours.get(manifest["name"])
-    return f"{name} inside Python {manifest['version']}" if name else "text files"
+    """Return a description of a source; names of the user's files are private and left out."""
+    built_in = {"python-docs": "the documentation", "python-qa": "questions about the functions"}
+    name = built_in.get(manifest["name"])
+    return f"{name} of Python {manifest['version']}" if name else "text files"
 
 
 def _template(manifest: dict[str, Any], config: Config) -> str:
-    """By which columns became prompts; see `describe` of the sources for where it stands."""
+    """Return the prompt template: that of the config, else the default of the source."""
     source = manifest["source"]
-    given = source[6] if _is_hub(manifest) else source[3] if manifest["name"] == "python-qa" else ""
-    return config.data.template or given
+    if config.data.template:
+        return config.data.template
+    # Positions in the list that the sources' `describe` writes to the manifest.
+    if _is_from_hub(manifest):
+        return source[6]
+    return source[3] if manifest["name"] == "python-qa" else ""
 
 
 _VALIDATION = {
@@ -184,35 +240,44 @@ _VALIDATION = {
 }
 
 
-def _measured(facts: Facts) -> Iterator[str]:
-    validated = [row for row in facts.rows if row.get("val_loss") is not None]
-    if validated or facts.results:
-        yield "## Measured\n"
-    if facts.weights.average > 1:
+def _evaluation(data: CardData) -> Iterator[str]:
+    validated = [row for row in data.rows if row.get("val_loss") is not None]
+    if validated or data.results:
+        yield "## Evaluation\n"
+    if data.weights.average > 1:
         yield (
-            f"The weights are the mean of those of the newest {facts.weights.average} checkpoints, "
-            "the figures of held-out text those of the newest alone.\n"
+            f"The weights are the mean of the newest {data.weights.average} checkpoints; the validation scores are "
+            "those of the newest checkpoint alone.\n"
         )
     if validated:
         row = validated[-1]
-        numbers = ", ".join(f"{what} {row[key]:{form}}" for key, (what, form) in _VALIDATION.items() if key in row)
-        yield f"Held-out text, step {row['step']:,}: {numbers}.\n"
-    if facts.results:
+        scores = ", ".join(f"{name} {row[key]:{form}}" for key, (name, form) in _VALIDATION.items() if key in row)
+        yield f"Validation text, step {row['step']:,}: {scores}.\n"
+    if data.results:
         yield "| task | group | metric | value | 95 % interval | count | step |\n|---|---|---|---|---|---|---|"
-        for each in facts.results:
-            yield "| " + " | ".join(_cells(each)) + " |"
+        for result in data.results:
+            yield "| " + " | ".join(_cells(result)) + " |"
         yield ""
-    if facts.sample:
+    if data.sample:
         fence = "`" * 8
-        yield f"## A text that it wrote in training\n\n{fence}\n{facts.sample.replace(fence, '')}\n{fence}\n"
+        yield f"## Sample\n\nGenerated during training:\n\n{fence}\n{data.sample.replace(fence, '')}\n{fence}\n"
 
 
-def _cells(result: dict[str, Any]) -> Iterator[str]:
+def _cells(result: dict[str, Any]) -> list[str]:
+    """Return the cells of one row of the results table."""
+
     def number(key: str) -> str:
         value = result.get(key)
         return f"{value:#.4g}".removesuffix(".") if isinstance(value, int | float) else ""
 
     interval = f"{number('low')} to {number('high')}" if number("low") and number("high") else ""
-    texts = (str(result.get("task", "")), str(result.get("group") or ""), str(result.get("metric", "")))
-    more = (number("value"), interval, str(result.get("count") or ""), str(result.get("step") or ""))
-    return (text.replace("|", "\\|").replace("\n", " ") for text in (*texts, *more))
+    cells = [
+        str(result.get("task", "")),
+        str(result.get("group") or ""),
+        str(result.get("metric", "")),
+        number("value"),
+        interval,
+        str(result.get("count") or ""),
+        str(result.get("step") or ""),
+    ]
+    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]

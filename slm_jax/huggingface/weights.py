@@ -1,7 +1,7 @@
-"""Parameters as the tensors of the Hugging Face layout, and back; written and read with safetensors, never pickle.
+"""Parameters to and from the tensors of the Hugging Face layout, written and read with safetensors, never pickle.
 
-Here the blocks' parameters are stacked, [L, ...], and a linear layer is [in, out]; there each layer has its own and is
-[out, in]. Everything else is the same numbers under another name.
+Here the parameters of all blocks are stacked, [L, ...], and a linear layer is [in, out]; in the Hugging Face layout
+each layer has its own tensors, and a linear layer is [out, in]. The numbers are the same.
 """
 
 import json
@@ -20,6 +20,10 @@ from slm_jax.utils.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+Tensors = Iterator[tuple[str, Callable[[], np.ndarray]]]
+"""Names of tensors with functions that return the arrays, so that one at a time is in memory."""
+
+# Paths of parameters to names of tensors: of a block, and of the rest of the model.
 _BLOCK = {
     ("attention_norm", "scale"): "input_layernorm",
     ("attention", "query", "weight"): "self_attn.q_proj",
@@ -33,7 +37,7 @@ _BLOCK = {
     ("mlp", "up", "weight"): "mlp.up_proj",
     ("mlp", "down", "weight"): "mlp.down_proj",
 }
-_OTHERS = {
+_OUTSIDE_BLOCKS = {
     ("embedding",): "model.embed_tokens.weight",
     ("final_norm", "scale"): "model.norm.weight",
     ("head",): "lm_head.weight",
@@ -41,7 +45,7 @@ _OTHERS = {
 
 
 def _leaves(params: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, array) of every leaf that is there."""
+    """Yield path and array of every parameter; optional ones that the model does not have are None."""
     for key, value in params.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*path, key))
@@ -49,136 +53,185 @@ def _leaves(params: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
             yield (*path, key), value
 
 
-def to_tensors(params: dict[str, Any], vocab_size: int) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """(name, how to get the float32 array) of every tensor in order; params: the pure dict of a Transformer.
+def to_tensors(params: dict[str, Any], vocab_size: int) -> Tensors:
+    """Convert parameters to tensors.
 
-    Rows of the embedding and the head beyond vocab_size are padding and left out.
+    Args:
+        params: The parameters of a `Transformer` as a pure dict.
+        vocab_size: Number of ids; the rows of embedding and head beyond it are padding and left out.
+
+    Yields:
+        Name of each tensor and a function that returns it in float32, in the order of the layers.
     """
     leaves = dict(_leaves(params))
     blocks = {path[1:]: array for path, array in leaves.items() if path[0] == "blocks"}
-    assert blocks.keys() <= _BLOCK.keys(), blocks.keys() - _BLOCK.keys()  # every parameter has a place
-    assert {path for path in leaves if path[0] != "blocks"} <= _OTHERS.keys(), leaves.keys()
+    outside = {path for path in leaves if path[0] != "blocks"}
+    # A parameter without a name would be missing in the export.
+    assert blocks.keys() <= _BLOCK.keys(), blocks.keys() - _BLOCK.keys()
+    assert outside <= _OUTSIDE_BLOCKS.keys(), outside - _OUTSIDE_BLOCKS.keys()
 
-    def whole(array: Any) -> Callable[[], np.ndarray]:
+    def rows(array: Any) -> Callable[[], np.ndarray]:
         return lambda: np.asarray(array[:vocab_size], np.float32)
 
     def layer(array: Any, number: int, path: tuple[str, ...]) -> Callable[[], np.ndarray]:
         return lambda: np.asarray(array[number], np.float32).T if path[-1] == "weight" else np.asarray(array[number])
 
-    yield _OTHERS["embedding",], whole(leaves["embedding",])
+    yield _OUTSIDE_BLOCKS["embedding",], rows(leaves["embedding",])
     depth = len(next(iter(blocks.values())))
     for number in range(depth):
         for path, name in _BLOCK.items():
             if path in blocks:
                 yield f"model.layers.{number}.{name}.weight", layer(blocks[path], number, path)
     norm = leaves["final_norm", "scale"]
-    yield _OTHERS["final_norm", "scale"], lambda: np.asarray(norm, np.float32)
+    yield _OUTSIDE_BLOCKS["final_norm", "scale"], lambda: np.asarray(norm, np.float32)
     if ("head",) in leaves:
-        yield _OTHERS["head",], whole(leaves["head",])
+        yield _OUTSIDE_BLOCKS["head",], rows(leaves["head",])
 
 
-def write_tensors(
-    tensors: Iterator[tuple[str, Callable[[], np.ndarray]]], folder: Path, dtype: str, shard_bytes: int
-) -> int:
-    """Write the tensors as one file, or several of at most shard_bytes (or one tensor) with an index; their bytes."""
-    shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
+def write_tensors(tensors: Tensors, folder: Path, dtype: str, shard_bytes: int) -> int:
+    """Write tensors as safetensors: one file, or several with an index.
+
+    Args:
+        tensors: Names and arrays.
+        folder: The folder to write to.
+        dtype: Data type to convert to.
+        shard_bytes: Maximum size of a file; a larger tensor gets a file of its own.
+
+    Returns:
+        The total size of the tensors in bytes.
+    """
+    shards: list[list[str]] = []  # names of the tensors in each file
+    pending: dict[str, np.ndarray] = {}
     total = 0
 
-    def close() -> None:
+    def write_shard() -> None:
         path = folder / f"shard-{len(shards)}"
         path.touch()
         mode = path.stat().st_mode
-        save_file(held, path, metadata={"format": "pt"})
-        path.chmod(mode)  # as any other file: it would be its owner's alone
-        shards.append(list(held))
-        held.clear()
+        save_file(pending, path, metadata={"format": "pt"})
+        path.chmod(mode)  # save_file makes it readable by its owner only
+        shards.append(list(pending))
+        pending.clear()
 
     for name, get in tensors:
         array = np.ascontiguousarray(get().astype(jnp.dtype(dtype)))
-        if held and sum(each.nbytes for each in held.values()) + array.nbytes > shard_bytes:
-            close()
-        held[name] = array
+        if pending and sum(each.nbytes for each in pending.values()) + array.nbytes > shard_bytes:
+            write_shard()
+        pending[name] = array
         total += array.nbytes
-    close()
+    write_shard()
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / SINGLE)
         return total
-    places: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+        file_of |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": file_of}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
 
 
 def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """The pure dict of float32 arrays that has these shapes, out of a folder's safetensors.
+    """Read parameters from the safetensors files of a folder.
 
-    Padding rows (beyond vocab_size), which nothing reads, are zeros. Raises UserError that names tensors that are
-    missing, of another shape, or that the model has no place for.
+    Args:
+        folder: The model folder.
+        shapes: The parameters of a `Transformer` as a pure dict of arrays or `jax.ShapeDtypeStruct`.
+        vocab_size: Number of rows of the folder's embedding.
+
+    Returns:
+        A pure dict of float32 NumPy arrays with these shapes; rows of embedding and head beyond `vocab_size`, which
+        are padding, are zeros.
+
+    Raises:
+        UserError: A file is missing or damaged; a tensor is missing or has another shape or type; or the model has no
+            parameter for a tensor.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(_open(path)) for path in _files(folder)]
-        places: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no dict
-        used: set[str] = set()
-
-        def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            used.add(name)
-            if name not in places:
-                raise UserError(f"{folder}: there is no tensor {name}")
-            array = places[name].get_tensor(name)
-            if array.shape != shape:
-                raise UserError(f"{folder}: {name} is {list(array.shape)}, {list(shape)} is needed")
-            if not jnp.issubdtype(array.dtype, jnp.floating):
-                raise UserError(f"{folder}: {name} is {array.dtype}: only float32, float16 or bfloat16 weights")
-            return array.astype(np.float32)
-
+        tensors = _TensorReader(folder, stack)
         params: dict[str, Any] = {}
         for path, leaf in _leaves(shapes):
             if path[0] == "blocks":
-                array = np.empty(leaf.shape, np.float32)
-                for number in range(leaf.shape[0]):
-                    name = f"model.layers.{number}.{_BLOCK[path[1:]]}.weight"
-                    linear = path[-1] == "weight"
-                    found = read(name, leaf.shape[:0:-1] if linear else leaf.shape[1:])
-                    array[number] = found.T if linear else found
+                array = _read_stacked(tensors, path[1:], leaf.shape)
             elif path == ("final_norm", "scale"):
-                array = read(_OTHERS[path], leaf.shape)
+                array = tensors.read(_OUTSIDE_BLOCKS[path], leaf.shape)
             else:
                 array = np.zeros(leaf.shape, np.float32)
-                array[:vocab_size] = read(_OTHERS[path], (vocab_size, leaf.shape[1]))
-            _put(params, path, array)
-        # A tied head may stand in the file as well; tables of angles are constants.
-        left = [n for n in places if n not in used and n != _OTHERS["head",] and not n.endswith("rotary_emb.inv_freq")]
-        if left:
-            raise UserError(f"{folder}: the model has no place for {', '.join(sorted(left)[:5])}")
+                array[:vocab_size] = tensors.read(_OUTSIDE_BLOCKS[path], (vocab_size, leaf.shape[1]))
+            _set_leaf(params, path, array)
+        if unused := tensors.unused():
+            raise UserError(f"{folder}: the model has no parameter for {', '.join(unused[:5])}")
     return params
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _read_stacked(tensors: "_TensorReader", path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Read one parameter of all blocks, float32 [L, ...]."""
+    array = np.empty(shape, np.float32)
+    is_linear = path[-1] == "weight"
+    layer_shape = shape[:0:-1] if is_linear else shape[1:]
+    for number in range(shape[0]):
+        tensor = tensors.read(f"model.layers.{number}.{_BLOCK[path]}.weight", layer_shape)
+        array[number] = tensor.T if is_linear else tensor
+    return array
+
+
+class _TensorReader:
+    """Reader of the tensors of a folder that keeps track of which were read."""
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        self._folder = folder
+        self._files: dict[str, Any] = {}  # by name of tensor
+        self._used: set[str] = set()
+        for path in _weight_files(folder):
+            file = stack.enter_context(_open(path))
+            self._files |= dict.fromkeys(file.keys(), file)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a tensor in float32, or raise UserError if it is missing or does not fit."""
+        self._used.add(name)
+        if name not in self._files:
+            raise UserError(f"{self._folder}: tensor {name} is missing")
+        array = self._files[name].get_tensor(name)
+        if array.shape != shape:
+            raise UserError(f"{self._folder}: {name} has shape {list(array.shape)}, expected {list(shape)}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{self._folder}: {name} is {array.dtype}: must be float32, float16 or bfloat16")
+        return array.astype(np.float32)
+
+    def unused(self) -> list[str]:
+        """Return the names of tensors that were not read, sorted."""
+        # A tied head may be stored as well, and tables of rotary angles are constants.
+        ignored = {_OUTSIDE_BLOCKS["head",]}
+        return sorted(
+            name
+            for name in self._files
+            if name not in self._used and name not in ignored and not name.endswith("rotary_emb.inv_freq")
+        )
+
+
+def _set_leaf(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
 
 
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder. Raises UserError without any, or where one of the index is missing."""
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder, or raise UserError if one is missing."""
     index = folder / INDEX
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = [folder / Path(name).name for name in names]  # no name leads out of the folder
+            files = [folder / Path(name).name for name in names]  # only files of this folder
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{index} is damaged: download the folder again") from None
     else:
         files = [folder / SINGLE]
     if missing := [file.name for file in files if not file.is_file()]:
-        others = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
-        hint = f" ({others[0]} is not read: such files can hold code)" if others else ""
-        raise UserError(f"{folder}: there is no {missing[0]}{hint}; weights are read from safetensors only")
+        pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
+        hint = f" ({pickles[0]} is not read, as such files can contain code)" if pickles else ""
+        raise UserError(f"{folder}: {missing[0]} is missing{hint}; weights are read from safetensors only")
     return files
 
 

@@ -1,4 +1,4 @@
-"""An exported folder in PyTorch transformers: logits, texts, ids; and folders of transformers here."""
+"""Exported folders in PyTorch transformers give equal logits, texts and ids; folders saved by it are imported."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", minversion="2.9", reason="pip install -e '.
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="pip install -e '.[bench]'")
 pytest.importorskip("safetensors")
 
-from hypothesis import given, settings  # noqa: E402  # after torch is known to be there
+from hypothesis import given, settings  # noqa: E402  # after the check for torch
 
 from slm_jax.generation.decode import encode_prompt, generate, generate_ids, suppressed_ids  # noqa: E402
 from slm_jax.generation.sampling import Sampling  # noqa: E402
@@ -30,8 +30,8 @@ from tests.test_tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus  # n
 
 @pytest.fixture(scope="module", autouse=True)
 def offline(tmp_path_factory):
-    """The exported module is copied into a cache of this test's own; nothing is asked of the hub."""
-    torch.set_num_threads(1)  # small products: threads would only wait for each other
+    """Copy the exported module into a temporary cache, and send no request to the hub."""
+    torch.set_num_threads(1)  # small matrices: threads would only add overhead
     patch = pytest.MonkeyPatch()
     patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
     patch.setenv("HF_HUB_OFFLINE", "1")
@@ -41,7 +41,7 @@ def offline(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["marks", "cased", "phrases"])
 def pair(request, tmp_path_factory):
-    """(our tokenizer, the exported one in transformers)."""
+    """Our tokenizer, the exported one in transformers, and the folder."""
     options = {"marks": {}, "cased": {"lowercase": False}, "phrases": {"phrases": 0.2, "boundaries": "spaces"}}
     ours = make(vocab_size=700, **options[request.param])
     place = tmp_path_factory.mktemp(request.param)
@@ -60,11 +60,11 @@ def check_text(ours, theirs, text):
 
 
 @pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
-def test_the_ids_of_languages_and_traps(pair, text):
+def test_ids_of_languages_and_edge_cases(pair, text):
     check_text(*pair[:2], text)
 
 
-def test_the_ids_of_a_long_text(pair):
+def test_ids_of_a_long_text(pair):
     text = corpus()
     assert len(pair[0].encode(text)) > 5000
     check_text(*pair[:2], text)
@@ -72,12 +72,12 @@ def test_the_ids_of_a_long_text(pair):
 
 @settings(deadline=None, max_examples=150)
 @given(text=any_text)
-def test_the_ids_of_any_text(pair, text):
+def test_ids_of_any_text(pair, text):
     check_text(*pair[:2], text)
 
 
-def test_any_ids_decode_alike(pair):
-    """What a model may write: broken characters, marks before anything, special tokens."""
+def test_any_ids_decode_to_the_same_text(pair):
+    """Ids that a model may generate: incomplete characters, case marks before anything, special tokens."""
     ours, theirs, _ = pair
     for seed in range(40):
         ids = np.random.default_rng(seed).integers(0, ours.vocab_size, 60).tolist()
@@ -88,7 +88,7 @@ def test_any_ids_decode_alike(pair):
     assert theirs.decode(5) == "<EOS>"
 
 
-def test_special_tokens_have_their_ids_and_no_text_makes_them(pair):
+def test_special_tokens_have_their_ids_and_no_text_produces_them(pair):
     ours, theirs, _ = pair
     assert len(theirs) == theirs.vocab_size == ours.vocab_size
     assert theirs.get_vocab() == ours.token2id
@@ -120,7 +120,7 @@ def test_batches(pair):
     assert [i for i, m in zip(two.input_ids, two.special_tokens_mask, strict=True) if m] == [5, 5]
 
 
-def test_a_tokenizer_can_be_kept_copied_and_added_to(pair, tmp_path):
+def test_the_tokenizer_can_be_saved_copied_and_extended(pair, tmp_path):
     ours, theirs, folder = pair
     text = LANGUAGES["english"]
     theirs.save_pretrained(tmp_path / "saved")
@@ -150,8 +150,8 @@ def tokenizer():
     return make(vocab_size=500)
 
 
-def test_logits_are_equal_at_positions_far_out(tmp_path, tokenizer):
-    """The angles of rotary positions grow with them, and so would a difference of frequencies."""
+def test_logits_are_equal_at_large_positions(tmp_path, tokenizer):
+    """A difference in the rotary frequencies would grow with the position."""
     run, theirs, _ = both(tmp_path, tokenizer, depth=1, heads=1)
     ids = np.asarray(random_ids((1, 1024), tokenizer.vocab_size))
     with torch.no_grad():
@@ -166,7 +166,7 @@ def both(place, tokenizer, **fields):
 
 
 def some(names, *quick):
-    """Names as parameters, those that are not quick marked slow."""
+    """Return names as test parameters, with all but the quick ones marked slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -186,9 +186,9 @@ def test_logits_are_equal(tmp_path, tokenizer, name):
     with torch.no_grad():
         logits = theirs(**dict(zip(("input_ids", "attention_mask", "position_ids"), tensors, strict=True))).logits
     assert logits.dtype == torch.float32
-    assert np.abs(ours).max() > 1  # of a size at which 1e-4 says something
+    assert np.abs(ours).max() > 1  # large enough for a tolerance of 1e-4 to mean something
     assert np.abs(np.asarray(logits) - ours)[mask].max() <= 1e-4
-    if fields.get("window"):  # one token more or less would be seen
+    if fields.get("window"):  # a window off by one would be noticed
         wrong = copy.deepcopy(run.model)
         wrong.config = wrong.config.model_copy(update={"window": fields["window"] + 1})
         assert np.abs(np.asarray(wrong(jnp.asarray(ids[:1]))) - ours[:1]).max() > 0.01
@@ -196,7 +196,7 @@ def test_logits_are_equal(tmp_path, tokenizer, name):
 
 @pytest.mark.parametrize("name", some(MODELS, "qwen3, window, grouped"))
 def test_greedy_texts_are_equal(tmp_path, tokenizer, name):
-    """With the cache that generation_config.json asks for, prompts of different lengths in one batch."""
+    """With the cache of generation_config.json, and prompts of different lengths in one batch."""
     run, theirs, folder = both(tmp_path, tokenizer, **MODELS[name])
     hf_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     prompts = ["Once upon a time there was", "Hello", LANGUAGES["hebrew"][:9]]
@@ -220,13 +220,13 @@ def test_greedy_texts_are_equal(tmp_path, tokenizer, name):
     assert [row["generated_text"] for [row] in rows] == whole
 
 
-def test_a_sentence_has_the_same_bits_per_byte(tmp_path, tokenizer):
+def test_bits_per_byte_are_equal(tmp_path, tokenizer):
     run, theirs, folder = both(tmp_path, tokenizer, kv_heads=2)
     hf_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     text = "The quick brown fox jumps over the lazy dog."
     inputs = hf_tokenizer(text, return_tensors="pt")
     with torch.no_grad():
-        mean = theirs(**inputs, labels=inputs.input_ids).loss.item()  # shifted by transformers itself
+        mean = theirs(**inputs, labels=inputs.input_ids).loss.item()  # transformers shifts the labels
     bits = mean * (inputs.input_ids.shape[1] - 1) / math.log(2) / len(text.encode())
     ids = np.array(encode_prompt(tokenizer, text))
     logits = np.asarray(run.model(jnp.asarray(ids[None, :-1])), np.float64)[0]
@@ -247,8 +247,8 @@ def test_bfloat16_folder_loads_as_bfloat16(tmp_path, tokenizer):
         assert np.abs(np.asarray(again(ids).logits) - np.asarray(rounded(jnp.asarray(ids.numpy())))).max() <= 1e-4
 
 
-def test_without_trust_no_wrong_tokenizer_is_loaded(tmp_path, tokenizer):
-    """transformers refuses, or asks; it must never take a stock tokenizer for ours."""
+def test_without_trust_remote_code_no_wrong_tokenizer_is_loaded(tmp_path, tokenizer):
+    """transformers must refuse; it must never use a stock tokenizer instead."""
     for number, name in enumerate(("qwen3", "mistral", "llama")):
         place = tmp_path / str(number)
         place.mkdir()
@@ -268,7 +268,7 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("name", some(THEIRS, "qwen3, window", "llama"))
-def test_a_folder_of_transformers_is_the_same_model_here(tmp_path, name):
+def test_a_folder_saved_by_transformers_gives_equal_logits(tmp_path, name):
     config = THEIRS[name](
         vocab_size=90,
         hidden_size=32,

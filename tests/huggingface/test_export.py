@@ -1,4 +1,4 @@
-"""A run as a Hugging Face folder and back: files, refusals, every bit. What transformers makes of it: test_hf.py."""
+"""Export of a run and import of the folder, without transformers: files, errors, bits."""
 
 import ast
 import functools
@@ -16,7 +16,7 @@ from flax import nnx
 pytest.importorskip("safetensors")
 
 from slm_jax.config.option import TRAITS, traits_of
-from slm_jax.config.schema import Config, ModelConfig  # after safetensors is known to be there
+from slm_jax.config.schema import Config, ModelConfig  # after the check for safetensors
 from slm_jax.huggingface import import_folder as hf_folder
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import from_config_json, to_config_json
@@ -47,12 +47,12 @@ def small_tokenizer() -> HybridTokenizer:
 
 @functools.cache
 def model_of(vocab_size: int, *fields: tuple[str, object]) -> Transformer:
-    """Made once for all tests, which leave it as it is."""
+    """Build a model once for all tests; they do not change it."""
     return tiny_model(vocab_size, **dict(fields))
 
 
 def loaded_run(place: Path, tokenizer: HybridTokenizer, metrics: str = "", **fields: object) -> LoadedRun:
-    """A run that was never trained: a model of random weights, large enough for all of it to matter."""
+    """Return a run of an untrained model whose random weights are large enough for every parameter to matter."""
     model = model_of(tokenizer.vocab_size, *fields.items())
     tree = {"model": dict(model.config), "train": {"sequence_length": LENGTH, "dtype": "float32"}}
     run = Run(place / "run")
@@ -66,14 +66,14 @@ def params_of(model: Transformer) -> dict:
 
 
 def imported(folder: Path, model: Transformer) -> dict:
-    """The parameters that training would begin with."""
+    """Return the parameters that training would start from."""
     params = params_of(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     return hf_folder.read_parameters(hf_folder.open_folder(str(folder)), shapes)
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
-def test_out_and_in_again_keeps_every_bit(tmp_path, small_tokenizer, fields):
+def test_export_and_import_keep_every_bit(tmp_path, small_tokenizer, fields):
     run = loaded_run(tmp_path, small_tokenizer, **fields)
     folder = export(run, tmp_path / "out")
     opened = hf_folder.open_folder(str(folder))
@@ -81,20 +81,20 @@ def test_out_and_in_again_keeps_every_bit(tmp_path, small_tokenizer, fields):
     assert opened.model["window"] == run.model.config.window
     assert opened.model["rope_base"] == run.model.config.rope_base
     back, rows = imported(folder, run.model), small_tokenizer.vocab_size
-    for (path, there), (_, here) in zip(
+    for (path, imported_leaf), (_, leaf) in zip(
         jax.tree_util.tree_leaves_with_path(back),
         jax.tree_util.tree_leaves_with_path(params_of(run.model)),
         strict=True,
     ):
-        assert there.dtype == np.float32
+        assert imported_leaf.dtype == np.float32
         if path[0].key in ("embedding", "head"):
-            assert np.array_equal(there[:rows], here[:rows])
-            assert not there[rows:].any()  # padding
+            assert np.array_equal(imported_leaf[:rows], leaf[:rows])
+            assert not imported_leaf[rows:].any()  # padding
         else:
-            assert np.array_equal(there, here), path
+            assert np.array_equal(imported_leaf, leaf), path
 
 
-def test_shards_hold_the_same_and_are_listed(tmp_path, small_tokenizer):
+def test_shards_hold_the_same_tensors_and_are_indexed(tmp_path, small_tokenizer):
     run = loaded_run(tmp_path, small_tokenizer)
     whole = export(run, tmp_path / "whole")
     split = export(run, tmp_path / "split", shard_gb=20e-6)
@@ -130,23 +130,23 @@ MODEL_OPTIONS = {
 }
 
 
-def test_every_option_of_the_model_is_decided():
+def test_every_model_option_is_exported_or_declared_unnecessary():
     not_exported = MODEL_OPTIONS["execution"] | MODEL_OPTIONS["training_only"]
     assert set(ModelConfig.model_fields) == MODEL_OPTIONS["exported"] | not_exported
     assert not MODEL_OPTIONS["exported"] & not_exported
 
 
-def test_an_option_that_no_class_has_is_refused():
+def test_an_option_that_no_class_supports_is_refused():
     class Wider(ModelConfig):
         new_trick: int = 0
 
-    # A subclass stands for a version with one more option.
+    # The subclass stands for a later version with one more option.
     with pytest.raises(UserError, match=r"model\.new_trick = 3"):
         to_config_json(Wider(new_trick=3), 100, 64, "float32")
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
-def test_config_json_says_the_same_model(fields):
+def test_config_json_describes_the_same_model(fields):
     model = ModelConfig(**{"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 96, **fields})
     written = json.loads(json.dumps(to_config_json(model, 321, LENGTH, "float32")))
     back, vocab_size = from_config_json(written, "config.json")
@@ -160,37 +160,37 @@ def test_config_json_says_the_same_model(fields):
 
 WRONG = {
     "model_type": ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-    "head_dim": ({"head_dim": 128}, "head_dim 128: only hidden_size / num_attention_heads = 8"),
+    "head_dim": ({"head_dim": 128}, "head_dim 128: must be hidden_size / num_attention_heads = 8"),
     "no head_dim": ({"head_dim": None}, None),
-    "eps": ({"rms_norm_eps": 0}, "rms_norm_eps 0: a number above 0"),
-    "no eps": ({"rms_norm_eps": None}, "rms_norm_eps None: a number above 0"),
+    "eps": ({"rms_norm_eps": 0}, "rms_norm_eps 0: must be a number above 0"),
+    "no eps": ({"rms_norm_eps": None}, "rms_norm_eps None: must be a number above 0"),
     "eps of other Llamas": ({"rms_norm_eps": 1e-5}, None),
     "bias": ({"attention_bias": True}, "attention_bias True"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    "part turned": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "scaled": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn'"),
-    "scaled before": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type 'linear'"),
-    "by layer": (
+    "scaled, old key": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type 'linear'"),
+    "rope by layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
         "rope_parameters with 'full_attention'",
     ),
     "scaled twice": ({"rope_scaling": {"rope_type": "llama3"}}, "type 'llama3'"),
-    "no object": ({"rope_parameters": "x"}, "rope_parameters: should be an object"),
-    "no base": ({"rope_parameters": None, "rope_theta": "abc"}, "rope_theta 'abc': a number above 1"),
-    "no list": ({"layer_types": 5}, "layer_types: should be a list"),
-    "no count": ({"max_window_layers": None}, "max_window_layers: should be a whole number"),
-    "no names": ({"layer_types": [{}]}, "layer_types ['{}']: all layers alike"),
+    "no object": ({"rope_parameters": "x"}, "rope_parameters: must be an object"),
+    "no base": ({"rope_parameters": None, "rope_theta": "abc"}, "rope_theta 'abc': must be a number above 1"),
+    "no list": ({"layer_types": 5}, "layer_types: must be a list"),
+    "no count": ({"max_window_layers": None}, "max_window_layers: must be an integer"),
+    "no names": ({"layer_types": [{}]}, "layer_types ['{}']: all layers must be alike"),
     "no name": ({"model_type": ["llama"]}, "model_type ['llama']"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "some windows": ({"layer_types": ["full_attention", "sliding_attention"]}, "all layers alike"),
-    "missing": ({"hidden_size": None}, "hidden_size: should be a positive whole number"),
-    "kv heads": ({"num_key_value_heads": 3}, "num_key_value_heads 3: a divisor"),
-    "fewer than no kv heads": ({"num_key_value_heads": -2}, "num_key_value_heads -2: a divisor"),
+    "some windows": ({"layer_types": ["full_attention", "sliding_attention"]}, "all layers must be alike"),
+    "missing": ({"hidden_size": None}, "hidden_size: must be a positive integer"),
+    "kv heads": ({"num_key_value_heads": 3}, "num_key_value_heads 3: must divide"),
+    "negative kv heads": ({"num_key_value_heads": -2}, "num_key_value_heads -2: must divide"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be_trained_here_is_named(tmp_path, change, message):
+def test_unsupported_models_are_refused_with_the_reason(tmp_path, change, message):
     model = ModelConfig(dim=32, depth=2, heads=4)
     config = to_config_json(model, 321, LENGTH, "float32") | change
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -202,21 +202,21 @@ def test_what_cannot_be_trained_here_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff", b"[]"])
-def test_a_damaged_config_is_named(tmp_path, text):
+def test_a_damaged_config_is_reported(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         hf_folder.open_folder(str(tmp_path))
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path):
+def test_all_problems_of_a_config_are_reported_at_once(tmp_path):
     config = to_config_json(ModelConfig(dim=32, heads=4), 321, LENGTH, "float32")
     config |= {"rms_norm_eps": math.nan, "hidden_act": "relu"}
     with pytest.raises(UserError, match=r"(?s)hidden_act.*rms_norm_eps"):
         from_config_json(config, "config.json")
 
 
-def test_windows_of_other_writers():
-    """As other models have them: Qwen's window switched off, Mistral without one, windows from a layer on."""
+def test_sliding_windows_as_other_models_declare_them():
+    """Qwen's window disabled, Mistral without one, windows from some layer on."""
     base = to_config_json(ModelConfig(dim=32, heads=4, depth=2), 9, LENGTH, "float32")
     del base["layer_types"]
     window = lambda **more: from_config_json(base | more, "x")[0]["window"]  # noqa: E731
@@ -226,24 +226,29 @@ def test_windows_of_other_writers():
     assert window(model_type="mistral", sliding_window=None) == 0
     assert window(model_type="mistral", sliding_window=8) == 8
     assert window(model_type="llama", sliding_window=8) == 0
-    with pytest.raises(UserError, match="all layers alike"):
+    with pytest.raises(UserError, match="all layers must be alike"):
         window(use_sliding_window=True, sliding_window=8, max_window_layers=1)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path, small_tokenizer):
+def test_weights_that_do_not_fit_are_refused(tmp_path, small_tokenizer):
     run = loaded_run(tmp_path, small_tokenizer)
     folder = export(run, tmp_path / "out")
     depth = lambda n: jax.eval_shape(lambda: params_of(tiny_model(500, depth=n)))  # noqa: E731
     opened = hf_folder.open_folder(str(folder))
-    with pytest.raises(UserError, match=r"there is no tensor model\.layers\.2"):
+    with pytest.raises(UserError, match=r"tensor model\.layers\.2\S* is missing"):
         hf_folder.read_parameters(opened, depth(3))
-    with pytest.raises(UserError, match=r"no place for model\.layers\.1"):
+    with pytest.raises(UserError, match=r"no parameter for model\.layers\.1"):
         hf_folder.read_parameters(opened, depth(1))
-    with pytest.raises(UserError, match=r"k_proj.weight is \[32, 32\], \[64, 64\] is needed"):
+    with pytest.raises(UserError, match=r"k_proj.weight has shape \[32, 32\], expected \[64, 64\]"):
         hf_folder.read_parameters(opened, jax.eval_shape(lambda: params_of(tiny_model(500, dim=64))))
-    said = "; ".join(hf_folder.folder_misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
-    for part in ("model.dim: 32 there, 64 here", "model.heads: 4 there", "model.tie_weights: True", "SwiGLU: 64 there"):
-        assert part in said
+    misfits = "; ".join(hf_folder.folder_misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
+    for part in (
+        "model.dim: 32 in the folder, 64 in this config",
+        "model.heads: 4 in the folder",
+        "model.tie_weights: True",
+        "SwiGLU width: 64 in the folder",
+    ):
+        assert part in misfits
     (folder / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(UserError, match="damaged"):
         imported(folder, run.model)
@@ -253,23 +258,23 @@ def test_weights_that_do_not_fit_are_named(tmp_path, small_tokenizer):
         imported(folder, run.model)
 
 
-def test_whose_tokenizer_it_is(tmp_path, small_tokenizer):
+def test_find_tokenizer(tmp_path, small_tokenizer):
     folder = export(loaded_run(tmp_path, small_tokenizer), tmp_path / "out")
     opened = hf_folder.open_folder(str(folder))
     own = hf_folder.find_tokenizer(opened, "")
     assert HybridTokenizer.load(own).fingerprint == small_tokenizer.fingerprint
     Path(own).rename(tmp_path / "elsewhere")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer.json there is of another kind.*500 rows.*--tokenizer.path"):
+    with pytest.raises(UserError, match=r"tokenizer.json is of another kind.*500 rows.*--tokenizer.path"):
         hf_folder.find_tokenizer(opened, "")
     assert hf_folder.find_tokenizer(opened, "english-8k") == "english-8k"
     with pytest.raises(UserError, match=r"no config\.json"):
         hf_folder.open_folder("Qwen/Qwen3-0.6B")
 
 
-def test_the_folder_appears_whole_or_not_at_all(tmp_path, small_tokenizer, monkeypatch):
+def test_the_folder_appears_complete_or_not_at_all(tmp_path, small_tokenizer, monkeypatch):
     run = loaded_run(tmp_path, small_tokenizer)
-    monkeypatch.setattr("slm_jax.huggingface.model_card.write_card", lambda facts: 1 / 0)
+    monkeypatch.setattr("slm_jax.huggingface.model_card.write_card", lambda data: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run, tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []
@@ -288,7 +293,7 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, small_tokenizer, monke
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     with pytest.raises(UserError, match="not empty"):
         export(run, folder)
-    monkeypatch.setattr("slm_jax.huggingface.model_card.write_card", lambda facts: 1 / 0)
+    monkeypatch.setattr("slm_jax.huggingface.model_card.write_card", lambda data: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run, folder, overwrite=True)
     monkeypatch.undo()
@@ -299,7 +304,7 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, small_tokenizer, monke
     with pytest.raises(UserError, match=r"thesis.tex"):
         export(run, folder, overwrite=True)
     assert (folder / "thesis.tex").read_text() == "x"
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         export(run, folder / "README.md")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     (tmp_path / "empty").mkdir()
@@ -309,7 +314,7 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, small_tokenizer, monke
             export(run, tmp_path / "other", shard_gb=size)
 
 
-def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
+def test_the_card_states_what_the_run_recorded(tmp_path, small_tokenizer):
     rows = [{"step": n, "tokens": 100, "loss": 5.0, "seconds": 60.0 * n} for n in (1, 2, 3, 7, 8)]
     rows[2] |= {"val_loss": 3.25, "val_perplexity": 25.79, "val_accuracy": 0.3125, "val_bits_per_byte": 1.5}
     rows[4] |= {"val_loss": 1.0}
@@ -322,41 +327,41 @@ def test_the_card_says_what_the_run_says(tmp_path, small_tokenizer):
     header = card.split("---\n")[1]
     assert 'license: "mit"\n' in header
     assert "# Tiny\n" in card
-    assert "a window of 9 tokens" in card
+    assert "sliding-window attention over 9 tokens" in card
     assert "7 steps of 16 x 32 tokens (packed), 400 predicted tokens, 7.0 minutes" in card
     assert "step 3: loss 3.2500, perplexity 25.79, bits per byte 1.5000, next-token accuracy 31.2%" in card
     assert "| blimp | agreement | accuracy | 0.6123 | 0.6000 to 0.7000 |" in card
     assert "Once upon\na time\ufffd\n" in card
-    assert "later" not in card  # of a step that these weights have not behind them
+    assert "later" not in card  # generated after the exported step
     assert str(tmp_path) not in card
     plain = (export(run, tmp_path / "plain") / "README.md").read_text()
     assert "license" not in plain.split("---\n")[1]
     assert "# run\n" in plain
 
 
-def test_the_card_names_the_text_and_no_file(tmp_path, small_tokenizer):
-    """Manifests as the sources write them: their own text, a user's files, a set of the hub, several."""
+def test_the_card_names_datasets_but_no_files(tmp_path, small_tokenizer):
+    """Manifests as the sources write them: built-in text, a user's files, a dataset of the hub."""
     size = {"documents": 3, "tokens": 1000, "bytes": 2_500_000, "prompts": 0}
     base = {"format": 2, "train": size, "validation": size}
     hub = ["hub", "yahma/alpaca-cleaned", "", "train", "", "text", "alpaca", "output", False]
     docs = base | {"name": "python-docs", "version": "3.11.7", "source": "3.11.7"}
     files = base | {"name": "secret", "version": "", "source": [["/home/me/secret.txt", 5, 6]]}
     alpaca = base | {"name": "alpaca", "version": "abc", "source": hub, "train": size | {"prompts": 400}}
-    said = []
+    cards = []
     for number, manifest in enumerate((docs, files, alpaca)):
         run = loaded_run(tmp_path / str(number), small_tokenizer)
         run.run.corpus.mkdir()
         (run.run.corpus / "manifest.json").write_text(json.dumps(manifest))
-        said.append((export(run, tmp_path / f"out{number}") / "README.md").read_text())
-    assert "Text: the documentation inside Python 3.11.7, 3 documents, 1,000 tokens, 2.50 MB; 2.50 MB held" in said[0]
-    assert "Text: text files, 3 documents" in said[1]
-    assert "secret" not in said[1]
-    assert 'datasets:\n- "yahma/alpaca-cleaned"\n' in said[2].split("---\n")[1]
-    assert "Prompts by the template 'alpaca'." in said[2]
-    assert "template" not in said[0].partition("## Training")[2]
+        cards.append((export(run, tmp_path / f"out{number}") / "README.md").read_text())
+    assert "Text: the documentation of Python 3.11.7, 3 documents, 1,000 tokens, 2.50 MB; 2.50 MB held" in cards[0]
+    assert "Text: text files, 3 documents" in cards[1]
+    assert "secret" not in cards[1]
+    assert 'datasets:\n- "yahma/alpaca-cleaned"\n' in cards[2].split("---\n")[1]
+    assert "Prompts with the template 'alpaca'." in cards[2]
+    assert "template" not in cards[0].partition("## Training")[2]
 
 
-def test_the_exported_module_stands_alone():
+def test_the_exported_module_is_self_contained():
     source = bundle(TOKENIZER_MODULE)
     tree = ast.parse(source)
     roots = {"transformers", "numpy"}
@@ -374,10 +379,10 @@ def test_the_exported_module_stands_alone():
     assert (tree.body[1].module, tree.body[1].names[0].name) == ("__future__", "annotations")
 
 
-def test_what_cannot_be_one_file_is_refused(tmp_path):
+def test_imports_that_cannot_be_bundled_are_refused(tmp_path):
     for source, message in (
         ("from tokenizer.storage import read as r\n", "as"),
-        ("from tokenizer import HybridTokenizer\n", "no module of one file"),
+        ("from tokenizer import HybridTokenizer\n", "not a single-file module"),
         ("from tokenizer.storage import read\ndef read(): ...\n", "read is defined"),
     ):
         (tmp_path / "module.py").write_text(source)

@@ -1,4 +1,4 @@
-"""A real run, exported by its command, and another that begins with the folder."""
+"""A real run exported by the command, and another one initialized from the folder."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "ch
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a text, a run of it and its export."""
+    """Folder with a text file, a run trained on it and its export."""
     path = tmp_path_factory.mktemp("hf")
     (path / "a.txt").write_text("".join(f"Line {i}: the fox sees {i * 7 % 13} dogs.\n" for i in range(400)))
     train(small(path), path / "first")
@@ -43,7 +43,7 @@ def small(path, **overrides):
 
 
 def first_params(run):
-    """The newest parameters as they are on disk, by name."""
+    """Return the newest step and its parameters as stored, by name."""
     loaded = load_run(str(run))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), params_of(loaded.model))
@@ -51,12 +51,12 @@ def first_params(run):
     return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def test_the_command_says_what_to_do_next(place, tmp_path, capsys):
+def test_the_command_prints_the_next_steps(place, tmp_path, capsys):
     export.main(["--run", str(place / "first"), "--to", str(tmp_path / "My Model"), "--dtype", "bfloat16"])
-    said = capsys.readouterr().out
-    assert "step 3, as Qwen3ForCausalLM in bfloat16" in said
-    assert "trust_remote_code=True" in said
-    assert f"hf upload USER/first '{tmp_path}/My Model'" in said
+    out = capsys.readouterr().out
+    assert "step 3, as Qwen3ForCausalLM in bfloat16" in out
+    assert "trust_remote_code=True" in out
+    assert f"hf upload USER/first '{tmp_path}/My Model'" in out
     with pytest.raises(UserError, match="average 0"):
         export.main(["--run", str(place / "first"), "--to", str(tmp_path / "x"), "--average", "0"])
     with pytest.raises(UserError, match="not empty"):
@@ -70,26 +70,26 @@ def test_the_command_says_what_to_do_next(place, tmp_path, capsys):
     assert str(place) not in card
 
 
-def test_a_run_begins_with_the_bits_of_the_folder_and_learns_on(place, tmp_path):
+def test_a_run_starts_from_the_bits_of_the_folder(place, tmp_path):
     shutil.copytree(place / "out", tmp_path / "out")
     tuned = small(place, init__from_hf=str(tmp_path / "out"), model__vocab_multiple=1, train__seed=5, train__steps=2)
     result = train(tuned, tmp_path / "tuned")
     assert result.step == 2
     assert result.metrics["val_loss"] < 5
     (tmp_path / "tuned" / "checkpoints" / "2").rename(tmp_path / "aside")
-    step, begun = first_params(tmp_path / "tuned")
+    step, initial = first_params(tmp_path / "tuned")
     assert step == 0
     _, source = first_params(place / "first")
-    for name, value in begun.items():
+    for name, value in initial.items():
         assert np.array_equal(value, source[name][: len(value)]), name
     again = export.export(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
     card = (again / "README.md").read_text()
-    assert "Began with the weights of `out`" in card
-    assert "the mean of those of the newest 2 checkpoints" in card
+    assert "Initialized from the weights of `out`" in card
+    assert "the mean of the newest 2 checkpoints" in card
     assert Run(tmp_path / "tuned").tokenizer.read_bytes() == (place / "out" / "tokenizer.hybtok").read_bytes()
 
 
-def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
+def test_model_options_default_to_those_of_the_folder(place):
     folder = str(place / "out")
     config, _ = parse_args(["--init.from_hf", folder, "--model.dropout", "0.1", "--data.files", str(place / "a.txt")])
     model = config.model
@@ -97,7 +97,9 @@ def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
     assert find_origin(config).path == place / "out"
     assert resolve_tokenizer(config) == str(place / "out" / "tokenizer.hybtok")
     config, _ = parse_args(["--init.from_hf", folder, "--model.depth", "3", "--model.mlp_dim", "300"])
-    with pytest.raises(UserError, match=r"(?s)depth: 1 there, 3 here.*SwiGLU: 64 there"):
+    with pytest.raises(
+        UserError, match=r"(?s)depth: 1 in the folder, 3 in this config.*SwiGLU width: 64 in the folder"
+    ):
         find_origin(config)
     with pytest.raises(UserError, match=r"no config\.json"):
         parse_args(["--init.from_hf", str(place)])
@@ -107,7 +109,7 @@ def test_the_model_is_that_of_the_folder_unless_said_otherwise(place):
         small(place, init__from_hf=folder, init__optimizer="carry")
 
 
-def test_another_tokenizer_is_refused(place, tmp_path):
+def test_a_different_tokenizer_is_refused(place, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(place / "out", folder)
     rows = open_folder(str(folder)).vocab_size
@@ -124,5 +126,5 @@ def test_another_tokenizer_is_refused(place, tmp_path):
     with pytest.raises(UserError, match=rf"has {rows} rows, but the tokenizer english-8k has 8192 ids"):
         resolve_tokenizer(config)
     assert resolve_tokenizer(small(place, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
-    with pytest.raises(UserError, match=r"give that one, saved by this project, as --tokenizer\.path"):
+    with pytest.raises(UserError, match=r"give that tokenizer, saved by this project, as --tokenizer\.path"):
         resolve_tokenizer(small(place, init__from_hf=str(folder)))

@@ -1,7 +1,7 @@
-"""The tokenizer of a model made by slm_jax, for `transformers` (AutoTokenizer with trust_remote_code=True).
+"""Tokenizer of models trained with slm_jax, for transformers (AutoTokenizer with trust_remote_code=True).
 
-The ids of a text are exactly those that the model was trained with. Pure Python and NumPy; the vocabulary is a file of
-data, not of code. Text can never produce a special token: "<EOS>" in a text is the five characters.
+The ids of a text are exactly those that the model was trained with. Pure Python and NumPy; the vocabulary is a data
+file and contains no code. No text can produce a special token: "<EOS>" in a text is five characters.
 """
 
 from array import array
@@ -17,18 +17,17 @@ from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.phrases import PhraseJoiner
 from tokenizer.encoding.segment import join_phrases
 from tokenizer.storage import read, write
-from tokenizer.vocabulary import SPECIAL_TOKENS
 
 
 class SlmJaxTokenizer(PreTrainedTokenizer):
-    """A lossless tokenizer of words, merges and bytes.
+    """Lossless tokenizer of words, merges and bytes.
 
-    A text begins with <EOS>, as a document does in training, unless `add_special_tokens=False` (or, for good,
-    `begin_with_eos=False`): then `decode(encode(s)) == s` for every str. Batches are padded on the left, ready to be
-    continued.
+    A text starts with <EOS>, as documents do in training, unless `add_special_tokens=False` is passed (or
+    `begin_with_eos=False` to the constructor); then `decode(encode(s)) == s` for every str. Batches are padded on the
+    left, as generation needs it.
     """
 
-    vocab_files_names = {"vocab_file": "tokenizer.hybtok"}  # noqa: RUF012  # as transformers reads it
+    vocab_files_names = {"vocab_file": "tokenizer.hybtok"}  # noqa: RUF012  # class attributes by the convention of transformers
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
@@ -37,11 +36,17 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         self._names = self._vocabulary.names
         self._ids = {name: id_ for id_, name in enumerate(self._names)}
         self.begin_with_eos = begin_with_eos
-        pad, unk, cls, sep, mask, eos, res, *_ = SPECIAL_TOKENS
-        names = {"pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask}
-        names |= {"bos_token": eos, "eos_token": eos}
+        names = {
+            "pad_token": "<PAD>",
+            "unk_token": "<UNK>",
+            "cls_token": "<CLS>",
+            "sep_token": "<SEP>",
+            "mask_token": "<MASK>",
+            "bos_token": "<EOS>",
+            "eos_token": "<EOS>",
+        }
         if "extra_special_tokens" not in kwargs:
-            kwargs.setdefault("additional_special_tokens", [res])
+            kwargs.setdefault("additional_special_tokens", ["<RES>"])
         super().__init__(begin_with_eos=begin_with_eos, **{**names, **kwargs})
 
     @cached_property
@@ -50,7 +55,7 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
 
     @cached_property
     def _decoders(self) -> tuple[Decoder, Decoder]:
-        """(with the names of special tokens, without)."""
+        """Decoders that show the names of special tokens, and that leave them out."""
         return Decoder(self._vocabulary, show_special=True), Decoder(self._vocabulary)
 
     @cached_property
@@ -59,22 +64,22 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, without tokens that were added later."""
+        """Number of ids, without added tokens."""
         return self._vocabulary.size
 
     def get_vocab(self) -> dict[str, int]:
-        """{name: id}."""
+        """Return the ids by token name, added tokens included."""
         return {**self._ids, **self._added()}
 
     def _added(self) -> dict[str, int]:
-        """Tokens that a user of this class added: the only ones that are looked for in a text."""
+        """Return the tokens that the user added, the only ones that are searched for in a text."""
         return {name: id_ for name, id_ in self._added_tokens_encoder.items() if id_ >= self.vocab_size}
 
     def _update_trie(self, *_, **__) -> None:
         for name in self._added():
             self.tokens_trie.add(name)
 
-    # Text to ids
+    # Text to ids.
 
     def _text_ids(self, text: str) -> list[int]:
         data = self._encoder.ids(text)
@@ -85,7 +90,7 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         return join_phrases(ids.tolist(), self._vocabulary)
 
     def tokenize(self, text: str, **_) -> list[str]:
-        """The names of a text's tokens."""
+        """Return the names of the tokens of a text."""
         added = self._added()
         if not added:
             return self._tokenize(text)
@@ -96,18 +101,18 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         return [self._names[id_] for id_ in self._text_ids(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._ids.get(token, self._ids[SPECIAL_TOKENS[1]])
+        return self._ids.get(token, self._ids["<UNK>"])
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._names[index]
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None) -> list[int]:
-        """<EOS> and the ids of one text or two: each is a document of its own."""
+        """Put <EOS> before the ids of one or two texts; each is a document of its own."""
         bos = [self.bos_token_id] if self.begin_with_eos else []
         return bos + list(token_ids_0) + ([] if token_ids_1 is None else bos + list(token_ids_1))
 
     def get_special_tokens_mask(self, token_ids_0, token_ids_1=None, already_has_special_tokens=False) -> list[int]:
-        """1 for what `build_inputs_with_special_tokens` adds, 0 for the text."""
+        """Return 1 for ids added by `build_inputs_with_special_tokens`, 0 for ids of the text."""
         if already_has_special_tokens:
             special = set(self.all_special_ids)
             return [int(id_ in special) for id_ in token_ids_0]
@@ -115,10 +120,10 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         return bos + [0] * len(token_ids_0) + ([] if token_ids_1 is None else bos + [0] * len(token_ids_1))
 
     def create_token_type_ids_from_sequences(self, token_ids_0, token_ids_1=None) -> list[int]:
-        """Zeros: the model knows no types."""
+        """Return zeros: the model has no token types."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
-    # Ids to text
+    # Ids to text.
 
     def _decode(self, token_ids: int | Iterable[int], skip_special_tokens: bool = False, *_, **__) -> str:
         decoder = self._decoders[skip_special_tokens]
@@ -137,20 +142,20 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         return "".join(part if isinstance(part, str) else decoder.to_text(part) for part in parts)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of tokens by name."""
+        """Return the text of tokens given by name."""
         return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
 
-    # Keeping
+    # Saving.
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Write the vocabulary's file into a folder; its path."""
+        """Write the vocabulary file into a folder and return its path."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
         write(self._vocabulary, path)
         return (str(path),)
 
     def __getstate__(self) -> dict:
-        lazy = ("_encoder", "_decoders", "_joiner")  # made again when they are wanted; locks cannot be copied
+        lazy = ("_encoder", "_decoders", "_joiner")  # recreated on first use; their locks cannot be pickled
         return {key: value for key, value in self.__dict__.items() if key not in lazy}
 
     def __setstate__(self, state: dict) -> None:
