@@ -136,7 +136,7 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
     """The newest checkpoint and what training wrote."""
     from slm_jax.checks import trained, weights
     from slm_jax.run.load import load_run
-    from slm_jax.run.metrics import read_rows
+    from slm_jax.run.metrics import read_metrics
 
     newest = run.newest_step()
     say(f"checkpoint of step {newest}")
@@ -149,7 +149,7 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
     yield finding("checkpoint", step == newest, f"step {step}, the newest is of {newest}", "the newest one can be read")
     rows: list[dict[str, Any]] = []
     try:
-        rows = read_rows(run.metrics)
+        rows = read_metrics(run.metrics)
         yield _attempt("metrics", lambda: trained.metrics_rows(rows, step))
     except UserError as error:
         yield finding("metrics", False, str(error), "a row for each step")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_jax.cli.options import read_options
-from slm_jax.curriculum.benchmarks import append, measure, place_of, plot, read, table
+from slm_jax.curriculum.benchmarks import default_file, measure, plot, table
 from slm_jax.run.directory import find_run
+from slm_jax.run.results import append_benchmark, read_benchmarks
 from slm_jax.utils.errors import UserError
 
 
@@ -33,15 +34,16 @@ def main(args: Sequence[str] | None = None) -> None:
     """The command line. Raises UserError."""
     options = read_options(Options, args, "python -m slm_jax.benchmark_logger")
     run = find_run(options.run or None, trained=True) if options.run or not (options.csv and options.show) else None
-    path = Path(options.csv) if options.csv else place_of(run) if run else Path()
+    path = Path(options.csv) if options.csv else default_file(run) if run else Path()
     for name, place in (("csv", path), ("plot", Path(options.plot or "plot.png"))):
         if place.is_dir():
             raise UserError(f"--{name} {place} is a folder: give a file")
     if run is not None and not options.show:
         print(
-            f"{path}: {'one row more' if append(path, measure(run)) else 'this row is there already'}", file=sys.stderr
+            f"{path}: {'one row more' if append_benchmark(path, measure(run)) else 'this row is there already'}",
+            file=sys.stderr,
         )
-    rows = read(path)
+    rows = read_benchmarks(path)
     if not rows:
         raise UserError(f"there are no rows in {path}")
     print(table(rows))

@@ -70,6 +70,7 @@ def main() -> None:
 def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: float, again: str) -> None:
     """What came out, and the commands to go on."""
     from slm_jax.curriculum import stage_scores
+    from slm_jax.run.results import BENCHMARKS, read_benchmarks, read_stage_scores
     from slm_jax.utils.formatting import duration
 
     if outcome.stopped_by is not None:
@@ -77,8 +78,8 @@ def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: fl
         print(f"stopped by {signal.Signals(outcome.stopped_by).name} after step {step} of {name}, saved. Go on with:")
         print(f"  {again}")
         return
-    print(f"\n{benchmarks.table(benchmarks.read(folder / 'benchmarks.csv'))}\n")
-    if scores := stage_scores.read(folder):
+    print(f"\n{benchmarks.table(read_benchmarks(folder / BENCHMARKS))}\n")
+    if scores := read_stage_scores(folder):
         print(f"{stage_scores.table(scores)}\n")
     print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
     print(f"In {folder}: report.html, {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")

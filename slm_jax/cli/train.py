@@ -84,12 +84,14 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     """What came out, and the commands to go on."""
     from slm_jax.data.prepare import example_prompt
     from slm_jax.run.metrics import scores_text
+    from slm_jax.run.samples import read_samples
     from slm_jax.utils.formatting import duration
 
     row = result.metrics
     name = f"--run {shlex.quote(str(run.path))}"
-    sample = last_sample(run)
-    if sample:
+    samples = read_samples(run.samples)
+    if samples:
+        sample = "\n\n* * *\n\n".join(samples[-1].texts)
         print(f"\nSample ({run.samples} holds those of earlier steps):\n\n{sample}\n")
     print(f"{result.step} steps, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in row:
@@ -99,11 +101,3 @@ def summary(run: Run, result: Result, seconds: float) -> None:
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     print(f"  python -m slm_jax.train {name} --train.steps {2 * result.step}    # train further")
     print("  python -m slm_jax.train --data.files 'my/*.txt'    # your own text")
-
-
-def last_sample(run: Run) -> str:
-    """The newest texts in samples.md, without its indentation."""
-    if not run.samples.is_file():
-        return ""
-    section = run.samples.read_text(encoding="utf-8", errors="replace").rpartition("\n## ")[2].partition("\n")[2]
-    return "\n".join(line.removeprefix("    ") for line in section.split("\n")).strip()

@@ -5,59 +5,20 @@ of a last line is cut off first, and the header is written once. A row is known 
 that step: the same model measured again, after a kill, adds none.
 """
 
-import contextlib
-import csv
 import hashlib
-import io
 import json
 import math
-import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from slm_jax.config.schema import Config
+from slm_jax.report.training_plot import save_figure
 from slm_jax.run.directory import Run, curriculum_of
-from slm_jax.run.metrics import Row, read_rows, save_figure
-from slm_jax.utils.errors import UserError, is_disk_full
-from slm_jax.utils.files import locked_file
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One row. Scores are of the held-out text, in natural units; seconds are of training alone."""
-
-    timestamp: str  # UTC, of the step that was measured
-    stage: str  # of a curriculum; else the run's name
-    model: str  # DIMxDEPTH
-    device: str
-    parameters: int
-    dataset: str
-    sequence_length: int
-    steps: int  # taken when it was measured
-    items: int  # sequences trained on
-    batch: int  # sequences of a step
-    tokens: int  # predicted in training
-    seconds: float
-    loss: float  # nats per token
-    perplexity: float
-    accuracy: float
-    bits_per_byte: float
-    train_loss: float  # of the last step, nan if that was skipped
-    tokens_per_second: float  # read, also those that are not predicted; median of the steps, without validation
-    mfu: float
-    version: str  # of slm_jax
-    jax: str
-    config: str  # 12 hexadecimal digits of all that a result depends on
-    commit: str  # of the source tree, with + where files differ from it
-
-
-COLUMNS = tuple(field.name for field in fields(Benchmark))
-_TYPES = {field.name: field.type for field in fields(Benchmark)}
-_KEY = ("stage", "steps", "timestamp")
+from slm_jax.run.metrics import Row, read_metrics
+from slm_jax.run.results import BENCHMARKS, Benchmark, file_errors
+from slm_jax.utils.errors import UserError
 
 
 def measure(run: Run) -> Benchmark:
@@ -65,7 +26,7 @@ def measure(run: Run) -> Benchmark:
     from slm_jax.performance import flops
     from slm_jax.run.load import load_tokenizer
 
-    rows = read_rows(run.metrics)
+    rows = read_metrics(run.metrics)
     last = max((i for i, row in enumerate(rows) if row.get("val_loss") is not None), default=None)
     if last is None:
         raise UserError(
@@ -123,95 +84,6 @@ def _trained_on(run: Run) -> dict[str, str]:
     }
 
 
-def append(path: Path, row: Benchmark) -> bool:
-    """Add a row unless the file has one of the same stage, step and time; whether it was added.
-
-    Raises UserError for a file with other columns, and where none can be written.
-    """
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked_file(path) as descriptor:
-            return _append(descriptor, path, row)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raises UserError where a file cannot be written; a full disk is told by the command itself."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _append(descriptor: int, path: Path, row: Benchmark) -> bool:
-    data = b""
-    while part := os.pread(descriptor, 1 << 20, len(data)):
-        data += part
-    whole = data[: data.rfind(b"\n") + 1]  # a crash may have left a last line without its end
-    if not whole and not _line(COLUMNS).encode().startswith(data):
-        raise UserError(f"{path} is another file: give another --csv")
-    text = whole.decode("utf-8", "replace")
-    if any(all(old[name] == getattr(row, name) for name in _KEY) for old in _parse(text, path)):
-        return False
-    os.ftruncate(descriptor, len(whole))
-    line = _line(asdict(row)[name] for name in COLUMNS)
-    data = (line if text else _line(COLUMNS) + line).encode()
-    written = os.write(descriptor, data)  # in one piece: a reader sees all of it or nothing
-    if written != len(data):
-        os.ftruncate(descriptor, len(whole))
-        raise OSError(28, "No space left on device", str(path))
-    os.fsync(descriptor)
-    return True
-
-
-def _line(values: Any) -> str:
-    buffer = io.StringIO()
-    one_line = [" ".join(value.split()) if isinstance(value, str) else value for value in values]
-    csv.writer(buffer, lineterminator="\n").writerow(one_line)
-    return buffer.getvalue()
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a file as dicts, numbers as numbers; none where there is no file, without a last line cut short.
-
-    Raises UserError for a file that cannot be read or has other columns, and for a row that is no benchmark, with its
-    line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return _parse(text[: text.rfind("\n") + 1], path)
-
-
-def _parse(text: str, path: Path) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text))
-    rows: list[Row] = []
-    try:
-        if text and tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError("the columns are other ones than this version writes")
-        for found in reader:
-            rows.append({name: _typed(name, value) for name, value in found.items()})
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}, is no benchmark ({error}): mend or remove it, or give another --csv"
-        ) from None
-    return rows
-
-
-def _typed(name: str, value: Any) -> Any:
-    if not isinstance(name, str) or not isinstance(value, str):
-        raise ValueError("too few or too many columns")
-    kind = _TYPES.get(name)
-    if kind is float and not value:
-        return math.nan  # as versions before wrote the loss of a skipped step
-    return kind(value) if kind in (int, float) else value
-
-
 def table(rows: Sequence[Row]) -> str:
     """The rows for a terminal, the main columns."""
     shown = ("stage", "dataset", "steps", "loss", "perplexity", "accuracy", "bits_per_byte", "tokens_per_second", "mfu")
@@ -244,10 +116,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     labels = [f"{row['stage']}\nstep {row['steps']:,}" for row in rows]
     panels[-1].set_xticks(range(len(rows)), labels, fontsize=8)
-    with _writing(path):
+    with file_errors(path):
         save_figure(figure, path)
 
 
-def place_of(run: Run) -> Path:
+def default_file(run: Run) -> Path:
     """Where the rows of a run are by default: in its folder, or in that of the curriculum that it is a stage of."""
-    return (curriculum_of(run) or run.path) / "benchmarks.csv"
+    return (curriculum_of(run) or run.path) / BENCHMARKS

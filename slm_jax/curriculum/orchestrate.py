@@ -23,6 +23,7 @@ from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.distributed import multihost
 from slm_jax.run.directory import Result, Run, stages_in
+from slm_jax.run.results import BENCHMARKS, append_benchmark
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text
@@ -222,7 +223,7 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
     if not multihost.is_first():
         return
     runs = [Run(each.folder(folder)) for each in curriculum.stages[: stage.number]]
-    benchmarks.append(folder / "benchmarks.csv", benchmarks.measure(runs[-1]))
+    append_benchmark(folder / BENCHMARKS, benchmarks.measure(runs[-1]))
     if multihost.process_count() > 1:  # a checkpoint is read by all of them or none
         _say("note: models are compared and evaluated by one process: give the same command to one, when all is done")
     else:

@@ -4,7 +4,6 @@
 each stage's model on the text of all stages so far, and on that of the next one, where that begins.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,19 +13,15 @@ from flax import nnx
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
-from slm_jax.run.metrics import Row
+from slm_jax.run.results import Row, read_stage_scores, write_stage_scores
 from slm_jax.training import validation
 from slm_jax.training.train_step import loss_sums
-from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import replace_text
-
-FILE = "stage_scores.json"
 
 
 def update(folder: Path, stages: Sequence[Run], say: Callable[[str], None]) -> None:
     """Measure what is missing, after the last of the stages: its model on the text of each, and the model before on its
     text. Raises UserError if the file is damaged."""
-    rows = read(folder)
+    rows = read_stage_scores(folder)
     last = stages[-1]
     wanted = [(last, text) for text in stages]
     if len(stages) > 1:
@@ -41,16 +36,16 @@ def update(folder: Path, stages: Sequence[Run], say: Callable[[str], None]) -> N
         found = {"after": model.path.name, "text": text.path.name, "step": models[model.path].step}
         found |= score(models[model.path], text)
         rows = [row for row in rows if (row["after"], row["text"]) != (model.path.name, text.path.name)] + [found]
-        replace_text(folder / FILE, json.dumps({"results": rows}, indent=1) + "\n")
+        write_stage_scores(folder, rows)
         say(f"after {model.path.name}, held-out text of {text.path.name}: {found['bits_per_byte']:.3f} bits per byte")
 
 
 def forget(folder: Path, stages: Sequence[str]) -> None:
     """Drop the rows of other stages than these: their folders were removed, to begin them anew."""
-    rows = read(folder)
+    rows = read_stage_scores(folder)
     kept = [row for row in rows if {row["after"], row["text"]} <= set(stages)]
     if len(kept) < len(rows):
-        replace_text(folder / FILE, json.dumps({"results": kept}, indent=1) + "\n")
+        write_stage_scores(folder, kept)
 
 
 def score(loaded: LoadedRun, text: Run) -> Row:
@@ -62,17 +57,6 @@ def score(loaded: LoadedRun, text: Run) -> Row:
     evaluate = jax.jit(lambda params, batch: loss_sums(nnx.merge(graph, params), batch))
     held_out = corpus.validation.head(config.eval.max_tokens)
     return validation.scores(config, held_out, lambda batch: evaluate(params, batch))
-
-
-def read(folder: Path) -> list[Row]:
-    """The rows of a curriculum; none before the first. Raises UserError if the file is damaged."""
-    path = folder / FILE
-    if not path.is_file():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, it is made again") from None
 
 
 def table(rows: Sequence[Row]) -> str:

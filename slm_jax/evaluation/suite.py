@@ -6,7 +6,6 @@ task is stored when it is done.
 
 import difflib
 import functools
-import json
 import logging
 import re
 import time
@@ -25,8 +24,8 @@ from slm_jax.evaluation.results import TaskResult
 from slm_jax.evaluation.scoring import Scorer
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
+from slm_jax.run.results import read_evaluation, update_evaluation
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import locked_file, replace_text
 from slm_jax.utils.formatting import plural, text_table
 from slm_jax.utils.progress import show_log, waiting
 
@@ -161,7 +160,7 @@ def evaluate(
     specs = parse_tasks(tasks or DEFAULT_TASKS)
     loaded = run if isinstance(run, LoadedRun) else load_run(str(run) if run is not None else None)
     if save:
-        _read(loaded.run)  # report a damaged file before anything is measured
+        read_evaluation(loaded.run.path)  # report a damaged file before anything is measured
     scorer = Scorer(loaded.model, context or loaded.context, stride, batch_tokens)
     options = {"context": scorer.context, "stride": scorer.stride, "max_items": max_items, "max_tokens": max_tokens}
     evaluation = Evaluation([], {})
@@ -181,7 +180,7 @@ def evaluate(
         evaluation.rows.extend(rows)
         evaluation.tasks[task.spec.title] = about
         if save:
-            _write(loaded.run, task.spec.title, rows, about)
+            update_evaluation(loaded.run.path, task.spec.title, rows, about)
     return evaluation
 
 
@@ -274,18 +273,13 @@ def _result_rows(title: str, result: TaskResult, step: int) -> list[dict[str, An
     return rows
 
 
-def results_path(run: Run) -> Path:
-    """Return the path of a run's `evaluation.json`."""
-    return run.path / "evaluation.json"
-
-
 def unmeasured_tasks(run: Run, tasks: Sequence[str]) -> list[str]:
     """Return those task arguments that were not yet measured on a run's newest model with the default options.
 
     Raises:
         UserError: A task is unknown, or `evaluation.json` is damaged.
     """
-    measured = _read(run)["tasks"]
+    measured = read_evaluation(run.path).tasks
     options = {
         "step": run.newest_step(),
         "context": run.read_config().train.sequence_length,
@@ -298,33 +292,6 @@ def unmeasured_tasks(run: Run, tasks: Sequence[str]) -> list[str]:
         if not wanted.items() <= measured.get(spec.title, {}).items():
             remaining.append(spec.argument)
     return remaining
-
-
-def _read(run: Run) -> dict[str, Any]:
-    """Return the stored results. Raises UserError if the file is damaged."""
-    path = results_path(run)
-    if not path.is_file():
-        return {"results": [], "tasks": {}}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        results = list(content["results"])
-        tasks = dict(content.get("tasks", {}))
-        if not all(isinstance(row, dict) and "task" in row for row in results):
-            raise ValueError("a result has no task")
-        if not all(isinstance(about, dict) for about in tasks.values()):
-            raise ValueError("the entry of a task is not an object")
-        return {"results": results, "tasks": tasks}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and measure again") from None
-
-
-def _write(run: Run, title: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Replace the results of a task and keep those of other tasks, which other processes may be writing."""
-    with locked_file(run.path / ".evaluation.lock"):
-        stored = _read(run)
-        others = [row for row in stored["results"] if row["task"] != title]
-        content = {"results": [*others, *rows], "tasks": {**stored["tasks"], title: about}}
-        replace_text(results_path(run), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def format_table(rows: Sequence[dict[str, Any]], all_groups: bool = False) -> str:

@@ -10,7 +10,9 @@ from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import read_manifest
 from slm_jax.performance import flops
 from slm_jax.run.directory import Run
-from slm_jax.run.metrics import Row, read_rows
+from slm_jax.run.metrics import Row, read_metrics
+from slm_jax.run.results import read_evaluation
+from slm_jax.run.samples import read_samples
 from slm_jax.utils.errors import UserError
 
 _SAMPLE_LINES = 20  # maximum length of the sample on the card
@@ -70,7 +72,7 @@ def collect(run: Run, config: Config, weights: ExportedWeights, name: str, licen
     Raises:
         UserError: A file of the run is damaged.
     """
-    rows = [row for row in read_rows(run.metrics) if row["step"] <= weights.step]
+    rows = [row for row in read_metrics(run.metrics) if row["step"] <= weights.step]
     return CardData(
         name=name,
         license=license,
@@ -78,7 +80,7 @@ def collect(run: Run, config: Config, weights: ExportedWeights, name: str, licen
         weights=weights,
         rows=rows,
         manifests=_manifests(run),
-        results=_results(run),
+        results=read_evaluation(run.path).results,
         sample=_sample(run, weights.step),
     )
 
@@ -93,24 +95,10 @@ def _manifests(run: Run) -> list[dict[str, Any]]:
         return []
 
 
-def _results(run: Run) -> list[dict[str, Any]]:
-    path = run.path / "evaluation.json"
-    if not path.is_file():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: measure again with python -m slm_jax.evaluate, or remove it") from None
-
-
 def _sample(run: Run, step: int) -> str:
-    """Return the first sample of the last validation up to a step, without its indentation."""
-    if not run.samples.is_file():
-        return ""
-    sections = run.samples.read_text(encoding="utf-8", errors="replace").split("\n## Step ")[1:]
-    before = [text for number, _, text in (each.partition("\n") for each in sections) if int(number) <= step]
-    text = before[-1].partition("\n* * *\n")[0] if before else ""
-    return "\n".join(line.removeprefix("    ") for line in text.strip("\n").splitlines()[:_SAMPLE_LINES])
+    """Return the first sample of the last validation up to a step, at most `_SAMPLE_LINES` lines of it."""
+    before = [sample for sample in read_samples(run.samples) if sample.step <= step]
+    return "\n".join(before[-1].texts[0].splitlines()[:_SAMPLE_LINES]) if before else ""
 
 
 def write_card(data: CardData) -> str:

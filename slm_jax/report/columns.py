@@ -1,13 +1,12 @@
 """The rows of a run as columns, and as few points of them as a screen can show."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.run.metrics import Row
+from slm_jax.run.metrics import Row, damaged_line, iter_rows
 from slm_jax.utils.errors import UserError
 
 FIELDS = "step loss accuracy lr grad_norm tokens input_tokens bytes seconds tokens_per_second mfu time skipped".split()
@@ -69,22 +68,14 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
     """
     rows: list[list[Any]] = []
     validations = []
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith("\n"):  # the run is going on, or was killed
-                    break
-                try:
-                    row = json.loads(line)
-                    is_validated = row.get("val_loss") is not None
-                    for field in (*NEEDED, *SCORES * is_validated):
-                        if not isinstance(row.get(field), int | float):
-                            raise ValueError(f"{field} is no number")
-                    rows.append([row.get(field) for field in FIELDS])
-                except (ValueError, AttributeError) as error:
-                    raise UserError(f"{path} is damaged (line {number}: {error}): restore it") from None
-                if is_validated:
-                    validations.append(row)
+    for number, row in iter_rows(path):
+        is_validated = row.get("val_loss") is not None
+        for field in (*NEEDED, *SCORES) if is_validated else NEEDED:
+            if not isinstance(row.get(field), int | float):
+                raise damaged_line(path, number, f"{field} is not a number")
+        rows.append([row.get(field) for field in FIELDS])
+        if is_validated:
+            validations.append(row)
     try:
         values = np.array(rows, np.float64).reshape(len(rows), len(FIELDS))  # None becomes NaN
     except (ValueError, TypeError) as error:

@@ -1,6 +1,5 @@
 """The norms of each layer through training (layers.jsonl), where `log.layers` asked for them."""
 
-import json
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from slm_jax.report.charts import Chart, Line, Mark
 from slm_jax.report.columns import AXES, with_gaps
 from slm_jax.report.run_data import Facts, Subject
-from slm_jax.run.metrics import Row
+from slm_jax.run.metrics import Row, iter_rows
 
 ROWS = 500  # of a chart; of more, every so many
 LAYERS = 10  # lines of a chart; of a deeper model those are drawn that lie evenly between the first and the last
@@ -22,17 +21,9 @@ QUANTITIES = {
 
 def read_layers(facts: Facts) -> list[Row]:
     """The rows of layers.jsonl of steps that have a row of metrics too."""
-    path = facts.run.layers
-    if not path.is_file() or not len(facts.columns):
+    if not len(facts.columns):
         return []
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut short
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= facts.step:
-            rows.append(row)
+    rows = [row for _, row in iter_rows(facts.run.layers, skip_damaged=True) if row["step"] <= facts.step]
     return rows[:: -(-len(rows) // ROWS) or 1]
 
 

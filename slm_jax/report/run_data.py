@@ -1,20 +1,17 @@
 """All that a report tells of a run, read from its directory and nowhere else; a run may still be going on."""
 
-import csv
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
-from slm_jax.curriculum import stage_scores
 from slm_jax.data.corpus.corpus import DOCUMENT, Shard, TokenStream, read_manifest, shard_files
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, joined, read_columns
@@ -22,15 +19,9 @@ from slm_jax.run import environment
 from slm_jax.run.directory import Run, curriculum_of, find_run, stages_in
 from slm_jax.run.load import load_tokenizer
 from slm_jax.run.metrics import Row
-from slm_jax.utils.errors import UserError
+from slm_jax.run.results import BENCHMARKS, read_benchmark_cells, read_evaluation, read_stage_scores
+from slm_jax.run.samples import Sample, read_samples
 from tokenizer import HybridTokenizer
-
-
-class Sample(NamedTuple):
-    """The texts that were written at a step."""
-
-    step: int
-    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -165,11 +156,11 @@ def read_subject(path: Path | None) -> Subject:
     evaluation: list[Row] = []
     for folder, stage in [*((each.run.path, each.stage) for each in stages), *([(path, "")] if folders else [])]:
         evaluation += [row | {"stage": stage} for row in _read_evaluation(folder)]
-    benchmarks = _read_benchmarks(path / "benchmarks.csv")
+    benchmarks = read_benchmark_cells(path / BENCHMARKS)
     if not folders:
         return Subject(path, stages, evaluation, benchmarks)
     planned = len(read_toml(path / CURRICULUM).get("stages", ())) if (path / CURRICULUM).is_file() else 0
-    compared = stage_scores.read(path)
+    compared = read_stage_scores(path)
     return Subject(path, stages, evaluation, benchmarks, compared, max(planned, len(stages)))
 
 
@@ -200,46 +191,12 @@ def _read_manifests(folder: Path) -> list[dict[str, Any]]:
     return [read_manifest(part) | {"folder": part, "weight": weight} for part, weight in parts]
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """The texts of samples.md: sections `## Step N` of texts indented by four spaces with `* * *` between them."""
-    if not path.is_file():
-        return []
-    found = []
-    for section in path.read_text(encoding="utf-8", errors="replace").split("\n## Step ")[1:]:
-        number, _, body = section.partition("\n")
-        texts: list[list[str]] = [[]]
-        for line in body.split("\n"):
-            if line == "* * *":  # those of a text are indented
-                texts.append([])
-            else:
-                texts[-1].append(line.removeprefix("    "))
-        if number.strip().isdecimal():
-            found.append(Sample(int(number), ["\n".join(lines).strip("\n") for lines in texts]))
-    return found
-
-
 def _read_evaluation(path: Path) -> list[Row]:
     """The rows of evaluation.json, "about" of each what is noted of its task. Raises UserError if it is damaged."""
-    file = path / "evaluation.json"
-    if not file.is_file():
-        return []
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-        rows = [row for row in read["results"] if isinstance(row["task"], str) and _is_number(row["value"])]
-        abouts = {task: dict(about) for task, about in read.get("tasks", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}): measure again with python -m slm_jax.evaluate") from None
-    return [{"group": "all"} | row | {"about": abouts.get(row["task"], {})} for row in rows]
+    evaluation = read_evaluation(path)
+    rows = [row for row in evaluation.results if _is_number(row.get("value"))]
+    return [{"group": "all"} | row | {"about": evaluation.tasks.get(row["task"], {})} for row in rows]
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _read_benchmarks(path: Path) -> list[dict[str, str]]:
-    """The rows of benchmarks.csv by column name, whatever its columns are."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file, restval=""))
-    return [{str(name): str(value) for name, value in row.items() if name is not None} for row in rows]

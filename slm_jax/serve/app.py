@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from slm_jax.run.metrics import read_rows
+from slm_jax.run.metrics import read_metrics
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
@@ -313,7 +313,7 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     Raises:
         UserError: The file is damaged.
     """
-    rows = read_rows(path)
+    rows = read_metrics(path)
     curves = {}
     for name in _CURVE_FIELDS:
         points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
-from slm_jax.run.metrics import Row, read_rows
+from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.utils.errors import UserError
 
 _PROJECT = "slm_jax"
@@ -85,7 +85,7 @@ class _Service(Sink):
 
     def __init__(self, config: Config, run: Run, after_step: int):
         self._run, self._newest = self._begin(config, run)
-        for row in read_rows(run.metrics):
+        for row in read_metrics(run.metrics):
             if row["step"] <= after_step:
                 self.log(row)
 

@@ -21,10 +21,12 @@ from slm_jax.model import ops
 from slm_jax.performance import flops
 from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.report.page import write_at_end
+from slm_jax.report.training_plot import plot_training
 from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Result, Run, curriculum_of
-from slm_jax.run.metrics import MetricsFile, Progress, Row, plot, read_rows, scores_text
+from slm_jax.run.metrics import MetricsWriter, Row, progress_text, read_metrics, scores_text
+from slm_jax.run.samples import append_samples, forget_samples_after
 from slm_jax.training import health, memory, validation, warm_start
 from slm_jax.training.loggers import make_sinks
 from slm_jax.training.optimizer import make_schedule
@@ -32,9 +34,8 @@ from slm_jax.training.profiler import Profiler
 from slm_jax.training.signals import Stop
 from slm_jax.training.train_step import Batch, Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import replace_text
 from slm_jax.utils.process import DETERMINISTIC
-from slm_jax.utils.progress import waiting
+from slm_jax.utils.progress import ProgressBar, waiting
 from tokenizer import HybridTokenizer
 
 
@@ -61,7 +62,7 @@ def run_training(config: Config, run: Run) -> Result:
             checkpoints.save(0, _saved(state), basis)
             checkpoints.wait()  # the other run may go now
             _say(f"beginning with the weights of {origin.path}")
-        rows = read_rows(run.metrics)
+        rows = read_metrics(run.metrics)
         first, part = multihost.is_first(), sharding.batch_shard(mesh)
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
@@ -90,7 +91,7 @@ def run_training(config: Config, run: Run) -> Result:
         if first:
             run.save_config(config)  # with the microbatch that was found
         with (
-            MetricsFile(run.metrics, start, first, make_sinks(config, run, start) if first else ()) as metrics,
+            MetricsWriter(run.metrics, start, first, make_sinks(config, run, start) if first else ()) as metrics,
             Stop() as stop,
             Profiler(config.log.profile, run.profile, _say) as profiler,
             jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
@@ -100,7 +101,7 @@ def run_training(config: Config, run: Run) -> Result:
             ) as prefetcher,
         ):
             if first:
-                _forget_samples_after(run, start)
+                forget_samples_after(run.samples, start)
             train = _for_any_width(fitted, blank, loop.pause)
             step = saved = start
             while step < config.train.steps and not stop(step):
@@ -154,16 +155,16 @@ class Loop:
         tokenizer: HybridTokenizer,
         corpus: Corpus,
         steps: Steps,
-        metrics: MetricsFile,
+        metrics: MetricsWriter,
         done: int,
     ):
         self._config, self._run, self._mesh, self._tokenizer, self._steps = config, run, mesh, tokenizer, steps
         self._validation = corpus.validation.head(config.eval.max_tokens)
         self._metrics = metrics
-        self._layers = MetricsFile(run.layers, done, multihost.is_first()) if config.log.layers else None
+        self._layers = MetricsWriter(run.layers, done, multihost.is_first()) if config.log.layers else None
         self.last_row = metrics.last
         quiet = None if multihost.is_first() else open(os.devnull, "w")  # noqa: SIM115, PTH123
-        self._progress = Progress(config.train.steps, done, config.log.every, quiet)
+        self._progress = ProgressBar(config.train.steps, done, config.log.every, quiet)
         self._pending: tuple[int, dict[str, Any], Row] | None = None
         self._clock = time.perf_counter()
         self._spent = self._before = metrics.seconds
@@ -199,7 +200,7 @@ class Loop:
         """Say what is done between two steps; its time is no part of theirs."""
         if self._pending is not None:
             jax.block_until_ready(self._pending[1])
-        self._progress.say(text)
+        _say(text)
         start = time.perf_counter()
         yield
         self._clock += time.perf_counter() - start
@@ -207,7 +208,7 @@ class Loop:
     def waited(self, seconds: float) -> None:
         """Tell of time that the steps of this call spent waiting for data, if it was much."""
         if (share := seconds / max(self._spent - self._before, 1e-9)) > 0.01:
-            self._progress.say(f"note: {share:.0%} of the time was spent waiting for data")
+            _say(f"note: {share:.0%} of the time was spent waiting for data")
 
     def flush(self) -> None:
         """Read the metrics in hand, write and show their row."""
@@ -239,7 +240,7 @@ class Loop:
             "time": time.time(),
         }
         self._metrics.write(row)
-        self._progress.show(row)
+        self._progress.show(row["step"], progress_text(row))
         self.last_row = row
 
     def validate(self, state: TrainState, step: int) -> None:
@@ -253,7 +254,7 @@ class Loop:
         spent = time.perf_counter() - step_end
         self._spent += spent
         self._clock += spent  # what validation takes is no part of a step's time
-        self._progress.say(f"step {step}: validation {scores_text(scores)}")
+        _say(f"step {step}: validation {scores_text(scores)}")
 
     def _score(self, params: Any) -> Row:
         def sums(batch: Arrays) -> Any:
@@ -278,11 +279,8 @@ class Loop:
             Sampling(seed=config.train.seed),
             config.train.sequence_length,
         )
-        with self._run.samples.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"\n## Step {step}\n")
-            for i, (prompt, text) in enumerate(zip(config.eval.prompts, texts, strict=True)):
-                block = "".join(f"    {line}\n" for line in (prompt + text).strip("\n").splitlines())
-                file.write("\n* * *\n\n" * (i > 0) + "\n" * (i == 0) + block)
+        whole = [prompt + text for prompt, text in zip(config.eval.prompts, texts, strict=True)]
+        append_samples(self._run.samples, step, whole)
 
 
 def _plot(run: Run) -> None:
@@ -292,7 +290,7 @@ def _plot(run: Run) -> None:
         and run.metrics.is_file()
         and (not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns)
     ):
-        plot(read_rows(run.metrics), run.plot, run.path.name)
+        plot_training(read_metrics(run.metrics), run.plot, run.path.name)
         write_at_end(run)
 
 
@@ -370,13 +368,3 @@ def _restore(
         watch = jax.device_put(health.begin(), sharding.replicated(mesh)) if basis["health"] else ()
         state = state._replace(health=watch)
     return state, position["step"]
-
-
-def _forget_samples_after(run: Run, step: int) -> None:
-    """Drop the samples of steps that are about to be taken again."""
-    if run.samples.is_file():
-        # What a crash or a full disk has torn is of a step that is taken again.
-        head, *sections = run.samples.read_text(encoding="utf-8", errors="replace").split("\n## Step ")
-        numbered = [(s.partition("\n")[0], s) for s in sections]
-        kept = [s for number, s in numbered if number.isdecimal() and int(number) <= step]
-        replace_text(run.samples, "\n## Step ".join([head, *kept]))

@@ -14,7 +14,7 @@ from slm_jax.cli.check import main
 from slm_jax.model import ops
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
-from slm_jax.run.metrics import read_rows
+from slm_jax.run.metrics import read_metrics
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
@@ -54,10 +54,10 @@ def test_the_loss_of_a_run_is_its_own_and_below_the_baselines(run, loaded, rows_
     rows, corpus = rows_and_corpus
     loss, size = trained.held_out_loss(rows), loaded.tokenizer.vocab_size
     assert sum(row.tokens for row in rows) == len(corpus.validation)
-    assert loss == pytest.approx(read_rows(run.metrics)[-1]["val_loss"], rel=1e-6)
-    assert trained.reproduces(loss, read_rows(run.metrics), 40, "float32").verdict == OK
-    assert trained.reproduces(loss + 1e-3, read_rows(run.metrics), 40, "float32").verdict == FAIL
-    assert trained.reproduces(loss, read_rows(run.metrics), 39, "float32").verdict == SKIPPED
+    assert loss == pytest.approx(read_metrics(run.metrics)[-1]["val_loss"], rel=1e-6)
+    assert trained.reproduces(loss, read_metrics(run.metrics), 40, "float32").verdict == OK
+    assert trained.reproduces(loss + 1e-3, read_metrics(run.metrics), 40, "float32").verdict == FAIL
+    assert trained.reproduces(loss, read_metrics(run.metrics), 39, "float32").verdict == SKIPPED
     unigram = trained.unigram_loss(corpus.train, rows, size)
     assert trained.below_baselines(loss, unigram, size).verdict == OK
     assert trained.below_baselines(unigram + 0.01, unigram, size).verdict == FAIL
@@ -102,7 +102,7 @@ def test_a_greedy_text_of_another_model_is_found(loaded, monkeypatch):
 
 
 def test_rows_of_metrics_that_are_not_each_step_once_are_found(run):
-    rows = read_rows(run.metrics)
+    rows = read_metrics(run.metrics)
     assert trained.metrics_rows(rows, 40).verdict == OK
     for wrong in (rows[:-1], [*rows[:5], rows[4], *rows[5:]], rows[1:], [rows[1], rows[0], *rows[2:]]):
         assert trained.metrics_rows(wrong, 40).verdict == FAIL

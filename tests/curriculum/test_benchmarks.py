@@ -14,8 +14,9 @@ import pytest
 from slm_jax.cli.benchmark_logger import main
 from slm_jax.config.schema import Config
 from slm_jax.curriculum import benchmarks
-from slm_jax.curriculum.benchmarks import COLUMNS, Benchmark, append, plot, read, table
+from slm_jax.curriculum.benchmarks import plot, table
 from slm_jax.run.directory import Run
+from slm_jax.run.results import BENCHMARK_COLUMNS, Benchmark, append_benchmark, read_benchmarks
 from slm_jax.utils.errors import UserError
 
 ROOT = Path(benchmarks.__file__).parents[2]
@@ -29,12 +30,12 @@ ROW = Benchmark(
 MANY = """
 import dataclasses, sys
 from pathlib import Path
-from slm_jax.benchmark_logger import Benchmark, append
+from slm_jax.run.results import append_benchmark
 from tests.curriculum.test_benchmarks import ROW
 name = sys.argv[2]
 for i in range(40):
-    append(Path(sys.argv[1]), dataclasses.replace(ROW, stage=name, steps=i))
-    append(Path(sys.argv[1]), dataclasses.replace(ROW, stage="shared", steps=i))
+    append_benchmark(Path(sys.argv[1]), dataclasses.replace(ROW, stage=name, steps=i))
+    append_benchmark(Path(sys.argv[1]), dataclasses.replace(ROW, stage="shared", steps=i))
 """
 
 
@@ -47,38 +48,38 @@ def test_many_processes_append_at_once(tmp_path):
     ]
     assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 3
     lines = path.read_text().splitlines()
-    assert lines[0] == ",".join(COLUMNS)
+    assert lines[0] == ",".join(BENCHMARK_COLUMNS)
     assert lines.count(lines[0]) == 1
-    keys = sorted((row["stage"], row["steps"]) for row in read(path))
+    keys = sorted((row["stage"], row["steps"]) for row in read_benchmarks(path))
     assert keys == sorted((name, i) for name in ("x", "y", "z", "shared") for i in range(40))
 
 
 def test_what_is_read_back_is_what_was_written(tmp_path):
     path = tmp_path / "deep" / "b.csv"
     other = dataclasses.replace(ROW, stage="two\nlines", steps=11)
-    assert append(path, ROW)
-    assert append(path, other)
-    assert not append(path, dataclasses.replace(ROW, seconds=9.0, commit="other"))  # the same model again
-    assert read(path) == [dataclasses.asdict(ROW), {**dataclasses.asdict(other), "stage": "two lines"}]
-    assert read(tmp_path / "none.csv") == []
+    assert append_benchmark(path, ROW)
+    assert append_benchmark(path, other)
+    assert not append_benchmark(path, dataclasses.replace(ROW, seconds=9.0, commit="other"))  # the same model again
+    assert read_benchmarks(path) == [dataclasses.asdict(ROW), {**dataclasses.asdict(other), "stage": "two lines"}]
+    assert read_benchmarks(tmp_path / "none.csv") == []
 
 
 def test_a_line_cut_short_anywhere_is_mended(tmp_path):
     path = tmp_path / "b.csv"
-    append(path, ROW)
-    append(path, dataclasses.replace(ROW, steps=11))
+    append_benchmark(path, ROW)
+    append_benchmark(path, dataclasses.replace(ROW, steps=11))
     whole = path.read_bytes()
     first = whole[: whole[:-1].rfind(b"\n") + 1]
     edges = {len(first) - 1, len(first), len(first) + 1, len(whole) - 1}
     for cut in sorted(edges | set(range(0, len(whole), 9))):
         path.write_bytes(whole[:cut])
         kept = 0 if cut < len(first) else 1
-        assert len(read(path)) == kept
-        assert append(path, dataclasses.replace(ROW, steps=12))
-        assert [row["steps"] for row in read(path)] == [10, 12][1 - kept :]
+        assert len(read_benchmarks(path)) == kept
+        assert append_benchmark(path, dataclasses.replace(ROW, steps=12))
+        assert [row["steps"] for row in read_benchmarks(path)] == [10, 12][1 - kept :]
         assert path.read_bytes().count(b"timestamp") == 1
     path.write_bytes(whole)
-    assert not append(path, ROW)
+    assert not append_benchmark(path, ROW)
     assert path.read_bytes() == whole
 
 
@@ -86,32 +87,36 @@ def test_other_files_are_refused_and_left_alone(tmp_path):
     path = tmp_path / "b.csv"
     for foreign in (b"a,b\n1,2\n", b"a,b\n1,2", b"\xff\xfe\n\xe9", b"PNG\rx\n"):
         path.write_bytes(foreign)
-        for use in (lambda: append(path, ROW), lambda: read(path), lambda: main(["--csv", str(path), "--show"])):
-            with pytest.raises(UserError, match=r"line [01], is no benchmark"):
+        for use in (
+            lambda: append_benchmark(path, ROW),
+            lambda: read_benchmarks(path),
+            lambda: main(["--csv", str(path), "--show"]),
+        ):
+            with pytest.raises(UserError, match=r"line [01], is not a benchmark"):
                 use()
         assert path.read_bytes() == foreign
     path.write_text("one line")
     with pytest.raises(UserError, match="is another file"):
-        append(path, ROW)
+        append_benchmark(path, ROW)
     assert path.read_text() == "one line"
-    append(tmp_path / "c.csv", ROW)
+    append_benchmark(tmp_path / "c.csv", ROW)
     text = (tmp_path / "c.csv").read_text()
     (tmp_path / "c.csv").write_text(text.replace("1234,", "many,", 1))
-    with pytest.raises(UserError, match="line 2, is no benchmark"):
-        read(tmp_path / "c.csv")
+    with pytest.raises(UserError, match="line 2, is not a benchmark"):
+        read_benchmarks(tmp_path / "c.csv")
     (tmp_path / "c.csv").write_text(text + "1,2\n")
-    with pytest.raises(UserError, match="line 3, is no benchmark"):
-        append(tmp_path / "c.csv", dataclasses.replace(ROW, steps=3))
+    with pytest.raises(UserError, match="line 3, is not a benchmark"):
+        append_benchmark(tmp_path / "c.csv", dataclasses.replace(ROW, steps=3))
 
 
 @pytest.mark.parametrize("name", ["folder", "b.csv/x", "folder/b.csv/x", "/proc/x.csv"])
 def test_places_where_no_file_can_be_are_told(tmp_path, name):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "b.csv", tmp_path / "folder" / "b.csv"):
-        append(path, ROW)
+        append_benchmark(path, ROW)
     path = tmp_path / name
     with pytest.raises(UserError, match="cannot write"):
-        append(path, ROW)
+        append_benchmark(path, ROW)
     with pytest.raises(UserError, match=r"is a folder|cannot read|no rows in"):
         main(["--csv", str(path), "--show"])
     with pytest.raises(UserError, match=r"is a folder|cannot write"):
@@ -139,22 +144,22 @@ def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
     assert (measured.steps, math.isnan(measured.train_loss)) == (4, True)
     assert (measured.tokens, measured.tokens_per_second, measured.mfu) == (64, 32.0, 0.1)  # the median of its steps
     path = tmp_path / "b.csv"
-    assert append(path, measured)
-    assert not append(path, measured)
+    assert append_benchmark(path, measured)
+    assert not append_benchmark(path, measured)
     path.write_text(path.read_text().replace(",nan,", ",,"))  # as versions before wrote it
-    assert append(path, ROW)
-    assert [math.isnan(row["train_loss"]) for row in read(path)] == [True, False]
+    assert append_benchmark(path, ROW)
+    assert [math.isnan(row["train_loss"]) for row in read_benchmarks(path)] == [True, False]
 
 
 def test_table_and_plot(tmp_path, capsys):
     path = tmp_path / "b.csv"
     for steps in (10, 20, 30):
-        append(path, dataclasses.replace(ROW, steps=steps, bits_per_byte=2.0 - steps / 100))
-    lines = table(read(path)).splitlines()
+        append_benchmark(path, dataclasses.replace(ROW, steps=steps, bits_per_byte=2.0 - steps / 100))
+    lines = table(read_benchmarks(path)).splitlines()
     assert len(lines) == 4
     assert "1.900" in lines[1]
     assert "40.0%" in lines[1]
-    plot(read(path), tmp_path / "b.png")
+    plot(read_benchmarks(path), tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     main(["--csv", str(path), "--show", "--plot", str(tmp_path / "c.png")])
     assert capsys.readouterr().out.splitlines() == lines

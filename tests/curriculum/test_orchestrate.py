@@ -20,12 +20,13 @@ from slm_jax.cli.train import parse_args
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.presets import preset_names
 from slm_jax.config.schema import Config
-from slm_jax.curriculum import benchmarks, stage_scores
 from slm_jax.curriculum import orchestrate as stages_module
+from slm_jax.curriculum import stage_scores
 from slm_jax.curriculum.orchestrate import orchestrate
 from slm_jax.run.directory import Run, curriculum_of, find_run
 from slm_jax.run.load import load_run
-from slm_jax.run.metrics import read_rows
+from slm_jax.run.metrics import read_metrics
+from slm_jax.run.results import read_benchmarks, read_stage_scores
 from slm_jax.training.loop import Loop
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
@@ -149,12 +150,12 @@ def assert_same_curriculum(first, second):
         for path in (one, two):  # written only where there are samples
             (path / "samples.md").touch()
         assert_same_run(one, two)
-    tables = [benchmarks.read(folder / "benchmarks.csv") for folder in (first, second)]
+    tables = [read_benchmarks(folder / "benchmarks.csv") for folder in (first, second)]
     assert [row["stage"] for row in tables[0]] == stage_names(first)
     clock = {"timestamp", "seconds", "tokens_per_second", "mfu"}
     a, b = ([{k: v for k, v in row.items() if k not in clock} for row in rows] for rows in tables)
     assert a == b
-    assert stage_scores.read(first) == stage_scores.read(second)
+    assert read_stage_scores(first) == read_stage_scores(second)
 
 
 def test_every_stage_is_a_run_and_a_row(finished):
@@ -163,10 +164,10 @@ def test_every_stage_is_a_run_and_a_row(finished):
     assert "stage 2 of 2: mixed" in err
     assert "weights of 01-plain, optimizer state kept" in err
     assert "beginning with the weights of whole/stages/01-plain" in err
-    rows = benchmarks.read(folder / "benchmarks.csv")
+    rows = read_benchmarks(folder / "benchmarks.csv")
     for row, name in zip(rows, stage_names(folder), strict=True):
         run = Run(folder / "stages" / name)
-        steps, config = read_rows(run.metrics), run.read_config()
+        steps, config = read_metrics(run.metrics), run.read_config()
         last = steps[-1]
         assert [each["step"] for each in steps] == list(range(1, config.train.steps + 1))
         assert run.newest_step() == config.train.steps
@@ -196,7 +197,7 @@ def test_each_stage_is_evaluated_once(place, finished):
         assert {row["task"] for row in found["results"]} == {"heldout"}
         assert {row["step"] for row in found["results"]} == {run.newest_step()}
         value = next(row["value"] for row in found["results"] if (row["metric"], row["group"]) == ("loss", "all"))
-        assert value == pytest.approx(read_rows(run.metrics)[-1]["val_loss"], abs=0.5)
+        assert value == pytest.approx(read_metrics(run.metrics)[-1]["val_loss"], abs=0.5)
         before = (run.path / "evaluation.json").stat().st_mtime_ns
         stages_module._evaluate(run, ["heldout"])
         assert (run.path / "evaluation.json").stat().st_mtime_ns == before
@@ -220,13 +221,13 @@ def test_epochs_are_steps_rounded_up(finished):
 
 def test_each_model_is_scored_on_the_text_of_all(finished):
     folder, out, _ = finished
-    found = {(row["after"], row["text"]): row["bits_per_byte"] for row in stage_scores.read(folder)}
+    found = {(row["after"], row["text"]): row["bits_per_byte"] for row in read_stage_scores(folder)}
     names = stage_names(folder)
     assert set(found) == {(after, text) for after in names for text in names}
-    for row in benchmarks.read(folder / "benchmarks.csv"):  # on its own text: what its last validation gave
+    for row in read_benchmarks(folder / "benchmarks.csv"):  # on its own text: what its last validation gave
         assert found[row["stage"], row["stage"]] == pytest.approx(row["bits_per_byte"], rel=1e-6)
     assert found[names[1], names[1]] < found[names[0], names[1]]
-    assert stage_scores.table(stage_scores.read(folder)) in out
+    assert stage_scores.table(read_stage_scores(folder)) in out
 
 
 def test_a_curriculum_stands_for_its_newest_stage(finished):
@@ -305,7 +306,7 @@ def test_a_signal_is_passed_on_and_a_stage_may_be_added_anywhere_it_lies(
     assert "learning a tokenizer" not in said.err
     assert stage_names(folder) == ["01-plain", "02-mixed", "03-tasks"]
     assert (folder / "report.html").is_file()
-    assert [row["stage"] for row in benchmarks.read(folder / "benchmarks.csv")] == stage_names(folder)
+    assert [row["stage"] for row in read_benchmarks(folder / "benchmarks.csv")] == stage_names(folder)
     assert {path: path.read_bytes() for path in before} == before
     assert Run(folder / "stages" / "03-tasks").read_config().init.from_run == str(folder / "stages" / "02-mixed")
 
@@ -315,7 +316,7 @@ def test_a_stage_can_be_begun_anew_after_its_folder_was_removed(place, finished,
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "stages" / "02-mixed")
     stages_module._begin(folder, Curriculum.load(place.changed("model.dropout = 0.1", "model.dropout = 0.2")))
-    assert {(row["after"], row["text"]) for row in stage_scores.read(folder)} == {("01-plain", "01-plain")}
+    assert {(row["after"], row["text"]) for row in read_stage_scores(folder)} == {("01-plain", "01-plain")}
 
 
 def test_what_is_done_cannot_be_changed(place, finished):
@@ -454,5 +455,5 @@ def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, 
         orchestrate(tmp_path / "three.toml", folder)
     assert "is damaged and passed over" in capsys.readouterr().err
     for name in stage_names(whole):
-        rows = [read_rows(folder / "stages" / name / "metrics.jsonl") for folder in (whole, hurt)]
+        rows = [read_metrics(folder / "stages" / name / "metrics.jsonl") for folder in (whole, hurt)]
         assert without_clock(rows[0]) == without_clock(rows[1])

@@ -14,7 +14,7 @@ import pytest
 
 from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run
-from slm_jax.run.metrics import read_rows
+from slm_jax.run.metrics import read_metrics
 from slm_jax.utils.errors import UserError
 from tests.programs import PROGRAMS
 from tests.test_commands import CLOCK
@@ -70,7 +70,7 @@ def finish(started, timeout=240):
 
 
 def rows(place, run):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(Run(place / run).metrics)]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(Run(place / run).metrics)]
 
 
 def assert_alike(some, others):
@@ -83,7 +83,7 @@ def assert_alike(some, others):
 
 def wait_for_step(place, run, step, started):
     end = time.monotonic() + 120
-    while not (found := read_rows(Run(place / run).metrics)) or found[-1]["step"] < step:
+    while not (found := read_metrics(Run(place / run).metrics)) or found[-1]["step"] < step:
         assert time.monotonic() < end, "no progress"
         assert all(each.poll() is None for each in started), finish(started)
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import read_newest
 from slm_jax.run.directory import Run
-from slm_jax.run.metrics import read_rows
+from slm_jax.run.metrics import read_metrics
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config
@@ -124,7 +124,7 @@ def test_a_run_goes_on_on_any_mesh(tmp_path):
         for steps, mesh in stages:
             sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
             train(Config.load(**{**fields, **sizes, "train.steps": steps, "optimizer.schedule": "constant"}), run)
-        return read_rows(Run(run).metrics)
+        return read_metrics(Run(run).metrics)
 
     moved = rows(tmp_path / "moved", [(3, (1, 1, 1)), (6, (1, 4, 2)), (9, (8, 1, 1)), (12, (1, 1, 1))])
     stayed = rows(tmp_path / "stayed", [(3, (1, 1, 1)), (6, (1, 1, 1)), (9, (1, 1, 1)), (12, (1, 1, 1))])

@@ -18,6 +18,7 @@ from slm_jax.evaluation import datasets, evaluate, suite
 from slm_jax.evaluation.datasets import HubLocation
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
+from slm_jax.run.results import update_evaluation
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.data.hub_server import Hub
@@ -211,7 +212,7 @@ def test_concurrent_evaluations_keep_the_results_of_each_other(folder):
 
     def write(i):
         for step in range(5):
-            suite._write(run, f"task {i}", [{"task": f"task {i}", "value": step}], {"step": step})
+            update_evaluation(run.path, f"task {i}", [{"task": f"task {i}", "value": step}], {"step": step})
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, range(8)))
@@ -223,7 +224,7 @@ def test_concurrent_evaluations_keep_the_results_of_each_other(folder):
 def test_results_stored_by_another_process_in_between_are_kept(folder, monkeypatch):
     @contextlib.contextmanager
     def meanwhile(_):
-        suite._write(Run(folder / "runs" / "tiny"), "other", [{"task": "other"}], {})
+        update_evaluation(folder / "runs" / "tiny", "other", [{"task": "other"}], {})
         yield
 
     monkeypatch.setattr(suite, "waiting", meanwhile)

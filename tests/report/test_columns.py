@@ -68,12 +68,12 @@ def test_columns_of_rows(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({}, "step is no number"),
-        (ROW | {"step": "1"}, "step is no number"),
-        (ROW | {"seconds": None}, "seconds is no number"),
-        (ROW | {"val_loss": 3}, "val_perplexity is no number"),
+        ({}, "not the row of a step"),
+        (ROW | {"step": "1"}, "not the row of a step"),
+        (ROW | {"seconds": None}, "seconds is not a number"),
+        (ROW | {"val_loss": 3}, "val_perplexity is not a number"),
         (ROW | {"lr": "high"}, "high"),
-        ([1], "no attribute"),
+        ([1], "not the row of a step"),
     ],
 )
 def test_a_row_that_is_none_is_told(tmp_path, row, said):

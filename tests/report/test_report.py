@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from slm_jax.report.page import report_html, write_at_end, write_report
-from slm_jax.report.run_data import read_samples, read_subject
+from slm_jax.report.run_data import read_subject
 from slm_jax.run.directory import Run
+from slm_jax.run.samples import read_samples
 from slm_jax.utils.errors import UserError
 from tests.report.conftest import STEPS, cut_held_out, rows_of, with_option, write_rows
 from tests.report.pages import Page, read_page

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slm_jax.run.metrics import MetricsFile, read_rows
+from slm_jax.run.metrics import MetricsWriter, read_metrics
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import duration
 
@@ -10,11 +10,11 @@ from slm_jax.utils.formatting import duration
 def test_an_unfinished_last_row_is_left_out_and_written_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 3.5}\n{"step": 3, "sec')
-    assert [row["step"] for row in read_rows(path)] == [1, 2]
-    with MetricsFile(path, after_step=1) as metrics:
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    with MetricsWriter(path, after_step=1) as metrics:
         assert metrics.seconds == 2.5
         metrics.write({"step": 2, "seconds": 4.0})
-    assert read_rows(path) == [{"step": 1, "seconds": 2.5}, {"step": 2, "seconds": 4.0}]
+    assert read_metrics(path) == [{"step": 1, "seconds": 2.5}, {"step": 2, "seconds": 4.0}]
 
 
 @pytest.mark.parametrize("line", [b'{"st', b"5", b"[1]", b'{"a": 1}', b'{"step": "2"}', b"\xff"])
@@ -23,12 +23,12 @@ def test_damage_in_the_middle_loses_nothing(tmp_path, line):
     data = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
     path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
-        MetricsFile(path, after_step=3)
+        MetricsWriter(path, after_step=3)
     assert path.read_bytes() == data
 
 
 def test_no_row_is_invalid_json(tmp_path):
-    with MetricsFile(tmp_path / "m", after_step=0) as metrics, pytest.raises(ValueError, match="JSON"):
+    with MetricsWriter(tmp_path / "m", after_step=0) as metrics, pytest.raises(ValueError, match="JSON"):
         metrics.write({"step": 1, "loss": float("nan")})
 
 

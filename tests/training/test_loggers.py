@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from slm_jax.run.directory import Run
-from slm_jax.run.metrics import MetricsFile, read_rows
+from slm_jax.run.metrics import MetricsWriter, read_metrics
 from slm_jax.training.loggers import make_sinks
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
@@ -33,7 +33,7 @@ def row(step, **more):
 def write(run, name, after, upto, killed=False):
     """A call of training: it goes on after a checkpoint, writes rows, and ends in order or not."""
     config = tiny_config(log__sinks=(name,))
-    metrics = MetricsFile(run.metrics, after, True, make_sinks(config, run, after))
+    metrics = MetricsWriter(run.metrics, after, True, make_sinks(config, run, after))
     for step in range(after + 1, upto + 1):
         metrics.write(row(step, **({"val_loss": 3.0} if step == 4 else {})))
         if step == 4:
@@ -68,7 +68,7 @@ def write_in_a_process(run, name, after, upto, killed):
     command = [sys.executable, "-c", script, str(run.path), name, str(after), str(upto), str(killed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == (9 if killed else 0), done.stderr
-    assert "takes no more rows" not in done.stderr
+    assert "receives no more rows" not in done.stderr
 
 
 def test_trackio_after_a_kill(run):
@@ -129,7 +129,7 @@ def test_a_missing_library_is_named(run, monkeypatch):
             make_sinks(tiny_config(log__sinks=(name,)), run, 0)
 
 
-def test_a_sink_that_fails_is_left_out_and_named(run, capsys):
+def test_a_sink_that_fails_is_left_out_and_named(run, caplog):
     class Broken:
         def log(self, row):
             raise OSError("the server is gone")
@@ -137,8 +137,8 @@ def test_a_sink_that_fails_is_left_out_and_named(run, capsys):
         def close(self):
             raise AssertionError("it was left out")
 
-    with MetricsFile(run.metrics, 0, True, [Broken()]) as metrics:
+    with MetricsWriter(run.metrics, 0, True, [Broken()]) as metrics:
         metrics.write(row(1))
         metrics.write(row(2))
-    assert [r["step"] for r in read_rows(run.metrics)] == [1, 2]
-    assert capsys.readouterr().err.count("Broken takes no more rows (the server is gone)") == 1
+    assert [r["step"] for r in read_metrics(run.metrics)] == [1, 2]
+    assert caplog.text.count("Broken failed and receives no more rows (the server is gone)") == 1

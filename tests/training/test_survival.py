@@ -16,7 +16,7 @@ import pytest
 from slm_jax.run import checksums
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
-from slm_jax.run.metrics import read_rows, scores_text
+from slm_jax.run.metrics import read_metrics, scores_text
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
@@ -82,22 +82,22 @@ def test_a_spike_stops_the_run_and_another_policy_goes_on(start, tmp_path, text)
     with pytest.raises(UserError, match=r"of step \d+ is .*2 deviations over its running mean") as stopped:
         start(health__on_spike="stop", **watch)
     step = int(str(stopped.value).partition("of step ")[2].split()[0])
-    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == list(range(1, step))
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == list(range(1, step))
     assert Run(tmp_path / "run").newest_step() == (step - 1) // 4 * 4
     result = start(health__on_spike="skip", **watch)
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert rows[step - 1].get("skipped", 0) in (0, 1)  # 1, unless statistics began anew at the last checkpoint
     assert result.metrics["skipped"] >= 1
     start(health__on_spike="ignore", **watch | {"steps": 41})  # a state without statistics again
-    assert "skipped" not in read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert "skipped" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
 def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
     """Steps so large that the weights are, from the second one on."""
     with pytest.raises(UserError, match="3 batches were skipped one after the other, the last of step 4"):
         start(optimizer__lr=1e30, optimizer__warmup_steps=0, health__on_nan="skip", health__max_skips=3)
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["grad_norm"] is None for row in rows] == [False, True, True]
     assert [row["skipped"] for row in rows] == [0, 1, 2]
     assert Run(tmp_path / "run").newest_step() is None
@@ -129,7 +129,7 @@ def test_what_a_run_has_lost_is_told_and_a_refusal_changes_nothing(start, tmp_pa
     shutil.rmtree(run.checkpoints)
     start(steps=5, eval__sample_tokens=4)
     assert "there is no checkpoint: beginning again; the 2 steps" in capsys.readouterr().err
-    kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_rows(run.metrics)[:4]]
+    kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_metrics(run.metrics)[:4]]
     assert kept == [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in map(json.loads, whole.splitlines())]
 
 
@@ -178,10 +178,10 @@ def test_traces_and_norms_on_request(start, tmp_path, capsys):
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name", "").startswith("train")}
     assert steps == {"3", "4"}
-    rows = read_rows(tmp_path / "run" / "layers.jsonl")
+    rows = read_metrics(tmp_path / "run" / "layers.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert set(rows[0]) == {"step", "grad_norm", "param_norm", "update_ratio"}
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     second, third = np.diff([row["seconds"] for row in rows])[:2]
     speeds = [row["tokens"] / row["tokens_per_second"] for row in rows]
     np.testing.assert_allclose(speeds[1:3], [second, (second + third) / 2])  # the slow first step is in no mean
@@ -195,7 +195,7 @@ def test_checkpoints_elsewhere_outlive_the_run_directory(start, tmp_path):
     start("lost", steps=6, checkpoint__folder=folder)
     assert not (tmp_path / "lost" / "checkpoints").exists()
     start("found", steps=9, checkpoint__folder=folder)
-    assert [row["step"] for row in read_rows(tmp_path / "found" / "metrics.jsonl")] == [7, 8, 9]
+    assert [row["step"] for row in read_metrics(tmp_path / "found" / "metrics.jsonl")] == [7, 8, 9]
     for first, second in zip(weights(tmp_path / "whole"), weights(tmp_path / "found"), strict=True):
         assert np.array_equal(first, second)
     with pytest.raises(UserError, match=r"step 9 is of another config: model\.mlp_dim is 96 there, 64 here"):
