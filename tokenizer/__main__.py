@@ -1,6 +1,8 @@
-"""The command `python -m tokenizer`: see tokenizer/cli.py."""
+"""The command `python -m tokenizer`; see `tokenizer.cli`."""
+
+import sys
 
 from tokenizer.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

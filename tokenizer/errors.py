@@ -1,7 +1,7 @@
-"""The one exception that a user of the tokenizer can meet."""
+"""The exception that the tokenizer raises for mistakes of its user."""
 
 from __future__ import annotations
 
 
 class TokenizerError(ValueError):
-    """A mistake in the use of the tokenizer, or a damaged file: one clear line that says what to do."""
+    """Invalid use of the tokenizer, or an invalid file. The message is one line that says what to do."""

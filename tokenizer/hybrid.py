@@ -1,100 +1,124 @@
-"""HybridTokenizer: count text, freeze a vocabulary, encode, decode, look inside."""
+"""HybridTokenizer: count text, freeze a vocabulary, encode, decode and inspect."""
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from tokenizer import storage
 from tokenizer.decoding.decoder import Decoder, StreamDecoder, raise_unknown_id
+from tokenizer.decoding.id_formats import MIN_ARRAY_LENGTH, flatten_ids, run_length_encode
 from tokenizer.encoding.encoder import Encoder
-from tokenizer.encoding.segment import join_phrases
+from tokenizer.encoding.reference import join_phrases
 from tokenizer.errors import TokenizerError
-from tokenizer.forms import MANY, checked_text, flat_ids, run_lengths
 from tokenizer.vocabulary import Vocabulary
 
-if TYPE_CHECKING:  # NumPy takes longer to import than a saved tokenizer to load: only what needs it imports it
+if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer: only methods that need it import it
     import numpy as np
+    from numpy.typing import NDArray
 
+    from tokenizer.decoding.id_formats import TokenIds
     from tokenizer.encoding.phrases import PhraseJoiner
-    from tokenizer.inspect.reports import Explanation, Merges, Segments, Status
-    from tokenizer.learning.counting import KeyCounts
+    from tokenizer.inspect.results import Explanation, Merges, Segments, Status
+    from tokenizer.learning.counting import PretokenCounts
+    from tokenizer.learning.options import ProgressCallback
 
 DEFAULT_VOCAB_SIZE = 8192
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total) now and then during long work."""
 
 
 class HybridTokenizer:
-    """A lossless tokenizer of words, merges and bytes that can explain itself.
+    """A lossless tokenizer of words, merges and bytes that can explain its tokens.
 
-    Count text (`add_text`, `add_file`, `add_files`), `freeze_vocab` once, then `encode` and `decode`:
-    ``decode(encode(s)) == s`` for every str. Or start from `load` or `pretrained`. A frozen tokenizer never changes
-    and may be used from several threads.
+    Count text (`add_text`, `add_file`, `add_files`), call `freeze_vocab` once, then `encode` and `decode`:
+    ``decode(encode(s)) == s`` for every str. Alternatively, start from `load` or `pretrained`. A frozen tokenizer is
+    immutable and safe to use from several threads.
 
     Args:
-        lowercase: share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the
+        lowercase: Share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the
             entries.
-        byte_limit: UTF-8 bytes of the longest base token, 1 to 16.
+        byte_limit: Maximum length of a base token in UTF-8 bytes, 1 to 16.
+
+    Raises:
+        TokenizerError: An option is invalid.
     """
 
     def __init__(self, lowercase: bool = True, byte_limit: int = 4) -> None:
         if not isinstance(byte_limit, int) or isinstance(byte_limit, bool) or not 1 <= byte_limit <= 16:
-            raise TokenizerError(f"byte_limit is {byte_limit!r}: it must be a whole number from 1 to 16")
+            raise TokenizerError(f"byte_limit is {byte_limit!r}: it must be an integer from 1 to 16")
         if not isinstance(lowercase, bool):
             raise TokenizerError(f"lowercase is {lowercase!r}: it must be True or False")
         self.lowercase = lowercase
         self.byte_limit = byte_limit
-        self._counts: KeyCounts | None = None
+        self._counts: PretokenCounts | None = None
         self._frozen: Vocabulary | None = None
 
     # Counting
 
     def add_text(self, text: str) -> None:
-        """Count a text. Raises TokenizerError when the vocabulary is frozen or `text` is no str."""
-        if not isinstance(text, str):
-            raise TokenizerError(f"add_text takes a str, not {type(text).__name__}")
+        """Count a text.
+
+        Raises:
+            TokenizerError: The vocabulary is frozen, or `text` is not a str.
+        """
+        _check_text(text, "add_text")
         self._open_counts().add_text(text)
 
-    def add_file(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
-        """Count a UTF-8 text file of any size. Raises TokenizerError when it cannot be read."""
+    def add_file(self, path: str | os.PathLike[str], progress: ProgressCallback | None = None) -> None:
+        """Count a UTF-8 text file of any size.
+
+        Args:
+            path: The file.
+            progress: Called as progress(description, bytes counted, bytes in total).
+
+        Raises:
+            TokenizerError: The vocabulary is frozen, or the file cannot be read or is not UTF-8.
+        """
         self._add_paths([os.fspath(path)], 1, progress)
 
     def add_files(
-        self, patterns: str | Iterable[str], processes: int = 1, progress: Progress | None = None
+        self, patterns: str | Iterable[str], processes: int = 1, progress: ProgressCallback | None = None
     ) -> list[str]:
-        """Count the files that a glob pattern (``**`` reaches all folders below) or several match; return their paths.
+        """Count the UTF-8 text files that match one or several paths or glob patterns.
 
-        `processes` > 1 counts in so many processes, with the same result. Raises TokenizerError when nothing matches
-        or all files are empty.
+        Args:
+            patterns: Paths or patterns; ``**`` matches folders of any depth.
+            processes: Number of processes that count; the result does not depend on it.
+            progress: Called as progress(description, bytes counted, bytes in total).
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            TokenizerError: The vocabulary is frozen, a pattern matches no file, all files are empty, or a file cannot
+                be read or is not UTF-8.
         """
-        from tokenizer.files import matching_files
+        from tokenizer.learning.text_files import find_files
 
         if not isinstance(processes, int) or processes < 1:
-            raise TokenizerError(f"processes is {processes!r}: it must be 1 or more")
-        paths = matching_files(patterns)
+            raise TokenizerError(f"processes is {processes!r}: it must be an integer of at least 1")
+        paths = find_files(patterns)
         self._add_paths(paths, processes, progress)
         return paths
 
-    def _add_paths(self, paths: list[str], processes: int, progress: Progress | None) -> None:
+    def _add_paths(self, paths: list[str], processes: int, progress: ProgressCallback | None) -> None:
         from tokenizer.learning.counting import count_files
 
         counts = self._open_counts()
-        report = None if progress is None else (lambda done, total: progress("bytes counted", done, total))
+        report = None if progress is None else partial(progress, "bytes counted")
         for shard in count_files(paths, processes, report):
             counts.merge(shard)
 
-    def _open_counts(self) -> KeyCounts:
+    def _open_counts(self) -> PretokenCounts:
         if self._frozen is not None:
-            raise TokenizerError("the vocabulary is frozen: make a new HybridTokenizer to count more text")
+            raise TokenizerError("the vocabulary is frozen: create a new HybridTokenizer to count more text")
         if self._counts is None:
-            from tokenizer.learning.counting import KeyCounts
+            from tokenizer.learning.counting import PretokenCounts
 
-            self._counts = KeyCounts()
+            self._counts = PretokenCounts()
         return self._counts
 
     # Learning
@@ -110,45 +134,54 @@ class HybridTokenizer:
         phrases: float = 0.0,
         boundaries: str = "words",
         note: str = "",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
-        """Learn the vocabulary from what was counted, once; afterwards the tokenizer encodes and decodes.
+        """Learn the vocabulary from the counted text, once; afterwards the tokenizer encodes and decodes.
 
         Args:
-            k_bases: take so many of the most common words of at most `byte_limit` bytes as base tokens (fewer when
-                there are fewer); by default every entry that is such a word counts as one.
-            max_merges: learn at most so many merges, phrases included.
-            vocab_size: ids in all, special tokens and bytes included; by default 8192 unless `max_merges` says
-                otherwise. Fewer come out when the text does not offer so many.
-            min_freq: occurrences that a base token or merge needs, at least 1.
-            score: "freq" (how often a pair occurs; best), "freq_pmi" (times the root of the pointwise mutual
-                information), "pmi" (PMI × log(1 + freq), which prefers rare pairs: for comparison).
-            phrases: the share (0 to 0.5) of the learned entries that are phrases, entries that span words (and, with
-                boundaries="spaces", anything else): fewer tokens for the same text, but each stands for more
-                different things; 0 for none. About 0.15 shortens most at 8,192 ids, 0.3 at 32,768.
-            boundaries: where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
+            k_bases: Number of base tokens: the most common words of at most `byte_limit` bytes, fewer if the text has
+                fewer. By default, every learned entry that is such a word counts as one.
+            max_merges: Maximum number of merges, phrases included.
+            vocab_size: Total number of ids, special tokens and bytes included; by default 8192 unless `max_merges` is
+                given. Fewer result if the text does not contain enough candidates.
+            min_freq: Occurrences that a base token or merge needs, at least 1.
+            score: Ranking of merges. "freq": frequency of the pair (best). "freq_pmi": frequency times the square root
+                of the pointwise mutual information. "pmi": PMI × log(1 + frequency), which prefers rare pairs; for
+                comparison only.
+            phrases: Share (0 to 0.5) of the learned entries that are phrases, which span words (and, with
+                boundaries="spaces", anything else). Text takes fewer tokens, but each stands for more different things.
+                About 0.15 shortens text the most at 8,192 ids, 0.3 at 32,768.
+            boundaries: Where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
                 space, so that "him," can be one token; 3 to 5 % fewer tokens, but small models trained on them end
-                worse (1.43 against 1.40 bits per byte in the same steps).
-            note: a line kept in the file, for example about the text it was learned from.
-            progress: called as progress(what, done, total).
+                worse (1.43 instead of 1.40 bits per byte after the same number of steps).
+            note: A line stored in the file, for example about the training text.
+            progress: Called as progress(description, done, total).
 
         Raises:
-            TokenizerError: frozen already, nothing counted, or options that are impossible.
+            TokenizerError: The vocabulary is frozen already, nothing was counted, or an option is invalid.
         """
-        from tokenizer.learning.learn import LearnOptions, learn_vocabulary
+        from tokenizer.learning.learn import learn_vocabulary
+        from tokenizer.learning.options import LearnOptions
 
         counts = self._open_counts()
-        if not counts.keys:
+        if not counts.pretokens:
             raise TokenizerError("nothing was counted: call add_text, add_file or add_files before freeze_vocab")
         if vocab_size is None and max_merges is None:
             vocab_size = DEFAULT_VOCAB_SIZE
         options = LearnOptions(
-            self.lowercase, self.byte_limit, vocab_size, k_bases, max_merges, min_freq, score, phrases, boundaries
+            lowercase=self.lowercase,
+            byte_limit=self.byte_limit,
+            vocab_size=vocab_size,
+            k_bases=k_bases,
+            max_merges=max_merges,
+            min_freq=min_freq,
+            score=score,
+            phrases=phrases,
+            boundaries=boundaries,
         )
-        options.check()
         if not isinstance(note, str):
             raise TokenizerError(f"note is {note!r}: it must be a str")
-        vocabulary = learn_vocabulary(counts.keys, [text for _, text in counts.sample], options, progress)
+        vocabulary = learn_vocabulary(counts.pretokens, [text for _, text in counts.sample], options, progress)
         self._frozen = replace(vocabulary, note=note)
         self._counts = None
 
@@ -161,114 +194,159 @@ class HybridTokenizer:
     def encode(self, text: str, mode: Literal["rle"]) -> list[tuple[int, int]]: ...
 
     def encode(self, text: str, mode: str = "flat") -> list[int] | list[tuple[int, int]]:
-        """The ids of a text: "flat" is list[int], "rle" list[(id, how often in a row)]; never special tokens."""
+        """Encode a text. The result never contains special tokens other than ``<SP>`` and ``<NL>``.
+
+        Args:
+            text: Any str, lone surrogates included.
+            mode: "flat" for ids, "rle" for run-length pairs.
+
+        Returns:
+            ``[id, …]`` or ``[(id, number of consecutive occurrences), …]``.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or an argument is invalid.
+        """
         if mode not in ("flat", "rle"):
             raise TokenizerError(f"mode is {mode!r}: it must be 'flat' or 'rle'")
-        ids = self._ids(text)
-        return ids if mode == "flat" else run_lengths(ids)
+        ids = self._ids(text, "encode")
+        return ids if mode == "flat" else run_length_encode(ids)
 
-    def _ids(self, text: str) -> list[int]:
-        data = self._encoder.ids(checked_text(text, "encode"))
-        if len(data) > 4 * MANY and self._vocabulary.phrases:
-            return self._joined(data).tolist()
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Encode a text to an int32 array [T]: the fast way for long texts.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or `text` is not a str.
+        """
+        import numpy as np
+
+        _check_text(text, "encode_array")
+        return np.array(self._join_phrases(self._encoder.ids(text)), dtype=np.int32)
+
+    def encode_batch(
+        self, texts: Sequence[str], max_len: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Encode several texts to one padded array.
+
+        Args:
+            texts: B texts.
+            max_len: The length T of the rows, to which longer texts are truncated; by default, the length of the
+                longest text.
+
+        Returns:
+            The ids, int32 [B, T], padded with ``<PAD>`` (0) at the end, and the mask, bool [B, T], True at ids.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or an argument is invalid.
+        """
+        import numpy as np
+
+        if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
+            raise TokenizerError(f"max_len is {max_len!r}: it must be an integer of at least 1")
+        flat, lengths = self._encode_flat(texts, "encode_batch")
+        width = max_len or int(lengths.max(initial=0))
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int32)
+        position_in_text = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids[mask] = flat[position_in_text < width]
+        return ids, mask
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Encode several texts to one int32 array [T] each; faster than `encode_array` where texts are short.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or `texts` is not a sequence of str.
+        """
+        import numpy as np
+
+        flat, lengths = self._encode_flat(texts, "encode_arrays")
+        if not len(lengths):
+            return []
+        return np.split(flat, np.cumsum(lengths)[:-1])
+
+    def count(self, text: str) -> int:
+        """Return the number of ids that `encode` gives for a text."""
+        return len(self._ids(text, "count"))
+
+    def _ids(self, text: str, method: str) -> list[int]:
+        _check_text(text, method)
+        data = self._encoder.ids(text)
+        if len(data) > 4 * MIN_ARRAY_LENGTH and self._vocabulary.phrases:
+            return self._join_phrases(data).tolist()
         ids = array("i")
         ids.frombytes(data)
         return join_phrases(ids.tolist(), self._vocabulary)
 
-    def _joined(self, data: bytes) -> np.ndarray:
-        """The ids in these bytes as an array, phrases joined."""
+    def _join_phrases(self, data: bytes) -> NDArray[np.int32]:
+        """Convert the bytes of int32 ids to an array and join phrases."""
         import numpy as np
 
         ids = np.frombuffer(data, dtype=np.int32)
         return self._joiner.join(ids) if self._vocabulary.phrases else ids
 
-    def encode_array(self, text: str) -> np.ndarray:
-        """The ids of a text as int32 [T]: the fast way for long texts."""
-        import numpy as np
-
-        return np.array(self._joined(self._encoder.ids(checked_text(text, "encode_array"))), dtype=np.int32)
-
-    def encode_batch(self, texts: Sequence[str], max_len: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of several texts: int32 [B, T], padded with <PAD> at the end, and the mask bool [B, T], True at ids.
-
-        T is `max_len`, to which longer texts are cut, or without it the length of the longest text.
-        """
-        import numpy as np
-
-        if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
-            raise TokenizerError(f"max_len is {max_len!r}: it must be a whole number of at least 1")
-        flat, lengths = self._flat_ids_of(texts, "encode_batch")
-        width = max_len or int(lengths.max(initial=0))
-        mask = np.arange(width) < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int32)
-        places = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        ids[mask] = flat[places < width]
-        return ids, mask
-
-    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of several texts, each int32 [T]: `encode_array` of each, in less time where texts are short."""
-        import numpy as np
-
-        flat, lengths = self._flat_ids_of(texts, "encode_arrays")
-        return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
-
-    def _flat_ids_of(self, texts: Sequence[str], method: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of several texts one behind another (int32), and how many each text has (int64)."""
+    def _encode_flat(self, texts: Sequence[str], method: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the concatenated ids of several texts and the number of ids of each."""
         import numpy as np
 
         if isinstance(texts, str):
-            raise TokenizerError(f"{method} takes several texts: put the one text in a list")
-        rows = self._encoder.ids_of_many([checked_text(text, method) for text in texts])
+            raise TokenizerError(f"{method} takes several texts: put a single text into a list")
+        texts = list(texts)
+        for text in texts:
+            _check_text(text, method)
+        rows = self._encoder.ids_of_many(texts)
         lengths = np.array([len(row) // 4 for row in rows], dtype=np.int64)
         flat = np.frombuffer(b"".join(rows), dtype=np.int32)
         if self._vocabulary.phrases:
-            flat, lengths = self._joiner.join_rows(flat, lengths, border=self.vocab_size)
+            flat, lengths = self._joiner.join_rows(flat, lengths, separator=self.vocab_size)
         return flat, lengths
-
-    def count(self, text: str) -> int:
-        """How many ids `encode` gives for a text."""
-        return len(self._ids(text))
 
     # Decoding
 
-    def decode(self, ids: object, *, skip_special_tokens: bool = True) -> str:
-        """The text of ids: flat (list, tuple, int array [T]) or run-length pairs. The exact inverse of `encode`.
+    def decode(self, ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
+        """Decode ids: the exact inverse of `encode`.
 
-        Special tokens are left out, or shown by name with ``skip_special_tokens=False``. Bytes that are no UTF-8,
-        which a model may produce, become U+FFFD. Raises TokenizerError for what is no id.
+        Args:
+            ids: Flat ids (list, tuple or other iterable, integer array [T]) or run-length pairs.
+            skip_special_tokens: Decode special tokens to nothing; False decodes them to their names.
+
+        Returns:
+            The text. Bytes that are not valid UTF-8, which a model can generate, become U+FFFD.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, `ids` has another format, or an id is outside the vocabulary.
         """
-        decoder = self._decoder if skip_special_tokens else self._showing_decoder
-        size = self._vocabulary.size
-        flat = flat_ids(ids)
-        for id_ in (min(flat), max(flat)) if isinstance(flat, list) and flat else ():
-            if not 0 <= id_ < size:
-                raise_unknown_id(id_, size)
+        decoder = self._decoder if skip_special_tokens else self._special_decoder
+        flat = flatten_ids(ids)
         if isinstance(flat, list):
+            if flat:
+                self._check_range(min(flat), max(flat))
             return decoder.to_text(flat)
-        for id_ in (int(flat.min()), int(flat.max())):
-            if not 0 <= id_ < size:
-                raise_unknown_id(id_, size)
+        self._check_range(int(flat.min()), int(flat.max()))
         return decoder.array_to_text(flat)
 
+    def _check_range(self, lowest: int, highest: int) -> None:
+        for id_ in (lowest, highest):
+            if not 0 <= id_ < self.vocab_size:
+                raise_unknown_id(id_, self.vocab_size)
+
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder that takes ids one by one: the texts it returns, joined, are `decode` of all ids."""
+        """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids."""
         return StreamDecoder(self._decoder)
 
-    # Looking inside
+    # Inspection
 
     @property
     def is_frozen(self) -> bool:
-        """Whether there is a vocabulary."""
+        """Whether the tokenizer has a vocabulary."""
         return self._frozen is not None
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids."""
+        """The number of ids, V."""
         return self._vocabulary.size
 
     @cached_property
     def token2id(self) -> dict[str, int]:
-        """{name: id}; names are the texts of the entries, ``<PAD>`` … for special tokens, ``<0xE2>`` for bytes."""
+        """{name: id}; names are the texts of entries, ``<PAD>`` and so on for special tokens, ``<0xE2>`` for bytes."""
         names = self._vocabulary.names
         return dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
 
@@ -279,92 +357,118 @@ class HybridTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the content: equal means the same ids for every text."""
+        """SHA-256 (hexadecimal) of the content; equal fingerprints mean equal ids for every text."""
         return storage.fingerprint(self._vocabulary)
 
     @cached_property
     def kinds(self) -> list[str]:
-        """The kind of each id, [V]; see `tokenizer.reports.Segment`."""
+        """The kind of each id, [V]; see `tokenizer.inspect.results.Segment`."""
         return [self._vocabulary.kind(id_) for id_ in range(self.vocab_size)]
 
     def segment(self, text: str) -> Segments:
-        """The tokens of a text as (kind, text, id); see `tokenizer.reports.Segment` for the kinds."""
-        from tokenizer.inspect.inspection import segment
+        """Return the tokens of a text as (text, kind, id); `tokenizer.inspect.results.Segment` lists the kinds."""
+        from tokenizer.inspect.explain import segment
 
-        return segment(self._vocabulary, self._ids(text))
+        return segment(self._vocabulary, self._ids(text, "segment"))
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """For each id of `encode` the characters [start, end) of the text that it stands for.
+        """Return, for each id of `encode`, the characters [start, end) of the text that it stands for.
 
-        A case mark has no width. Byte tokens that make up one character together all have the place of that character.
+        A case mark has width 0. The byte tokens of one character all have the span of that character.
         """
-        from tokenizer.inspect.inspection import offsets
+        from tokenizer.inspect.explain import offsets
 
-        return offsets(self._vocabulary, self._ids(text))
+        return offsets(self._vocabulary, self._ids(text, "offsets"))
 
     def explain_token(self, token: str | int) -> Explanation:
-        """How a token (name or id), or any text, is made, down to the bytes."""
-        from tokenizer.inspect.inspection import explain
+        """Explain how a token is made, down to its bytes.
+
+        Args:
+            token: A name or an id. A text that is not one token is explained by the tokens that encode it.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or the id is outside it.
+        """
+        from tokenizer.inspect.explain import explain
 
         if isinstance(token, str):
             id_ = self.token2id.get(token)
-            ids = [id_] if id_ is not None else self._ids(token)
+            ids = self._ids(token, "explain_token") if id_ is None else [id_]
         else:
-            token = int(token)
-            if not 0 <= token < self.vocab_size:
-                raise_unknown_id(token, self.vocab_size)
-            ids = [token]
+            ids = [int(token)]
+            self._check_range(ids[0], ids[0])
         return explain(self._vocabulary, ids)
 
     def top_merges(self, n: int = 10) -> Merges:
-        """The `n` merges and phrases that were used most on the training text, the most used first."""
-        from tokenizer.inspect.inspection import top_merges
+        """Return the `n` merges and phrases that were used most on the training text, the most used first."""
+        from tokenizer.inspect.explain import top_merges
 
         return top_merges(self._vocabulary, n)
 
     def db_status(self, preview: int = 10) -> Status:
-        """What was counted or learned, with the first `preview` keys or entries; prints as a report."""
-        from tokenizer.inspect.inspection import status
+        """Return a summary of the counted text or of the vocabulary; prints as a report.
+
+        Args:
+            preview: Number of most common pre-tokens, or of first entries, to include.
+        """
+        from tokenizer.inspect.explain import status
 
         return status(None if self.is_frozen else self._open_counts(), self._frozen, preview)
 
-    # Keeping
+    # Saving and loading
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the frozen tokenizer to one compressed file."""
+        """Save the frozen tokenizer to one compressed file, atomically.
+
+        Raises:
+            TokenizerError: There is no vocabulary yet, or the file cannot be written.
+        """
         storage.write(self._vocabulary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
-        """Read a file of `save`. Raises TokenizerError when it is missing, damaged, foreign or newer."""
+        """Load a file written by `save`; nothing in it is executed.
+
+        Raises:
+            TokenizerError: The file is missing, damaged, not a tokenizer, or has a newer format.
+        """
         return cls.from_vocabulary(storage.read(path))
 
     @classmethod
     def pretrained(cls, name: str) -> HybridTokenizer:
-        """A ready-made tokenizer of the package; `tokenizer.pretrained_names()` lists them."""
+        """Load a pretrained tokenizer of the package; `tokenizer.pretrained_names()` lists them.
+
+        Raises:
+            TokenizerError: There is no pretrained tokenizer of that name.
+        """
         from tokenizer.vocabularies import path_of
 
         return cls.load(path_of(name))
 
     @classmethod
     def import_pickle(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
-        """The word counts of an old `tokenizer_state.pkl.gz` of the original project, to be frozen anew.
+        """Import the word counts of a `tokenizer_state.pkl.gz` of my_slm; call `freeze_vocab` on the result.
 
-        Nothing in the file is run. Its ids are not kept. Raises TokenizerError for any other pickle.
+        Nothing in the file is executed. Its ids are not kept.
+
+        Raises:
+            TokenizerError: The file cannot be read or is another pickle.
         """
-        from tokenizer.legacy import read_word_counts
+        from tokenizer.learning.legacy_pickle import read_legacy_state
 
-        words, lowercase, byte_limit = read_word_counts(path)
-        tokenizer = cls(lowercase, byte_limit)
-        tokenizer._open_counts().keys.update({f" {word}": count for word, count in words.items()})
+        state = read_legacy_state(path)
+        tokenizer = cls(state.lowercase, state.byte_limit)
+        tokenizer._open_counts().pretokens.update({f" {word}": count for word, count in state.word_counts.items()})
         return tokenizer
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HybridTokenizer:
-        """A frozen tokenizer around a vocabulary."""
+        """Return a frozen tokenizer with this vocabulary."""
         tokenizer = cls(vocabulary.lowercase, vocabulary.byte_limit)
-        tokenizer._counts, tokenizer._frozen = None, vocabulary
+        tokenizer._frozen = vocabulary
         return tokenizer
+
+    # State
 
     @property
     def _vocabulary(self) -> Vocabulary:
@@ -387,20 +491,27 @@ class HybridTokenizer:
         return Decoder(self._vocabulary)
 
     @cached_property
-    def _showing_decoder(self) -> Decoder:
+    def _special_decoder(self) -> Decoder:
         return Decoder(self._vocabulary, show_special=True)
 
     def __repr__(self) -> str:
         state = f"vocab_size={self.vocab_size}" if self.is_frozen else "not frozen"
         return f"HybridTokenizer(lowercase={self.lowercase}, byte_limit={self.byte_limit}, {state})"
 
+    # Pickling leaves out the caches: they hold locks and are rebuilt on use.
+
     def __getstate__(self) -> dict[str, object]:
         return {
-            "content": self._frozen,
-            "counts": self._counts,
-            "options": (self.lowercase, self.byte_limit),
+            "lowercase": self.lowercase,
+            "byte_limit": self.byte_limit,
+            "_counts": self._counts,
+            "_frozen": self._frozen,
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(_frozen=state["content"], _counts=state["counts"])
-        self.lowercase, self.byte_limit = state["options"]  # type: ignore[misc]
+        self.__dict__.update(state)
+
+
+def _check_text(text: object, method: str) -> None:
+    if not isinstance(text, str):
+        raise TokenizerError(f"{method} takes a str, not {type(text).__name__}")

@@ -1,9 +1,18 @@
-"""The saved file: written, verified and read without running anything that is in it.
+"""The file format of saved tokenizers: written atomically, verified when read, never executed.
 
-Layout: 8 bytes magic, 2 bytes version, 32 bytes SHA-256 of what follows behind the length, 4 bytes length of the
-content (all little-endian), then the content compressed by zlib. (The hash is of the compressed bytes: some bits of
-those mean nothing, and a change of them is damage too.) The content is a length-prefixed JSON header and the id pairs
-as uint32. Sizes are checked before anything is allocated; parents must come before children.
+Layout, all numbers little-endian:
+
+======  ==========================================================
+8       magic bytes ``HYBTOK\\r\\n``
+2       version
+32      SHA-256 of everything after the next field
+4       length of the uncompressed content
+rest    the content, compressed with zlib
+======  ==========================================================
+
+The content is a JSON header, prefixed by its length (4 bytes), and the id pairs and counts as uint32. The hash covers
+the compressed bytes, because some bits of those do not affect the content, and a change of them is damage too. Sizes
+are checked before memory is allocated, and parents must come before children.
 """
 
 from __future__ import annotations
@@ -20,17 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import MAX_ENTRIES, Vocabulary
+from tokenizer.vocabulary import MAX_ENTRIES, SP, Vocabulary
 
 MAGIC = b"HYBTOK\r\n"
 VERSION = 1
 _HEAD = struct.Struct("<8sH32sI")
 MAX_CONTENT = 64 << 20
-"""Bytes of content that a file may unpack to; a million entries take less than half of it."""
+"""Maximum size of the uncompressed content in bytes; a million entries take less than half of it."""
 
 
 def content_of(vocabulary: Vocabulary) -> bytes:
-    """The uncompressed content: equal vocabularies give equal bytes."""
+    """Return the uncompressed content; equal vocabularies give equal bytes."""
     header = {
         "lowercase": vocabulary.lowercase,
         "byte_limit": vocabulary.byte_limit,
@@ -44,7 +53,7 @@ def content_of(vocabulary: Vocabulary) -> bytes:
     }
     text = json.dumps(header, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
     pairs = (*vocabulary.merges, *vocabulary.phrases)
-    # Left and right ids apart compress better than interleaved.
+    # Left and right ids compress better separately than interleaved.
     numbers = array("I", [left for left, _ in pairs] + [right for _, right in pairs] + list(vocabulary.counts))
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -52,12 +61,16 @@ def content_of(vocabulary: Vocabulary) -> bytes:
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
-    """SHA-256 of the content, in hexadecimal."""
+    """Return the SHA-256 of the content, in hexadecimal."""
     return hashlib.sha256(content_of(vocabulary)).hexdigest()
 
 
 def write(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
-    """Write the file; it appears whole or not at all."""
+    """Write a vocabulary to a file, atomically.
+
+    Raises:
+        TokenizerError: The file cannot be written.
+    """
     content = content_of(vocabulary)
     packed = zlib.compress(content, 9)
     head = _HEAD.pack(MAGIC, VERSION, hashlib.sha256(packed).digest(), len(content))
@@ -72,7 +85,11 @@ def write(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Vocabulary:
-    """Read and verify a file; TokenizerError says what is wrong with it."""
+    """Read and verify a file.
+
+    Raises:
+        TokenizerError: The file cannot be read, is damaged, is not a tokenizer, or has a newer format.
+    """
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_CONTENT + 1)
@@ -82,50 +99,51 @@ def read(path: str | os.PathLike[str]) -> Vocabulary:
 
 
 def parse(data: bytes, name: str) -> Vocabulary:
-    """The vocabulary in the bytes of a file called `name`."""
-    if len(data) < _HEAD.size or data[:8] != MAGIC:
-        what = "is an old pickle: HybridTokenizer.import_pickle reads those" if data[:2] == b"\x1f\x8b" else "is none"
+    """Parse the bytes of a file; `name` is used in error messages.
+
+    Raises:
+        TokenizerError: The data is damaged, is not a tokenizer, or has a newer format.
+    """
+    if data[:2] == b"\x1f\x8b":
         raise TokenizerError(
-            f"{name}: not a tokenizer file (a file written by HybridTokenizer.save is needed; this {what})"
+            f"{name}: not a tokenizer file, but a gzip file; HybridTokenizer.import_pickle reads the pickles of my_slm"
         )
+    if len(data) < _HEAD.size or data[:8] != MAGIC:
+        raise TokenizerError(f"{name}: not a tokenizer file; expected a file written by HybridTokenizer.save")
     _, version, digest, length = _HEAD.unpack_from(data)
     if version != VERSION:
-        raise TokenizerError(f"{name}: format version {version}, this program reads {VERSION}: use a newer slm_jax")
+        raise TokenizerError(f"{name}: format version {version}, but this program reads {VERSION}: use a newer slm_jax")
     if length > MAX_CONTENT:
-        raise TokenizerError(f"{name}: damaged (claims {length} bytes of content; the most is {MAX_CONTENT})")
-    if hashlib.sha256(data[_HEAD.size :]).digest() != digest:
-        raise TokenizerError(f"{name}: damaged or cut off (its SHA-256 does not fit its content)")
+        raise TokenizerError(f"{name}: damaged (claims {length} bytes of content; the maximum is {MAX_CONTENT})")
+    packed = data[_HEAD.size :]
+    if hashlib.sha256(packed).digest() != digest:
+        raise TokenizerError(f"{name}: damaged or truncated (its SHA-256 does not match its content)")
     unpacker = zlib.decompressobj()
     try:
-        content = unpacker.decompress(data[_HEAD.size :], length + 1)
+        content = unpacker.decompress(packed, length + 1)
     except zlib.error:
-        raise TokenizerError(f"{name}: damaged or cut off (it cannot be unpacked)") from None
+        raise TokenizerError(f"{name}: damaged or truncated (it cannot be decompressed)") from None
     if len(content) != length or not unpacker.eof or unpacker.unused_data:
-        raise TokenizerError(f"{name}: damaged or cut off (its length is wrong)")
+        raise TokenizerError(f"{name}: damaged or truncated (its length is wrong)")
     try:
-        return _vocabulary(content)
+        return _parse_content(content)
     except TokenizerError as error:
         raise TokenizerError(f"{name}: {error}") from None
     except (ValueError, KeyError, TypeError, struct.error, UnicodeError):
-        raise TokenizerError(f"{name}: damaged (its content makes no sense)") from None
+        raise TokenizerError(f"{name}: damaged (its content is malformed)") from None
 
 
-def _field(header: dict[str, Any], key: str, kind: type) -> Any:
-    value = header[key]
-    if type(value) is not kind:
-        raise TokenizerError(f"damaged (field {key} is no {kind.__name__})")
-    return value
-
-
-def _vocabulary(content: bytes) -> Vocabulary:
+def _parse_content(content: bytes) -> Vocabulary:
     (size,) = struct.unpack_from("<I", content)
     header = json.loads(content[4 : 4 + size])
-    counted = [_field(header, key, int) for key in ("merges", "phrases", "counts")]
-    if min(counted) < 0 or max(counted) > MAX_ENTRIES:
+    merges = _field(header, "merges", int)
+    phrases = _field(header, "phrases", int)
+    counts = _field(header, "counts", int)
+    if min(merges, phrases, counts) < 0 or max(merges, phrases, counts) > MAX_ENTRIES:
         raise TokenizerError(f"damaged (more than {MAX_ENTRIES} entries)")
-    total = counted[0] + counted[1]
-    if len(content) - 4 - size != 4 * (2 * total + counted[2]):
-        raise TokenizerError("damaged (the number of entries does not fit the length)")
+    total = merges + phrases
+    if len(content) - 4 - size != 4 * (2 * total + counts):
+        raise TokenizerError("damaged (the number of entries does not match the length)")
     numbers = array("I", content[4 + size :])
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -141,28 +159,41 @@ def _vocabulary(content: bytes) -> Vocabulary:
         byte_limit=_field(header, "byte_limit", int),
         alphabet=tuple(_field(header, "alphabet", str)),
         bases=tuple(bases),
-        merges=pairs[: counted[0]],
-        phrases=pairs[counted[0] :],
+        merges=pairs[:merges],
+        phrases=pairs[merges:],
         pairs=dict(zip(letters[::2], letters[1::2], strict=True)),
         counts=tuple(numbers[2 * total :]),
         note=_field(header, "note", str),
     )
-    check(vocabulary)
+    check_consistency(vocabulary)
     return vocabulary
 
 
-def check(vocabulary: Vocabulary) -> None:
-    """Raise TokenizerError unless the parts fit together: parents before children, texts unique and proper."""
-    first, marks = vocabulary.first_merge, (vocabulary.up, vocabulary.caps)
+def _field(header: dict[str, Any], key: str, kind: type) -> Any:
+    value = header[key]
+    if type(value) is not kind:
+        raise TokenizerError(f"damaged (field {key} must be of type {kind.__name__})")
+    return value
+
+
+def check_consistency(vocabulary: Vocabulary) -> None:
+    """Check that parents come before children and that texts are unique and valid.
+
+    Raises:
+        TokenizerError: The parts of the vocabulary do not fit together.
+        UnicodeEncodeError: An entry contains a lone surrogate.
+    """
+    first = vocabulary.first_merge
     for offset, (left, right) in enumerate((*vocabulary.merges, *vocabulary.phrases)):
-        if not (7 <= left < first + offset and 7 <= right < first + offset) or right in marks:
-            raise TokenizerError(f"damaged (token {first + offset} is made of {left} and {right})")
+        end = first + offset
+        if not (SP <= left < end and SP <= right < end) or right in (vocabulary.up, vocabulary.caps):
+            raise TokenizerError(f"damaged (token {end} is made of {left} and {right})")
     texts = vocabulary.texts
     learned = texts[vocabulary.first_entry :]
     if "" in learned or len(set(learned)) != len(learned):
         raise TokenizerError("damaged (empty or repeated entries)")
     if any(len(letter) != 1 for letter in vocabulary.alphabet):
         raise TokenizerError("damaged (alphabet)")
-    "".join(learned).encode("utf-8")  # UnicodeEncodeError on lone surrogates, which no entry contains
+    "".join(learned).encode("utf-8")  # raises UnicodeEncodeError for lone surrogates
     if vocabulary.counts and len(vocabulary.counts) != len(learned):
         raise TokenizerError("damaged (counts)")

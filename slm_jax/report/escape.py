@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizer.inspect.playground import WEB
+from tokenizer.inspect.playground import WEB_FOLDER
 
-STYLE = WEB / "style.css"
+STYLE = WEB_FOLDER / "style.css"
 
 
 class Safe(str):

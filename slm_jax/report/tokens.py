@@ -16,7 +16,7 @@ SHOWN = 24  # rows of a table
 TEXT = 1200  # characters of a sample that are shown piece by piece
 COUNTED = 2_000_000  # tokens of a text that are counted
 
-CLASSES = {  # kinds of `tokenizer.reports.Segment` by how they look
+CLASSES = {  # kinds of `tokenizer.inspect.results.Segment` by how they look
     "base": "base",
     "merge": "merge",
     "phrase": "phrase",

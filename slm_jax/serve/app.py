@@ -57,7 +57,7 @@ class Server:
         self.engines = engines
         self.limits = limits
         self.responses: dict[int, int] = {}
-        self._vocabularies = playground.Answers([*engines, *pretrained_names()], self._tokenizer)
+        self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
         engine = self.engines.get(name)
@@ -204,13 +204,15 @@ class Server:
             hosts: Host names that the server is known by, besides localhost and the machine's name.
             max_body: Maximum size of a request body in bytes.
         """
-        files = {path.name: path for folder in (playground.WEB, WEB) for path in folder.iterdir() if path.is_file()}
+        files = {
+            path.name: path for folder in (playground.WEB_FOLDER, WEB) for path in folder.iterdir() if path.is_file()
+        }
 
         async def page(request: Request) -> Response:
             name = request.path_params.get("file", "index.html")
-            if name not in files or files[name].suffix not in playground.TYPES:
+            if name not in files or files[name].suffix not in playground.MEDIA_TYPES:
                 raise HTTPException(404)
-            content, media_type = playground.asset(files[name])
+            content, media_type = playground.read_asset(files[name])
             return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
 
         routes = [

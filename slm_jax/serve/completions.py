@@ -14,7 +14,7 @@ from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
 from slm_jax.serve.engine import Chunk, Engine, QueueFullError, Request
 from slm_jax.serve.schema import ApiError, CompletionRequest
 from tokenizer import HybridTokenizer
-from tokenizer.inspect.playground import kind_of
+from tokenizer.inspect.playground import token_kind
 from tokenizer.vocabulary import MAX_PHRASE
 
 
@@ -336,7 +336,7 @@ def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[
             "id": token.id,
             "text": token.text,
             "name": names[token.id],
-            "kind": kind_of(tokenizer, token.id),
+            "kind": token_kind(tokenizer, token.id),
             "logprob": token.logprob.logprob if token.logprob else None,
             "top": [[id_, names[id_], value] for id_, value in token.logprob.top] if token.logprob else [],
         }

@@ -29,7 +29,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
 from tokenizer import HybridTokenizer, pretrained_names  # noqa: E402  # after the path is set
-from tokenizer.inspect import rivals  # noqa: E402  # after the path is set
+from tokenizer.inspect import baselines  # noqa: E402  # after the path is set
 
 FRESH_BYTES = 6_000_000
 Row = tuple[str, float, float, str]
@@ -71,7 +71,9 @@ def fresh(own: HybridTokenizer) -> HybridTokenizer:
     return tokenizer
 
 
-def measure_speed(name: str, own: HybridTokenizer, hf: rivals.Rival, tik: rivals.Rival, text: str, rounds: int) -> dict:
+def measure_speed(
+    name: str, own: HybridTokenizer, hf: baselines.Baseline, tik: baselines.Baseline, text: str, rounds: int
+) -> dict:
     """Ratios of speed against the rivals on one text."""
     text = text.encode()[:FRESH_BYTES].decode("utf-8", "ignore")
     warm = fresh(own)
@@ -117,7 +119,7 @@ def measure_training(learn: list[str], size: int, rounds: int) -> float:
             tokenizer.add_text(text)
         tokenizer.freeze_vocab(vocab_size=size)
 
-    mine, theirs = medians(rounds, lambda: own, lambda: lambda: rivals.train_hugging_face(learn, size))
+    mine, theirs = medians(rounds, lambda: own, lambda: lambda: baselines.train_hugging_face(learn, size))
     print(f"train {size}: {mine:.1f} s, Hugging Face {theirs:.1f} s", flush=True)
     return mine / theirs
 
@@ -151,7 +153,7 @@ def train_all(folder: Path, skip: list[str], size: int, target: Path) -> None:
             tokenizer.add_text(text)
         tokenizer.freeze_vocab(vocab_size=size, **choice)
         tokenizer.save(target / name)
-    rivals.train_hugging_face(learn, size).save(str(target / "hf.json"))
+    baselines.train_hugging_face(learn, size).save(str(target / "hf.json"))
 
 
 def trained(folder: Path, skip: list[str], size: int) -> tuple[list[HybridTokenizer], Any]:
@@ -192,7 +194,7 @@ def main() -> None:
     for size in options.sizes:
         kinds, model = trained(options.folder, options.skip, size)
         own = kinds[0]
-        hf, tik = rivals.hugging_face(model), rivals.tiktoken_of(model)
+        hf, tik = baselines.hugging_face(model), baselines.tiktoken_from(model)
         tokens = {name: [len(hf.encode(text)), *(kind.count(text) for kind in kinds)] for name, text in held.items()}
         for name, (theirs, *ours) in tokens.items():
             shares = ", ".join(f"{theirs / mine:.3f}" for mine in ours)

@@ -25,7 +25,7 @@ from slm_jax.model.transformer import Transformer  # noqa: E402
 from tests.helpers import random_ids  # noqa: E402
 from tests.huggingface.test_export import LENGTH, MODELS, imported, loaded_run  # noqa: E402
 from tests.test_tokenizer.conftest import make  # noqa: E402
-from tests.test_tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus  # noqa: E402
+from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +59,7 @@ def check_text(ours, theirs, text):
     assert theirs.convert_tokens_to_string(theirs.tokenize(text)) == text
 
 
-@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *EDGE_CASES])
 def test_ids_of_languages_and_edge_cases(pair, text):
     check_text(*pair[:2], text)
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tokenizer import HybridTokenizer
-from tokenizer.inspect.playground import open_server
+from tokenizer.inspect.server import open_server
 
 pytest.importorskip("selenium")
 

@@ -1,4 +1,4 @@
-"""Tokenizers that the tests share."""
+"""Tokenizers shared by the tests."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tokenizer import HybridTokenizer
 
 
 def make(lowercase: bool = True, **options) -> HybridTokenizer:
-    """A tokenizer of the test corpus."""
+    """Return a tokenizer trained on the test corpus."""
     tok = HybridTokenizer(lowercase=lowercase)
     tok.add_text(corpus())
     tok.freeze_vocab(**({"vocab_size": 900} | options))
@@ -16,7 +16,7 @@ def make(lowercase: bool = True, **options) -> HybridTokenizer:
 
 @pytest.fixture(scope="session", params=["marks", "cased", "phrases", "bytes"])
 def tok(request: pytest.FixtureRequest) -> HybridTokenizer:
-    """A tokenizer of each sort: case marks, case in the entries, with phrases, and with next to nothing learned."""
+    """A tokenizer with case marks, with case in the entries, with phrases, and with almost no learned entries."""
     if request.param == "marks":
         return make()
     if request.param == "cased":

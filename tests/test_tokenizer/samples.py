@@ -1,4 +1,4 @@
-"""Text for the tokenizer tests: a corpus that every clone has, hand-picked traps, and hypothesis strategies."""
+"""Text for the tokenizer tests: a generated corpus, hand-picked edge cases and hypothesis strategies."""
 
 import functools
 import random
@@ -34,7 +34,7 @@ LANGUAGES = {
     "emoji": "👩‍👩‍👧‍👦 🇮🇱 ☃️ 🙂🙂🙂 \U0010ffff",
 }
 
-TRAPS = [
+EDGE_CASES = [
     "",
     " ",
     "  ",
@@ -68,7 +68,7 @@ TRAPS = [
 
 @functools.cache
 def corpus() -> str:
-    """About 60 kB of text with something of everything, the same in every process."""
+    """Return about 60 kB of varied text, the same in every process."""
     source = random.Random(7)
     words = [word for text in LANGUAGES.values() for word in text.split()]
     common = "the of and to in a is that it was for on are with as his they at be this from have or by one had not"
@@ -76,7 +76,10 @@ def corpus() -> str:
     for _ in range(6000):
         word = source.choice(common.split()) if source.random() < 0.6 else source.choice(words)
         style = source.random()
-        word = word.upper() if style < 0.03 else word.capitalize() if style < 0.15 else word
+        if style < 0.03:
+            word = word.upper()
+        elif style < 0.15:
+            word = word.capitalize()
         parts.append(word + source.choice([" ", " ", " ", " ", ", ", ". ", "\n", "\n\n", "\n    ", "  "]))
     return "".join(parts) + "\n".join(LANGUAGES.values()) * 4
 
@@ -84,14 +87,14 @@ def corpus() -> str:
 _pieces = st.one_of(
     st.sampled_from(list(LANGUAGES.values())).flatmap(
         lambda text: st.tuples(st.integers(0, len(text)), st.integers(0, 12)).map(
-            lambda at: text[at[0] : at[0] + at[1]]
+            lambda start_and_length: text[start_and_length[0] : sum(start_and_length)]
         )
     ),
     st.sampled_from(["the", " of", " and", " The", " THE", "\n", " ", "  ", "\n\n", "    ", "\t", "\r\n", ", ", ". "]),
-    st.sampled_from(TRAPS),
+    st.sampled_from(EDGE_CASES),
     st.text(max_size=6),
     st.text(st.characters(codec=None, categories=("Cs", "Lu", "Ll", "Zs", "Mn", "Co", "Cc")), max_size=4),
 )
 
 any_text = st.one_of(st.text(st.characters(codec=None)), st.lists(_pieces, max_size=24).map("".join))
-"""Any str at all, lone surrogates included, and mixtures of what the corpus has with what breaks tokenizers."""
+"""Any str, lone surrogates included, and mixtures of parts of the corpus with edge cases."""

@@ -1,4 +1,4 @@
-"""python -m tokenizer, from outside: results on standard output, mistakes as one line and status 2."""
+"""python -m tokenizer in a subprocess: results on stdout, errors as one line on stderr with exit status 2."""
 
 import signal
 import subprocess
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments, text: str | None = None) -> subprocess.CompletedProcess:
-    given = None if text is None else text.encode("utf-8")
+    stdin = None if text is None else text.encode("utf-8")
     command = [sys.executable, "-m", "tokenizer", *map(str, arguments)]
-    return subprocess.run(command, input=given, capture_output=True, cwd=ROOT, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=ROOT, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["flat", "rle"])
-def test_there_and_back(trained, mode):
+def test_decode_inverts_encode(trained, mode):
     text = "\n".join(LANGUAGES.values()) + "  \n"
     ids = run("encode", trained, "--mode", mode, text=text)
     assert ids.returncode == 0
-    back = run("decode", trained, text=ids.stdout.decode())
-    assert back.returncode == 0
-    assert back.stdout.decode() == text
+    decoded = run("decode", trained, text=ids.stdout.decode())
+    assert decoded.returncode == 0
+    assert decoded.stdout.decode() == text
 
 
 def test_inspect(trained):
@@ -51,34 +51,34 @@ def test_inspect(trained):
     assert uses == sorted(uses, reverse=True)
 
 
-def test_inspect_answers_what_was_asked_and_nothing_else(trained):
+def test_inspect_prints_only_what_was_requested(trained):
     shown = run("inspect", trained, "--text", "Hello the world", "--token", " the").stdout.decode().splitlines()
     assert "' the'" in shown[0]
     assert "[" in shown[-1]
     assert not [line for line in shown if "vocab_size" in line or "first entries" in line]
     shown = run("inspect", trained, "--token", "zzzqqq").stdout.decode().splitlines()
     parts = [line for line in shown if line.startswith("  ") and line[2] != " "]
-    assert shown[0] == f"'zzzqqq' is not one token, but is written with {len(parts)}:"
+    assert shown[0] == f"'zzzqqq' is not one token, but encoded as {len(parts)}:"
 
 
-def test_help_teaches():
+def test_help_lists_the_commands():
     done = run("--help")
     assert done.returncode == 0
     for word in (b"train", b"encode", b"decode", b"inspect", b"compare", b"--out my.hybtok"):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "encode", "decode", "inspect", "compare"])
+@pytest.mark.parametrize("command", ["train", "encode", "decode", "inspect", "compare", "serve"])
 def test_help_of_each_command_has_an_example(command):
     done = run(command, "--help")
     assert done.returncode == 0
     assert f"\n  python -m tokenizer {command} ".encode() in done.stdout or b"| python -m tokenizer" in done.stdout
 
 
-def test_mistakes(trained, tmp_path):
+def test_errors_are_one_line(trained, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "empty.txt").touch()
-    mistakes = [
+    invalid = [
         ("encode", tmp_path / "missing.hybtok"),
         ("encode", tmp_path / "latin.txt"),
         ("encode", trained, tmp_path / "missing.txt"),
@@ -100,7 +100,7 @@ def test_mistakes(trained, tmp_path):
         ("bake",),
         (),
     ]
-    for arguments in mistakes:
+    for arguments in invalid:
         done = run(*arguments, text="")
         assert done.returncode == 2, arguments
         assert b"Traceback" not in done.stderr
@@ -112,13 +112,13 @@ def test_mistakes(trained, tmp_path):
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
 
 
-def test_ctrl_c_ends_it_with_one_line(trained):
+def test_ctrl_c_prints_one_line(trained):
     command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
-        process.stdin.write(b" " * 1_000_000)  # more than a pipe holds: it has begun to read
+        process.stdin.write(b" " * 1_000_000)  # more than a pipe holds: it has started to read
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
-    assert (process.returncode, said) == (130, b"stopped\n")
+        _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, b"stopped\n")
 
 
 def test_importing_does_not_load_numpy():

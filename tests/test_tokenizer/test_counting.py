@@ -1,4 +1,4 @@
-"""Counting: the same whatever the cut, the order of work and the number of processes, in bounded memory."""
+"""Counting: independent of shard boundaries, order of work and number of processes, in bounded memory."""
 
 import random
 from collections import Counter
@@ -9,24 +9,24 @@ from hypothesis import strategies as st
 
 from tests.test_tokenizer.samples import any_text, corpus
 from tokenizer import HybridTokenizer
-from tokenizer.encoding.encoder import blocks
+from tokenizer.encoding.pretokenization import iterate_pretokens, split_blocks
 from tokenizer.learning import counting
-from tokenizer.learning.counting import KeyCounts, shards_of
-from tokenizer.units import iterate_keys
+from tokenizer.learning.counting import PretokenCounts, split_file
 
 
 @given(text=any_text)
-def test_counts_are_the_keys(text):
-    counts = KeyCounts()
+def test_counts_equal_those_of_the_reference(text):
+    counts = PretokenCounts()
     counts.add_text(text)
-    assert counts.keys == Counter(iterate_keys(text))
+    assert counts.pretokens == Counter(iterate_pretokens(text))
 
 
 @given(text=any_text, size=st.integers(1, 20))
-def test_blocks_cut_between_keys(text, size):
-    cut = list(blocks(text, size, last=64))
-    assert "".join(cut) == text
-    assert [key for block in cut for key in iterate_keys(block)] == list(iterate_keys(text))
+def test_blocks_end_between_pretokens(text, size):
+    blocks = list(split_blocks(text, size, max_size=64))
+    assert "".join(blocks) == text
+    pretokens = [pretoken for block in blocks for pretoken in iterate_pretokens(block)]
+    assert pretokens == list(iterate_pretokens(text))
 
 
 @pytest.fixture
@@ -39,75 +39,75 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_shards_are_the_file(files):
+def test_shards_cover_the_file_and_end_between_characters(files):
     for path in files.iterdir():
         data = path.read_bytes()
-        shards = list(shards_of(str(path)))
+        shards = list(split_file(str(path)))
         assert b"".join(data[start:stop] for _, start, stop in shards) == data
         assert all(stop - start < 80_000 for _, start, stop in shards)
         for _, start, stop in shards:
             data[start:stop].decode()
 
 
-def test_processes_do_not_matter(tmp_path):
-    # Real shards, since other processes do not see a patched size: several small files.
+def test_result_is_independent_of_the_number_of_processes(tmp_path):
+    # Several small files, because other processes would not see a patched shard size.
     for index in range(5):
         (tmp_path / f"{index}.txt").write_text(corpus()[index * 3000 :], encoding="utf-8", newline="")
     saved = []
     for processes in (1, 2):
         tok = HybridTokenizer()
-        found = tok.add_files(f"{tmp_path}/*.txt", processes=processes)
-        assert len(found) == 5
+        paths = tok.add_files(f"{tmp_path}/*.txt", processes=processes)
+        assert len(paths) == 5
         tok.freeze_vocab(vocab_size=600, phrases=0.1)
         tok.save(tmp_path / f"{processes}.hybtok")
         saved.append((tmp_path / f"{processes}.hybtok").read_bytes())
     assert saved[0] == saved[1]
 
 
-def test_shards_count_like_the_text(files):
+def test_counts_of_shards_add_up_to_those_of_the_text(files):
     tok = HybridTokenizer()
     tok.add_file(files / "a.txt")
     whole = HybridTokenizer()
     whole.add_text(corpus())
-    assert tok._counts.keys == whole._counts.keys
+    assert tok._counts.pretokens == whole._counts.pretokens
 
 
-def test_memory_is_bounded_and_common_keys_stay():
-    counts = KeyCounts(limit=1000, sample_limit=50_000)
+def test_memory_is_bounded_and_common_pretokens_are_kept():
+    counts = PretokenCounts(limit=1000, sample_limit=50_000)
     for index in range(200):
         counts.add_text("the common words " * 5 + " ".join(f"rare{index}x{n}" for n in range(100)) + " ")
-        assert len(counts.keys) <= 1000
+        assert len(counts.pretokens) <= 1000
         assert sum(len(text) for _, text in counts.sample) <= 50_000
     assert counts.undercount >= 1
-    assert 1000 - counts.undercount <= counts.keys[" common"] <= 1000
+    assert 1000 - counts.undercount <= counts.pretokens[" common"] <= 1000
 
 
-def test_counts_are_too_low_by_no_more_than_they_say():
-    """Words that come and go, each hundreds of times within its part of the stream."""
-    source, truth, counts = random.Random(3), Counter(), KeyCounts(limit=300)
+def test_counts_are_too_low_by_at_most_the_undercount():
+    """Words appear and disappear, each hundreds of times within its part of the stream."""
+    source, truth, counts = random.Random(3), Counter(), PretokenCounts(limit=300)
     for index in range(300):
         words = source.choices(range(index * 5, index * 5 + 100), k=150)
         text = "".join(f" w{word}" for word in [*words, *range(10**6 + index * 50, 10**6 + index * 50 + 50)])
-        shard = KeyCounts(limit=100)
+        shard = PretokenCounts(limit=100)
         shard.add_text(text)
-        truth.update(iterate_keys(text))
+        truth.update(iterate_pretokens(text))
         counts.merge(shard)
     assert 0 < counts.undercount < 2000
-    assert len(counts.keys) <= 300
-    assert all(truth[key] - counts.undercount <= counts.keys[key] <= truth[key] for key in truth)
-    assert any(counts.keys[key] < truth[key] for key in counts.keys)
+    assert len(counts.pretokens) <= 300
+    assert all(truth[word] - counts.undercount <= counts.pretokens[word] <= truth[word] for word in truth)
+    assert any(counts.pretokens[word] < truth[word] for word in counts.pretokens)
 
 
-def test_a_long_text_is_counted_in_stretches(monkeypatch):
-    monkeypatch.setattr(counting, "STRETCH", 500)
-    counts = KeyCounts()
+def test_a_long_text_is_counted_in_chunks(monkeypatch):
+    monkeypatch.setattr(counting, "CHUNK_CHARACTERS", 500)
+    counts = PretokenCounts()
     counts.add_text(corpus())
-    assert counts.keys == Counter(iterate_keys(corpus()))
+    assert counts.pretokens == Counter(iterate_pretokens(corpus()))
 
 
-def test_sample_does_not_depend_on_the_order():
+def test_sample_is_independent_of_the_order():
     texts = [f"text {index} " * 40 for index in range(50)]
-    forward, backward = KeyCounts(sample_limit=4000), KeyCounts(sample_limit=4000)
+    forward, backward = PretokenCounts(sample_limit=4000), PretokenCounts(sample_limit=4000)
     for text in texts:
         forward.add_text(text)
     for text in reversed(texts):

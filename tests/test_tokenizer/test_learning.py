@@ -1,4 +1,4 @@
-"""What is learned: determinism, options, the meaning of the vocabulary, and errors in one clear line."""
+"""Learning: determinism, options, the contents of the vocabulary, and one-line errors."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ make(phrases=0.1, score=sys.argv[2]).save(sys.argv[1])
 
 
 @pytest.mark.parametrize("score", ["freq", "freq_pmi"])
-def test_same_file_whatever_the_hash_seed(tmp_path, score):
+def test_saved_file_is_independent_of_the_hash_seed(tmp_path, score):
     files = []
     for seed in ("0", "1", "77"):
         path = tmp_path / f"{seed}.hybtok"
@@ -35,7 +35,7 @@ def test_same_file_whatever_the_hash_seed(tmp_path, score):
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("options", [{}, {"phrases": 0.2}, {"k_bases": 40}, {"score": "pmi"}, {"score": "freq_pmi"}])
 @pytest.mark.parametrize("size", [FIRST_LEARNED + 2, 300, 700])
-def test_sizes_are_kept(lowercase, options, size):
+def test_vocabulary_size_is_respected(lowercase, options, size):
     tok = make(lowercase=lowercase, vocab_size=size, **options)
     assert tok.vocab_size <= size
     if not options and lowercase:
@@ -46,7 +46,7 @@ def test_sizes_are_kept(lowercase, options, size):
     assert tok.decode(tok.encode(text)) == text
 
 
-def test_every_entry_is_reached_by_its_parents_and_used(tok):
+def test_every_entry_is_made_of_earlier_ones_and_encodes_its_own_text(tok):
     vocabulary = tok._vocabulary
     for id_ in range(vocabulary.first_entry, tok.vocab_size):
         explanation = tok.explain_token(id_)
@@ -59,7 +59,7 @@ def test_every_entry_is_reached_by_its_parents_and_used(tok):
             assert tok.encode(vocabulary.texts[id_]) == [id_]
 
 
-def test_case_marks_share_entries():
+def test_case_marks_share_one_entry():
     tok = make()
     up, caps = tok.token2id["<UP>"], tok.token2id["<CAPS>"]
     the = tok.token2id[" the"]
@@ -72,23 +72,23 @@ def test_case_marks_share_entries():
     assert tok.decode([up, tok.token2id[rare]]) == " " + rare.strip().capitalize()
 
 
-def test_cased_entries_have_no_marks():
+def test_cased_vocabulary_has_no_case_marks():
     tok = make(lowercase=False)
     assert "<UP>" not in tok.token2id
     assert "case" not in tok.db_status().kinds
 
 
-def test_phrases_end_where_merges_may():
-    """A phrase adds a part that begins with white space, or with boundaries at spaces any part."""
-    begins = {}
+def test_phrases_respect_the_boundaries():
+    """The right part of a phrase starts with white space unless boundaries are at spaces only."""
+    starts_with_white_space = {}
     for boundaries in ("words", "spaces"):
         vocabulary = make(vocab_size=1200, phrases=0.3, boundaries=boundaries)._vocabulary
         rights = [vocabulary.texts[right] for _, right in vocabulary.phrases]
-        begins[boundaries] = {text[0] in " \n" for text in rights}
-    assert begins == {"words": {True}, "spaces": {True, False}}
+        starts_with_white_space[boundaries] = {text[0] in " \n" for text in rights}
+    assert starts_with_white_space == {"words": {True}, "spaces": {True, False}}
 
 
-def test_phrases_span_words_and_shorten():
+def test_phrases_span_words_and_shorten_text():
     plain, phrased = make(vocab_size=1200), make(vocab_size=1200, phrases=0.1)
     vocabulary = phrased._vocabulary
     assert 0 < len(vocabulary.phrases) <= 0.1 * 1200
@@ -135,7 +135,7 @@ def test_counts_and_ranks_are_reported():
     assert not counting.db_status().frozen
 
 
-def test_clear_errors(tmp_path):
+def test_errors_are_one_line_with_the_reason(tmp_path):
     tok = HybridTokenizer()
     for call in (lambda: tok.encode("a"), lambda: tok.vocab_size, lambda: tok.decode([1]), lambda: tok.save("x")):
         with pytest.raises(TokenizerError, match="no vocabulary yet"):
@@ -149,10 +149,10 @@ def test_clear_errors(tmp_path):
     wrong = [
         ({"vocab_size": 100}, "at least 267"),
         ({"vocab_size": 10**9}, "at most"),
-        ({"vocab_size": "8k"}, "whole number"),
-        ({"vocab_size": True}, "whole number"),
+        ({"vocab_size": "8k"}, "must be an integer"),
+        ({"vocab_size": True}, "must be an integer"),
         ({"k_bases": -1}, "at least 0"),
-        ({"max_merges": 1.5}, "whole number"),
+        ({"max_merges": 1.5}, "must be an integer"),
         ({"min_freq": 0}, "at least 1"),
         ({"score": "best"}, "one of freq"),
         ({"phrases": 0.9}, "from 0 to 0.5"),

@@ -1,4 +1,4 @@
-"""The ready-made tokenizers: there, small, whole, and what the manifest says."""
+"""The pretrained tokenizers: complete, small and as described in the manifest."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import tokenizer
-from tests.test_tokenizer.samples import LANGUAGES, TRAPS
+from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES
 from tokenizer import HybridTokenizer, pretrained_names
-from tokenizer.encoding.segment import encode_reference
+from tokenizer.encoding.reference import encode_reference
 
 FOLDER = Path(tokenizer.__file__).parent / "vocabularies"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -22,13 +22,13 @@ def test_names():
 
 
 @pytest.mark.parametrize("name", sorted(MANIFEST))
-def test_ready_made(name):
+def test_pretrained_tokenizer(name):
     tok = HybridTokenizer.pretrained(name)
     entry = MANIFEST[name]
     assert tok.fingerprint == entry["fingerprint"]
     assert tok.vocab_size == entry["vocab_size"] == 1024 * int(name.split("-")[1].removesuffix("k"))
     assert tok.vocab_size <= 1 << 16
-    for text in [*LANGUAGES.values(), *TRAPS]:
+    for text in [*LANGUAGES.values(), *EDGE_CASES]:
         ids = tok.encode(text)
         assert ids == encode_reference(text, tok._vocabulary)
         assert tok.decode(ids) == text
@@ -36,7 +36,7 @@ def test_ready_made(name):
     assert len(english) / tok.count(english) > 2
 
 
-def test_long_text_by_the_fast_paths():
+def test_fast_paths_on_long_text():
     tok = HybridTokenizer.pretrained("multilingual-8k")
     text = "\n".join(LANGUAGES.values()) * 20 + " ".join(f"new{index}word" for index in range(500))
     assert tok.encode_array(text).tolist() == encode_reference(text, tok._vocabulary)

@@ -1,4 +1,4 @@
-"""The examples of the original project, as written there but for the import."""
+"""The examples of the original project (my_slm), unchanged except for the import."""
 
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ def test_quickstart():
     assert "sp" in repr(seg)
 
 
-def test_training_recipe(tmp_path):
+def test_batch_for_training(tmp_path):
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "a.txt").write_text("the cat and the dog " * 50, encoding="utf-8")
     (tmp_path / "data" / "deep" / "b.txt").write_text("the bird and the fish " * 50, encoding="utf-8")

@@ -1,19 +1,19 @@
-"""What goes in comes out, for every str; and every fast path gives the ids of the reference."""
+"""Decoding inverts encoding for every str, and every fast path gives the ids of the reference encoder."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_tokenizer.samples import LANGUAGES, TRAPS, any_text, corpus
+from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
-from tokenizer.encoding.segment import encode_reference
-from tokenizer.units import KEY, MAX_KEY, cut_long_key
+from tokenizer.encoding.pretokenization import MAX_PRETOKEN, PRETOKEN, split_long_pretoken
+from tokenizer.encoding.reference import encode_reference
 from tokenizer.vocabulary import NL, SP
 
 
 def check(tok: HybridTokenizer, text: str) -> None:
-    """Round trip in every form, the reference's ids, no special token, and offsets and streaming that agree."""
+    """Check the round trip in every format, the ids against the reference, offsets and streaming."""
     ids = tok.encode(text)
     assert ids == encode_reference(text, tok._vocabulary)
     assert tok.decode(ids) == text
@@ -34,8 +34,8 @@ def check(tok: HybridTokenizer, text: str) -> None:
     assert covered == len(text)
 
 
-@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
-def test_languages_and_traps(tok, text):
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *EDGE_CASES])
+def test_languages_and_edge_cases(tok, text):
     check(tok, text)
 
 
@@ -52,14 +52,14 @@ def test_any_text(tok, text):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=max(5_000, settings().max_examples))
 @given(text=any_text)
-def test_any_text_at_length(tok, text):
-    """So many examples for each of the four tokenizers: 100,000 in all with `--hypothesis-profile long`."""
+def test_any_text_exhaustively(tok, text):
+    """Thousands of examples for each of the four tokenizers; 100,000 in total with `--hypothesis-profile long`."""
     check(tok, text)
 
 
 @settings(deadline=None, max_examples=300)
 @given(text=any_text)
-def test_one_edge_is_as_among_all(tok, text):
+def test_single_edge_equals_the_table_of_edges(tok, text):
     vocabulary = tok._vocabulary
     for start in range(len(text)):
         for end in range(start + 1, min(len(text), start + 12) + 1):
@@ -68,22 +68,22 @@ def test_one_edge_is_as_among_all(tok, text):
                 assert vocabulary.edge(form) == vocabulary.edges.get(form)
 
 
-def test_every_edge_is_found(tok):
+def test_every_edge_can_be_looked_up_alone(tok):
     vocabulary = tok._vocabulary
     assert all(vocabulary.edge(text) == ids for text, ids in vocabulary.edges.items())
 
 
-@pytest.mark.parametrize("text", [*LANGUAGES.values(), *TRAPS])
-def test_the_first_text_after_loading(tok, text):
-    """Before any table is made."""
+@pytest.mark.parametrize("text", [*LANGUAGES.values(), *EDGE_CASES])
+def test_first_text_after_loading(tok, text):
+    """Encode before any table is built."""
     assert HybridTokenizer.from_vocabulary(tok._vocabulary).encode(text) == encode_reference(text, tok._vocabulary)
 
 
 @pytest.mark.parametrize("wrong", [-1, -(2**31), 2**31, 2**32 - 1, 10**6])
 @pytest.mark.parametrize("count", [3, 1000])
-def test_what_is_no_id(tok, wrong, count):
+def test_invalid_ids_are_rejected(tok, wrong, count):
     for ids in ([9] * count + [wrong], [wrong] + [9] * count, np.array([9] * count + [wrong])):
-        with pytest.raises(TokenizerError, match=f"^{wrong} is no id|decode takes ids"):
+        with pytest.raises(TokenizerError, match=f"^{wrong} is not an id|decode takes ids"):
             tok.decode(ids)
 
 
@@ -102,19 +102,19 @@ def test_batch_equals_single(tok, texts):
 
 
 @given(text=any_text)
-def test_keys_are_the_text(text):
-    keys = KEY.findall(text)
-    assert "".join(keys) == text
-    for key in keys:
-        parts = cut_long_key(key)
-        assert "".join(parts) == key
-        assert all(0 < len(part) <= MAX_KEY for part in parts)
+def test_pretokens_concatenate_to_the_text(text):
+    pretokens = PRETOKEN.findall(text)
+    assert "".join(pretokens) == text
+    for pretoken in pretokens:
+        parts = split_long_pretoken(pretoken)
+        assert "".join(parts) == pretoken
+        assert all(0 < len(part) <= MAX_PRETOKEN for part in parts)
 
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_any_ids_decode_alike(tok, data):
-    """Ids that no text has, as a model writes them: streaming and whole decoding agree, and nothing fails."""
+def test_streaming_equals_decoding_for_any_ids(tok, data):
+    """Ids that no text encodes to, as a model generates them."""
     ids = data.draw(st.lists(st.one_of(st.integers(0, tok.vocab_size - 1), st.integers(0, 270)), max_size=40))
     ids = [id_ for id_ in ids if id_ < tok.vocab_size]
     whole = tok.decode(ids)
@@ -123,7 +123,7 @@ def test_any_ids_decode_alike(tok, data):
     assert whole == tok._decoder.to_text(ids)
 
 
-def test_special_tokens_are_ids_only(tok):
+def test_text_never_encodes_to_special_tokens(tok):
     for name in ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<EOS>", "<RES>"):
         id_ = tok.token2id[name]
         assert id_ not in tok.encode(f"a {name} {name}")
@@ -136,7 +136,7 @@ def test_special_tokens_are_ids_only(tok):
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_arrays_decode_like_lists(tok, data):
-    """The NumPy decoder against the plain one, for any ids, short and long."""
+    """Compare the NumPy decoder with the plain one for any ids, short and long."""
     ids = data.draw(st.lists(st.integers(0, tok.vocab_size - 1), max_size=30)) * data.draw(st.integers(1, 20))
     plain = tok._decoder.to_bytes(ids)
     assert bytes(tok._decoder._batch.decode(np.array(ids, dtype=np.int32))) == plain
@@ -145,8 +145,8 @@ def test_arrays_decode_like_lists(tok, data):
 
 @settings(deadline=None, max_examples=200)
 @given(left=any_text, right=any_text)
-def test_texts_join_between_keys(tok, left, right):
-    """encode(a) + encode(b) is encode(a + b) where b begins with white space and a ends without; phrases apart."""
+def test_encoding_is_additive_between_pretokens(tok, left, right):
+    """encode(a) + encode(b) == encode(a + b) if b starts with white space and a does not end with it."""
     if tok._vocabulary.phrases:
         return
     left, right = left.rstrip(" \n"), " " + right.lstrip(" \n")

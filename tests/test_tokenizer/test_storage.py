@@ -1,4 +1,4 @@
-"""The saved file: same in, same out; anything else is refused with one line."""
+"""The saved file: equal tokenizers give equal files, and everything invalid is rejected with a one-line error."""
 
 import hashlib
 import random
@@ -20,7 +20,7 @@ def saved(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def test_load_is_save(tok, tmp_path):
+def test_load_inverts_save(tok, tmp_path):
     path = tmp_path / "tok.hybtok"
     tok.save(path)
     again = HybridTokenizer.load(path)
@@ -34,15 +34,15 @@ def test_load_is_save(tok, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again.hybtok", "tok.hybtok"]
 
 
-def test_every_truncation_is_refused(saved):
+def test_every_truncation_is_rejected(saved):
     for length in [*range(64), *range(64, len(saved), 37), len(saved) - 1]:
         with pytest.raises(TokenizerError):
-            parse(saved[:length], "cut")
+            parse(saved[:length], "truncated")
     with pytest.raises(TokenizerError):
         parse(saved + b"\0", "longer")
 
 
-def test_every_damage_is_refused(saved):
+def test_every_flipped_bit_is_rejected(saved):
     source = random.Random(3)
     for _ in range(400):
         at = source.randrange(len(saved))
@@ -52,55 +52,55 @@ def test_every_damage_is_refused(saved):
             parse(bytes(damaged), "damaged")
 
 
-def _sealed(content: bytes, claimed: int | None = None) -> bytes:
-    """A file whose checksum is right whatever its content."""
+def _with_checksum(content: bytes, claimed: int | None = None) -> bytes:
+    """Return a file with a correct checksum around any content."""
     size = len(content) if claimed is None else claimed
     packed = zlib.compress(content)
     return struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, hashlib.sha256(packed).digest(), size) + packed
 
 
-def test_damage_behind_a_right_checksum(saved, tmp_path):
-    """A file made by hand, fuzzed inside: a clear error, or a tokenizer that still holds together."""
-    vocabulary = parse(saved, "whole")
+def test_damage_with_a_correct_checksum(saved, tmp_path):
+    """Fuzzed content gives a one-line error or a tokenizer that is still consistent."""
+    vocabulary = parse(saved, "original")
     content = content_of(vocabulary)
-    assert parse(_sealed(content), "resealed") == vocabulary
+    assert parse(_with_checksum(content), "copy") == vocabulary
     source = random.Random(4)
-    refused = 0
+    rejected = 0
     for _ in range(400):
         damaged = bytearray(content)
         for _ in range(source.randrange(1, 4)):
             damaged[source.randrange(len(damaged))] = source.randrange(256)
         try:
-            tokenizer = HybridTokenizer.from_vocabulary(parse(_sealed(bytes(damaged)), "fuzzed"))
+            tokenizer = HybridTokenizer.from_vocabulary(parse(_with_checksum(bytes(damaged)), "fuzzed"))
         except TokenizerError as error:
-            refused += "\n" not in str(error)
+            rejected += "\n" not in str(error)
         else:
             text = LANGUAGES["english"]
             assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert refused > 100
+    assert rejected > 100
 
 
-def test_letters_with_two_cases_are_refused(saved):
-    content = content_of(parse(saved, "whole"))
+def test_letters_with_two_cases_are_rejected(saved):
+    content = content_of(parse(saved, "original"))
     damaged = content.replace(b'"pairs":"aAb', b'"pairs":"aAA', 1)
     assert damaged != content
     with pytest.raises(TokenizerError, match="two cases"):
-        parse(_sealed(damaged), "damaged")
+        parse(_with_checksum(damaged), "damaged")
 
 
-def test_sizes_are_checked_before_memory_is_taken():
+def test_sizes_are_checked_before_memory_is_allocated():
     bomb = struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, bytes(32), 0xFFFFFFFF) + zlib.compress(bytes(1 << 20))
     with pytest.raises(TokenizerError, match="claims"):
         parse(bomb, "bomb")
     with pytest.raises(TokenizerError, match="length"):
-        parse(_sealed(bytes(50 << 20), claimed=1000), "bomb")
-    # Entries that double in length each time: 2 ** 40 characters if anything built them.
+        parse(_with_checksum(bytes(50 << 20), claimed=1000), "bomb")
+    # Entries that double in length with each merge: 2 ** 40 characters if they were built.
     header = b'{"alphabet":"","bases":[],"byte_limit":4,"counts":0,"lowercase":false,"merges":40,"note":"",'
     header += b'"pairs":"","phrases":0}'
     pairs = [265 + max(0, index) - 1 if index else 105 for index in range(40)]
     numbers = struct.pack("<80I", *pairs, *pairs)
     with pytest.raises(TokenizerError, match="characters long"):
-        parse(_sealed(struct.pack("<I", len(header)) + header + numbers), "bomb")
+        parse(_with_checksum(struct.pack("<I", len(header)) + header + numbers), "bomb")
 
 
 def test_foreign_and_newer_files(tmp_path, saved):
@@ -116,4 +116,4 @@ def test_foreign_and_newer_files(tmp_path, saved):
     with pytest.raises(TokenizerError, match="cannot read"):
         HybridTokenizer.load(tmp_path / "missing")
     with pytest.raises(TokenizerError, match="cannot write"):
-        write(parse(saved, "whole"), tmp_path / "no folder" / "x")
+        write(parse(saved, "original"), tmp_path / "no folder" / "x")

@@ -1,4 +1,4 @@
-"""Ids to text, whole or as they come."""
+"""Ids to text, all at once or as a stream."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tokenizer.encoding.unicode import bytes_to_text, incomplete_tail_length
 from tokenizer.errors import TokenizerError
-from tokenizer.units import bytes_to_text, unfinished_tail
 from tokenizer.vocabulary import FIRST_BYTE, NL, SP, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tokenizer.decoding.batch_decode import BatchDecoder
+    from tokenizer.decoding.batch import BatchDecoder
 
 
 class Decoder:
-    """Decodes with one vocabulary; may be used from several threads at once."""
+    """Decodes ids with one vocabulary. Safe to use from several threads at once.
+
+    Args:
+        vocabulary: The vocabulary of the ids.
+        show_special: Decode special tokens to their names instead of to nothing.
+    """
 
     def __init__(self, vocabulary: Vocabulary, show_special: bool = False) -> None:
         self.vocabulary = vocabulary
@@ -25,7 +30,7 @@ class Decoder:
 
     @cached_property
     def table(self) -> list[bytes]:
-        """The bytes of each id without a case mark before it."""
+        """The bytes of each id without a case mark before it, [V]."""
         data = list(self.vocabulary.data)
         if self._show_special:
             for id_ in range(FIRST_BYTE):
@@ -35,12 +40,12 @@ class Decoder:
 
     @cached_property
     def _batch(self) -> BatchDecoder:
-        from tokenizer.decoding.batch_decode import BatchDecoder  # imports NumPy, which short texts do without
+        from tokenizer.decoding.batch import BatchDecoder  # imports NumPy, which short texts do not need
 
         return BatchDecoder(self.vocabulary, self.table)
 
     def array_to_text(self, ids: np.ndarray) -> str:
-        """The text of ids (int [T]); equal to `to_text`."""
+        """Return the text of ids (int [T]); equal to `to_text`."""
         data = self._batch.decode(ids)
         try:
             return str(data, "utf-8")
@@ -48,24 +53,26 @@ class Decoder:
             return bytes_to_text(data)
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for: each id by itself, or with the case mark right before it."""
-        table, vocabulary = self.table, self.vocabulary
-        up, caps = vocabulary.up, vocabulary.caps
-        out, mark = [], -1
+        """Return the bytes of ids, with case marks applied."""
+        table = self.table
+        vocabulary = self.vocabulary
+        case_marks = vocabulary.case_marks
+        out = []
+        mark = -1
         for id_ in ids:
             out.append(table[id_] if mark < 0 else vocabulary.marked_data(id_, mark))
-            mark = id_ if id_ in (up, caps) and id_ >= 0 else -1
+            mark = id_ if id_ in case_marks else -1
         return b"".join(out)
 
     def to_text(self, ids: Iterable[int]) -> str:
-        """The text that ids stand for; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids; invalid UTF-8 becomes U+FFFD."""
         return bytes_to_text(self.to_bytes(ids))
 
 
 class StreamDecoder:
-    """Text out of ids that come one by one, never half a character.
+    """Decodes ids one by one without ever returning part of a character.
 
-    The concatenation of everything that `push` and `finish` return is the text of all ids together.
+    The concatenation of everything that `push` and `finish` return is the text of all ids.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -74,24 +81,30 @@ class StreamDecoder:
         self._mark = -1
 
     def push(self, id_: int) -> str:
-        """Take one id (int); return the text (str) that is certain by now and was not returned before."""
+        """Add one id; return the text that is complete now and was not returned before.
+
+        Raises:
+            TokenizerError: The id is outside the vocabulary.
+        """
         vocabulary = self._decoder.vocabulary
         id_ = int(id_)
         if not 0 <= id_ < vocabulary.size:
             raise_unknown_id(id_, vocabulary.size)
         data = self._decoder.table[id_] if self._mark < 0 else vocabulary.marked_data(id_, self._mark)
-        self._mark = id_ if id_ in (vocabulary.up, vocabulary.caps) and id_ >= 0 else -1
+        self._mark = id_ if id_ in vocabulary.case_marks else -1
         data = self._pending + data
-        tail = unfinished_tail(data)
-        self._pending = data[len(data) - tail :]
-        return bytes_to_text(data[: len(data) - tail])
+        complete = len(data) - incomplete_tail_length(data)
+        self._pending = data[complete:]
+        return bytes_to_text(data[:complete])
 
     def finish(self) -> str:
-        """The rest: "" unless the ids ended inside a character. The decoder can then be used for other ids."""
-        rest, self._pending, self._mark = self._pending, b"", -1
+        """Return the remaining text ("" unless the ids end inside a character) and reset the decoder."""
+        rest = self._pending
+        self._pending = b""
+        self._mark = -1
         return bytes_to_text(rest)
 
 
 def raise_unknown_id(id_: int, size: int) -> None:
-    """Raise the error for an id outside the vocabulary."""
-    raise TokenizerError(f"{id_} is no id of this tokenizer: its ids are 0 to {size - 1}")
+    """Raise the error for an id outside a vocabulary of `size` ids."""
+    raise TokenizerError(f"{id_} is not an id of this tokenizer: its ids are 0 to {size - 1}")

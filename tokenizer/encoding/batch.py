@@ -1,210 +1,160 @@
-"""Many keys at once: the reference segmentation of `tokenizer.segment`, vectorised with NumPy.
+"""Segment many pre-tokens at once: `tokenizer.encoding.reference`, vectorized with NumPy.
 
-All keys of a group stand beside one another in a matrix of characters. A trie over the entries is walked from every
-place of every key at the same time, then the Viterbi recursion runs from right to left over all keys in step.
-The trie is exact: a node is found by its parent's number and a character, never by a hash of its text alone.
+The pre-tokens of a group form a matrix of characters. A trie over the entries is walked from every position of every
+pre-token at the same time; then the Viterbi recursion runs from right to left over all of them in step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from tokenizer.encoding.segment import segment_key
+from tokenizer.encoding.reference import segment_pretoken
+from tokenizer.encoding.trie import NODE_BITS, Trie
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
-_CELLS = 1 << 20
-"""Cells (key, start, length) that are worked on together: more would leave the cache."""
-_NO_EDGE = 40_000  # in uint16 together with _UNREACHED below 65,536, above every real cost
+_MAX_CELLS = 1 << 20
+"""Cells (pre-token, start, length) processed together; more would not fit into the cache."""
+_NO_EDGE = 40_000  # above every real cost; the sum with _UNREACHED still fits into uint16
 _UNREACHED = 20_032
-_STEP = 64  # costs are kept times 64, with 63 - (length - 1) added: the longest of equals is the least
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-NODE_BITS = np.uint64(21)
-_EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-class Trie:
-    """A trie over texts, stepped for many nodes at once.
-
-    A node is its number times 2**21 (uint64), so that a node and a character make a key by "or"; node 0 is "no such
-    prefix". `text_at[number]` is the index of the text that ends there, or -1.
-    """
-
-    def __init__(self, texts: list[str]) -> None:
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        lengths = np.array([len(texts[index]) for index in order])
-        width = int(lengths.max())
-        flat = np.frombuffer("".join(texts[index] for index in order).encode("utf-32-le", "surrogatepass"), np.uint32)
-        codes = np.zeros((len(order), width), dtype=np.uint32)
-        inside = np.arange(width) < lengths[:, None]
-        codes[inside] = flat
-        fresh = np.ones(codes.shape, dtype=bool)
-        np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1, out=fresh[1:])
-        fresh &= inside
-        nodes = np.zeros(codes.shape, dtype=np.int64)
-        nodes[fresh] = np.arange(1, np.count_nonzero(fresh) + 1)
-        np.maximum.accumulate(nodes, axis=0, out=nodes)
-        self.text_at = np.full(int(nodes.max()) + 1, -1, dtype=np.int32)
-        self.text_at[nodes[np.arange(len(order)), lengths - 1]] = order
-        self.first = np.zeros(0x110000, dtype=np.uint64)
-        self.first[codes[:, 0]] = nodes[:, 0].astype(np.uint64) << NODE_BITS
-        inner = fresh[:, 1:]
-        self._fill_table(nodes[:, :-1][inner], codes[:, 1:][inner], nodes[:, 1:][inner])
-
-    def _fill_table(self, parents: np.ndarray, codes: np.ndarray, nodes: np.ndarray) -> None:
-        bits = max(8, int(4 * len(nodes)).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._mask = np.uint64((1 << bits) - 1)
-        self._keys = np.full(1 << bits, _EMPTY, dtype=np.uint64)
-        self._values = np.zeros(1 << bits, dtype=np.uint64)
-        keys = parents.astype(np.uint64) << NODE_BITS | codes
-        slots = (keys * _GOLDEN) >> self._shift
-        owner = np.zeros(1 << bits, dtype=np.int64)
-        left = np.arange(len(keys))
-        while len(left):
-            free = self._keys[slots[left]] == _EMPTY
-            owner[slots[left[free]]] = left[free]
-            won = free.copy()
-            won[free] = owner[slots[left[free]]] == left[free]
-            placed = left[won]
-            self._keys[slots[placed]] = keys[placed]
-            self._values[slots[placed]] = nodes[placed].astype(np.uint64) << NODE_BITS
-            left = left[~won]
-            slots[left] = (slots[left] + np.uint64(1)) & self._mask
-
-    def step(self, nodes: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(indices, children): which of the nodes (uint64 [n]) have a child by their character (uint32 [n]), and it."""
-        keys = nodes | codes
-        slots = (keys * _GOLDEN) >> self._shift
-        found = self._keys[slots]
-        match = found == keys
-        left = np.flatnonzero(~match & (found != _EMPTY))
-        while len(left):  # linear probing, at a quarter full rarely more than once
-            slots[left] = (slots[left] + np.uint64(1)) & self._mask
-            found = self._keys[slots[left]]
-            hit = found == keys[left]
-            match[left[hit]] = True
-            left = left[~hit & (found != _EMPTY)]
-        alive = np.flatnonzero(match)
-        return alive, self._values[slots[alive]]
+# Costs are multiplied by this, and 63 - (length - 1) is added: of equal costs, the longest token has the lowest.
+_COST_UNIT = 64
 
 
 class BatchSegmenter:
-    """Segments lists of keys of one vocabulary; holds nothing that changes."""
+    """Segments lists of pre-tokens with one vocabulary. Immutable after construction, hence safe to share."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         texts = list(vocabulary.edges)
         edges = list(vocabulary.edges.values())
         self.trie = Trie(texts)
-        at = self.trie.text_at
+        text_at = self.trie.text_at
         last = np.array([ids[-1] for ids in edges], dtype=np.int32)
         mark = np.array([ids[0] if len(ids) == 2 else -1 for ids in edges], dtype=np.int32)
-        # Both by node; node 0 and inner nodes get -1.
-        self._id = np.where(at >= 0, last[at], -1).astype(np.int32)
-        self._mark = np.where(at >= 0, mark[at], -1).astype(np.int32)
-        self._cost = np.where(at >= 0, np.where(self._mark >= 0, 2, 1), 0).astype(np.uint16) * _STEP
-        self._depth = vocabulary.longest
+        # Both are indexed by node number; node 0 and inner nodes have -1.
+        self._id = np.where(text_at >= 0, last[text_at], -1).astype(np.int32)
+        self._mark = np.where(text_at >= 0, mark[text_at], -1).astype(np.int32)
+        tokens = np.where(text_at >= 0, np.where(self._mark >= 0, 2, 1), 0)
+        self._cost = tokens.astype(np.uint16) * _COST_UNIT
+        self._max_length = vocabulary.longest
 
-    def segment(self, keys: list[str]) -> list[bytes]:
-        """The int32 ids of each key, as bytes."""
-        found = [b""] * len(keys)
-        for members, ids, ends in self._groups(keys):
+    def segment(self, pretokens: list[str]) -> list[bytes]:
+        """Return the ids of each pre-token, as the bytes of an int32 array."""
+        result = [b""] * len(pretokens)
+        for members, ids, ends in self._groups(pretokens):
             data = ids.tobytes()
             start = 0
             for member, end in zip(members, (4 * ends).tolist(), strict=True):
-                found[member] = data[start:end]
+                result[member] = data[start:end]
                 start = end
-        return found
+        return result
 
-    def usage(self, keys: list[str], weights: np.ndarray) -> np.ndarray:
-        """How often each id is used (int64 [size]) when every key occurs `weights` (int64 [n]) times."""
+    def usage(self, pretokens: list[str], weights: np.ndarray) -> np.ndarray:
+        """Return how often each id is used (int64 [V]) if pre-token i occurs `weights[i]` times (int64 [n])."""
         used = np.zeros(self.vocabulary.size, dtype=np.float64)
-        for members, ids, ends in self._groups(keys):
+        for members, ids, ends in self._groups(pretokens):
             repeats = np.diff(ends, prepend=0)
             used += np.bincount(ids, weights=np.repeat(weights[members], repeats), minlength=len(used))
         return used.astype(np.int64)
 
-    def _groups(self, keys: list[str]):
-        """Yield (indices of keys, their ids one behind another, end of each key's ids)."""
-        lengths = np.fromiter(map(len, keys), dtype=np.int16, count=len(keys))
+    def _groups(self, pretokens: list[str]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """Yield (indices of pre-tokens of similar length, their concatenated ids, end of the ids of each)."""
+        lengths = np.fromiter(map(len, pretokens), dtype=np.int16, count=len(pretokens))
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]
         start = 0
         while start < len(order):
-            width = int(lengths[start])
-            # The longest key of a group sets the width of all: it may be a quarter longer than the shortest.
-            widest = width + max(2, width // 4)
-            most = max(64, _CELLS // (widest * min(widest, self._depth)))
-            stop = min(start + most, int(np.searchsorted(lengths, widest, side="right")))
+            shortest = int(lengths[start])
+            # The longest member sets the width of the matrix: it may exceed the shortest by a quarter.
+            longest = shortest + max(2, shortest // 4)
+            max_members = max(64, _MAX_CELLS // (longest * min(longest, self._max_length)))
+            stop = min(start + max_members, int(np.searchsorted(lengths, longest, side="right")))
             members = order[start:stop].tolist()
             start = stop
-            chosen = [keys[index] for index in members]
-            if "\0" in "".join(chosen):  # the matrix is padded with zeros
-                ids = [segment_key(key, self.vocabulary) for key in chosen]
-                ends = np.cumsum([len(row) for row in ids])
-                yield members, np.array([id_ for row in ids for id_ in row], dtype=np.int32), ends
+            group = [pretokens[index] for index in members]
+            if "\0" in "".join(group):  # the matrix is padded with zeros
+                rows = [segment_pretoken(pretoken, self.vocabulary) for pretoken in group]
+                ends = np.cumsum([len(row) for row in rows])
+                yield members, np.array([id_ for row in rows for id_ in row], dtype=np.int32), ends
             else:
-                yield members, *self._segment_group(chosen)
+                ids, ends = self._segment_group(group)
+                yield members, ids, ends
 
-    def _segment_group(self, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids of all keys one behind another, end of each key's ids)."""
-        lengths = np.array(list(map(len, keys)))
-        width, count = int(lengths.max()), len(keys)
-        codes = np.array(keys, dtype=f"U{width}").view(np.uint32).reshape(count, width).T.ravel()  # [start, key]
+    def _segment_group(self, pretokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (concatenated ids, end of the ids of each pre-token)."""
+        lengths = np.array(list(map(len, pretokens)))
+        width = int(lengths.max())
+        count = len(pretokens)
+        codes = np.array(pretokens, dtype=f"U{width}").view(np.uint32).reshape(count, width).T.ravel()
         costs, nodes = self._match(codes, width, count)
         best = np.full((width + 1, count), _UNREACHED, dtype=np.uint16)
         best[lengths, np.arange(count)] = 0
-        lengths_chosen = np.empty((width, count), dtype=np.int8)
-        depth = costs.shape[1]
+        chosen_lengths = np.empty((width, count), dtype=np.int8)
+        max_length = costs.shape[1]
         for start in range(width - 1, -1, -1):
-            reach = min(depth, width - start)
-            least = (costs[start, :reach] + best[start + 1 : start + 1 + reach]).min(axis=0)
-            lengths_chosen[start] = _STEP - (least & (_STEP - 1))
+            reach = min(max_length, width - start)
+            lowest = (costs[start, :reach] + best[start + 1 : start + 1 + reach]).min(axis=0)
+            chosen_lengths[start] = _COST_UNIT - (lowest & (_COST_UNIT - 1))
             inside = lengths > start
-            best[start, inside] = least[inside] & ~np.uint16(_STEP - 1)
-        ends = np.cumsum((best[0] // _STEP).astype(np.int64))
-        return self._read_out(codes, nodes, lengths_chosen, lengths, ends), ends
+            best[start, inside] = lowest[inside] & ~np.uint16(_COST_UNIT - 1)
+        ends = np.cumsum((best[0] // _COST_UNIT).astype(np.int64))
+        return self._read_out(codes, nodes, chosen_lengths, lengths, ends), ends
 
     def _match(self, codes: np.ndarray, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(cost uint16, node int32), both [start, length - 1, key], of every entry that lies in a key."""
-        depth = min(width, self._depth)
+        """Find every entry that occurs in a pre-token.
+
+        Args:
+            codes: Code points, uint32 [width * count], position by position.
+            width: Characters of the longest pre-token.
+            count: Number of pre-tokens.
+
+        Returns:
+            Costs (uint16) and node numbers (int32), both [start, length - 1, pre-token].
+        """
+        depth = min(width, self._max_length)
         costs = np.full((width, depth, count), _NO_EDGE, dtype=np.uint16)
         nodes = np.zeros((width, depth, count), dtype=np.int32)
-        flat_costs, flat_nodes = costs.ravel(), nodes.ravel()
-        here = self.trie.first[codes]
-        number = here >> NODE_BITS
-        single = self._cost[number]
-        # A character without an entry costs its bytes; node 0 marks it.
-        fallback = (1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)).astype(np.uint16) * _STEP
-        costs[:, 0] = (np.where(single > 0, single, fallback) + np.uint16(_STEP - 1)).reshape(width, count)
-        nodes[:, 0] = np.where(single > 0, number, 0).reshape(width, count)
-        places = np.flatnonzero(here)
-        here = here[places]
-        cells = places + (places // count) * ((depth - 1) * count)
+        flat_costs = costs.ravel()
+        flat_nodes = nodes.ravel()
+        active = self.trie.first[codes]
+        numbers = active >> NODE_BITS
+        single = self._cost[numbers]
+        # A character without an entry costs as many tokens as it has bytes; node 0 marks it.
+        fallback = _utf8_lengths(codes).astype(np.uint16) * _COST_UNIT
+        costs[:, 0] = (np.where(single > 0, single, fallback) + np.uint16(_COST_UNIT - 1)).reshape(width, count)
+        nodes[:, 0] = np.where(single > 0, numbers, 0).reshape(width, count)
+        positions = np.flatnonzero(active)
+        active = active[positions]
+        cells = positions + (positions // count) * ((depth - 1) * count)
         padded = np.concatenate((codes, np.zeros(depth * count, dtype=np.uint32)))  # no entry contains a zero
         for length in range(1, depth):
-            alive, here = self.trie.step(here, padded[places + length * count])
+            alive, active = self.trie.step(active, padded[positions + length * count])
             if not len(alive):
                 break
-            places, cells = places[alive], cells[alive]
-            number = here >> NODE_BITS
-            cost = self._cost[number]
-            full = np.flatnonzero(cost)
-            target = cells[full] + length * count
-            flat_costs[target] = cost[full] + np.uint16(_STEP - 1 - length)
-            flat_nodes[target] = number[full]
+            positions = positions[alive]
+            cells = cells[alive]
+            numbers = active >> NODE_BITS
+            cost = self._cost[numbers]
+            complete = np.flatnonzero(cost)
+            target = cells[complete] + length * count
+            flat_costs[target] = cost[complete] + np.uint16(_COST_UNIT - 1 - length)
+            flat_nodes[target] = numbers[complete]
         return costs, nodes
 
     def _read_out(
         self, codes: np.ndarray, nodes: np.ndarray, chosen: np.ndarray, lengths: np.ndarray, ends: np.ndarray
     ) -> np.ndarray:
+        """Follow the chosen lengths from left to right and write the ids, one token of every pre-token at a time."""
         count = len(lengths)
         out = np.empty(int(ends[-1]), dtype=np.int32)
         cursor = np.concatenate(([0], ends[:-1]))
-        key, start = np.arange(count), np.zeros(count, dtype=np.int64)
-        while len(key):
-            length = chosen[start, key]
-            node = nodes[start, length - 1, key]
+        member = np.arange(count)
+        start = np.zeros(count, dtype=np.int64)
+        while len(member):
+            length = chosen[start, member]
+            node = nodes[start, length - 1, member]
             known = np.flatnonzero(node)
             marked = known[self._mark[node[known]] >= 0]
             out[cursor[marked]] = self._mark[node[marked]]
@@ -213,17 +163,24 @@ class BatchSegmenter:
             cursor[known] += 1
             unknown = np.flatnonzero(node == 0)
             if len(unknown):
-                cursor[unknown] = _write_bytes(out, cursor[unknown], codes[start[unknown] * count + key[unknown]])
+                characters = codes[start[unknown] * count + member[unknown]]
+                cursor[unknown] = _write_bytes(out, cursor[unknown], characters)
             start = start + length
-            going = np.flatnonzero(start < lengths[key])
-            key, start, cursor = key[going], start[going], cursor[going]
+            unfinished = np.flatnonzero(start < lengths[member])
+            member = member[unfinished]
+            start = start[unfinished]
+            cursor = cursor[unfinished]
         return out
 
 
+def _utf8_lengths(codes: np.ndarray) -> np.ndarray:
+    return 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+
+
 def _write_bytes(out: np.ndarray, cursor: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Write the byte tokens of characters at the cursors; return the cursors behind them."""
+    """Write the byte tokens of characters at the cursors; return the cursors after them."""
     codes = codes.astype(np.int32)
-    size = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+    size = _utf8_lengths(codes)
     lead = np.array([0, 0, 0xC0, 0xE0, 0xF0])[size]
     out[cursor] = FIRST_BYTE + (lead | codes >> 6 * (size - 1))
     for index in range(1, 4):

@@ -1,224 +1,194 @@
-"""Text to ids, fast: the reference of `tokenizer.segment` with a memory of the keys met so far.
+"""Text to ids, fast: the reference encoder with a cache of pre-tokens.
 
-Text is cut into keys by `str.split` where its white space is plain and by a regular expression elsewhere, each
-key is looked up, and only keys that were never met are segmented, all of a block in one batch. Every number here is
-a matter of speed: the ids are those of `encode_reference` (tests/tokenizer/test_roundtrip.py).
+Text is split into pre-tokens by `str.split` where its white space is plain and by a regular expression elsewhere. Every
+pre-token is looked up in the cache; the ones that are missing are segmented, all of a block in one batch. Constants and
+special cases here only affect speed: the ids are those of `tokenizer.encoding.reference.encode_reference`, which
+tests/test_tokenizer/test_roundtrip.py checks.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tokenizer.encoding.segment import segment_key
-from tokenizer.units import MAX_KEY, cut_long_key
+from tokenizer.encoding.pretokenization import (
+    MAX_PRETOKEN,
+    SEPARATORS,
+    UNSPLIT_RUNS,
+    expand,
+    split_any,
+    split_blocks,
+    split_first_word,
+    split_long_pretoken,
+    split_plain,
+)
+from tokenizer.encoding.reference import segment_pretoken
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizer.encoding.batch import BatchSegmenter
 
-FIRST_BLOCK, LAST_BLOCK = 1 << 14, 1 << 20
-"""Characters after which unknown keys are segmented: few at first, when nearly all are unknown, then more and more."""
-PIECE = 1 << 12
-"""Characters that are looked up at once: what was cut is still in the processor's cache."""
-MEMORY_LIMIT = 48 << 20
-"""Bytes, estimated from above, that the memory of keys may take; then it starts anew."""
-BATCH_FROM = 64
-"""From so many unknown keys on, the NumPy segmentation is faster than the plain one."""
-
-_WORD = re.compile(r"[^ \n]+")
-_KEY_BOUNDARY = re.compile(r"(?<=[^ \n])[ \n]")
-# A key after its single leading space, which is left away; other white space stays in front.
-_KEYS = re.compile(r"(?: (?=[^ \n]))?([ \n]*[^ \n]+|[ \n]+)")
-RUN_SIGNS = frozenset(("", "\n", "\n\n"))
+_FIRST_BLOCK = 1 << 14
+_MAX_BLOCK = 1 << 20
+"""Characters after which cache misses are segmented: few at first, when nearly everything is a miss, then more."""
+_LOOKUP_BLOCK = 1 << 12
+"""Characters that are split and looked up at once: the pieces are then still in the processor's cache."""
+_TEXTS_AT_ONCE = 4096
+"""Texts of `encode_many` whose cache misses are segmented together."""
+CACHE_LIMIT = 48 << 20
+"""Upper bound in bytes for the estimated size of the cache, which is emptied when it would exceed it."""
+_MIN_BATCH = 64
+"""Number of pre-tokens from which NumPy is faster than plain Python."""
 
 
-def blocks(text: str, size: int, last: int = 0) -> Iterator[str]:
-    """The text in stretches of about `size` characters, doubling up to `last`, cut where a key begins."""
-    start, length = 0, len(text)
-    while length - start > size:
-        boundary = _KEY_BOUNDARY.search(text, start + size)
-        if boundary is None:
-            break
-        yield text[start : boundary.start()]
-        start = boundary.start()
-        if size < last:
-            size *= 2
-    yield text[start:] if start else text
+class _Lookup(NamedTuple):
+    """Pre-tokens in short form, the indices of those that are not cached, and their ids (None where not cached)."""
 
-
-def split_first_word(text: str) -> tuple[str, str]:
-    """(the word at the very beginning, the rest): the rest begins with white space or is empty."""
-    match = _WORD.match(text)
-    return (text[: match.end()], text[match.end() :]) if match else ("", text)
-
-
-def split_plain(text: str) -> list[str]:
-    """The keys, in short form, of a text that begins with white space.
-
-    The short form of a key leaves a single leading space away: "word" stands for " word". The keys are right only
-    where no spaces stand side by side or beside a newline and no more than two newlines meet; otherwise one of
-    `RUN_SIGNS` is among them.
-    """
-    text = text.replace("\n", " \n")
-    if "\n \n" in text:
-        text = text.replace("\n \n", "\n\n")
-    keys = text.split(" ")
-    del keys[0]
-    return keys
-
-
-def split_any(text: str) -> list[str]:
-    """The keys, in short form, of any text that begins with white space."""
-    return _KEYS.findall(text)
-
-
-def long_form(key: str) -> str:
-    """The text of a key in short form."""
-    return key if key[:1] in WHITE else " " + key
-
-
-WHITE = frozenset((" ", "\n"))
+    pretokens: list[str]
+    missing: list[int]
+    ids: list[bytes | None]
 
 
 class Encoder:
-    """Encodes with one vocabulary; may be used from several threads at once."""
+    """Encodes text with one vocabulary. Safe to use from several threads at once.
+
+    Args:
+        vocabulary: The vocabulary to encode with.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        # By keys in short form; white space alone is never among them, which is how a run of it is noticed.
-        self._memory: dict[str, bytes] = {}
-        # By plain text: words at the beginning of a text, and the parts of long keys.
-        self._memory_of_parts: dict[str, bytes] = {}
-        self._memory_bytes = 0
+        # Keyed by short form. White space alone is never cached: this is how runs of it are noticed in `_look_up`.
+        self._cache: dict[str, bytes] = {}
+        # Keyed by plain text: words at the start of a text, and parts of long pre-tokens.
+        self._cache_of_parts: dict[str, bytes] = {}
+        self._cache_bytes = 0
         self._lock = Lock()
 
     def ids(self, text: str) -> bytes:
-        """The int32 ids of a text, as bytes, before phrases are joined."""
+        """Return the ids of a text before phrases are joined, as the bytes of an int32 array."""
         word, rest = split_first_word(text)
-        found = self._parts(cut_long_key(word)) if word else []
+        result = self._encode_parts(split_long_pretoken(word)) if word else []
         if rest:
-            for block in blocks(rest, FIRST_BLOCK, LAST_BLOCK):
-                found += self._block(block)
-        return b"".join(found)
+            for block in split_blocks(rest, _FIRST_BLOCK, _MAX_BLOCK):
+                rows = self._look_up(split_blocks(block, _LOOKUP_BLOCK))
+                result += [b"".join(row) for row in rows]
+        return b"".join(result)
 
     def ids_of_many(self, texts: Sequence[str]) -> list[bytes]:
-        """For each text what `ids` gives, in much less time where the texts are short."""
+        """Return `ids` of each text, in much less time where the texts are short."""
         split = [split_first_word(text) for text in texts]
-        words = [cut_long_key(word) if word else [] for word, _ in split]
-        parts = iter(self._parts([part for cut in words for part in cut]))
-        found = [[next(parts) for _ in cut] for cut in words]
-        for first in range(0, len(texts), 4096):
-            rows = self._look_up([rest for _, rest in split[first : first + 4096]])
-            for row, rest in zip(found[first:], rows, strict=False):
+        words = [split_long_pretoken(word) if word else [] for word, _ in split]
+        encoded = iter(self._encode_parts([part for parts in words for part in parts]))
+        rows = [[next(encoded) for _ in parts] for parts in words]
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            rests = self._look_up([rest for _, rest in split[first : first + _TEXTS_AT_ONCE]])
+            for row, rest in zip(rows[first:], rests, strict=False):
                 row += rest
-        return [b"".join(row) for row in found]
+        return [b"".join(row) for row in rows]
 
-    def _block(self, block: str) -> list[bytes]:
-        """The ids of a text that begins with white space, in parts."""
-        return [b"".join(found) for found in self._look_up(blocks(block, PIECE))]
-
-    def _look_up(self, pieces: Iterable[str]) -> list[list[bytes]]:
-        """For each of the texts, which begin with white space or are empty, the ids of its keys."""
-        look_up = self._memory.get
+    def _look_up(self, texts: Iterable[str]) -> list[list[bytes]]:
+        """Return the ids of the pre-tokens of each text; the texts start with white space or are empty."""
+        cached = self._cache.get
         rows: list[list[bytes | None]] = []
-        unknown: list[tuple[list[str], list[int], list[bytes | None]]] = []
-        runs = False
-        for piece in pieces:
-            keys = split_any(piece) if runs else split_plain(piece)
-            found = list(map(look_up, keys))
-            places = _places_of_none(found)
-            if places and not runs and not RUN_SIGNS.isdisjoint([keys[place] for place in places]):
-                keys = split_any(piece)
-                found = list(map(look_up, keys))
-                places = _places_of_none(found)
-                runs = True
-            elif runs:
-                runs = "  " in piece or "\n " in piece
-            if places:
-                unknown.append((keys, places, found))
-            rows.append(found)
-        if unknown:
-            new = self._unknown({keys[place] for keys, places, _ in unknown for place in places})
-            for keys, places, found in unknown:
-                for place in places:
-                    found[place] = new[keys[place]]
+        incomplete: list[_Lookup] = []
+        has_runs = False  # whether the text before had runs of white space: then this one probably has some as well
+        for text in texts:
+            pretokens = split_any(text) if has_runs else split_plain(text)
+            ids = list(map(cached, pretokens))
+            missing = _indices_of_none(ids)
+            if missing and not has_runs and not UNSPLIT_RUNS.isdisjoint([pretokens[index] for index in missing]):
+                pretokens = split_any(text)
+                ids = list(map(cached, pretokens))
+                missing = _indices_of_none(ids)
+                has_runs = True
+            elif has_runs:
+                has_runs = "  " in text or "\n " in text
+            if missing:
+                incomplete.append(_Lookup(pretokens, missing, ids))
+            rows.append(ids)
+        if incomplete:
+            new = self._encode_missing({lookup.pretokens[index] for lookup in incomplete for index in lookup.missing})
+            for pretokens, missing, ids in incomplete:
+                for index in missing:
+                    ids[index] = new[pretokens[index]]
         return rows  # type: ignore[return-value]  # no None is left
 
-    def _unknown(self, keys: set[str]) -> dict[str, bytes]:
-        """The ids of keys in short form; remembers them unless they are long."""
-        short = [key for key in keys if len(key) < MAX_KEY]
-        parts = [key if key[:1] in WHITE else " " + key for key in short]
-        long = [(key, cut_long_key(long_form(key))) for key in keys if len(key) >= MAX_KEY]
-        for _, cut in long:
-            parts += cut
-        ids = self._parts(parts, len(short))
+    def _encode_missing(self, pretokens: set[str]) -> dict[str, bytes]:
+        """Return the ids of pre-tokens in short form; cache those that are not too long."""
+        short = [pretoken for pretoken in pretokens if len(pretoken) < MAX_PRETOKEN]
+        long = [pretoken for pretoken in pretokens if len(pretoken) >= MAX_PRETOKEN]
+        parts_of_long = [split_long_pretoken(expand(pretoken)) for pretoken in long]
+        texts = [expand(pretoken) for pretoken in short]
+        for parts in parts_of_long:
+            texts += parts
+        ids = self._encode_parts(texts, len(short))
         new = dict(zip(short, ids, strict=False))
-        self._remember(self._memory, {key: value for key, value in new.items() if key.strip(" \n")})
-        at = len(short)
-        for key, cut in long:
-            new[key] = b"".join(ids[at : at + len(cut)])
-            at += len(cut)
+        self._store(self._cache, {pretoken: value for pretoken, value in new.items() if pretoken.strip(" \n")})
+        position = len(short)
+        for pretoken, parts in zip(long, parts_of_long, strict=True):
+            new[pretoken] = b"".join(ids[position : position + len(parts)])
+            position += len(parts)
         return new
 
-    def _parts(self, texts: list[str], fresh: int = 0) -> list[bytes]:
-        """The ids of texts of at most `MAX_KEY` characters. The first `fresh` are neither looked up nor remembered."""
-        wanted = texts[:fresh]
-        memory = self._memory_of_parts
-        later = [memory.get(text) for text in texts[fresh:]]
-        others = list(dict.fromkeys(text for text, ids in zip(texts[fresh:], later, strict=True) if ids is None))
-        ids = self._segment(wanted + others)
-        if others:
-            new = dict(zip(others, ids[fresh:], strict=True))
-            self._remember(memory, new)
-            later = [new[text] if known is None else known for text, known in zip(texts[fresh:], later, strict=True)]
-        return ids[:fresh] + later  # type: ignore[operator]
+    def _encode_parts(self, texts: list[str], uncached: int = 0) -> list[bytes]:
+        """Return the ids of texts of at most `MAX_PRETOKEN` characters; the first `uncached` bypass the cache."""
+        cache = self._cache_of_parts
+        cacheable = texts[uncached:]
+        known = [cache.get(text) for text in cacheable]
+        missing = list(dict.fromkeys(text for text, ids in zip(cacheable, known, strict=True) if ids is None))
+        ids = self._segment(texts[:uncached] + missing)
+        if missing:
+            new = dict(zip(missing, ids[uncached:], strict=True))
+            self._store(cache, new)
+            known = [new[text] if old is None else old for text, old in zip(cacheable, known, strict=True)]
+        return ids[:uncached] + known  # type: ignore[operator]
 
-    def _segment(self, keys: list[str]) -> list[bytes]:
-        if len(keys) >= BATCH_FROM:
-            return self._batch.segment(keys)
-        # All edges take longer to make than a few keys to segment without.
+    def _segment(self, texts: list[str]) -> list[bytes]:
+        if len(texts) >= _MIN_BATCH:
+            return self._batch.segment(texts)
+        # Building all edges takes longer than segmenting a few texts without them.
         look_up = self.vocabulary.edges.get if "_batch" in self.__dict__ else self.vocabulary.edge
-        return [array("i", segment_key(key, self.vocabulary, look_up)).tobytes() for key in keys]
+        return [array("i", segment_pretoken(text, self.vocabulary, look_up)).tobytes() for text in texts]
 
     @cached_property
     def _batch(self) -> BatchSegmenter:
-        from tokenizer.encoding.batch import BatchSegmenter  # imports NumPy, which short texts do without
+        from tokenizer.encoding.batch import BatchSegmenter  # imports NumPy, which short texts do not need
 
-        # What is an entry, or a case mark and an entry, is its own segmentation: nothing needs to be computed.
+        # An entry, or a case mark and an entry, is its own segmentation: fill the cache with them.
         known = {
             text[1:]: array("i", ids).tobytes()
             for text, ids in self.vocabulary.edges.items()
-            if text[0] == " " and len(text) > 1 and text[1] not in WHITE and ids[0] != self.vocabulary.caps
+            if text[0] == " " and len(text) > 1 and text[1] not in SEPARATORS and ids[0] != self.vocabulary.caps
         }
-        self._remember(self._memory, known)
+        self._store(self._cache, known)
         return BatchSegmenter(self.vocabulary)
 
-    def _remember(self, memory: dict[str, bytes], new: dict[str, bytes]) -> None:
+    def _store(self, cache: dict[str, bytes], new: dict[str, bytes]) -> None:
+        """Add entries to one of the two caches, emptying both first where the limit would be exceeded."""
         size = sum(map(sys.getsizeof, new)) + sum(map(len, new.values())) + 160 * len(new)
         with self._lock:
-            if self._memory_bytes + size > MEMORY_LIMIT:
-                self._memory.clear()
-                self._memory_of_parts.clear()
-                self._memory_bytes = 0
-            if size <= MEMORY_LIMIT:
-                memory.update(new)
-                self._memory_bytes += size
+            if self._cache_bytes + size > CACHE_LIMIT:
+                self._cache.clear()
+                self._cache_of_parts.clear()
+                self._cache_bytes = 0
+            if size <= CACHE_LIMIT:
+                cache.update(new)
+                self._cache_bytes += size
 
 
-def _places_of_none(values: list[bytes | None]) -> list[int]:
-    places: list[int] = []
+def _indices_of_none(values: list[bytes | None]) -> list[int]:
+    indices: list[int] = []
     if None not in values:
-        return places
-    at = -1
+        return indices
+    index = -1
     try:
-        while True:
-            at = values.index(None, at + 1)
-            places.append(at)
+        while True:  # list.index is much faster than a comprehension where few values are None
+            index = values.index(None, index + 1)
+            indices.append(index)
     except ValueError:
-        return places
+        return indices

@@ -1,14 +1,14 @@
-"""Counting the keys of a corpus of any size in bounded memory, in one process or several with the same result.
+"""Count the pre-tokens of a corpus of any size in bounded memory, with the same result in one or several processes.
 
-Text is counted shard by shard (a text given by hand, or a stretch of a file), and shards are added up in their
-order, so that the number of processes cannot matter.
+Text is counted shard by shard (a text passed by the caller, or part of a file), and shards are added up in order, so
+the number of processes cannot affect the result.
 
-Memory: when there are more than `MAX_KEYS` different keys, the rarest half of them or more is dropped, all up to one
-count (after the lossy counting of Manku and Motwani, 2002). What that costs: a key that was dropped and comes again
-is counted too low, never too high, and by no more than `KeyCounts.undercount`, the sum of the counts up to which keys
-were dropped. A text of nothing but new words adds about one to it for each 32 MB shard: some 3,000 for 100 GB, of
-which an entry of the vocabulary occurs hundreds of thousands of times; ordinary text, in which new words become
-rare, adds much less. The peak is reached while a shard is added to a full table: see `MAX_KEYS`.
+Memory: when there are more than `MAX_PRETOKENS` distinct pre-tokens, at least the rarest half of them is dropped, by
+count (after the lossy counting of Manku and Motwani, 2002). A pre-token that was dropped and occurs again is counted
+too low, never too high, and by at most `PretokenCounts.undercount`, the sum of the counts up to which pre-tokens were
+dropped. A text of nothing but new words adds about 1 to it per 32 MB shard: about 3,000 for 100 GB, in which an entry
+of the vocabulary occurs hundreds of thousands of times. Ordinary text, in which new words become rare, adds much less.
+Memory peaks while a shard is added to a full table: see `MAX_PRETOKENS`.
 """
 
 from __future__ import annotations
@@ -18,105 +18,126 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from tokenizer.encoding.encoder import (
-    PIECE,
-    RUN_SIGNS,
-    WHITE,
-    blocks,
-    long_form,
+from tokenizer.encoding.pretokenization import (
+    MAX_PRETOKEN,
+    UNSPLIT_RUNS,
+    expand,
     split_any,
+    split_blocks,
     split_first_word,
+    split_long_pretoken,
     split_plain,
 )
 from tokenizer.errors import TokenizerError
-from tokenizer.units import MAX_KEY, cut_long_key
 
-MAX_KEYS = 4_000_000
-"""Different keys held at most, about 130 bytes each, 300 where they are long and rare characters.
+MAX_PRETOKENS = 4_000_000
+"""Maximum number of distinct pre-tokens, about 130 bytes each, or 300 for long ones of rare characters.
 
 Measured peaks of a process that counts only new words, shard by shard: 1.04 GB (10 letters), 0.79 GB (6 letters),
-1.18 GB (30 characters beyond U+FFFF, 3.5 million keys held). Every further counting process takes up to 0.6 GB.
+1.18 GB (30 characters beyond U+FFFF, 3.5 million pre-tokens). Every further counting process takes up to 0.6 GB.
 """
 SHARD_BYTES = 32 << 20
 """Bytes of a file that are counted at once."""
-STRETCH = 8 << 20
-"""Characters whose keys are counted before they are added to the others: what is held twice."""
+CHUNK_CHARACTERS = 8 << 20
+"""Characters whose pre-tokens are counted before they are added to the others; this part is held twice."""
 SAMPLE_CHARACTERS = 24_000_000
-"""Characters of running text kept for learning phrases; from larger corpora a sample spread over all of it."""
-SAMPLE_BLOCK = 1 << 15
+"""Characters of running text kept for learning phrases; of larger corpora, a sample spread over all of it."""
+_SAMPLE_BLOCK = 1 << 15
+_SPLIT_BLOCK = 1 << 12
+"""Characters that are split at once: the pieces are then still in the processor's cache."""
+_BOUNDARY_WINDOW = 1 << 16
+"""Bytes that are searched for a boundary between pre-tokens at the end of a shard."""
+
+
+class Shard(NamedTuple):
+    """The bytes [start, stop) of a file."""
+
+    path: str
+    start: int
+    stop: int
 
 
 @dataclass
-class KeyCounts:
-    """Counted keys and a sample of the text. `limit` bounds the number of different keys (`MAX_KEYS`)."""
+class PretokenCounts:
+    """Counts of pre-tokens and a sample of the running text.
 
-    limit: int = MAX_KEYS
+    Attributes:
+        limit: Maximum number of distinct pre-tokens.
+        sample_limit: Maximum length of the sample in characters.
+        pretokens: {pre-token: count}.
+        sample: (hash, text) of blocks of the text; the blocks with the smallest hashes are kept.
+        characters: Number of characters counted.
+        undercount: No count is too low by more than this; 0 if nothing was dropped.
+    """
+
+    limit: int = MAX_PRETOKENS
     sample_limit: int = SAMPLE_CHARACTERS
-    keys: Counter[str] = field(default_factory=Counter)
+    pretokens: Counter[str] = field(default_factory=Counter)
     sample: list[tuple[bytes, str]] = field(default_factory=list)
     characters: int = 0
     undercount: int = 0
-    """No count is lower than the truth by more than this; 0 when nothing was dropped."""
 
     def add_text(self, text: str) -> None:
-        """Count the keys of one text."""
+        """Count the pre-tokens of one text."""
         self.characters += len(text)
         word, rest = split_first_word(text)
         if word:
-            self._add_key(word, 1)
-        for stretch in blocks(rest, STRETCH) if rest else ():
-            self._add_stretch(stretch)
-            self._bound_keys()
-        for block in blocks(text, SAMPLE_BLOCK):
+            self._add_pretoken(word, 1)
+        if rest:
+            for chunk in split_blocks(rest, CHUNK_CHARACTERS):
+                self._add_chunk(chunk)
+                self._bound_pretokens()
+        for block in split_blocks(text, _SAMPLE_BLOCK):
             digest = hashlib.blake2b(block.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self.sample.append((digest, block))
         self._bound_sample()
 
-    def _add_stretch(self, stretch: str) -> None:
-        """Count the keys of a text that begins with white space."""
-        short: Counter[str] = Counter()
-        for piece in blocks(stretch, PIECE):
-            keys = split_plain(piece)
-            if not RUN_SIGNS.isdisjoint(keys):
-                keys = split_any(piece)
-            short.update(keys)
-        for key in [key for key in short if len(key) >= MAX_KEY]:
-            self._add_key(long_form(key), short.pop(key))
-        counts = self.keys
-        for key, count in short.items():
-            full = key if key[:1] in WHITE else " " + key
-            counts[full] = counts.get(full, 0) + count
+    def _add_chunk(self, chunk: str) -> None:
+        """Count the pre-tokens of a text that starts with white space."""
+        short_counts: Counter[str] = Counter()
+        for block in split_blocks(chunk, _SPLIT_BLOCK):
+            pretokens = split_plain(block)
+            if not UNSPLIT_RUNS.isdisjoint(pretokens):
+                pretokens = split_any(block)
+            short_counts.update(pretokens)
+        for short in [short for short in short_counts if len(short) >= MAX_PRETOKEN]:
+            self._add_pretoken(expand(short), short_counts.pop(short))
+        counts = self.pretokens
+        for short, count in short_counts.items():
+            pretoken = expand(short)
+            counts[pretoken] = counts.get(pretoken, 0) + count
 
-    def _add_key(self, key: str, count: int) -> None:
-        if len(key) > MAX_KEY:
-            for part in cut_long_key(key):
-                self.keys[part] += count
-        else:
-            self.keys[key] += count
+    def _add_pretoken(self, pretoken: str, count: int) -> None:
+        for part in split_long_pretoken(pretoken):
+            self.pretokens[part] += count
 
-    def merge(self, other: KeyCounts) -> None:
+    def merge(self, other: PretokenCounts) -> None:
         """Add the counts of a later shard."""
         self.characters += other.characters
         self.undercount += other.undercount
-        if self.keys:
-            self.keys.update(other.keys)
+        if self.pretokens:
+            self.pretokens.update(other.pretokens)
         else:
-            self.keys = other.keys
+            self.pretokens = other.pretokens
         self.sample += other.sample
-        self._bound_keys()
+        self._bound_pretokens()
         self._bound_sample()
 
-    def _bound_keys(self) -> None:
-        if len(self.keys) <= self.limit:
+    def _bound_pretokens(self) -> None:
+        """Drop all pre-tokens up to a count such that at most half of the limit remains."""
+        if len(self.pretokens) <= self.limit:
             return
-        left, least = len(self.keys), 0
-        for count, keys in sorted(Counter(self.keys.values()).items()):
-            if left <= self.limit // 2:
+        remaining = len(self.pretokens)
+        threshold = 0
+        for count, pretokens in sorted(Counter(self.pretokens.values()).items()):
+            if remaining <= self.limit // 2:
                 break
-            left, least = left - keys, count
-        self.undercount += least
-        self.keys = Counter({key: count for key, count in self.keys.items() if count > least})
+            remaining -= pretokens
+            threshold = count
+        self.undercount += threshold
+        self.pretokens = Counter({pretoken: count for pretoken, count in self.pretokens.items() if count > threshold})
 
     def _bound_sample(self) -> None:
         size = sum(len(block) for _, block in self.sample)
@@ -126,9 +147,65 @@ class KeyCounts:
                 size -= len(self.sample.pop()[1])
 
 
-def count_shard(path: str, start: int, stop: int) -> KeyCounts:
-    """Count the bytes [start, stop) of a UTF-8 file, whose ends lie where a key begins."""
-    counts = KeyCounts()
+def count_files(
+    paths: Iterable[str], processes: int = 1, progress: Callable[[int, int], None] | None = None
+) -> Iterator[PretokenCounts]:
+    """Yield the counts of each shard of the files, in order, independent of the number of processes.
+
+    Args:
+        paths: UTF-8 text files.
+        processes: Number of processes that count.
+        progress: Called as progress(bytes counted, bytes in total).
+
+    Raises:
+        TokenizerError: A file cannot be read or is not UTF-8.
+    """
+    try:
+        shards = [shard for path in paths for shard in split_file(path)]
+    except OSError as error:
+        raise TokenizerError(f"cannot read {error.filename}: {error.strerror}") from None
+    total = sum(shard.stop - shard.start for shard in shards)
+    done = 0
+    for shard, counts in zip(shards, _count_shards(shards, processes), strict=True):
+        done += shard.stop - shard.start
+        if progress is not None:
+            progress(done, total)
+        yield counts
+
+
+def split_file(path: str) -> Iterator[Shard]:
+    """Yield the shards of a file, split before a space or newline that follows another character."""
+    size = Path(path).stat().st_size
+    start = 0
+    with Path(path).open("rb") as file:
+        while size - start > SHARD_BYTES:
+            file.seek(start + SHARD_BYTES)
+            stop = start + SHARD_BYTES + _find_boundary(file.read(_BOUNDARY_WINDOW))
+            yield Shard(path, start, stop)
+            start = stop
+    if start < size:
+        yield Shard(path, start, size)
+
+
+def _find_boundary(window: bytes) -> int:
+    """Return the offset of the first pre-token boundary; without white space, of the first character boundary."""
+    for offset in range(1, len(window)):
+        if window[offset] in b" \n" and window[offset - 1] not in b" \n":
+            return offset
+    for offset in range(len(window)):
+        if window[offset] & 0xC0 != 0x80:  # not a UTF-8 continuation byte
+            return offset
+    return 0
+
+
+def count_shard(shard: Shard) -> PretokenCounts:
+    """Count a shard, whose ends are boundaries between pre-tokens.
+
+    Raises:
+        TokenizerError: The file is not UTF-8.
+    """
+    path, start, stop = shard
+    counts = PretokenCounts()
     with Path(path).open("rb") as file:
         file.seek(start)
         data = file.read(stop - start)
@@ -142,60 +219,23 @@ def count_shard(path: str, start: int, stop: int) -> KeyCounts:
     return counts
 
 
-def shards_of(path: str) -> Iterator[tuple[str, int, int]]:
-    """The stretches in which a file is counted: cut before a space or newline that follows something else."""
-    size = Path(path).stat().st_size
-    start = 0
-    with Path(path).open("rb") as file:
-        while size - start > SHARD_BYTES:
-            file.seek(start + SHARD_BYTES)
-            window = file.read(1 << 16)
-            cut = next(
-                (at for at in range(1, len(window)) if window[at] in b" \n" and window[at - 1] not in b" \n"), None
-            )
-            if cut is None:  # no white space in 64 KiB: cut at a character
-                cut = next((at for at in range(len(window)) if window[at] & 0xC0 != 0x80), 0)
-            stop = start + SHARD_BYTES + cut
-            yield path, start, stop
-            start = stop
-    if start < size:
-        yield path, start, size
-
-
-def count_files(
-    paths: Iterable[str], processes: int = 1, progress: Callable[[int, int], None] | None = None
-) -> Iterator[KeyCounts]:
-    """The counts of each shard of the files, in order, whatever the number of processes."""
-    try:
-        shards = [shard for path in paths for shard in shards_of(path)]
-    except OSError as error:
-        raise TokenizerError(f"cannot read {error.filename}: {error.strerror}") from None
-    total = sum(stop - start for _, start, stop in shards)
-    done = 0
-    for (_, start, stop), counts in zip(shards, _counted(shards, processes), strict=True):
-        done += stop - start
-        if progress is not None:
-            progress(done, total)
-        yield counts
-
-
-def _counted(shards: list[tuple[str, int, int]], processes: int) -> Iterator[KeyCounts]:
+def _count_shards(shards: list[Shard], processes: int) -> Iterator[PretokenCounts]:
     try:
         if processes == 1 or len(shards) < 2:
             for shard in shards:
-                yield count_shard(*shard)
+                yield count_shard(shard)
             return
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
         # "spawn": a forked child of a program with threads (JAX has many) can hang.
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting = []
+            pending = []
             for shard in shards:
-                waiting.append(pool.submit(count_shard, *shard))
-                if len(waiting) > 2 * processes:  # bounds the counts that wait in memory
-                    yield waiting.pop(0).result()
-            for future in waiting:
+                pending.append(pool.submit(count_shard, shard))
+                if len(pending) > 2 * processes:  # bounds the number of results held in memory
+                    yield pending.pop(0).result()
+            for future in pending:
                 yield future.result()
     except OSError as error:
         raise TokenizerError(f"cannot read {error.filename}: {error.strerror}") from None

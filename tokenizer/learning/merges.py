@@ -1,9 +1,9 @@
-"""Byte-pair merges from weighted words, on flat NumPy arrays.
+"""Learn byte-pair merges from weighted words, on flat NumPy arrays.
 
-Byte-pair encoding after Sennrich, Haddow and Birch (2016), with a choice of score. The words lie behind one another
-in one array with breaks between them; neighbours are linked, so that a merge touches only the places where it
-applies. The places of a pair are all known when the younger of its two symbols appears and only vanish afterwards,
-hence the heap holds upper bounds that are corrected when they come to the top.
+Byte-pair encoding after Sennrich, Haddow and Birch (2016), with a choice of scores. All words are stored one after
+another in one array, with separators between them. Neighbors are linked, so a merge touches only the positions where it
+applies. All positions of a pair are known when the younger of its two symbols appears and only disappear afterwards;
+hence the heap holds upper bounds, which are corrected when they reach the top.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from math import log, log1p, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
-BREAK = -1
-_GONE = -2
+SEPARATOR = -1
+_REMOVED = -2
 
 Score = Callable[[int, int, int, int], float]
+"""score(count of the pair, count of its left symbol, count of its right symbol, number of symbols)."""
 
 
 def _frequency(pair: int, left: int, right: int, total: int) -> float:
@@ -39,52 +41,71 @@ SCORES: dict[str, Score] = {
 }
 
 
-class PairMerger:
-    """The state of one training: symbols, links and the heap of candidate pairs.
+class Candidate(NamedTuple):
+    """A pair of symbols, the positions (int32 [n]) of its left symbol and their total weight."""
 
-    `symbols` is int32 [N] with `BREAK` between words; `weights` int64 [N] says how often the word of each place occurs;
-    `texts` gives the text of each symbol; pairs that occur less than `floor` times are not considered.
+    left: int
+    right: int
+    positions: np.ndarray
+    weight: int
+
+
+class PairMerger:
+    """The state of one training: symbols, links between neighbors, and the heap of candidate pairs.
+
+    Args:
+        symbols: int32 [N], with `SEPARATOR` between words and at both ends.
+        weights: int64 [N]; how often the word at each position occurs.
+        texts: {symbol: text}.
+        score: A key of `SCORES`.
+        min_count: Pairs that occur less often are not considered.
     """
 
-    def __init__(self, symbols: np.ndarray, weights: np.ndarray, texts: dict[int, str], score: str, floor: int) -> None:
+    def __init__(
+        self, symbols: np.ndarray, weights: np.ndarray, texts: dict[int, str], score: str, min_count: int
+    ) -> None:
         self.symbols = symbols
         self.weights = weights
         self.texts = texts
         self.ids = {text: symbol for symbol, text in texts.items()}
-        self.score = SCORES[score]
-        self.floor = max(1, floor)
-        self.following = np.arange(1, len(symbols) + 1, dtype=np.int32)
-        self.preceding = np.arange(-1, len(symbols) - 1, dtype=np.int32)
-        self.places: dict[tuple[int, int], np.ndarray] = {}
-        self.heap: list[tuple[float, int, int]] = []
+        self._score = SCORES[score]
+        self._min_count = max(1, min_count)
+        self._following = np.arange(1, len(symbols) + 1, dtype=np.int32)
+        self._preceding = np.arange(-1, len(symbols) - 1, dtype=np.int32)
+        self._positions: dict[tuple[int, int], np.ndarray] = {}
+        self._heap: list[tuple[float, int, int]] = []
         used = symbols >= 0
-        self.total = int(weights[used].sum())
+        self._total = int(weights[used].sum())
         totals = np.bincount(symbols[used], weights=weights[used]).astype(np.int64)
-        self.symbol_counts = {symbol: int(count) for symbol, count in enumerate(totals) if count}
+        self._symbol_counts = {symbol: int(count) for symbol, count in enumerate(totals) if count}
         self._collect_initial_pairs()
 
     def _collect_initial_pairs(self) -> None:
-        left, right = self.symbols[:-1], self.symbols[1:]
-        places = np.flatnonzero((left >= 0) & (right >= 0)).astype(np.int32)
-        keys = left[places].astype(np.int64) << 32 | right[places]
-        for key, group, count in self._groups(keys, places):
+        left = self.symbols[:-1]
+        right = self.symbols[1:]
+        positions = np.flatnonzero((left >= 0) & (right >= 0)).astype(np.int32)
+        keys = left[positions].astype(np.int64) << 32 | right[positions]
+        for key, group, count in self._group_by_key(keys, positions):
             self._add(key >> 32, key & 0xFFFFFFFF, group, count)
 
-    def _groups(self, keys: np.ndarray, places: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
-        """(key, places, weight) of each distinct key that is frequent enough."""
+    def _group_by_key(self, keys: np.ndarray, positions: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
+        """Return (key, positions, weighted count) of each distinct key that is frequent enough."""
         if not len(keys):
             return []
         order = np.argsort(keys, kind="stable")
-        keys, places = keys[order], places[order]
+        keys = keys[order]
+        positions = positions[order]
         changes = (keys[1:] != keys[:-1]).nonzero()[0]
         bounds = np.empty(len(changes) + 2, dtype=np.int64)
-        bounds[0], bounds[-1] = 0, len(keys)
+        bounds[0] = 0
+        bounds[-1] = len(keys)
         bounds[1:-1] = changes + 1
-        starts, ends = bounds[:-1], bounds[1:]
-        counts = np.add.reduceat(self.weights[places], starts)
-        kept = (counts >= self.floor).nonzero()[0]
+        starts = bounds[:-1]
+        ends = bounds[1:]
+        counts = np.add.reduceat(self.weights[positions], starts)
+        kept = (counts >= self._min_count).nonzero()[0]
         return [
-            (key, places[start:end], count)
+            (key, positions[start:end], count)
             for key, start, end, count in zip(
                 keys[starts[kept]].tolist(),
                 starts[kept].tolist(),
@@ -94,101 +115,115 @@ class PairMerger:
             )
         ]
 
-    def _add(self, left: int, right: int, places: np.ndarray, count: int) -> None:
-        known = self.places.get((left, right))
+    def _add(self, left: int, right: int, positions: np.ndarray, count: int) -> None:
+        known = self._positions.get((left, right))
         if known is not None:
-            places = np.concatenate((known, places))
-            count = int(self.weights[places].sum())
-        self.places[left, right] = places
-        heapq.heappush(self.heap, (-self._value(left, right, count), left, right))
+            positions = np.concatenate((known, positions))
+            count = int(self.weights[positions].sum())
+        self._positions[left, right] = positions
+        heapq.heappush(self._heap, (-self._value(left, right, count), left, right))
 
     def _value(self, left: int, right: int, count: int) -> float:
-        return self.score(count, self.symbol_counts[left], self.symbol_counts[right], self.total)
+        return self._score(count, self._symbol_counts[left], self._symbol_counts[right], self._total)
 
-    def pop(self) -> tuple[int, int, np.ndarray, int] | None:
-        """The best pair there is now: (left, right, places, count); None when no pair is left."""
-        while self.heap:
-            negative, left, right = heapq.heappop(self.heap)
-            places = self.places.pop((left, right), None)
-            if places is None:
+    def pop(self) -> Candidate | None:
+        """Remove and return the best pair; None if no pair is left."""
+        while self._heap:
+            negative, left, right = heapq.heappop(self._heap)
+            positions = self._positions.pop((left, right), None)
+            if positions is None:
                 continue
-            alive = (self.symbols[places] == left) & (self.symbols[self.following[places]] == right)
-            places = places[alive]
+            alive = (self.symbols[positions] == left) & (self.symbols[self._following[positions]] == right)
+            positions = positions[alive]
             if left == right:
-                places = self._without_overlaps(places)
-            count = int(self.weights[places].sum())
-            if count < self.floor:
+                positions = self._without_overlaps(positions)
+            count = int(self.weights[positions].sum())
+            if count < self._min_count:
                 continue
             value = self._value(left, right, count)
-            if self.heap and value < -negative and (-value, left, right) > self.heap[0]:
-                self.places[left, right] = places
-                heapq.heappush(self.heap, (-value, left, right))
+            # The stored value was an upper bound: put the pair back unless it is still the best one.
+            if self._heap and value < -negative and (-value, left, right) > self._heap[0]:
+                self._positions[left, right] = positions
+                heapq.heappush(self._heap, (-value, left, right))
                 continue
-            return left, right, places, count
+            return Candidate(left, right, positions, count)
         return None
 
-    def _without_overlaps(self, places: np.ndarray) -> np.ndarray:
-        kept, blocked = [], -1
-        for place in np.unique(places).tolist():
-            if place != blocked:
-                kept.append(place)
-                blocked = int(self.following[place])
+    def _without_overlaps(self, positions: np.ndarray) -> np.ndarray:
+        """Keep every second position of a run of equal symbols: a symbol can be part of one merge only."""
+        kept = []
+        blocked = -1
+        for position in np.unique(positions).tolist():
+            if position != blocked:
+                kept.append(position)
+                blocked = int(self._following[position])
         return np.array(kept, dtype=np.int32)
 
-    def apply(self, left: int, right: int, symbol: int, places: np.ndarray, count: int) -> None:
-        """Replace the pair by a symbol at the given places and register the pairs that this creates."""
-        symbols, following, preceding = self.symbols, self.following, self.preceding
-        second = following[places]
+    def apply(self, candidate: Candidate, symbol: int) -> None:
+        """Replace a pair by a symbol at all of its positions, and register the pairs that this creates."""
+        left, right, positions, count = candidate
+        symbols = self.symbols
+        following = self._following
+        preceding = self._preceding
+        second = following[positions]
         after = following[second]
-        symbols[places] = symbol
-        symbols[second] = _GONE
-        following[places] = after
-        preceding[after] = places
-        counts = self.symbol_counts
+        symbols[positions] = symbol
+        symbols[second] = _REMOVED
+        following[positions] = after
+        preceding[after] = positions
+        counts = self._symbol_counts
         counts[left] -= count
         counts[right] -= count
         counts[symbol] = counts.get(symbol, 0) + count
-        self.total -= count
-        before = preceding[places]
-        before_symbols, after_symbols = symbols[before], symbols[after]
-        # A pair of two new symbols is seen from both sides: it is counted from its left one only.
-        from_left = (before_symbols >= 0) & (before_symbols != symbol)
-        for key, group, weight in self._groups(before_symbols[from_left], before[from_left]):
+        self._total -= count
+        before = preceding[positions]
+        symbols_before = symbols[before]
+        symbols_after = symbols[after]
+        # Two adjacent new symbols see each other: their pair is counted from the left one only.
+        has_left = (symbols_before >= 0) & (symbols_before != symbol)
+        for key, group, weight in self._group_by_key(symbols_before[has_left], before[has_left]):
             self._add(key, symbol, group, weight)
-        to_right = after_symbols >= 0
-        for key, group, weight in self._groups(after_symbols[to_right], places[to_right]):
+        has_right = symbols_after >= 0
+        for key, group, weight in self._group_by_key(symbols_after[has_right], positions[has_right]):
             self._add(symbol, key, group, weight)
 
 
 def learn_merges(
     merger: PairMerger,
-    wanted: int,
-    forbidden: Callable[[str], bool],
+    max_merges: int,
+    is_forbidden: Callable[[str], bool],
     progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[int, int, int]]:
-    """Up to `wanted` merges with new texts, best first: (left, right, new symbol).
+) -> list[str]:
+    """Apply the best merges one after another.
 
-    Symbols are numbered on from the highest one there is. A pair that spells a known text becomes that text's
-    symbol and is not counted among the merges; a pair whose text is `forbidden` is passed over.
+    A pair that spells a known text becomes that text's symbol and does not count as a merge.
+
+    Args:
+        merger: The state of the training; it is changed.
+        max_merges: Number of new texts to learn; fewer are learned if no pair is left.
+        is_forbidden: Returns True for a text that must not become an entry.
+        progress: Called as progress(merges learned, max_merges).
+
+    Returns:
+        The texts of the merges, best first.
     """
-    merges: list[tuple[int, int, int]] = []
+    merged: list[str] = []
     next_symbol = max(merger.texts) + 1
-    while len(merges) < wanted:
+    while len(merged) < max_merges:
         best = merger.pop()
         if best is None:
             break
-        left, right, places, count = best
-        text = merger.texts[left] + merger.texts[right]
+        text = merger.texts[best.left] + merger.texts[best.right]
         symbol = merger.ids.get(text)
         if symbol is None:
-            if forbidden(text):
+            if is_forbidden(text):
                 continue
             symbol = next_symbol
             next_symbol += 1
             merger.texts[symbol] = text
             merger.ids[text] = symbol
-            merges.append((left, right, symbol))
-            if progress is not None and len(merges) % 256 == 0:
-                progress(len(merges), wanted)
-        merger.apply(left, right, symbol, places, count)
-    return merges
+            merged.append(text)
+            if progress is not None and len(merged) % 256 == 0:
+                progress(len(merged), max_merges)
+        merger.apply(best, symbol)
+    return merged

@@ -1,4 +1,4 @@
-"""Ready-made tokenizers; `manifest.json` says what text each was learned from."""
+"""The pretrained tokenizers of the package; `manifest.json` lists the text that each was trained on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ SUFFIX = ".hybtok"
 
 
 def pretrained_names() -> list[str]:
-    """The names that `HybridTokenizer.pretrained` knows."""
+    """Return the names that `HybridTokenizer.pretrained` accepts, sorted."""
     return sorted(path.name.removesuffix(SUFFIX) for path in _FOLDER.glob(f"*{SUFFIX}"))
 
 
 def path_of(name: str) -> Path:
-    """The file of a ready-made tokenizer. Raises TokenizerError when there is none of that name."""
+    """Return the file of a pretrained tokenizer.
+
+    Raises:
+        TokenizerError: There is no pretrained tokenizer of that name.
+    """
     names = pretrained_names()
     if name not in names:
-        raise TokenizerError(f"there is no ready-made tokenizer {name!r}; there are: {', '.join(names) or 'none'}")
+        raise TokenizerError(f"no pretrained tokenizer {name!r}; available: {', '.join(names) or 'none'}")
     return _FOLDER / f"{name}{SUFFIX}"

@@ -1,7 +1,7 @@
-"""python -m tokenizer.vocabularies.build FOLDER: learn the ready-made tokenizers anew from a folder of text.
+"""Train the pretrained tokenizers again: python -m tokenizer.vocabularies.build FOLDER
 
-FOLDER holds UTF-8 .txt files in which a line ``<|endoftext|>`` ends a document. One document in ten, chosen by the
-hash of its text, is held out; the manifest gives the bytes per token on those.
+FOLDER contains UTF-8 .txt files in which a line ``<|endoftext|>`` ends a document. One document in ten, chosen by the
+hash of its text, is held out; the manifest contains the bytes per token on those.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenizer import HybridTokenizer
 from tokenizer.vocabularies import SUFFIX
@@ -17,7 +18,7 @@ from tokenizer.vocabularies import SUFFIX
 SIZES = {"8k": 8192, "16k": 16384, "32k": 32768}
 ENGLISH = ("english_prose", "english_tech", "stories", "shakespeare")
 MULTILINGUAL = (*ENGLISH, "code", "multilingual", "hebrew", "hebrew_niqqud", "arabic", "russian", "chinese")
-WHAT = {
+DESCRIPTIONS = {
     "english_prose": "novels and essays, public domain",
     "english_tech": "manuals and RFC-like documents",
     "stories": "fairy tales",
@@ -32,41 +33,45 @@ WHAT = {
 }
 
 
-def documents(folder: Path, name: str) -> tuple[str, str]:
-    """(text to learn from, text held out) of one file."""
+def read_documents(folder: Path, name: str) -> tuple[str, str]:
+    """Return the training text and the held-out text of one file."""
     text = (folder / f"{name}.txt").read_bytes().decode("utf-8")
-    parts: tuple[list[str], list[str]] = ([], [])
+    training = []
+    held_out = []
     for document in text.split("<|endoftext|>\n"):
-        held_out = hashlib.sha256(document.encode()).digest()[0] % 10 == 0
-        parts[held_out].append(document)
-    return "".join(parts[0]), "".join(parts[1])
+        if hashlib.sha256(document.encode()).digest()[0] % 10 == 0:
+            held_out.append(document)
+        else:
+            training.append(document)
+    return "".join(training), "".join(held_out)
 
 
-def build(folder: Path, target: Path) -> dict[str, object]:
-    """Learn and save all of them; return the manifest."""
-    manifest: dict[str, object] = {}
+def build(folder: Path, target: Path) -> dict[str, Any]:
+    """Train all pretrained tokenizers on the text in `folder` and save them to `target`; return the manifest."""
+    manifest: dict[str, Any] = {}
     for family, names in (("english", ENGLISH), ("multilingual", MULTILINGUAL)):
-        texts = {name: documents(folder, name) for name in names}
-        learned = sum(len(learn.encode()) for learn, _ in texts.values())
+        texts = {name: read_documents(folder, name) for name in names}
+        training_bytes = sum(len(training.encode()) for training, _ in texts.values())
         for label, size in SIZES.items():
             tokenizer = HybridTokenizer()
-            for learn, _ in texts.values():
-                tokenizer.add_text(learn)
+            for training, _ in texts.values():
+                tokenizer.add_text(training)
             tokenizer.freeze_vocab(vocab_size=size, note=f"{family}-{label}: {', '.join(names)}")
             tokenizer.save(target / f"{family}-{label}{SUFFIX}")
             manifest[f"{family}-{label}"] = {
                 "vocab_size": tokenizer.vocab_size,
                 "fingerprint": tokenizer.fingerprint,
-                "learned_from": {name: WHAT[name] for name in names},
-                "bytes_of_text": learned,
+                "learned_from": {name: DESCRIPTIONS[name] for name in names},
+                "bytes_of_text": training_bytes,
                 "held_out_bytes_per_token": {
-                    name: round(len(held.encode()) / tokenizer.count(held), 3) for name, (_, held) in texts.items()
+                    name: round(len(held_out.encode()) / tokenizer.count(held_out), 3)
+                    for name, (_, held_out) in texts.items()
                 },
             }
     return manifest
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    made = build(Path(sys.argv[1]), here)
-    (here / "manifest.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    vocabularies = Path(__file__).parent
+    manifest_text = json.dumps(build(Path(sys.argv[1]), vocabularies), indent=1) + "\n"
+    (vocabularies / "manifest.json").write_text(manifest_text, encoding="utf-8")

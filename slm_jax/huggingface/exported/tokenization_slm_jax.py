@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizer
 from tokenizer.decoding.decoder import Decoder
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.phrases import PhraseJoiner
-from tokenizer.encoding.segment import join_phrases
+from tokenizer.encoding.reference import join_phrases
 from tokenizer.storage import read, write
 
 

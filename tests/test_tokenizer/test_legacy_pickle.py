@@ -1,4 +1,4 @@
-"""Old pickles: their counts come over, nothing in them runs."""
+"""Pickles of my_slm: word counts are imported, nothing is executed."""
 
 import gzip
 import pickle
@@ -9,8 +9,8 @@ import pytest
 from tokenizer import HybridTokenizer, TokenizerError
 
 
-class Evil:
-    """Leaves a file behind when it is unpickled carelessly."""
+class Malicious:
+    """Creates a file when it is unpickled without restrictions."""
 
     def __init__(self, path):
         self.path = path
@@ -24,7 +24,7 @@ def _write(path, state):
     return path
 
 
-def test_word_counts_come_over(tmp_path):
+def test_word_counts_are_imported(tmp_path):
     state = {
         "special_tokens": ["<PAD>"],
         "lowercase": True,
@@ -42,21 +42,21 @@ def test_word_counts_come_over(tmp_path):
     assert len(tok.encode(" welcome שלום")) == 2
 
 
-def test_nothing_runs(tmp_path):
+def test_nothing_is_executed(tmp_path):
     trace = tmp_path / "trace"
-    for state in (Evil(trace), {"word_db": Counter(a=1), "x": Evil(trace)}, {"word_db": Evil(trace)}):
+    for state in (Malicious(trace), {"word_db": Counter(a=1), "x": Malicious(trace)}, {"word_db": Malicious(trace)}):
         with pytest.raises(TokenizerError):
-            HybridTokenizer.import_pickle(_write(tmp_path / "evil.pkl.gz", state))
+            HybridTokenizer.import_pickle(_write(tmp_path / "malicious.pkl.gz", state))
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"word_db": {}}, {"word_db": {1: 2}}, {"word_db": {"a": -1}}, 7])
-def test_other_pickles_are_refused(tmp_path, state):
+def test_other_pickles_are_rejected(tmp_path, state):
     with pytest.raises(TokenizerError):
         HybridTokenizer.import_pickle(_write(tmp_path / "other.pkl.gz", state))
 
 
-def test_no_pickle_at_all(tmp_path):
+def test_files_that_are_no_pickles_are_rejected(tmp_path):
     for data in (b"", b"\x1f\x8b", b"hello", gzip.compress(b"hello")[:-4]):
         path = tmp_path / "none.pkl.gz"
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Other tokenizers, where they are installed, behind one small interface, learned from the same text."""
+"""Other tokenizers, where they are installed, trained on the same text for comparison."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ GPT4_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
     r"|\s+(?!\S)|\s"
 )
-# The same for the regular expressions of Hugging Face tokenizers.
+# The same pattern in the syntax of Hugging Face tokenizers.
 GPT4_PATTERN_HF = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+HUGGING_FACE = "Hugging Face tokenizers"
+TIKTOKEN = "tiktoken"
+SENTENCEPIECE = "sentencepiece"
+_MODULES = {"tokenizers": HUGGING_FACE, "tiktoken": TIKTOKEN, "sentencepiece": SENTENCEPIECE}
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A tokenizer to compare with: `encode` gives something with a length, `decode` takes that."""
+class Baseline:
+    """A tokenizer to compare with.
+
+    Attributes:
+        name: Its name in the table.
+        encode: Text to ids, as anything with a length.
+        decode: What `encode` returns, or a list of ids, to text.
+    """
 
     name: str
     encode: Callable[[str], Any]
     decode: Callable[[Any], str]
 
 
-def installed() -> list[str]:
-    """Which of the rivals are installed."""
-    names = {"tokenizers": "Hugging Face tokenizers", "tiktoken": "tiktoken", "sentencepiece": "sentencepiece"}
-    return [name for module, name in names.items() if importlib.util.find_spec(module) is not None]
+def installed_libraries() -> list[str]:
+    """Return the names of the tokenizer libraries that are installed."""
+    return [name for module, name in _MODULES.items() if importlib.util.find_spec(module) is not None]
 
 
 def train_hugging_face(texts: list[str], vocab_size: int) -> Any:
-    """A Hugging Face byte-level BPE with the GPT-4 pattern: `tokenizers.Tokenizer`."""
+    """Train a byte-level BPE with the GPT-4 pattern; return a `tokenizers.Tokenizer`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -50,15 +59,16 @@ def train_hugging_face(texts: list[str], vocab_size: int) -> Any:
     return tokenizer
 
 
-def hugging_face(tokenizer: Any) -> Rival:
-    """A trained `tokenizers.Tokenizer` as a rival."""
-    return Rival("Hugging Face BPE", lambda text: tokenizer.encode(text).ids, tokenizer.decode)
+def hugging_face(tokenizer: Any) -> Baseline:
+    """Wrap a trained `tokenizers.Tokenizer`."""
+    return Baseline("Hugging Face BPE", lambda text: tokenizer.encode(text).ids, tokenizer.decode)
 
 
-def tiktoken_of(tokenizer: Any) -> Rival:
-    """tiktoken with the merges of a Hugging Face byte-level BPE and its own shipped pattern."""
+def tiktoken_from(tokenizer: Any) -> Baseline:
+    """Return tiktoken with the merges of a Hugging Face byte-level BPE and its own version of the pattern."""
     import tiktoken
 
+    # The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [value for value in range(256) if value not in printable]
     byte_of = {chr(value): value for value in printable}
@@ -69,11 +79,15 @@ def tiktoken_of(tokenizer: Any) -> Rival:
         token = bytes(byte_of[letter] for letter in left + right)
         ranks.setdefault(token, len(ranks))
     encoding = tiktoken.Encoding("same merges", pat_str=GPT4_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    return Rival("tiktoken", lambda text: encoding.encode_to_numpy(text, disallowed_special=()), encoding.decode)
+    return Baseline("tiktoken", lambda text: encoding.encode_to_numpy(text, disallowed_special=()), encoding.decode)
 
 
-def train_sentencepiece(texts: list[str], vocab_size: int) -> Rival:
-    """A sentencepiece BPE with byte fallback and no normalisation."""
+def train_sentencepiece(texts: list[str], vocab_size: int) -> Baseline:
+    """Train a sentencepiece BPE with byte fallback and without normalization.
+
+    Raises:
+        RuntimeError: sentencepiece cannot train on this text, for example because it has too many characters.
+    """
     import sentencepiece
 
     model = io.BytesIO()
@@ -95,4 +109,4 @@ def train_sentencepiece(texts: list[str], vocab_size: int) -> Rival:
         minloglevel=2,
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return Rival("sentencepiece BPE", processor.encode, processor.decode)
+    return Baseline("sentencepiece BPE", processor.encode, processor.decode)

@@ -1,0 +1,72 @@
+"""The options of `HybridTokenizer.freeze_vocab`, and their validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tokenizer.errors import TokenizerError
+from tokenizer.learning.merges import SCORES
+from tokenizer.learning.training_words import BOUNDARIES
+from tokenizer.vocabulary import CASE_MARKS, FIRST_LEARNED, MAX_ENTRIES
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called as progress(description, done, total) now and then during long work."""
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """Options of `HybridTokenizer.freeze_vocab`, which documents them.
+
+    Raises:
+        TokenizerError: An option is invalid.
+    """
+
+    lowercase: bool
+    byte_limit: int
+    vocab_size: int | None
+    k_bases: int | None
+    max_merges: int | None
+    min_freq: int
+    score: str
+    phrases: float
+    boundaries: str
+
+    def __post_init__(self) -> None:
+        _check_integer("vocab_size", self.vocab_size, FIRST_LEARNED + len(CASE_MARKS))
+        _check_integer("k_bases", self.k_bases, 0)
+        _check_integer("max_merges", self.max_merges, 0)
+        _check_integer("min_freq", self.min_freq, 1)
+        if self.score not in SCORES:
+            raise TokenizerError(f"score is {self.score!r}: it must be one of {', '.join(SCORES)}")
+        if self.boundaries not in BOUNDARIES:
+            raise TokenizerError(f"boundaries is {self.boundaries!r}: it must be one of {', '.join(BOUNDARIES)}")
+        if isinstance(self.phrases, bool) or not isinstance(self.phrases, int | float) or not 0 <= self.phrases <= 0.5:
+            raise TokenizerError(f"phrases is {self.phrases!r}: it must be a number from 0 to 0.5")
+
+    @property
+    def phrase_count(self) -> int:
+        """The number of phrases to learn, at most."""
+        if self.vocab_size is None:
+            learned = self.max_merges or 0
+        else:
+            learned = self.vocab_size - FIRST_LEARNED - len(CASE_MARKS)
+        return int(self.phrases * learned)
+
+    def without_phrases(self) -> LearnOptions:
+        """Return the options for learning everything except the phrases."""
+        size = None if self.vocab_size is None else self.vocab_size - self.phrase_count
+        merges = None if self.max_merges is None else max(0, self.max_merges - self.phrase_count)
+        return replace(self, vocab_size=size, max_merges=merges, phrases=0.0)
+
+
+def _check_integer(name: str, value: object, minimum: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TokenizerError(f"{name} is {value!r}: it must be an integer")
+    if value < minimum:
+        reason = ": special tokens, bytes and case marks alone need that many ids" if name == "vocab_size" else ""
+        raise TokenizerError(f"{name} is {value}: it must be at least {minimum}{reason}")
+    if value > MAX_ENTRIES:
+        raise TokenizerError(f"{name} is {value}: it must be at most {MAX_ENTRIES}")
