@@ -1,4 +1,4 @@
 import { playground } from "./playground.js";
 
 const root = document.getElementById("playground");
-playground(root).catch((error) => root.replaceChildren(`The server does not answer: ${error.message}`));
+playground(root).catch((error) => root.replaceChildren(`The server does not respond: ${error.message}`));

@@ -1,5 +1,5 @@
 // The training curves of the runs that are served, as inline SVG.
-import { ask, el } from "./pieces.js";
+import { el, fetchJson } from "./pieces.js";
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [520, 280, 50, 14, 10, 30];
 const CHARTS = [
@@ -91,7 +91,7 @@ export async function curves(root, names, key) {
   const draw = async () => {
     const chosen = [...new Set(selects.map((select) => select.value))];
     const runs = await Promise.all(chosen.map(async (name) =>
-      ({ name, points: await ask(`/api/curve?run=${encodeURIComponent(name)}`, undefined, key()) })));
+      ({ name, points: await fetchJson(`/api/curve?run=${encodeURIComponent(name)}`, undefined, key()) })));
     const made = CHARTS.map((each) => chart(each, runs)).filter(Boolean);
     charts.replaceChildren(...(made.length ? made : ["There is no metrics.jsonl in this run."]));
   };

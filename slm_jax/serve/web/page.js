@@ -1,5 +1,5 @@
 // The server's page: write with a run or with two side by side, look at tokens, at training curves, at tokenizers.
-import { Card, ask, el, legend, look, piece, walkable } from "./pieces.js";
+import { TokenCard, el, enableArrowKeys, fetchJson, legend, tokenElement } from "./pieces.js";
 import { playground } from "./playground.js";
 import { curves } from "./curves.js";
 
@@ -48,7 +48,7 @@ class Side {
     const name = models[0].id ? "run" : "compare with";
     const head = el("div", { class: "side-head" }, el("label", { class: "field" }, el("span", {}, name), this.select), this.about);
     this.box = el("section", { class: "side card" }, head, this.row, this.status);
-    walkable(this.row, card);
+    enableArrowKeys(this.row, card);
     this.describe();
   }
 
@@ -91,7 +91,7 @@ class Side {
   }
 
   add(token) {
-    const made = piece(token);
+    const made = tokenElement(token);
     // How much of a surprise: nothing for what was certain, all for one in a thousand.
     made.style.setProperty("--surprise", `${Math.min(100, Math.max(0, (-token.logprob / 6.9) * 55)).toFixed(0)}%`);
     const follow = this.row.scrollHeight - this.row.scrollTop - this.row.clientHeight < 40;
@@ -110,8 +110,8 @@ function settings() {
 }
 
 function writing(models) {
-  const explain = (token) => ask(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
-  const card = new Card(explain);
+  const explain = (token) => fetchJson(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
+  const card = new TokenCard(explain);
   const sides = [new Side(models, models[0].id, card), new Side([{ id: "" }, ...models], models[1]?.id ?? "", card)];
   $("sides").replaceChildren(...(models.length > 1 ? sides : sides.slice(0, 1)).map((side) => side.box));
   $("legend").replaceChildren(legend());
@@ -174,7 +174,7 @@ function told(error) {
 
 async function begin() {
   try {
-    const { data } = await ask("/v1/models", undefined, key);
+    const { data } = await fetchJson("/v1/models", undefined, key);
     $("unlock").hidden = true;
     writing(data);
     document.body.dataset.ready = "yes";
