@@ -98,7 +98,7 @@ def test_simulated_devices_share_one_roof():
     [
         (["--steps", "0"], "--steps 0"),
         (["--steps", "many"], "--steps many"),
-        (["--model.dimm", "3"], "perhaps you meant model.dim"),
+        (["--model.dimm", "3"], "perhaps you meant --model.dim"),
         (["--tokenizer.path", "no-such"], "tokenizer.path"),
         (["--run", "no-such-run"], "no-such-run"),
         (["--mesh.data", "99"], "99"),

@@ -2,56 +2,67 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from slm_jax.checks.finding import FAIL, as_json, as_table, count
 from slm_jax.checks.run import DOCUMENTS, check
-from slm_jax.cli.options import config_from_args, take_option
+from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.presets import read_toml
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 
-HELP = """Check a run, or a config before it is run: shapes, labels, masks, gradients, memory, tokenizer; after
-training the loss against baselines and against what was noted, generation, the texts that are predicted worst.
 
-With neither --run nor an option: the newest run in runs/.
+@dataclass(frozen=True)
+class Options:
+    """Check a run, or a config before it is run.
 
---run PATH           the run; of one with a checkpoint the trained weights are checked
---config NAME|PATH   a preset or a TOML file that is yet to be run; every option below overrides it
---format table|json  json: one object, {"ok": …, "checks": [{"name", "verdict", "found", "expected", "details"}]}
---worst N            held-out texts shown, those predicted worst (default 3)
---documents N        of a source on the hub that are read where no run holds them (default 2000; 0: all)
+    Shapes, labels, masks, gradients, memory and tokenizer; after training also the loss against baselines and against
+    the logged validation, generation, and the texts with the highest loss. Without options: the newest run in runs/.
 
-Exit status: 0 all is well, 1 a check failed, 2 a mistake in the command."""
+    Exit status: 0 all checks passed; 1 a check failed; 2 invalid usage.
+    """
+
+    run: Annotated[str, Flag(metavar="PATH")] = ""
+    """Run directory; if it has a checkpoint, the trained weights are checked."""
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file, that has not been run yet; the options of the config override it."""
+    format: Literal["table", "json"] = "table"
+    """json: one object {"ok": …, "checks": [{"name", "verdict", "found", "expected", "details"}]}."""
+    worst: Annotated[int, Flag(metavar="N")] = 3
+    """Held-out texts that are shown, those with the highest loss."""
+    documents: Annotated[int, Flag(metavar="N")] = DOCUMENTS
+    """Documents of a hub source that are read if no run has them; 0: all."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status. Raises UserError."""
-    rest = list(sys.argv[1:] if args is None else args)
-    path, rest = take_option(rest, "run")
-    form, rest = take_option(rest, "format")
-    if form not in (None, "table", "json"):
-        raise UserError(f"--format {form}: should be table or json")
-    numbers = []
-    for name, default in (("worst", 3), ("documents", DOCUMENTS)):
-        value, rest = take_option(rest, name)
-        if value is not None and not value.isdecimal():
-            raise UserError(f"--{name} {value}: should be a whole number")
-        numbers.append(default if value is None else int(value))
-    wants_run = path is not None or not rest
-    run = find_run(path) if wants_run else None
-    base = read_toml(run.config) if run is not None else None
-    config = config_from_args(rest, "python -m slm_jax.check", HELP, base)
+    """Run the command.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: The command line or the config is invalid.
+    """
+    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.check")
+    for name in ("worst", "documents"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)}: should be 0 or more")
+    run = None
+    if options.run or not (options.config or overrides):
+        run = find_run(options.run or None)
+    config = make_config(overrides, options.config, read_toml(run.config) if run is not None else None)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # texts on any terminal
     from slm_jax.utils.process import tune_process
 
     tune_process()
     print(f"checking {run.path if run else 'the config'}", file=sys.stderr)
-    found = check(run.path if run else None, config, worst=numbers[0], documents=numbers[1], say=_say)
-    if form == "json":
-        print(as_json({"run": str(run.path) if run else None}, found))
+    findings = check(run.path if run else None, config, worst=options.worst, documents=options.documents, say=_say)
+    if options.format == "json":
+        print(as_json({"run": str(run.path) if run else None}, findings))
     else:
-        print(as_table(found))
-    return 1 if count(found, FAIL) else 0
+        print(as_table(findings))
+    return 1 if count(findings, FAIL) else 0
 
 
 def _say(text: str) -> None:

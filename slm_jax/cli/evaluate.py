@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
-from slm_jax.cli.options import read_options
+from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
 
 
@@ -40,7 +38,7 @@ class Options:
     """Tokens that each further window of a long text scores (1: all have the full context); 0: half the context."""
     batch_tokens: int = 0
     """Tokens per batch; 0: a default for the device."""
-    every_group: Annotated[bool, tyro.conf.arg(name="all")] = False
+    every_group: Annotated[bool, Flag(name="all")] = False
     """Print every group, including BLiMP's 67 paradigms (evaluation.json always contains them)."""
     json: bool = False
     """Print the new results as JSON instead of a table."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from slm_jax.cli.options import read_options
+from slm_jax.cli.options import Flag, read_options
 from slm_jax.generation.decode import NO_TOKEN, encode_prompt, generate_ids, stream, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import LoadedRun, load_run
@@ -29,7 +27,7 @@ _EMPTY = "(the model ended the text immediately)"
 class Options:
     """Continue texts with the model of a run."""
 
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    prompt: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
     """A text to continue (may be repeated); `-`: standard input, without a final newline; "": a new document."""
     prompts: str = ""
     """A file of prompts, one per line (UTF-8)."""
@@ -50,7 +48,7 @@ class Options:
     suppress: tuple[str, ...] = ()
     """Tokens that are never generated; "<EOS>": never end. `python -m tokenizer inspect runs/NAME/tokenizer.hybtok`
     lists them."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = _DEFAULT
+    sampling: Sampling = _DEFAULT
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,45 +1,62 @@
 """The command `python -m slm_jax.mfu`."""
 
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from slm_jax.cli.options import config_from_args, take_option
+from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.presets import read_toml
-from slm_jax.performance.roofline import CONVENTION
 from slm_jax.run.directory import Run
-from slm_jax.training.mfu import Report, as_json, as_text, measure, vocabulary
 from slm_jax.utils.errors import UserError
 
-HELP = f"""Measure the device's matrix speed and what the training step of a config makes of it (MFU).
-
-The step runs on random token ids of the config's shape: no text is read, nothing is written. MFU is model FLOPs
-({CONVENTION}) per second over the vendor's peak, where the device is known, and over the measured roof.
-
---config NAME|PATH   preset in configs/ or a TOML file; every option below overrides it
---run PATH           the config and the tokenizer of a run
---steps N            timed steps (default 10)
---trace FOLDER       write a profile of three more steps there (TensorBoard, Perfetto)
---json               one JSON object instead of text"""
+if TYPE_CHECKING:
+    from slm_jax.training.mfu import Report
 
 
-def main(args: Sequence[str] | None = None) -> Report:
-    """The command line; returns what it printed."""
-    rest = list(sys.argv[1:] if args is None else args)
-    steps, rest = take_option(rest, "steps")
-    trace, rest = take_option(rest, "trace")
-    path, rest = take_option(rest, "run")
-    if steps is not None and not (steps.isdecimal() and int(steps) > 0):
-        raise UserError(f"--steps {steps}: should be a whole number, 1 or more")
+@dataclass(frozen=True)
+class Options:
+    """Measure the matrix speed of the device and the MFU of a config's training step.
+
+    The step runs on random token ids of the config's shape: no text is read, nothing is written. MFU is model FLOPs
+    per second (with the causal half of attention) as a fraction of the vendor's peak, where the device is known, and
+    of the fastest matrix product measured on it.
+    """
+
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file; the options of the config override it."""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
+    """Use the config and the tokenizer of this run."""
+    steps: Annotated[int, Flag(metavar="N")] = 10
+    """Timed steps."""
+    trace: Annotated[str, Flag(metavar="FOLDER")] = ""
+    """Write a profile of three further steps there (TensorBoard, Perfetto)."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def main(args: Sequence[str] | None = None) -> "Report":
+    """Run the command.
+
+    Returns:
+        The report that was printed.
+
+    Raises:
+        UserError: The command line or the config is invalid.
+    """
+    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.mfu")
+    if options.steps < 1:
+        raise UserError(f"--steps {options.steps}: should be a whole number, 1 or more")
     base = None
-    if path is not None:
-        run = Run(Path(path))
+    if options.run:
+        run = Run(Path(options.run))
         base = read_toml(run.config)
-        base.setdefault("tokenizer", {})["path"] = str(run.tokenizer)
-    config = config_from_args([arg for arg in rest if arg != "--json"], "python -m slm_jax.mfu", HELP, base)
+        base["tokenizer"] = {**base.get("tokenizer", {}), "path": str(run.tokenizer)}
+    config = make_config(overrides, options.config, base)
+    from slm_jax.training.mfu import as_json, as_text, measure, vocabulary
     from slm_jax.utils.process import tune_process
 
     tune_process()
-    report = measure(config, vocabulary(config), int(steps or 10), trace or "")
-    print(as_json(report) if "--json" in rest else as_text(report))
+    report = measure(config, vocabulary(config), options.steps, options.trace)
+    print(as_json(report) if options.json else as_text(report))
     return report

@@ -1,200 +1,192 @@
-"""Command lines made from the config tree: `--section.field value`, by tyro.
+"""Options of the commands: their own, declared as dataclasses, and those of the config, `--section.option value`.
 
-tyro parses words into types and prints the help; bounds and cross-field checks are `Config.from_tree`'s, so that
-a TOML file and a command line get the same messages, all at once.
+Only names and types are checked here; bounds and cross-field rules are those of `Config.from_tree`, so that a TOML
+file and a command line get the same messages, all at once.
 """
 
-import contextlib
 import inspect
-import io
-import re
-import shutil
+import itertools
 import sys
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import pydantic
-import tyro
-from pydantic import BaseModel, ConfigDict, Field
-
+from slm_jax.cli.flags import Flag, Option, build, command_options, config_options, parse
+from slm_jax.cli.help import help_text, wrapped
 from slm_jax.config.presets import read_preset, read_toml
-from slm_jax.config.schema import Config, unknown_option
+from slm_jax.config.schema import Config
 from slm_jax.run.directory import find_run
-from slm_jax.utils.errors import UserError
+
+__all__ = [
+    "SINGLE_HOST",
+    "Flag",
+    "MultihostOptions",
+    "config_from_args",
+    "make_config",
+    "nested",
+    "read_options",
+    "read_options_and_config",
+    "wrapped",
+]
 
 Options = TypeVar("Options")
-_SENTENCES = (  # what tyro says, and how we do
-    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'", r"\1 \2: should be a whole number"),
-    (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 \2: should be a number"),
-    (r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\) ?\.", r"\2 \1: should be one of \3"),
-    (r"Missing value for argument '(.*)'\..*", r"\1 needs a value"),
-    (r"Missing from .*?: (--\S+) .*", r"\1 is missing"),
-    (r"Unrecognized options: (.*)", r"unknown: \1 (--help lists what there is)"),
-)
+Tree = dict[str, Any]
 
 
-def read_options(
-    kind: type[Options], args: Sequence[str] | None, prog: str, description: str = "", **more: Any
-) -> Options:
-    """The options of a command line (None: the process's), `kind` being their dataclass or model, by tyro.
+@dataclass(frozen=True)
+class MultihostOptions:
+    """Several hosts: the same command on each, with the same file system. Processes find each other under Slurm and
+    Open MPI, on Kubernetes (pip install kubernetes) and on TPU slices; elsewhere give all three options."""
 
-    `--help` prints the description (that of `kind` by default) and every option, and exits. Raises UserError.
+    coordinator: Annotated[str | None, Flag(metavar="HOST:PORT")] = None
+    """Address of the first process."""
+    processes: Annotated[int | None, Flag(metavar="N")] = None
+    """Number of processes; 1: do not join others."""
+    process: Annotated[int | None, Flag(metavar="I")] = None
+    """Number of this process, from 0."""
+
+
+SINGLE_HOST = MultihostOptions()
+
+
+def read_options(kind: type[Options], args: Sequence[str] | None, prog: str) -> Options:
+    """Parse the command line of a command without a config.
+
+    `--help` prints the docstring of `kind` and its options, and exits.
+
+    Args:
+        kind: The option dataclass of the command.
+        args: The command line; None: that of the process.
+        prog: The command, named in the help.
+
+    Raises:
+        UserError: An unknown option, or a wrong or missing value.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if {"-h", "--help"} & set(args):  # tyro would run its lines together
-        print(f"{wrapped(description or inspect.getdoc(kind) or '')}\n")
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, args=args, prog=prog, description="", use_underscores=True, **more)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(_sentence(told.getvalue())) from None
+    options = list(command_options(kind))
+    _show_help(args, inspect.getdoc(kind) or "", prog, options)
+    return build(kind, options, parse(options, args))
 
 
-def _sentence(box: str) -> str:
-    """The first part of the box that tyro prints of a mistake, as a sentence."""
-    box = "\n".join(line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines())
-    under_title = box.partition("\n")[2]
-    parts = re.split(r"^[─-]+$", under_title, flags=re.M)  # in ASCII the title has a rule of its own
-    text = " ".join(next(filter(str.strip, parts), box).split())
-    for pattern, sentence in _SENTENCES:
-        if found := re.fullmatch(pattern, text):
-            text = found.expand(sentence)
-    near = re.search(r"^Perhaps you meant:\n(--\w+)", box, re.M)
-    return f"{text}, perhaps you meant {near[1]}" if near else text
+def read_options_and_config(
+    kind: type[Options],
+    args: Sequence[str] | None,
+    prog: str,
+    description: str = "",
+    preset: str = "quickstart",
+) -> tuple[Options, Tree]:
+    """Parse the command line of a command that takes every option of the config as well.
+
+    Args:
+        kind: The option dataclass of the command.
+        args: The command line; None: that of the process.
+        prog: The command, named in the help.
+        description: Description in the help; empty: the docstring of `kind`.
+        preset: Preset whose values the help shows as defaults if the command line names none; empty: no preset.
+
+    Returns:
+        The command's own options, and the given options of the config by dotted name.
+
+    Raises:
+        UserError: An unknown option, or a wrong or missing value.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    own = list(command_options(kind))
+    _show_help(
+        args, description or inspect.getdoc(kind) or "", prog, [*own, *config_options(_shown_preset(args, preset))]
+    )
+    given = parse([*own, *config_options({})], args)
+    names = {option.name for option in own}
+    overrides = {name: value for name, value in given.items() if name not in names}
+    return build(kind, own, given), overrides
 
 
-def wrapped(text: str) -> str:
-    """A help text as wide as the terminal: paragraphs are filled; lines that are indented or name an option stay lines
-    of their own, which go on under their second column."""
-    blocks: list[str] = []
-    for line in text.strip().splitlines():
-        if blocks and line[:1] not in ("", " ", "-") and blocks[-1][:1] not in ("", " ", "-"):
-            blocks[-1] += f" {line}"
-        else:
-            blocks.append(line)
-    filled = []
-    for block in blocks:
-        columns = re.match(r" *\S.*?  +", block) if block[:1] in (" ", "-") else None
-        indent = " " * len(columns[0] if columns else "")
-        filled.append(textwrap.fill(block, shutil.get_terminal_size().columns, subsequent_indent=indent))
-    return "\n".join(filled)
-
-
-def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Take `--name VALUE` or `--name=VALUE` out of args: (value or None, the rest). Raises UserError if it has none."""
+def _show_help(args: Sequence[str], description: str, prog: str, options: Sequence[Option]) -> None:
+    """Print the help and exit if the command line asks for it."""
     for i, arg in enumerate(args):
-        if arg == f"--{name}":
-            if i + 1 == len(args) or args[i + 1].startswith("--"):
-                raise UserError(f"--{name} needs a value")
-            return args[i + 1], _once(name, args[:i] + args[i + 2 :])
-        if arg.startswith(f"--{name}="):
-            return arg.partition("=")[2], _once(name, args[:i] + args[i + 1 :])
-    return None, args
+        if arg in ("-h", "--help"):
+            topic = args[i + 1] if i + 1 < len(args) and not args[i + 1].startswith("-") else ""
+            print(help_text(description, prog, options, topic))
+            raise SystemExit(0)
 
 
-def take_multihost_options(args: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of `join` out of a command line, and the rest of it. Raises UserError."""
-    found: dict[str, Any] = {}
-    for name in ("coordinator", "processes", "process"):
-        found[name], args = take_option(args, name)
-        if found[name] is not None and name != "coordinator":
-            if not found[name].isdecimal():
-                raise UserError(f"--{name} {found[name]}: should be a number")
-            found[name] = int(found[name])
-    return found, args
+def _shown_preset(args: Sequence[str], preset: str) -> Tree:
+    """Return the preset whose values the help shows as defaults; nothing if no help is asked for."""
+    if not {"-h", "--help"} & set(args):
+        return {}
+    names = [value for arg, value in itertools.pairwise(args) if arg == "--config"]
+    names += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    name = next(iter(names), preset)
+    return read_preset(name, curricula=True) if name else {}
 
 
-def _once(name: str, rest: list[str]) -> list[str]:
-    if any(arg == f"--{name}" or arg.startswith(f"--{name}=") for arg in rest):
-        raise UserError(f"--{name} is given twice")
-    return rest
+@dataclass(frozen=True)
+class _ConfigOptions:
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file; the options of the config override it."""
 
 
-def parse_overrides(args: Sequence[str], defaults: dict[str, Any], prog: str, description: str) -> dict[str, Any]:
-    """Nested dicts of `defaults` (a preset's) with the `--section.field value` of args on top.
+def config_from_args(args: Sequence[str], prog: str, description: str, base: Tree | None = None) -> Config:
+    """Return the config of a command line that has no other options.
 
-    `--help` prints every option with the preset's values as defaults and exits. Raises UserError on an unknown name.
+    Args:
+        args: The command line.
+        prog: The command, named in the help.
+        description: Its description in the help.
+        base: Values below the overrides where no preset is given; None: those of the preset quickstart.
+
+    Raises:
+        UserError: The command line or the config is invalid.
     """
-    known = set(Config().flat())
-    for arg in args:
-        name = arg[2:].partition("=")[0].replace("-", "_")
-        if arg.startswith("--") and name.strip("_") and name not in known and name != "help":
-            raise UserError(f"{unknown_option(name)} (--help lists them all)")
-    args = _capital_booleans(args)
-    loose, start = _without_bounds(defaults)
-    parsed = read_options(loose, args, prog, description, default=start, config=(tyro.conf.FlagConversionOff,))
-    given = {arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
-    tree = {section: dict(fields) if isinstance(fields, dict) else fields for section, fields in defaults.items()}
-    if given & {"data.files", "data.mix"} and "data.source" not in given and isinstance(tree.get("data"), dict):
-        tree["data"].pop("source", None)  # files imply it; what the preset said is overridden
-    for name in given:
-        section, _, field = name.partition(".")
-        if getattr(getattr(parsed, section), field) == ():
-            raise UserError(f"--{name} needs at least one value")
-        if isinstance(tree.setdefault(section, {}), dict):  # else from_tree says so
-            tree[section][field] = getattr(getattr(parsed, section), field)
-    return tree
+    options, overrides = read_options_and_config(_ConfigOptions, args, prog, description)
+    return make_config(overrides, options.config, base)
 
 
-def _capital_booleans(args: Sequence[str]) -> list[str]:
-    """`true` and `false`, as TOML writes them, where an option takes them."""
-    booleans = {f"--{name}" for name, value in Config().flat().items() if isinstance(value, bool)}
-    result = list(args)
-    for i, arg in enumerate(result):
-        option, _, value = arg.partition("=")
-        if option in booleans and value in ("true", "false"):
-            result[i] = f"{option}={value.capitalize()}"
-        elif arg in ("true", "false") and i and result[i - 1] in booleans:
-            result[i] = arg.capitalize()
-    return result
+def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None = None) -> Config:
+    """Return the config of a preset or of `base`, with overrides.
 
+    With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder.
 
-def _without_bounds(defaults: dict[str, Any]) -> tuple[type[BaseModel], BaseModel]:
-    """The config tree with types but without bounds, so that every value reaches `Config.from_tree`; and its start."""
-    sections: dict[str, Any] = {}
-    values: dict[str, Any] = {}
-    for section, section_info in Config.model_fields.items():
-        fields: dict[str, Any] = {}
-        kind = section_info.annotation
-        assert kind is not None
-        given = defaults.get(section, {})
-        given = given if isinstance(given, dict) else {}
-        for name, info in kind.model_fields.items():
-            default = _shown_default(info.annotation, given.get(name, info.default), info.default)
-            fields[name] = (info.annotation, Field(default, description=info.description))
-        model = pydantic.create_model(kind.__name__, __config__=ConfigDict(frozen=True), **fields)
-        sections[section] = (Annotated[model, tyro.conf.arg(help=section_info.description)], model())
-        values[section] = model()
-    root = pydantic.create_model("Options", __config__=ConfigDict(frozen=True), **sections)
-    return root, root(**values)
+    Args:
+        overrides: Values by dotted name.
+        preset: Name or path of a preset; empty: none.
+        base: Values below the overrides where no preset is given; None: those of the preset quickstart.
 
-
-def _shown_default(annotation: Any, value: Any, fallback: Any) -> Any:
-    """A preset's value as help shows it; one of a wrong type (reported later) is replaced by the field's default."""
-    try:
-        return pydantic.TypeAdapter(annotation).validate_python(value)
-    except pydantic.ValidationError:
-        return fallback
-
-
-def config_from_args(args: list[str], prog: str, description: str, base: dict[str, Any] | None = None) -> Config:
-    """The Config of a command line: `--config NAME|PATH` (or `base`), then overrides. Raises UserError.
-
-    With `--init.from_run` or `--init.from_hf`, and without a preset, the model is that of the run or folder.
+    Raises:
+        UserError: The preset cannot be read, or the values are invalid; lists every problem.
     """
-    preset, args = take_option(args, "config")
-    defaults = read_preset(preset or "quickstart") if preset or base is None else base
-    start, _ = take_option(args, "init.from_run")
-    folder, _ = take_option(args, "init.from_hf")
-    if start and not preset and base is None:  # the model is that run's, unless a preset says what it is
-        defaults = {**defaults, "model": read_toml(find_run(start, trained=True).config).get("model", {})}
-    elif folder and not preset and base is None:
-        from slm_jax.huggingface.import_folder import open_folder  # with JAX, which other options are checked without
-
-        defaults = {**defaults, "model": {**defaults.get("model", {}), **open_folder(folder).model}}
-    tree = parse_overrides(args, defaults, prog, description)
+    if preset or base is None:
+        tree = dict(read_preset(preset or "quickstart"))
+    else:
+        tree = dict(base)
+    if not preset and base is None:
+        tree |= _initial_model(overrides, tree)
+    data = tree.get("data")
+    if {"data.files", "data.mix"} & overrides.keys() and "data.source" not in overrides and isinstance(data, dict):
+        tree["data"] = {name: value for name, value in data.items() if name != "source"}  # overridden as well
+    for section, fields in nested(overrides).items():
+        present = tree.get(section, {})
+        if isinstance(present, dict):  # from_tree reports anything else
+            tree[section] = {**present, **fields}
     return Config.from_tree(tree, origin=preset or "config")
+
+
+def _initial_model(overrides: dict[str, Any], tree: Tree) -> Tree:
+    """Return the section `model` of the run or folder that training starts from, nothing without one."""
+    if start := overrides.get("init.from_run"):
+        return {"model": read_toml(find_run(start, trained=True).config).get("model", {})}
+    if folder := overrides.get("init.from_hf"):
+        # Imports JAX, which is not needed to check other options.
+        from slm_jax.huggingface.import_folder import open_folder
+
+        return {"model": {**tree.get("model", {}), **open_folder(folder).model}}
+    return {}
+
+
+def nested(overrides: dict[str, Any]) -> Tree:
+    """Return values by dotted name as nested dicts."""
+    tree: Tree = {}
+    for name, value in overrides.items():
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {})[key] = value
+    return tree

@@ -5,9 +5,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from slm_jax.cli.options import parse_overrides, take_multihost_options, take_option
+from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, nested, read_options_and_config
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.presets import read_preset, read_toml
@@ -15,74 +17,91 @@ from slm_jax.curriculum import benchmarks
 from slm_jax.curriculum.orchestrate import Outcome, orchestrate
 from slm_jax.distributed import multihost
 
-HELP = f"""Take one model through a curriculum of texts, stage by stage.
+PROG = "python -m slm_jax.orchestrator"
 
-With no options: the preset curriculum-offline, a few minutes on two CPU cores, no network.
 
---config NAME|PATH   preset in configs/ or a TOML file with [[stages]]; every option below overrides it in all stages
---run PATH           the curriculum's folder (default: {RUNS}/NAME of the config); what is there is continued
+@dataclass(frozen=True)
+class Options:
+    """Train one model through a curriculum of texts, stage by stage.
 
-A stage is a table [[stages]] with a name and any options of a run: data.source or data.mix, epochs or train.steps,
-optimizer.lr, optimizer.schedule, model.dropout, train.sequence_length, data.loss_on, init.optimizer (carry or fresh).
-The section [curriculum] has evaluate, compare and tokenizer_text. Stages can be added behind those that are done.
+    Without options: the preset curriculum-offline, a few minutes on two CPU cores, no network.
 
-Exit status: 0 done, 2 a mistake in the command or the data, 130 or 143 stopped by SIGINT or SIGTERM, all saved."""
+    A stage is a table [[stages]] with a name and any options of a run: data.source or data.mix, epochs or train.steps,
+    optimizer.lr, optimizer.schedule, model.dropout, train.sequence_length, data.loss_on, init.optimizer (keep or
+    fresh). The section [curriculum] has evaluate, compare and tokenizer_text. Stages can be added after those that
+    are finished. Options of the config on the command line override all stages.
+
+    Exit status: 0 done; 2 invalid usage or data; 130 or 143 stopped by SIGINT or SIGTERM, saved; 75 or 134 another
+    process of the run was lost: run the same command again.
+    """
+
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file with [[stages]]; the options of the config override it in all stages."""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
+    """Folder of the curriculum (default: runs/NAME of the config); an existing one is resumed."""
+    multihost: MultihostOptions = SINGLE_HOST
 
 
 def parse_args(args: Sequence[str]) -> tuple[Curriculum, Path]:
-    """The curriculum and folder of a command line. Raises UserError."""
-    path, rest = take_option(list(args), "run")
-    preset, rest = take_option(rest, "config")
-    overrides = parse_overrides(rest, {}, "python -m slm_jax.orchestrator", HELP)
-    saved = Path(path) / CURRICULUM if path else None
-    if saved is not None and saved.is_file() and preset is None:
-        curriculum = Curriculum.from_tree(read_toml(saved), overrides, str(saved))
+    """Return the curriculum and its folder of a command line.
+
+    Raises:
+        UserError: The command line or the curriculum is invalid.
+    """
+    return _curriculum_and_folder(*read_options_and_config(Options, args, PROG, preset=""))
+
+
+def _curriculum_and_folder(options: Options, overrides: dict[str, Any]) -> tuple[Curriculum, Path]:
+    saved = Path(options.run) / CURRICULUM if options.run else None
+    if saved is not None and saved.is_file() and not options.config:
+        tree, origin = read_toml(saved), str(saved)
     else:
-        preset = preset or "curriculum-offline"
-        curriculum = Curriculum.from_tree(read_preset(preset, curricula=True), overrides, preset)
-    return curriculum, Path(path) if path else RUNS / curriculum.name
+        origin = options.config or "curriculum-offline"
+        tree = read_preset(origin, curricula=True)
+    curriculum = Curriculum.from_tree(tree, nested(overrides), origin)
+    return curriculum, Path(options.run) if options.run else RUNS / curriculum.name
 
 
-def main() -> None:
-    """The command line."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
-    together, args = take_multihost_options(sys.argv[1:])
-    curriculum, folder = parse_args(args)
-    multihost.initialize(**together)
+    options, overrides = read_options_and_config(Options, args, PROG, preset="")
+    curriculum, folder = _curriculum_and_folder(options, overrides)
+    multihost.initialize(**vars(options.multihost))
     from slm_jax.utils.process import tune_process
 
     tune_process()
     start = time.monotonic()
-    again = f"python -m slm_jax.orchestrator --run {shlex.quote(str(folder))}"
+    again = f"{PROG} --run {shlex.quote(str(folder))}"
     try:
         with multihost.exit_together():
             outcome = orchestrate(curriculum, folder)
     except KeyboardInterrupt:  # between steps, or a second one
-        begun = (folder / CURRICULUM).is_file()
-        print("stopped" + (f". Go on with:\n  {again}" if begun else ", nothing was begun"), file=sys.stderr)
+        started = (folder / CURRICULUM).is_file()
+        print("stopped" + (f". Resume with:\n  {again}" if started else ", nothing was started"), file=sys.stderr)
         raise SystemExit(130) from None
     if multihost.is_first():
-        _summary(folder, curriculum, outcome, time.monotonic() - start, again)
+        _print_summary(folder, curriculum, outcome, time.monotonic() - start, again)
     if outcome.stopped_by is not None:
         raise SystemExit(128 + outcome.stopped_by)
 
 
-def _summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: float, again: str) -> None:
-    """What came out, and the commands to go on."""
+def _print_summary(folder: Path, curriculum: Curriculum, outcome: Outcome, seconds: float, again: str) -> None:
+    """Print the results and the commands to go on with."""
     from slm_jax.curriculum import stage_scores
     from slm_jax.run.results import BENCHMARKS, read_benchmarks, read_stage_scores
     from slm_jax.utils.formatting import duration
 
     if outcome.stopped_by is not None:
-        step, name = outcome.results[-1].step, outcome.results[-1].run.name
-        print(f"stopped by {signal.Signals(outcome.stopped_by).name} after step {step} of {name}, saved. Go on with:")
-        print(f"  {again}")
+        signal_name = signal.Signals(outcome.stopped_by).name
+        last = outcome.results[-1]
+        print(f"stopped by {signal_name} after step {last.step} of {last.run.name}, saved. Resume with:\n  {again}")
         return
     print(f"\n{benchmarks.table(read_benchmarks(folder / BENCHMARKS))}\n")
     if scores := read_stage_scores(folder):
         print(f"{stage_scores.table(scores)}\n")
     print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
-    print(f"In {folder}: report.html, {CURRICULUM}, benchmarks.csv, stages/ with a run for each\n\nGo on:")
+    print(f"In {folder}: report.html, {CURRICULUM}, benchmarks.csv, stages/ with one run per stage\n\nNext:")
     name = f"--run {shlex.quote(str(folder))}"
     print(f"  python -m slm_jax.generate {name} --prompt 'The'    # the model of the last stage")
     print(f"  python -m slm_jax.evaluate {name}")

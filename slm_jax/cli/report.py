@@ -4,10 +4,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
-
-from slm_jax.cli.options import read_options
+from slm_jax.cli.options import Flag, read_options
 from slm_jax.report import summary
 from slm_jax.report.compare import comparison_html, default_place
 from slm_jax.report.page import write, write_report
@@ -26,7 +25,7 @@ class Options:
         python -m slm_jax.report runs/A runs/B        runs/comparison.html
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = ()
     """Run directories; none: the newest in runs/."""
     run: str = ""
     """The same for one run."""

@@ -13,11 +13,9 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
-
-from slm_jax.cli.options import read_options
+from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process
 from slm_jax.utils.progress import show_log
@@ -35,7 +33,7 @@ class Options:
         python -m slm_jax.serve --run runs/A --run runs/B  two runs
     """
 
-    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    run: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
     """A run directory (may be repeated); none: the newest in runs/."""
     host: str = "127.0.0.1"
     """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, for which set api_key."""
@@ -43,7 +41,7 @@ class Options:
     """The port; 0: any free one."""
     api_key: str = ""
     """Require this key (Authorization: Bearer KEY); @FILE: read it from a file."""
-    allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    allow_host: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
     """Another name that the server is reached by, besides localhost, this machine's name and IP addresses."""
     slots: int = 32
     """Maximum number of texts generated at the same time, per run."""

@@ -26,7 +26,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
 
 import jax  # noqa: E402  # after the environment is set
 
-from slm_jax.cli.options import parse_overrides  # noqa: E402  # after the path is set
+from slm_jax.cli.options import config_from_args  # noqa: E402  # after the path is set
 from slm_jax.config.schema import Config  # noqa: E402
 from slm_jax.distributed import sharding  # noqa: E402  # after the path is set
 from slm_jax.training import mfu  # noqa: E402  # after the path is set
@@ -66,7 +66,7 @@ def configured(name: str, batch: int, overrides: list[str]) -> Config:
     """The model's config at a batch, with the command line's fields on top."""
     tree: Tree = {section: dict(fields) for section, fields in MODELS[name].items()}
     tree["train"] |= {"batch_size": batch, "steps": 1000}
-    return Config.from_tree(parse_overrides(overrides, tree, "accelerator.py", __doc__ or ""), origin=name)
+    return config_from_args(overrides, "accelerator.py", __doc__ or "", tree)
 
 
 def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, list[str]]:

@@ -182,4 +182,7 @@ def test_mistakes_of_the_command():
     wrong = [sys.executable, "-m", "slm_jax.check", "--model.dims", "3"]
     ended = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.strip() == "error: unknown key model.dims, perhaps you meant model.dim (--help lists them all)"
+    assert (
+        ended.stderr.strip()
+        == "error: unknown option --model.dims, perhaps you meant --model.dim (--help all lists every option)"
+    )

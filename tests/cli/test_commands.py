@@ -157,7 +157,7 @@ def test_mistakes_end_with_one_message_and_leave_nothing(place):
     (place.path / "latin.txt").write_bytes(b"abc\xff")
     (place.path / "short.txt").write_text("too short to train on")
     said = {
-        ("--model.dims", "3"): "unknown key model.dims, perhaps you meant model.dim",
+        ("--model.dims", "3"): "unknown option --model.dims, perhaps you meant --model.dim",
         ("--config", "quikstart"): "perhaps you meant quickstart",
         ("--data.files", "none*.txt"): "no file matches none*.txt",
         ("--data.files", "empty.txt"): "empty.txt is empty",

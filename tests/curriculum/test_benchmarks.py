@@ -117,7 +117,7 @@ def test_places_where_no_file_can_be_are_told(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(UserError, match="cannot write"):
         append_benchmark(path, ROW)
-    with pytest.raises(UserError, match=r"is a folder|cannot read|no rows in"):
+    with pytest.raises(UserError, match=r"is a folder|cannot read|has no rows"):
         main(["--csv", str(path), "--show"])
     with pytest.raises(UserError, match=r"is a folder|cannot write"):
         main(["--csv", str(tmp_path / "b.csv"), "--show", "--plot", str(path)])

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from slm_jax.cli.options import MultihostOptions, read_options
 from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
@@ -198,19 +199,17 @@ def test_other_options_on_one_host_are_told_by_every_process(place):
     ("args", "message"),
     [
         (["--process", "1"], "belong together"),
-        (["--processes", "two"], "--processes two: should be a number"),
-        (["--processes", "²"], "--processes ²: should be a number"),
+        (["--processes", "two"], "--processes two: should be a whole number"),
+        (["--processes", "²"], "--processes ²: should be a whole number"),
         ("--coordinator here --processes 2 --process 0".split(), "--coordinator here: should be HOST:PORT"),
     ],
 )
 def test_options_that_cannot_be(args, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        multihost.initialize(**multihost.take_options(args)[0])
+        multihost.initialize(**vars(read_options(MultihostOptions, args, "x")))
 
 
 def test_alone_nothing_is_joined():
-    options, rest = multihost.take_options(["--train.steps", "3", "--processes", "1"])
-    multihost.initialize(**options)
-    assert rest == ["--train.steps", "3"]
+    multihost.initialize(**vars(read_options(MultihostOptions, ["--processes", "1"], "x")))
     assert multihost.process_count() == 1
     assert multihost.broadcast_from_first(lambda: 7) == multihost.minimum(7) == 7

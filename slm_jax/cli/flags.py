@@ -1,0 +1,310 @@
+"""Command-line flags, generated from option dataclasses and from the schema of the config.
+
+A command declares its own options as a frozen dataclass: a field is a flag, its default the flag's default, and the
+docstring below it the help text. A field whose default is itself a dataclass is a group of further flags. `argparse`
+splits the command line into flags and their values; conversion and messages are here, so that every message names
+the flag, the value and what would be accepted.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from slm_jax.config.option import former_values_of, traits_of
+from slm_jax.config.sections import Sections
+from slm_jax.utils.errors import UserError
+
+_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the field of an option dataclass appears on the command line: `Annotated[str, Flag(metavar="PATH")]`."""
+
+    metavar: str = ""
+    """Placeholder of the value in the help; empty: derived from the type."""
+    name: str = ""
+    """Name of the flag; empty: that of the field."""
+    positional: bool = False
+    """The values are given without the flag's name."""
+    repeated: bool = False
+    """One value each time the flag is given."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command line."""
+
+    name: str  # without the dashes: `run`, `train.steps`
+    type: Any
+    help: str
+    default: Any = dataclasses.MISSING
+    flag: Flag = Flag()
+    group: str = ""  # heading in the help; of a config option its section
+    common: bool = True
+    path: tuple[str, ...] = ()  # fields that lead to its value in the dataclass
+    former_values: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_config(self) -> bool:
+        """Whether this is an option of the config rather than of the command."""
+        return not self.path
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the option has several values."""
+        return get_origin(self.type) is tuple
+
+    @property
+    def title(self) -> str:
+        """The name as it is written on a command line."""
+        return self.name if self.flag.positional else f"--{self.name}"
+
+    def value(self, words: Sequence[str]) -> Any:
+        """Convert the words of the command line.
+
+        Raises:
+            UserError: A value is missing or of a wrong type.
+        """
+        if self.is_list:
+            if not words:
+                raise UserError(f"{self.title} needs at least one value")
+            return tuple(self._convert(get_args(self.type)[0], word) for word in words)
+        if not words and self.type is not bool:
+            raise UserError(f"{self.title} needs a value")
+        return self._convert(self.type, words[0]) if words else True
+
+    def _convert(self, kind: Any, word: str) -> Any:
+        for each in _alternatives(kind):
+            if get_origin(each) is Literal:
+                choices = {str(choice): choice for choice in get_args(each)}
+                word = self.former_values.get(word, word)
+                if word in choices:
+                    return choices[word]
+            elif each is bool:
+                if word in _BOOLEANS:
+                    return _BOOLEANS[word]
+            else:
+                try:
+                    return each(word)
+                except ValueError:
+                    continue
+        raise UserError(f"{self.title} {word}: should be {' or '.join(map(_expected, _alternatives(kind)))}")
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """Return the types of a union, None left out; any other type alone."""
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        return [each for each in get_args(kind) if each is not type(None)]
+    return [kind]
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        choices = ", ".join(map(repr, get_args(kind)))
+        return f"one of {choices}" if len(get_args(kind)) > 1 else choices
+    return {int: "a whole number", float: "a number", bool: "one of 'True', 'False'"}.get(kind, "a text")
+
+
+def command_options(kind: type, path: tuple[str, ...] = (), group: str = "") -> Iterator[Option]:
+    """Yield the options of an option dataclass, those of nested dataclasses included.
+
+    Args:
+        kind: The dataclass.
+        path: Fields that lead to it.
+        group: Heading of its options in the help.
+    """
+    helps = field_docstrings(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for each in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(each.default):
+            nested = type(each.default)
+            yield from command_options(nested, (*path, each.name), (inspect.getdoc(nested) or "").strip())
+            continue
+        annotation, flag = hints[each.name], Flag()
+        if get_origin(annotation) is typing.Annotated:
+            annotation, *marks = get_args(annotation)
+            flag = next((mark for mark in marks if isinstance(mark, Flag)), flag)
+        yield Option(
+            name=flag.name or each.name,
+            type=annotation,
+            help=helps.get(each.name, ""),
+            default=each.default,
+            flag=flag,
+            group=group,
+            path=(*path, each.name),
+        )
+
+
+def field_docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a class, each on one line, by name of the field."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[statement.target.id] = " ".join(text.value.split())
+    return found
+
+
+def config_options(preset: dict[str, Any]) -> Iterator[Option]:
+    """Yield the options of the config.
+
+    Args:
+        preset: Nested values that the help shows as defaults where they are given.
+    """
+    for name, info in Sections.fields().items():
+        section, _, key = name.partition(".")
+        given = preset.get(section)
+        default = given.get(key, info.default) if isinstance(given, dict) else info.default
+        yield Option(
+            name=name,
+            type=info.annotation,
+            help=info.description or "",
+            default=default,
+            group=section,
+            common="common" in traits_of(info),
+            former_values=former_values_of(info),
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+class _Collect(argparse.Action):
+    """Collect the words of an option; commands' own options may be given once, unless they are repeated."""
+
+    option: Option
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values is None:
+            words = []
+        elif isinstance(values, str):
+            words = [values]
+        else:
+            words = list(values)
+        found = vars(namespace)
+        option = self.option
+        if option.flag.repeated:
+            if not words:
+                raise UserError(f"{option.title} needs a value")
+            words = [*found.get(option.name, ()), *words]
+        elif option.name in found and not option.is_config:
+            raise UserError(f"{option.title} is given twice")
+        found[option.name] = words
+
+
+def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
+    """Parse a command line.
+
+    `--name value`, `--name=value`, several values for a list, a bare `--name` for True; dashes and underscores in
+    names are the same. The last of several values of a config option counts.
+
+    Args:
+        options: What may be given.
+        args: The command line, without `--help`.
+
+    Returns:
+        The values that were given, by name of the option.
+
+    Raises:
+        UserError: An unknown option, or a wrong or missing value.
+    """
+    known = {option.name: option for option in options}
+    parser = _Parser(add_help=False, allow_abbrev=False, usage="", argument_default=argparse.SUPPRESS)
+    for option in known.values():
+        if not option.flag.positional:
+            nargs = "*" if option.is_list and not option.flag.repeated else "?"
+            action = parser.add_argument(f"--{option.name}", dest=option.name, nargs=nargs, action=_Collect)
+            typing.cast(_Collect, action).option = option
+    namespace, rest = parser.parse_known_args([_canonical(arg, known) for arg in args])
+    found = {name: known[name].value(words) for name, words in vars(namespace).items()}
+    rest = [arg for arg in rest if arg != "--"]
+    for option in known.values():
+        if option.flag.positional and not any(arg.startswith("-") and arg != "-" for arg in rest):
+            if rest:
+                found[option.name] = option.value(rest)
+            rest = []
+    if rest:
+        raise UserError(f"unknown: {' '.join(rest)} (--help lists the options)")
+    return found
+
+
+def _canonical(arg: str, known: dict[str, Option]) -> str:
+    """Return an argument with the name of its option as it is declared.
+
+    Raises:
+        UserError: It is an option that does not exist.
+    """
+    if not arg.startswith("--") or arg == "--":
+        return arg
+    given, equals, value = arg[2:].partition("=")
+    name = given.replace("-", "_")
+    option = known.get(name)
+    if option is not None and not option.flag.positional:
+        return f"--{name}{equals}{value}"
+    positive = known.get(name.removeprefix("no_"))
+    if positive is not None and positive.type is bool and not equals and not positive.is_config:
+        return f"--{positive.name}=False"
+    hint = f", perhaps you meant --{near}" if (near := nearest(name, list(known))) else ""
+    where = "--help all lists every option" if any(each.is_config for each in known.values()) else "see --help"
+    raise UserError(f"unknown option --{given}{hint} ({where})")
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return the existing name that an unknown one may stand for, empty if none is similar.
+
+    In this order: the same option of another section (`lr` for `optimizer.lr`), a similar option of the same section,
+    a similar spelling of the whole name.
+    """
+    section, _, last = name.rpartition(".")
+    same = [each for each in names if each.rpartition(".")[2] == last]
+    if same:
+        return same[0]
+    if section and any(each.startswith(f"{section}.") for each in names):
+        lasts = [each.rpartition(".")[2] for each in names if each.startswith(f"{section}.")]
+        close = [f"{section}.{each}" for each in difflib.get_close_matches(last, lasts, n=1, cutoff=0.5)]
+    else:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return close[0] if close else ""
+
+
+def build(kind: type, options: Iterable[Option], given: dict[str, Any]) -> Any:
+    """Return an instance of an option dataclass with the given values.
+
+    Args:
+        kind: The dataclass.
+        options: Its options, as `command_options` yields them.
+        given: Values by name of the option.
+
+    Raises:
+        UserError: A required option is missing.
+    """
+    values: dict[tuple[str, ...], Any] = {}
+    for option in options:
+        if option.name in given:
+            values[option.path] = given[option.name]
+        elif option.default is dataclasses.MISSING:
+            raise UserError(f"{option.title} is missing")
+    return _instance(kind, values)
+
+
+def _instance(kind: type, values: dict[tuple[str, ...], Any]) -> Any:
+    arguments = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for each in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(each.default):
+            nested = {path[1:]: value for path, value in values.items() if len(path) > 1 and path[0] == each.name}
+            arguments[each.name] = _instance(type(each.default), nested)
+    return kind(**arguments)

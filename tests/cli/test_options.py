@@ -1,0 +1,147 @@
+"""Flags generated from option dataclasses and from the schema: values, messages and help."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+
+from slm_jax.cli import train
+from slm_jax.cli.options import Flag, config_from_args, read_options, read_options_and_config
+from slm_jax.config.schema import Config
+from slm_jax.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How it is done."""
+
+    rate: float = 0.5
+    """Rate per step."""
+
+
+INNER = Inner()
+
+
+@dataclass(frozen=True)
+class Example:
+    """Do a thing with files."""
+
+    files: Annotated[tuple[str, ...], Flag(positional=True)] = ()
+    """Files to read."""
+    run: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
+    """A run; may be repeated."""
+    max_items: int = 3
+    """Items of each file."""
+    every: Annotated[bool, Flag(name="all")] = False
+    """Show everything."""
+    tasks: tuple[str, ...] = ()
+    """Names of tasks."""
+    format: Literal["text", "json"] = "text"
+    """Output format."""
+    inner: Inner = INNER
+
+
+def read(*args):
+    return read_options(Example, args, "example")
+
+
+def test_values_of_every_kind():
+    assert read() == Example()
+    assert read("a", "--max-items=-5", "b", "--all") == Example(files=("a", "b"), max_items=-5, every=True)
+    assert read("--run", "x", "--run=y", "--rate", "1e-3") == Example(run=("x", "y"), inner=Inner(0.001))
+    assert read("--tasks", "a", "b", "--format", "json", "--", "c") == Example(
+        tasks=("a", "b"), format="json", files=("c",)
+    )
+    assert read("--all", "false").every is read("--no-all").every is False
+    assert read("--run", "-", "--run", "").run == ("-", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--max_itemz", "3"], "unknown option --max_itemz, perhaps you meant --max_items (see --help)"),
+        (["--zzz"], "unknown option --zzz (see --help)"),
+        (["--max_items", "many"], "--max_items many: should be a whole number"),
+        (["--max_items"], "--max_items needs a value"),
+        (["--tasks"], "--tasks needs at least one value"),
+        (["--run"], "--run needs a value"),
+        (["--rate", "fast"], "--rate fast: should be a number"),
+        (["--format", "xml"], "--format xml: should be one of 'text', 'json'"),
+        (["--all", "maybe"], "--all maybe: should be one of 'True', 'False'"),
+        (["--max_items", "3", "--max-items=4"], "--max_items is given twice"),
+        (["-x"], "unknown: -x (--help lists the options)"),
+    ],
+)
+def test_messages_name_the_flag_the_value_and_the_remedy(args, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        read(*args)
+
+
+def test_help_fits_the_terminal_and_lists_groups(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit) as ended:
+        read("--max_items", "5", "--help")
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 60
+    assert shown.startswith("Do a thing with files.\n\nUsage: example [--option value …] [FILES …]\n")
+    assert re.search(r"--max_items INT +Items of each file\. Default:\s+3", shown)
+    assert re.search(r"How it is done\.\n  --rate FLOAT +Rate per step\. Default: 0\.5", shown)
+    assert re.search(r"--format text\|json +Output format\. Default:\s+'text'", shown)
+
+
+def help_of(capsys, *args):
+    with pytest.raises(SystemExit) as ended:
+        train.parse_args(args)
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+def test_help_comes_in_levels(capsys):
+    short = help_of(capsys, "--help")
+    assert all(f"  --{name}" in short for name in ("config", "run", "resume", "coordinator"))
+    assert all((f"--{name} " in short) == (name in Config.fields_with("common")) for name in Config.fields())
+    assert re.search(r"--train\.steps INT .*\n? *.*Default: 500", short)  # that of the preset quickstart
+    assert "Default: 1000" in help_of(capsys, "--config", "minute", "--help")
+    of_model = help_of(capsys, "--help", "model")
+    assert "--model.remat none|dots|full" in of_model
+    assert "--train." not in of_model
+    everything = help_of(capsys, "--help", "all")
+    assert all(f"--{name} " in everything for name in Config.fields())
+    with pytest.raises(UserError, match=r"--help modl: there is no such section, perhaps you meant model "):
+        train.parse_args(["--help", "modl"])
+
+
+def test_options_of_the_command_and_of_the_config():
+    options, overrides = read_options_and_config(
+        train.Options, ["--run", "x", "--train.steps", "5", "--data.max-tokens", "7", "--resume", "--process=1"], "x"
+    )
+    assert (options.run, options.resume, options.multihost.process) == ("x", True, 1)
+    assert overrides == {"train.steps": 5, "data.max_tokens": 7}
+
+
+def test_values_of_earlier_versions_are_accepted():
+    with pytest.raises(UserError, match=r"init\.optimizer is keep, but there is no run"):
+        config_from_args(["--init.optimizer", "carry"], "x", "x")
+
+
+def test_several_types():
+    assert config_from_args(["--train.microbatch", "auto"], "x", "x").train.microbatch == "auto"
+    assert config_from_args(["--train.microbatch", "8"], "x", "x").train.microbatch == 8
+    with pytest.raises(UserError, match=r"^--train\.microbatch x: should be a whole number or 'auto'$"):
+        config_from_args(["--train.microbatch", "x"], "x", "x")
+
+
+@pytest.mark.parametrize("module", ["train", "check", "mfu", "orchestrator", "benchmark_logger"])
+def test_help_does_not_import_jax(module):
+    """`--help` answers at once: none of the libraries that take seconds to import is loaded."""
+    program = (
+        f"import sys; from slm_jax.cli.{module} import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('jax', 'flax', 'orbax', 'matplotlib', 'tyro') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
