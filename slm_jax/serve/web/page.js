@@ -1,80 +1,85 @@
-// The server's page: write with a run or with two side by side, look at tokens, at training curves, at tokenizers.
+// The server's page: text generation with one or two runs, learning curves, and the tokenizer playground.
 import { TokenCard, el, enableArrowKeys, fetchJson, legend, tokenElement } from "./pieces.js";
 import { playground } from "./playground.js";
 import { curves } from "./curves.js";
 
 const $ = (id) => document.getElementById(id);
 let key = "";
-const withKey = () => key;
+const apiKey = () => key;
 
-/** The parts of a stream of server-sent events, as they come. Raises Error with the server's own words. */
-async function* completion(body, signal) {
+/** Yield the choices of a streamed completion as they arrive. Throws an Error with the server's message. */
+async function* streamCompletion(body, signal) {
   const headers = { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const answer = await fetch("/v1/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!answer.ok) {
-    const tree = await answer.json().catch(() => ({}));
-    throw new Error(tree.error?.message ?? `the server answered ${answer.status}`);
+  const response = await fetch("/v1/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!response.ok) {
+    const content = await response.json().catch(() => ({}));
+    throw new Error(content.error?.message ?? `the server responded with status ${response.status}`);
   }
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
-    text += value;
-    const events = text.split("\n\n");
-    text = events.pop();
+    buffer += value;
+    const events = buffer.split("\n\n");
+    buffer = events.pop(); // an incomplete event
     for (const event of events) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
-      const tree = JSON.parse(data);
-      if (tree.error) throw new Error(tree.error.message);
-      yield tree.choices[0];
+      const content = JSON.parse(data);
+      if (content.error) throw new Error(content.error.message);
+      yield content.choices[0];
     }
   }
 }
 
-/** One run's text. */
-class Side {
-  constructor(models, chosen, card) {
-    const options = models.map((m) => el("option", { value: m.id, selected: m.id === chosen }, m.id || "nothing"));
+const FINISH_REASONS = { stop: "end of document", length: "token limit reached" };
+
+/** The text of one run. */
+class Panel {
+  constructor(models, selected, card) {
+    const options = models.map((m) => el("option", { value: m.id, selected: m.id === selected }, m.id || "nothing"));
     this.models = models;
     this.select = el("select", { onchange: () => this.describe() }, ...options);
-    this.about = el("span", { class: "muted small" });
-    this.given = el("span", { class: "given" });
-    this.drawn = el("span");
-    this.row = el("div", { class: "pieces", tabindex: "0", role: "region", "aria-label": "The text; arrow keys walk its tokens" },
-      this.given, this.drawn);
+    this.description = el("span", { class: "muted small" });
+    this.prompt = el("span", { class: "prompt-text" });
+    this.generated = el("span");
+    this.row = el("div", { class: "pieces", tabindex: "0", role: "region",
+      "aria-label": "Generated text; arrow keys move between tokens" }, this.prompt, this.generated);
     this.status = el("p", { class: "status muted small", role: "status" });
-    const name = models[0].id ? "run" : "compare with";
-    const head = el("div", { class: "side-head" }, el("label", { class: "field" }, el("span", {}, name), this.select), this.about);
-    this.box = el("section", { class: "side card" }, head, this.row, this.status);
+    const label = models[0].id ? "run" : "compare with";
+    const head = el("div", { class: "side-head" }, el("label", { class: "field" }, el("span", {}, label), this.select),
+      this.description);
+    this.box = el("section", { class: "panel card" }, head, this.row, this.status);
     enableArrowKeys(this.row, card);
     this.describe();
   }
 
   describe() {
     const model = this.models.find((m) => m.id === this.select.value);
-    this.about.textContent = model?.id
+    this.description.textContent = model?.id
       ? `${(model.parameters / 1e6).toFixed(1)} M parameters · step ${model.step.toLocaleString("en")} · context ${model.context}` : "";
     this.row.hidden = this.status.hidden = !model?.id;
   }
 
-  async write(settings, signal) {
+  async generate(settings, signal) {
     const model = this.select.value;
     if (!model) return;
-    this.given.textContent = settings.prompt;
-    this.drawn.replaceChildren();
+    this.prompt.textContent = settings.prompt;
+    this.generated.replaceChildren();
     this.status.classList.remove("problem");
     this.status.textContent = "waiting…";
-    this.box.classList.add("writing");
-    const clock = performance.now();
-    let [count, first, end] = [0, 0, "stopped"];
+    this.box.classList.add("generating");
+    const start = performance.now();
+    let count = 0;
+    let firstToken = 0;
+    let end = "stopped";
     try {
-      for await (const choice of completion({ ...settings, model, stream: true, token_details: true }, signal)) {
-        first ||= performance.now() - clock;
-        for (const token of choice.details) this.add({ ...token, source: model });
+      for await (const choice of streamCompletion({ ...settings, model, stream: true, token_details: true }, signal)) {
+        firstToken ||= performance.now() - start;
+        for (const token of choice.details) this.append({ ...token, source: model });
         count += choice.details.length;
-        end = { stop: "the model ended its text", length: "as long as asked for" }[choice.finish_reason] ?? end;
+        end = FINISH_REASONS[choice.finish_reason] ?? end;
         this.status.textContent = `${count} tokens`;
       }
     } catch (error) {
@@ -84,23 +89,26 @@ class Side {
         return;
       }
     } finally {
-      this.box.classList.remove("writing");
+      this.box.classList.remove("generating");
     }
-    const seconds = (performance.now() - clock) / 1000;
-    this.status.textContent = `${count} tokens · ${(count / seconds).toFixed(0)} a second · first after ${first.toFixed(0)} ms · ${end} · seed ${settings.seed}`;
+    const seconds = (performance.now() - start) / 1000;
+    this.status.textContent = [
+      `${count} tokens`, `${(count / seconds).toFixed(0)} tokens/s`, `first token after ${firstToken.toFixed(0)} ms`, end,
+      `seed ${settings.seed}`,
+    ].join(" · ");
   }
 
-  add(token) {
-    const made = tokenElement(token);
-    // How much of a surprise: nothing for what was certain, all for one in a thousand.
-    made.style.setProperty("--surprise", `${Math.min(100, Math.max(0, (-token.logprob / 6.9) * 55)).toFixed(0)}%`);
-    const follow = this.row.scrollHeight - this.row.scrollTop - this.row.clientHeight < 40;
-    this.drawn.append(made);
-    if (follow) this.row.scrollTop = this.row.scrollHeight;
+  append(token) {
+    const element = tokenElement(token);
+    // Surprisal as the strength of the color: none for a certain token, full for a probability of 1/1000 or less.
+    element.style.setProperty("--surprise", `${Math.min(100, Math.max(0, (-token.logprob / 6.9) * 55)).toFixed(0)}%`);
+    const atEnd = this.row.scrollHeight - this.row.scrollTop - this.row.clientHeight < 40;
+    this.generated.append(element);
+    if (atEnd) this.row.scrollTop = this.row.scrollHeight;
   }
 }
 
-function settings() {
+function readSettings() {
   const number = (id) => Number($(id).value);
   const seed = $("seed").value === "" ? Math.floor(Math.random() * 2 ** 32) : number("seed");
   return {
@@ -109,81 +117,88 @@ function settings() {
   };
 }
 
-function writing(models) {
+function setUpGeneration(models) {
   const explain = (token) => fetchJson(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
   const card = new TokenCard(explain);
-  const sides = [new Side(models, models[0].id, card), new Side([{ id: "" }, ...models], models[1]?.id ?? "", card)];
-  $("sides").replaceChildren(...(models.length > 1 ? sides : sides.slice(0, 1)).map((side) => side.box));
+  const panels = [new Panel(models, models[0].id, card), new Panel([{ id: "" }, ...models], models[1]?.id ?? "", card)];
+  $("panels").replaceChildren(...(models.length > 1 ? panels : panels.slice(0, 1)).map((panel) => panel.box));
   $("legend").replaceChildren(legend());
   $("max_tokens").max = models[0].max_tokens;
-  let running;
-  const stop = () => running?.abort();
-  $("ask").addEventListener("submit", async (event) => {
+  let current; // the AbortController of the text being generated
+  const stop = () => current?.abort();
+  $("generation-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     stop();
-    const mine = (running = new AbortController());
+    const controller = (current = new AbortController());
     card.hide();
     $("stop").disabled = false;
-    const asked = settings();
-    await Promise.all(sides.map((side) => side.write(asked, mine.signal)));
-    if (running === mine) $("stop").disabled = true;
+    const settings = readSettings();
+    await Promise.all(panels.map((panel) => panel.generate(settings, controller.signal)));
+    if (current === controller) $("stop").disabled = true;
   });
   $("stop").addEventListener("click", stop);
   addEventListener("keydown", (event) => {
     if (event.key === "Escape") stop();
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generation-form").requestSubmit();
   });
   for (const id of ["temperature", "top_p"]) {
     $(id).addEventListener("input", () => ($(`${id}-shown`).textContent = $(id).value));
   }
-  $("colours").addEventListener("change", () => {
-    $("sides").classList.toggle("plain", $("colours").value === "plain");
-    $("sides").classList.toggle("chances-shown", $("colours").value === "chances");
-    $("legend").hidden = $("colours").value !== "kinds";
+  $("color-by").addEventListener("change", () => {
+    $("panels").classList.toggle("no-colors", $("color-by").value === "none");
+    $("panels").classList.toggle("probability-colors", $("color-by").value === "probability");
+    $("legend").hidden = $("color-by").value !== "kind";
   });
 }
 
-/** Tabs as the ARIA practices have them: arrow keys move between them; a view is made when first shown. */
-function tabs(makers) {
+/** Set up the tabs by the ARIA tab pattern: arrow keys move between them; a view is built when it is first shown. */
+function setUpTabs(builders) {
   const all = [...document.querySelectorAll("[role=tab]")];
-  const made = new Set();
+  const built = new Set();
   const show = (tab) => {
-    for (const each of all) {
-      each.setAttribute("aria-selected", each === tab);
-      each.tabIndex = each === tab ? 0 : -1;
-      $(each.getAttribute("aria-controls")).hidden = each !== tab;
+    for (const other of all) {
+      other.setAttribute("aria-selected", other === tab);
+      other.tabIndex = other === tab ? 0 : -1;
+      $(other.getAttribute("aria-controls")).hidden = other !== tab;
     }
     const name = tab.getAttribute("aria-controls");
     history.replaceState(null, "", `#${name}`);
-    if (!made.has(name)) made.add(name), makers[name]?.().catch((error) => (made.delete(name), told(error)));
+    if (built.has(name)) return;
+    built.add(name);
+    builders[name]?.().catch((error) => {
+      built.delete(name);
+      showError(error);
+    });
   };
-  all.forEach((tab, at) => {
+  all.forEach((tab, index) => {
     tab.addEventListener("click", () => show(tab));
     tab.addEventListener("keydown", (event) => {
-      const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + all.length }[event.key];
-      if (to !== undefined) all[to % all.length].focus(), show(all[to % all.length]);
+      const to = { ArrowRight: index + 1, ArrowLeft: index - 1 + all.length }[event.key];
+      if (to === undefined) return;
+      all[to % all.length].focus();
+      show(all[to % all.length]);
     });
   });
   show(all.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash) ?? all[0]);
 }
 
-function told(error) {
-  $("problem").hidden = false;
-  $("problem").textContent = error.message;
+function showError(error) {
+  $("error").hidden = false;
+  $("error").textContent = error.message;
 }
 
-async function begin() {
+async function start() {
   try {
     const { data } = await fetchJson("/v1/models", undefined, key);
     $("unlock").hidden = true;
-    writing(data);
+    setUpGeneration(data);
     document.body.dataset.ready = "yes";
-    tabs({
-      training: () => curves($("training"), data.map((model) => model.id), withKey),
-      tokenizer: () => playground($("tokenizer"), { first: data[0].id, key: withKey }),
+    setUpTabs({
+      training: () => curves($("training"), data.map((model) => model.id), apiKey),
+      tokenizer: () => playground($("tokenizer"), { first: data[0].id, key: apiKey }),
     });
   } catch (error) {
-    if (error.status !== 401) return told(error);
+    if (error.status !== 401) return showError(error);
     $("unlock").hidden = false;
     $("key").focus();
   }
@@ -192,6 +207,6 @@ async function begin() {
 $("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   key = $("key").value;
-  begin();
+  start();
 });
-begin();
+start();
