@@ -6,7 +6,6 @@ No request can name a file: models and their metrics are those of the command li
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from slm_jax.run.metrics import read_metrics
+from slm_jax.run.metrics import iter_rows
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.metrics import escape_label, metric
 from slm_jax.serve.schema import ApiError, CompletionRequest
-from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
-
-logger = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent / "web"
 _CURVE_POINTS = 150
@@ -121,13 +117,8 @@ class Server:
 
     async def curve(self, request: Request) -> Response:
         """GET /api/curve?run=NAME: the learning curves that the page draws."""
-        name, engine = self._engine(request.query_params.get("run"))
-        try:
-            curves = await run_in_threadpool(read_curves, engine.run.run.metrics)
-        except UserError as error:
-            logger.warning("%s", error)
-            raise ApiError(500, f"the metrics of {name} are damaged; see the server's log") from None
-        return AsciiJSONResponse(curves)
+        _, engine = self._engine(request.query_params.get("run"))
+        return AsciiJSONResponse(await run_in_threadpool(read_curves, engine.run.run.metrics))
 
     async def vocabulary(self, request: Request) -> Response:
         """GET and POST /api/…: the requests of the tokenizer view."""
@@ -307,15 +298,12 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     """Read the learning curves of a run.
 
     Args:
-        path: metrics.jsonl of the run; it may be growing or missing.
+        path: metrics.jsonl of the run; it may be growing or missing, and damaged lines are skipped.
 
     Returns:
         Points [step, value] of each field that the page draws; long curves are averaged over segments.
-
-    Raises:
-        UserError: The file is damaged.
     """
-    rows = read_metrics(path)
+    rows = [row for _, row in iter_rows(path, skip_damaged=True)]
     curves = {}
     for name in _CURVE_FIELDS:
         points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)

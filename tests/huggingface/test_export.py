@@ -339,6 +339,15 @@ def test_the_card_states_what_the_run_recorded(tmp_path, small_tokenizer):
     assert "# run\n" in plain
 
 
+@pytest.mark.parametrize("heading", ["\n## Step ", "\n## Step 6", "\n## Step \n\n    later\n", "\n## St"])
+def test_a_torn_heading_in_samples_does_not_break_the_export(tmp_path, small_tokenizer, heading):
+    run = loaded_run(tmp_path, small_tokenizer)
+    run.run.samples.write_text(f"\n## Step 3\n\n    Once upon\n{heading}")
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert "Once upon\n" in card
+    assert "later" not in card
+
+
 def test_the_card_names_datasets_but_no_files(tmp_path, small_tokenizer):
     """Manifests as the sources write them: built-in text, a user's files, a dataset of the hub."""
     size = {"documents": 3, "tokens": 1000, "bytes": 2_500_000, "prompts": 0}

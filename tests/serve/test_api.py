@@ -321,15 +321,14 @@ def test_health_metrics_and_curve(served):
     assert curve["loss"][0][1] == pytest.approx(5, abs=0.01)
 
 
-def test_damaged_metrics_are_reported_without_their_path(served, loaded, monkeypatch, tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\nnonsense\n{"step": 2, "loss": 1.0}\n')
-    monkeypatch.setattr(type(loaded.run), "metrics", tmp_path / "metrics.jsonl")
-    status, _, tree = send(served, "GET", "/api/curve?run=tiny")
-    assert (status, tree["error"]["type"]) == (500, "server_error")
-    assert "metrics of tiny are damaged" in tree["error"]["message"]
-    assert str(tmp_path) not in tree["error"]["message"]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')  # a row that is being written
-    assert send(served, "GET", "/api/curve?run=tiny")[2]["loss"] == [[1, 2.0]]
+def test_curves_skip_damaged_and_incomplete_metrics_rows(tmp_path):
+    pytest.importorskip("starlette")
+    from slm_jax.serve.app import read_curves
+
+    path = tmp_path / "metrics.jsonl"
+    assert read_curves(path)["loss"] == []
+    path.write_text('{"step": 1, "loss": 2.0}\nnonsense\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    assert read_curves(path)["loss"] == [[1, 2.0]]
 
 
 def test_the_api_key_protects_everything_but_the_page():
