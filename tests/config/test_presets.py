@@ -1,4 +1,4 @@
-"""The presets for accelerators: what they say of themselves is what their numbers come to."""
+"""Presets: what their comments and configs/README.md state follows from their values."""
 
 import importlib.util
 import re
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.presets import preset_names
 from slm_jax.config.schema import Config
+from slm_jax.model.transformer import swiglu_width
 from slm_jax.performance import flops
 from slm_jax.training import mfu
 
@@ -16,38 +18,97 @@ _spec = importlib.util.spec_from_file_location("plan", ROOT / "tests" / "benchma
 plan = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(plan)
 
-LARGE = sorted({each.preset for each in plan.PLANS})
+ACCELERATOR_PRESETS = sorted({each.preset for each in plan.PLANS})
+LEARNED_ON_CPU = {"quickstart", "minute", "curriculum-offline"}
+UNIT = {"M": 1e6, "G": 1e9}
+
+
+def header(name):
+    """The comment at the top of a preset, on one line."""
+    lines = (ROOT / "configs" / f"{name}.toml").read_text().splitlines()
+    comment = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.removeprefix("# ") for line in comment)
+
+
+def quantity(text):
+    """A number such as `2.5 G`."""
+    number, unit = text.split()
+    return float(number) * UNIT[unit]
+
+
+def parameters(config):
+    return flops.parameters(config.model, mfu.vocabulary(config))
+
+
+def tokens(config):
+    return config.train.steps * config.train.batch_size * config.train.sequence_length
 
 
 def test_every_preset_for_accelerators_is_planned():
-    assert set(plan.SPEEDS) <= set(LARGE) <= set(preset_names())
+    assert set(plan.SPEEDS) <= set(ACCELERATOR_PRESETS) <= set(preset_names())
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_the_comment_says_what_the_numbers_come_to(name):
-    """Parameters, tokens of the run and tokens per second, each to two digits."""
-    text = (ROOT / "configs" / f"{name}.toml").read_text().replace("\n# ", " ")
-    config = plan.configured(next(each for each in plan.PLANS if each.preset == name))
-    vocab_size = mfu.vocabulary(config)
-    millions = flops.parameters(config.model, vocab_size) / 1e6
-    (said,) = re.findall(r"A model of ([\d.]+) ([MG]) parameters", text)
-    assert float(said[0]) * {"M": 1, "G": 1000}[said[1]] == pytest.approx(millions, rel=0.05)
-    tokens = config.train.steps * config.train.batch_size * config.train.sequence_length
-    (said,) = re.findall(r"steps = [\d_]+ +# ([\d.]+) ([MG]) tokens", text)
-    assert float(said[0]) * {"M": 1e6, "G": 1e9}[said[1]] == pytest.approx(tokens, rel=0.05)
-    rows = {each.device: (each.count, each.mfu) for each in plan.PLANS if each.preset == name and not each.fields}
-    rows |= {device: (1, share) for device, share in plan.SPEEDS.get(name, {}).items()}
-    said = re.findall(r"([\d,]+) tokens/s on (?:an? |8 )?([A-Za-z0-9 ]+?) \((\d+) %", text)
-    assert {device for _, device, _ in said} == {plan.short(device) for device in rows}
-    for device, (count, share) in rows.items():
-        speed = plan.tokens_per_second(config, vocab_size, device, count, share)
-        value, percent = next((v, p) for v, d, p in said if d == plan.short(device))
-        assert int(value.replace(",", "")) == pytest.approx(speed, rel=0.06)
-        assert int(percent) == round(100 * share)
+@pytest.mark.parametrize("name", preset_names())
+def test_comments_of_a_preset_follow_from_its_values(name):
+    """Parameters to 5 %, tokens of the run, widths, and the learning rate's rule."""
+    text = (ROOT / "configs" / f"{name}.toml").read_text()
+    config = Config.load(name)
+    (stated,) = re.findall(r"^([\d.]+ [MG]) parameters", header(name))
+    assert quantity(stated) == pytest.approx(parameters(config), rel=0.05)
+    for stated in re.findall(r"steps = [\d_]+ +# ([\d.]+ [MG]) tokens", text):
+        assert quantity(stated) == pytest.approx(tokens(config), rel=0.05)
+    for stated in re.findall(r"(\d+) per parameter", text):
+        assert int(stated) == round(tokens(config) / parameters(config))
+    for stated in re.findall(r"# of width (\d+)", text):
+        assert int(stated) == config.model.dim // config.model.heads
+    for stated in re.findall(r"inner width (\d+)", text):
+        assert int(stated) == swiglu_width(config.model)
+    scaled = 0.01 * 192 / config.model.dim
+    assert ("0.01 x 192 / dim" in text) == (config.model.dim > 192 and config.optimizer.lr < 0.01)
+    if "0.01 x 192 / dim" in text:
+        assert config.optimizer.lr == pytest.approx(scaled, rel=0.1)
+    else:
+        assert config.optimizer.lr == 0.01
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_widths_are_what_matrix_units_like(name):
+@pytest.mark.parametrize("name", preset_names(curricula=True))
+def test_comments_of_a_curriculum_follow_from_its_values(name):
+    stages = Curriculum.load(name).stages
+    (stated,) = re.findall(r"One model of ([\d.]+ [MG]) parameters", header(name))
+    assert quantity(stated) == pytest.approx(parameters(stages[0].config), rel=0.05)
+    assert f"in {[None, 'one', 'two', 'three', 'four'][len(stages)]} stages" in header(name)
+
+
+@pytest.mark.parametrize("name", [*preset_names(), *preset_names(curricula=True)])
+def test_what_has_not_been_run_says_so(name):
+    """No figure of memory or speed is stated for a device on which nothing has been measured."""
+    text = header(name)
+    assert ("ot yet run on" in text) == (name not in LEARNED_ON_CPU)
+    if name not in LEARNED_ON_CPU:
+        assert not re.search(r"tokens/s|MFU|TFLOP|[\d.]+ GB (?:of state|besides)", text)
+
+
+@pytest.mark.parametrize("name", ACCELERATOR_PRESETS)
+def test_the_header_names_the_devices_of_the_plan(name):
+    rows = {each.device for each in plan.PLANS if each.preset == name and not each.fields}
+    rows |= set(plan.SPEEDS.get(name, {}))
+    known = {plan.short(each.device) for each in plan.PLANS} | {"H200"}
+    assert {device for device in known if device in header(name)} == {plan.short(device) for device in rows}
+
+
+def test_the_table_of_the_readme_follows_from_the_presets():
+    text = (ROOT / "configs" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+ [MG]) \| [^|]+ \| ([\d.]+ [MG]) \|", text, flags=re.M)
+    assert sorted(name for name, *_ in rows) == preset_names()
+    for name, count, length in rows:
+        config = Config.load(name)
+        assert quantity(count) == pytest.approx(parameters(config), rel=0.05), name
+        assert quantity(length) == pytest.approx(tokens(config), rel=0.05), name
+    assert all(f"`{name}`" in text for name in preset_names(curricula=True))
+
+
+@pytest.mark.parametrize("name", ACCELERATOR_PRESETS)
+def test_widths_are_multiples_of_what_matrix_units_use(name):
     config = Config.load(name)
     vocab_size = mfu.vocabulary(config)
     sizes = [side for shape in flops.block_matrices(config.model) for side in shape]
