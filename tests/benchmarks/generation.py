@@ -1,12 +1,12 @@
-"""Generation against its rivals: python tests/benchmarks/generation.py [--shapes S M] [--batches 1 8] [--rounds 3]
+"""Generation speed: python tests/benchmarks/generation.py [--shapes S M] [--batches 1 8] [--rounds 3]
 
-Each rival and slm_jax continue a prompt of 16 tokens to a text of 256, greedily, in turn within each round: a PyTorch
-loop that runs the whole text again for every token, and `generate` of Hugging Face transformers with its cache, both
-in float32, of models of the same shape (no query-key norm, as a Llama has none). The ratio of a round compares two
-neighbouring runs; the table gives the median ratio and the least and largest, by the clock and by processor time
-(which other programs on the machine disturb less: use it with --threads 1). Weights are random: only time counts.
+slm_jax and each baseline continue a prompt of 16 tokens to 256 tokens, greedily, in turn within each round. Baselines
+are a PyTorch loop without a cache, which runs the model on the whole text for every token, and `generate` of Hugging
+Face transformers with its cache, both in float32, with models of the same shape (no query-key norm, as in Llama). The
+ratio of a round compares two adjacent runs; the table gives its median, minimum and maximum, in wall-clock time and in
+processor time (which other programs on the machine disturb less: use it with --threads 1). Weights are random.
 
-Needs torch and transformers: pip install torch transformers. A rival that is not installed is left out.
+Needs torch and transformers: pip install torch transformers. A baseline that is not installed is skipped.
 """
 
 import argparse
@@ -31,29 +31,31 @@ from slm_jax.model import ops  # noqa: E402
 from slm_jax.model.transformer import Transformer, swiglu_width  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
-VOCAB, PROMPT, LENGTH = 8192, 16, 256
+VOCAB = 8192  # ids
+PROMPT = 16  # tokens
+LENGTH = 256  # tokens, prompt included
 SHAPES = {
     "S": ModelConfig(dim=256, depth=4, heads=8, mlp_dim=1024, qk_norm=False),
     "M": ModelConfig(dim=512, depth=6, heads=8, mlp_dim=2048, qk_norm=False),
 }
 TARGETS = {
-    ("whole text again", 1): 15.0,
-    ("whole text again", 8): 25.0,
-    ("transformers, cache", 1): 1.5,
-    ("transformers, cache", 8): 1.5,
+    ("no cache", 1): 15.0,
+    ("no cache", 8): 25.0,
+    ("transformers", 1): 1.5,
+    ("transformers", 8): 1.5,
 }
 Work = Callable[[np.ndarray], np.ndarray]
-"""Prompts int [B, PROMPT] to the ids drawn [B, LENGTH - PROMPT]."""
+"""Function from prompts int [B, PROMPT] to generated ids int [B, LENGTH - PROMPT]."""
 
 
 def ours(config: ModelConfig, dtype: str, sampling: Sampling) -> Work:
-    """slm_jax."""
+    """Return `generate_ids` of slm_jax with a model of random weights."""
     model = Transformer(config, VOCAB, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     return lambda prompts: np.array(generate_ids(model, prompts.tolist(), LENGTH - PROMPT, sampling))
 
 
-def torch_whole_text_again(config: ModelConfig) -> Work:
-    """A plain PyTorch Transformer, run over the whole text for every token, logits of all positions as in training."""
+def torch_without_cache(config: ModelConfig) -> Work:
+    """Return a loop over a plain PyTorch Transformer that computes logits of all positions for every token."""
     import torch
     from torch.nn import functional
 
@@ -98,8 +100,8 @@ def torch_whole_text_again(config: ModelConfig) -> Work:
     return run
 
 
-def transformers_with_cache(config: ModelConfig) -> Work:
-    """Hugging Face's Llama of the same shape, `generate` with its defaults for a greedy text."""
+def transformers_generate(config: ModelConfig) -> Work:
+    """Return `generate` of transformers, greedy and with its cache, for a Llama of the same shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -134,63 +136,67 @@ def transformers_with_cache(config: ModelConfig) -> Work:
 
 
 def seconds(work: Work, prompts: np.ndarray) -> np.ndarray:
-    """Of one call: by the clock, and of the processor."""
+    """Return wall-clock and processor time of one call, in seconds."""
     start = np.array([time.perf_counter(), time.process_time()])
-    drawn = work(prompts)
-    assert drawn.shape == (len(prompts), LENGTH - PROMPT)
+    generated = work(prompts)
+    assert generated.shape == (len(prompts), LENGTH - PROMPT)
     return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def spread(ratios: np.ndarray) -> str:
-    """Median (least-largest)."""
+    """Return `median (minimum-maximum)`."""
     return f"{np.median(ratios):.1f} ({ratios.min():.1f}-{ratios.max():.1f})"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["S", "M"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="Of both sides; the process keeps to so many cores.")
-    parser.add_argument("--dtype", help="Of our products; default: as training chooses.")
     parser.add_argument(
-        "--sample", action="store_true", help="Ours draws at temperature 0.8, top-p 0.95, not greedily."
+        "--threads", type=int, default=2, help="threads of all libraries; the process is limited to as many cores"
+    )
+    parser.add_argument("--dtype", help="compute dtype of slm_jax; default: that of training")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="sample with slm_jax (temperature 0.8, top-p 0.95) instead of decoding greedily",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     args = arguments()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     tune_process()
     makers = {
-        "whole text again": ("torch", torch_whole_text_again),
-        "transformers, cache": ("transformers", transformers_with_cache),
+        "no cache": ("torch", torch_without_cache),
+        "transformers": ("transformers", transformers_generate),
     }
-    rivals = {name: make for name, (package, make) in makers.items() if importlib.util.find_spec(package)}
-    for name in makers.keys() - rivals.keys():
-        print(f"{name}: left out, {makers[name][0]} is not installed (pip install torch transformers)")
-    if rivals:
+    baselines = {name: make for name, (package, make) in makers.items() if importlib.util.find_spec(package)}
+    for name in makers.keys() - baselines.keys():
+        print(f"{name}: skipped, {makers[name][0]} is not installed (pip install torch transformers)")
+    if baselines:
         import torch
 
         torch.set_num_threads(args.threads)
     dtype = args.dtype or str(ops.compute_dtype("auto"))
     sampling = Sampling() if args.sample else Sampling(temperature=0)
+    print(f"slm_jax in {dtype}, baselines in float32, {args.threads} threads, {PROMPT} to {LENGTH} tokens; {sampling}")
     print(
-        f"slm_jax in {dtype}, rivals in float32, {args.threads} threads, {PROMPT} to {LENGTH} tokens; ours: {sampling}"
+        "| shape | batch | slm_jax, ms/step | baseline | ms/step | ratio, wall clock | ratio, processor time | target |"
     )
-    print("| shape | batch | ours, ms per step | rival | its | ratio by the clock | of processor time | target |")
     print("|" + "---|" * 8)
     for shape in args.shapes:
         own = ours(SHAPES[shape], dtype, sampling)
-        others = {name: make(SHAPES[shape]) for name, make in rivals.items()} or {"none": own}
+        others = {name: make(SHAPES[shape]) for name, make in baselines.items()} or {"none": own}
         for batch in args.batches:
             prompts = np.random.default_rng(0).integers(0, VOCAB, (batch, PROMPT))
             for work in (own, *others.values()):
-                seconds(work, prompts)  # compiled, and memory touched
+                seconds(work, prompts)  # compile, and touch the memory
             for name, other in others.items():
                 times = np.array([(seconds(own, prompts), seconds(other, prompts)) for _ in range(args.rounds)])
                 mine, its = np.median(times[:, :, 0], axis=0) / (LENGTH - PROMPT) * 1e3
