@@ -35,12 +35,23 @@ class _StderrHandler(logging.Handler):
 def show_log() -> None:
     """Print the library's log messages of level INFO and above to stderr, unless the program handles them itself.
 
-    Does nothing if the logger `slm_jax` or the root logger has a handler already.
+    Does nothing if the logger `slm_jax` or the root logger has been set up already. The import of Orbax does not count:
+    it calls `logging.basicConfig` without arguments (through absl), which shows warnings only.
     """
-    if not _root.hasHandlers():
-        _root.addHandler(_StderrHandler())
-        if _root.level == logging.NOTSET:
-            _root.setLevel(logging.INFO)
+    handlers = logging.getLogger().handlers
+    is_set_up = handlers and (_root.isEnabledFor(logging.INFO) or not all(map(_is_default, handlers)))
+    if _root.handlers or is_set_up:
+        return
+    _root.addHandler(_StderrHandler())
+    _root.propagate = False  # else the default handler prints each message again
+    if _root.level == logging.NOTSET:
+        _root.setLevel(logging.INFO)
+
+
+def _is_default(handler: logging.Handler) -> bool:
+    """Return whether a handler is as `logging.basicConfig()` creates it."""
+    form = handler.formatter
+    return type(handler) is logging.StreamHandler and form is not None and form._fmt == logging.BASIC_FORMAT
 
 
 class ProgressBar:
