@@ -9,8 +9,9 @@ import numpy as np
 
 from slm_jax.checks.finding import Finding, finding, some
 from slm_jax.checks.once import run_once
-from slm_jax.data.batches.packed import Arrays
-from slm_jax.data.corpus.corpus import Corpus, TokenStream
+from slm_jax.data.batches.arrays import Arrays
+from slm_jax.data.corpus.corpus import Corpus
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums

@@ -92,10 +92,10 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int, say: 
 def _read_text(config: Config, run: Run | None, documents: int, scratch: Path, say: Say) -> _Text:
     """The run's own text; or that of the config, made as training makes it, in the cache that all runs share (of a
     source on the hub a part only, in a place that goes away)."""
-    from slm_jax.data.batches.prefetch import make_batches
-    from slm_jax.data.prepare import prepare
+    from slm_jax.data.batches.modes import make_batches
     from slm_jax.data.sources.hub import HubSource
     from slm_jax.data.sources.registry import make_sources
+    from slm_jax.training.tokenizer import prepare_data
 
     place = run if run is not None and run.corpus.is_dir() else Run(scratch / "run")
     if place is not run:
@@ -103,7 +103,7 @@ def _read_text(config: Config, run: Run | None, documents: int, scratch: Path, s
         if documents and any(isinstance(source, HubSource) for source, _ in make_sources(config.data)):
             part = {"max_documents": documents, "cache": str(scratch / "cache")}
             config = config.model_copy(update={"data": config.data.model_copy(update=part)})
-    tokenizer, corpus = prepare(config, place, say)
+    tokenizer, corpus = prepare_data(config, place)
     return _Text(tokenizer, corpus, make_batches(config, corpus))
 
 

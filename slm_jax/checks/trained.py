@@ -12,8 +12,8 @@ from flax import nnx
 from slm_jax.checks.finding import Finding, finding, skipped
 from slm_jax.checks.once import run_once
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.prefetch import validation_batches
-from slm_jax.data.corpus.corpus import TokenStream
+from slm_jax.data.batches.modes import validation_batches
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.model import ops

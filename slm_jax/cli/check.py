@@ -54,8 +54,10 @@ def main(args: Sequence[str] | None = None) -> int:
     config = make_config(overrides, options.config, read_toml(run.config) if run is not None else None)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # texts on any terminal
     from slm_jax.utils.process import tune_process
+    from slm_jax.utils.progress import show_log
 
     tune_process()
+    show_log()
     print(f"checking {run.path if run else 'the config'}", file=sys.stderr)
     findings = check(run.path if run else None, config, worst=options.worst, documents=options.documents, say=_say)
     if options.format == "json":

@@ -143,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
     check(options)
     api_key = read_key(options.api_key)
     tune_process()
-    from slm_jax.data.prepare import example_prompt
+    from slm_jax.data.load import example_prompt
     from slm_jax.run.load import load_run
     from slm_jax.serve.app import Server
     from slm_jax.serve.completions import Limits

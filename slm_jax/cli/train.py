@@ -103,7 +103,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         result: What `train` returned.
         seconds: Duration of this call.
     """
-    from slm_jax.data.prepare import example_prompt
+    from slm_jax.data.load import example_prompt
     from slm_jax.run.metrics import scores_text
     from slm_jax.run.samples import read_samples
     from slm_jax.utils.formatting import duration

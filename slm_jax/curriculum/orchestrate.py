@@ -27,6 +27,7 @@ from slm_jax.run.results import BENCHMARKS, append_benchmark
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text
+from slm_jax.utils.progress import show_log
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
     The folder is `runs/NAME` by default: the same call continues it. Raises UserError. SIGINT and SIGTERM end it after
     the step in hand, saved.
     """
+    show_log()
     if isinstance(curriculum, dict):
         curriculum = Curriculum.from_tree(curriculum)
     elif not isinstance(curriculum, Curriculum):
@@ -94,7 +96,7 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
 
 def _changes(folder: Path, curriculum: Curriculum) -> list[str]:
     """What the curriculum says otherwise of the stages that were begun."""
-    from slm_jax.data.prepare import load_tokenizer
+    from slm_jax.data.load import load_tokenizer
 
     problems, given, tokenizer = [], curriculum.stages[0].config.tokenizer.path, Run(folder).tokenizer
     if (
@@ -143,7 +145,9 @@ def _placed(stage: Stage, folder: Path, config: Config | None = None) -> Config:
 
 def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
     """The tokenizer of all stages: found in the folder, given, that of the run they begin with, or learned."""
-    from slm_jax.data.prepare import learn_tokenizer, load_tokenizer, resolve_tokenizer
+    from slm_jax.data.load import load_tokenizer
+    from slm_jax.data.prepare import learn_tokenizer
+    from slm_jax.training.tokenizer import resolve_tokenizer
 
     place, configs = Run(folder).tokenizer, [stage.config for stage in curriculum.stages]
     if place.is_file():
@@ -151,7 +155,7 @@ def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
     if given := resolve_tokenizer(configs[0]):
         load_tokenizer(given).save(place)
     else:
-        learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1], _say).save(place)
+        learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1]).save(place)
 
 
 def _run_stages(folder: Path, curriculum: Curriculum) -> Outcome:
@@ -194,10 +198,10 @@ def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
 
 def _steps_of(config: Config, run: Run, epochs: float, say: Callable[[str], None] = lambda _: None) -> int:
     """How many steps so many epochs of a run's text are, rounded up; prepares the text if it is not."""
-    from slm_jax.data.batches.prefetch import make_batches
-    from slm_jax.data.prepare import prepare
+    from slm_jax.data.batches.modes import make_batches
+    from slm_jax.training.tokenizer import prepare_data
 
-    _, corpus = prepare(config, run, say)
+    _, corpus = prepare_data(config, run)
     each = make_batches(config, corpus).steps_per_epoch
     if epochs * each > MAX_STEPS:
         raise UserError(f"{epochs:g} epochs of {each:,.1f} steps each are more than {MAX_STEPS:,} steps: lower epochs")

@@ -1,273 +1,268 @@
-"""From a config to a tokenizer and a corpus: found in the run or in the shared cache, or made."""
+"""Prepare the data of a config: make the tokenizer and the corpus, or find them in the run or in the shared cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_jax.config.schema import Config, TokenizerConfig
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
-from slm_jax.data.corpus.build import Options, build_corpus, write_json
-from slm_jax.data.corpus.corpus import FORMAT, Corpus, open_corpus
-from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan, read_sample
-from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
+from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, open_corpus
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan
+from slm_jax.data.load import load_tokenizer
+from slm_jax.data.sources.documents import Document, Source
 from slm_jax.data.sources.registry import make_sources
-from slm_jax.run.directory import Run, find_run
+from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from tokenizer import HybridTokenizer, TokenizerError
 
-Say = Callable[[str], None]
-_TRIED, _SHORT = 50, 32  # documents, and tokens of each, that `example_prompt` looks at; characters that it takes
+logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Input:
-    """A source with its weight, and its head once that is read."""
+class WeightedSource:
+    """A source of a config.
+
+    Attributes:
+        source: The source.
+        weight: Its weight in the mixture.
+        options: The options that its corpus depends on.
+        sample: Its sample, once that has been read.
+    """
 
     source: Source
     weight: float
-    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None = None
+    options: CorpusOptions
+    sample: SourceSample | None = None
 
-    def read_sample(self, options: Options) -> list[Document]:
-        """The documents of the head, read once."""
-        if self.head is None:
-            reader = self.source.read()
-            self.head = (reader, *read_sample(reader, options.max_documents, options.max_tokens))
-        return self.head[1].documents()
+    def read_sample(self) -> list[Document]:
+        """Return the documents of the sample, which is read only once."""
+        if self.sample is None:
+            self.sample = SourceSample(self.source.read(), self.options.max_documents, self.options.max_tokens)
+        return self.sample.documents()
 
 
-def prepare(config: Config, run: Run, say: Say = print) -> tuple[HybridTokenizer, Corpus]:
-    """The run's tokenizer and corpus: found, or made from the config's text. Raises UserError.
+@dataclass(frozen=True)
+class CachedCorpus:
+    """A corpus in the shared cache.
 
-    Only training text is seen by the tokenizer that is learned.
+    Attributes:
+        folder: Its folder.
+        source: Its source.
+    """
+
+    folder: Path
+    source: WeightedSource
+
+
+def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridTokenizer, Corpus]:
+    """Prepare the data of a run: open what it has, or make it from the config's text.
+
+    A learned tokenizer is trained on training text only. Nothing is stored in the run if the text is too small for one
+    batch of the config.
+
+    Args:
+        config: The run's config.
+        run: The run; its folder must exist.
+        tokenizer_path: Path or name of the tokenizer of a run without data; empty: learn one.
+
+    Returns:
+        The run's tokenizer and corpus.
+
+    Raises:
+        UserError: The text cannot be read, is too small, or does not fit the tokenizer.
     """
     if run.corpus.is_dir():
         tokenizer = load_tokenizer(str(run.tokenizer))
         corpus = open_corpus(run.corpus, tokenizer)
         if _has_changed(config, corpus):
-            say("note: the text has changed since this run began; it goes on with the text that it began with")
+            logger.info("note: the text has changed since this run was started; it continues with the original text")
         return tokenizer, corpus
-    # A run on another file system than the cache links to it; if that was emptied, the corpus is made again.
-    lost = run.corpus.is_symlink() and run.tokenizer.is_file()
-    tokenizer, entries = prepare_cached(config, say, str(run.tokenizer) if lost else resolve_tokenizer(config))
-    _check_size(config, [open_corpus(entry, tokenizer) for entry, _ in entries])
+    if has_tokenizer(run):
+        tokenizer_path = str(run.tokenizer)
+    tokenizer, entries = prepare_cached(config, tokenizer_path)
+    parts = []
+    for entry in entries:
+        corpus = open_corpus(entry.folder, tokenizer)
+        parts.append(MixturePart(corpus.train, entry.source.weight, entry.source.source.name))
+    check_size(config, parts)
     tokenizer.save(run.tokenizer)
-    _give(entries, run.corpus)
+    _store(entries, run.corpus)
     corpus = open_corpus(run.corpus, tokenizer)
     for line in describe_corpus(corpus):
-        say(line)
+        logger.info("%s", line)
     return tokenizer, corpus
 
 
-def prepare_cached(config: Config, say: Say, tokenizer_path: str) -> tuple[HybridTokenizer, list[tuple[Path, Input]]]:
-    """The tokenizer, and the folders in the shared cache that hold the corpora of the config's sources."""
-    inputs = [Input(source, weight) for source, weight in make_sources(config.data)]
+def has_tokenizer(run: Run) -> bool:
+    """Return whether a run has a tokenizer that `prepare` uses: it has data, or has lost them with the cache.
+
+    A run on another file system than the cache has a symbolic link to its corpus. If the cache was emptied, the corpus
+    is built again, with the run's tokenizer.
+    """
+    return run.corpus.is_dir() or (run.corpus.is_symlink() and run.tokenizer.is_file())
+
+
+def prepare_cached(config: Config, tokenizer_path: str = "") -> tuple[HybridTokenizer, list[CachedCorpus]]:
+    """Prepare the tokenizer and the corpora of a config's sources in the shared cache.
+
+    Args:
+        config: The options `data` and `tokenizer`.
+        tokenizer_path: Path or name of the tokenizer; empty: learn one.
+
+    Returns:
+        The tokenizer, and the corpus of each source.
+
+    Raises:
+        UserError: The text cannot be read or is too small, or the cache cannot be written to.
+    """
+    sources = _weighted_sources(config)
     folder = cache.cache_folder(config.data.cache)
     if tokenizer_path:
         tokenizer = load_tokenizer(tokenizer_path)
     else:
-        tokenizer = _learned(config, [(each, _options(config)) for each in inputs], folder, say)
-    return tokenizer, [(_corpus(config, each, tokenizer, folder, say), each) for each in inputs]
+        tokenizer = _learned_tokenizer(config, sources, folder)
+    return tokenizer, [CachedCorpus(_cached_corpus(config, source, tokenizer, folder), source) for source in sources]
 
 
-def learn_tokenizer(configs: Sequence[Config], say: Say) -> HybridTokenizer:
-    """The tokenizer that is learned from the sources of several configs, each source once, as the first config says."""
-    inputs: dict[str, tuple[Input, Options]] = {}
+def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
+    """Learn one tokenizer from the sources of several configs, or find it in the cache.
+
+    Args:
+        configs: The configs; options of the tokenizer and the cache are taken from the first. A source that occurs in
+            several configs is read once.
+
+    Raises:
+        UserError: The text cannot be read or is too small, or the cache cannot be written to.
+    """
+    sources: dict[str, WeightedSource] = {}
     for config in configs:
-        for source, weight in make_sources(config.data):
-            options = _options(config)
-            inputs.setdefault(cache.key_of([source.describe(), asdict(options)]), (Input(source, weight), options))
-    return _learned(configs[0], list(inputs.values()), cache.cache_folder(configs[0].data.cache), say)
+        for source in _weighted_sources(config):
+            key = cache.cache_key([source.source.describe(), asdict(source.options)])
+            sources.setdefault(key, source)
+    return _learned_tokenizer(configs[0], list(sources.values()), cache.cache_folder(configs[0].data.cache))
 
 
-def _learned(config: Config, pairs: Sequence[tuple[Input, Options]], folder: Path, say: Say) -> HybridTokenizer:
-    """The tokenizer that is learned from sources: that of the cache, or a new one."""
-    t, inputs = config.tokenizer, [each for each, _ in pairs]
-    described = [[each.source.describe(), each.weight] for each in inputs]
-    chosen = [asdict(options) for _, options in pairs]
-    key = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
-    key += chosen[:1] if all(each == chosen[0] for each in chosen) else [chosen]
-    path = folder / "tokenizers" / f"{cache.slug(inputs[0].source.name)}-{cache.key_of(key)}.hybtok"
-    with cache.only_one(path, f"the tokenizer of {inputs[0].source.name}"):
+def _weighted_sources(config: Config) -> list[WeightedSource]:
+    data = config.data
+    options = CorpusOptions(
+        data.validation_fraction, data.deduplicate, data.max_documents, data.max_tokens, data.loss_on
+    )
+    return [WeightedSource(source, weight, options) for source, weight in make_sources(data)]
+
+
+def _learned_tokenizer(config: Config, sources: Sequence[WeightedSource], folder: Path) -> HybridTokenizer:
+    """Return the tokenizer that is learned from the samples of sources, from the cache if it is there."""
+    options = config.tokenizer
+    first = sources[0].source.name
+    path = folder / "tokenizers" / f"{cache.slug(first)}-{_tokenizer_key(config, sources)}.hybtok"
+    with cache.locked_entry(path, f"the tokenizer of {first}"):
         if path.is_file():
             try:
                 return HybridTokenizer.load(path)
             except TokenizerError as error:
-                say(f"{error}; learning it again")
-        say(f"reading {', '.join(each.source.name for each in inputs)}")
-        texts = [text for each, options in pairs for text in _training_texts(each.read_sample(options), options)]
-        say(f"learning a tokenizer of {t.vocab_size} entries")
-        tokenizer = HybridTokenizer(lowercase=t.lowercase, byte_limit=t.byte_limit)
+                logger.warning("%s; learning it again", error)
+        logger.info("reading %s", ", ".join(source.source.name for source in sources))
+        texts = [text for source in sources for text in _training_texts(source)]
+        logger.info("learning a tokenizer of %d entries", options.vocab_size)
+        tokenizer = HybridTokenizer(lowercase=options.lowercase, byte_limit=options.byte_limit)
         for text in texts:
             tokenizer.add_text(text)
         try:
-            tokenizer.freeze_vocab(vocab_size=t.vocab_size, boundaries=t.boundaries)
+            tokenizer.freeze_vocab(vocab_size=options.vocab_size, boundaries=options.boundaries)
         except TokenizerError as error:
             raise UserError(f"tokenizer: {error}") from None
         tokenizer.save(path)
         return tokenizer
 
 
-def _training_texts(head: list[Document], options: Options) -> Iterator[str]:
-    assigner = SplitAssigner(make_plan(head, options.validation_fraction), options.validation_fraction)
+def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
+    """Return a hash of all that a learned tokenizer depends on."""
+    t = config.tokenizer
+    described = [[source.source.describe(), source.weight] for source in sources]
+    options = [asdict(source.options) for source in sources]
+    key: list[Any] = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
+    if all(each == options[0] for each in options):
+        key.append(options[0])
+    else:
+        key.append(options)
+    return cache.cache_key(key)
+
+
+def _training_texts(source: WeightedSource) -> Iterator[str]:
+    """Yield the training texts of a source's sample."""
+    sample = source.read_sample()
+    fraction = source.options.validation_fraction
+    assigner = SplitAssigner(make_plan(sample, fraction), fraction)
     counts = SourceCounts()
-    for document in head:
+    for document in sample:
         for text in assigner.assign(document, counts):
             if text.split == "train":
                 yield text.text + (text.response or "")
 
 
-def _corpus(config: Config, each: Input, tokenizer: HybridTokenizer, folder: Path, say: Say) -> Path:
-    """The folder in the cache with the corpus of one source, made if it is not there."""
-    source, options = each.source, _options(config)
-    key = cache.key_of([FORMAT, source.describe(), asdict(options), tokenizer.fingerprint])
-    entry = folder / "corpora" / f"{cache.slug(source.name)}-{key}"
-    with cache.only_one(entry, source.name):
+def _cached_corpus(config: Config, source: WeightedSource, tokenizer: HybridTokenizer, folder: Path) -> Path:
+    """Return the folder in the cache with the corpus of a source, which is built if it is missing or damaged."""
+    name = source.source.name
+    key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
+    entry = folder / "corpora" / f"{cache.slug(name)}-{key}"
+    with cache.locked_entry(entry, name):
         if entry.is_dir():
             try:
                 open_corpus(entry, tokenizer)
                 return entry
             except UserError as error:
-                say(f"{str(error).partition(': remove')[0]}: making it again")
-                cache.discard(entry)
-        build_corpus(entry, source, tokenizer, options, each.head, config.data.workers, say)
+                logger.warning("%s: building it again", str(error).partition(": remove")[0])
+                cache.remove_folder(entry)
+        build_corpus(entry, source.source, tokenizer, source.options, source.sample, config.data.workers)
     return entry
 
 
-def _options(config: Config) -> Options:
-    data = config.data
-    return Options(data.validation_fraction, data.deduplicate, data.max_documents, data.max_tokens, data.loss_on)
-
-
-def _check_size(config: Config, corpora: list[Corpus]) -> None:
-    tokens = sum(len(corpus.train) for corpus in corpora)
-    one_batch = config.train.batch_size * config.train.sequence_length
-    if config.data.mode == "packed" and tokens < one_batch:
-        raise UserError(
-            f"the training text has {tokens:,} tokens, but one batch takes {one_batch:,}: "
-            "add text, or lower --train.batch_size or --train.sequence_length"
-        )
-
-
-def _give(entries: list[tuple[Path, Input]], target: Path) -> None:
-    """Put the corpora into a run's folder: one as it is, several in a folder each."""
-    cache.discard(target)
+def _store(entries: Sequence[CachedCorpus], target: Path) -> None:
+    """Put corpora of the cache into a run's folder: one as it is, several with a manifest of the mixture."""
+    cache.remove_folder(target)
     if len(entries) == 1:
-        cache.give_to_run(entries[0][0], target)
+        cache.link_into_run(entries[0].folder, target)
         return
     partial = target.with_name(target.name + ".partial")
-    cache.discard(partial)
+    cache.remove_folder(partial)
     partial.mkdir()
     mix: list[dict[str, Any]] = []
-    for number, (entry, each) in enumerate(entries):
-        cache.give_to_run(entry, partial / str(number))
-        mix.append({"folder": str(number), "name": each.source.name, "weight": each.weight})
-    source = [each.source.describe() for _, each in entries]
-    write_json(partial / "manifest.json", {"format": FORMAT, "mix": mix, "source": source})
+    for number, entry in enumerate(entries):
+        cache.link_into_run(entry.folder, partial / str(number))
+        mix.append({"folder": str(number), "name": entry.source.source.name, "weight": entry.source.weight})
+    described = [entry.source.source.describe() for entry in entries]
+    write_json(partial / "manifest.json", {"format": FORMAT, "mix": mix, "source": described})
     partial.rename(target)
 
 
 def _has_changed(config: Config, corpus: Corpus) -> bool:
+    """Return whether the sources of a config are no longer those that a corpus was built from."""
     try:
         described = [source.describe() for source, _ in make_sources(config.data)]
-    except UserError:  # the files are gone
+    except UserError:  # the files do not exist any more
         return True
     return corpus.source != (described if len(described) > 1 else described[0])
 
 
 def describe_corpus(corpus: Corpus) -> Iterator[str]:
-    """What there is, in a line for each source."""
+    """Yield lines that describe a corpus: the size of both splits, and what was left out, of each source."""
     for part, manifest in zip(corpus.parts, corpus.manifests, strict=True):
-        train, held_out, counts = manifest["train"], manifest["validation"], SourceCounts.from_json(manifest["counts"])
+        train = manifest["train"]
+        counts = SourceCounts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
-        rate = f"{train['bytes'] / train['tokens']:.2f} bytes per token"
         size = f"{plural(train['documents'], 'document')}, {plural(train['tokens'], 'token')}"
-        yield (
-            f"{name}{text_size(train['bytes'])} {'of responses ' * bool(train['prompts'])}to train on "
-            f"({size}, {'prompts included' if train['prompts'] else rate}), {text_size(held_out['bytes'])} held out"
-        )
-        if counts.repeats:
-            yield f"{name}{plural(counts.repeats, 'exact repeat')} left out"
-        if counts.bad:
+        if train["prompts"]:
+            text = f"{text_size(train['bytes'])} of responses to train on ({size}, prompts included)"
+        else:
+            rate = train["bytes"] / train["tokens"]
+            text = f"{text_size(train['bytes'])} to train on ({size}, {rate:.2f} bytes per token)"
+        yield f"{name}{text}, {text_size(manifest['validation']['bytes'])} held out"
+        if counts.duplicates:
+            yield f"{name}{plural(counts.duplicates, 'exact duplicate')} left out"
+        if counts.invalid:
             yield f"{name}{counts.invalid_text()}"
-
-
-def example_prompt(run: Run) -> str:
-    """Two to four words that a held-out document of a run begins with, to try its model with; "The" if it has none."""
-    try:
-        tokenizer = load_tokenizer(str(run.tokenizer))
-        split = open_corpus(run.corpus, tokenizer, verify=False).validation
-    except UserError:  # a run may stand without its text
-        return "The"
-    ends = split.ends[:_TRIED].tolist()
-    for start, end in zip([0, *ends], ends, strict=False):
-        line = tokenizer.decode(split[start : min(end - 1, start + _TRIED)].tolist()).strip().partition("\n")[0]
-        words = line.split(" ")[:4]
-        while len(words) > 2 and len(" ".join(words)) > _SHORT:
-            words.pop()
-        text = " ".join(words)
-        if len(words) > 1 and len(text) <= _SHORT and text.isprintable():
-            return text
-    return "The"
-
-
-def resolve_tokenizer(config: Config) -> str:
-    """Path or name of the tokenizer that a config gives: of what it begins with, or `tokenizer.path`; empty: none.
-
-    Raises UserError if something is named to begin with, and another tokenizer than its own is asked for.
-    """
-    asked, start = config.tokenizer, config.init.from_run
-    if config.init.from_hf:
-        return _tokenizer_of_folder(config)
-    if not start:
-        return asked.path
-    run = find_run(start, trained=True)
-    if asked.path:
-        if load_tokenizer(asked.path).fingerprint != load_tokenizer(str(run.tokenizer)).fingerprint:
-            raise UserError(
-                f"tokenizer.path {asked.path} is not the tokenizer of {run.path}, whose weights know no other"
-            )
-    elif asked != TokenizerConfig():  # what was not asked for is that run's
-        theirs, default = dict(run.read_config().tokenizer), dict(TokenizerConfig())
-        wrong = {name: value for name, value in asked if value not in (theirs[name], default[name])}
-        differ = [f"tokenizer.{name}: {theirs[name]!r} there, {value!r} here" for name, value in wrong.items()]
-        if differ:
-            raise UserError(
-                f"the weights of {run.path} know no tokenizer but their own; leave tokenizer.* out: {'; '.join(differ)}"
-            )
-    return str(run.tokenizer)
-
-
-def _tokenizer_of_folder(config: Config) -> str:
-    """Path or name of the tokenizer that the weights of `init.from_hf` know. Raises UserError if another is given."""
-    from slm_jax.huggingface.import_folder import find_tokenizer, open_folder  # with JAX, which the data do without
-
-    folder, asked = open_folder(config.init.from_hf), config.tokenizer
-    name = find_tokenizer(folder, asked.path)
-    tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size != folder.vocab_size:
-        raise UserError(
-            f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "
-            f"{tokenizer.vocab_size} ids: the weights know no other tokenizer than the one they were trained with"
-        )
-    if asked.path and load_tokenizer(asked.path).fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"tokenizer.path {asked.path} is not the tokenizer of {folder.path}, whose weights know no other"
-        )
-    for field in ("vocab_size", "lowercase", "byte_limit"):
-        here, there = getattr(asked, field), getattr(tokenizer, field)
-        fits = here >= there if field == "vocab_size" else here == there  # at most so many ids
-        if not fits and here != getattr(TokenizerConfig(), field):
-            raise UserError(
-                f"tokenizer.{field}: {there!r} in {folder.path}, {here!r} here; its weights know no other: leave it out"
-            )
-    return name
-
-
-def load_tokenizer(name: str) -> HybridTokenizer:
-    """A saved tokenizer by path, or a ready-made one by name. Raises UserError."""
-    try:
-        return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
-    except TokenizerError as error:
-        raise UserError(f"tokenizer.path: {error}") from None

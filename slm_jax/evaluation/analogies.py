@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.sources.files import matching_files, open_binary
+from slm_jax.data.sources.files import find_files, open_binary
 from slm_jax.evaluation.intervals import binomial_interval
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.utils.errors import UserError
@@ -51,7 +51,7 @@ def read_questions(pattern: str) -> Questions:
     index: dict[str, int] = {}
     rows = []
     sections = []
-    for path in matching_files((pattern,)):
+    for path in find_files((pattern,)):
         section = path.name
         for number, line in enumerate(_read_lines(path), start=1):
             words = line.split()

@@ -3,15 +3,16 @@
 import gzip
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax.data.sources.catalog import HubDataset
-from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper, Source
-from slm_jax.data.sources.files import FileSource
-from slm_jax.data.sources.hub import HubSource, UnreachableError, check_reachable
+from slm_jax.data.sources.documents import InvalidRow
+from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.sources.files import ROW_FORMATS, read_rows
+from slm_jax.data.sources.hub import HubSource, SplitEnd, UnreachableError, check_reachable
+from slm_jax.data.sources.rows import Row, columns_text
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import replace_file, user_cache_folder
 from slm_jax.utils.formatting import plural
@@ -19,27 +20,6 @@ from slm_jax.utils.formatting import plural
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _RecordMapper(RowMapper):
-    """Pass complete records through the document readers, as JSON in the text of a document."""
-
-    required: tuple[str, ...] = ()  # columns that every record must have
-
-    def required_columns(self) -> list[str]:
-        """Return no columns: `to_document` checks them, with a message that lists the existing ones."""
-        return []
-
-    def to_document(self, row: Any, where: str) -> Document | InvalidRow:
-        """Return the record as JSON, or the reason why it is invalid."""
-        if not isinstance(row, dict):
-            return InvalidRow("a record is not an object of columns", where)
-        missing = [name for name in self.required if row.get(name) is None]
-        if missing:
-            present = ", ".join(map(str, list(row)[:12]))
-            return InvalidRow(f"column {missing[0]} is missing (present: {present})", where)
-        return Document(json.dumps(row))
 
 
 class HubLocation(NamedTuple):
@@ -85,12 +65,10 @@ class HubLoader:
         records: list[Record] = []
         commit = ""
         for number, config in enumerate(location.configs, start=1):
-            hub_set = HubDataset(
-                location.repo, "", config, split=location.split, columns=_RecordMapper(required=tuple(columns))
-            )
-            source = HubSource(f"{location.repo} {config}".strip(), hub_set, commit)
-            reader = source.read()
-            records += _read_all(source, reader)
+            part = f"{location.repo} {config}".strip()
+            reader = HubSource(part, HubDataset(location.repo, "", config, split=location.split), commit).read_rows()
+            rows = (item for item in reader if not isinstance(item, SplitEnd))
+            records += _checked_records(rows, columns, part)
             commit = reader.version  # all configurations are read at the same commit
             if number in (1, len(location.configs)) or number % 10 == 0:
                 logger.info(
@@ -123,25 +101,40 @@ def read_files(path: str, columns: Sequence[str]) -> Dataset:
     Raises:
         UserError: There is no such file, it has another format, or a record is invalid.
     """
-    source = FileSource((path,), _RecordMapper(required=tuple(columns)))
-    for file in source.files:
-        if not set(file.suffixes) & {".jsonl", ".ndjson", ".json", ".parquet"}:
+    files = FileSource((path,)).files
+    for file in files:
+        if not set(file.suffixes) & set(ROW_FORMATS):
             raise UserError(
                 f"{file} is not a .jsonl, .json or .parquet file: expected records with the columns "
                 f"{', '.join(columns)}"
             )
-    return Dataset(_read_all(source, source.read()), path)
+    rows = (row for file in files for row in read_rows(file))
+    return Dataset(_checked_records(rows, columns, path), path)
 
 
-def _read_all(source: Source, reader: Any) -> list[Record]:
-    """Return all records. Raises UserError at an invalid one: scores over a part would pass for complete ones."""
-    records = []
-    for document in reader:
-        if isinstance(document, InvalidRow):
-            raise UserError(f"{document.where}: {document.reason}")
-        records.append(json.loads(document.text))
+def _checked_records(rows: Iterable[Row | InvalidRow], columns: Sequence[str], name: str) -> list[Record]:
+    """Return the values of all rows.
+
+    Args:
+        rows: The rows.
+        columns: Columns that every row must have.
+        name: What is read, for messages.
+
+    Raises:
+        UserError: A row is invalid: scores over a part would pass for complete ones. Or there are no rows.
+    """
+    records: list[Record] = []
+    for row in rows:
+        if isinstance(row, InvalidRow):
+            raise UserError(f"{row.location}: {row.reason}")
+        if not isinstance(row.value, dict):
+            raise UserError(f"{row.location}: a record is not an object of columns")
+        missing = [column for column in columns if row.value.get(column) is None]
+        if missing:
+            raise UserError(f"{row.location}: column {missing[0]} is missing (columns: {columns_text(row.value)})")
+        records.append(row.value)
     if not records:
-        raise UserError(f"{source.name} has no records")
+        raise UserError(f"{name} has no records")
     return records
 
 

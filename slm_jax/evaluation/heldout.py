@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import TokenStream, byte_table, open_corpus
-from slm_jax.data.sources.documents import InvalidRow, RowMapper
-from slm_jax.data.sources.files import FileSource
+from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.data.corpus.stream import TokenStream, byte_table
+from slm_jax.data.sources.documents import InvalidRow
+from slm_jax.data.sources.file_source import FileSource
 from slm_jax.evaluation.encoding import num_bytes, with_eos_prefix
 from slm_jax.evaluation.intervals import bootstrap_interval
 from slm_jax.evaluation.results import Metric, TaskResult
@@ -86,9 +87,9 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
     """
     texts = []
     num_chars = 0
-    for document in FileSource((pattern,), RowMapper()).read():
+    for document in FileSource((pattern,)).read():
         if isinstance(document, InvalidRow):
-            raise UserError(f"{document.where}: {document.reason}")
+            raise UserError(f"{document.location}: {document.reason}")
         if document.text.strip():
             texts.append(document.text)
             num_chars += len(document.text)

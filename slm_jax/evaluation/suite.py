@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.sources.files import matching_files
+from slm_jax.data.sources.files import find_files
 from slm_jax.evaluation import analogies, heldout
 from slm_jax.evaluation.datasets import Dataset, HubLoader, read_files
 from slm_jax.evaluation.registry import TASKS
@@ -118,7 +118,7 @@ def _parse_task(argument: str) -> TaskSpec:
         raise UserError(f"--tasks {title} needs a file: {title}=FILE")
     if path:
         try:
-            matching_files((path,))
+            find_files((path,))
         except UserError as error:
             raise UserError(f"--tasks {argument}: {str(error).removeprefix('data.files: ')}") from None
     return TaskSpec(name, label, path)

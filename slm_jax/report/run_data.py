@@ -12,7 +12,8 @@ import numpy as np
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
-from slm_jax.data.corpus.corpus import DOCUMENT, Shard, TokenStream, read_manifest, shard_files
+from slm_jax.data.corpus.corpus import read_manifest, shard_files
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, joined, read_columns
 from slm_jax.run import environment
@@ -71,7 +72,7 @@ class Facts:
                     tokens, documents = (np.load(file, mmap_mode="r") for file in files)
                 except (OSError, ValueError, EOFError):  # the corpus was not copied with the run
                     return None
-                if documents.dtype != DOCUMENT:
+                if documents.dtype != DOCUMENT_DTYPE:
                     return None
                 shards.append(Shard(tokens, documents, bool(noted["prompts"])))
         return TokenStream(shards)

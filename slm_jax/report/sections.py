@@ -122,9 +122,9 @@ def data(subject: Subject) -> Safe:
                 cells += [f"{side['documents']:,}", f"{side['tokens']:,}", f"{side['bytes'] / 1e6:,.2f}"]
             rows.append(cells)
             counts = SourceCounts.from_json(manifest["counts"])
-            if counts.repeats:
-                said.append(f"{name}: {counts.repeats:,} exact repeats were left out.")
-            if counts.bad:
+            if counts.duplicates:
+                said.append(f"{name}: {counts.duplicates:,} exact repeats were left out.")
+            if counts.invalid:
                 said.append(f"{name}: {counts.invalid_text()}.")
             if train["prompts"]:
                 said.append(f"{name}: prompts are not predicted; the bytes are those of the responses.")

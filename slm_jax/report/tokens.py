@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import SPLITS, TokenStream
+from slm_jax.data.corpus.corpus import SPLITS
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.report import escape, markup
 from slm_jax.report.axes import percent
 from slm_jax.report.escape import Safe

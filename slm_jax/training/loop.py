@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.packed import Arrays
-from slm_jax.data.batches.prefetch import Prefetcher, make_batches
+from slm_jax.data.batches.arrays import Arrays
+from slm_jax.data.batches.modes import make_batches
+from slm_jax.data.batches.prefetch import Prefetcher
 from slm_jax.data.corpus.corpus import Corpus
-from slm_jax.data.prepare import prepare
 from slm_jax.distributed import multihost, sharding
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
@@ -32,22 +32,24 @@ from slm_jax.training.loggers import make_sinks
 from slm_jax.training.optimizer import make_schedule
 from slm_jax.training.profiler import Profiler
 from slm_jax.training.signals import Stop
+from slm_jax.training.tokenizer import prepare_data
 from slm_jax.training.train_step import Batch, Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
-from slm_jax.utils.progress import ProgressBar, waiting
+from slm_jax.utils.progress import ProgressBar, show_log, waiting
 from tokenizer import HybridTokenizer
 
 
 def run_training(config: Config, run: Run) -> Result:
     """Train or continue a run whose directory is begun and locked. Raises UserError."""
+    show_log()
     if config.train.deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         raise UserError(
             f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
         )
     mesh = sharding.make_mesh(config)
     origin = warm_start.find_origin(config) if run.newest_step() is None else None
-    tokenizer, corpus = multihost.first_process_first(lambda: prepare(config, run, say=_say))
+    tokenizer, corpus = multihost.first_process_first(lambda: prepare_data(config, run))
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     model, dtype = config.model, ops.compute_dtype(config.train.dtype)

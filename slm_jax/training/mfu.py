@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.config.schema import Config
-from slm_jax.data.prepare import load_tokenizer
+from slm_jax.data.load import load_tokenizer
 from slm_jax.distributed import sharding
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model

@@ -1,6 +1,6 @@
-"""A small Hugging Face hub on the loopback device: what `datasets` and `huggingface_hub` ask for, from a folder.
+"""A small Hugging Face hub on the loopback device: serves what `datasets` and `huggingface_hub` request, from a folder.
 
-FOLDER/OWNER/NAME/... are the files of the data sets. Faults can be ordered: `drop`, `refuse`, `gated`.
+FOLDER/OWNER/NAME/... are the files of the data sets. Faults are injected with `drop`, `refuse` and `gated`.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves a folder of data sets until `close`."""
+    """Serve a folder of data sets until `close`."""
 
     def __init__(self, folder: Path):
         self.folder, self.requests = folder, []
-        self.drop: list[int] = []  # bytes after which the next answers with data break off
+        self.drop: list[int] = []  # bytes after which the next answers with data are cut off
         self.skip = 0  # answers with data before these faults
         self.refuse = 0  # answers with data that are 503 instead
         self.gated: set[str] = set()
-        self.go_away = False  # close as soon as an answer breaks off
+        self.go_away = False  # close the server when an answer is cut off
         self._port = 0
         self.open()
 
     def open(self) -> None:
-        """Serve, after `close` at the same address."""
+        """Start to serve; after `close`, at the same address."""
         self.away = False
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), handler)
@@ -38,7 +38,7 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Stop, so that connections are refused and those that are open break off."""
+        """Stop: new connections are refused, open ones are cut off."""
         self.away = True
         self._server.shutdown()
         self._server.server_close()

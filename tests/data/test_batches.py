@@ -1,4 +1,4 @@
-"""Batches are a function of position; labels are the next token; every token is a target once per epoch."""
+"""Batches: a function of position; labels are the next token; every token is a label once per epoch."""
 
 from collections import Counter
 
@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.packed import Mixture, PackedBatches, sequential_batches, window
-from slm_jax.data.batches.padded import PaddedBatches, Rows, sequential_padded_batches, widths
-from slm_jax.data.batches.prefetch import Prefetcher, make_batches, validation_batches
-from slm_jax.data.corpus.corpus import DOCUMENT, MixturePart, Shard, TokenStream
+from slm_jax.data.batches.mixture import Mixture
+from slm_jax.data.batches.modes import make_batches, validation_batches
+from slm_jax.data.batches.packed import PackedBatches, sequential_batches, window
+from slm_jax.data.batches.padded import PaddedBatches, PaddedRows, bucket_widths, sequential_padded_batches
+from slm_jax.data.batches.prefetch import Prefetcher
+from slm_jax.data.corpus.corpus import MixturePart
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream
 from slm_jax.distributed.sharding import make_mesh, shard_batch
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
@@ -20,8 +23,11 @@ from tests.helpers import tiny_config
 EOS = 999
 
 
-def split_of(lengths, shards=1, prompts=None, first=0):
-    """Documents of these many tokens, their <EOS> included, whose other tokens count up from `first`; one byte each."""
+def stream_of(lengths, shards=1, prompts=None, first=0):
+    """Return a stream of documents of these lengths, <EOS> included.
+
+    The other tokens count up from `first`, each of one byte.
+    """
     prompts = prompts or [0] * len(lengths)
     made = []
     for part in np.array_split(np.arange(len(lengths)), shards):
@@ -30,11 +36,12 @@ def split_of(lengths, shards=1, prompts=None, first=0):
             ids += [*range(first, first + lengths[i] - 1), EOS]
             first += lengths[i] - 1
             rows.append((len(ids), 0, lengths[i] - 1 - prompts[i], prompts[i], 0, 0))
-        made.append(Shard(np.array(ids, np.uint16), np.array(rows, DOCUMENT), any(prompts)))
+        made.append(Shard(np.array(ids, np.uint16), np.array(rows, DOCUMENT_DTYPE), any(prompts)))
     return TokenStream(made, np.array([1] * EOS + [0], np.int32))
 
 
-def targets(batches):
+def label_counts(batches):
+    """Count the labels of batches by token."""
     return Counter(int(x) for batch in batches for x in batch["labels"].ravel() if x != IGNORE_INDEX)
 
 
@@ -52,16 +59,16 @@ def test_labels_are_the_next_token():
 
 @given(n=st.integers(33, 300), length=st.integers(2, 16), seed=st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
-def test_every_token_is_a_target_once_per_epoch(n, length, seed):
+def test_every_token_is_a_label_once_per_epoch(n, length, seed):
     stream = np.arange(n, dtype=np.uint16)
     batches = PackedBatches(stream, 1, length, seed)
     for epoch in range(2):
         steps = range(epoch * batches.windows, (epoch + 1) * batches.windows)
-        assert targets(batches.at(step) for step in steps) == Counter(range(n))
-    assert targets(sequential_batches(stream, 3, length)) == Counter(range(n))
+        assert label_counts(batches.at(step) for step in steps) == Counter(range(n))
+    assert label_counts(sequential_batches(stream, 3, length)) == Counter(range(n))
 
 
-def test_at_is_a_function_of_position():
+def test_batches_are_a_function_of_position():
     stream = np.random.default_rng(0).integers(0, 500, 5000).astype(np.uint16)
     first, second = (PackedBatches(stream, 8, 32, seed=1) for _ in range(2))
     forward = [first.at(step) for step in range(60)]
@@ -80,7 +87,7 @@ def test_epochs_differ_in_order_and_in_cuts():
     assert starts[0] != sorted(starts[0])
 
 
-def test_window_at_the_seam():
+def test_window_across_the_end_of_the_stream():
     row = window(np.arange(10, dtype=np.uint16), offset=7, index=1, length=8)
     assert row["input_ids"].tolist() == [4, 5, 0, 0, 0, 0, 0, 0]
     assert row["labels"].tolist() == [5, 6, *[IGNORE_INDEX] * 6]
@@ -88,7 +95,7 @@ def test_window_at_the_seam():
     assert row["input_ids"].tolist() == [9, 0, 1, 2]
 
 
-def test_too_short_a_stream_says_what_to_do():
+def test_stream_shorter_than_a_batch_is_reported():
     with pytest.raises(UserError, match=r"30 tokens, but one batch takes 2 x 16 = 32"):
         PackedBatches(np.arange(30, dtype=np.uint16), 2, 16, 0)
 
@@ -97,12 +104,13 @@ LENGTHS = [5, 40, 3, 17, 16, 2, 90, 9, 33, 1, 28, 12]
 
 
 def test_segments_keep_documents_apart():
-    split = split_of(LENGTHS, shards=3)
-    stream, number = split[0 : len(split)], np.repeat(np.arange(len(LENGTHS)), LENGTHS)
-    place = np.concatenate([np.arange(n) for n in LENGTHS])
-    assert np.array_equal(split.document_starts(0, len(split)), np.flatnonzero(place == 0))
-    assert np.array_equal(split.document_starts(5, 46), np.flatnonzero(place[:46] == 0)[1:])
-    batches = PackedBatches(split, 4, 16, 0, segments=True)
+    stream = stream_of(LENGTHS, shards=3)
+    tokens = stream[0 : len(stream)]
+    document = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # of each token
+    position = np.concatenate([np.arange(n) for n in LENGTHS])  # of each token in its document
+    assert np.array_equal(stream.document_starts(0, len(stream)), np.flatnonzero(position == 0))
+    assert np.array_equal(stream.document_starts(5, 46), np.flatnonzero(position[:46] == 0)[1:])
+    batches = PackedBatches(stream, 4, 16, 0, segments=True)
     rows = [
         {name: array[i] for name, array in batches.at(step).items()}
         for step in range(batches.windows)
@@ -110,79 +118,79 @@ def test_segments_keep_documents_apart():
     ]
     for row in rows:
         count = int((row["labels"] != IGNORE_INDEX).sum())
-        at = next(a for a in range(len(stream)) if np.array_equal(np.roll(stream, -a)[:count], row["labels"][:count]))
-        expected = np.roll(number, -at)[:count]
+        at = next(a for a in range(len(tokens)) if np.array_equal(np.roll(tokens, -a)[:count], row["labels"][:count]))
+        expected = np.roll(document, -at)[:count]
         same = row["segment_ids"][:count, None] == row["segment_ids"][None, :count]
         assert np.array_equal(same, expected[:, None] == expected[None])
-        places = np.roll(place, -at)[:count]
-        first = places[0]
-        inside = expected == expected[0]
-        assert np.array_equal(row["positions"][:count], np.where(np.cumsum(~inside) == 0, places - first, places))
+        positions = np.roll(position, -at)[:count]
+        first = positions[0]
+        in_first = np.cumsum(expected != expected[0]) == 0
+        assert np.array_equal(row["positions"][:count], np.where(in_first, positions - first, positions))
         assert not np.isin(row["segment_ids"][count:], row["segment_ids"][:count]).any()
-    plain = PackedBatches(split, 4, 16, 0)
+    plain = PackedBatches(stream, 4, 16, 0)
     assert all((batches.at(s)[name] == plain.at(s)[name]).all() for s in range(9) for name in ("input_ids", "labels"))
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_bytes_of_batches_are_exact(shards):
-    split = split_of(LENGTHS, shards, prompts=[min(2, n - 1) for n in LENGTHS])
-    everything = split[0 : len(split)]
-    predicted = everything[~split.prompt_mask(0, len(split))]
-    assert split.num_bytes == np.count_nonzero(predicted != EOS)
-    for batches in (PackedBatches(split, 2, 16, 3), PaddedBatches([MixturePart(split, 1, "")], 2, 64, 3)):
+def test_byte_counts_of_batches_are_exact(shards):
+    stream = stream_of(LENGTHS, shards, prompts=[min(2, n - 1) for n in LENGTHS])
+    everything = stream[0 : len(stream)]
+    predicted = everything[~stream.prompt_mask(0, len(stream))]
+    assert stream.num_bytes == np.count_nonzero(predicted != EOS)
+    for batches in (PackedBatches(stream, 2, 16, 3), PaddedBatches([MixturePart(stream, 1, "")], 2, 64, 3)):
         for step in range(40):
             labels = batches.at(step)["labels"]
             assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE_INDEX) & (labels != EOS))
     for mode in ("packed", "segmented", "padded"):
         config = tiny_config(data__mode=mode, train__sequence_length=96)
-        found = list(validation_batches(config, split, 3))
-        assert sum(size for _, size in found) == split.num_bytes
-        assert targets(batch for batch, _ in found) == Counter(predicted.tolist())
+        found = list(validation_batches(config, stream, 3))
+        assert sum(size for _, size in found) == stream.num_bytes
+        assert label_counts(batch for batch, _ in found) == Counter(predicted.tolist())
 
 
 @pytest.mark.parametrize("length", [16, 64])
-def test_padded_rows_hold_every_token_once_an_epoch(length):
-    split = split_of(LENGTHS, shards=2)
-    batches = PaddedBatches([MixturePart(split, 1.0, "")], 3, length, seed=1)
+def test_padded_rows_hold_every_token_once_per_epoch(length):
+    stream = stream_of(LENGTHS, shards=2)
+    batches = PaddedBatches([MixturePart(stream, 1.0, "")], 3, length, seed=1)
     for epoch in range(3):
         made = [batches.at(step) for step in range(epoch * batches.batches, (epoch + 1) * batches.batches)]
-        assert targets(made) == Counter(split[0 : len(split)].tolist())
+        assert label_counts(made) == Counter(stream[0 : len(stream)].tolist())
         tokens = sum(int(batch["attention_mask"].sum()) for batch in made)
         area = sum(batch["labels"].size for batch in made)
         assert batches.padding == pytest.approx(1 - tokens / area)
-    assert {batch["labels"].shape[1] for batch in made} <= set(widths(length))
+    assert {batch["labels"].shape[1] for batch in made} <= set(bucket_widths(length))
     for batch in made:
         real = batch["attention_mask"] == 1
         assert ((batch["labels"] != IGNORE_INDEX) == real).all()
         assert (np.diff(batch["attention_mask"], axis=1) <= 0).all()  # padding comes last
         inner = real[:, 1:]
         assert (batch["input_ids"][:, 1:][inner] == batch["labels"][:, :-1][inner]).all()
-    assert targets(batch for batch, _ in sequential_padded_batches(split, 3, length)) == Counter(
-        split[0 : len(split)].tolist()
+    assert label_counts(batch for batch, _ in sequential_padded_batches(stream, 3, length)) == Counter(
+        stream[0 : len(stream)].tolist()
     )
 
 
-def test_a_response_is_never_cut_without_being_counted():
-    split = split_of([10, 20, 30, 12], prompts=[4, 4, 16, 4])
-    rows = Rows(split, 16)
-    assert (rows.cut_responses, rows.left_out, len(rows)) == (1, 1, 3)
-    batches = PaddedBatches([MixturePart(split, 1.0, "")], 4, 16, 0)
+def test_truncated_and_skipped_responses_are_counted():
+    stream = stream_of([10, 20, 30, 12], prompts=[4, 4, 16, 4])
+    rows = PaddedRows(stream, 16)
+    assert (rows.truncated_responses, rows.skipped, len(rows)) == (1, 1, 3)
+    batches = PaddedBatches([MixturePart(stream, 1.0, "")], 4, 16, 0)
     assert [note.partition(" ")[0] for note in batches.summary(5)] == ["1", "1", "5"]
     labels = [batches.at(step)["labels"] for step in range(batches.batches)]
-    assert targets({"labels": each} for each in labels) == Counter(
+    assert label_counts({"labels": each} for each in labels) == Counter(
         [*range(4, 9), EOS, *range(13, 25), *range(61, 68), EOS]
     )
-    with pytest.raises(UserError, match="no prompt leaves room"):
-        PaddedBatches([MixturePart(split, 1.0, "x")], 4, 4, 0)
+    with pytest.raises(UserError, match="every prompt fills a row of 4 tokens"):
+        PaddedBatches([MixturePart(stream, 1.0, "x")], 4, 4, 0)
 
 
-def test_a_mixture_has_its_shares_everywhere():
+def test_mixture_keeps_its_shares_in_every_block():
     mixture = Mixture([3, 1, 0.5], seed=0)
-    places = [mixture.place(i) for i in range(3000)]
+    places = [mixture.locate(i) for i in range(3000)]
     for source, share in enumerate((667, 222, 111)):
         assert sum(s == source for s, _ in places[1000:2000]) == share
         assert [index for s, index in places if s == source] == list(range(sum(s == source for s, _ in places)))
-    parts = [MixturePart(split_of([50] * 9), 3, "a"), MixturePart(split_of([50] * 9, first=450), 1, "b")]
+    parts = [MixturePart(stream_of([50] * 9), 3, "a"), MixturePart(stream_of([50] * 9, first=450), 1, "b")]
     for batches in (PackedBatches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
         seen = Counter()
         for step in range(250):
@@ -194,14 +202,14 @@ def test_a_mixture_has_its_shares_everywhere():
     assert PaddedBatches(parts[:1], 8, 50, 0).epochs(7) == [3.5]
 
 
-def both_modes():
-    split = split_of(LENGTHS * 3)
-    parts = [MixturePart(split, 2, "a"), MixturePart(split_of([20] * 9, first=500), 1, "b")]
-    return [PackedBatches(parts, 8, 16, 5), PackedBatches(split, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
+def batches_of_all_modes():
+    stream = stream_of(LENGTHS * 3)
+    parts = [MixturePart(stream, 2, "a"), MixturePart(stream_of([20] * 9, first=500), 1, "b")]
+    return [PackedBatches(parts, 8, 16, 5), PackedBatches(stream, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
 
 
-def test_hosts_and_devices_see_one_batch():
-    for batches in both_modes():
+def test_hosts_and_devices_get_the_same_batch():
+    for batches in batches_of_all_modes():
         for step in (0, 7, 1000):
             whole = batches.at(step)
             halves = [batches.at(step, host, 2) for host in range(2)]
@@ -214,21 +222,21 @@ def test_hosts_and_devices_see_one_batch():
                     assert np.array_equal(np.asarray(there), whole[name])
 
 
-def test_position_in_any_order_and_far_away():
-    for first, second in zip(both_modes(), both_modes(), strict=True):
+def test_batches_in_any_order_and_at_large_steps():
+    for first, second in zip(batches_of_all_modes(), batches_of_all_modes(), strict=True):
         forward = {step: first.at(step) for step in (0, 1, 2, 60, 10**6)}
         for step in reversed(forward):
             again = second.at(step)
             assert all(np.array_equal(again[name], forward[step][name]) for name in again)
 
 
-def test_a_feed_gives_the_same_and_tells_what_went_wrong():
-    batches = both_modes()[0]
+def test_prefetcher_returns_the_batches_and_raises_errors():
+    batches = batches_of_all_modes()[0]
     with Prefetcher(batches, lambda arrays: arrays, 3, 40) as prefetcher:
-        for step in range(3, 30):  # it is left before its end
-            fed = prefetcher.next()
-            assert np.array_equal(fed.batch["labels"], batches.at(step)["labels"])
-            assert fed.num_bytes == batches.num_bytes(step)
+        for step in range(3, 30):  # the context is left before the last step
+            item = prefetcher.next()
+            assert np.array_equal(item.batch["labels"], batches.at(step)["labels"])
+            assert item.num_bytes == batches.num_bytes(step)
     assert not prefetcher._thread.is_alive()
 
     def broken(arrays):
@@ -238,8 +246,8 @@ def test_a_feed_gives_the_same_and_tells_what_went_wrong():
         prefetcher.next()
 
 
-def test_no_batch_holds_validation_text(tmp_path):
-    """From files to batches: every document that is held out shares no word with what is trained on."""
+def test_no_batch_contains_validation_text(tmp_path):
+    """From files to batches: held-out documents share no word with the batches."""
     from slm_jax.data.prepare import prepare
     from slm_jax.run.directory import Run
 
@@ -254,7 +262,7 @@ def test_no_batch_holds_validation_text(tmp_path):
         config = Config.load(**fields, **{"data.mode": mode, "train.batch_size": 4, "train.sequence_length": 64})
         run = Run(tmp_path / mode)
         run.path.mkdir()
-        tokenizer, corpus = prepare(config, run, say=lambda text: None)
+        tokenizer, corpus = prepare(config, run)
         batches = make_batches(config, corpus)
         seen = set()
         for step in range(100):

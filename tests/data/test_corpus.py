@@ -1,4 +1,4 @@
-"""Split by hash, written in shards that survive a kill, read back exactly; damage is named."""
+"""Corpora: split by hash, built in shards that survive a kill, read back exactly; damage is reported."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -13,59 +14,50 @@ import numpy as np
 import pytest
 
 from slm_jax.data.corpus import build
-from slm_jax.data.corpus.build import Options, build_corpus
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.splitting import read_sample, split_documents
-from slm_jax.data.sources.documents import Document, InvalidRow
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan
+from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
 
 
-class Listed:
+class ListSource:
     """A source of given documents."""
 
-    name = "listed"
+    name = "list"
 
     def __init__(self, items):
         self.items = [Document(item) if isinstance(item, str) else item for item in items]
 
     def describe(self):
-        return "listed"
+        return "list"
 
     def read(self, position=None):
-        return ListReader(self.items, position or 0)
-
-
-class ListReader:
-    def __init__(self, items, done):
-        self._items, self._done, self.version = items, done, ""
-
-    def __iter__(self):
-        while self._done < len(self._items):
-            self._done += 1
-            yield self._items[self._done - 1]
-
-    def position(self):
-        return self._done
+        return CountingReader(self.items, position)
 
 
 def texts_of(documents, fraction=0.2):
-    """The two sides as lists of text."""
-    return [[t.text for t in side] for side in split_documents([Document(d) for d in documents], fraction)]
+    """Return the texts of the two splits."""
+    documents = [Document(text) for text in documents]
+    assigner = SplitAssigner(make_plan(documents, fraction), fraction)
+    texts = [text for document in documents for text in assigner.assign(document, SourceCounts())]
+    return [[text.text for text in texts if text.split == split] for split in ("train", "validation")]
 
 
-def decoded(split, tokenizer):
-    """The documents of a split, each without its <EOS>."""
-    starts = [0, *split.ends[:-1]]
-    pieces = [split[a:b] for a, b in zip(starts, split.ends, strict=True)]
-    assert all(piece[-1] == tokenizer.token2id["<EOS>"] for piece in pieces)
-    return [tokenizer.decode(piece[:-1].tolist()) for piece in pieces]
+def decoded(stream, tokenizer):
+    """Return the documents of a stream, each without its <EOS>."""
+    starts = [0, *stream.ends[:-1]]
+    documents = [stream[a:b] for a, b in zip(starts, stream.ends, strict=True)]
+    assert all(ids[-1] == tokenizer.token2id["<EOS>"] for ids in documents)
+    return [tokenizer.decode(ids[:-1].tolist()) for ids in documents]
 
 
 def contents(folder):
+    """Return the files of a folder by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -80,21 +72,21 @@ def tokenizer():
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Groups and shards so small that a few documents make many."""
-    monkeypatch.setattr(build, "_GROUP", 1000)
-    monkeypatch.setattr(build, "SHARD", 1000)
+    """Make groups and shards so small that a few documents fill many."""
+    monkeypatch.setattr(build, "GROUP_SIZE", 1000)
+    monkeypatch.setattr(build, "SHARD_SIZE", 1000)
     monkeypatch.setattr("slm_jax.data.corpus.splitting.SAMPLE_SIZE", 5000)
 
 
-def test_sides_are_disjoint_complete_and_of_about_the_fraction():
+def test_splits_are_disjoint_complete_and_near_the_fraction():
     train, validation = texts_of(TEXTS)
     assert not set(train) & set(validation)
     assert sorted(train + validation) == sorted(TEXTS)
     assert 20 < len(validation) < 60
 
 
-def test_adding_documents_moves_none():
-    """Not even the parts of long ones."""
+def test_adding_documents_moves_none_to_the_other_split():
+    """The same holds for the parts of long documents."""
     more = [f"Something else, number {i}." * 30 for i in range(300)]
     novels = ["".join(f"Line {i} of novel {n}.\n" for i in range(3000)) for n in range(5)]
     before, after = texts_of(TEXTS + novels), texts_of(more + TEXTS + novels)
@@ -103,7 +95,7 @@ def test_adding_documents_moves_none():
     assert set(before[1]) <= set(after[1])
 
 
-def test_one_long_document_is_split_in_parts_that_lose_nothing():
+def test_long_document_is_split_in_parts_without_loss():
     text = "".join(f"Line {i} of a novel.\n" for i in range(20_000))
     train, validation = texts_of([text], 0.05)
     assert sum(map(len, train + validation)) == len(text)
@@ -111,14 +103,14 @@ def test_one_long_document_is_split_in_parts_that_lose_nothing():
     assert 0 < sum(map(len, validation)) < 0.15 * len(text)
 
 
-def test_of_a_few_files_none_is_held_out_whole():
+def test_none_of_a_few_files_is_held_out_completely():
     files = [f"{name} " * 2000 for name in ("english", "עברית", "🙂🙃", "four", "five")]
     train, validation = texts_of(files, 0.05)
     assert all(any(name in part for part in train) for name in ("english", "עברית", "🙂🙃", "four", "five"))
     assert 0 < sum(map(len, validation)) < 0.25 * sum(map(len, files))
 
 
-def test_a_few_documents_still_give_both_sides():
+def test_two_documents_give_both_splits():
     train, validation = texts_of(["first text " * 50, "second text " * 50], 0.01)
     assert train
     assert validation
@@ -127,21 +119,23 @@ def test_a_few_documents_still_give_both_sides():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_written_and_read_back(tmp_path, tokenizer, small_shards, monkeypatch, workers):
-    monkeypatch.setattr("slm_jax.data.corpus.encode._ALONE", 5000)  # characters; the rest goes through the workers
-    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2), workers=workers)
+def test_corpus_is_read_back_exactly(tmp_path, tokenizer, small_shards, monkeypatch, workers):
+    monkeypatch.setattr(
+        "slm_jax.data.corpus.encode.MIN_PARALLEL", 5000
+    )  # characters; the rest is encoded by the workers
+    build_corpus(tmp_path / "corpus", ListSource(TEXTS), tokenizer, CorpusOptions(0.2), workers=workers)
     corpus = open_corpus(tmp_path / "corpus", tokenizer)
     assert len(corpus.train.shards) > 5
-    for split, texts in zip((corpus.train, corpus.validation), texts_of(TEXTS), strict=True):
-        assert decoded(split, tokenizer) == texts
-        assert split.num_bytes == sum(len(text.encode()) for text in texts)
-        assert split.num_bytes_between(0, len(split)) == split.num_bytes
-        assert split.num_documents == len(texts)
+    for stream, texts in zip((corpus.train, corpus.validation), texts_of(TEXTS), strict=True):
+        assert decoded(stream, tokenizer) == texts
+        assert stream.num_bytes == sum(len(text.encode()) for text in texts)
+        assert stream.num_bytes_between(0, len(stream)) == stream.num_bytes
+        assert stream.num_documents == len(texts)
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_reading_across_shards_is_reading_one_array(tmp_path, tokenizer, small_shards):
-    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2))
+def test_reading_across_shards_equals_reading_one_array(tmp_path, tokenizer, small_shards):
+    build_corpus(tmp_path / "corpus", ListSource(TEXTS), tokenizer, CorpusOptions(0.2))
     split = open_corpus(tmp_path / "corpus", tokenizer).train
     whole = np.concatenate([shard.tokens for shard in split.shards])
     random = np.random.default_rng(0)
@@ -151,7 +145,7 @@ def test_reading_across_shards_is_reading_one_array(tmp_path, tokenizer, small_s
         assert split.num_bytes_between(a, b) == split.num_bytes_between(0, b) - split.num_bytes_between(0, a)
 
 
-def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
+def test_byte_counts_are_exact_in_any_script(tmp_path, small_shards):
     words = "ÉCOLE Straße İstanbul ŉ ǅ 🙂 עברית ⁇ THE End a\u0301 \ud800 ﬁn K ſ Σίσυφος <EOS>".split()
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(words, 40)) + "  \n" * (i % 3) + str(i) for i in range(60)]
@@ -159,7 +153,7 @@ def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
     for text in texts[:40]:
         made.add_text(text)
     made.freeze_vocab(vocab_size=500)
-    build_corpus(tmp_path / "corpus", Listed(texts), made, Options(0.2))
+    build_corpus(tmp_path / "corpus", ListSource(texts), made, CorpusOptions(0.2))
     corpus = open_corpus(tmp_path / "corpus", made)
     for split in (corpus.train, corpus.validation):
         ends = split.ends
@@ -168,9 +162,9 @@ def test_bytes_are_those_of_the_text_in_any_script(tmp_path, small_shards):
         assert sum(split.num_bytes_between(a, a + 1) for a in range(len(split))) == split.num_bytes
 
 
-def test_repeats_and_bad_rows_are_left_out_and_counted(tmp_path, tokenizer, small_shards):
+def test_duplicates_and_invalid_rows_are_skipped_and_counted(tmp_path, tokenizer, small_shards):
     items = [x for i, text in enumerate(TEXTS) for x in (text, InvalidRow("odd", f"row {i}"), text, " \n")]
-    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
+    build_corpus(tmp_path / "a", ListSource(items), tokenizer, CorpusOptions(0.2))
     corpus = open_corpus(tmp_path / "a", tokenizer)
     assert [decoded(s, tokenizer) for s in (corpus.train, corpus.validation)] == texts_of(TEXTS)
     assert corpus.manifests[0]["counts"] == {
@@ -180,39 +174,40 @@ def test_repeats_and_bad_rows_are_left_out_and_counted(tmp_path, tokenizer, smal
         "bad": {"odd": 200},
         "examples": {"odd": "row 0"},
     }
-    build_corpus(tmp_path / "b", Listed(items), tokenizer, Options(0.2, deduplicate=False))
+    build_corpus(tmp_path / "b", ListSource(items), tokenizer, CorpusOptions(0.2, deduplicate=False))
     corpus = open_corpus(tmp_path / "b", tokenizer)
     train, validation = texts_of(TEXTS)
     assert decoded(corpus.train, tokenizer) == [text for text in train for _ in range(2)]
     assert decoded(corpus.validation, tokenizer) == validation
 
 
-def test_limits(tmp_path, tokenizer, small_shards):
+def test_limits_of_documents_and_tokens(tmp_path, tokenizer, small_shards):
     train = texts_of(TEXTS)[0]
-    build_corpus(tmp_path / "a", Listed(TEXTS), tokenizer, Options(0.2, max_documents=50))
+    build_corpus(tmp_path / "a", ListSource(TEXTS), tokenizer, CorpusOptions(0.2, max_documents=50))
     assert decoded(open_corpus(tmp_path / "a", tokenizer).train, tokenizer) == train[:50]
-    build_corpus(tmp_path / "b", Listed(TEXTS), tokenizer, Options(0.2, max_tokens=3000))
+    build_corpus(tmp_path / "b", ListSource(TEXTS), tokenizer, CorpusOptions(0.2, max_tokens=3000))
     split = open_corpus(tmp_path / "b", tokenizer).train
     assert decoded(split, tokenizer) == train[: split.num_documents]
     assert split.ends[-2] < 3000 <= len(split)
-    few = ListReader([Document(text) for text in TEXTS], 0)  # nor is much more read than is wanted
-    assert len(read_sample(few, documents=3)[0].items) == few.position() == 26
-    assert read_sample(ListReader(few._items, 0), tokens=50)[0].items == few._items[:3]
+    documents = [Document(text) for text in TEXTS]  # not many more are read than are needed
+    reader = CountingReader(documents)
+    assert len(SourceSample(reader, max_documents=3).items) == reader.position() == 26
+    assert SourceSample(CountingReader(documents), max_tokens=50).items == documents[:3]
 
 
-def test_a_source_s_own_validation_text_is_never_trained_on(tmp_path, tokenizer):
+def test_validation_text_of_the_source_is_never_trained_on(tmp_path, tokenizer):
     held_out = [Document(text, split="validation") for text in TEXTS[:20]]
     items = [*held_out, *(Document(text, split="train") for text in TEXTS[10:])]
-    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
+    build_corpus(tmp_path / "a", ListSource(items), tokenizer, CorpusOptions(0.2))
     corpus = open_corpus(tmp_path / "a", tokenizer)
     assert decoded(corpus.validation, tokenizer) == TEXTS[:20]
     assert decoded(corpus.train, tokenizer) == TEXTS[20:]
 
 
-def test_an_instruction_s_prompt_is_not_predicted(tmp_path, tokenizer, small_shards):
+def test_prompt_of_an_instruction_is_not_predicted(tmp_path, tokenizer, small_shards):
     items = [Document(f"Question {i}?\n", f"Answer {i} 🙂, THE end.") for i in range(100)]
-    build_corpus(tmp_path / "a", Listed(items), tokenizer, Options(0.2))
-    build_corpus(tmp_path / "b", Listed(items), tokenizer, Options(0.2, loss_on="all"))
+    build_corpus(tmp_path / "a", ListSource(items), tokenizer, CorpusOptions(0.2))
+    build_corpus(tmp_path / "b", ListSource(items), tokenizer, CorpusOptions(0.2, loss_on="all"))
     split, other = (open_corpus(tmp_path / name, tokenizer).train for name in "ab")
     assert len(split) == len(other)
     assert not other.has_prompts
@@ -231,50 +226,46 @@ class Killed(BaseException):
     pass
 
 
-def test_a_build_that_was_interrupted_goes_on_and_ends_with_the_same_files(
-    tmp_path, tokenizer, small_shards, monkeypatch
-):
+def test_interrupted_build_resumes_and_ends_with_the_same_files(tmp_path, tokenizer, small_shards, monkeypatch):
     items = [x for i, text in enumerate(TEXTS) for x in (text, InvalidRow(f"odd {i % 3}", f"row {i}"), text)]
-    build_corpus(tmp_path / "whole", Listed(items), tokenizer, Options(0.2))
-    expected = contents(tmp_path / "whole")
+    build_corpus(tmp_path / "complete", ListSource(items), tokenizer, CorpusOptions(0.2))
+    expected = contents(tmp_path / "complete")
     write = build._write_file
     number = 0
     while not (tmp_path / "cut").is_dir():
         number += 1
-        left = iter(range(number % 5 + 1))
+        remaining = iter(range(number % 5 + 1))  # writes before the interruption
 
-        def interrupted(path, content, left=left):
-            if next(left, None) is None:
-                path.with_name(path.name + ".partial").write_bytes(b"half")
+        def interrupted(path, content, remaining=remaining):
+            if next(remaining, None) is None:
+                path.with_name(f".{path.name}.0123.partial").write_bytes(b"half")
                 raise Killed
             write(path, content)
 
         monkeypatch.setattr(build, "_write_file", interrupted)
         try:
-            build_corpus(tmp_path / "cut", Listed(items), tokenizer, Options(0.2), say=lambda text: None)
+            build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
         except Killed:
             assert number < 200
     assert number > 5
-    (tmp_path / "cut" / "progress.json.partial").unlink(missing_ok=True)
-    found = contents(tmp_path / "cut")
-    assert {name: data for name, data in found.items() if not name.endswith(".partial")} == expected
+    assert contents(tmp_path / "cut") == expected  # temporary files of the interrupted builds were removed
 
 
 PREPARE = """
 import sys
 from pathlib import Path
 from slm_jax.data.corpus import build, splitting
-from slm_jax.data.corpus.build import Options, build_corpus
-from slm_jax.data.sources.files import FileSource
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus
+from slm_jax.data.sources.file_source import FileSource
 from tokenizer import HybridTokenizer
-build._GROUP, build.SHARD, splitting.SAMPLE_SIZE = 20_000, 20_000, 50_000
+build.GROUP_SIZE, build.SHARD_SIZE, splitting.SAMPLE_SIZE = 20_000, 20_000, 50_000
 build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
-             HybridTokenizer.pretrained("english-8k"), Options(0.1), workers=2)
+             HybridTokenizer.pretrained("english-8k"), CorpusOptions(0.1), workers=2)
 """
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
-def test_killed_at_random_instants_it_ends_with_the_same_files(tmp_path, kills):
+def test_build_killed_at_random_instants_ends_with_the_same_files(tmp_path, kills):
     random = np.random.default_rng(kills)
     words = [f"w{i:x}" for i in range(3000)]
     with (tmp_path / "text.jsonl").open("w") as file:
@@ -284,7 +275,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_files(tmp_path, kills):
     command = [sys.executable, "-c", PREPARE]
     environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[3])}
     begin = time.monotonic()
-    subprocess.run([*command, tmp_path / "whole", tmp_path / "text.jsonl"], env=environment, check=True)
+    subprocess.run([*command, tmp_path / "complete", tmp_path / "text.jsonl"], env=environment, check=True)
     seconds = time.monotonic() - begin
     killed = 0
     while killed < kills:
@@ -301,13 +292,12 @@ def test_killed_at_random_instants_it_ends_with_the_same_files(tmp_path, kills):
             (tmp_path / "cut").rmdir()
     if not (tmp_path / "cut").is_dir():
         subprocess.run([*command, tmp_path / "cut", tmp_path / "text.jsonl"], env=environment, check=True)
-    found = {name: data for name, data in contents(tmp_path / "cut").items() if not name.endswith(".partial")}
-    assert found == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
 
 
-def test_damage_and_another_tokenizer_are_named(tmp_path, tokenizer, small_shards):
+def test_damage_and_another_tokenizer_are_reported(tmp_path, tokenizer, small_shards):
     folder = tmp_path / "corpus"
-    build_corpus(folder, Listed(TEXTS), tokenizer, Options(0.2))
+    build_corpus(folder, ListSource(TEXTS), tokenizer, CorpusOptions(0.2))
     other = HybridTokenizer()
     other.add_text("other text " * 9)
     other.freeze_vocab(vocab_size=300)
@@ -328,8 +318,8 @@ def test_damage_and_another_tokenizer_are_named(tmp_path, tokenizer, small_shard
         open_corpus(folder, tokenizer)
 
 
-def test_head_takes_whole_documents(tmp_path, tokenizer, small_shards):
-    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, Options(0.2))
+def test_head_has_complete_documents(tmp_path, tokenizer, small_shards):
+    build_corpus(tmp_path / "corpus", ListSource(TEXTS), tokenizer, CorpusOptions(0.2))
     split = open_corpus(tmp_path / "corpus", tokenizer).train
     for count in (1, 3, 77):
         head = split.head(int(split.ends[count - 1]))
@@ -340,25 +330,40 @@ def test_head_takes_whole_documents(tmp_path, tokenizer, small_shards):
     assert split.head(1).num_documents == 1
 
 
-def test_sources_without_text_say_so(tmp_path, tokenizer):
+def test_sources_without_text_are_reported(tmp_path, tokenizer):
     bad = [InvalidRow("column text is missing (there: body)", f"row {i}") for i in range(3)]
-    for items, said in (([], "no text"), ([" "], "empty"), (bad, "3 bad rows .*column text is missing")):
-        with pytest.raises(UserError, match=said):
-            build_corpus(tmp_path / "corpus", Listed(items), tokenizer, Options(0.2))
+    for items, message in (([], "no text"), ([" "], "empty"), (bad, "3 invalid rows .*column text is missing")):
+        with pytest.raises(UserError, match=message):
+            build_corpus(tmp_path / "corpus", ListSource(items), tokenizer, CorpusOptions(0.2))
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("slm_jax.data.corpus.encode._ALONE", 0)
+def test_death_of_a_worker_is_reported(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("slm_jax.data.corpus.encode.MIN_PARALLEL", 0)
     tokenizer.save(tmp_path / "tokenizer.hybtok")
     groups = encode_groups(((i, [TEXTS[i]]) for i in range(9)), tokenizer, tmp_path / "nowhere.hybtok", 2)
-    with pytest.raises(UserError, match="a process that encodes text has ended"):
+    with pytest.raises(UserError, match="a process that encodes text has died"):
         list(groups)
     groups = encode_groups(((i, [TEXTS[i]]) for i in range(9)), tokenizer, tmp_path / "tokenizer.hybtok", 2)
     assert [(i, tokenizer.decode(ids.tolist())) for i, (ids,) in groups] == list(enumerate(TEXTS[:9]))
 
 
-def test_options_are_all_in_the_manifest(tmp_path, tokenizer):
-    options = Options(0.3, False, 40, 5000, "all")
-    build_corpus(tmp_path / "corpus", Listed(TEXTS), tokenizer, options)
+def test_manifest_has_all_options(tmp_path, tokenizer):
+    options = CorpusOptions(0.3, False, 40, 5000, "all")
+    build_corpus(tmp_path / "corpus", ListSource(TEXTS), tokenizer, options)
     assert json.loads((tmp_path / "corpus" / "manifest.json").read_text())["options"] == dataclasses.asdict(options)
+
+
+def test_source_of_the_readme(tmp_path, tokenizer, small_shards):
+    readme = (Path(build.__file__).parents[1] / "README.md").read_text()
+    namespace = {}
+    exec(textwrap.dedent(readme.partition("```python\n")[2].partition("   ```")[0]), namespace)
+    source = namespace["Squares"]()
+    build_corpus(tmp_path / "corpus", source, tokenizer, CorpusOptions())
+    corpus = open_corpus(tmp_path / "corpus", tokenizer)
+    assert corpus.train.num_documents + corpus.validation.num_documents == 2000
+    reader = source.read()
+    items = iter(reader)
+    first = [next(items) for _ in range(9)]
+    rest = [*source.read(reader.position())]
+    assert [*first, *rest] == [*source.read()]

@@ -1,4 +1,4 @@
-"""The hub's data sets through the real libraries and real HTTP, from a server of our own."""
+"""Data sets of the hub, read with the real libraries over HTTP from a local server."""
 
 import json
 import os
@@ -39,7 +39,7 @@ TASKS = [{"instruction": f"Add {i}.", "input": str(i) if i % 2 else "", "output"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Tiny data sets of the real schemas."""
+    """Return a folder of tiny data sets with the real schemas."""
     root = tmp_path_factory.mktemp("hub")
     stories = root / "roneneldan" / "TinyStories" / "data"
     for i in range(2):
@@ -77,8 +77,8 @@ from slm_jax.data.sources import hub
 from slm_jax.data.sources.registry import make_source
 from slm_jax.utils.errors import UserError
 name, fields, start, count, wait = json.loads(sys.argv[1])
-hub.RETRIES = (wait,) * 4
-time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, wait))  # the libraries retry by themselves too
+hub.RETRY_WAITS = (wait,) * 4
+time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, wait))  # the libraries retry as well
 try:
     reader = make_source(name, DataConfig(source=name, **fields)).read(start)
     items = [[*item] for _, item in zip(range(count), reader)]
@@ -90,18 +90,20 @@ import os; os._exit(0)
 """
 
 
-class Served:
+class ServedHub:
+    """A hub, and programs that read from it in processes of their own."""
+
     def __init__(self, folder, home):
         self.hub, self.home = Hub(folder), home
 
     def environment(self):
-        """HF_ENDPOINT is read when the libraries are imported: they run in processes of their own."""
+        """Return the environment of a process; HF_ENDPOINT is read when the libraries are imported."""
         kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         root = str(Path(hub.__file__).parents[3])
         return {**kept, "HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "PYTHONPATH": root, "HF_TOKEN": ""}
 
     def read(self, name, start=None, count=10**6, wait=0.01, **fields):
-        """(items as lists, position after them), or ("error", what was said). wait: seconds between retries."""
+        """Return (items as lists, position after them), or ("error", message); `wait` seconds between retries."""
         arguments = json.dumps([name, fields, start, count, wait])
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, arguments],
@@ -114,7 +116,7 @@ class Served:
 
 @pytest.fixture
 def served(folder, tmp_path):
-    made = Served(folder, tmp_path)
+    made = ServedHub(folder, tmp_path)
     yield made
     made.hub.close()
 
@@ -133,7 +135,7 @@ def test_splits_positions_and_dropped_connections(served):
     assert rest == whole[137:]
 
 
-def test_lines_become_articles_from_any_position(served):
+def test_lines_are_joined_to_articles_from_any_position(served):
     whole, _ = served.read("wikitext")
     train = [text for text, _, side in whole if side == "train"]
     assert train == ARTICLES
@@ -151,17 +153,20 @@ def test_instructions_and_configurations(served):
     assert served.read("wikipedia:he")[0] == [["שלום " * 9, None, None]]
 
 
-def test_any_id_and_what_can_be_wrong_with_it(served):
+def test_any_hub_id_and_its_errors(served):
     rows, _ = served.read("hf:some/rows", text_field="body", count=2000)
     assert rows[1234] == ["Row 1234. " * 20, None, None]
-    said = {
-        ("hf:some/rows", ""): r"has no column text (there: body, n): name the text's with --data.text_field",
-        ("hf:some/rows::tset", ""): "has no split tset; there are: train",
+    errors = {
+        (
+            "hf:some/rows",
+            "",
+        ): r"has no column text (columns: body, n): name the column of the text with --data.text_field",
+        ("hf:some/rows::tset", ""): "has no split tset (splits: train)",
         ("hf:some/rows:conf", ""): "'conf' not found. Available: ['default']. Choose one with hf:some/rows:CONFIG",
         ("hf:no/where", ""): "the hub has no data set no/where (or it is private: set HF_TOKEN)",
         ("wikipedia:xx", ""): "20231101.xx",
     }
-    for (name, field), expected in said.items():
+    for (name, field), expected in errors.items():
         kind, text = served.read(name, text_field=field)
         assert kind == "error"
         assert expected in text
@@ -169,26 +174,26 @@ def test_any_id_and_what_can_be_wrong_with_it(served):
     assert "some/rows is gated: accept its terms" in served.read("hf:some/rows", text_field="body")[1]
 
 
-def test_a_connection_that_stays_away_is_told(served):
+def test_lasting_loss_of_the_connection_is_reported(served):
     served.hub.refuse = 10**9
     kind, text = served.read("tinystories")
     assert kind == "error"
     assert "the connection failed 5 times" in text
     assert "give the same command again" in text
-    assert served.err.count("again in") == 4
+    assert served.err.count("retrying in") == 4
 
 
 PREPARE = """
 import sys
 from slm_jax.cli import data
 from slm_jax.data.corpus import build, splitting
-build._GROUP, build.SHARD, splitting.SAMPLE_SIZE = 4000, 4000, 9000
+build.GROUP_SIZE, build.SHARD_SIZE, splitting.SAMPLE_SIZE = 4000, 4000, 9000
 sys.argv[1:1] = ["prepare", "--data.source", "tinystories", "--tokenizer.vocab_size", "400", "--data.cache"]
 data.main()
 """
 
 
-def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
+def test_killed_download_resumes_and_is_needed_once(served, tmp_path):
     def prepare(cache):
         return subprocess.Popen(
             [sys.executable, "-c", PREPARE, str(cache)],
@@ -201,8 +206,8 @@ def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
         assert process.returncode == 0, err
         return out.splitlines()
 
-    shown = finished(tmp_path / "whole")
-    whole = Path(shown[-1])
+    shown = finished(tmp_path / "complete")
+    complete = Path(shown[-1])
     assert "400 documents" in shown[0]
     for shard in (1, 4):
         process = prepare(tmp_path / "cut")
@@ -212,7 +217,7 @@ def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
         process.kill()
         process.communicate()
     cut = Path(finished(tmp_path / "cut")[-1])
-    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, cut)]
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (complete, cut)]
     names = [name for name in contents[0] if name.endswith(".npy")]
     assert len(names) > 12
     assert all(contents[0][name] == contents[1][name] for name in names)
@@ -222,39 +227,39 @@ def test_a_download_that_is_killed_goes_on_and_is_needed_once(served, tmp_path):
     assert finished(tmp_path / "cut") == finished(tmp_path / "cut")  # from the cache, without a network
 
 
-@pytest.mark.slow  # the library below waits for half a minute
-def test_a_network_that_is_gone_for_a_while(served):
+@pytest.mark.slow  # the library waits for half a minute
+def test_temporary_loss_of_the_network(served):
     whole, _ = served.read("tinystories")
-    served.hub.skip = 2  # the schema and the validation text; it goes away while it sends the next
+    served.hub.skip = 2  # the schema and the validation split; the server closes while it sends the next answer
     served.hub.drop, served.hub.go_away = [100], True
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(["tinystories", {}, None, 10**6, 2])],
         env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    said = [next(line for line in process.stderr if "again in 2 s" in line) for _ in range(2)]
-    assert "cannot be reached" in said[1]
+    lines = [next(line for line in process.stderr if "retrying in 2 s" in line) for _ in range(2)]
+    assert "cannot be reached" in lines[1]
     served.hub.open()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1])[0] == whole
 
 
-def test_no_network_is_known_at_once(monkeypatch, folder):
+def test_missing_network_is_detected_at_once(monkeypatch, folder):
     server = Hub(folder)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     hub.check_reachable("tinystories")
     server.close()
     with pytest.raises(UserError, match=r"127\.0\.0\.1 cannot be reached .*--data.source python-docs"):
         hub.check_reachable("tinystories")
-    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address that nobody has
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # reserved for documentation
     begin = time.monotonic()
     with pytest.raises(UserError, match="cannot be reached"):
         hub.check_reachable("tinystories")
-    assert time.monotonic() - begin < 2 * hub.PATIENCE
+    assert time.monotonic() - begin < 2 * hub.CONNECT_TIMEOUT
 
 
-def test_names():
+def test_names_of_data_sets():
     assert set(CATALOG) | {"python-docs", "python-qa", "files"} == set(SOURCES)
     assert find_dataset("wikitext").config == "wikitext-103-raw-v1"
     assert find_dataset("wikipedia:he").config == "20231101.he"
@@ -266,6 +271,6 @@ def test_names():
     with pytest.raises(UserError, match="perhaps you meant tinystories"):
         Config.load(**{"data.source": "tinystorys"})
     assert (
-        make_source("alpaca", DataConfig(source="alpaca", template="Q {instruction}\n")).set.columns.response
+        make_source("alpaca", DataConfig(source="alpaca", template="Q {instruction}\n")).dataset.mapper.response_column
         == "output"
     )

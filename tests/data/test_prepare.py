@@ -1,5 +1,6 @@
-"""From options to a run's text: made once, shared by runs and processes, made again where it is lost."""
+"""Preparation of a run's data: made once, shared by runs and processes, rebuilt where it was lost or damaged."""
 
+import logging
 import os
 import re
 import shutil
@@ -10,153 +11,209 @@ from pathlib import Path
 import pytest
 
 from slm_jax.config.schema import Config
-from slm_jax.data import prepare
+from slm_jax.data import load
+from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.corpus import cache
+from slm_jax.data.prepare import prepare
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 
-HOME = Path(prepare.__file__).parents[2]
+ROOT = Path(load.__file__).parents[2]
 
 
-@pytest.fixture
-def place(tmp_path):
-    """A folder with text, and how to prepare it in this process and in others."""
-    for name in "ab":
-        text = "".join(f"Line {i} of {name}: the quick brown fox jumps over {i * 7 % 13} dogs.\n" for i in range(900))
-        (tmp_path / f"{name}.txt").write_text(text)
-    return Place(tmp_path)
+class Workspace:
+    """A folder with two text files, in which data are prepared by this process and by commands."""
 
-
-class Place:
-    def __init__(self, path):
-        self.path, self.said = path, []
+    def __init__(self, path, caplog):
+        self.path = path
+        self.caplog = caplog
         self.options = ["--data.files", "a.txt", "--tokenizer.vocab_size", "400", "--data.cache", "cache"]
 
     def config(self, **fields):
-        given = {} if "data__mix" in fields else {"data.files": (str(self.path / "a.txt"),)}
-        overrides = {"data.cache": str(self.path / "cache"), "tokenizer.vocab_size": 400, **given}
-        small = {"train.batch_size": 4, "train.sequence_length": 32}
-        return Config.load(**{**overrides, **small, **{k.replace("__", "."): v for k, v in fields.items()}})
+        values = {"data.cache": str(self.path / "cache"), "tokenizer.vocab_size": 400}
+        values |= {"train.batch_size": 4, "train.sequence_length": 32}
+        if "data__mix" not in fields:
+            values["data.files"] = (str(self.path / "a.txt"),)
+        return Config.load(**values | {name.replace("__", "."): value for name, value in fields.items()})
 
     def prepare(self, name, **fields):
         run = Run(self.path / name)
         run.path.mkdir(exist_ok=True)
-        self.said.clear()
-        return prepare.prepare(self.config(**fields), run, self.said.append)
+        self.caplog.clear()
+        return prepare(self.config(**fields), run)
+
+    @property
+    def messages(self):
+        """The log lines of the last call of `prepare`."""
+        return self.caplog.messages
 
     def command(self, *args):
-        environment = {**os.environ, "PYTHONPATH": str(HOME)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-m", "slm_jax.data", *args],
             cwd=self.path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
 
-def test_a_second_run_reads_and_makes_nothing(place, monkeypatch):
-    _, first = place.prepare("one")
-    assert any(text.startswith("learning") for text in place.said)
-    monkeypatch.setattr("slm_jax.data.sources.files.open_binary", None)
-    _, second = place.prepare("two")
+@pytest.fixture
+def workspace(tmp_path, caplog):
+    for name in "ab":
+        text = "".join(f"Line {i} of {name}: the quick brown fox jumps over {i * 7 % 13} dogs.\n" for i in range(900))
+        (tmp_path / f"{name}.txt").write_text(text)
+    with caplog.at_level(logging.INFO, logger="slm_jax"):
+        yield Workspace(tmp_path, caplog)
+
+
+def test_second_run_reads_nothing_and_builds_nothing(workspace, monkeypatch):
+    _, first = workspace.prepare("one")
+    assert any(text.startswith("learning") for text in workspace.messages)
+    monkeypatch.setattr("slm_jax.data.sources.file_source.open_binary", None)
+    _, second = workspace.prepare("two")
     assert first.fingerprint == second.fingerprint
-    assert not any(text.startswith(("reading", "learning")) for text in place.said)
-    files = [place.path / name / "corpus" / "train-00000.tokens.npy" for name in ("one", "two")]
-    assert files[0].stat().st_ino == files[1].stat().st_ino  # one file, not two
+    assert not any(text.startswith(("reading", "learning")) for text in workspace.messages)
+    files = [workspace.path / name / "corpus" / "train-00000.tokens.npy" for name in ("one", "two")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino  # hard links to one file
     with pytest.raises(TypeError):  # other options need the text again
-        place.prepare("three", data__validation_fraction=0.2)
+        workspace.prepare("three", data__validation_fraction=0.2)
 
 
-def test_a_run_outlives_the_cache(place):
-    _, before = place.prepare("run")
-    shutil.rmtree(place.path / "cache")
-    _, after = place.prepare("run")
+def test_run_keeps_its_data_when_the_cache_is_deleted(workspace):
+    _, before = workspace.prepare("run")
+    shutil.rmtree(workspace.path / "cache")
+    _, after = workspace.prepare("run")
     assert after.fingerprint == before.fingerprint
-    assert place.said == []
+    assert workspace.messages == []
 
 
-def test_first_words_are_those_of_a_held_out_document(place):
-    assert prepare.example_prompt(Run(place.path / "none")) == "The"
-    place.prepare("one")
-    assert re.fullmatch(r"Line \d+ of a:", prepare.example_prompt(Run(place.path / "one")))
-    (place.path / "long.txt").write_text("\n<|endoftext|>\n".join(f"{i:030} internationalisation" for i in range(99)))
-    place.prepare("two", data__files=(str(place.path / "long.txt"),), tokenizer__vocab_size=300)
-    assert prepare.example_prompt(Run(place.path / "two")) == "The"  # two words that take more than a line's part
+def test_changed_text_is_reported_and_not_used(workspace):
+    _, before = workspace.prepare("run")
+    (workspace.path / "a.txt").write_text("Other text.\n" * 900)
+    _, after = workspace.prepare("run")
+    assert after.fingerprint == before.fingerprint
+    assert [text for text in workspace.messages if "the text has changed" in text]
 
 
-def test_on_another_file_system_small_text_is_copied_and_large_linked_to(place, monkeypatch):
+def test_example_prompt_is_the_beginning_of_a_held_out_document(workspace):
+    assert load.example_prompt(Run(workspace.path / "none")) == "The"
+    workspace.prepare("one")
+    assert re.fullmatch(r"Line \d+ of a:", load.example_prompt(Run(workspace.path / "one")))
+    text = "\n<|endoftext|>\n".join(f"{i:030} internationalisation" for i in range(99))
+    (workspace.path / "long.txt").write_text(text)
+    workspace.prepare("two", data__files=(str(workspace.path / "long.txt"),), tokenizer__vocab_size=300)
+    assert load.example_prompt(Run(workspace.path / "two")) == "The"  # two words are longer than a prompt
+
+
+def test_on_another_file_system_small_text_is_copied_and_large_text_linked(workspace, monkeypatch):
     def refuse(*_, **__):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    place.prepare("copied")
-    assert not (place.path / "copied" / "corpus").is_symlink()
-    monkeypatch.setattr(cache, "_COPIED", 0)
-    _, before = place.prepare("linked")
-    assert (place.path / "linked" / "corpus").is_symlink()
-    shutil.rmtree(place.path / "cache")
-    _, again = place.prepare("linked")
-    assert any(text.endswith(" kB held out") for text in place.said)  # it was made again
+    workspace.prepare("copied")
+    assert not (workspace.path / "copied" / "corpus").is_symlink()
+    monkeypatch.setattr(cache, "_MAX_COPY", 0)
+    _, before = workspace.prepare("linked")
+    assert (workspace.path / "linked" / "corpus").is_symlink()
+    shutil.rmtree(workspace.path / "cache")
+    _, again = workspace.prepare("linked")
+    assert any(text.endswith(" kB held out") for text in workspace.messages)  # it was built again
     assert again.fingerprint == before.fingerprint
 
 
-def test_where_the_cache_is(tmp_path, monkeypatch):
+def test_location_of_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     assert cache.cache_folder() == tmp_path / "user" / "slm_jax" / "data"
     assert cache.cache_folder("~/x") == Path.home() / "x"
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # where nothing can be made
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # not a folder: nothing can be created in it
     assert cache.cache_folder() == Path("runs") / ".cache"
 
 
-def test_damage_in_the_cache_is_told_and_mended(place):
-    _, before = place.prepare("one")
-    shutil.rmtree(place.path / "one")
-    file = next((place.path / "cache").rglob("train-00000.tokens.npy"))
+def test_cache_that_cannot_be_written_to_is_reported_with_the_option(workspace):
+    (workspace.path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write to the cache .*Use another folder: --data\.cache"):
+        workspace.prepare("run")
+
+
+def test_damaged_corpus_in_the_cache_is_reported_and_rebuilt(workspace):
+    _, before = workspace.prepare("one")
+    shutil.rmtree(workspace.path / "one")
+    file = next((workspace.path / "cache").rglob("train-00000.tokens.npy"))
     file.write_bytes(file.read_bytes()[:-8] + b"\1" * 8)
-    _, after = place.prepare("two")
-    assert any("train-00000.tokens.npy: its checksum" in text and "making it again" in text for text in place.said)
+    _, after = workspace.prepare("two")
+    assert any(
+        "train-00000.tokens.npy: its checksum" in text and "building it again" in text for text in workspace.messages
+    )
     assert after.fingerprint == before.fingerprint
 
 
-def test_sources_are_mixed(place):
-    both = tuple(f"{place.path / name}.txt={weight}" for name, weight in (("a", 3), ("b", 1)))
-    _, mixed = place.prepare("mixed", data__mix=both)
+def test_sources_are_mixed(workspace):
+    both = tuple(f"{workspace.path / name}.txt={weight}" for name, weight in (("a", 3), ("b", 1)))
+    _, mixed = workspace.prepare("mixed", data__mix=both)
     assert [part.weight for part in mixed.parts] == [3, 1]
     assert [part.name.rpartition("/")[2] for part in mixed.parts] == ["a.txt", "b.txt"]
     assert len(mixed.train) == sum(len(part.train) for part in mixed.parts)
-    assert mixed.validation.num_bytes == sum(m["validation"]["bytes"] for m in mixed.manifests)
+    assert mixed.validation.num_bytes == sum(manifest["validation"]["bytes"] for manifest in mixed.manifests)
     assert mixed.validation.num_bytes_between(0, len(mixed.validation)) == mixed.validation.num_bytes
-    _, again = place.prepare("mixed", data__mix=both)
-    assert (again.fingerprint, place.said) == (mixed.fingerprint, [])
-    _, other = place.prepare("other", data__mix=(both[0], both[1].replace("=1", "=2")))
+    _, again = workspace.prepare("mixed", data__mix=both)
+    assert (again.fingerprint, workspace.messages) == (mixed.fingerprint, [])
+    _, other = workspace.prepare("other", data__mix=(both[0], both[1].replace("=1", "=2")))
     assert other.fingerprint != mixed.fingerprint
-    assert not any(text.startswith("reading a") for text in place.said)
+    assert not any(text.startswith("reading a") for text in workspace.messages)
 
 
-def test_too_little_text_is_told_before_the_run_has_any(place):
-    with pytest.raises(UserError, match=r"one batch takes 1,000,000"):
-        place.prepare("run", train__batch_size=1000, train__sequence_length=1000)
-    assert not (place.path / "run" / "corpus").exists()
+@pytest.mark.parametrize("mode", ["packed", "segmented"])
+def test_too_little_text_is_reported_before_anything_is_stored(workspace, mode):
+    large = {"train__batch_size": 1000, "train__sequence_length": 1000, "data__mode": mode}
+    with pytest.raises(UserError, match=r"one batch takes 1000 x 1000 = 1,000,000: .*lower --train\.batch_size"):
+        workspace.prepare("run", **large)
+    assert list((workspace.path / "run").iterdir()) == []
+    _, corpus = workspace.prepare("run", data__mode=mode)  # the advice can be followed with the same run
+    make_batches(workspace.config(data__mode=mode), corpus)
+    assert {path.name for path in (workspace.path / "run").iterdir()} == {"corpus", "tokenizer.hybtok"}
 
 
-def test_commands(place):
-    both = [place.command("prepare", *place.options) for _ in range(2)]  # at once
-    outs = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], outs
-    assert outs[0][0] == outs[1][0]
-    assert sum("learning a tokenizer" in err for _, err in outs) == 1
-    folder = outs[0][0].splitlines()[-1]
-    listed = place.command("list", "--data.cache", "cache").communicate()[0]
+def test_prompts_without_room_for_a_response_are_reported_before_anything_is_stored(workspace):
+    rows = "".join(f'{{"q": "Question {i} about the quick brown fox?", "a": "Answer {i}."}}\n' for i in range(200))
+    (workspace.path / "qa.jsonl").write_text(rows)
+    fields = {
+        "data__files": (str(workspace.path / "qa.jsonl"),),
+        "data__template": "{q}",
+        "data__response_field": "a",
+        "data__mode": "padded",
+    }
+    with pytest.raises(UserError, match=r"qa\.jsonl: every prompt fills a row of 2 tokens.*--train\.sequence_length"):
+        workspace.prepare("run", **fields, train__sequence_length=2)
+    assert list((workspace.path / "run").iterdir()) == []
+    _, corpus = workspace.prepare("run", **fields, train__sequence_length=64)
+    make_batches(workspace.config(**fields, train__sequence_length=64), corpus)
+
+
+def test_too_little_text_of_a_mixture_is_reported_before_anything_is_stored(workspace):
+    both = tuple(f"{workspace.path / name}.txt" for name in "ab")
+    with pytest.raises(UserError, match=r"one batch takes 1000 x 1000"):
+        workspace.prepare("run", data__mix=both, train__batch_size=1000, train__sequence_length=1000)
+    assert list((workspace.path / "run").iterdir()) == []
+
+
+def test_commands(workspace):
+    both = [workspace.command("prepare", *workspace.options) for _ in range(2)]  # at the same time
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert sum("learning a tokenizer" in stderr for _, stderr in outputs) == 1
+    folder = outputs[0][0].splitlines()[-1]
+    listed = workspace.command("list", "--data.cache", "cache").communicate()[0]
     assert "tinystories" in listed
     assert Path(folder).name in listed
-    shown = place.command("inspect", folder).communicate()[0]
-    for expected in ("all checksums are right", "median", "padded at", "% padding", "document 0: 'Line 0 of a"):
+    shown = workspace.command("inspect", folder).communicate()[0]
+    for expected in ("all checksums match", "median", "padded at", "% padding", "document 0: 'Line 0 of a"):
         assert expected in shown
-    assert place.command("inspect", *place.options).communicate()[0] == shown
-    file = place.path / folder / "train-00000.documents.npy"
+    assert workspace.command("inspect", *workspace.options).communicate()[0] == shown
+    file = workspace.path / folder / "train-00000.documents.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    process = place.command("inspect", folder)
+    process = workspace.command("inspect", folder)
     assert "train-00000.documents.npy" in process.communicate()[1]
     assert process.returncode == 2
-    process = place.command("inspect", "nowhere")
+    process = workspace.command("inspect", "nowhere")
     assert "there is no corpus in nowhere" in process.communicate()[1]
     assert process.returncode == 2

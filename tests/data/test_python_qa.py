@@ -1,4 +1,4 @@
-"""Questions on the standard library: answered as its docstrings do, told apart from their answers."""
+"""python-qa: questions about the standard library, answered by the first sentences of its docstrings."""
 
 import importlib
 import inspect
@@ -33,7 +33,7 @@ def test_first_sentence():
         assert first_sentence(nothing) == ""
 
 
-def test_the_source_gives_instructions_and_goes_on_anywhere():
+def test_source_yields_instructions_and_resumes_at_any_position():
     (source, _), *_ = make_sources(DataConfig(source="python-qa"))
     reader = source.read()
     first = list(itertools.islice(iter(reader), 30))
@@ -46,4 +46,4 @@ def test_the_source_gives_instructions_and_goes_on_anywhere():
     (other, _), *_ = make_sources(DataConfig(source="python-qa", template="Q {instruction}"))
     assert next(iter(other.read())).text.startswith("Q What ")
     assert other.describe() != source.describe()
-    assert json.loads(json.dumps(source.describe())) == source.describe()  # as a corpus keeps it
+    assert json.loads(json.dumps(source.describe())) == source.describe()  # as in a manifest

@@ -1,4 +1,4 @@
-"""Documents come whole, in order, from any position, out of Python's own documentation and out of files."""
+"""Sources: documents of Python's documentation and of files, complete, in order, from any position."""
 
 import contextlib
 import gzip
@@ -11,10 +11,11 @@ import pytest
 
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources import python_docs
-from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper
-from slm_jax.data.sources.files import import_optional
+from slm_jax.data.sources.documents import Document, InvalidRow
+from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.registry import make_source, parse_weight
+from slm_jax.data.sources.rows import Row, RowMapper
 from slm_jax.utils.errors import UserError
 
 with contextlib.suppress(ImportError):
@@ -26,11 +27,11 @@ def source(*files, **fields):
 
 
 def local(*files, **fields):
-    """The texts of all good documents."""
+    """Return the texts of all documents."""
     return [item.text for item in source(*files, **fields).read() if isinstance(item, Document)]
 
 
-def test_python_docs_is_megabytes_of_english_always_the_same():
+def test_python_docs_is_megabytes_of_english_and_deterministic():
     first = [document.text for document in PythonDocs().read()]
     assert first == list(python_docs.documents())
     assert sum(map(len, first)) > 1_500_000
@@ -40,8 +41,8 @@ def test_python_docs_is_megabytes_of_english_always_the_same():
     assert not any("\x00" in d for d in first)
 
 
-def test_python_docs_leaves_out_sections_of_other_topics():
-    """Few paragraphs stand in two documents; as they come in Python, a third of the topics are parts of others."""
+def test_python_docs_skips_topics_that_are_sections_of_others():
+    """Few paragraphs occur in two documents; unfiltered, a third of the topics are sections of others."""
     paragraphs = [{" ".join(p.split()) for p in d.split("\n\n") if len(p) > 80} for d in python_docs.documents()]
     seen: set[str] = set()
     repeated = total = 0
@@ -69,12 +70,12 @@ def test_files_are_sorted_unique_and_split_at_separators(tmp_path):
     ]
 
 
-def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
+def test_file_name_with_brackets_is_not_a_pattern(tmp_path):
     (tmp_path / "notes [1].txt").write_text("here")
     assert local(tmp_path / "notes [1].txt") == ["here"]
 
 
-def test_globs_and_folders_reach_below(tmp_path):
+def test_globs_and_folders_are_recursive(tmp_path):
     (tmp_path / "x" / "y").mkdir(parents=True)
     (tmp_path / "x" / "y" / "deep.txt").write_text("deep")
     (tmp_path / "x" / "notes.md.gz").write_bytes(gzip.compress(b"packed"))
@@ -83,7 +84,7 @@ def test_globs_and_folders_reach_below(tmp_path):
     assert local(tmp_path) == ["packed", "deep"]
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+def test_unreadable_files_are_reported(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"line\n<|endoftext|>\ncaf" + b"\xe9 au lait")
     (tmp_path / "broken.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:-30])
@@ -121,12 +122,12 @@ def write_rows(path, rows):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson.xz", "a.jsonl.zst", "a.json"])
-def test_json_lines_packed_and_not(tmp_path, name):
+def test_json_lines_with_and_without_compression(tmp_path, name):
     write_rows(tmp_path / name, ROWS)
     assert local(tmp_path / name) == [row["text"] for row in ROWS]
 
 
-def test_a_json_list_is_rows(tmp_path):
+def test_json_list_is_read_as_rows(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     assert local(tmp_path / "a.json") == [row["text"] for row in ROWS]
 
@@ -136,28 +137,28 @@ def test_parquet(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=3)
     assert local(tmp_path / "a.parquet") == [row["text"] for row in ROWS]
-    with pytest.raises(UserError, match=r"no column body \(there: text, n\): .*--data.text_field"):
+    with pytest.raises(UserError, match=r"no column body \(columns: text, n\): .*--data.text_field"):
         local(tmp_path / "a.parquet", text_field="body")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(UserError, match="no readable Parquet file"):
+    with pytest.raises(UserError, match="not a valid Parquet file"):
         local(tmp_path / "b.parquet")
 
 
-def test_bad_rows_are_told_with_their_place(tmp_path):
+def test_invalid_rows_are_reported_with_their_location(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n{"text": 3}\n\n{"body": "x"}\n[1]\nnonsense\n{"text": null}\n{"text": "too"}\n')
     items = list(source(path).read())
     assert [item.text for item in items if isinstance(item, Document)] == ["good", "too"]
-    assert [(item.reason, item.where) for item in items if isinstance(item, InvalidRow)] == [
+    assert [(item.reason, item.location) for item in items if isinstance(item, InvalidRow)] == [
         ("column text is of type int, not text", f"{path} line 2"),
-        ("column text is missing (there: body)", f"{path} line 4"),
+        ("column text is missing (columns: body)", f"{path} line 4"),
         ("a row is a list, not an object of columns", f"{path} line 5"),
-        ("a line is no JSON", f"{path} line 6"),
+        ("a line is not valid JSON", f"{path} line 6"),
         ("column text is empty (null), not text", f"{path} line 7"),
     ]
 
 
-def test_reading_goes_on_from_any_position(tmp_path):
+def test_reading_resumes_at_any_position(tmp_path):
     write_rows(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree\n")
     write_rows(tmp_path / "c.jsonl.gz", ROWS[:3])
@@ -171,35 +172,39 @@ def test_reading_goes_on_from_any_position(tmp_path):
             assert list(itertools.islice(each.read(position), 20 - done)) == beginning[done:]
 
 
-def test_templates_make_instructions():
+def test_templates_map_rows_to_instructions():
     row = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
-    made = RowMapper(template="alpaca", response="output").to_document(row, "here")
+    made = RowMapper(template="alpaca", response_column="output").to_document(Row(row, "here"))
     assert made.response == "2"
     assert "paired with an input" in made.text
     assert made.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 + 1\n\n### Response:\n")
-    made = RowMapper(template="alpaca", response="output").to_document({**row, "input": ""}, "here")
+    made = RowMapper(template="alpaca", response_column="output").to_document(Row({**row, "input": ""}, "here"))
     assert "Input" not in made.text
     assert made.text.endswith("### Instruction:\nAdd.\n\n### Response:\n")
-    dolly = RowMapper(template="alpaca", response="response", also=(("input", "context"),))
-    made = dolly.to_document({"instruction": "Add.", "context": "1 + 1", "response": "2"}, "here")
+    dolly = RowMapper(template="alpaca", response_column="response", aliases=(("input", "context"),))
+    made = dolly.to_document(Row({"instruction": "Add.", "context": "1 + 1", "response": "2"}, "here"))
     assert (made.text.count("1 + 1"), made.response) == (1, "2")
-    mine = RowMapper(template="Q: {q} {not a field}\nA:", response="a").to_document({"q": "Why?", "a": " So."}, "here")
+    mine = RowMapper(template="Q: {q} {not a field}\nA:", response_column="a").to_document(
+        Row({"q": "Why?", "a": " So."}, "here")
+    )
     assert mine == Document("Q: Why? {not a field}\nA:", " So.")
-    assert RowMapper(template="{q}", response="a").to_document({"q": "x", "a": " "}, "") == InvalidRow(
+    assert RowMapper(template="{q}", response_column="a").to_document(Row({"q": "x", "a": " "}, "")) == InvalidRow(
         "column a is empty", ""
     )
-    assert "column q is missing" in RowMapper(template="{q}", response="a").to_document({"a": "x"}, "").reason
+    assert (
+        "column q is missing" in RowMapper(template="{q}", response_column="a").to_document(Row({"a": "x"}, "")).reason
+    )
 
 
-def test_a_missing_library_is_named_with_its_extra():
-    with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed: .*\[data\]"):
+def test_missing_library_is_reported_with_its_extra():
+    with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed\. .*\[data\]"):
         import_optional("pyarroww", "reading x.parquet")
 
 
 def test_weights_of_a_mixture():
     assert parse_weight("python-docs=0.3") == ("python-docs", 0.3)
     assert parse_weight("my/*.txt") == ("my/*.txt", 1.0)
-    with pytest.raises(UserError, match="x is no weight"):
+    with pytest.raises(UserError, match="x is not a weight"):
         parse_weight("python-docs=x")
-    with pytest.raises(UserError, match="0 is no weight"):
+    with pytest.raises(UserError, match="0 is not a weight"):
         parse_weight("python-docs=0")

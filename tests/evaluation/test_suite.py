@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     config, run = Config.load(**options), Run(path / "runs" / "tiny")
     with run.lock():
         run.begin(config)
-        tokenizer, _ = prepare(config, run, say=lambda _: None)
+        tokenizer, _ = prepare(config, run)
         with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
             checkpoints.save(1, make_steps(config, tokenizer.vocab_size).init(), {"step": 1})
     write_jsonl(path / "blimp.jsonl", PAIRS)
@@ -70,7 +70,7 @@ def no_network(monkeypatch, folder, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # an address reserved for documentation
-    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub, "CONNECT_TIMEOUT", 0.2)
     (folder / "runs" / "tiny" / "evaluation.json").unlink(missing_ok=True)
 
 
@@ -181,7 +181,7 @@ def test_invalid_tasks_raise_before_anything_is_measured(tasks, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(present: other\)"),
+        ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(columns: other\)"),
         ("[1]\n", "line 1: a record is not an object"),
         ("\n", "bad.jsonl has no records"),
         ('{"text": "Word"}\n', "only one word"),

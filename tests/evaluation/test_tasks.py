@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from slm_jax.data.corpus.corpus import byte_table
+from slm_jax.data.corpus.stream import byte_table
 from slm_jax.data.prepare import prepare
 from slm_jax.evaluation import analogies, heldout, tasks
 from slm_jax.evaluation.encoding import continuation_items
@@ -295,7 +295,7 @@ def runs(tmp_path_factory):
         run.path.mkdir()
         fields = {f"data.{key}": value for key, value in fields.items()} | {"data.cache": str(folder / "cache")}
         config = tiny_config(**{"tokenizer.vocab_size": 330, "data.validation_fraction": 0.2, **fields})
-        runs[name] = (run, prepare(config, run, say=lambda _: None)[0])
+        runs[name] = (run, prepare(config, run)[0])
     return runs
 
 

@@ -1,4 +1,7 @@
-"""Batches as a function of position: `at(step)` is the same array whatever happened before."""
+"""Packed batches: windows of full length that run across documents.
+
+Batches are a function of position: `at(step)` returns the same arrays whatever was read before.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -6,208 +9,226 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from slm_jax.data.corpus.corpus import MixturePart, TokenStream
+from slm_jax.data.batches.arrays import Arrays, Tokens, circular_segments, empty_arrays, read_circular, row
+from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed
+from slm_jax.data.corpus.corpus import MixturePart
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 
-Arrays = dict[str, np.ndarray]
-Stream = TokenStream | np.ndarray  # token ids [N]; of an array every token is predicted
 
-_BLOCK = 1000  # rows in which a mixture has its exact shares
+def window(tokens: Tokens, offset: int, index: int, length: int, into: Arrays | None = None) -> Arrays:
+    """Return one window of a token stream [N], read circularly from `offset`.
 
+    The windows 0..ceil(N / length)-1 hold every token exactly once as a label, with the token before it as the input.
+    Tokens of prompts have the label IGNORE_INDEX, and so have the positions behind the end of the last window. The
+    token before the first document is the <EOS> of the last.
 
-def ring(tokens: Stream, start: int, count: int) -> np.ndarray:
-    """Token ids [count] of a stream that is read in a circle, from `start` on."""
-    n = len(tokens)
-    start %= n
-    if start + count <= n:
-        return tokens[start : start + count]
-    return np.concatenate([tokens[start:n], tokens[0 : start + count - n]])
+    Args:
+        tokens: The stream.
+        offset: The token that is the first label of window 0.
+        index: The window.
+        length: Tokens in a window.
+        into: Empty arrays [length] to write to. If they include segment_ids and positions, each document is a segment,
+            and the input from which its first token is predicted (the <EOS> before it) is at position 0.
 
-
-def window(tokens: Stream, offset: int, index: int, length: int, into: Arrays | None = None) -> Arrays:
-    """Window `index` of the token stream [N], read in a circle from `offset`: input_ids and labels int32 [length].
-
-    The windows 0..ceil(N / length)-1 hold every token exactly once as labels[t], with the one before it as
-    input_ids[t]; those that are not to be predicted (of a prompt) are IGNORE_INDEX. The last window is filled up with
-    IGNORE_INDEX labels. Before the first document comes the <EOS> of the last. into: blank arrays to write to; where
-    they include segment_ids and positions, each document is a segment, and what predicts its first token stands at its
-    position 0.
+    Returns:
+        input_ids and labels, int32 [length]; `into` if given.
     """
     n = len(tokens)
     count = min(length, n - index * length)
     start = offset + index * length
-    stream = ring(tokens, start - 1, count + 1)
-    row = into or blank(length)
-    row["input_ids"][:count], row["labels"][:count] = stream[:-1], stream[1:]
+    ids = read_circular(tokens, start - 1, count + 1)
+    arrays = into or empty_arrays(length)
+    arrays["input_ids"][:count] = ids[:-1]
+    arrays["labels"][:count] = ids[1:]
     if isinstance(tokens, TokenStream) and tokens.has_prompts:
-        for a, b in stretches(n, start, count):
+        for a, b in circular_segments(n, start, count):
             mask = tokens.prompt_mask(a, b)
             at = (a - start) % n
-            row["labels"][at : at + b - a][mask] = IGNORE_INDEX
-    if "segment_ids" in row:
-        _write_segments(tokens, start, count, row)
-    return row
+            arrays["labels"][at : at + b - a][mask] = IGNORE_INDEX
+    if "segment_ids" in arrays:
+        _write_segments(tokens, start, count, arrays)
+    return arrays
 
 
-def _write_segments(tokens: Stream, start: int, count: int, row: Arrays) -> None:
+def _write_segments(tokens: Tokens, start: int, count: int, arrays: Arrays) -> None:
+    """Write segment_ids and positions of the tokens start..start+count-1; padding is a segment of its own."""
     assert isinstance(tokens, TokenStream)
-    n, found = len(tokens), [np.zeros(1, np.int64)]
-    for a, b in stretches(n, start, count):
-        found.append(tokens.document_starts(a, b) + ((a - start) % n - a))
-    begins = np.unique(np.concatenate(found))
-    lengths = np.diff(begins, append=count)
-    row["segment_ids"][:count] = np.repeat(np.arange(begins.size), lengths)
-    row["segment_ids"][count:] = begins.size
-    row["positions"][:count] = np.arange(count) - np.repeat(begins, lengths)
+    n = len(tokens)
+    starts = [np.zeros(1, np.int64)]
+    for a, b in circular_segments(n, start, count):
+        starts.append(tokens.document_starts(a, b) + ((a - start) % n - a))
+    segment_starts = np.unique(np.concatenate(starts))
+    lengths = np.diff(segment_starts, append=count)
+    arrays["segment_ids"][:count] = np.repeat(np.arange(segment_starts.size), lengths)
+    arrays["segment_ids"][count:] = segment_starts.size
+    arrays["positions"][:count] = np.arange(count) - np.repeat(segment_starts, lengths)
 
 
-def stretches(n: int, start: int, count: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the one or two stretches of a stream [n] that a stretch of the circle is."""
-    start %= n
-    yield start, min(n, start + count)
-    if start + count > n:
-        yield 0, start + count - n
+def empty_batch(rows: int, length: int, segments: bool) -> Arrays:
+    """Return a batch without content, int32 [rows, length], with segment_ids and positions if asked for."""
+    arrays = empty_arrays(rows, length)
+    if segments:
+        arrays["segment_ids"] = np.zeros((rows, length), np.int32)
+        arrays["positions"] = np.zeros((rows, length), np.int32)
+    return arrays
 
 
-def blank(*shape: int) -> Arrays:
-    """Nothing to read and nothing to predict, int32 [shape]."""
-    return {"input_ids": np.zeros(shape, np.int32), "labels": np.full(shape, IGNORE_INDEX, np.int32)}
+class ShuffledWindows:
+    """Endless shuffled windows of one token stream; each epoch holds every token once.
 
+    Each epoch visits the windows in a new order and cuts them at a new offset, so that contexts differ. A stream
+    shorter than a window gives windows that are not full.
 
-def blank_rows(rows: int, length: int, segments: bool) -> Arrays:
-    """The same [rows, length], perhaps with segment_ids and positions."""
-    more = {name: np.zeros((rows, length), np.int32) for name in ("segment_ids", "positions") if segments}
-    return blank(rows, length) | more
-
-
-class Windows:
-    """Endless shuffled windows of one token stream; every token is in one once per epoch.
-
-    Each epoch visits the windows in a new order and cuts them at a new offset, so that contexts differ.
+    Attributes:
+        count: Windows in an epoch.
     """
 
-    def __init__(self, tokens: Stream, length: int, seed: int):
-        """Raises nothing: a stream shorter than a window gives windows that are not full."""
-        self.count = -(-len(tokens) // length)  # windows in an epoch
-        self._tokens, self._length, self._seed = tokens, length, seed
+    def __init__(self, tokens: Tokens, length: int, seed: int):
+        """Fix the order of the windows.
+
+        Args:
+            tokens: The stream.
+            length: Tokens in a window.
+            seed: The seed of order and offsets.
+        """
+        self.count = -(-len(tokens) // length)
+        self._tokens = tokens
+        self._length = length
+        self._seed = seed
         self._order = grain.MapDataset.range(self.count).seed(seed).shuffle().repeat()
 
-    def place(self, index: int) -> tuple[int, int]:
-        """(offset of the epoch, window) of the index-th row."""
-        digest = hashlib.sha256(f"{self._seed} {index // self.count}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % len(self._tokens), int(self._order[index])
+    def locate(self, number: int) -> tuple[int, int]:
+        """Return (offset of the epoch, window) of a draw, counted from 0."""
+        digest = hashlib.sha256(f"{self._seed} {number // self.count}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % len(self._tokens), int(self._order[number])
 
-    def write(self, index: int, row: Arrays) -> None:
-        """The index-th row, into blank arrays [length]."""
-        window(self._tokens, *self.place(index), self._length, row)
+    def write(self, number: int, into: Arrays) -> None:
+        """Write the window of a draw into empty arrays [length]."""
+        offset, index = self.locate(number)
+        window(self._tokens, offset, index, self._length, into)
 
-    def num_bytes(self, index: int) -> int:
-        """UTF-8 bytes of the text that the targets of the index-th row stand for."""
+    def num_bytes(self, number: int) -> int:
+        """Return the UTF-8 bytes of text that the labels of a draw stand for."""
         assert isinstance(self._tokens, TokenStream)
-        offset, at = self.place(index)
-        n, start = len(self._tokens), at * self._length
+        offset, index = self.locate(number)
+        n = len(self._tokens)
+        start = index * self._length
         count = min(self._length, n - start)
-        return sum(self._tokens.num_bytes_between(a, b) for a, b in stretches(n, offset + start, count))
+        return sum(self._tokens.num_bytes_between(a, b) for a, b in circular_segments(n, offset + start, count))
 
 
-class Mixture:
-    """Which of several sources gives the i-th row: of every 1,000 each has its share, in a fixed shuffled order."""
+def check_packed_size(num_tokens: int, batch_size: int, length: int) -> None:
+    """Check that training text fills a packed batch.
 
-    def __init__(self, weights: Sequence[float], seed: int):
-        """weights: shares, not normalised. Each of at least a thousandth gets rows."""
-        shares = np.array(weights, np.float64) / sum(weights) * _BLOCK
-        counts = np.floor(shares).astype(int)
-        largest = np.argsort(counts - shares, kind="stable")[: _BLOCK - counts.sum()]
-        counts[largest] += 1
-        self.counts = counts
-        self._source = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-        hits = self._source[:, None] == np.arange(len(counts))
-        self._rank = (np.cumsum(hits, axis=0) - 1)[np.arange(_BLOCK), self._source]
+    Args:
+        num_tokens: Training tokens of all sources.
+        batch_size: Rows in a batch.
+        length: Tokens in a row.
 
-    def place(self, index: int) -> tuple[int, int]:
-        """(source, how many of its rows came before)."""
-        block, at = divmod(index, _BLOCK)
-        source = int(self._source[at])
-        return source, block * int(self.counts[source]) + int(self._rank[at])
-
-    def taken(self, rows: int) -> list[int]:
-        """How many of the first so many rows each source gives."""
-        block, rest = divmod(rows, _BLOCK)
-        return (block * self.counts + np.bincount(self._source[:rest], minlength=len(self.counts))).tolist()
-
-
-def epochs_text(epochs: Sequence[float]) -> str:
-    """In words, for each source."""
-    return f"{', '.join(f'{each:.2f}' for each in epochs)} epochs" + (" of the sources" if len(epochs) > 1 else "")
+    Raises:
+        UserError: There are too few tokens.
+    """
+    if num_tokens < batch_size * length:
+        raise UserError(
+            f"the training text has {num_tokens:,} tokens, but one batch takes {batch_size} x {length} = "
+            f"{batch_size * length:,}: add text, or lower --train.batch_size or --train.sequence_length"
+        )
 
 
 class PackedBatches:
-    """Endless shuffled batches [B, T] of one token stream, or of several mixed by weight."""
+    """Endless shuffled batches [B, T] of one token stream, or of several mixed by weight.
+
+    Attributes:
+        windows: Windows in an epoch of all sources together.
+    """
 
     def __init__(
-        self, tokens: Stream | Sequence[MixturePart], batch_size: int, length: int, seed: int, segments: bool = False
+        self, tokens: Tokens | Sequence[MixturePart], batch_size: int, length: int, seed: int, segments: bool = False
     ):
-        """segments: with segment_ids and positions. Raises UserError when the streams do not fill one batch."""
-        parts = tokens if not isinstance(tokens, TokenStream | np.ndarray) else [MixturePart(tokens, 1.0, "")]  # type: ignore[arg-type]
-        total = sum(len(part.train) for part in parts)
-        if total < batch_size * length:
-            raise UserError(
-                f"the training text has {total:,} tokens, but one batch takes {batch_size} x {length} = "
-                f"{batch_size * length:,}: add text, or lower --train.batch_size or --train.sequence_length"
-            )
-        self._batch_size, self._length, self._segments = batch_size, length, segments
-        self._sources = [Windows(part.train, length, (seed + 7919 * k) % 2**32) for k, part in enumerate(parts)]
-        self._mixture = Mixture([part.weight for part in parts], seed) if len(parts) > 1 else None
+        """Fix the order of the rows.
+
+        Args:
+            tokens: One stream, or the parts of a mixture.
+            batch_size: Rows in a batch, B.
+            length: Tokens in a row, T.
+            seed: The seed of the order.
+            segments: Whether batches have segment_ids and positions.
+
+        Raises:
+            UserError: There are too few tokens for one batch.
+        """
+        if isinstance(tokens, TokenStream | np.ndarray):
+            streams: list[Tokens] = [tokens]
+            weights = [1.0]
+        else:
+            streams = [part.train for part in tokens]
+            weights = [part.weight for part in tokens]
+        check_packed_size(sum(map(len, streams)), batch_size, length)
+        self._batch_size = batch_size
+        self._length = length
+        self._segments = segments
+        self._sources = [ShuffledWindows(s, length, source_seed(seed, k)) for k, s in enumerate(streams)]
+        self._mixture = Mixture(weights, seed) if len(streams) > 1 else None
         self.windows = sum(source.count for source in self._sources)
 
-    def _place(self, row: int) -> tuple[Windows, int]:
-        source, index = self._mixture.place(row) if self._mixture else (0, row)
-        return self._sources[source], index
+    def _locate(self, number: int) -> tuple[ShuffledWindows, int]:
+        """Return (source, draw from it) of a row, counted from the first row of step 0."""
+        if self._mixture is None:
+            return self._sources[0], number
+        source, draw = self._mixture.locate(number)
+        return self._sources[source], draw
 
-    def at(self, step: int, host: int = 0, hosts: int = 1) -> Arrays:
-        """The batch of optimizer step `step` (from 0): input_ids and labels (segment_ids, positions) int32 [B, T].
+    def at(self, step: int, shard: int = 0, num_shards: int = 1) -> Arrays:
+        """Return the batch of an optimizer step, or one of several equal parts of its rows.
 
-        Of several hosts each may ask for its equal part of the rows; put together they are the whole batch.
+        Args:
+            step: The step, counted from 0.
+            shard: The index of the part.
+            num_shards: The number of parts; concatenated, they are the whole batch.
+
+        Returns:
+            input_ids, labels, and with segments segment_ids and positions, int32 [B / num_shards, T].
         """
-        rows = self._batch_size // hosts
-        arrays = self.empty_batch(rows)
-        first = step * self._batch_size + host * rows
+        rows = self._batch_size // num_shards
+        batch = self.empty_batch(rows)
+        first = step * self._batch_size + shard * rows
         for i in range(rows):
-            source, index = self._place(first + i)
-            source.write(index, {name: array[i] for name, array in arrays.items()})
-        return arrays
+            source, draw = self._locate(first + i)
+            source.write(draw, row(batch, i))
+        return batch
 
     def empty_batch(self, rows: int = 0) -> Arrays:
-        """A batch (or some rows of one) without content, of the shapes that batches have at most."""
-        return blank_rows(rows or self._batch_size, self._length, self._segments)
+        """Return a batch (or `rows` rows of one) without content, of the largest shape that batches have."""
+        return empty_batch(rows or self._batch_size, self._length, self._segments)
 
     def summary(self, steps: int) -> Iterator[str]:
-        """What one should know of the batches: how often so many steps read the text."""
+        """Yield lines for the log: how often training for `steps` steps reads the text."""
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
 
     def num_bytes(self, step: int) -> int:
-        """UTF-8 bytes of the text that the targets of a step stand for: over an epoch, exactly those of its text."""
+        """Return the UTF-8 bytes of text that the labels of a step stand for; over an epoch, those of all its text."""
         rows = range(step * self._batch_size, (step + 1) * self._batch_size)
-        return sum(source.num_bytes(index) for source, index in map(self._place, rows))
+        return sum(source.num_bytes(draw) for source, draw in map(self._locate, rows))
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps after which as many rows were taken as all sources together have."""
+        """Steps after which as many rows were drawn as all sources have together."""
         return self.windows / self._batch_size
 
     def epochs(self, steps: int) -> list[float]:
-        """How often each source was read in the first `steps` steps."""
+        """Return how often each source is read in the first `steps` steps."""
         rows = steps * self._batch_size
-        taken = self._mixture.taken(rows) if self._mixture else [rows]
-        return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
+        drawn = [rows] if self._mixture is None else self._mixture.drawn(rows)
+        return [count / source.count for count, source in zip(drawn, self._sources, strict=True)]
 
 
-def sequential_batches(tokens: Stream, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
-    """Batches [B, T] that predict every token once, in order; the last is filled up with IGNORE_INDEX labels."""
+def sequential_batches(tokens: Tokens, batch_size: int, length: int, segments: bool = False) -> Iterator[Arrays]:
+    """Yield batches [B, T] that predict every token of a stream once, in order; the last is filled up with padding."""
     windows = -(-len(tokens) // length)
     for start in range(0, windows, batch_size):
-        arrays = blank_rows(batch_size, length, segments)
+        batch = empty_batch(batch_size, length, segments)
         for i in range(min(batch_size, windows - start)):
-            window(tokens, 0, start + i, length, {name: array[i] for name, array in arrays.items()})
-        yield arrays
+            window(tokens, 0, start + i, length, row(batch, i))
+        yield batch

@@ -1,4 +1,4 @@
-"""Padded batches: each document begins its own row; rows of about one length go together, so that little is padding."""
+"""Padded batches: each document begins a row; rows of similar length share a batch, so that little is padding."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,160 +6,220 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from slm_jax.data.batches.packed import Arrays, Mixture, blank, epochs_text, ring
-from slm_jax.data.corpus.corpus import MixturePart, TokenStream
+from slm_jax.data.batches.arrays import Arrays, empty_arrays, read_circular, row
+from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed
+from slm_jax.data.corpus.corpus import MixturePart
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 
-_BUCKETS = 4  # widths that rows come in: quarters of the longest
+_BUCKETS = 4  # widths of batches: quarters of the longest row
 
 
-def widths(length: int) -> list[int]:
-    """The widths of batches for rows of at most `length` tokens, ascending; multiples of 8 but for the last."""
+def bucket_widths(length: int) -> list[int]:
+    """Return the widths of batches for rows of at most `length` tokens, ascending; all but the last multiples of 8."""
     return sorted({min(length, math.ceil(length * k / _BUCKETS / 8) * 8) for k in range(1, _BUCKETS + 1)})
 
 
-class Rows:
-    """The rows of a split: where each begins in the stream, and how many tokens it has.
+class PaddedRows:
+    """The rows of a stream: where each begins, and how many tokens it has.
 
-    A longer text goes on in further rows, each with the token before as its first input. Of a longer instruction the
-    end of the response is lost; one whose prompt fills the row is left out. Both are counted.
+    A text that is longer than a row continues in further rows, each with the token before it as its first input. A
+    longer instruction loses the end of its response, and one whose prompt fills the row is skipped; both are counted.
+
+    Attributes:
+        stream: The stream.
+        starts: The first token of each row, int64 [R].
+        sizes: The tokens of each row, int32 [R].
+        truncated_responses: Number of instructions that lose the end of their response.
+        skipped: Number of instructions without a row.
     """
 
-    def __init__(self, split: TokenStream, length: int):
-        ends = split.ends
+    def __init__(self, stream: TokenStream, length: int):
+        """Cut a stream into rows of at most `length` tokens."""
+        ends = stream.ends
         starts = np.concatenate([[0], ends[:-1]])
-        sizes, prompts = ends - starts, split.documents["prompt"].astype(np.int64)
-        whole = prompts == 0
-        counts = np.where(whole, -(-sizes // length), prompts < length)
-        self.cut_responses = int(np.count_nonzero(~whole & (prompts < length) & (sizes > length)))
-        self.left_out = int(np.count_nonzero(~whole & (prompts >= length)))
-        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of the row in its document
-        self.starts = np.repeat(starts, counts) + number * length
-        self.sizes = np.minimum(length, np.repeat(ends, counts) - self.starts).astype(np.int32)
-        self.split = split
+        sizes = ends - starts
+        prompts = stream.documents["prompt"].astype(np.int64)
+        is_text = prompts == 0
+        rows = np.where(is_text, -(-sizes // length), prompts < length)  # of each document
+        self.stream = stream
+        self.truncated_responses = int(np.count_nonzero(~is_text & (prompts < length) & (sizes > length)))
+        self.skipped = int(np.count_nonzero(~is_text & (prompts >= length)))
+        index_in_document = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        self.starts = np.repeat(starts, rows) + index_in_document * length
+        self.sizes = np.minimum(length, np.repeat(ends, rows) - self.starts).astype(np.int32)
 
     def __len__(self) -> int:
         return self.starts.size
 
-    def write(self, index: int, arrays: Arrays) -> None:
-        """Row `index` into blank arrays [width]: labels are its tokens, input_ids the ones before them."""
-        start, size = int(self.starts[index]), int(self.sizes[index])
-        tokens = ring(self.split, start - 1, size + 1)  # before a document stands the <EOS> of the one before
-        arrays["input_ids"][:size], arrays["labels"][:size] = tokens[:-1], tokens[1:]
-        arrays["attention_mask"][:size] = 1
-        mask = self.split.prompt_mask(start, start + size)
+    def write(self, index: int, into: Arrays) -> None:
+        """Write a row into empty arrays [W]: labels are its tokens, input_ids the tokens before them."""
+        start = int(self.starts[index])
+        size = int(self.sizes[index])
+        ids = read_circular(self.stream, start - 1, size + 1)  # before a document is the <EOS> of the one before
+        into["input_ids"][:size] = ids[:-1]
+        into["labels"][:size] = ids[1:]
+        into["attention_mask"][:size] = 1
+        mask = self.stream.prompt_mask(start, start + size)
         if mask is not None:
-            arrays["labels"][:size][mask] = IGNORE_INDEX
+            into["labels"][:size][mask] = IGNORE_INDEX
 
     def num_bytes(self, index: int) -> int:
-        """UTF-8 bytes of the text that the row's labels stand for."""
+        """Return the UTF-8 bytes of text that the labels of a row stand for."""
         start = int(self.starts[index])
-        return self.split.num_bytes_between(start, start + int(self.sizes[index]))
+        return self.stream.num_bytes_between(start, start + int(self.sizes[index]))
 
 
-def blank_rows(batch_size: int, width: int) -> Arrays:
-    """Nothing to read and nothing to predict, int32 [batch_size, width]."""
-    return blank(batch_size, width) | {"attention_mask": np.zeros((batch_size, width), np.int32)}
+def check_padded_size(parts: Sequence[MixturePart], length: int) -> None:
+    """Check that every source has a row to predict.
+
+    Raises:
+        UserError: The prompts of a source leave no tokens for a response.
+    """
+    for part in parts:
+        if not any((shard.documents["prompt"] < length).any() for shard in part.train.shards):
+            raise UserError(
+                f"{part.name}: every prompt fills a row of {length} tokens, which leaves none for a response: raise "
+                "--train.sequence_length"
+            )
 
 
-class _Buckets:
-    """The batches of one source: in an epoch every row is in one, once."""
+def _empty_batch(rows: int, width: int) -> Arrays:
+    return empty_arrays(rows, width) | {"attention_mask": np.zeros((rows, width), np.int32)}
 
-    def __init__(self, split: TokenStream, batch_size: int, length: int, seed: int):
-        self.rows, self._batch_size, self._widths = Rows(split, length), batch_size, widths(length)
+
+class _BucketedRows:
+    """The batches of one source; each epoch holds every row once.
+
+    Attributes:
+        rows: The rows.
+        count: Batches in an epoch.
+        padding: The fraction of positions without a token, over an epoch.
+    """
+
+    def __init__(self, stream: TokenStream, batch_size: int, length: int, seed: int):
+        self.rows = PaddedRows(stream, length)
+        self._batch_size = batch_size
+        self._widths = bucket_widths(length)
         bucket = np.searchsorted(self._widths, self.rows.sizes)
         self._members = [np.flatnonzero(bucket == b) for b in range(len(self._widths))]
         batches = [-(-members.size // batch_size) for members in self._members]
-        self._ends = np.cumsum(batches)
+        self._ends = np.cumsum(batches)  # a batch is of the first bucket whose end is above its number
         self.count = int(self._ends[-1])
-        orders = [grain.MapDataset.range(max(n, 1)) for n in (self.count, *(m.size for m in self._members))]
-        self._order, *self._orders = [order.seed(seed).shuffle().repeat() for order in orders]
+        sizes = (self.count, *(members.size for members in self._members))
+        orders = [grain.MapDataset.range(max(size, 1)).seed(seed).shuffle().repeat() for size in sizes]
+        self._order = orders[0]  # of the batches
+        self._orders = orders[1:]  # of the rows in each bucket
         area = sum(n * batch_size * width for n, width in zip(batches, self._widths, strict=True))
         self.padding = 1 - float(self.rows.sizes.sum()) / max(area, 1)
 
-    def members(self, index: int) -> tuple[int, list[int]]:
-        """(width, rows) of the index-th batch; the last of a width may have fewer rows than others."""
-        epoch, at = index // self.count, int(self._order[index])
+    def members(self, number: int) -> tuple[int, list[int]]:
+        """Return (width, rows) of a batch, counted from 0; the last batch of a bucket may have fewer rows."""
+        epoch = number // self.count
+        at = int(self._order[number])
         bucket = int(np.searchsorted(self._ends, at, side="right"))
-        number = at - (int(self._ends[bucket - 1]) if bucket else 0)
-        members, order = self._members[bucket], self._orders[bucket]
-        first, last = number * self._batch_size, min((number + 1) * self._batch_size, members.size)
+        in_bucket = at - (int(self._ends[bucket - 1]) if bucket else 0)
+        members = self._members[bucket]
+        order = self._orders[bucket]
+        first = in_bucket * self._batch_size
+        last = min(first + self._batch_size, members.size)
         return self._widths[bucket], [int(members[int(order[epoch * members.size + i])]) for i in range(first, last)]
 
 
 class PaddedBatches:
-    """Endless shuffled batches [B, W] of padded rows, W of `widths(length)`; several sources take turns by weight."""
+    """Endless shuffled batches [B, W] of padded rows, W one of `bucket_widths`; batches of several sources alternate.
+
+    Attributes:
+        batches: Batches in an epoch of all sources together.
+    """
 
     def __init__(self, parts: Sequence[MixturePart], batch_size: int, length: int, seed: int):
-        """Raises UserError if no row has anything to predict."""
-        self._batch_size, self._length = batch_size, length
+        """Fix the order of the batches.
+
+        Args:
+            parts: The parts of a mixture, or the only corpus.
+            batch_size: Rows in a batch, B.
+            length: Tokens in the longest row.
+            seed: The seed of the order.
+
+        Raises:
+            UserError: The prompts of a source leave no tokens for a response.
+        """
+        check_padded_size(parts, length)
+        self._batch_size = batch_size
+        self._length = length
         self._sources = [
-            _Buckets(part.train, batch_size, length, (seed + 7919 * k) % 2**32) for k, part in enumerate(parts)
+            _BucketedRows(part.train, batch_size, length, source_seed(seed, k)) for k, part in enumerate(parts)
         ]
-        for part, source in zip(parts, self._sources, strict=True):
-            if not len(source.rows):
-                raise UserError(f"{part.name}: no prompt leaves room for a response: raise --train.sequence_length")
         self._mixture = Mixture([part.weight for part in parts], seed) if len(parts) > 1 else None
         self.batches = sum(source.count for source in self._sources)
 
     @property
     def padding(self) -> float:
-        """The share of positions that hold no token, over an epoch of each source."""
-        shares = [(source.padding, source.count) for source in self._sources]
-        return sum(share * count for share, count in shares) / self.batches
+        """The fraction of positions without a token, over an epoch of each source."""
+        return sum(source.padding * source.count for source in self._sources) / self.batches
 
     def empty_batch(self) -> Arrays:
-        """A batch without content, of the shape that batches have at most."""
-        return blank_rows(self._batch_size, self._length)
+        """Return a batch without content, of the largest shape that batches have."""
+        return _empty_batch(self._batch_size, self._length)
 
-    def _place(self, step: int) -> tuple[Rows, int, list[int]]:
-        source, index = self._mixture.place(step) if self._mixture else (0, step)
-        return self._sources[source].rows, *self._sources[source].members(index)
+    def _locate(self, step: int) -> tuple[PaddedRows, int, list[int]]:
+        """Return (rows of the source, width, indices of the rows) of a step's batch."""
+        source, number = (0, step) if self._mixture is None else self._mixture.locate(step)
+        width, members = self._sources[source].members(number)
+        return self._sources[source].rows, width, members
 
-    def at(self, step: int, host: int = 0, hosts: int = 1) -> Arrays:
-        """The batch of step `step` (from 0): input_ids, labels and attention_mask int32 [B, W].
+    def at(self, step: int, shard: int = 0, num_shards: int = 1) -> Arrays:
+        """Return the batch of an optimizer step, or one of several equal parts of its rows.
 
-        Of several hosts each may ask for its equal part of the rows; put together they are the whole batch.
+        Args:
+            step: The step, counted from 0.
+            shard: The index of the part.
+            num_shards: The number of parts; concatenated, they are the whole batch.
+
+        Returns:
+            input_ids, labels and attention_mask, int32 [B / num_shards, W].
         """
-        rows, width, members = self._place(step)
-        size = self._batch_size // hosts
-        arrays = blank_rows(size, width)
-        for i, index in enumerate(members[host * size : (host + 1) * size]):
-            rows.write(index, {name: array[i] for name, array in arrays.items()})
-        return arrays
+        rows, width, members = self._locate(step)
+        size = self._batch_size // num_shards
+        batch = _empty_batch(size, width)
+        for i, index in enumerate(members[shard * size : (shard + 1) * size]):
+            rows.write(index, row(batch, i))
+        return batch
 
     def num_bytes(self, step: int) -> int:
-        """UTF-8 bytes of the text that the targets of a step stand for."""
-        rows, _, members = self._place(step)
+        """Return the UTF-8 bytes of text that the labels of a step stand for."""
+        rows, _, members = self._locate(step)
         return sum(rows.num_bytes(index) for index in members)
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps after which as many batches were taken as all sources together have."""
+        """Steps after which as many batches were drawn as all sources have together."""
         return float(self.batches)
 
     def epochs(self, steps: int) -> list[float]:
-        """How often each source was read in the first `steps` steps."""
-        taken = self._mixture.taken(steps) if self._mixture else [steps]
-        return [n / source.count for n, source in zip(taken, self._sources, strict=True)]
+        """Return how often each source is read in the first `steps` steps."""
+        drawn = [steps] if self._mixture is None else self._mixture.drawn(steps)
+        return [count / source.count for count, source in zip(drawn, self._sources, strict=True)]
 
     def summary(self, steps: int) -> Iterator[str]:
-        """What is lost, in words; how often so many steps read the text; and the share of padding."""
-        cut, left = (sum(getattr(s.rows, name) for s in self._sources) for name in ("cut_responses", "left_out"))
-        if cut:
-            yield f"{cut:,} responses are longer than --train.sequence_length and lose their end"
-        if left:
-            yield f"{left:,} instructions are left out: their prompt alone fills --train.sequence_length"
+        """Yield lines for the log: what is lost, how often `steps` steps read the text, and the share of padding."""
+        truncated = sum(source.rows.truncated_responses for source in self._sources)
+        skipped = sum(source.rows.skipped for source in self._sources)
+        if truncated:
+            yield f"{truncated:,} responses are longer than --train.sequence_length and lose their end"
+        if skipped:
+            yield f"{skipped:,} instructions are skipped: their prompt alone fills --train.sequence_length"
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
 
 
-def sequential_padded_batches(split: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
-    """(batch [B, length], bytes of text that it predicts): every row of a split once, in order."""
-    rows = Rows(split, length)
+def sequential_padded_batches(stream: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
+    """Yield (batch [B, length], UTF-8 bytes of text that it predicts) of every row of a stream once, in order."""
+    rows = PaddedRows(stream, length)
     for start in range(0, len(rows), batch_size):
-        arrays = blank_rows(batch_size, length)
+        batch = _empty_batch(batch_size, length)
         members = range(start, min(start + batch_size, len(rows)))
         for i, index in enumerate(members):
-            rows.write(index, {name: array[i] for name, array in arrays.items()})
-        yield arrays, sum(rows.num_bytes(index) for index in members)
+            rows.write(index, row(batch, i))
+        yield batch, sum(rows.num_bytes(index) for index in members)

@@ -1,13 +1,13 @@
-"""From a source to a corpus on disk, in steps that survive a kill: the same command goes on after the last shard.
+"""Build a corpus on disk from a source, resumable after the last shard that was written.
 
     read and split  ->  groups of texts  ->  token ids (all cores)  ->  shards  ->  manifest
 
-Everything is a function of the source and the plan: a build that was killed anywhere ends with the same files.
+Everything is a function of the source and the plan: a build that was killed at any instant ends with the same files.
 """
 
 import contextlib
-import itertools
 import json
+import logging
 import math
 import os
 import shutil
@@ -19,23 +19,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import DOCUMENT, FORMAT, SPLITS, byte_table, checksum, shard_files
+from slm_jax.data.corpus.corpus import FORMAT, SPLITS, checksum, shard_files
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.splitting import Plan, SourceCounts, SourceSample, SplitAssigner, Text, make_plan, read_sample
+from slm_jax.data.corpus.splitting import (
+    SourceCounts,
+    SourceSample,
+    SplitAssigner,
+    SplitPlan,
+    SplitText,
+    make_plan,
+)
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, byte_table
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import is_partial, replace_file
 from tokenizer import HybridTokenizer
 
-_GROUP = 1 << 20  # characters that are encoded at once
-_NEWS = 10.0  # seconds between lines of progress
-SHARD = 1 << 24  # tokens; after so many a shard is written, and what was done till then survives a kill
+logger = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+GROUP_SIZE = 1 << 20  # characters that are encoded together
+SHARD_SIZE = 1 << 24  # tokens after which a shard is written; a build resumes after the last one
+_LOG_INTERVAL = 10.0  # seconds between log lines of a long build
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a corpus depends on beside its source and tokenizer; in its manifest and in the key of its cache."""
+class CorpusOptions:
+    """The options that a corpus depends on, besides its source and tokenizer; a part of manifest and cache key.
+
+    Attributes:
+        validation_fraction: See `data.validation_fraction`; the others likewise.
+    """
 
     validation_fraction: float = 0.05
     deduplicate: bool = True
@@ -44,10 +57,18 @@ class Options:
     loss_on: str = "response"
 
 
-class Group(NamedTuple):
-    """Texts that are encoded together, what had been met by their end, and where their source goes on."""
+class TextGroup(NamedTuple):
+    """Texts that are encoded together, with the state of the build behind them.
 
-    texts: list[Text]
+    Attributes:
+        texts: The texts.
+        counts: Statistics of the source up to here, see `SourceCounts.to_json`.
+        position: The position of the reader; None within the sample, whose items have no positions.
+        version: The version of the source.
+        last: Whether the source ends here.
+    """
+
+    texts: list[SplitText]
     counts: dict[str, Any]
     position: Any
     version: str
@@ -55,11 +76,21 @@ class Group(NamedTuple):
 
 
 @dataclass
-class Progress:
-    """What is on disk of a corpus that is being made; saved after each shard."""
+class BuildProgress:
+    """The state of a build on disk; saved after each shard.
 
-    plan: Plan
-    head: int = 0  # items; of what comes before their end no position is known
+    Attributes:
+        plan: The plan of the source.
+        sample_items: Number of items in the sample.
+        position: The position of the reader after the last shard; None: the build restarts at the beginning.
+        version: The version of the source.
+        counts: Statistics of the source, see `SourceCounts.to_json`.
+        shards: The manifest's entries of the shards written, by split.
+        done: Whether all shards are written.
+    """
+
+    plan: SplitPlan
+    sample_items: int = 0
     position: Any = None
     version: str = ""
     counts: dict[str, Any] = field(default_factory=lambda: SourceCounts().to_json())
@@ -67,50 +98,71 @@ class Progress:
     done: bool = False
 
     def save(self, folder: Path) -> None:
-        """Atomically."""
-        write_json(folder / "progress.json", asdict(self))
+        """Write progress.json."""
+        content = {**vars(self), "plan": self.plan.to_json(), "head": self.sample_items}
+        del content["sample_items"]
+        write_json(folder / "progress.json", content)
 
     @classmethod
-    def load(cls, folder: Path) -> "Progress | None":
-        """That of a folder; None if nothing was begun there."""
+    def load(cls, folder: Path) -> "BuildProgress | None":
+        """Read progress.json; return None if nothing was begun in the folder."""
         try:
             saved = json.loads((folder / "progress.json").read_text())
-            return cls(**{**saved, "plan": Plan(**saved["plan"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            plan = SplitPlan.from_json(saved.pop("plan"))
+            return cls(plan, saved.pop("head"), **saved)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def total(self, split: str, what: str) -> int:
-        """Tokens, documents or bytes of a split."""
-        return sum(shard[what] for shard in self.shards[split])
+    def total(self, split: str, quantity: str) -> int:
+        """Return the tokens, documents, bytes or prompts of a split."""
+        return sum(shard[quantity] for shard in self.shards[split])
 
 
 def build_corpus(
     folder: Path,
     source: Source,
     tokenizer: HybridTokenizer,
-    options: Options,
-    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None = None,
+    options: CorpusOptions,
+    sample: SourceSample | None = None,
     workers: int = 0,
-    say: Say = print,
 ) -> None:
-    """Make the corpus of a source in `folder`, which appears when it is whole; goes on with what a kill has left.
+    """Build the corpus of a source, or resume a build that was interrupted.
 
-    head: the source's reader with what was read of it. Raises UserError for a source that cannot be read.
+    Args:
+        folder: The folder of the corpus, which appears when it is complete.
+        source: The source.
+        tokenizer: The tokenizer.
+        options: Limits, and what is held out and predicted.
+        sample: The sample of the source if it has been read.
+        workers: Processes that encode; 0: one per core.
+
+    Raises:
+        UserError: The source cannot be read, or has too little text.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + ".partial")  # a fixed name, so that the next build finds it
     partial.mkdir(parents=True, exist_ok=True)
+    for path in list(partial.iterdir()):
+        if is_partial(path) or path.suffix == ".tmp":  # of a process that was killed; the latter of the tokenizer
+            path.unlink()
     try:
-        progress = _build_shards(partial, source, tokenizer, options, head, workers, say)
+        progress = _build_shards(partial, source, tokenizer, options, sample, workers)
     except UserError:
-        if not list(partial.glob("*.tokens.npy")):  # nothing to go on with
+        if not list(partial.glob("*.tokens.npy")):  # nothing to resume from
             shutil.rmtree(partial)
         raise
-    manifest = {"format": FORMAT, "name": source.name, "source": source.describe(), "version": progress.version}
-    manifest |= {"options": asdict(options), "tokenizer": tokenizer.fingerprint, "dtype": _dtype(tokenizer).name}
-    manifest["counts"] = progress.counts
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": source.name,
+        "source": source.describe(),
+        "version": progress.version,
+        "options": asdict(options),
+        "tokenizer": tokenizer.fingerprint,
+        "dtype": _token_dtype(tokenizer).name,
+        "counts": progress.counts,
+    }
     for split in SPLITS:
-        sums = {what: progress.total(split, what) for what in ("documents", "tokens", "bytes", "prompts")}
-        manifest[split] = {**sums, "shards": progress.shards[split]}
+        totals = {quantity: progress.total(split, quantity) for quantity in ("documents", "tokens", "bytes", "prompts")}
+        manifest[split] = {**totals, "shards": progress.shards[split]}
     write_json(partial / "manifest.json", manifest)
     (partial / "progress.json").unlink(missing_ok=True)
     partial.rename(folder)
@@ -120,136 +172,170 @@ def _build_shards(
     partial: Path,
     source: Source,
     tokenizer: HybridTokenizer,
-    options: Options,
-    head: tuple[Reader, SourceSample, Iterator[Document | InvalidRow]] | None,
+    options: CorpusOptions,
+    sample: SourceSample | None,
     workers: int,
-    say: Say,
-) -> Progress:
-    """Write the shards that are missing, and the tokenizer."""
-    progress = Progress.load(partial)
-    saved = partial / "tokenizer.hybtok"
+) -> BuildProgress:
+    """Write the tokenizer and the shards that are missing."""
+    progress = BuildProgress.load(partial)
+    tokenizer_file = partial / "tokenizer.hybtok"
     if progress is None:
-        if head is None:
-            reader = source.read()
-            head = (reader, *read_sample(reader, options.max_documents, options.max_tokens))
-        reader, begun, rest = head
-        progress = Progress(make_plan(begun.documents(), options.validation_fraction), len(begun.items))
-        tokenizer.save(saved)
+        if sample is None:
+            sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
+        plan = make_plan(sample.documents(), options.validation_fraction)
+        progress = BuildProgress(plan, len(sample.items))
+        tokenizer.save(tokenizer_file)
         progress.save(partial)
-        items: Iterator[Document | InvalidRow] = itertools.chain(begun.items, rest)
+        _write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)
     elif not progress.done:
+        logger.info("resuming %s after %s tokens", source.name, f"{progress.total('train', 'tokens'):,}")
         reader = source.read(progress.position)
-        items = iter(reader)
-        say(f"going on with {source.name} after {progress.total('train', 'tokens'):,} tokens")
-    if not progress.done:
-        writer = _Writer(partial, progress, tokenizer, options)
-        groups = _groups(items, reader, _load_assigner(partial, progress, options), progress, options)
-        pairs = ((group, _strings(group.texts)) for group in groups)
-        news = _News(source.name, say)
-        with contextlib.closing(encode_groups(pairs, tokenizer, saved, workers)) as encoded:
-            for group, ids in encoded:
-                writer.add(group, ids)
-                news.tell(progress.total("train", "tokens") + writer.tokens["train"])
-                if progress.done:  # the limit of tokens is reached
-                    break
+        _write_shards(partial, iter(reader), reader, source.name, tokenizer, options, progress, workers)
     for split in SPLITS:
         if not progress.shards[split]:
-            limits = "raise data.max_documents or data.max_tokens"
-            limited = options.max_documents or options.max_tokens
-            raise UserError(f"{source.name}: no text is left for {split}: {limits if limited else 'add more'}")
+            is_limited = options.max_documents or options.max_tokens
+            remedy = "raise data.max_documents or data.max_tokens" if is_limited else "add more"
+            raise UserError(f"{source.name}: no text is left for {split}: {remedy}")
     return progress
+
+
+def _write_shards(
+    partial: Path,
+    items: Iterator[Document | InvalidRow],
+    reader: Reader,
+    name: str,
+    tokenizer: HybridTokenizer,
+    options: CorpusOptions,
+    progress: BuildProgress,
+    workers: int,
+) -> None:
+    """Encode items and write them as shards, until the source or a limit ends."""
+    writer = _ShardWriter(partial, progress, tokenizer, options)
+    groups = _groups(items, reader, _resume_assigner(partial, progress, options), progress, options)
+    pairs = ((group, _strings(group.texts)) for group in groups)
+    log = _ProgressLog(name)
+    with contextlib.closing(encode_groups(pairs, tokenizer, partial / "tokenizer.hybtok", workers)) as encoded:
+        for group, ids in encoded:
+            writer.add(group, ids)
+            log.update(progress.total("train", "tokens") + writer.tokens["train"])
+            if progress.done:  # the limit of tokens is reached
+                break
 
 
 def _groups(
     items: Iterator[Document | InvalidRow],
     reader: Reader,
     assigner: SplitAssigner,
-    progress: Progress,
-    options: Options,
-) -> Iterator[Group]:
-    """The texts of items in groups. A group always ends where an item ends, and depends on no group before it."""
+    progress: BuildProgress,
+    options: CorpusOptions,
+) -> Iterator[TextGroup]:
+    """Yield the texts of items in groups; a group ends where an item ends, and is independent of earlier groups."""
     counts = SourceCounts.from_json(progress.counts)
-    head = progress.head if progress.position is None else 0
-    kept = progress.total("train", "documents")
-    texts: list[Text] = []
+    sample_items = progress.sample_items if progress.position is None else 0
+    trained = progress.total("train", "documents")
+    texts: list[SplitText] = []
     size = 0
     for number, item in enumerate(items, start=1):
         if isinstance(item, InvalidRow):
-            counts.note(item)
+            counts.add_invalid(item)
         else:
             for text in assigner.assign(item, counts):
-                if text.split == "train" and options.max_documents and kept >= options.max_documents:
-                    continue
-                kept += text.split == "train"
+                if text.split == "train":
+                    if options.max_documents and trained >= options.max_documents:
+                        continue
+                    trained += 1
                 texts.append(text)
                 size += len(text.text) + len(text.response or "")
-        if options.max_documents and kept >= options.max_documents:
+        if options.max_documents and trained >= options.max_documents:
             break
-        if size >= _GROUP:
-            yield Group(texts, counts.to_json(), reader.position() if number >= head else None, reader.version, False)
-            texts, size = [], 0
-    yield Group(texts, counts.to_json(), None, reader.version, True)
+        if size >= GROUP_SIZE:
+            position = reader.position() if number >= sample_items else None
+            yield TextGroup(texts, counts.to_json(), position, reader.version, False)
+            texts = []
+            size = 0
+    yield TextGroup(texts, counts.to_json(), None, reader.version, True)
 
 
-def _load_assigner(folder: Path, progress: Progress, options: Options) -> SplitAssigner:
-    """The sides with the texts of the shards on disk placed."""
-    placed: dict[str, list[int]] = {split: [] for split in SPLITS}
+def _resume_assigner(folder: Path, progress: BuildProgress, options: CorpusOptions) -> SplitAssigner:
+    """Return an assigner that knows the texts of the shards on disk."""
+    digests: dict[str, list[int]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for number in range(len(progress.shards[split])):
-            placed[split] += np.load(folder / shard_files(split, number)[1])["digest"].tolist()
-    trained = placed["train"] if options.deduplicate else ()
-    return SplitAssigner(progress.plan, options.validation_fraction, options.deduplicate, trained, placed["validation"])
+            digests[split] += np.load(folder / shard_files(split, number)[1])["digest"].tolist()
+    train_digests = digests["train"] if options.deduplicate else ()
+    return SplitAssigner(
+        progress.plan, options.validation_fraction, options.deduplicate, train_digests, digests["validation"]
+    )
 
 
-class _Writer:
-    """Gathers encoded texts and writes shards."""
+class _ShardWriter:
+    """Collect encoded texts, and write a shard of each split when there are enough.
 
-    def __init__(self, folder: Path, progress: Progress, tokenizer: HybridTokenizer, options: Options):
-        self._folder, self._progress, self._options = folder, progress, options
-        self._eos, self._dtype = tokenizer.token2id["<EOS>"], _dtype(tokenizer)
-        self._table = byte_table(tokenizer)
+    Attributes:
+        tokens: Tokens collected since the last shard, by split.
+    """
+
+    def __init__(self, folder: Path, progress: BuildProgress, tokenizer: HybridTokenizer, options: CorpusOptions):
+        self._folder = folder
+        self._progress = progress
+        self._options = options
+        self._eos = tokenizer.token2id["<EOS>"]
+        self._dtype = _token_dtype(tokenizer)
+        self._byte_table = byte_table(tokenizer)
         self._clear()
 
     def _clear(self) -> None:
         self._ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self._rows: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
+        self._documents: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
         self._bytes = dict.fromkeys(SPLITS, 0)
         self.tokens = dict.fromkeys(SPLITS, 0)
 
-    def add(self, group: Group, ids: list[np.ndarray]) -> None:
-        """Take a group with the ids of its `_strings`; writes a shard when there is enough, or when all has come."""
-        left = iter(ids)
-        before, limit = self._progress.total("train", "tokens"), self._options.max_tokens or math.inf
+    def add(self, group: TextGroup, ids: list[np.ndarray]) -> None:
+        """Add a group; writes a shard if there are enough tokens, or if the group is the last.
+
+        Args:
+            group: The texts.
+            ids: The token ids of the `_strings` of the texts.
+        """
+        remaining = iter(ids)
+        written = self._progress.total("train", "tokens")
+        limit = self._options.max_tokens or math.inf
         for text in group.texts:
-            first = next(left)
-            response = None if text.response is None else next(left)
-            if text.split == "validation" or before + self.tokens["train"] < limit:
-                self._add(text, first, response)
-        done = group.last or before + self.tokens["train"] >= limit
-        if done or (group.position is not None and max(self.tokens.values()) >= SHARD):
+            text_ids = next(remaining)
+            response_ids = None if text.response is None else next(remaining)
+            if text.split == "validation" or written + self.tokens["train"] < limit:
+                self._add_text(text, text_ids, response_ids)
+        done = group.last or written + self.tokens["train"] >= limit
+        if done or (group.position is not None and max(self.tokens.values()) >= SHARD_SIZE):
             self._write(group, done)
 
-    def _add(self, text: Text, first: np.ndarray, response: np.ndarray | None) -> None:
-        masked = response is not None and self._options.loss_on == "response"
-        content = first if response is None else np.concatenate([first, response])
-        predicted = response if masked else content
-        string = (text.response if masked else text.text + (text.response or "")) or ""
-        size = len(string.encode("utf-8", "surrogatepass"))
-        self._ids[text.split] += [content.astype(self._dtype), np.array([self._eos], self._dtype)]
-        self.tokens[text.split] += content.size + 1
-        rest = size - int(self._table[predicted].sum())
-        prompt = first.size if masked else 0
-        self._rows[text.split].append((self.tokens[text.split], text.digest, size, prompt, rest, 0))
-        self._bytes[text.split] += size
+    def _add_text(self, text: SplitText, text_ids: np.ndarray, response_ids: np.ndarray | None) -> None:
+        ids = text_ids if response_ids is None else np.concatenate([text_ids, response_ids])
+        if response_ids is not None and self._options.loss_on == "response":
+            prompt_size = text_ids.size
+            predicted_ids = response_ids
+            predicted_text = text.response or ""
+        else:
+            prompt_size = 0
+            predicted_ids = ids
+            predicted_text = text.text + (text.response or "")
+        num_bytes = len(predicted_text.encode("utf-8", "surrogatepass"))
+        rest = num_bytes - int(self._byte_table[predicted_ids].sum())
+        split = text.split
+        self._ids[split] += [ids.astype(self._dtype), np.array([self._eos], self._dtype)]
+        self._bytes[split] += num_bytes
+        self.tokens[split] += ids.size + 1
+        self._documents[split].append((self.tokens[split], text.digest, num_bytes, prompt_size, rest, 0))
 
-    def _write(self, group: Group, done: bool) -> None:
+    def _write(self, group: TextGroup, done: bool) -> None:
         for split in SPLITS:
-            if not self._rows[split]:
+            if not self._documents[split]:
                 continue
-            tokens, documents = np.concatenate(self._ids[split]), np.array(self._rows[split], DOCUMENT)
-            names = shard_files(split, len(self._progress.shards[split]))
-            for name, array in zip(names, (tokens, documents), strict=True):
-                write_array(self._folder / name, array)
+            tokens = np.concatenate(self._ids[split])
+            documents = np.array(self._documents[split], DOCUMENT_DTYPE)
+            tokens_file, documents_file = shard_files(split, len(self._progress.shards[split]))
+            write_array(self._folder / tokens_file, tokens)
+            write_array(self._folder / documents_file, documents)
             self._progress.shards[split].append(
                 {
                     "tokens": tokens.size,
@@ -260,52 +346,54 @@ class _Writer:
                     "documents_sha256": checksum(documents),
                 }
             )
-        self._progress.position, self._progress.version = group.position, group.version
-        self._progress.counts, self._progress.done = group.counts, done
+        self._progress.position = group.position
+        self._progress.version = group.version
+        self._progress.counts = group.counts
+        self._progress.done = done
         self._progress.save(self._folder)
         self._clear()
 
 
-def _strings(texts: list[Text]) -> list[str]:
-    """What is encoded of texts, one behind another: an instruction's prompt and response apart."""
+def _strings(texts: list[SplitText]) -> list[str]:
+    """Return the strings of texts that are encoded, in order; an instruction has two, prompt and response."""
     return [part for text in texts for part in (text.text, text.response) if part is not None]
 
 
-def _dtype(tokenizer: HybridTokenizer) -> np.dtype:
+def _token_dtype(tokenizer: HybridTokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
-class _News:
-    """Lines of progress when it takes long."""
+class _ProgressLog:
+    """Log the progress of a long build at regular intervals."""
 
-    def __init__(self, name: str, say: Say):
-        self._name, self._say, self._began = name, say, time.monotonic()
-        self._next, self._first = self._began + _NEWS, 0
+    def __init__(self, name: str):
+        self._name = name
+        self._start = time.monotonic()
+        self._next = self._start + _LOG_INTERVAL
+        self._first = 0  # tokens at the first update: those of a resumed build are not counted in the rate
 
-    def tell(self, tokens: int) -> None:
-        """tokens: how many there are by now."""
+    def update(self, tokens: int) -> None:
+        """Log the number of tokens so far if it is time."""
         now = time.monotonic()
         self._first = self._first or tokens
         if now >= self._next:
-            rate = (tokens - self._first) / (now - self._began)
-            self._say(f"{self._name}: {tokens / 1e6:,.1f} M tokens so far, {rate / 1e6:.2f} M a second")
-            self._next = now + _NEWS
+            rate = (tokens - self._first) / (now - self._start)
+            logger.info("%s: %s M tokens so far, %.2f M/s", self._name, f"{tokens / 1e6:,.1f}", rate / 1e6)
+            self._next = now + _LOG_INTERVAL
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically, and on the disk when it returns."""
+    """Write a JSON file as a whole or not at all; it is on the disk when this returns."""
     _write_file(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """As .npy; atomically, and on the disk when it returns."""
+    """Write a .npy file as a whole or not at all; it is on the disk when this returns."""
     _write_file(path, lambda file: np.save(file, array))
 
 
 def _write_file(path: Path, write: Callable[[Any], Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replace_file(path) as partial, partial.open("wb") as file:
         write(file)
         file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        os.fsync(file.fileno())  # a rename may otherwise reach the disk before the content

@@ -1,18 +1,17 @@
-"""The shared cache: corpora and tokenizers that were made once, for all runs.
+"""The shared cache: corpora and tokenizers that are made once, for all runs.
 
-CACHE/corpora/NAME-KEY/        a corpus (see `corpus`); the key is made of everything that it depends on
-CACHE/corpora/NAME-KEY.partial/  one that is being made, or was when its process was killed
-CACHE/tokenizers/NAME-KEY.hybtok
+CACHE/corpora/NAME-KEY/             a corpus (see `corpus`); the key is a hash of everything that it depends on
+CACHE/corpora/NAME-KEY.partial/     a corpus that is being built, or whose build was interrupted
+CACHE/tokenizers/NAME-KEY.hybtok    a learned tokenizer
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +19,20 @@ from typing import Any
 
 from slm_jax.config.paths import RUNS
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import user_cache_folder
+from slm_jax.utils.files import locked_file, user_cache_folder
 
-_COPIED = 256 << 20  # bytes; a larger corpus on another file system is linked to rather than copied
+logger = logging.getLogger(__name__)
+
+_MAX_COPY = 256 << 20  # bytes; a larger corpus on another file system is linked to rather than copied
 
 
 def cache_folder(option: str = "") -> Path:
-    """`data.cache`, or else `slm_jax/data` in the user's cache folder, or beside the runs where none can be written."""
+    """Return the folder of the cache.
+
+    Args:
+        option: The option `data.cache`; empty: `slm_jax/data` in the user's cache folder, or a folder next to the runs
+            if that cannot be written to.
+    """
     if option:
         return Path(option).expanduser()
     folder = user_cache_folder() / "data"
@@ -38,59 +44,75 @@ def cache_folder(option: str = "") -> Path:
         return RUNS / ".cache"
 
 
-def key_of(value: Any) -> str:
-    """12 hexadecimal digits that stand for a JSON value."""
+def cache_key(value: Any) -> str:
+    """Return a hash of a JSON value, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def slug(name: str) -> str:
-    """A name as a part of a file's name."""
+    """Return a name in the form that file names use."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:40] or "text"
 
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Held while a process makes what will be at a path; others wait. Raises UserError where nothing can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_name(path.name + ".lock").open("a")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the cache {path.parent}: {error.strerror}. Another folder: --data.cache"
-        ) from None
-    with handle:
+def locked_entry(path: Path, content: str) -> Iterator[None]:
+    """Hold the lock of an entry of the cache; waits while another process holds it.
+
+    Args:
+        path: The entry; the lock is a file next to it.
+        content: What the entry holds, for the log.
+
+    Raises:
+        UserError: The cache cannot be written to.
+    """
+
+    def log_wait() -> None:
+        logger.info("another process is preparing %s; waiting for it", content)
+
+    with contextlib.ExitStack() as stack:
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another process is preparing {what}; waiting for it", file=sys.stderr, flush=True)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            print(f"cannot lock {path} ({error.strerror}): prepare {what} in one process only", file=sys.stderr)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(path.with_name(path.name + ".lock"), log_wait))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the cache {path.parent}: {error.strerror}. Use another folder: --data.cache"
+            ) from None
         yield
 
 
-def give_to_run(entry: Path, target: Path) -> None:
-    """Put a corpus of the cache into a run's folder, whole or not at all: by hard links, which take no room and outlive
-    the cache; on another file system by a copy, or for a large one by a symbolic link."""
+def link_into_run(entry: Path, target: Path) -> None:
+    """Put a corpus of the cache into a run's folder, completely or not at all.
+
+    Uses hard links, which need no space and outlive the cache; on another file system a copy, or for a large corpus a
+    symbolic link.
+
+    Args:
+        entry: The corpus in the cache.
+        target: The folder to create.
+    """
     partial = target.with_name(target.name + ".partial")
-    discard(partial)
+    remove_folder(partial)
     size = sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
     try:
         shutil.copytree(entry, partial, copy_function=os.link)
     except (OSError, shutil.Error):
-        discard(partial)
-        try:
-            if size <= _COPIED:
-                raise OSError
-            partial.symlink_to(entry.absolute(), target_is_directory=True)
-        except OSError:
+        remove_folder(partial)
+        if size <= _MAX_COPY or not _symlink(partial, entry):
             shutil.copytree(entry, partial)
     partial.rename(target)
 
 
-def discard(path: Path) -> None:
-    """Remove a folder, or a link to one, if it is there."""
+def _symlink(link: Path, folder: Path) -> bool:
+    """Create a symbolic link to a folder; return False if the file system does not support it."""
+    try:
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+    except OSError:
+        return False
+    return True
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or a symbolic link to one, if it exists."""
     if path.is_symlink():
         path.unlink()
     else:

@@ -1,7 +1,7 @@
-"""Texts to token ids on all cores: worker processes that know nothing but the tokenizer.
+"""Encode texts on all cores, in worker processes that know nothing but the tokenizer.
 
-They are plain processes that talk through pipes (`python -m slm_jax.data.corpus.encode TOKENIZER`), so that neither the
-caller's threads (JAX has many) nor its main module matter to them.
+The workers are plain processes that communicate through pipes (`python -m slm_jax.data.corpus.encode TOKENIZER`), not
+forks or a `multiprocessing` pool: they are independent of the caller's threads (JAX has many) and of its main module.
 """
 
 import os
@@ -20,68 +20,76 @@ import numpy as np
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
-_ALONE = 8 << 20  # characters; less is encoded sooner than workers have started
+# Characters that are encoded in this process before workers start; less text takes less time than starting them.
+MIN_PARALLEL = 8 << 20
+_GROUPS_AHEAD = 2  # groups per worker that are read ahead
 Group = TypeVar("Group")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def encode_groups(
-    groups: Iterable[tuple[Group, Sequence[str]]], tokenizer: HybridTokenizer, saved: Path, workers: int = 0
+    groups: Iterable[tuple[Group, Sequence[str]]], tokenizer: HybridTokenizer, tokenizer_file: Path, workers: int = 0
 ) -> Generator[tuple[Group, list[np.ndarray]]]:
-    """Each group with the ids (int32 [T]) of its texts, in order. Reads ahead by a few groups.
+    """Encode groups of texts, reading ahead by a few groups.
 
-    saved: the tokenizer's file, for the workers. workers: processes; 0: one for each core, 1: this one alone.
+    Args:
+        groups: Pairs (group, texts).
+        tokenizer: The tokenizer.
+        tokenizer_file: Where it is saved, for the workers.
+        workers: Number of processes; 0: one per core; 1: this process only.
+
+    Yields:
+        Pairs (group, token ids int32 [T] of each text) in the order of the groups.
+
+    Raises:
+        UserError: A worker has died.
     """
     workers = workers or usable_cores()
-    groups, done = iter(groups), 0
-    while workers == 1 or done < _ALONE:
-        group, texts = next(groups, (None, None))
+    remaining = iter(groups)
+    encoded = 0
+    while workers == 1 or encoded < MIN_PARALLEL:
+        group, texts = next(remaining, (None, None))
         if texts is None:
             return
         yield group, tokenizer.encode_arrays(texts)  # type: ignore[misc]
-        done += sum(map(len, texts))
-    yield from _encode_in_workers(groups, saved, workers)
+        encoded += sum(map(len, texts))
+    yield from _encode_in_workers(remaining, tokenizer_file, workers)
 
 
 def _encode_in_workers(
-    groups: Iterator[tuple[Group, Sequence[str]]], saved: Path, workers: int
+    groups: Iterator[tuple[Group, Sequence[str]]], tokenizer_file: Path, workers: int
 ) -> Iterator[tuple[Group, list[np.ndarray]]]:
-    command = [sys.executable, "-m", "slm_jax.data.corpus.encode", str(saved.absolute())]
-    home = str(Path(__file__).parents[3])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    free: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
     processes = []
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        process = free.get()
+        process = idle.get()
         try:
-            return _ask(process, texts)
+            return _encode_remotely(process, texts)
         finally:
-            free.put(process)
+            idle.put(process)
 
     pending: deque[tuple[Group, Future[list[np.ndarray]]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
-            environment = {**os.environ, "PYTHONPATH": path}
-            processes.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
-                )
-            )
-            free.put(processes[-1])
+            process = _start_worker(tokenizer_file)
+            processes.append(process)
+            idle.put(process)
         for group, texts in groups:
             pending.append((group, pool.submit(encode, texts)))
-            if len(pending) > 2 * workers:
-                first, found = pending.popleft()
-                yield first, found.result()
+            if len(pending) > _GROUPS_AHEAD * workers:
+                first, result = pending.popleft()
+                yield first, result.result()
         while pending:
-            first, found = pending.popleft()
-            yield first, found.result()
+            first, result = pending.popleft()
+            yield first, result.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -89,7 +97,16 @@ def _encode_in_workers(
             process.communicate()
 
 
-def _ask(process: "subprocess.Popen[bytes]", texts: Sequence[str]) -> list[np.ndarray]:
+def _start_worker(tokenizer_file: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "slm_jax.data.corpus.encode", str(tokenizer_file.absolute())]
+    root = str(Path(__file__).parents[3])
+    python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    # A process group of its own: Ctrl-C in the terminal reaches the caller only, which then ends the workers.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
+
+
+def _encode_remotely(process: "subprocess.Popen[bytes]", texts: Sequence[str]) -> list[np.ndarray]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -97,23 +114,25 @@ def _ask(process: "subprocess.Popen[bytes]", texts: Sequence[str]) -> list[np.nd
         return [np.frombuffer(data, np.int32) for data in _receive(process.stdout)]
     except (BrokenPipeError, EOFError):
         raise UserError(
-            f"a process that encodes text has ended (status {process.wait()}), perhaps for want of memory: "
+            f"a process that encodes text has died (status {process.wait()}), perhaps out of memory: "
             "give the same command again, with --data.workers 1 if it happens again"
         ) from None
 
 
 def _send(pipe: IO[bytes], items: Sequence[bytes]) -> None:
-    """The number of items, their lengths (uint64 each), the items."""
+    """Write the number of items, their lengths (uint64 each), and the items."""
     pipe.write(struct.pack(f"<{len(items) + 1}Q", len(items), *map(len, items)))
     pipe.write(b"".join(items))
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> list[bytes]:
-    """What `_send` wrote. Raises EOFError at the end."""
+    """Read items written by `_send`; raises EOFError if the other side has closed the pipe."""
     (count,) = struct.unpack("<Q", _read(pipe, 8))
     lengths = struct.unpack(f"<{count}Q", _read(pipe, 8 * count))
-    data, items, start = _read(pipe, sum(lengths)), [], 0
+    data = _read(pipe, sum(lengths))
+    items = []
+    start = 0
     for length in lengths:
         items.append(data[start : start + length])
         start += length
@@ -127,15 +146,15 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
     return data
 
 
-def _work(path: str) -> None:
-    tokenizer = HybridTokenizer.load(path)
-    while True:  # until the caller is gone, however it ended
+def _run_worker(tokenizer_file: str) -> None:
+    tokenizer = HybridTokenizer.load(tokenizer_file)
+    while True:  # until the caller has closed the pipe or died
         texts = [data.decode("utf-8", "surrogatepass") for data in _receive(sys.stdin.buffer)]
         _send(sys.stdout.buffer, [ids.tobytes() for ids in tokenizer.encode_arrays(texts)])
 
 
 if __name__ == "__main__":
     try:
-        _work(sys.argv[1])
+        _run_worker(sys.argv[1])
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # nobody listens any more
+        os._exit(0)  # nobody reads the output any more

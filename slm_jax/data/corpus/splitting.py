@@ -1,4 +1,7 @@
-"""Which split a text belongs to: training or validation, decided by the text's own hash; exact repeats are dropped."""
+"""Assign documents to training or validation by a hash of their text, and drop exact duplicates.
+
+The split of a text depends on nothing but the text, so that adding documents moves none from one split to the other.
+"""
 
 import hashlib
 import itertools
@@ -11,17 +14,24 @@ from typing import Any, NamedTuple
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
 
-_LONG = 10_000  # characters; longer documents are split in parts of this size, so that a few novels can be validated on
-_FEW = 20  # parts; fewer are cut into about so many
-SAMPLE_SIZE = (
-    50 << 20
-)  # characters; what is decided once for all of a source is decided on its beginning, of this length
-_PER_TOKEN = 8  # characters; more than a token stands for
-_HOPELESS = 1000  # bad rows before the first good one: then the source is told to be wrong rather than read to its end
+# Characters; longer documents are cut into parts of this size, so that validation text can be taken from a few novels.
+_PART_SIZE = 10_000
+_MIN_PARTS = 20  # a text of fewer parts is cut into about this many
+_MAX_HASH = 2**64
+SAMPLE_SIZE = 50 << 20  # characters at the beginning of a source, on which decisions about all of it are based
+_CHARACTERS_PER_TOKEN = 8  # more than a token stands for on average
+_MAX_INVALID = 1000  # invalid rows before the first document; then the source is reported instead of read to its end
 
 
-class Text(NamedTuple):
-    """A document or a part of one, on its split. digest: the first 8 bytes of the SHA-256 of its text."""
+class SplitText(NamedTuple):
+    """A document, or a part of one, with its split.
+
+    Attributes:
+        text: See `Document.text`.
+        response: See `Document.response`.
+        split: The split.
+        digest: The first 8 bytes of the SHA-256 of text and response.
+    """
 
     text: str
     response: str | None
@@ -30,171 +40,223 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the head of a source decides for all of it. All JSON.
+class SplitPlan:
+    """Decisions about all of a source that are based on its sample.
 
-    part: characters of the parts that long documents are cut into. held_out: the digest that is held out although it is
-    above the fraction, where the head has no other. own: the source has sides of its own.
+    Attributes:
+        part_size: Characters of the parts that long documents are cut into.
+        held_out: The digest of a text that is held out although it is above the fraction; None: not needed.
+        predefined: Whether the source assigns the splits itself.
     """
 
-    part: int
+    part_size: int
     held_out: int | None
-    own: bool
+    predefined: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        return {"part": self.part_size, "held_out": self.held_out, "own": self.predefined}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "SplitPlan":
+        """Return the plan of a value of `to_json`."""
+        return cls(saved["part"], saved["held_out"], saved["own"])
 
 
 @dataclass
 class SourceCounts:
-    """What was met in a source so far."""
+    """Statistics of a source.
+
+    Attributes:
+        documents: Documents read, those that were dropped included.
+        duplicates: Texts that were dropped as exact duplicates.
+        empty: Documents without text.
+        invalid: Invalid rows by reason.
+        examples: The location of the first invalid row of each reason.
+    """
 
     documents: int = 0
-    repeats: int = 0
+    duplicates: int = 0
     empty: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, bad: InvalidRow) -> None:
-        """Count a bad row."""
-        self.bad[bad.reason] += 1
-        self.examples.setdefault(bad.reason, bad.where)
+    def add_invalid(self, row: InvalidRow) -> None:
+        """Count an invalid row."""
+        self.invalid[row.reason] += 1
+        self.examples.setdefault(row.reason, row.location)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts."""
-        return {**vars(self), "bad": dict(self.bad), "examples": dict(self.examples)}
+        """Return a JSON value, which shares nothing with the counts."""
+        return {
+            "documents": self.documents,
+            "repeats": self.duplicates,
+            "empty": self.empty,
+            "bad": dict(self.invalid),
+            "examples": dict(self.examples),
+        }
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "SourceCounts":
-        """The inverse of `to_json`."""
-        return cls(**{**saved, "bad": Counter(saved["bad"]), "examples": dict(saved["examples"])})
+        """Return the counts of a value of `to_json`."""
+        invalid = Counter(saved["bad"])
+        return cls(saved["documents"], saved["repeats"], saved["empty"], invalid, dict(saved["examples"]))
 
     def invalid_text(self) -> str:
-        """The bad rows in words, "" if there are none."""
-        each = [f"{n:,} x {reason} (first: {self.examples[reason]})" for reason, n in self.bad.most_common(5)]
-        return f"{self.bad.total():,} bad rows left out: " + "; ".join(each) if each else ""
+        """Return a description of the invalid rows; empty if there are none."""
+        if not self.invalid:
+            return ""
+        reasons = [
+            f"{count:,} x {reason} (first: {self.examples[reason]})" for reason, count in self.invalid.most_common(5)
+        ]
+        return f"{self.invalid.total():,} invalid rows skipped: " + "; ".join(reasons)
 
 
-@dataclass
 class SourceSample:
-    """The first things that a reader gives, kept so that they are read once."""
+    """The first items of a source, kept so that they are read only once, and the reader of the rest.
 
-    items: list[Document | InvalidRow]
-    whole: bool  # there is no more
+    Attributes:
+        reader: The reader, whose position is that after the last item read.
+        items: The first items.
+    """
 
-    @classmethod
-    def take(cls, reader: Iterator[Document | InvalidRow], documents: int = 0, tokens: int = 0) -> "SourceSample":
-        """Reads the head, no more than about what so many documents or tokens take (0: no limit).
+    def __init__(self, reader: Reader, max_documents: int = 0, max_tokens: int = 0):
+        """Read the sample.
 
-        Raises UserError if there is nothing but bad rows.
+        Args:
+            reader: The reader of the source.
+            max_documents: Read about as much as this many training documents take; 0: no limit.
+            max_tokens: Read about as much as this many training tokens take; 0: no limit.
+
+        Raises:
+            UserError: The source has no training text.
         """
-        items: list[Document | InvalidRow] = []
-        size = number = 0
-        limit = min(SAMPLE_SIZE, _PER_TOKEN * tokens or SAMPLE_SIZE)
-        most = 2 * documents + _FEW if documents else math.inf
+        self.reader = reader
+        self.items: list[Document | InvalidRow] = []
+        self._rest = iter(reader)
+        max_size = min(SAMPLE_SIZE, _CHARACTERS_PER_TOKEN * max_tokens) if max_tokens else SAMPLE_SIZE
+        max_number = 2 * max_documents + _MIN_PARTS if max_documents else math.inf
         counts = SourceCounts()
-        for item in reader:
-            items.append(item)
+        size = 0
+        number = 0
+        for item in self._rest:
+            self.items.append(item)
             if isinstance(item, InvalidRow):
-                counts.note(item)
-                if not size and len(items) >= _HOPELESS:
+                counts.add_invalid(item)
+                if not size and len(self.items) >= _MAX_INVALID:
                     break
-            elif item.split != "validation" and not is_empty(
-                item
-            ):  # all of it, so that the tokenizer finds text to learn from
+            # Validation text that comes first is read past: the tokenizer needs training text to learn from.
+            elif item.split != "validation" and not is_empty(item):
                 size += len(item.text) + len(item.response or "")
                 number += 1
-            if size >= limit or number >= most:
-                return cls(items, False)
+            if size >= max_size or number >= max_number:
+                return
         if not size:
             raise UserError(f"there is no text to train on; {counts.invalid_text() or 'all documents are empty'}")
-        return cls(items, True)
 
     def documents(self) -> list[Document]:
-        """Those that are not empty."""
+        """Return the documents of the sample that are not empty."""
         return [item for item in self.items if isinstance(item, Document) and not is_empty(item)]
+
+    def all_items(self) -> Iterator[Document | InvalidRow]:
+        """Yield the items of the sample, then the rest of the source; can be called once."""
+        return itertools.chain(self.items, self._rest)
 
 
 def is_empty(document: Document) -> bool:
-    """Whether there is nothing to learn."""
-    return not (document.text if document.response is None else document.response).strip()
+    """Return whether a document has nothing to predict."""
+    predicted = document.text if document.response is None else document.response
+    return not predicted.strip()
 
 
-def make_plan(documents: list[Document], fraction: float) -> Plan:
-    """The plan for a source that begins with these documents. Raises UserError if they are too little text.
+def make_plan(documents: list[Document], fraction: float) -> SplitPlan:
+    """Return the plan for a source.
 
-    Long documents are cut into parts first, and a text of few parts into about 20 (adding to so small a text moves
-    them). Where no hash falls below the fraction, the lowest one is held out.
+    Long documents are cut into parts, and a text of few parts into about 20 (adding text to such a small one can move
+    parts to the other split). If no hash of the sample is below the fraction, the lowest one is held out.
+
+    Args:
+        documents: The documents of the sample.
+        fraction: The fraction of the texts that is held out for validation.
+
+    Raises:
+        UserError: There is too little text for both splits.
     """
     if any(document.split for document in documents):
-        return Plan(_LONG, None, own=True)
-    part = _LONG
-    if sum(1 for document in documents for _ in _parts(document, part)) < _FEW:
-        part = max(1, sum(len(document.text) for document in documents) // _FEW)  # else a third of the text is held out
-    digests = {_digest(each) for document in documents for each in _parts(document, part)}
+        return SplitPlan(_PART_SIZE, None, predefined=True)
+    part_size = _PART_SIZE
+    if sum(1 for document in documents for _ in _parts(document, part_size)) < _MIN_PARTS:
+        # Of three large parts, holding out one would take a third of the text.
+        part_size = max(1, sum(len(document.text) for document in documents) // _MIN_PARTS)
+    digests = {_digest(part) for document in documents for part in _parts(document, part_size)}
     if len(digests) < 2:
         raise UserError("the text is too short to be split into training and validation: add more")
-    held_out = None if min(digests) < fraction * 2**64 else min(digests)
-    if all(digest < fraction * 2**64 for digest in digests):
+    limit = fraction * _MAX_HASH
+    if all(digest < limit for digest in digests):
         raise UserError("all of the text would be held out for validation: add more, or lower data.validation_fraction")
-    return Plan(part, held_out, own=False)
+    held_out = None if min(digests) < limit else min(digests)
+    return SplitPlan(part_size, held_out, predefined=False)
 
 
 class SplitAssigner:
-    """Puts texts on their sides, in the order of their coming."""
+    """Assign texts to train or validation in arrival order, and drop duplicates."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SplitPlan,
         fraction: float,
         deduplicate: bool = True,
-        trained: Iterable[int] = (),
-        validated: Iterable[int] = (),
+        train_digests: Iterable[int] = (),
+        validation_digests: Iterable[int] = (),
     ):
-        """trained, validated: digests of the texts that were placed before."""
-        self._plan, self._limit, self._deduplicate = plan, fraction * 2**64, deduplicate
-        self._trained, self._validated = set(trained), set(validated)
+        """Start with no texts, or with those assigned before an interruption.
 
-    def assign(self, document: Document, counts: SourceCounts) -> Iterator[Text]:
-        """The texts that a document comes to: none if it is empty or a repeat, several if it is long."""
+        Args:
+            plan: The plan of the source.
+            fraction: The fraction of the texts that is held out for validation.
+            deduplicate: Whether to drop duplicates of training texts; duplicates of validation texts always are.
+            train_digests: Digests of the training texts assigned before.
+            validation_digests: Digests of the validation texts assigned before.
+        """
+        self._plan = plan
+        self._limit = fraction * _MAX_HASH
+        self._deduplicate = deduplicate
+        self._train = set(train_digests)
+        self._validation = set(validation_digests)
+
+    def assign(self, document: Document, counts: SourceCounts) -> Iterator[SplitText]:
+        """Yield the texts of a document with their splits: none if it is empty or a duplicate, several if it is long.
+
+        Args:
+            document: The next document of the source.
+            counts: Statistics, which are updated.
+        """
         counts.documents += 1
         if is_empty(document):
             counts.empty += 1
             return
-        for each in [document] if self._plan.own else _parts(document, self._plan.part):
-            digest = _digest(each)
-            # What is validated on is not trained on, even where repeats are wanted.
-            if digest in self._validated or digest in self._trained:
-                counts.repeats += 1
+        for part in [document] if self._plan.predefined else _parts(document, self._plan.part_size):
+            digest = _digest(part)
+            # Validation text is never trained on, even where duplicates are kept.
+            if digest in self._validation or digest in self._train:
+                counts.duplicates += 1
                 continue
-            split: Split = each.split or ("validation" if self._is_held_out(digest) else "train")
+            split: Split = part.split or ("validation" if self._is_held_out(digest) else "train")
             if split == "validation":
-                self._validated.add(digest)
+                self._validation.add(digest)
             elif self._deduplicate:
-                self._trained.add(digest)
-            yield Text(each.text, each.response, split, digest)
+                self._train.add(digest)
+            yield SplitText(part.text, part.response, split, digest)
 
     def _is_held_out(self, digest: int) -> bool:
         return digest < self._limit or digest == self._plan.held_out
 
 
-def split_documents(documents: Iterable[Document], fraction: float) -> tuple[list[Text], list[Text]]:
-    """(train, validation) texts of a source that fits in memory. Raises UserError if there is too little text."""
-    kept = [document for document in documents if not is_empty(document)]
-    assigner = SplitAssigner(make_plan(kept, fraction), fraction)
-    counts = SourceCounts()
-    texts = list(itertools.chain.from_iterable(assigner.assign(document, counts) for document in kept))
-    return [t for t in texts if t.split == "train"], [t for t in texts if t.split == "validation"]
-
-
-def read_sample(
-    reader: Reader, documents: int = 0, tokens: int = 0
-) -> tuple[SourceSample, Iterator[Document | InvalidRow]]:
-    """The head of a source (see `SourceSample.take`), and what comes after it."""
-    rest = iter(reader)
-    return SourceSample.take(rest, documents, tokens), rest
-
-
 def _parts(document: Document, size: int) -> Iterator[Document]:
-    """A document in parts of about `size` characters, cut after a line (else after a space, else anywhere); an
-    instruction is never cut."""
+    """Yield a document in parts of about `size` characters; instructions are never cut.
+
+    Cuts are made after a line break, else after a space, else anywhere.
+    """
     text = document.text
     if document.response is not None or len(text) <= 1.5 * size:
         yield document
@@ -202,7 +264,7 @@ def _parts(document: Document, size: int) -> Iterator[Document]:
     start = 0
     while len(text) - start > 1.5 * size:
         limit = start + size
-        cut = max(text.rfind("\n", start, limit), -1) + 1 or max(text.rfind(" ", start, limit), -1) + 1 or limit
+        cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) + 1 or limit
         yield Document(text[start:cut])
         start = cut
     yield Document(text[start:])

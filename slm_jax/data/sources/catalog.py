@@ -1,60 +1,80 @@
-"""The hub's data sets that have a name here."""
+"""The named data sets of the Hugging Face hub."""
 
 from typing import NamedTuple
 
-from slm_jax.data.sources.documents import RowMapper
+from slm_jax.data.sources.rows import RowMapper
 from slm_jax.utils.errors import UserError
 
 
 class HubDataset(NamedTuple):
-    """A data set of the hub. config: its configuration; `{}` stands for what follows the name (wikipedia:he)."""
+    """A data set of the hub.
+
+    Attributes:
+        repo: OWNER/NAME.
+        description: Content and size, for `python -m slm_jax.data list`.
+        config: The configuration; `{}` stands for what follows the name (wikipedia:he). Empty: the only one.
+        default_config: Used for `{}` if nothing follows the name.
+        split: The split to train on.
+        mapper: The mapping of rows to documents.
+        rows_are_lines: Rows are lines, and an article begins with the line ` = Title = ` (WikiText).
+    """
 
     repo: str
-    about: str
+    description: str
     config: str = ""
-    default: str = ""  # for `{}`
+    default_config: str = ""
     split: str = "train"
-    columns: RowMapper = RowMapper()
-    lines: bool = False  # rows are lines, of which an article begins with " = Title = "
+    mapper: RowMapper = RowMapper()
+    rows_are_lines: bool = False
 
 
 CATALOG = {
-    "tinystories": HubDataset("roneneldan/TinyStories", "2.1 M short stories in the words of a small child, 1.9 GB"),
+    "tinystories": HubDataset("roneneldan/TinyStories", "2.1 M short stories in a small child's vocabulary, 1.9 GB"),
     "wikitext": HubDataset(
-        "Salesforce/wikitext", "29,000 good Wikipedia articles, 540 MB", "{}", "wikitext-103-raw-v1", lines=True
+        "Salesforce/wikitext",
+        "29,000 good Wikipedia articles, 540 MB",
+        "{}",
+        "wikitext-103-raw-v1",
+        rows_are_lines=True,
     ),
-    "wikitext-2": HubDataset("Salesforce/wikitext", "600 of them, 11 MB", "{}", "wikitext-2-raw-v1", lines=True),
-    "openwebtext": HubDataset("Skylion007/openwebtext", "8 M web pages that people linked to, 40 GB"),
+    "wikitext-2": HubDataset(
+        "Salesforce/wikitext", "600 of these articles, 11 MB", "{}", "wikitext-2-raw-v1", rows_are_lines=True
+    ),
+    "openwebtext": HubDataset("Skylion007/openwebtext", "8 M web pages linked from Reddit, 40 GB"),
     "fineweb-edu": HubDataset("HuggingFaceFW/fineweb-edu", "educational web pages, 10 G tokens", "{}", "sample-10BT"),
     "cosmopedia": HubDataset("HuggingFaceTB/cosmopedia", "synthetic textbooks, articles and stories", "{}", "stories"),
     "wikipedia": HubDataset(
-        "wikimedia/wikipedia", "wikipedia:LANG, all articles of a language", "20231101.{}", "simple"
+        "wikimedia/wikipedia", "wikipedia:LANG, all articles in a language", "20231101.{}", "simple"
     ),
     "alpaca": HubDataset(
         "yahma/alpaca-cleaned",
         "52,000 instructions with responses, 40 MB",
-        columns=RowMapper(template="alpaca", response="output"),
+        mapper=RowMapper(template="alpaca", response_column="output"),
     ),
     "dolly": HubDataset(
         "databricks/databricks-dolly-15k",
-        "15,000 instructions with responses by people, 13 MB",
-        columns=RowMapper(template="alpaca", response="response", also=(("input", "context"),)),
+        "15,000 instructions with responses written by people, 13 MB",
+        mapper=RowMapper(template="alpaca", response_column="response", aliases=(("input", "context"),)),
     ),
 }
 
 
 def find_dataset(name: str) -> HubDataset:
-    """The data set of a name: one of the catalogue's, also NAME:CONFIG, or hf:OWNER/NAME[:CONFIG][:SPLIT].
+    """Return the data set of a name.
 
-    Raises UserError for what is neither.
+    Args:
+        name: A name of the catalog, NAME:CONFIG, or hf:OWNER/NAME[:CONFIG][:SPLIT].
+
+    Raises:
+        UserError: The name is none of these.
     """
     first, _, rest = name.partition(":")
     if first in CATALOG:
-        found = CATALOG[first]
-        if rest and not found.config:
+        dataset = CATALOG[first]
+        if rest and not dataset.config:
             raise UserError(f"data.source {name}: {first} has no configurations to choose from")
-        return found._replace(config=found.config.format(rest or found.default))
+        return dataset._replace(config=dataset.config.format(rest or dataset.default_config))
     repo, config, split, *more = [*rest.split(":"), "", ""]
     if first != "hf" or repo.count("/") != 1 or not all(repo.split("/")) or any(more):
-        raise UserError(f"data.source {name}: a data set of the hub is written hf:OWNER/NAME[:CONFIG][:SPLIT]")
+        raise UserError(f"data.source {name}: a data set of the hub is written as hf:OWNER/NAME[:CONFIG][:SPLIT]")
     return HubDataset(repo, "", config, split=split or "train")

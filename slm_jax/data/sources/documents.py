@@ -1,17 +1,23 @@
-"""What a source gives: documents one after another, from any position on, and what was wrong with the rest."""
+"""Documents, and the protocols of the sources that they are read from.
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+A source yields its documents in a fixed order and resumes at any position, so that an interrupted corpus build
+continues where it stopped and ends with the same bytes.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 Split = Literal["train", "validation"]
 
 
 class Document(NamedTuple):
-    """One text. response: of an instruction, what follows the text (then the prompt) and is encoded on its own.
+    """One text of a source.
 
-    split: where the source itself puts it; None: its hash decides.
+    Attributes:
+        text: The text; for an instruction, its prompt.
+        response: For an instruction, the text that follows the prompt and is encoded separately; None otherwise.
+        split: The split that the source itself assigns; None: the hash of the text decides.
     """
 
     text: str
@@ -20,92 +26,71 @@ class Document(NamedTuple):
 
 
 class InvalidRow(NamedTuple):
-    """A row or line that is no document: counted by its reason, the first of each is reported with its place."""
+    """A row or line that is not a document.
+
+    Attributes:
+        reason: Why; invalid rows are counted by reason.
+        location: File and line, or the like; the first location of each reason is reported.
+    """
 
     reason: str
-    where: str
+    location: str
 
 
 class Reader(Protocol):
-    """Reads a source once, in its fixed order."""
+    """One pass over a source in its fixed order."""
 
     def __iter__(self) -> Iterator[Document | InvalidRow]:
-        """What is left to read. Raises UserError where a source as a whole cannot be read."""
+        """Yield the items that have not been read yet.
+
+        Raises:
+            UserError: The source as a whole cannot be read.
+        """
 
     def position(self) -> Any:
-        """Where the next one is, as JSON: `Source.read(position)` goes on there."""
+        """Return the position after the last item as a JSON value: `Source.read(position)` resumes there."""
 
     @property
     def version(self) -> str:
-        """The state of the source that is read, where it has a name (a commit of the hub)."""
+        """The state of the source that is read, if it has a name (a commit on the hub); else empty."""
 
 
 class Source(Protocol):
-    """Documents by name."""
+    """A named collection of documents.
+
+    Attributes:
+        name: The name for log lines, messages and the folder in the cache.
+    """
 
     name: str
 
     def describe(self) -> Any:
-        """What tells one state of the text from another, as JSON."""
+        """Return a JSON value that changes whenever the documents may have changed; it is a part of the cache key."""
 
     def read(self, position: Any = None) -> Reader:
-        """Its documents from a position on, or all."""
+        """Read the documents from a position of `Reader.position` on; None: from the beginning."""
 
 
-_ALPACA = (
-    "Below is an instruction that describes a task{0}. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{1}\n\n{2}### Response:\n"
-)
-_FIELD = re.compile(r"\{(\w+)\}")
+class CountingReader:
+    """A `Reader` for sources that are cheap to read again: its position is the number of items read."""
 
+    def __init__(self, items: Iterable[Document | InvalidRow], position: int | None = None, version: str = ""):
+        """Create the reader.
 
-@dataclass(frozen=True)
-class RowMapper:
-    """How a row becomes a document: its column `text`; or a prompt by `template`, and the column `response`.
+        Args:
+            items: All items of the source in their fixed order, those before `position` included.
+            position: Number of items to skip; None: 0.
+            version: See `Reader.version`.
+        """
+        self._items = items
+        self._position = position or 0
+        self.version = version
 
-    template: alpaca (columns instruction and input, which may be empty), or text with {column}s. also: other names of
-    columns, {ours: theirs}.
-    """
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
+        for item in itertools.islice(self._items, self._position, None):
+            self._position += 1
+            yield item
 
-    text: str = "text"
-    template: str = ""
-    response: str = ""
-    also: tuple[tuple[str, str], ...] = ()
-
-    def required_columns(self) -> list[str]:
-        """The columns that every row must have."""
-        names = {"alpaca": ["instruction"]}.get(self.template) or _FIELD.findall(self.template)
-        return [dict(self.also).get(name, name) for name in [*names, self.response]] if self.template else [self.text]
-
-    def to_document(self, row: Any, where: str) -> Document | InvalidRow:
-        """The row's document, or what is wrong with it."""
-        if not isinstance(row, Mapping):
-            return InvalidRow(f"a row is {_kind(row)}, not an object of columns", where)
-        for name in self.required_columns():
-            if name not in row:
-                return InvalidRow(f"column {name} is missing (there: {', '.join(map(str, list(row)[:12]))})", where)
-            if not isinstance(row[name], str):
-                return InvalidRow(f"column {name} is {_kind(row[name])}, not text", where)
-        if not self.template:
-            return Document(row[self.text])
-        response = row[self.required_columns()[-1]]
-        if not response.strip():
-            return InvalidRow(f"column {self.required_columns()[-1]} is empty", where)
-        return Document(self._prompt(row), response)
-
-    def _prompt(self, row: Mapping[str, Any]) -> str:
-        names = dict(self.also)
-        if self.template != "alpaca":
-            return _FIELD.sub(lambda match: row[names.get(match[1], match[1])], self.template)
-        more = row.get(names.get("input", "input")) or ""
-        return _ALPACA.format(
-            ", paired with an input that provides further context" if more else "",
-            row[names.get("instruction", "instruction")],
-            f"### Input:\n{more}\n\n" if more else "",
-        )
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "empty (null)"
-    return {"dict": "an object", "list": "a list", "str": "text"}.get(kind := type(value).__name__, f"of type {kind}")
+    def position(self) -> int:
+        """Return the number of items read."""
+        return self._position

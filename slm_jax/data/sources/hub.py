@@ -1,206 +1,311 @@
-"""Documents of the Hugging Face hub, streamed: nothing is downloaded before it is read, nor kept.
+"""Data sets of the Hugging Face hub, streamed: rows are downloaded as they are read, and not kept.
 
-`datasets` and `pyarrow` come with the extra [data].
+The libraries `datasets` and `pyarrow` come with the extra [data].
 """
 
+import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.catalog import HubDataset, find_dataset
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
-from slm_jax.data.sources.files import import_optional
-from slm_jax.data.sources.registry import make_columns
+from slm_jax.data.sources.optional import import_optional
+from slm_jax.data.sources.rows import Row, make_row_mapper
 from slm_jax.utils.errors import UserError
 
-PATIENCE = 3.0  # seconds in which the hub must take a connection
-RETRIES = (1, 2, 4, 8, 16, 32)  # seconds of waiting after failures that follow one another
-_VALIDATION = ("validation", "valid", "val", "dev")
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 3.0  # seconds
+RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds to wait after each of several failures in a row
+_VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 _TITLE = re.compile(r" = [^=].* = \n?")
+_NO_NETWORK = "--data.source python-docs, or your own text with --data.files"
+
+
+class UnreachableError(UserError):
+    """The hub cannot be reached: reported at once before the first row was read, retried after it."""
+
+
+class SplitEnd(NamedTuple):
+    """The end of a split; `split` is the one that the data set's rows are assigned to."""
+
+    split: Split | None
 
 
 def make_hub_source(name: str, config: DataConfig) -> "HubSource":
-    """The source of a name or hub id, with what the config says about its columns. Raises UserError."""
-    found = find_dataset(name)
-    return HubSource(name, found._replace(columns=make_columns(config, found.columns)), config.revision)
+    """Return the source of a name or hub id, its columns overridden by the config.
+
+    Raises:
+        UserError: The name is neither in the catalog nor a hub id.
+    """
+    dataset = find_dataset(name)
+    return HubSource(name, dataset._replace(mapper=make_row_mapper(config, dataset.mapper)), config.revision)
 
 
 class HubSource:
-    """See `Source`. Its own validation split, if there is one, comes first."""
+    """A data set of the hub. A validation split of its own, if it has one, is read first."""
 
-    def __init__(self, name: str, found: HubDataset, revision: str = ""):
-        self.name, self.set, self.revision = name, found, revision
+    def __init__(self, name: str, dataset: HubDataset, revision: str = ""):
+        """Create the source; connects to nothing.
+
+        Args:
+            name: The name for messages.
+            dataset: The data set.
+            revision: A commit or branch; empty: the newest commit.
+        """
+        self.name = name
+        self.dataset = dataset
+        self.revision = revision
 
     def describe(self) -> Any:
-        """What was asked for; what the newest revision was is decided, and noted, when the text is first read."""
-        s, c = self.set, self.set.columns
-        return ["hub", s.repo, s.config, s.split, self.revision, c.text, c.template, c.response, s.lines]
+        """Return what was asked for; the newest commit is determined, and recorded, when the first row is read."""
+        dataset = self.dataset
+        mapper = dataset.mapper
+        columns = [mapper.text_column, mapper.template, mapper.response_column]
+        return ["hub", dataset.repo, dataset.config, dataset.split, self.revision, *columns, dataset.rows_are_lines]
 
     def read(self, position: Any = None) -> "HubReader":
-        """position: see `HubReader.position`."""
+        """Read documents from a position, see `HubReader.position`."""
         return HubReader(self, position)
+
+    def read_rows(self, position: Any = None, required_columns: Sequence[str] = ()) -> "HubRowReader":
+        """Read rows from a position, see `HubRowReader.position`.
+
+        Args:
+            position: Where to resume; None: at the beginning.
+            required_columns: Columns that the data set must have.
+        """
+        return HubRowReader(self, position, required_columns)
 
 
 class HubReader:
-    """See `Reader`; connects when the first document is asked for."""
+    """A `Reader` of a HubSource: maps rows to documents, and joins lines to articles."""
 
-    def __init__(self, source: HubSource, position: Any):
-        self._source, self._begun = source, False
-        at = position or {"commit": None, "split": 0, "state": None, "lines": []}
-        self._commit, self._split, self._state, self._lines = (at[k] for k in ("commit", "split", "state", "lines"))
+    def __init__(self, source: HubSource, position: Any = None):
+        """Start at a position, see `position`; connects when the first document is read."""
+        self._dataset = source.dataset
+        self._rows = source.read_rows(position, source.dataset.mapper.required_columns())
+        self._lines: list[str] = list(position["lines"]) if position else []
 
     def position(self) -> Any:
-        """The commit, which split is read, where it is, and the lines of an article that has begun."""
-        return {"commit": self._commit, "split": self._split, "state": self._state, "lines": self._lines}
+        """Return the position of the rows with the lines of the article that has begun."""
+        return {**self._rows.position(), "lines": list(self._lines)}
 
     @property
     def version(self) -> str:
-        """The commit; "" before the hub was asked."""
-        return self._commit or ""
+        """The commit; empty before the first row was read."""
+        return self._rows.version
 
     def __iter__(self) -> Iterator[Document | InvalidRow]:
+        for item in self._rows:
+            if isinstance(item, SplitEnd):
+                if self._lines:
+                    yield self._end_article(item.split)
+                continue
+            document = self._dataset.mapper.to_document(item)
+            if isinstance(document, InvalidRow) or not self._dataset.rows_are_lines:
+                yield document
+            elif _TITLE.fullmatch(document.text) and "".join(self._lines).strip():
+                article = self._end_article(item.split)
+                self._lines.append(document.text)
+                yield article
+            else:
+                self._lines.append(document.text)
+
+    def _end_article(self, split: Split | None) -> Document:
+        article = Document("".join(self._lines), split=split)
+        self._lines = []
+        return article
+
+
+class HubRowReader:
+    """The rows of a data set; after a lost connection it resumes behind the last row."""
+
+    def __init__(self, source: HubSource, position: Any, required_columns: Sequence[str]):
+        """Start at a position, see `position`; connects when the first row is read."""
+        self._source = source
+        self._required_columns = required_columns
+        self._started = False
+        self._commit = position["commit"] if position else None
+        self._split = position["split"] if position else 0  # index in the list of splits to read
+        self._state = position["state"] if position else None  # of the streamed split; None: its beginning
+
+    def position(self) -> Any:
+        """Return the commit, the index of the split, and the state of the library's iterator in it."""
+        return {"commit": self._commit, "split": self._split, "state": self._state}
+
+    @property
+    def version(self) -> str:
+        """The commit; empty before the first row was read."""
+        return self._commit or ""
+
+    def __iter__(self) -> Iterator[Row | SplitEnd]:
+        """Yield the rows that have not been read yet, and a SplitEnd after each split.
+
+        Raises:
+            UserError: The data set cannot be read, or the connection failed too often in a row.
+        """
         failures = 0
         while True:
             before = (self._split, self._state)
             try:
                 yield from self._read()
                 return
-            except Exception as error:  # the library and those below it raise what they like
-                if not (isinstance(error, UnreachableError) and self._begun):
-                    self._refuse_lasting(error)
-                failures = 0 if (self._split, self._state) != before else failures
-                if failures == len(RETRIES):
+            except Exception as error:  # the libraries raise exceptions of many kinds
+                is_outage = isinstance(error, UnreachableError) and self._started
+                permanent = None if is_outage else self._permanent_error(error)
+                if permanent is not None:
+                    raise permanent from None
+                if (self._split, self._state) != before:
+                    failures = 0
+                if failures == len(RETRY_WAITS):
                     raise UserError(
                         f"{self._source.name}: the connection failed {failures + 1} times ({_first_line(error)}); "
                         "what was prepared is kept: give the same command again"
                     ) from None
-                wait = RETRIES[failures]
+                wait = RETRY_WAITS[failures]
                 failures += 1
-                print(f"{self._source.name}: {_first_line(error)}; again in {wait} s", file=sys.stderr, flush=True)
+                logger.warning("%s: %s; retrying in %s s", self._source.name, _first_line(error), wait)
                 time.sleep(wait)
 
-    def _read(self) -> Iterator[Document | InvalidRow]:
-        """What is left; may fail in the middle, and goes on after what it gave when it is called again."""
+    def _read(self) -> Iterator[Row | SplitEnd]:
+        """Yield the remaining rows; may fail at any point, and resumes behind the last row when called again."""
         builder = self._builder()
         splits = self._splits(builder)
         while self._split < len(splits):
-            name, side = splits[self._split]
+            name, split = splits[self._split]
             dataset = builder.as_streaming_dataset(split=name)
             self._check_columns(dataset.column_names)
             if self._state is not None:
                 dataset.load_state_dict(self._state)
-            for row in dataset:
-                self._state, self._begun = dataset.state_dict(), True
-                yield from self._documents(row, side, name)
-            if self._lines:
-                article, self._lines = "".join(self._lines), []
-                yield Document(article, split=side)
-            self._split, self._state = self._split + 1, None
-
-    def _documents(self, row: Any, side: Split | None, split: str) -> Iterator[Document | InvalidRow]:
-        what = self._source.set.columns.to_document(row, f"{self._source.name}, split {split}")
-        if isinstance(what, InvalidRow):
-            yield what
-        elif not self._source.set.lines:
-            yield what._replace(split=side)
-        elif _TITLE.fullmatch(what.text) and "".join(self._lines).strip():
-            article, self._lines = "".join(self._lines), [what.text]
-            yield Document(article, split=side)
-        else:
-            self._lines = [*self._lines, what.text]
+            for value in dataset:
+                self._state = dataset.state_dict()
+                self._started = True
+                yield Row(value, f"{self._source.name}, split {name}", split)
+            yield SplitEnd(split)
+            self._split += 1
+            self._state = None
 
     def _builder(self) -> Any:
-        """The library's object for the data set, at one commit. Raises UserError if the hub cannot be reached."""
-        import_optional("pyarrow", f"reading {self._source.name}")
-        check_reachable(self._source.name)
-        datasets = import_optional("datasets", f"reading {self._source.name}")
+        """Return the library's object for the data set, at one commit.
+
+        Raises:
+            UnreachableError: The hub cannot be reached.
+        """
+        name = self._source.name
+        import_optional("pyarrow", f"reading {name}")
+        check_reachable(name)
+        datasets = import_optional("datasets", f"reading {name}")
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
-        # We go on from where a failure was; the library would try the same for two minutes.
-        datasets.config.STREAMING_READ_MAX_RETRIES, datasets.config.STREAMING_READ_RETRY_INTERVAL = 2, 1
-        wanted = self._source.set
+        # Retries are made here, from the last row on; the library would repeat the same request for two minutes.
+        datasets.config.STREAMING_READ_MAX_RETRIES = 2
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
+        dataset = self._source.dataset
         if self._commit is None:
-            hub = import_optional("huggingface_hub", f"reading {self._source.name}")
-            self._commit = hub.HfApi().dataset_info(wanted.repo, revision=self._source.revision or None).sha
-        return datasets.load_dataset_builder(wanted.repo, wanted.config or None, revision=self._commit)
+            hub = import_optional("huggingface_hub", f"reading {name}")
+            self._commit = hub.HfApi().dataset_info(dataset.repo, revision=self._source.revision or None).sha
+        return datasets.load_dataset_builder(dataset.repo, dataset.config or None, revision=self._commit)
 
     def _splits(self, builder: Any) -> list[tuple[str, Split | None]]:
-        """(name, side) of the splits to read. Raises UserError if the wanted one is not there."""
-        names = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
-        wanted = self._source.set.split
-        if wanted not in names:
-            raise UserError(f"{self._source.name} has no split {wanted}; there are: {', '.join(names)}")
-        own = next((name for name in _VALIDATION if name in names), None) if wanted == "train" else None
-        return [(own, "validation"), (wanted, "train")] if own else [(wanted, None)]
+        """Return (name, assigned split) of the splits to read.
 
-    def _check_columns(self, there: list[str] | None) -> None:
-        for name in self._source.set.columns.required_columns() if there else ():
-            if name not in there:  # type: ignore[operator]
+        Raises:
+            UserError: The data set does not have the split.
+        """
+        names = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
+        wanted = self._source.dataset.split
+        if wanted not in names:
+            raise UserError(f"{self._source.name} has no split {wanted} (splits: {', '.join(names)})")
+        if wanted == "train":
+            for name in _VALIDATION_SPLITS:
+                if name in names:
+                    return [(name, "validation"), (wanted, "train")]
+        return [(wanted, None)]
+
+    def _check_columns(self, columns: list[str] | None) -> None:
+        """Raise UserError if the data set says which columns it has, and a required one is not among them."""
+        for name in self._required_columns:
+            if columns and name not in columns:
                 raise UserError(
-                    f"{self._source.name} has no column {name} (there: {', '.join(there or ())}): name the text's with "
-                    "--data.text_field, or make a prompt of columns with --data.template and --data.response_field"
+                    f"{self._source.name} has no column {name} (columns: {', '.join(columns)}): name the column of the "
+                    "text with --data.text_field, or make a prompt of columns with --data.template and "
+                    "--data.response_field"
                 )
 
-    def _refuse_lasting(self, error: Exception) -> None:
-        """Raises UserError for what trying again does not mend."""
+    def _permanent_error(self, error: Exception) -> UserError | None:
+        """Return the error to report if retrying cannot help; None for errors that may pass."""
         if isinstance(error, UserError):
-            raise error
-        names, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
-        name, repo = self._source.name, self._source.set.repo
-        if "GatedRepoError" in names or "is a gated dataset" in text:
-            raise UserError(
+            return error
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        text = " ".join(str(error).split())
+        name = self._source.name
+        repo = self._source.dataset.repo
+        if "GatedRepoError" in kinds or "is a gated dataset" in text:
+            return UserError(
                 f"{name}: {repo} is gated: accept its terms on https://huggingface.co/datasets/{repo}, then "
                 "`hf auth login` or set HF_TOKEN"
-            ) from None
-        if names & {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "HFValidationError"}:
-            at = f" at revision {self._source.revision}" if self._source.revision else ""
-            raise UserError(f"{name}: the hub has no data set {repo}{at} (or it is private: set HF_TOKEN)") from None
+            )
+        if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "HFValidationError"}:
+            revision = f" at revision {self._source.revision}" if self._source.revision else ""
+            return UserError(f"{name}: the hub has no data set {repo}{revision} (or it is private: set HF_TOKEN)")
         if isinstance(error, ValueError) and "onfig" in text:
-            raise UserError(f"{name}: {text}. Choose one with hf:{repo}:CONFIG") from None
+            return UserError(f"{name}: {text}. Choose one with hf:{repo}:CONFIG")
         if "Dataset scripts are no longer supported" in text:
-            raise UserError(f"{name}: {repo} is made by a script of its own, which is not run: use a copy in Parquet")
-        # What was cut off on its way is no valid JSON or Parquet: that is worth another try.
-        if isinstance(error, ValueError | TypeError | KeyError) and not names & {"JSONDecodeError", "ArrowException"}:
-            raise UserError(f"{name}: {repo} cannot be read ({type(error).__name__}: {text[:300]})") from None
+            return UserError(
+                f"{name}: {repo} is generated by a script in its repository, which is not executed: use a copy in "
+                "Parquet"
+            )
+        # A truncated download is not valid JSON or Parquet: retrying may help.
+        is_truncation = bool(kinds & {"JSONDecodeError", "ArrowException"})
+        if isinstance(error, ValueError | TypeError | KeyError) and not is_truncation:
+            return UserError(f"{name}: {repo} cannot be read ({type(error).__name__}: {text[:300]})")
+        return None
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}".rstrip(": ")
 
 
-class UnreachableError(UserError):
-    """There is no connection to the hub: told at once before anything was read, after that worth another try."""
+def check_reachable(name: str, alternative: str = _NO_NETWORK) -> None:
+    """Check by a socket connection that the hub can be reached; the `datasets` library alone takes minutes to fail.
 
+    Connects to the host of HF_ENDPOINT, or to the proxy that leads there.
 
-def check_reachable(name: str, instead: str = "--data.source python-docs, or your own text with --data.files") -> None:
-    """Raises UnreachableError if the hub (HF_ENDPOINT, or the proxy that leads there) takes no connection within 3 s;
-    without asking, the library tries for minutes. instead: what to do without a network."""
+    Args:
+        name: What needs the network, for the message.
+        alternative: What can be done without a network, for the message.
+
+    Raises:
+        UnreachableError: There is no connection within `CONNECT_TIMEOUT`.
+    """
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     scheme = urlsplit(endpoint).scheme
     proxy = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
-    local = (urlsplit(endpoint).hostname or "") in ("127.0.0.1", "localhost")
-    to = urlsplit(proxy if proxy and not local else endpoint)
-    address = (to.hostname or "", to.port or (443 if to.scheme == "https" else 80))
-    failure: list[str] = [f"no answer in {PATIENCE:.0f} s"]
+    is_local = (urlsplit(endpoint).hostname or "") in ("127.0.0.1", "localhost")
+    url = urlsplit(proxy if proxy and not is_local else endpoint)
+    address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    failure: list[str] = [f"no answer in {CONNECT_TIMEOUT:.0f} s"]
 
     def connect() -> None:
         try:
-            socket.create_connection(address, timeout=PATIENCE).close()
+            socket.create_connection(address, timeout=CONNECT_TIMEOUT).close()
             failure.clear()
         except OSError as error:
             failure[0] = str(error.strerror or error)
 
-    thread = threading.Thread(target=connect, daemon=True)  # resolving the name has no time limit of its own
+    thread = threading.Thread(target=connect, daemon=True)  # name resolution has no timeout of its own
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(CONNECT_TIMEOUT)
     if failure:
         raise UnreachableError(
-            f"{name} needs the network, but {address[0]} cannot be reached ({failure[0]}). Without a network: {instead}"
+            f"{name} needs the network, but {address[0]} cannot be reached ({failure[0]}). "
+            f"Without a network: {alternative}"
         )

@@ -1,4 +1,4 @@
-"""The embedded corpus: the documentation that every Python installation carries.
+"""The embedded corpus: the documentation bundled with every Python installation.
 
 `pydoc_data.topics` (the language reference that `help()` shows) and the docstrings of the standard library, about
 2.5 MB of English. Source files are read with `ast`; nothing is imported or run, so the text is the same on every
@@ -6,7 +6,6 @@ machine with the same Python version.
 """
 
 import ast
-import itertools
 import platform
 import sysconfig
 import warnings
@@ -14,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm_jax.data.sources.documents import Document
+from slm_jax.data.sources.documents import CountingReader, Document
 from slm_jax.utils.errors import UserError
 
-# Not documentation: tests, vendored packages, what varies between installations.
+# Folders without documentation: tests, vendored packages, and packages that vary between installations.
 _SKIPPED = {
     "test",
     "tests",
@@ -29,56 +28,48 @@ _SKIPPED = {
     "_vendor",
     "_bundled",
 }
-_MINIMUM = 200  # characters; shorter modules say next to nothing
+_MIN_MODULE = 200  # characters; the docstrings of a module that have fewer are skipped
 
 
 class PythonDocs:
-    """See `Source`."""
+    """The documentation of Python as a `Source`."""
 
     name = "python-docs"
 
     def describe(self) -> Any:
-        """Python's version."""
+        """Return Python's version."""
         return platform.python_version()
 
-    def read(self, position: Any = None) -> "_Reader":
-        """position: the number of documents that were read."""
-        return _Reader(position or 0)
-
-
-class _Reader:
-    version = platform.python_version()
-
-    def __init__(self, done: int):
-        self._done = done
-
-    def __iter__(self) -> Iterator[Document]:
-        for text in itertools.islice(documents(), self._done, None):
-            self._done += 1
-            yield Document(text)
-
-    def position(self) -> int:
-        return self._done
+    def read(self, position: Any = None) -> CountingReader:
+        """Read from a position, the number of documents read before."""
+        return CountingReader(map(Document, documents()), position, platform.python_version())
 
 
 def documents() -> Iterator[str]:
-    """The documents in a fixed order: each topic of the language reference, then each module with its docstrings.
+    """Yield the texts in a fixed order: the topics of the language reference, then the docstrings of each module.
 
-    Raises UserError on a Python without the sources of its library (some frozen or stripped installations).
+    Raises:
+        UserError: This Python lacks the source files of its library (some frozen or stripped installations).
     """
     library = Path(sysconfig.get_path("stdlib"))
     topics = library / "pydoc_data" / "topics.py"
     if not topics.is_file():
-        raise UserError(f"this Python carries no documentation ({topics} is missing): give text with --data.files")
+        raise UserError(
+            f"this Python installation has no documentation ({topics} is missing): name text files with --data.files"
+        )
     yield from _topics(topics)
     for name, tree in modules(library):
         text = _module_text(name, tree)
-        if len(text) >= _MINIMUM:
+        if len(text) >= _MIN_MODULE:
             yield text
 
 
 def modules(library: Path) -> Iterator[tuple[str, ast.Module]]:
-    """(name, syntax tree) of the documented modules of a standard library, in a fixed order."""
+    """Yield (name, syntax tree) of the modules of a standard library in a fixed order.
+
+    Args:
+        library: The folder of the standard library.
+    """
     for path in sorted(library.rglob("*.py"), key=lambda p: p.relative_to(library).as_posix()):
         folders = path.relative_to(library).parts[:-1]
         if _SKIPPED.isdisjoint(folders) and not any(f == "pydoc_data" or f.startswith("config-") for f in folders):
@@ -89,17 +80,18 @@ def modules(library: Path) -> Iterator[tuple[str, ast.Module]]:
 
 
 def _topics(path: Path) -> Iterator[str]:
-    """The values of the one dict literal in pydoc_data/topics.py, without those that are sections of longer ones.
+    """Yield the values of the dict literal in pydoc_data/topics.py, except those that are sections of longer ones.
 
-    Many topics are ("in", "is" and "not in" are parts of "comparisons"); left in, they would put text that is
-    validated on into the training side as well.
+    Many topics are such sections ("in", "is" and "not in" of "comparisons"); with them, validation text would occur in
+    the training split as well.
     """
     tree = _parse(path)
-    literals = [
-        n.value for n in (tree.body if tree else ()) if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)
-    ]
-    topics = {name: text.strip() + "\n" for literal in literals for name, text in ast.literal_eval(literal).items()}
-    seen: set[str] = set()
+    topics: dict[str, str] = {}
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            for name, text in ast.literal_eval(node.value).items():
+                topics[name] = text.strip() + "\n"
+    seen: set[str] = set()  # paragraphs of the topics kept so far, longest topic first
     kept = []
     for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
         paragraphs = [" ".join(paragraph.split()) for paragraph in topics[name].split("\n\n")]
@@ -111,28 +103,30 @@ def _topics(path: Path) -> Iterator[str]:
 
 
 def _module_text(name: str, tree: ast.Module) -> str:
-    """A module's docstrings in the order of its source, as `help()` lays them out."""
+    """Return a module's docstrings in source order, in the layout of `help()`."""
     parts = [f"module {name}\n\n{doc}\n"] if (doc := ast.get_docstring(tree)) else []
     parts += _described(tree.body, indent="")
     return "\n".join(parts)
 
 
 def _described(body: list[ast.stmt], indent: str) -> Iterator[str]:
-    """Each class and function with a docstring: its head, then the text indented under it."""
+    """Yield each class and function that has a docstring: its signature, then the docstring, indented."""
     for node in body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        is_class = isinstance(node, ast.ClassDef)
         if doc := ast.get_docstring(node):
-            head = f"class {node.name}" if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
+            if isinstance(node, ast.ClassDef):
+                head = f"class {node.name}"
+            else:
+                head = f"{node.name}({ast.unparse(node.args)})"
             lines = (f"{indent}    {line}" if line else "" for line in doc.splitlines())
             yield f"{indent}{head}\n\n" + "\n".join(lines) + "\n"
-        if is_class:
+        if isinstance(node, ast.ClassDef):
             yield from _described(node.body, indent + "    ")
 
 
 def _parse(path: Path) -> ast.Module | None:
-    """The syntax tree, or None for a file that is not valid Python (templates, other encodings)."""
+    """Return the syntax tree of a file; None if it is not valid Python (templates, other encodings)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old modules

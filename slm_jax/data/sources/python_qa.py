@@ -1,11 +1,11 @@
-"""A small set of instructions that every Python carries: what its modules, classes and functions are for.
+"""Questions and answers about the standard library: a small instruction set bundled with every Python installation.
 
-Each documented, public name of the standard library is a question, the first sentence of its docstring the response.
-Those stand in `python-docs` too: after training on that, held-out questions are new, but their answers were read.
+Each documented public module, class and function gives a question, and the first sentence of its docstring the answer.
+These sentences occur in `python-docs` as well: after training on that, held-out questions are new, but their answers
+have been seen.
 """
 
 import ast
-import itertools
 import platform
 import re
 import sysconfig
@@ -13,69 +13,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm_jax.data.sources.documents import Document, InvalidRow, RowMapper
+from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.data.sources.python_docs import modules
+from slm_jax.data.sources.rows import Row, RowMapper
 from slm_jax.utils.errors import UserError
 
-QA_COLUMNS = RowMapper(template="Question: {instruction}\nAnswer: ", response="output")
+QA_MAPPER = RowMapper(template="Question: {instruction}\nAnswer: ", response_column="output")
 
-_SHORTEST, _LONGEST = 20, 240  # characters of a response
+_MIN_ANSWER = 20  # characters
+_MAX_ANSWER = 240  # characters
 _SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
 
 
 class PythonQA:
-    """See `Source`. Rows have the columns instruction and output."""
+    """The questions as a `Source`; rows have the columns `instruction` and `output`."""
 
     name = "python-qa"
 
-    def __init__(self, columns: RowMapper = QA_COLUMNS):
-        self.columns = columns
+    def __init__(self, mapper: RowMapper = QA_MAPPER):
+        """Create the source.
+
+        Args:
+            mapper: The mapping of rows to documents.
+        """
+        self.mapper = mapper
 
     def describe(self) -> Any:
-        """Python's version, and how rows become documents."""
-        c = self.columns
-        return ["python-qa", platform.python_version(), c.text, c.template, c.response]
+        """Return Python's version and the fields of the mapper."""
+        mapper = self.mapper
+        columns = [mapper.text_column, mapper.template, mapper.response_column]
+        return ["python-qa", platform.python_version(), *columns]
 
-    def read(self, position: Any = None) -> "_Reader":
-        """position: the number of rows that were read."""
-        return _Reader(self.columns, position or 0)
+    def read(self, position: Any = None) -> CountingReader:
+        """Read from a position, the number of rows read before."""
+        return CountingReader(self._documents(), position, platform.python_version())
 
-
-class _Reader:
-    version = platform.python_version()
-
-    def __init__(self, columns: RowMapper, done: int):
-        self._columns, self._done = columns, done
-
-    def __iter__(self) -> Iterator[Document | InvalidRow]:
-        for row in itertools.islice(rows(), self._done, None):
-            self._done += 1
-            yield self._columns.to_document(row, f"python-qa, row {self._done}")
-
-    def position(self) -> int:
-        return self._done
+    def _documents(self) -> Iterator[Document | InvalidRow]:
+        for number, row in enumerate(rows(), start=1):
+            yield self.mapper.to_document(Row(row, f"python-qa, row {number}"))
 
 
 def rows() -> Iterator[dict[str, str]]:
-    """{"instruction", "output"} in a fixed order, each output once. Raises UserError if Python's sources lack."""
+    """Yield rows with the columns `instruction` and `output` in a fixed order, each output once.
+
+    Raises:
+        UserError: This Python lacks the source files of its library.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
-    found = False
     for name, tree in modules(library):
         if any(part.startswith("_") for part in name.split(".")):
             continue
-        for question, text in _asked(name, tree):
+        for question, text in _questions(name, tree):
             answer = first_sentence(text)
             if answer and answer not in seen:
                 seen.add(answer)
-                found = True
                 yield {"instruction": question, "output": answer}
-    if not found:
-        raise UserError(f"this Python carries no documentation (none in {library}): give text with --data.files")
+    if not seen:
+        raise UserError(
+            f"this Python installation has no documentation (none in {library}): name text files with --data.files"
+        )
 
 
-def _asked(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(question, docstring) of a module and of what it holds."""
+def _questions(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield (question, docstring) of a module, its classes and its functions."""
     yield f"What is the module {name} for?", ast.get_docstring(tree) or ""
     for path, node in _public(tree, name):
         text = ast.get_docstring(node) or ""
@@ -88,6 +89,7 @@ def _asked(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
 def _public(
     node: ast.Module | ast.ClassDef, path: str
 ) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield (dotted name, node) of the public classes and functions below a node."""
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
             yield f"{path}.{child.name}", child
@@ -96,8 +98,12 @@ def _public(
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of a docstring on one line; empty where it has none that says something in a few words."""
+    """Return the first sentence of a docstring on one line; empty if it has none of a suitable length."""
     paragraph = " ".join(docstring.strip().partition("\n\n")[0].split())
     match = _SENTENCE.match(paragraph)
     sentence = match[0] if match else ""
-    return sentence if _SHORTEST <= len(sentence) <= _LONGEST and " " in sentence and "(C)" not in sentence else ""
+    if not _MIN_ANSWER <= len(sentence) <= _MAX_ANSWER:
+        return ""
+    if " " not in sentence or "(C)" in sentence:  # a bare name, or a copyright notice
+        return ""
+    return sentence

@@ -1,23 +1,33 @@
-"""Sources by name: what `data.source`, `data.files` and `data.mix` stand for."""
+"""Sources by name: the options `data.source`, `data.files` and `data.mix`."""
 
 from slm_jax.config.checks import is_source
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.sources.documents import RowMapper, Source
-from slm_jax.data.sources.files import FileSource
+from slm_jax.data.sources.documents import Source
+from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.sources.hub import make_hub_source
 from slm_jax.data.sources.python_docs import PythonDocs
-from slm_jax.data.sources.python_qa import QA_COLUMNS, PythonQA
+from slm_jax.data.sources.python_qa import QA_MAPPER, PythonQA
+from slm_jax.data.sources.rows import make_row_mapper
 from slm_jax.utils.errors import UserError
 
 
 def make_sources(config: DataConfig) -> list[tuple[Source, float]]:
-    """The sources of a config with their weights: one, or those of a mixture. Raises UserError."""
+    """Return the sources of a config with their weights: one, or those of a mixture.
+
+    Raises:
+        UserError: A source does not exist, or a weight is not a positive number.
+    """
     if not config.mix:
         return [(make_source(config.source, config), 1.0)]
     return [(make_source(name, config), weight) for name, weight in map(parse_weight, config.mix)]
 
 
 def parse_weight(entry: str) -> tuple[str, float]:
-    """`NAME=WEIGHT` of a mixture; the weight is 1 if it is not given. Raises UserError."""
+    """Split an entry `NAME=WEIGHT` of a mixture; the default weight is 1.
+
+    Raises:
+        UserError: The weight is not a positive number.
+    """
     name, equals, text = entry.rpartition("=")
     if not equals:
         return entry, 1.0
@@ -26,32 +36,28 @@ def parse_weight(entry: str) -> tuple[str, float]:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise UserError(f"data.mix: {entry}: {text} is no weight (a number above 0), as in python-docs=0.3")
+        raise UserError(f"data.mix: {entry}: {text} is not a weight (a number above 0), as in python-docs=0.3")
     return name, weight
 
 
 def make_source(name: str, config: DataConfig) -> Source:
-    """A source by its name; what is no name of one is a pattern of files. Raises UserError."""
+    """Return the source of a name; any other name is a pattern of files.
+
+    A new source needs a branch here and its name in `slm_jax.config.checks.SOURCES`.
+
+    Args:
+        name: A name of `SOURCES`, a hub id (hf:OWNER/NAME), or a path, folder or glob.
+        config: The options that the source takes (columns, template, separator, revision, …).
+
+    Raises:
+        UserError: No file matches, or the hub id is malformed.
+    """
     if name == "python-docs":
         return PythonDocs()
     if name == "python-qa":
-        return PythonQA(make_columns(config, QA_COLUMNS))
+        return PythonQA(make_row_mapper(config, QA_MAPPER))
     if name != "files" and is_source(name):
-        from slm_jax.data.sources.hub import make_hub_source
-
         return make_hub_source(name, config)
     patterns = config.files if name == "files" else (name,)
     per_line = config.document == "line"
-    return FileSource(patterns, make_columns(config), config.separator, per_line, config.encoding_errors)
-
-
-def make_columns(config: DataConfig, default: RowMapper | None = None) -> RowMapper:
-    """How the config says that rows become documents; where it says nothing, by default as `default`."""
-    base = default or RowMapper()
-    if config.text_field:
-        return RowMapper(text=config.text_field)
-    if not config.template:
-        return base
-    response = config.response_field or base.response or "output"
-    template = config.template.replace("\\n", "\n")  # as one types it in a shell
-    return RowMapper(template=template, response=response, also=base.also)
+    return FileSource(patterns, make_row_mapper(config), config.separator, per_line, config.encoding_errors)

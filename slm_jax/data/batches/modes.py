@@ -1,0 +1,58 @@
+"""The batches of a run, by the option `data.mode`: packed, segmented or padded."""
+
+from collections.abc import Iterator, Sequence
+
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.arrays import Arrays
+from slm_jax.data.batches.packed import PackedBatches, check_packed_size, sequential_batches
+from slm_jax.data.batches.padded import PaddedBatches, check_padded_size, sequential_padded_batches
+from slm_jax.data.corpus.corpus import Corpus, MixturePart
+from slm_jax.data.corpus.stream import TokenStream
+
+
+def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatches:
+    """Return the training batches of a config.
+
+    Raises:
+        UserError: There is too little text for one batch, see `check_size`.
+    """
+    train = config.train
+    if config.data.mode == "padded":
+        return PaddedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed)
+    segments = config.data.mode == "segmented"
+    return PackedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed, segments)
+
+
+def check_size(config: Config, parts: Sequence[MixturePart]) -> None:
+    """Check that there is enough text for one batch of a config, as `make_batches` does.
+
+    Args:
+        config: The config.
+        parts: The parts of a mixture, or the only corpus.
+
+    Raises:
+        UserError: There is too little.
+    """
+    if config.data.mode == "padded":
+        check_padded_size(parts, config.train.sequence_length)
+        return
+    tokens = sum(len(part.train) for part in parts)
+    check_packed_size(tokens, config.train.batch_size, config.train.sequence_length)
+
+
+def validation_batches(config: Config, stream: TokenStream, batch_size: int) -> Iterator[tuple[Arrays, int]]:
+    """Yield (batch, UTF-8 bytes of text that its labels stand for): all of a stream once, in order.
+
+    Args:
+        config: The options `data.mode` and `train.sequence_length`.
+        stream: The text.
+        batch_size: Rows in a batch.
+    """
+    length = config.train.sequence_length
+    if config.data.mode == "padded":
+        yield from sequential_padded_batches(stream, batch_size, length)
+        return
+    segments = config.data.mode == "segmented"
+    for number, batch in enumerate(sequential_batches(stream, batch_size, length, segments)):
+        start = number * batch_size * length
+        yield batch, stream.num_bytes_between(start, min(start + batch_size * length, len(stream)))

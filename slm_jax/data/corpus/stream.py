@@ -1,0 +1,180 @@
+"""Token streams: the documents of a split, one after another, in memory-mapped shards."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenizer import HybridTokenizer
+from tokenizer.vocabulary import FIRST_BYTE
+
+DOCUMENT_DTYPE = np.dtype(
+    [
+        ("end", "<i8"),  # index in the shard behind its <EOS>
+        ("digest", "<u8"),  # first 8 bytes of the SHA-256 of its text
+        ("bytes", "<u4"),  # UTF-8 bytes of the text that is predicted
+        ("prompt", "<u4"),  # number of its first tokens that are not predicted
+        ("rest", "<i4"),  # bytes beyond those that `byte_table` gives to its tokens; nearly always 0
+        ("unused", "<u4"),  # keeps `end` aligned, so that it can be searched without a copy
+    ]
+)
+
+
+class Shard(NamedTuple):
+    """A part of a token stream.
+
+    Attributes:
+        tokens: Token ids, uint16 or uint32 [N].
+        documents: DOCUMENT_DTYPE [D].
+        prompts: Whether a document has a prompt, which is not predicted.
+    """
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    prompts: bool = False
+
+
+class TokenStream:
+    """The N tokens of the D documents of a split, over one or more shards; `stream[a:b]` reads token ids.
+
+    Attributes:
+        shards: The shards.
+        has_prompts: Whether some tokens are not predicted.
+    """
+
+    def __init__(self, shards: Sequence[Shard], byte_table: np.ndarray | None = None):
+        """Join shards to a stream.
+
+        Args:
+            shards: The shards in order.
+            byte_table: See the function `byte_table`; needed by `num_bytes_between`.
+        """
+        self.shards = list(shards)
+        self.has_prompts = any(shard.prompts for shard in self.shards)
+        self._byte_table = byte_table
+        self._starts = np.cumsum([0, *(shard.tokens.size for shard in self.shards)])  # first token of each shard, and N
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        start, stop, _ = index.indices(len(self))
+        arrays = [self.shards[i].tokens[a:b] for i, a, b in self._spans(start, stop)]
+        if len(arrays) == 1:
+            return arrays[0]  # a view of the memory map
+        return np.concatenate([np.zeros(0, np.uint16), *arrays])
+
+    @property
+    def num_documents(self) -> int:
+        """D."""
+        return sum(shard.documents.size for shard in self.shards)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of all text that is predicted."""
+        return sum(int(shard.documents["bytes"].sum()) for shard in self.shards)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """int64 [D]: the index behind the <EOS> of each document."""
+        ends = [shard.documents["end"] + start for shard, start in zip(self.shards, self._starts, strict=False)]
+        return np.concatenate([np.zeros(0, np.int64), *ends])
+
+    @property
+    def documents(self) -> np.ndarray:
+        """DOCUMENT_DTYPE [D]; `end` counts from the beginning of the document's shard."""
+        return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *(shard.documents for shard in self.shards)])
+
+    def head(self, max_tokens: int) -> "TokenStream":
+        """Return the first documents of the stream.
+
+        Args:
+            max_tokens: As many documents as fit in this many tokens, at least one; 0: all.
+        """
+        if not max_tokens or len(self) <= max_tokens:
+            return self
+        kept: list[Shard] = []
+        for shard, start in zip(self.shards, self._starts, strict=False):
+            count = int(np.searchsorted(shard.documents["end"] + start, max_tokens, side="right"))
+            if not kept:
+                count = max(count, 1)
+            if count:
+                documents = shard.documents[:count]
+                kept.append(Shard(shard.tokens[: documents["end"][-1]], documents, shard.prompts))
+            if count < shard.documents.size:
+                break
+        return TokenStream(kept, self._byte_table)
+
+    def prompt_mask(self, start: int, stop: int) -> np.ndarray | None:
+        """Return which of the tokens start..stop-1 belong to prompts, which are not predicted.
+
+        Returns:
+            bool [stop - start]; None if the stream has no prompts.
+        """
+        if not self.has_prompts:
+            return None
+        mask = np.zeros(stop - start, bool)
+        for index, span_start, span_stop in self._spans(start, stop):
+            shard_start = self._starts[index] - start  # in the mask
+            for first, prompt, end in self._overlapping(index, span_start, span_stop):
+                prompt_end = min(first + prompt, end)
+                mask[max(first + shard_start, 0) : max(prompt_end + shard_start, 0)] = True
+        return mask
+
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
+        """Return the indices of those of the tokens start..stop-1 with which a document begins, int64 [n]."""
+        starts = [np.zeros(0, np.int64)]
+        for index, span_start, span_stop in self._spans(start, stop):
+            ends = self.shards[index].documents["end"]
+            first, last = np.searchsorted(ends, (span_start, span_stop))
+            if span_start == 0:
+                starts.append(self._starts[index : index + 1])
+            starts.append(ends[first:last] + self._starts[index])  # a document begins where another one ends
+        return np.concatenate(starts).astype(np.int64)
+
+    def num_bytes_between(self, start: int, stop: int) -> int:
+        """Return the UTF-8 bytes of text that the tokens start..stop-1 stand for, without prompts.
+
+        Summed over all tokens of a document, this is exactly the length of its predicted text.
+        """
+        assert self._byte_table is not None
+        tokens = self[start:stop]
+        prompt = self.prompt_mask(start, stop)
+        if prompt is not None:
+            tokens = tokens[~prompt]
+        total = int(self._byte_table[tokens].sum())
+        for index, span_start, span_stop in self._spans(start, stop):
+            documents = self.shards[index].documents
+            first, last = np.searchsorted(documents["end"], (span_start, span_stop), side="right")
+            total += int(documents["rest"][first:last].sum())  # counted with the <EOS>
+        return total
+
+    def _overlapping(self, index: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (first token, prompt tokens, end) of the documents of a shard that overlap start..stop-1."""
+        documents = self.shards[index].documents
+        first = int(np.searchsorted(documents["end"], start, side="right"))
+        last = int(np.searchsorted(documents["end"], stop, side="left")) + 1
+        begin = int(documents["end"][first - 1]) if first else 0
+        ends = documents["end"][first:last].tolist()
+        prompts = documents["prompt"][first:last].tolist()
+        for end, prompt in zip(ends, prompts, strict=True):
+            yield begin, prompt, end
+            begin = end
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (shard, start, stop within the shard) of the spans that make up start..stop-1."""
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            shard_start = int(self._starts[index])
+            end = min(stop, int(self._starts[index + 1]))
+            yield index, start - shard_start, end - shard_start
+            start = end
+            index += 1
+
+
+def byte_table(tokenizer: HybridTokenizer) -> np.ndarray:
+    """Return the UTF-8 bytes of the text of each token on its own, int32 [V]; 0 for special tokens and case marks."""
+    sizes = [len(tokenizer.decode([i]).encode("utf-8", "surrogatepass")) for i in range(tokenizer.vocab_size)]
+    sizes[FIRST_BYTE : FIRST_BYTE + 256] = [1] * 256
+    return np.array(sizes, np.int32)

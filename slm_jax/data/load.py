@@ -1,0 +1,52 @@
+"""Load the data of a run that has been prepared: its tokenizer and its corpus."""
+
+from pathlib import Path
+
+from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer, TokenizerError
+
+_PROMPT_DOCUMENTS = 50  # documents that `example_prompt` tries
+_PROMPT_TOKENS = 50  # tokens of each
+_PROMPT_CHARACTERS = 32  # of a prompt, at most
+_DEFAULT_PROMPT = "The"
+
+
+def load_tokenizer(name: str) -> HybridTokenizer:
+    """Load a tokenizer.
+
+    Args:
+        name: The path of a saved one, or the name of one that comes with the project.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    try:
+        return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
+    except TokenizerError as error:
+        raise UserError(f"tokenizer.path: {error}") from None
+
+
+def example_prompt(run: Run) -> str:
+    """Return a prompt to try a run's model with.
+
+    Returns:
+        The first two to four words of a held-out document; "The" if the run has no data, or no document begins so.
+    """
+    try:
+        tokenizer = load_tokenizer(str(run.tokenizer))
+        stream = open_corpus(run.corpus, tokenizer, verify=False).validation
+    except UserError:  # a run may be kept without its text
+        return _DEFAULT_PROMPT
+    ends = stream.ends[:_PROMPT_DOCUMENTS].tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        ids = stream[start : min(end - 1, start + _PROMPT_TOKENS)]  # without the <EOS>
+        line = tokenizer.decode(ids.tolist()).strip().partition("\n")[0]
+        words = line.split(" ")[:4]
+        while len(words) > 2 and len(" ".join(words)) > _PROMPT_CHARACTERS:
+            words.pop()
+        text = " ".join(words)
+        if len(words) > 1 and len(text) <= _PROMPT_CHARACTERS and text.isprintable():
+            return text
+    return _DEFAULT_PROMPT

@@ -1,0 +1,155 @@
+"""Documents in local files: text, JSON Lines and Parquet, also compressed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm_jax.data.sources.documents import Document, InvalidRow
+from slm_jax.data.sources.files import (
+    ROW_FORMATS,
+    describe_files,
+    file_errors,
+    file_format,
+    find_files,
+    open_binary,
+    parquet_columns,
+    read_rows,
+)
+from slm_jax.data.sources.rows import RowMapper
+from slm_jax.utils.errors import UserError
+
+
+class FileSource:
+    """The documents of files, in the order of the files' paths."""
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        mapper: RowMapper | None = None,
+        separator: str = "<|endoftext|>",
+        per_line: bool = False,
+        encoding_errors: str = "strict",
+    ):
+        """Find the files.
+
+        Args:
+            patterns: Paths, folders and globs, see `find_files`.
+            mapper: The mapping of rows to documents; None: plain text in the column `text`.
+            separator: Text files: a line that ends a document; empty: each file is one document.
+            per_line: Text files: each line is a document.
+            encoding_errors: Bytes that are not UTF-8: `strict` or `replace`, as in `bytes.decode`.
+
+        Raises:
+            UserError: A pattern matches no file, or all files are empty.
+        """
+        self.name = patterns[0] if len(patterns) == 1 else f"{patterns[0]} and {len(patterns) - 1} more"
+        self.files = find_files(patterns)
+        if all(path.stat().st_size == 0 for path in self.files):
+            if len(self.files) > 1:
+                raise UserError(f"data.files: all {len(self.files)} files are empty")
+            raise UserError(f"{self.files[0]} is empty")
+        self.mapper = mapper or RowMapper()
+        self.separator = separator
+        self.per_line = per_line
+        self.encoding_errors = encoding_errors
+
+    def describe(self) -> Any:
+        """Return paths, sizes and times of modification of the files."""
+        return describe_files(self.files)
+
+    def read(self, position: Any = None) -> "FileReader":
+        """Read from a position, see `FileReader.position`."""
+        return FileReader(self, position or [0, 0])
+
+    def documents(self, path: Path) -> Iterator[Document | InvalidRow]:
+        """Yield the documents of one file.
+
+        Raises:
+            UserError: The file cannot be read, is not UTF-8, or is a Parquet file that lacks a column.
+        """
+        kind = file_format(path)
+        if kind not in ROW_FORMATS:
+            with file_errors(path):
+                for text in self._texts(path):
+                    yield Document(text)
+            return
+        if kind == ".parquet":
+            self._check_columns(path)
+        for row in read_rows(path):
+            yield row if isinstance(row, InvalidRow) else self.mapper.to_document(row)
+
+    def _check_columns(self, path: Path) -> None:
+        columns = parquet_columns(path)
+        missing = [name for name in self.mapper.required_columns() if name not in columns]
+        if missing:
+            raise UserError(
+                f"{path} has no column {missing[0]} (columns: {', '.join(columns)}): name the column of the text with "
+                "--data.text_field"
+            )
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        """Yield the documents of a text file, decoded one at a time."""
+        separator = self.separator.encode()
+        lines: list[bytes] = []  # of the document that has begun
+        document_offset = 0  # bytes before the document
+        document_line = 0  # lines before the document
+        offset = 0  # bytes read
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                is_separator = bool(separator) and line.strip() == separator
+                if self.per_line:
+                    yield self._decode(line.rstrip(b"\r\n"), path, document_offset, document_line)
+                elif is_separator:
+                    yield self._decode(b"".join(lines), path, document_offset, document_line)
+                else:
+                    lines.append(line)
+                offset += len(line)
+                if self.per_line or is_separator:
+                    lines = []
+                    document_offset = offset
+                    document_line = number
+        if lines:
+            yield self._decode(b"".join(lines), path, document_offset, document_line)
+
+    def _decode(self, data: bytes, path: Path, offset: int, lines: int) -> str:
+        """Return the text of a document; a byte order mark at the beginning of the file is dropped.
+
+        Args:
+            data: The document's bytes.
+            path: The file, for the error message.
+            offset: Bytes of the file before the document.
+            lines: Lines of the file before the document.
+        """
+        try:
+            text = data.decode("utf-8", errors=self.encoding_errors)
+        except UnicodeDecodeError as error:
+            line = lines + data[: error.start].count(b"\n") + 1
+            raise UserError(
+                f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start} (line {line}). "
+                "Convert the file, or replace such bytes by U+FFFD with --data.encoding_errors replace"
+            ) from None
+        return text if offset else text.removeprefix("\ufeff")
+
+
+class FileReader:
+    """A `Reader` of a FileSource."""
+
+    version = ""
+
+    def __init__(self, source: FileSource, position: list[int]):
+        """Start at a position, see `position`."""
+        self._source = source
+        self._position = list(position)
+
+    def __iter__(self) -> Iterator[Document | InvalidRow]:
+        first, done = self._position
+        for index in range(first, len(self._source.files)):
+            for number, item in enumerate(self._source.documents(self._source.files[index]), start=1):
+                if number > done:
+                    self._position = [index, number]
+                    yield item
+            done = 0
+
+    def position(self) -> list[int]:
+        """Return [index of the file, number of its documents and invalid rows that were read]."""
+        return self._position

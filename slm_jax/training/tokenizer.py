@@ -1,0 +1,88 @@
+"""The tokenizer of a run, which must be that of its initial weights; and the preparation of its data with it."""
+
+from slm_jax.config.schema import Config, TokenizerConfig
+from slm_jax.data.corpus.corpus import Corpus
+from slm_jax.data.load import load_tokenizer
+from slm_jax.data.prepare import has_tokenizer, prepare
+from slm_jax.run.directory import Run, find_run
+from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer
+
+
+def prepare_data(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
+    """Prepare the data of a run with the tokenizer that its config asks for, see `data.prepare.prepare`.
+
+    Raises:
+        UserError: The text cannot be read or is too small, or the tokenizer is not that of the initial weights.
+    """
+    return prepare(config, run, "" if has_tokenizer(run) else resolve_tokenizer(config))
+
+
+def resolve_tokenizer(config: Config) -> str:
+    """Return the tokenizer that a config asks for: that of the initial weights, or `tokenizer.path`.
+
+    Returns:
+        Path or name of the tokenizer; empty: learn one.
+
+    Raises:
+        UserError: The config asks for another tokenizer than that of the initial weights.
+    """
+    if config.init.from_hf:
+        return _tokenizer_of_folder(config)
+    if config.init.from_run:
+        return _tokenizer_of_run(config)
+    return config.tokenizer.path
+
+
+def _tokenizer_of_run(config: Config) -> str:
+    """Return the tokenizer of the run of `init.from_run`."""
+    options = config.tokenizer
+    run = find_run(config.init.from_run, trained=True)
+    if options.path:
+        if load_tokenizer(options.path).fingerprint != load_tokenizer(str(run.tokenizer)).fingerprint:
+            raise UserError(
+                f"tokenizer.path {options.path} is not the tokenizer of {run.path}, whose weights fit no other"
+            )
+    elif options != TokenizerConfig():  # options that were not given are those of the run
+        saved = dict(run.read_config().tokenizer)
+        default = dict(TokenizerConfig())
+        differing = [
+            f"tokenizer.{name}: {saved[name]!r} saved, {value!r} current"
+            for name, value in options
+            if value not in (saved[name], default[name])
+        ]
+        if differing:
+            raise UserError(
+                f"the weights of {run.path} fit no tokenizer but their own; leave out tokenizer.*: "
+                f"{'; '.join(differing)}"
+            )
+    return str(run.tokenizer)
+
+
+def _tokenizer_of_folder(config: Config) -> str:
+    """Return the tokenizer of the weights of `init.from_hf`."""
+    from slm_jax.huggingface.import_folder import find_tokenizer, open_folder  # imports JAX
+
+    folder = open_folder(config.init.from_hf)
+    options = config.tokenizer
+    name = find_tokenizer(folder, options.path)
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size != folder.vocab_size:
+        raise UserError(
+            f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "
+            f"{tokenizer.vocab_size} ids: the weights fit no other tokenizer than the one they were trained with"
+        )
+    if options.path and load_tokenizer(options.path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other"
+        )
+    for field in ("vocab_size", "lowercase", "byte_limit"):
+        given = getattr(options, field)
+        saved = getattr(tokenizer, field)
+        fits = given >= saved if field == "vocab_size" else given == saved  # the option is an upper bound of the ids
+        if not fits and given != getattr(TokenizerConfig(), field):
+            raise UserError(
+                f"tokenizer.{field}: {saved!r} in {folder.path}, {given!r} current; its weights fit no other: leave it "
+                "out"
+            )
+    return name
