@@ -41,7 +41,7 @@ NO_TOKEN = -1
 
 
 class _State(NamedTuple):
-    """What changes during generation; the arrays are donated at each call."""
+    """State of a batch that changes during generation; its arrays are donated at each call."""
 
     cache: KVCache
     history_BxL: jax.Array  # int32: padding, prompts, generated ids; NO_TOKEN elsewhere
@@ -52,7 +52,7 @@ class _State(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What does not change during generation."""
+    """Inputs of a batch that stay constant during generation."""
 
     start_B: Any  # int32: first column of each prompt
     first: Any  # int32 scalar: the first generated column

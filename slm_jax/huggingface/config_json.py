@@ -51,12 +51,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         value = getattr(model, name)
         if not traits_of(field) & {"exported", "execution", "training_only"} and value != field.default:
             raise UserError(f"model.{name} = {value}: no exported architecture supports it")
-    if model.qk_norm:
-        kind = "qwen3"
-    elif model.window:
-        kind = "mistral"
-    else:
-        kind = "llama"
+    kind = _architecture(model)
     config: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
@@ -95,6 +90,13 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
     else:
         config["mlp_bias"] = False
     return config
+
+
+def _architecture(model: ModelConfig) -> str:
+    """Return the key in `CLASSES` of the class that computes a model."""
+    if model.qk_norm:
+        return "qwen3"
+    return "mistral" if model.window else "llama"
 
 
 def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any], int]:

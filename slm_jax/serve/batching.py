@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
 
 class SlotInputs(NamedTuple):
-    """What the host passes for each slot at each call.
+    """Inputs of each slot, passed by the host at each call.
 
     Attributes:
         position_B: int32, number of tokens so far, prompt included.
@@ -271,16 +271,20 @@ def decode(
         active_B &= ~masks.stops_V[token_B] & (i + 1 < inputs.remaining_B)
         return i + 1, Block(SlotCache(*cache), logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
 
-    no_logprobs = Logprobs(
-        token=jnp.zeros((b, MAX_STEPS)),
-        top_ids_K=jnp.zeros((b, MAX_STEPS, TOP_LOGPROBS), jnp.int32),
-        top_K=jnp.zeros((b, MAX_STEPS, TOP_LOGPROBS)),
-    )
-    start = (jnp.int32(0), block, inputs.remaining_B > 0, jnp.full((b, MAX_STEPS), NO_TOKEN), no_logprobs)
+    ids_BxN = jnp.full((b, MAX_STEPS), NO_TOKEN)
+    start = (jnp.int32(0), block, inputs.remaining_B > 0, ids_BxN, _zero_logprobs(b))
     _, block, _, ids_BxN, logprobs = jax.lax.while_loop(
         lambda carry: (carry[0] < steps) & jnp.any(carry[2]), step, start
     )
     return block, ids_BxN, logprobs
+
+
+def _zero_logprobs(slots: int) -> Logprobs:
+    return Logprobs(
+        token=jnp.zeros((slots, MAX_STEPS)),
+        top_ids_K=jnp.zeros((slots, MAX_STEPS, TOP_LOGPROBS), jnp.int32),
+        top_K=jnp.zeros((slots, MAX_STEPS, TOP_LOGPROBS)),
+    )
 
 
 def _sample_next(block: Block, inputs: SlotInputs, masks: TokenMasks, uniform_Bx2: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ class IncrementalDetokenizer:
             self._tokens = deque(token for token in self._tokens if token.offset < end)
 
     def finish(self) -> None:
-        """Decode what is left: no more ids will follow."""
+        """Decode the remainder after the last id."""
         if not self.stopped:
             self._append_text(self._decoder.finish())
 

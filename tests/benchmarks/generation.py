@@ -60,7 +60,8 @@ def torch_without_cache(config: ModelConfig) -> Work:
     from torch.nn import functional
 
     torch.manual_seed(0)
-    width, inner = config.dim // config.heads, swiglu_width(config)
+    width = config.dim // config.heads  # of a head
+    inner = swiglu_width(config)
     draw = lambda *shape: torch.randn(shape) * 0.02  # noqa: E731
     embedding = draw(VOCAB, config.dim)
     sizes = {"qkv": (3 * config.dim, config.dim), "out": (config.dim, config.dim)}

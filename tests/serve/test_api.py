@@ -22,8 +22,8 @@ PROMPT = "The list is"
 def client(served):
     """OpenAI's client, without retries."""
     openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def send(served, method, path, body=None, headers=(), raw=None):
@@ -47,40 +47,51 @@ def wait_until(condition, seconds=30):
 
 
 def test_completion_equals_the_text_of_generate(client, loaded):
-    made = client.completions.create(
+    completion = client.completions.create(
         model="tiny", prompt=PROMPT, max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
     )
     ids = encode_prompt(loaded.tokenizer, PROMPT)
-    assert made.choices[0].text == loaded.tokenizer.decode(alone(loaded, ids)[:20])
-    assert made.choices[0].finish_reason == "length"
-    assert (made.model, made.object) == ("tiny", "text_completion")
-    assert made.usage.prompt_tokens == len(ids)
-    assert (made.usage.completion_tokens, made.usage.total_tokens) == (20, 20 + len(ids))
-    of_ids = client.completions.create(
+    assert completion.choices[0].text == loaded.tokenizer.decode(alone(loaded, ids)[:20])
+    assert completion.choices[0].finish_reason == "length"
+    assert (completion.model, completion.object) == ("tiny", "text_completion")
+    assert completion.usage.prompt_tokens == len(ids)
+    assert (completion.usage.completion_tokens, completion.usage.total_tokens) == (20, 20 + len(ids))
+    from_ids = client.completions.create(
         model="tiny", prompt=ids, max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
     )
-    assert of_ids.choices[0].text == made.choices[0].text
+    assert from_ids.choices[0].text == completion.choices[0].text
     other = client.completions.create(model="other", prompt=PROMPT, max_tokens=20, temperature=0)
-    assert other.choices[0].text != made.choices[0].text
+    assert other.choices[0].text != completion.choices[0].text
 
 
 def test_streamed_choices_equal_the_complete_response(client):
-    how = {"model": "tiny", "prompt": [PROMPT, "It"], "n": 2, "max_tokens": 30, "seed": 7, "top_p": 0.9, "logprobs": 2}
-    whole = client.completions.create(**how)
-    texts, tokens, ends, usage = [""] * 4, [[] for _ in range(4)], [None] * 4, None
-    for part in client.completions.create(**how, stream=True, stream_options={"include_usage": True}):
+    arguments = {
+        "model": "tiny",
+        "prompt": [PROMPT, "It"],
+        "n": 2,
+        "max_tokens": 30,
+        "seed": 7,
+        "top_p": 0.9,
+        "logprobs": 2,
+    }
+    complete = client.completions.create(**arguments)
+    texts = [""] * 4
+    tokens = [[] for _ in range(4)]
+    ends = [None] * 4
+    usage = None
+    for part in client.completions.create(**arguments, stream=True, stream_options={"include_usage": True}):
         usage = part.usage or usage
         for choice in part.choices:
             assert ends[choice.index] is None
             texts[choice.index] += choice.text
             tokens[choice.index] += choice.logprobs.tokens
             ends[choice.index] = choice.finish_reason
-    assert texts == [choice.text for choice in whole.choices]
-    assert tokens == [choice.logprobs.tokens for choice in whole.choices]
-    assert ends == [choice.finish_reason for choice in whole.choices]
-    assert usage == whole.usage
+    assert texts == [choice.text for choice in complete.choices]
+    assert tokens == [choice.logprobs.tokens for choice in complete.choices]
+    assert ends == [choice.finish_reason for choice in complete.choices]
+    assert usage == complete.usage
     assert len(set(texts)) == 4
-    again = client.completions.create(**{**how, "prompt": "It", "n": 1, "seed": 8})
+    again = client.completions.create(**{**arguments, "prompt": "It", "n": 1, "seed": 8})
     assert again.choices[0].text == texts[3]  # the second sample has the seed + 1, alone or batched
 
 
@@ -117,10 +128,16 @@ def test_echo_with_logprobs_of_a_prompt_of_one_id(served, loaded):
 
 
 def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(client, served):
-    how = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    free = client.completions.create(**how).choices[0].text
+    arguments = {
+        "model": "tiny",
+        "prompt": PROMPT,
+        "max_tokens": 60,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    free = client.completions.create(**arguments).choices[0].text
     stop = free[10:13]
-    stopped = client.completions.create(**{**how, "max_tokens": 90_000}, stop=["never there", stop], logprobs=0)
+    stopped = client.completions.create(**{**arguments, "max_tokens": 90_000}, stop=["never there", stop], logprobs=0)
     assert stopped.choices[0].text == free[: free.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
     assert all(at <= free.index(stop) for at in stopped.choices[0].logprobs.text_offset)

@@ -31,7 +31,9 @@ IDS = st.one_of(
 @given(IDS, st.lists(st.text("The list 🙂", min_size=1, max_size=5), max_size=3), st.lists(st.integers(1, 4)))
 def test_released_text_equals_the_text_decoded_at_once(ids, stops, chunk_sizes):
     detokenizer = IncrementalDetokenizer(TOKENIZER, stops, offset=7)
-    text, tokens, rest = "", [], list(ids)
+    text = ""
+    tokens = []
+    rest = list(ids)
     while rest:
         count = chunk_sizes.pop() if chunk_sizes else 1
         detokenizer.append(rest[:count])
@@ -42,7 +44,8 @@ def test_released_text_equals_the_text_decoded_at_once(ids, stops, chunk_sizes):
         assert all(stop not in text for stop in stops)
     detokenizer.finish()
     new_text, new_tokens = detokenizer.release(final=True)
-    text, tokens = text + new_text, tokens + new_tokens
+    text += new_text
+    tokens += new_tokens
     assert (text, detokenizer.stopped) == expected(ids, stops)
     if not detokenizer.stopped:
         assert text == TOKENIZER.decode(ids)

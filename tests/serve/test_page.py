@@ -81,10 +81,10 @@ def test_two_runs_side_by_side_show_the_text_of_the_api(wide, served):
     generate(wide, prompt)
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
         for panel, model in enumerate(("tiny", "other")):
-            made = client.completions.create(
+            completion = client.completions.create(
                 model=model, prompt=prompt, max_tokens=24, seed=3, temperature=0.8, top_p=0.95
             )
-            assert shown_text(wide, panel) == prompt + made.choices[0].text  # as text, never as HTML
+            assert shown_text(wide, panel) == prompt + completion.choices[0].text  # as text, never as HTML
     assert wide.execute_script("return document.querySelectorAll('#panels b, #panels script').length") == 0
     assert warnings(wide) == []
 
@@ -100,10 +100,10 @@ def test_a_token_shows_kind_probabilities_and_parts_by_mouse_and_keyboard(wide, 
     wide.find_elements(By.CSS_SELECTOR, ".panel .piece")[number].click()
     card = wait(wide, "!document.getElementById('token-card').hidden && document.querySelector('.tree') "
                 "&& document.getElementById('token-card').innerText")  # fmt: skip
-    made = tokenizer.explain_token(kinds[number][0])
-    assert f"{made.kind} · id {made.id}" in card
+    explanation = tokenizer.explain_token(kinds[number][0])
+    assert f"{explanation.kind} · id {explanation.id}" in card
     assert card.count("%") >= 5  # the token and its alternatives
-    for part in made.parts:
+    for part in explanation.parts:
         assert part.name.replace(" ", "·").replace("\n", "↵") in card
     wide.switch_to.active_element.send_keys(Keys.HOME)
     assert wide.execute_script("return document.activeElement === document.querySelector('.panel .piece')")
