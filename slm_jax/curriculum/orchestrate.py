@@ -236,9 +236,9 @@ def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
 
             stage_scores.update(folder, runs, _say)
         _evaluate(runs[-1], curriculum.options.evaluate)
-    from slm_jax.report.page import write_at_end
+    from slm_jax.report.page import write_report_after_training
 
-    write_at_end(Run(folder))  # as training did, now with what was measured since
+    write_report_after_training(Run(folder))  # as training did, now with what was measured since
 
 
 def _evaluate(run: Run, tasks: Sequence[str]) -> None:

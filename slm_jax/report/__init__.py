@@ -1,1 +1,1 @@
-"""A run, or several, as a page to be looked at: `python -m slm_jax.report`."""
+"""HTML reports: `report.html` of a run or curriculum, and a comparison of several. See README.md in this folder."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: a table by bits per byte, curves over each other, and where their configs differ."""
+"""Comparison of several runs: a table sorted by bits per byte, overlaid curves, and the options that differ."""
 
 import time
 from collections import Counter
@@ -7,159 +7,174 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_jax.report import escape, markup
-from slm_jax.report.axes import compact, figure, percent, span
-from slm_jax.report.charts import Chart, Line, Tracks, render
+from slm_jax.report import markup
+from slm_jax.report.axes import format_compact, format_duration, format_percent
+from slm_jax.report.charts import Chart, Line, SharedX, render
 from slm_jax.report.columns import AXES
-from slm_jax.report.curves import SHARE, Stretches, Values, with_controls
-from slm_jax.report.escape import Safe
+from slm_jax.report.curves import PERCENT, RunLines, Values, with_controls
+from slm_jax.report.escaping import SafeHtml
 from slm_jax.report.markup import Section
-from slm_jax.report.run_data import Subject
+from slm_jax.report.run_data import ReportData
+from slm_jax.report.scores import is_complete_task, value_with_interval
 from slm_jax.report.sections import config_differences
 from slm_jax.run.metrics import Row
 
-POINTS = 300  # of a line
+POINTS = 300  # per line
+HEADER = ["run", "bits per byte", "loss", "accuracy", "parameters", "vocab", "steps", "tokens", "FLOPs", "time"]
+HEADER += ["state"]
 
 
-def ranked(subjects: list[Subject]) -> list[Subject]:
-    """The best first: by validation bits per byte, those without behind."""
-    return sorted(subjects, key=lambda s: s.scores.get("val_bits_per_byte", np.inf))
+def ranked(runs: list[ReportData]) -> list[ReportData]:
+    """Sort runs by validation bits per byte, the lowest first; runs without validation come last."""
+    return sorted(runs, key=lambda run: run.scores.get("val_bits_per_byte", np.inf))
 
 
-def names_of(subjects: list[Subject]) -> list[str]:
-    """Their directories' names, with as much of the path before as tells equal ones apart."""
-    paths = [subject.path.resolve() for subject in subjects]
+def run_names(runs: list[ReportData]) -> list[str]:
+    """Return the names of the directories, with as many parent directories as are needed to distinguish equal ones."""
+    paths = [run.path.resolve() for run in runs]
     names = [path.name for path in paths]
     for depth in range(2, max(len(path.parts) for path in paths) + 1):
         counts = Counter(names)
         if max(counts.values()) == 1:
             break
-        names = ["/".join(p.parts[-depth:]) if counts[name] > 1 else name for p, name in zip(paths, names, strict=True)]
+        names = [
+            "/".join(path.parts[-depth:]) if counts[name] > 1 else name for path, name in zip(paths, names, strict=True)
+        ]
     return names
 
 
-def comparison_html(subjects: list[Subject]) -> str:
-    """The page of runs, the best first."""
-    subjects = ranked(subjects)
-    names, tracks = names_of(subjects), Tracks()
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    title = f"{len(subjects)} runs compared"
-    told = markup.paragraph(f"Sorted by validation bits per byte, the lowest first. This page is of {made}.", "muted")
-    notes = "".join(f"<div>{escape.text(note)}</div>" for note in cautions(subjects, names))
-    note = f'<div class="note" role="note">{notes}</div>' if notes else ""
+def comparison_html(runs: list[ReportData]) -> str:
+    """Return the page that compares runs."""
+    runs = ranked(runs)
+    names = run_names(runs)
+    shared_x = SharedX()
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    title = f"Comparison of {len(runs)} runs"
+    head = markup.concatenate(
+        [
+            SafeHtml(f"<h1>{title}</h1>"),
+            markup.paragraph(f"Sorted by validation bits per byte, lowest first. Page written {now}.", "muted"),
+            markup.note(list(comparison_notes(runs, names))),
+        ]
+    )
+    configs = [(name, run.last.config) for name, run in zip(names, runs, strict=True)]
     parts = [
-        Section("Runs", markup.table(HEAD, table_rows(subjects, names), range(1, len(HEAD) - 1), "Runs")),
-        Section("Curves", _curves(subjects, names, tracks)),
-        Section("Evaluation", _evaluation(subjects, names)),
-        Section("Config", config_differences([(n, s.last.config) for n, s in zip(names, subjects, strict=True)])),
+        Section("Runs", markup.table(HEADER, table_rows(runs, names), range(1, len(HEADER) - 1), "Runs")),
+        Section("Curves", _curves(runs, names, shared_x)),
+        Section("Evaluation", _evaluation_table(runs, names)),
+        Section("Config", config_differences(configs)),
     ]
-    return markup.page(title, Safe(f"<h1>{title}</h1>{told}{note}"), parts, tracks.html())
+    return markup.page(title, head, parts, shared_x.html())
 
 
-HEAD = ["run", "bits per byte", "loss", "accuracy", "parameters", "ids", "steps", "tokens", "FLOPs", "time", "state"]
-
-
-def table_rows(subjects: list[Subject], names: list[str]) -> Iterator[list[str]]:
-    """A row of `HEAD` for each run."""
-    for subject, name in zip(subjects, names, strict=True):
-        scores, columns = subject.scores, subject.columns
+def table_rows(runs: list[ReportData], names: list[str]) -> Iterator[list[str]]:
+    """Yield the cells of a run, as in `HEADER`."""
+    for run, name in zip(runs, names, strict=True):
+        scores, columns = run.scores, run.columns
         yield [
             name,
             f"{scores['val_bits_per_byte']:.4f}" if scores else "",
             f"{scores['val_loss']:.4f}" if scores else "",
-            percent(scores["val_accuracy"]) if scores else "",
-            compact(subject.last.parameters) if subject.last.vocab_size else "",
-            f"{subject.last.vocab_size:,}",
+            format_percent(scores["val_accuracy"]) if scores else "",
+            format_compact(run.last.num_parameters) if run.last.vocab_size else "",
+            f"{run.last.vocab_size:,}",
             f"{int(columns.end['step']):,}",
-            compact(columns.end["tokens"]),
-            f"{subject.flops:.2e}" if len(columns) else "",
-            span(columns.end["seconds"]),
-            subject.state.partition(":")[0],
+            format_compact(columns.end["tokens"]),
+            f"{run.flops:.2e}" if len(columns) else "",
+            format_duration(columns.end["seconds"]),
+            run.state.partition(":")[0],
         ]
 
 
-def cautions(subjects: list[Subject], names: list[str]) -> Iterator[str]:
-    """Why figures may not be comparable."""
+def comparison_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
+    """Yield the reasons why numbers of the runs may not be comparable."""
     texts: dict[str, list[str]] = {}
-    for subject, name in zip(subjects, names, strict=True):
-        texts.setdefault(subject.held_out, []).append(name)
+    for run, name in zip(runs, names, strict=True):
+        texts.setdefault(run.held_out_digest, []).append(name)
+    fingerprints = {run.last.tokenizer and run.last.tokenizer.fingerprint for run in runs}
     if len(texts) > 1:
-        groups = "; ".join(", ".join(each) for each in texts.values())
-        yield f"Validated on different text: figures can be compared only within each of these groups: {groups}."
-    elif len({subject.last.tokenizer and subject.last.tokenizer.fingerprint for subject in subjects}) > 1:
-        yield "Their tokenizers differ: compare bits per byte, not loss, perplexity or accuracy."
-    ways: dict[str, dict[str, list[str]]] = {}
-    for subject, name in zip(subjects, names, strict=True):
-        for task, row in {row["task"]: row for row in _measured(subject).values()}.items():
-            ways.setdefault(task, {}).setdefault(_how(row), []).append(name)
-    for task, of_task in ways.items():
-        if len(of_task) > 1:
-            groups = "; ".join(f"{', '.join(each)}: {how}" for how, each in of_task.items())
-            yield f"{task} was not measured alike, so its figures cannot be compared between these: {groups}."
-    devices = {call.get("device") for subject in subjects for call in subject.last.calls[-1:]}
+        groups = "; ".join(", ".join(group) for group in texts.values())
+        yield f"Validated on different text: scores are comparable only within each of these groups: {groups}."
+    elif len(fingerprints) > 1:
+        yield "The tokenizers differ: compare bits per byte, not loss, perplexity or accuracy."
+    yield from _evaluation_notes(runs, names)
+    devices = {call.get("device") for run in runs for call in run.last.calls[-1:]}
     if len(devices) > 1:
-        yield "They were trained on different devices: times and speeds are not of the same hardware."
+        yield "Trained on different devices: times and speeds are not comparable."
 
 
-def _measured(subject: Subject) -> dict[tuple[str, str], Row]:
-    """Whole tasks by task and metric: the row of the newest stage that measured it."""
-    return {(row["task"], str(row.get("metric", ""))): row for row in subject.evaluation if row["group"] in ("", "all")}
+def _evaluation_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
+    methods: dict[str, dict[str, list[str]]] = {}  # names of the runs by task and method
+    for run, name in zip(runs, names, strict=True):
+        rows = {row["task"]: row for row in _complete_tasks(run).values()}  # one per task
+        for task, row in rows.items():
+            methods.setdefault(task, {}).setdefault(_method(row), []).append(name)
+    for task, groups in methods.items():
+        if len(groups) > 1:
+            described = "; ".join(f"{', '.join(group)}: {method}" for method, group in groups.items())
+            yield f"{task} was measured in different ways, so its scores are not comparable: {described}."
 
 
-def _how(row: Row) -> str:
-    """What a figure depends on beside the model, in words."""
+def _complete_tasks(run: ReportData) -> dict[tuple[str, str], Row]:
+    """Return the result rows of complete tasks by task and metric; of several stages the newest."""
+    return {(row["task"], str(row.get("metric", ""))): row for row in run.evaluation if is_complete_task(row)}
+
+
+def _method(row: Row) -> str:
+    """Describe what a score depends on other than the model."""
     about = row["about"]
-    data = str(about.get("data", "set not noted")).partition(" (kept in ")[0]  # the same set, fetched or kept
-    windows = f"context {about.get('context', 'not noted')}, stride {about.get('stride', 'not noted')}"
-    return f"{data}, {row.get('count', 'unknown')} items, {windows}"
+    # The same data set, whether it was downloaded or read from the cache.
+    dataset = str(about.get("data", "unknown data")).partition(" (kept in ")[0]
+    context, stride = about.get("context", "unknown"), about.get("stride", "unknown")
+    return f"{dataset}, {row.get('count', 'unknown')} items, context {context}, stride {stride}"
 
 
-def _curves(subjects: list[Subject], names: list[str], tracks: Tracks) -> Safe:
+def _curves(runs: list[ReportData], names: list[str], shared_x: SharedX) -> SafeHtml:
     drawn = [
-        (i, Stretches(subject, POINTS), name)
-        for i, (subject, name) in enumerate(zip(subjects, names, strict=True))
-        if len(subject.columns)
-    ]
-
-    def lines(values: str | Values, smooth: bool = False) -> list[Line]:  # without bands: many of them show nothing
-        return [each.line(values, name, smooth, i, band=False) for i, each, name in drawn]
-
-    validated = [line for i, each, name in drawn for line in each.validation("val_bits_per_byte", name, i)]
-    bits = lines(lambda columns: columns.bits_per_byte, True)
-    charts = [
-        Chart("Validation", "bits per byte of held-out text", validated, axes=AXES, wide=True),
-        Chart("Training", "bits per byte of the text predicted", bits, axes=AXES, wide=True),
-        Chart("Learning rate", "per step", lines("lr"), axes=AXES, zero=True),
-        Chart("Gradient norm", "before clipping", lines("grad_norm", True), axes=AXES),
-        Chart("Speed", "tokens per second", lines("tokens_per_second"), axes=AXES, log=False, zero=True),
-        Chart("Model FLOPs utilisation", "of the peak", lines("mfu"), axes=AXES, **SHARE),
+        (color, RunLines(run, POINTS), name)
+        for color, (run, name) in enumerate(zip(runs, names, strict=True))
+        if len(run.columns)
     ]
     if not drawn:
-        return Safe("")
-    note = "Smoothed: the mean of a fiftieth of a run's steps around each."
-    return with_controls((render(chart, tracks) for chart in charts), AXES, note)
+        return SafeHtml("")
+
+    def lines(
+        values: str | Values, smooth: bool = False
+    ) -> list[Line]:  # no bands: overlaid, they would hide the lines
+        return [run_lines.metric(values, name, smooth, color, band=False) for color, run_lines, name in drawn]
+
+    validations: list[Line] = []
+    for color, run_lines, name in drawn:
+        validations.extend(run_lines.validation("val_bits_per_byte", name, color))
+    bits = lines(lambda columns: columns.bits_per_byte, True)
+    speed = lines("tokens_per_second")
+    charts = [
+        Chart("Validation", "bits per byte of held-out text", validations, axes=AXES, wide=True),
+        Chart("Training", "bits per byte of predicted text", bits, axes=AXES, wide=True),
+        Chart("Learning rate", "schedule", lines("lr"), axes=AXES, include_zero=True),
+        Chart("Gradient norm", "before clipping", lines("grad_norm", True), axes=AXES),
+        Chart("Speed", "tokens per second", speed, axes=AXES, log=False, include_zero=True),
+        Chart("Model FLOPs utilization", "share of the peak", lines("mfu"), axes=AXES, **PERCENT),
+    ]
+    note = "Smoothed lines are moving averages over a fiftieth of a run's steps."
+    return with_controls((render(chart, shared_x) for chart in charts), AXES, note)
 
 
-def _evaluation(subjects: list[Subject], names: list[str]) -> Safe:
-    """Whole tasks by run: value and interval."""
-    found: dict[tuple[str, str], dict[int, str]] = {}
-    for i, subject in enumerate(subjects):
-        for key, row in _measured(subject).items():
-            share = "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
-            form = percent if share else figure
-            low, high = row.get("low"), row.get("high")
-            known = isinstance(low, int | float) and isinstance(high, int | float)
-            interval = f" ({form(low)} – {form(high)})" if known else ""  # type: ignore[arg-type]
-            found.setdefault(key, {})[i] = form(row["value"]) + interval
-    if not found:
-        return Safe("")
+def _evaluation_table(runs: list[ReportData], names: list[str]) -> SafeHtml:
+    """Return a table of complete tasks with a column per run."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for i, run in enumerate(runs):
+        for key, row in _complete_tasks(run).items():
+            cells.setdefault(key, {})[i] = value_with_interval(row)
+    if not cells:
+        return SafeHtml("")
     rows = [
-        [task, metric.replace("_", " "), *(cells.get(i, "") for i in range(len(subjects)))]
-        for (task, metric), cells in found.items()
+        [task, metric.replace("_", " "), *(by_run.get(i, "") for i in range(len(runs)))]
+        for (task, metric), by_run in cells.items()
     ]
     return markup.table(["task", "metric", *names], rows, range(2, len(names) + 2), "Evaluation")
 
 
-def default_place(subjects: list[Subject]) -> Path:
-    """Beside the first run."""
-    return subjects[0].path.resolve().parent / "comparison.html"
+def default_path(runs: list[ReportData]) -> Path:
+    """Return the path of the comparison if none is given: next to the first run."""
+    return runs[0].path.resolve().parent / "comparison.html"

@@ -1,4 +1,4 @@
-"""The charts of one run, or of a curriculum with the boundaries of its stages."""
+"""The charts of one run or curriculum, and the controls above the charts of a page."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -6,123 +6,162 @@ from typing import Any
 import numpy as np
 
 from slm_jax.report import markup
-from slm_jax.report.axes import percent_tick
-from slm_jax.report.charts import Chart, Level, Line, Mark, Points, Tracks, render
-from slm_jax.report.columns import AXES, Buckets, Columns, smoothed, smoothing_width, with_gaps
-from slm_jax.report.escape import Safe
-from slm_jax.report.layers import layer_charts
-from slm_jax.report.run_data import Subject
+from slm_jax.report.axes import format_percent_tick
+from slm_jax.report.charts import Chart, Level, Line, Marker, SharedX, XValues, render
+from slm_jax.report.columns import AXES, Buckets, Columns, join_with_gaps, moving_average, smoothing_width
+from slm_jax.report.escaping import SafeHtml
+from slm_jax.report.layer_charts import layer_charts
+from slm_jax.report.run_data import ReportData
 
-POINTS = 500  # of a line; a wide screen shows no more of it
+POINTS = 500  # per line; a wide screen cannot show more
+_MIN_ROWS_TO_SMOOTH = 20
 AXIS_NAMES = {"step": "steps", "tokens": "tokens", "seconds": "time", "flops": "FLOPs"}
-SHOWN = AXES[:3]
+RUN_AXES = AXES[:3]  # FLOPs are proportional to tokens within a run
+PERCENT: dict[str, Any] = {
+    "log": False,
+    "include_zero": True,
+    "format_y": format_percent_tick,
+    "script_format": "percent",
+}
+"""Options of a `Chart` whose values are fractions."""
 
 Values = Callable[[Columns], np.ndarray]
-"""A figure of each row, [N]."""
+"""Computes a value of each row, [N]."""
 
 
-class Stretches:
-    """The rows of each stage as few points, with a gap between one stage and the next: nothing is averaged or drawn
-    across it."""
+class RunLines:
+    """The metrics of a run as lines of few points, with gaps between stages, across which nothing is averaged."""
 
-    def __init__(self, subject: Subject, points: int):
-        """points: of all stages together, about."""
-        self.stages = [stage.columns for stage in subject.stages if len(stage.columns)]
-        rows = sum(map(len, self.stages))
-        self.buckets = [Buckets.of(len(each), max(2, points * len(each) // rows)) for each in self.stages]
-        self.whole = all(each.whole for each in self.buckets)
-        self.x = {axis: self._joined([columns.x[axis] for columns in self.stages]) for axis in AXES}
-        self._validated: Points | None = None
+    def __init__(self, data: ReportData, points: int):
+        """Divide the points among the stages.
 
-    def _joined(self, values: list[np.ndarray]) -> np.ndarray:
-        return with_gaps([buckets.last(each) for buckets, each in zip(self.buckets, values, strict=True)], repeat=True)
+        Args:
+            data: The run, with at least one row.
+            points: Approximate number of points of all stages together.
+        """
+        self.stages = [stage.columns for stage in data.stages if len(stage.columns)]
+        num_rows = sum(map(len, self.stages))
+        self.buckets = [
+            Buckets.partition(len(columns), max(2, points * len(columns) // num_rows)) for columns in self.stages
+        ]
+        self.all_rows = all(buckets.is_identity for buckets in self.buckets)  # every row is a point
+        self.x = {axis: self._last([columns.x[axis] for columns in self.stages], repeat=True) for axis in AXES}
+        self._validation_x: XValues | None = None
 
-    def line(self, values: str | Values, name: str, smooth: bool = False, color: int = 0, band: bool = True) -> Line:
-        """Each row where there are few, else the mean of each stretch, with the least and the greatest as a band.
-        Smoothing comes first and sees every row."""
+    def _last(self, values: list[np.ndarray], repeat: bool = False) -> np.ndarray:
+        """Return the last value of each bucket, given the values of each stage."""
+        reduced = [buckets.last(array) for buckets, array in zip(self.buckets, values, strict=True)]
+        return join_with_gaps(reduced, repeat=repeat)
+
+    def metric(self, values: str | Values, name: str, smooth: bool = False, color: int = 0, band: bool = True) -> Line:
+        """Return the line of a metric.
+
+        If there are more rows than points, a point is the mean of its rows. Smoothing is applied before this reduction.
+
+        Args:
+            values: A field of the columns, or a function that computes the values.
+            name: Name in the legend.
+            smooth: Add a smoothed line.
+            color: Number of the color.
+            band: Show the minimum and maximum of the rows of each point as a band.
+        """
         y = [columns[values] if isinstance(values, str) else values(columns) for columns in self.stages]
-        reduced = [buckets.reduced(each) for buckets, each in zip(self.buckets, y, strict=True)]
-        mean, low, high = (with_gaps([each[i] for each in reduced]) for i in range(3))
-        soft = None
-        if smooth and sum(map(len, y)) >= 20:
-            parts = [smoothed(each, smoothing_width(len(each))) for each in y]
-            soft = with_gaps([buckets.last(each) for buckets, each in zip(self.buckets, parts, strict=True)])
-        return Line(name, self.x, mean, None if self.whole or not band else (low, high), soft, color=color)
+        reduced = [buckets.mean_min_max(array) for buckets, array in zip(self.buckets, y, strict=True)]
+        mean, low, high = (join_with_gaps([arrays[i] for arrays in reduced]) for i in range(3))
+        smooth_line = None
+        if smooth and sum(map(len, y)) >= _MIN_ROWS_TO_SMOOTH:
+            smooth_line = self._last([moving_average(array, smoothing_width(len(array))) for array in y])
+        limits = (low, high) if band and not self.all_rows else None
+        return Line(name, self.x, mean, limits, smooth_line, color=color)
 
     def validation(self, field: str, name: str = "validation", color: int = 1) -> Iterator[Line]:
-        """The line of a validation score, if there is any."""
+        """Yield the line of a validation score, with a dot per validation; nothing if there was no validation.
+
+        Args:
+            field: Field of the validation rows.
+            name: Name in the legend.
+            color: Number of the color.
+        """
         stages = [columns for columns in self.stages if columns.validations]
         if not stages:
             return
-        if self._validated is None:
-            x = {axis: [columns.x[axis][columns.validated_at()] for columns in stages] for axis in AXES}
-            self._validated = {axis: with_gaps(parts, repeat=True) for axis, parts in x.items()}
-        y = with_gaps([np.array([row[field] for row in columns.validations], np.float64) for columns in stages])
-        yield Line(name, self._validated, y, dots=True, color=color)
+        if self._validation_x is None:  # one object for all charts, which SharedX then stores once
+            self._validation_x = {
+                axis: join_with_gaps([columns.x[axis][columns.validation_indices()] for columns in stages], repeat=True)
+                for axis in AXES
+            }
+        y = join_with_gaps([np.array([row[field] for row in columns.validations], np.float64) for columns in stages])
+        yield Line(name, self._validation_x, y, dots=True, color=color)
 
-    def smoothing_text(self) -> str:
-        """What the lines are, in words."""
-        rows = [len(columns) for columns in self.stages]
-        widths = sorted({smoothing_width(count) for count in rows})
-        smooth = (
-            f"Smoothed: the mean of the {' or '.join(map(str, widths))} steps around each." if sum(rows) >= 20 else ""
-        )
-        each = sum(rows) / sum(len(buckets.ends) for buckets in self.buckets)
-        shown = f" A point stands for about {each:.0f} steps: their mean, and a band from the least to the greatest."
-        return smooth + shown * (not self.whole)
+    def smoothing_note(self) -> str:
+        """Describe the smoothing and the reduction to points."""
+        lengths = [len(columns) for columns in self.stages]
+        num_rows = sum(lengths)
+        note = ""
+        if num_rows >= _MIN_ROWS_TO_SMOOTH:
+            widths = sorted({smoothing_width(length) for length in lengths})
+            note += f"Smoothed lines are moving averages over {' or '.join(map(str, widths))} steps."
+        if not self.all_rows:
+            steps = num_rows / sum(len(buckets.ends) for buckets in self.buckets)
+            note += f" Each point is the mean of about {steps:.0f} steps; the band shows their minimum and maximum."
+        return note
 
 
-def curves(subject: Subject, tracks: Tracks) -> Safe:
-    """All charts with their common controls, or "" where there are no rows."""
-    if not len(subject.columns):
-        return Safe("")
-    stretches = Stretches(subject, POINTS)
-    line, validation = stretches.line, stretches.validation
-    marks = [Mark(stage.columns.offsets, stage.stage) for stage in subject.stages] if subject.is_curriculum else []
+def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
+    """Return all charts of a run with their controls; "" if there are no rows."""
+    if not len(data.columns):
+        return SafeHtml("")
+    lines = RunLines(data, POINTS)
+    metric, validation = lines.metric, lines.validation
+    markers = [Marker(stage.columns.offsets, stage.stage) for stage in data.stages] if data.is_curriculum else []
 
-    def make(title: str, unit: str, *lines: Line, **more: Any) -> Safe:
-        return render(Chart(title, unit, list(lines), marks, axes=SHOWN, **more), tracks)
+    def chart(title: str, unit: str, *lines: Line, **options: Any) -> SafeHtml:
+        return render(Chart(title, unit, list(lines), markers, axes=RUN_AXES, **options), shared_x)
 
-    bits = line(lambda columns: columns.bits_per_byte, "training", True)
+    bits = metric(lambda columns: columns.bits_per_byte, "training", True)
+    accuracy = metric("accuracy", "training", True)
     charts = [
-        make("Loss", "nats per token", line("loss", "training", True), *validation("val_loss"), wide=True),
-        make("Bits per byte", "of the text predicted", bits, *validation("val_bits_per_byte")),
-        make(
-            "Accuracy", "tokens guessed right", line("accuracy", "training", True), *validation("val_accuracy"), **SHARE
-        ),
-        make("Learning rate", "per step", line("lr", "learning rate"), zero=True),
-        make("Gradient norm", "before clipping", line("grad_norm", "gradient norm", True), levels=_clip(subject)),
-        make("Speed", "tokens per second", line("tokens_per_second", "speed"), log=False, zero=True),
-        make("Model FLOPs utilisation", "of the peak", line("mfu", "MFU"), note=_mfu_note(subject), **SHARE),
+        chart("Loss", "nats per token", metric("loss", "training", True), *validation("val_loss"), wide=True),
+        chart("Bits per byte", "of predicted text", bits, *validation("val_bits_per_byte")),
+        chart("Accuracy", "of next-token prediction", accuracy, *validation("val_accuracy"), **PERCENT),
+        chart("Learning rate", "schedule", metric("lr", "learning rate"), include_zero=True),
+        chart("Gradient norm", "before clipping", metric("grad_norm", "gradient norm", True), levels=_clip_level(data)),
+        chart("Speed", "tokens per second", metric("tokens_per_second", "speed"), log=False, include_zero=True),
+        chart("Model FLOPs utilization", "share of the peak", metric("mfu", "MFU"), note=_mfu_note(data), **PERCENT),
     ]
-    charts += [render(chart, tracks) for chart in layer_charts(subject, marks, SHOWN)]
-    return with_controls(charts, SHOWN, stretches.smoothing_text())
+    charts += [render(each, shared_x) for each in layer_charts(data, markers, RUN_AXES)]
+    return with_controls(charts, RUN_AXES, lines.smoothing_note())
 
 
-SHARE: dict[str, Any] = {"log": False, "zero": True, "form": percent_tick, "form_name": "percent"}
+def with_controls(charts: Iterable[SafeHtml], axes: tuple[str, ...], note: str) -> SafeHtml:
+    """Return charts below their common controls, which work by style sheets alone.
 
-
-def with_controls(charts: Iterable[Safe], axes: tuple[str, ...], note: str) -> Safe:
-    """Charts under the controls that hold for all of them. They are style sheets' work and need no script."""
-    choices = "".join(
-        f'<label><input type="radio" name="axis" value="{axis}"{" checked" * (i == 0)}> {AXIS_NAMES[axis]}</label>'
-        for i, axis in enumerate(axes)
-    )
-    return Safe(
-        f'<div class="curves"><div class="controls no-print"><fieldset><legend>over</legend>{choices}</fieldset>'
-        '<label><input type="checkbox" class="smoothing" checked> smoothed</label></div>'
+    Args:
+        charts: The rendered charts.
+        axes: The x axes to choose from.
+        note: Text below the charts.
+    """
+    choices = []
+    for i, axis in enumerate(axes):
+        checked = " checked" if i == 0 else ""
+        choices.append(f'<label><input type="radio" name="axis" value="{axis}"{checked}> {AXIS_NAMES[axis]}</label>')
+    return SafeHtml(
+        '<div class="curves"><div class="controls no-print">'
+        f"<fieldset><legend>x axis</legend>{''.join(choices)}</fieldset>"
+        '<label><input type="checkbox" class="smoothing" checked> smoothing</label></div>'
         f'<div class="charts">{"".join(charts)}</div>{markup.paragraph(note, "small muted")}</div>'
     )
 
 
-def _clip(subject: Subject) -> list[Level]:
-    """The norm that larger gradients are scaled down to, where they ever came near it."""
-    clip = subject.last.config.optimizer.clip
-    norms = subject.columns["grad_norm"]
-    reached = clip and np.isfinite(norms).any() and np.nanmax(norms) > clip / 2
-    return [Level(clip, f"clipped to {clip:g}")] if reached else []
+def _clip_level(data: ReportData) -> list[Level]:
+    """Return the norm to which larger gradients are clipped, if any came close to it."""
+    clip = data.last.config.optimizer.clip
+    norms = data.columns["grad_norm"]
+    if clip and np.isfinite(norms).any() and np.nanmax(norms) > clip / 2:
+        return [Level(clip, f"clipped to {clip:g}")]
+    return []
 
 
-def _mfu_note(subject: Subject) -> str:
-    said = [call["mfu_of"] for call in subject.last.calls if isinstance(call.get("mfu_of"), str)]
-    return f"The peak is {said[-1]}." if said else ""
+def _mfu_note(data: ReportData) -> str:
+    baselines = [call["mfu_of"] for call in data.last.calls if isinstance(call.get("mfu_of"), str)]
+    return f"Peak: {baselines[-1]}." if baselines else ""

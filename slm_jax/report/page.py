@@ -1,63 +1,79 @@
-"""`report.html` of a run or of a curriculum."""
+"""The page `report.html` of a run or curriculum: its sections in order."""
 
-import sys
+import logging
 from pathlib import Path
 
 from slm_jax.report import markup, scores, sections
-from slm_jax.report.charts import Tracks
-from slm_jax.report.curves import curves
+from slm_jax.report.charts import SharedX
+from slm_jax.report.curves import curves_section
 from slm_jax.report.markup import Section
-from slm_jax.report.run_data import Subject, read_subject
-from slm_jax.report.tokens import tokenizer_part
+from slm_jax.report.run_data import ReportData, read_report_data
+from slm_jax.report.tokenizer_section import tokenizer_section
 from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import replace_text
 
+logger = logging.getLogger(__name__)
 
-def write_report(path: Path | None, to: Path | None = None) -> tuple[Subject, Path]:
-    """Write the report of the run or curriculum at a path (None: the newest run) beside it or to another place.
 
-    Raises UserError if there is no such run, it is damaged, or the file cannot be written.
+def write_report(path: Path | None, to: Path | None = None) -> tuple[ReportData, Path]:
+    """Write the report of a run or curriculum.
+
+    Args:
+        path: The directory; None: the newest run.
+        to: The file to write; None: `report.html` in the directory.
+
+    Returns:
+        The data of the report, and the path of the file.
+
+    Raises:
+        UserError: There is no such run, it is damaged, or the file cannot be written.
     """
-    subject = read_subject(path)
-    target = to or Run(subject.path).report
-    write(target, report_html(subject))
-    return subject, target
+    data = read_report_data(path)
+    target = to or Run(data.path).report
+    write_page(target, report_html(data))
+    return data, target
 
 
-def write_at_end(run: Run) -> None:
-    """The same at the end of training, of a stage also that of its curriculum. What is wrong with the report is said,
-    and costs no more than the report."""
+def write_report_after_training(run: Run) -> None:
+    """Write the report of a run, and of the curriculum that it is a stage of.
+
+    A problem with the report is only logged: the training itself succeeded.
+    """
     try:
-        for path in filter(None, (run.path, curriculum_of(run))):
-            write_report(path)
+        for path in (run.path, curriculum_of(run)):
+            if path is not None:
+                write_report(path)
     except UserError as error:
-        print(f"note: no report: {error}", file=sys.stderr)
+        logger.warning("no report was written: %s", error)
 
 
-def write(target: Path, text: str) -> None:
-    """Replace a page. Raises UserError if that cannot be done."""
+def write_page(target: Path, text: str) -> None:
+    """Write or replace a page.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     try:
         replace_text(target, text)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
-def report_html(subject: Subject) -> str:
-    """The page."""
-    tracks = Tracks()
-    facts = subject.last
-    samples = [sample for stage in subject.stages for sample in stage.samples]
+def report_html(data: ReportData) -> str:
+    """Return the page as HTML."""
+    shared_x = SharedX()
+    samples = [sample for stage in data.stages for sample in stage.samples]
     parts = [
-        Section("Curves", curves(subject, tracks)),
-        Section("Validation", scores.validation(subject)),
-        Section("Stages", scores.stages(subject)),
-        Section("Evaluation", scores.evaluation(subject)),
-        Section("Benchmarks", scores.benchmarks(subject)),
-        Section("Samples", sections.samples(subject)),
-        Section("Tokenizer", tokenizer_part(facts, samples)),
-        Section("Data", sections.data(subject)),
-        Section("Config", sections.config(subject)),
-        Section("Environment and cost", sections.environment(subject)),
+        Section("Curves", curves_section(data, shared_x)),
+        Section("Validation", scores.validation_section(data)),
+        Section("Stages", scores.stages_section(data)),
+        Section("Evaluation", scores.evaluation_section(data)),
+        Section("Benchmarks", scores.benchmarks_section(data)),
+        Section("Samples", sections.samples_section(data)),
+        Section("Tokenizer", tokenizer_section(data.last, samples)),
+        Section("Data", sections.data_section(data)),
+        Section("Config", sections.config_section(data)),
+        Section("Environment and cost", sections.environment_section(data)),
     ]
-    return markup.page(f"{subject.name}: report", sections.head(subject), parts, tracks.html())
+    return markup.page(f"{data.name}: report", sections.page_head(data), parts, shared_x.html())

@@ -1,4 +1,4 @@
-"""All that a report tells of a run, read from its directory and nowhere else; a run may still be going on."""
+"""All data of a report, read from the directory of a run, which may still be training, or of a curriculum."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import read_manifest, shard_files
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream
 from slm_jax.performance import flops
-from slm_jax.report.columns import Columns, joined, read_columns
+from slm_jax.report.columns import Columns, concatenate_stages, read_columns
 from slm_jax.run import environment
 from slm_jax.run.directory import Run, curriculum_of, find_run, stages_in
 from slm_jax.run.load import load_tokenizer
@@ -26,94 +26,117 @@ from tokenizer import HybridTokenizer
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One run: an ordinary one, or a stage of a curriculum."""
+class RunData:
+    """Data of one run: an ordinary one, or a stage of a curriculum.
+
+    Attributes:
+        run: The run directory.
+        config: The resolved config.
+        tokenizer: The tokenizer; None if it does not exist yet.
+        columns: The metrics, with the end of the previous stage as offset.
+        manifests: Manifests of the corpora; empty if the text has not been prepared yet.
+        calls: Entries of environment.json, one for each invocation of the training command.
+        stage: Name of the stage; "" for an ordinary run.
+    """
 
     run: Run
     config: Config
-    tokenizer: HybridTokenizer | None  # None before there is one
-    columns: Columns  # with the offsets of the stages before
-    manifests: list[dict[str, Any]]  # of the corpora
-    calls: list[dict[str, Any]]  # environment.json
-    stage: str = ""  # the name of the stage
+    tokenizer: HybridTokenizer | None
+    columns: Columns
+    manifests: list[dict[str, Any]]
+    calls: list[dict[str, Any]]
+    stage: str = ""
 
     @property
     def vocab_size(self) -> int:
-        """Ids of the tokenizer, 0 before there is one."""
+        """Vocabulary size of the tokenizer; 0 if there is none yet."""
         return self.tokenizer.vocab_size if self.tokenizer else 0
 
     @property
-    def parameters(self) -> int:
-        """All parameters of the model."""
+    def num_parameters(self) -> int:
+        """Number of parameters of the model."""
         return flops.parameters(self.config.model, self.vocab_size)
 
     @property
     def flops_per_token(self) -> float:
-        """Model FLOPs of training on a token."""
-        return flops_per_token(self.config, self.vocab_size)
+        """Model FLOPs of training on one token."""
+        return _flops_per_token(self.config, self.vocab_size)
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """The sample texts, the oldest first."""
+        """The generated samples, the oldest first."""
         return read_samples(self.run.samples)
 
     @property
     def step(self) -> int:
-        """The last step with a row."""
+        """The last step with a row of metrics; 0 before the first."""
         return int(self.columns["step"][-1]) if len(self.columns) else 0
 
-    def split(self, side: str) -> TokenStream | None:
-        """One side of the text, corpus behind corpus as in training; None if it cannot be read."""
+    def token_stream(self, split: str) -> TokenStream | None:
+        """Return the tokens of a split, its corpora concatenated as in training; None if they cannot be read.
+
+        Args:
+            split: "train" or "validation".
+        """
         shards = []
         for manifest in self.manifests:
-            for number, noted in enumerate(manifest[side]["shards"]):
-                files = [manifest["folder"] / name for name in shard_files(side, number)]
+            for number, entry in enumerate(manifest[split]["shards"]):
+                files = [manifest["folder"] / name for name in shard_files(split, number)]
                 try:
                     tokens, documents = (np.load(file, mmap_mode="r") for file in files)
-                except (OSError, ValueError, EOFError):  # the corpus was not copied with the run
+                except (OSError, ValueError, EOFError):  # the run was copied without its corpus
                     return None
                 if documents.dtype != DOCUMENT_DTYPE:
                     return None
-                shards.append(Shard(tokens, documents, bool(noted["prompts"])))
+                shards.append(Shard(tokens, documents, bool(entry["prompts"])))
         return TokenStream(shards)
 
     @cached_property
-    def validated(self) -> TokenStream | None:
-        """The held-out text that it is validated on; None if it cannot be read."""
-        split = self.split("validation")
-        return None if split is None else split.head(self.config.eval.max_tokens)
+    def validation_stream(self) -> TokenStream | None:
+        """The tokens used for validation; None if they cannot be read."""
+        stream = self.token_stream("validation")
+        return None if stream is None else stream.head(self.config.eval.max_tokens)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a report is about: a run, or a curriculum with a run for each stage."""
+class ReportData:
+    """Data of a report about a run, or about a curriculum with a run for each stage.
+
+    Attributes:
+        path: The directory of the run or curriculum.
+        stages: The runs of the stages that were started; an ordinary run is its only stage.
+        evaluation: Rows of evaluation.json, with "stage" and with "about", the method of the task.
+        benchmarks: Rows of benchmarks.csv.
+        stage_scores: Scores of each stage's model on the held-out text of all stages.
+        num_planned: Number of stages in the curriculum.
+    """
 
     path: Path
-    stages: list[Facts]
-    evaluation: list[Row] = field(default_factory=list)  # each with its stage, and how it was measured ("about")
+    stages: list[RunData]
+    evaluation: list[Row] = field(default_factory=list)
     benchmarks: list[dict[str, str]] = field(default_factory=list)
-    stage_scores: list[Row] = field(default_factory=list)  # each stage's model on the held-out text of all
-    planned: int = 1  # stages in all
+    stage_scores: list[Row] = field(default_factory=list)
+    num_planned: int = 1
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
+        """Name of the directory."""
         return self.path.resolve().name
 
     @property
-    def last(self) -> Facts:
+    def last(self) -> RunData:
         """The newest stage."""
         return self.stages[-1]
 
     @property
     def is_curriculum(self) -> bool:
-        """Whether it has stages of its own."""
+        """True for a curriculum, false for an ordinary run."""
         return bool(self.last.stage)
 
     @cached_property
     def columns(self) -> Columns:
-        """All rows, stage behind stage."""
-        return joined([stage.columns for stage in self.stages])
+        """The metrics of all stages, concatenated."""
+        return concatenate_stages([stage.columns for stage in self.stages])
 
     @property
     def flops(self) -> float:
@@ -122,82 +145,101 @@ class Subject:
 
     @property
     def scores(self) -> Row:
-        """The newest validation scores; empty before the first."""
+        """The newest validation scores; empty before the first validation."""
         return self.columns.validations[-1] if self.columns.validations else {}
 
     @property
     def state(self) -> str:
-        """How far it is, in words."""
-        steps = self.last.config.train.steps
-        where = f"stage {len(self.stages)} of {self.planned} ({self.last.stage}), " if self.is_curriculum else ""
-        return f"{'finished' if self.is_finished else 'not finished'}: {where}step {self.last.step:,} of {steps:,}"
+        """The progress in words: "finished: step 500 of 500"."""
+        state = "finished" if self.is_finished else "not finished"
+        step = f"step {self.last.step:,} of {self.last.config.train.steps:,}"
+        if not self.is_curriculum:
+            return f"{state}: {step}"
+        return f"{state}: stage {len(self.stages)} of {self.num_planned} ({self.last.stage}), {step}"
 
     @property
     def is_finished(self) -> bool:
-        """Whether every step of every stage is done."""
-        return self.last.step >= self.last.config.train.steps and len(self.stages) >= self.planned
+        """True if every step of every stage is done."""
+        return self.last.step >= self.last.config.train.steps and len(self.stages) >= self.num_planned
 
     @cached_property
-    def held_out(self) -> str:
-        """SHA-256 over the digests of the documents that are validated on, the same for the same text whatever its
-        tokenizer; "" if it is not known."""
-        split = self.last.validated
-        return hashlib.sha256(np.sort(split.documents["digest"]).tobytes()).hexdigest() if split else ""
+    def held_out_digest(self) -> str:
+        """SHA-256 over the digests of the validation documents; "" if unknown.
+
+        It identifies the text, independently of the tokenizer.
+        """
+        stream = self.last.validation_stream
+        return hashlib.sha256(np.sort(stream.documents["digest"]).tobytes()).hexdigest() if stream else ""
 
 
-def read_subject(path: Path | None) -> Subject:
-    """The run or curriculum at a path (default: the newest run). Raises UserError if there is none or it is damaged."""
+def read_report_data(path: Path | None) -> ReportData:
+    """Read the data of a run or curriculum.
+
+    Args:
+        path: The directory; None: the newest run, or the curriculum that it is a stage of.
+
+    Raises:
+        UserError: There is no such run, or it is damaged.
+    """
     if path is None:
         run = find_run(None)
         path = curriculum_of(run) or run.path
-    folders = stages_in(path)
-    stages: list[Facts] = []
-    for folder in folders or [path]:
-        stages.append(_read_facts(folder if folders else find_run(str(path)).path, stages, bool(folders)))
+    stage_folders = stages_in(path)
+    stages: list[RunData] = []
+    for folder in stage_folders or [find_run(str(path)).path]:
+        stages.append(_read_run_data(folder, stages, is_stage=bool(stage_folders)))
     evaluation: list[Row] = []
-    for folder, stage in [*((each.run.path, each.stage) for each in stages), *([(path, "")] if folders else [])]:
-        evaluation += [row | {"stage": stage} for row in _read_evaluation(folder)]
+    for stage in stages:
+        evaluation += _read_evaluation(stage.run.path, stage.stage)
     benchmarks = read_benchmark_cells(path / BENCHMARKS)
-    if not folders:
-        return Subject(path, stages, evaluation, benchmarks)
-    planned = len(read_toml(path / CURRICULUM).get("stages", ())) if (path / CURRICULUM).is_file() else 0
-    compared = read_stage_scores(path)
-    return Subject(path, stages, evaluation, benchmarks, compared, max(planned, len(stages)))
+    if not stage_folders:
+        return ReportData(path, stages, evaluation, benchmarks)
+    evaluation += _read_evaluation(path, "")
+    planned = read_toml(path / CURRICULUM).get("stages", ()) if (path / CURRICULUM).is_file() else ()
+    return ReportData(
+        path, stages, evaluation, benchmarks, read_stage_scores(path), num_planned=max(len(planned), len(stages))
+    )
 
 
-def flops_per_token(config: Config, vocab_size: int) -> float:
-    """Model FLOPs of training on a token."""
+def _flops_per_token(config: Config, vocab_size: int) -> float:
     return flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length)
 
 
-def _read_facts(path: Path, before: list[Facts], is_stage: bool) -> Facts:
+def _read_run_data(path: Path, previous: list[RunData], is_stage: bool) -> RunData:
     run = Run(path)
     config = run.read_config()
     tokenizer = load_tokenizer(run) if run.tokenizer.is_file() else None
-    columns = read_columns(run.metrics, flops_per_token(config, tokenizer.vocab_size if tokenizer else 0))
-    if before:
-        columns = columns.after(before[-1].columns.end)
-    stage = path.name.partition("-")[2] or path.name if is_stage else ""
-    return Facts(run, config, tokenizer, columns, _read_manifests(run.corpus), environment.read_calls(run), stage)
+    columns = read_columns(run.metrics, _flops_per_token(config, tokenizer.vocab_size if tokenizer else 0))
+    if previous:
+        columns = columns.with_offsets(previous[-1].columns.end)
+    stage = ""
+    if is_stage:
+        stage = path.name.partition("-")[2] or path.name  # folders are named NN-STAGE
+    return RunData(run, config, tokenizer, columns, _read_manifests(run.corpus), environment.read_calls(run), stage)
 
 
 def _read_manifests(folder: Path) -> list[dict[str, Any]]:
-    """Of each corpus of a mix, with its "weight" and "folder"; none before there is text."""
+    """Return the manifest of each corpus of a mixture, with its "weight" and "folder"; none before there is text."""
     if not (folder / "manifest.json").is_file():
         return []
     manifest = read_manifest(folder)
     if "mix" not in manifest:
         return [manifest | {"folder": folder, "weight": 1.0}]
-    parts = [(folder / each["folder"], each["weight"]) for each in manifest["mix"]]
+    parts = [(folder / entry["folder"], entry["weight"]) for entry in manifest["mix"]]
     return [read_manifest(part) | {"folder": part, "weight": weight} for part, weight in parts]
 
 
-def _read_evaluation(path: Path) -> list[Row]:
-    """The rows of evaluation.json, "about" of each what is noted of its task. Raises UserError if it is damaged."""
-    evaluation = read_evaluation(path)
-    rows = [row for row in evaluation.results if _is_number(row.get("value"))]
-    return [{"group": "all"} | row | {"about": evaluation.tasks.get(row["task"], {})} for row in rows]
+def _read_evaluation(folder: Path, stage: str) -> list[Row]:
+    """Return the results in a folder, each with its "stage" and the method of its task ("about")."""
+    evaluation = read_evaluation(folder)
+    rows = []
+    for row in evaluation.results:
+        if is_number(row.get("value")):
+            about = evaluation.tasks.get(row["task"], {})
+            rows.append({"group": "all"} | row | {"about": about, "stage": stage})
+    return rows
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""What was measured: validation through training, the evaluation suite with its intervals, the benchmark rows."""
+"""The sections with measured scores: validation, stages of a curriculum, evaluation tasks, and benchmark rows."""
 
 import math
 import re
@@ -7,182 +7,216 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax.report import escape, markup
-from slm_jax.report.axes import compact, figure, percent, span
-from slm_jax.report.escape import Safe
-from slm_jax.report.run_data import Facts, Subject
-from slm_jax.report.tokens import counts_of
+from slm_jax.report import markup
+from slm_jax.report.axes import format_compact, format_duration, format_number, format_percent
+from slm_jax.report.escaping import SafeHtml, escape_text
+from slm_jax.report.run_data import ReportData, RunData, is_number
+from slm_jax.report.tokenizer_section import token_counts
 from slm_jax.run.metrics import Row
 
-VALIDATIONS = 30  # rows shown at once; the others can be unfolded
+_MAX_VALIDATIONS = 30  # rows shown at once; the others are in a collapsible part
+_MAX_NOWRAP = 40  # characters of a benchmark cell that stays on one line
 
 
-def validation(subject: Subject) -> Safe:
-    """The scores on the held-out text, the newest first, with what guessing would give."""
-    columns, staged = subject.columns, subject.is_curriculum
+def validation_section(data: ReportData) -> SafeHtml:
+    """Return a table of the validation scores, the newest first, followed by baselines without a model."""
+    columns = data.columns
     if not columns.validations:
-        return Safe("")
-    stages = [facts.stage for facts in subject.stages for _ in facts.columns.validations]
-    rows: list[tuple[str, ...]] = []
-    for row, place, stage in zip(columns.validations, columns.validated_at().tolist(), stages, strict=True):
-        seen, seconds = columns.x["tokens"][place], columns["seconds"][place]
-        cells = (f"{int(row['step']):,}", *_scores(row), compact(float(seen)), span(float(seconds)))
-        rows.append((*cells[:1], *[stage] * staged, *cells[1:]))
-    rows = [*rows[::-1], *((*cells[:1], *[""] * staged, *cells[1:]) for cells in guesses(subject.last))]
-    head = ["step", *["stage"] * staged]
-    head += ["bits per byte", "loss", "perplexity", "accuracy", "tokens so far", "training time"]
-    numbers = range(1 + staged, 7 + staged)
-    shown, rest = rows[:VALIDATIONS], rows[VALIDATIONS:]
-    parts = [markup.table(head, shown, numbers, "Validation scores")]
+        return SafeHtml("")
+    stages = [stage.stage for stage in data.stages for _ in stage.columns.validations]
+    rows: list[list[str]] = []
+    for row, index, stage in zip(columns.validations, columns.validation_indices().tolist(), stages, strict=True):
+        tokens = format_compact(float(columns.x["tokens"][index]))
+        seconds = format_duration(float(columns["seconds"][index]))
+        rows.append([f"{int(row['step']):,}", stage, *_score_cells(row), tokens, seconds])
+    rows.reverse()
+    rows += [[name, "", *cells, "", ""] for name, cells in baselines(data.last)]
+    header = ["step", "stage", "bits per byte", "loss", "perplexity", "accuracy", "tokens", "training time"]
+    numbers = range(2, 8)
+    if not data.is_curriculum:
+        header, rows = _without_column(1, header, rows)
+        numbers = range(1, 7)
+    parts = [markup.table(header, rows[:_MAX_VALIDATIONS], numbers, "Validation scores")]
+    rest = rows[_MAX_VALIDATIONS:]
     if rest:
-        parts.append(markup.folded(f"{len(rest)} more", markup.table(head, rest, numbers, "More scores")))
-    return markup.joined(parts)
+        more = markup.table(header, rest, numbers, "Further validation scores")
+        parts.append(markup.collapsible(f"{len(rest)} more", more))
+    return markup.concatenate(parts)
 
 
-def _scores(row: Row) -> tuple[str, str, str, str]:
-    return (
+def _without_column(index: int, header: list[Any], rows: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    return header[:index] + header[index + 1 :], [row[:index] + row[index + 1 :] for row in rows]
+
+
+def _score_cells(row: Row) -> list[str]:
+    return [
         f"{row['val_bits_per_byte']:.4f}",
         f"{row['val_loss']:.4f}",
-        figure(row["val_perplexity"]),
-        percent(row["val_accuracy"]),
-    )
+        format_number(row["val_perplexity"]),
+        format_percent(row["val_accuracy"]),
+    ]
 
 
-def guesses(facts: Facts) -> Iterator[tuple[str, ...]]:
-    """The rows for guessing without a model, on the text that is validated on, for comparison."""
-    validated, size = facts.validated, facts.vocab_size
-    held_out, training = counts_of(validated, size), counts_of(facts.split("train"), size)
-    if not validated or held_out is None or training is None or validated.has_prompts:
+def baselines(run_data: RunData) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the score cells of predictions without a model, on the text used for validation.
+
+    Nothing is yielded if the text is not available, or if it has prompts, whose tokens are not predicted.
+    """
+    stream = run_data.validation_stream
+    vocab_size = run_data.vocab_size
+    held_out = token_counts(stream, vocab_size)
+    training = token_counts(run_data.token_stream("train"), vocab_size)
+    if not stream or held_out is None or training is None or stream.has_prompts:
         return
-    # One count more of each id: none is impossible.
-    odds = (training + 1) / (training.sum() + size)
-    share = held_out / held_out.sum()
+    probabilities = (training + 1) / (training.sum() + vocab_size)  # add-one smoothing: no token is impossible
+    shares = held_out / held_out.sum()
+    unigram_loss = float(-(shares * np.log(probabilities)).sum())
+    unigram_accuracy = float(shares[probabilities.argmax()])
     for name, loss, accuracy in (
-        ("guessing by how common each token is", float(-(share * np.log(odds)).sum()), float(share[odds.argmax()])),
-        ("guessing blindly", math.log(size), 1 / size),
+        ("baseline: token frequencies", unigram_loss, unigram_accuracy),
+        ("baseline: uniform", math.log(vocab_size), 1 / vocab_size),
     ):
-        bits = loss / math.log(2) * len(validated) / validated.num_bytes
-        yield (name, f"{bits:.4f}", f"{loss:.4f}", figure(math.exp(loss)), percent(accuracy), "", "")
+        bits = loss / math.log(2) * len(stream) / stream.num_bytes
+        yield name, [f"{bits:.4f}", f"{loss:.4f}", format_number(math.exp(loss)), format_percent(accuracy)]
 
 
-def stages(subject: Subject) -> Safe:
-    """Held-out bits per byte of each stage's text after each stage: what was taught, and what was forgotten."""
-    found = {(str(row["after"]), str(row["text"])): row["bits_per_byte"] for row in subject.stage_scores}
-    models, texts = (sorted({pair[i] for pair in found}) for i in range(2))
-    best = {text: min(value for (_, of), value in found.items() if of == text) for text in texts}
+def stages_section(data: ReportData) -> SafeHtml:
+    """Return a table of each stage's model on each stage's held-out text: what was learned and what was forgotten."""
+    scores = {(str(row["after"]), str(row["text"])): row["bits_per_byte"] for row in data.stage_scores}
+    if not scores:
+        return SafeHtml("")
+    models = sorted({model for model, _ in scores})
+    texts = sorted({text for _, text in scores})
+    best = {text: min(value for (_, scored), value in scores.items() if scored == text) for text in texts}
     rows = []
     for model in models:
         row: list[object] = [f"after {model}"]
         for text in texts:
-            value = found.get((model, text))
-            shown = "" if value is None else f"{value:.4f}"
-            row.append(Safe(f"<b>{shown}</b>") if value == best[text] else shown)
+            value = scores.get((model, text))
+            cell = "" if value is None else f"{value:.4f}"
+            row.append(SafeHtml(f"<b>{cell}</b>") if value == best[text] else cell)
         rows.append(row)
-    if not rows:
-        return Safe("")
-    note = markup.paragraph("Bits per byte of the held-out text of each stage; bold: the best of a column.", "muted")
-    return markup.joined([note, markup.table(["model", *texts], rows, range(1, len(texts) + 1), "Stages")])
+    description = "Bits per byte on the held-out text of each stage. The best value of each column is bold."
+    table = markup.table(["model", *texts], rows, range(1, len(texts) + 1), "Stages")
+    return markup.concatenate([markup.paragraph(description, "muted"), table])
 
 
-def evaluation(subject: Subject) -> Safe:
-    """The tables of evaluation.json: whole tasks, and the parts of those that have parts."""
-    rows = subject.evaluation
-    if not rows:
-        return Safe("")
-    whole = [row for row in rows if row.get("group", "all") in ("", "all")]
+def evaluation_section(data: ReportData) -> SafeHtml:
+    """Return the tables of evaluation.json: complete tasks first, then the parts of tasks that have parts."""
+    if not data.evaluation:
+        return SafeHtml("")
+    complete = [row for row in data.evaluation if is_complete_task(row)]
     parts: dict[str, list[Row]] = {}
-    for row in rows:
-        if row not in whole:
-            parts.setdefault(task_title(row, subject), []).append(row)
-    found = [_evaluation_table(whole, subject, "all")] if whole else []
-    for task, of_task in parts.items():
-        found.append(markup.folded(f"{task}: {len(of_task)} parts", _evaluation_table(of_task, subject, "parts")))
-    found.extend(_notes(subject))
-    return markup.joined(found)
+    for row in data.evaluation:
+        if not is_complete_task(row):
+            parts.setdefault(task_title(row, data), []).append(row)
+    blocks = [_evaluation_table(complete, data, by_part=False)] if complete else []
+    for task, rows in parts.items():
+        blocks.append(markup.collapsible(f"{task}: {len(rows)} parts", _evaluation_table(rows, data, by_part=True)))
+    notes = {task_title(row, data): str(row["about"]["note"]) for row in data.evaluation if row["about"].get("note")}
+    if notes:
+        blocks.append(markup.collapsible("Methods", markup.properties(notes.items())))
+    return markup.concatenate(blocks)
 
 
-def task_title(row: Row, subject: Subject) -> str:
-    """The task of a row of an evaluation, of a curriculum with the stage before it."""
-    return f"{row['stage']}: {row['task']}" if subject.is_curriculum and row.get("stage") else str(row["task"])
+def is_complete_task(row: Row) -> bool:
+    """Return whether a result row is for a complete data set, not for a part of it."""
+    return row["group"] in ("", "all")
 
 
-def _evaluation_table(rows: list[Row], subject: Subject, what: str) -> Safe:
-    whole, staged = what == "all", subject.is_curriculum
-    ratios, refer = any(map(_is_share, rows)), any(row.get("reference") for row in rows)
-    head: list[object] = ["task" if whole else "part", *["stage"] * staged, "metric", "value", "95 % interval"]
-    head += [*["0 – 100 %"] * ratios, "items", "step", *["for comparison"] * refer]
-    cells = []
-    for row in rows:
-        low, high = row.get("low"), row.get("high")
-        interval = f"{_value(row, low)} – {_value(row, high)}" if _known(low) and _known(high) else ""
-        metric = str(row.get("metric", "")).replace("_", " ")
-        cell = [row["task"] if whole else row["group"], *[row.get("stage", "")] * staged, metric]
-        cell += [_value(row, row["value"]), interval, *[_whisker(row)] * ratios]
-        cell += [figure(row["count"]) if _known(row.get("count")) else "", _step(row)]
-        cells.append(cell + [row.get("reference", "")] * refer)
-    numbers = {i for i, name in enumerate(head) if name in ("value", "95 % interval", "items", "step")}
-    return markup.table(head, cells, numbers, "Evaluation" if whole else "Evaluation by part")
+def task_title(row: Row, data: ReportData) -> str:
+    """Return the task of a result row, for a curriculum with the name of the stage."""
+    return f"{row['stage']}: {row['task']}" if data.is_curriculum and row.get("stage") else str(row["task"])
 
 
-def _known(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _evaluation_table(rows: list[Row], data: ReportData, by_part: bool) -> SafeHtml:
+    # Column name and cells; the columns that are shown depend on the rows.
+    columns: dict[str, list[object]] = {}
+    columns["part" if by_part else "task"] = [row["group"] if by_part else row["task"] for row in rows]
+    if data.is_curriculum:
+        columns["stage"] = [row.get("stage", "") for row in rows]
+    columns["metric"] = [metric_text(row) for row in rows]
+    columns["value"] = [_value_text(row, row["value"]) for row in rows]
+    columns["95 % interval"] = [_interval_text(row) for row in rows]
+    if any(map(_is_fraction, rows)):
+        columns["0 – 100 %"] = [_whisker(row) for row in rows]
+    columns["items"] = [format_number(row["count"]) if is_number(row.get("count")) else "" for row in rows]
+    columns["step"] = [f"{row['step']:,}" if isinstance(row.get("step"), int) else "" for row in rows]
+    if any(row.get("reference") for row in rows):
+        columns["references"] = [row.get("reference", "") for row in rows]
+    header = list(columns)
+    numbers = {i for i, name in enumerate(header) if name in ("value", "95 % interval", "items", "step")}
+    cells = list(zip(*columns.values(), strict=True))
+    return markup.table(header, cells, numbers, "Evaluation by part" if by_part else "Evaluation")
 
 
-def _is_share(row: Row) -> bool:
+def metric_text(row: Row) -> str:
+    """Return the name of the metric of a result row in words."""
+    return str(row.get("metric", "")).replace("_", " ")
+
+
+def _is_fraction(row: Row) -> bool:
     return "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
 
 
-def _value(row: Row, value: Any) -> str:
-    return percent(value) if _is_share(row) else figure(value)
+def _value_text(row: Row, value: Any) -> str:
+    return format_percent(value) if _is_fraction(row) else format_number(value)
 
 
-def _step(row: Row) -> str:
-    return f"{row['step']:,}" if isinstance(row.get("step"), int) else ""
-
-
-def _whisker(row: Row) -> Safe:
-    """The value with its interval on a line from 0 to 100 %, and where chance is."""
-    if not _is_share(row):
-        return Safe("")
-    at = lambda share: f"{2 + 136 * min(max(share, 0.0), 1.0):.1f}"  # noqa: E731
+def _interval_text(row: Row) -> str:
     low, high = row.get("low"), row.get("high")
-    line = f'<path d="M{at(low)} 9H{at(high)}"/>' if _known(low) and _known(high) else ""
+    return f"{_value_text(row, low)} – {_value_text(row, high)}" if is_number(low) and is_number(high) else ""
+
+
+def value_with_interval(row: Row) -> str:
+    """Return the value of a result row with its confidence interval in parentheses."""
+    value = _value_text(row, row["value"])
+    interval = _interval_text(row)
+    return f"{value} ({interval})" if interval else value
+
+
+def _whisker(row: Row) -> SafeHtml:
+    """Return a drawing of a fraction and its interval on a line from 0 to 100 %, with a tick at chance."""
+    if not _is_fraction(row):
+        return SafeHtml("")
+
+    def x(fraction: float) -> str:
+        return f"{2 + 136 * min(max(fraction, 0.0), 1.0):.1f}"
+
+    low, high = row.get("low"), row.get("high")
+    interval = ""
+    if is_number(low) and is_number(high):
+        interval = f'<path d="M{x(low)} 9H{x(high)}"/>'  # type: ignore[arg-type]
     chance = re.search(r"chance ([\d.]+) ?%", str(row.get("reference", "")))
-    tick = f'<path class="ref" d="M{at(float(chance[1]) / 100)} 1V17"/>' if chance else ""
-    return Safe(
+    tick = f'<path class="ref" d="M{x(float(chance[1]) / 100)} 1V17"/>' if chance else ""
+    return SafeHtml(
         '<svg class="whisker" viewBox="0 0 140 18" aria-hidden="true"><path class="axis" d="M2 9H138M2 5V13M138 5V13"/>'
-        f'{tick}{line}<circle cx="{at(row["value"])}" cy="9" r="4"/></svg>'
+        f'{tick}{interval}<circle cx="{x(row["value"])}" cy="9" r="4"/></svg>'
     )
 
 
-def _notes(subject: Subject) -> Iterator[Safe]:
-    """How each task was measured, as the evaluation noted it."""
-    said = {task_title(row, subject): str(note) for row in subject.evaluation if (note := row["about"].get("note"))}
-    if said:
-        yield markup.folded("How these were measured", markup.facts_list(said.items()))
-
-
-def benchmarks(subject: Subject) -> Safe:
-    """The rows of benchmarks.csv, with the columns that hold anything."""
-    rows = subject.benchmarks
+def benchmarks_section(data: ReportData) -> SafeHtml:
+    """Return the rows of benchmarks.csv, without empty columns."""
+    rows = data.benchmarks
     names = [name for name in (rows[0] if rows else {}) if any(row.get(name) for row in rows)]
     if not names:
-        return Safe("")
-    numeric = {i for i, name in enumerate(names) if all(_number(row.get(name, "")) is not None for row in rows)}
-    cells = [[_cell(row.get(name, ""), i in numeric) for i, name in enumerate(names)] for row in rows]
-    return markup.table([name.replace("_", " ") for name in names], cells, numeric, "Benchmarks", row_heads=False)
+        return SafeHtml("")
+    numeric = {i for i, name in enumerate(names) if all(_parse_number(row.get(name, "")) is not None for row in rows)}
+    cells = [[_benchmark_cell(row.get(name, ""), i in numeric) for i, name in enumerate(names)] for row in rows]
+    header = [name.replace("_", " ") for name in names]
+    return markup.table(header, cells, numeric, "Benchmarks", row_headers=False)
 
 
-def _number(value: str) -> float | None:
+def _parse_number(value: str) -> float | None:
+    """Return the number in a cell, NaN for an empty cell, None for text."""
     try:
-        found = float(value) if value else math.nan
+        return float(value) if value else math.nan
     except ValueError:
         return None
-    return found
 
 
-def _cell(value: str, numeric: bool) -> object:
-    number = _number(value)
+def _benchmark_cell(value: str, numeric: bool) -> object:
+    number = _parse_number(value)
     if numeric and number is not None:
-        return figure(number) if math.isfinite(number) else ""
-    return Safe(f'<span class="nowrap">{escape.text(value)}</span>') if len(value) < 40 else value
+        return format_number(number) if math.isfinite(number) else ""
+    return SafeHtml(f'<span class="nowrap">{escape_text(value)}</span>') if len(value) < _MAX_NOWRAP else value

@@ -20,7 +20,7 @@ from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.performance import flops
 from slm_jax.performance.roofline import mfu_baseline
-from slm_jax.report.page import write_at_end
+from slm_jax.report.page import write_report_after_training
 from slm_jax.report.training_plot import plot_training
 from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
@@ -293,7 +293,7 @@ def _plot(run: Run) -> None:
         and (not run.plot.is_file() or run.plot.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns)
     ):
         plot_training(read_metrics(run.metrics), run.plot, run.path.name)
-        write_at_end(run)
+        write_report_after_training(run)
 
 
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One tiny trained run, and what is made of copies of it."""
+"""A tiny trained run, and helpers that modify copies of it."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The directory of a run of 24 steps. Not to be changed: `copy` it."""
+    """The directory of a run of 24 steps. Use `copy` to modify it."""
     folder = tmp_path_factory.mktemp("trained")
     lines = [f"Line {i}: the quick brown Fox jumps over {i * 7 % 13} lazy dogs, née Åse.\n" for i in range(600)]
     (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A function: a copy of the run under a name, without its checkpoints."""
+    """A function that copies the run under a name, without its checkpoints."""
 
     def make(name="run"):
         shutil.copytree(trained, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
@@ -67,26 +67,26 @@ def curriculum(copy, tmp_path):
 
 
 def rows_of(run):
-    """The rows of a run, read without the package."""
+    """Return the metrics of a run, read without the package."""
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
 def cut_held_out(run, *ends):
-    """Its held-out text as documents that end at these tokens, of two bytes a token."""
+    """Replace the held-out documents by ones that end at these tokens, with two bytes per token."""
     path = run.corpus / "validation-00000.documents.npy"
     documents = np.repeat(np.load(path)[:1], len(ends))
     documents["end"], documents["digest"], documents["bytes"] = ends, range(len(ends)), 2 * np.diff(ends, prepend=0)
-    path.unlink()  # a hard link, perhaps
+    path.unlink()  # it may be a hard link
     np.save(path, documents)
 
 
 def with_option(run, section, **values):
-    """Change options of its config."""
+    """Change options of the config."""
     config = run.read_config()
     changed = getattr(config, section).model_copy(update=values)
     run.save_config(config.model_copy(update={section: changed}))
 
 
 def write_rows(run, rows):
-    """Replace them."""
+    """Replace the metrics."""
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))

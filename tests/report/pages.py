@@ -1,4 +1,4 @@
-"""A page as a browser's parser sees it, by the standard library's."""
+"""Parsed HTML pages, with the parser of the standard library."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"meta", "link", "input", "br", "img"}
 
 
 class Element:
-    """A node with its attributes, children and text."""
+    """An element with its attributes and children."""
 
     def __init__(self, tag, attributes):
         self.tag, self.attributes, self.children = tag, dict(attributes), []
@@ -19,29 +19,29 @@ class Element:
     def classes(self):
         return (self.attributes.get("class") or "").split()
 
-    def all(self, tag=None, kind=None):
-        """Every element below with that tag and class."""
+    def all(self, tag=None, css_class=None):
+        """Yield all descendants with a tag and a class."""
         for child in self.children:
             if isinstance(child, Element):
-                if tag in (None, child.tag) and (kind is None or kind in child.classes):
+                if tag in (None, child.tag) and (css_class is None or css_class in child.classes):
                     yield child
-                yield from child.all(tag, kind)
+                yield from child.all(tag, css_class)
 
-    def one(self, tag=None, kind=None):
-        found = list(self.all(tag, kind))
-        assert len(found) == 1, f"{len(found)} of <{tag} class={kind}>"
-        return found[0]
+    def one(self, tag=None, css_class=None):
+        elements = list(self.all(tag, css_class))
+        assert len(elements) == 1, f"{len(elements)} of <{tag} class={css_class}>"
+        return elements[0]
 
     def by_id(self, name):
         return next(each for each in self.all() if each.attributes.get("id") == name)
 
     def rows(self):
-        """The texts of the cells below, row by row."""
+        """Return the texts of all table cells, row by row."""
         return [[cell.text for cell in row.children if cell.tag in ("th", "td")] for row in self.all("tr")]
 
 
 class Page(HTMLParser):
-    """Parses; every element must be closed where it was opened."""
+    """A parser that requires every element to be closed in order."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         self._open = [self.root]
         self.feed(text)
         self.close()
-        assert self._open == [self.root], f"never closed: {[each.tag for each in self._open[1:]]}"
+        assert self._open == [self.root], f"not closed: {[each.tag for each in self._open[1:]]}"
 
     def handle_starttag(self, tag, attrs):
         element = Element(tag, attrs)
@@ -69,5 +69,5 @@ class Page(HTMLParser):
 
 
 def read_page(path):
-    """The root element of a file."""
+    """Return the root element of a file."""
     return Page(path.read_text(encoding="utf-8")).root

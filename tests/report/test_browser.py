@@ -1,4 +1,4 @@
-"""The pages in a real browser (Chromium with its driver; skipped where there is none)."""
+"""The pages in a real browser; skipped without Chromium and chromedriver."""
 
 import json
 import shutil
@@ -30,8 +30,8 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def look(browser, path, width=1280, dark=False):
-    """Open a page at a width; the requests that it made."""
+def open_page(browser, path, width=1280, dark=False):
+    """Open a page at a width, and return the URLs that it requested."""
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -40,12 +40,12 @@ def look(browser, path, width=1280, dark=False):
     browser.get(path.as_uri())
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("data:", "chrome:"))]  # chrome: the browser's own first page
+    return [url for url in sent if not url.startswith(("data:", "chrome:"))]  # chrome: the start page
 
 
 @pytest.fixture
 def pages(copy, curriculum):
-    """A run with everything a report can hold, a curriculum, and both compared."""
+    """Reports of a run with all sections and of a curriculum, and their comparison."""
     run = copy("a-run-with-quite-a-long-name-20260101-120000-abcd")
     text = "x" * 300 + " <b>bold</b> " + "word " * 80
     run.samples.write_text(f"\n## Step 24\n\n    {text}\n")
@@ -58,18 +58,18 @@ def pages(copy, curriculum):
     return [write_report(run.path)[1], write_report(curriculum)[1], run.path / "both.html"]
 
 
-def test_quiet_alone_and_as_wide_as_the_screen(browser, pages):
+def test_pages_fit_the_screen_and_request_and_log_nothing(browser, pages):
     for page in pages:
         for width, dark in ((360, False), (360, True), (1280, False)):
-            assert look(browser, page, width, dark) == [page.as_uri()]
+            assert open_page(browser, page, width, dark) == [page.as_uri()]
             browser.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
             whole = browser.execute_script("return document.documentElement.scrollWidth")
             assert whole <= browser.execute_script("return document.documentElement.clientWidth") <= width, (
                 page,
                 width,
             )
-            colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-            assert colour == ("rgb(20, 24, 31)" if dark else "rgb(246, 247, 249)")
+            color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert color == ("rgb(20, 24, 31)" if dark else "rgb(246, 247, 249)")
     assert browser.get_log("browser") == []
 
 
@@ -77,7 +77,7 @@ SHOWN = "return [...document.querySelectorAll('.view')].filter((v) => v.offsetPa
 
 
 def test_controls(browser, pages):
-    look(browser, pages[0])
+    open_page(browser, pages[0])
     assert all(name == "view axis-step lin" for name in browser.execute_script(SHOWN))
     charts = len(browser.execute_script(SHOWN))
     browser.find_element("css selector", "[value='tokens']").click()
@@ -91,9 +91,9 @@ def test_controls(browser, pages):
     assert browser.execute_script(smooth) == "none"
 
 
-def test_values_are_read_out(browser, pages, trained):
+def test_values_are_displayed(browser, pages, trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    look(browser, pages[0])
+    open_page(browser, pages[0])
     browser.find_element("css selector", ".smoothing").click()
     plot = browser.find_element("css selector", ".plot")
     keys = webdriver.Keys
@@ -108,7 +108,7 @@ def test_values_are_read_out(browser, pages, trained):
     plot.send_keys(keys.ESCAPE)
     assert not readout.is_displayed()
     area = browser.find_element("css selector", ".area")
-    webdriver.ActionChains(browser).move_to_element(area).perform()  # its middle
+    webdriver.ActionChains(browser).move_to_element(area).perform()  # at its center
     assert readout.is_displayed()
     assert readout.text.startswith("step 12")
     assert "validation" in readout.text
@@ -117,7 +117,7 @@ def test_values_are_read_out(browser, pages, trained):
 def test_without_scripts(browser, pages):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        look(browser, pages[0])
+        open_page(browser, pages[0])
         views = browser.find_elements("css selector", ".view.axis-step.lin")
         assert views
         assert all(view.is_displayed() for view in views)

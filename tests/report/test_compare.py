@@ -1,4 +1,4 @@
-"""Several runs: sorted, honest about what cannot be compared, and only the options that differ."""
+"""Comparison of several runs: order, notes about comparability, and the options that differ."""
 
 import json
 import shutil
@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 
 from slm_jax.cli.report import main
-from slm_jax.report.compare import names_of
-from slm_jax.report.run_data import read_subject
+from slm_jax.report.compare import run_names
+from slm_jax.report.run_data import read_report_data
 from slm_jax.utils.errors import UserError
 from tests.report.conftest import cut_held_out, rows_of, with_option, write_rows
 from tests.report.pages import read_page
 
 
 def with_score(run, bits):
-    """The run as one that ended with other bits per byte."""
+    """Change the last bits per byte of a run."""
     rows = rows_of(run)
     rows[-1] |= {"val_bits_per_byte": bits}
     write_rows(run, rows)
     return run
 
 
-def test_the_best_is_first(copy, capsys):
+def test_runs_are_sorted_by_bits_per_byte(copy, capsys):
     runs = [with_score(copy(name), bits) for name, bits in (("a", 2.5), ("b", 1.25), ("c", 3.75))]
     with_option(runs[2], "train", seed=7)
-    begun = copy("d")
-    begun.metrics.unlink()
-    main([str(run.path) for run in (*runs, begun)])
+    started = copy("d")
+    started.metrics.unlink()
+    main([str(run.path) for run in (*runs, started)])
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[1:5]] == ["b", "a", "c", "d"]
     assert out[1].split()[1] == "1.2500"
@@ -37,40 +37,40 @@ def test_the_best_is_first(copy, capsys):
     rows = page.by_id("runs").rows()
     assert [row[0] for row in rows[1:]] == ["b", "a", "c", "d"]
     assert page.by_id("config").rows() == [["option", "b", "a", "c", "d"], ["train.seed", "0", "0", "7", "0"]]
-    assert not list(page.all("div", "note")), "the same text and tokenizer: nothing to warn of"
+    assert not list(page.all("div", "note")), "the text and the tokenizer are the same"
     validation = next(page.all("figure", "chart"))
     lines = json.loads(validation.one("script", "lines").text)
     assert [line["name"] for line in lines] == ["b", "a", "c"]
     assert [line["y"][-1] for line in lines] == [1.25, 2.5, 3.75]
-    tracks = json.loads(page.by_id("tracks").text)
-    subject = read_subject(runs[0].path)
-    for axis, end in (*subject.columns.end.items(), ("flops", subject.flops)):
-        assert tracks[lines[1]["track"]][axis][-1] == pytest.approx(end, rel=1e-6)
+    x_values = json.loads(page.by_id("x-values").text)
+    data = read_report_data(runs[0].path)
+    for axis, end in (*data.columns.end.items(), ("flops", data.flops)):
+        assert x_values[lines[1]["x"]][axis][-1] == pytest.approx(end, rel=1e-6)
 
 
-def test_other_held_out_text_is_told(copy, capsys):
+def test_different_held_out_text_is_noted(copy, capsys):
     first, second = copy("a"), copy("b")
     path = second.corpus / "validation-00000.documents.npy"
     documents = np.load(path)
     documents["digest"] += 1
-    path.unlink()  # a hard link, perhaps
+    path.unlink()  # it may be a hard link
     np.save(path, documents)
     main([str(first.path), str(second.path)])
     assert "Validated on different text" in capsys.readouterr().out
     assert "Validated on different text" in read_page(first.path.parent / "comparison.html").one("div", "note").text
 
 
-@pytest.mark.parametrize(("most", "same"), [((300, 399), True), ((300, 400), False), ((0, 541), True)])
-def test_the_text_is_that_of_the_documents_that_are_validated_on(copy, most, same):
+@pytest.mark.parametrize(("max_tokens", "same"), [((300, 399), True), ((300, 400), False), ((0, 541), True)])
+def test_the_text_is_identified_by_the_documents_used_for_validation(copy, max_tokens, same):
     runs = [copy("a"), copy("b")]
-    for run, tokens in zip(runs, most, strict=True):
+    for run, tokens in zip(runs, max_tokens, strict=True):
         cut_held_out(run, 200, 400, 541)
         with_option(run, "eval", max_tokens=tokens)
-    first, second = (read_subject(run.path).held_out for run in runs)
+    first, second = (read_report_data(run.path).held_out_digest for run in runs)
     assert (first == second) == same
 
 
-def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):
+def test_a_different_tokenizer_is_noted_and_the_text_is_the_same(copy, capsys):
     from tokenizer import HybridTokenizer
 
     first, second = copy("a"), copy("b")
@@ -85,7 +85,7 @@ def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "note"),
     [
         ({}, ""),
         ({"data": "a/b at 0123 (kept in /cache)"}, ""),
@@ -97,24 +97,24 @@ def test_another_tokenizer_is_told_and_the_text_is_the_same(copy, capsys):
         ({"context": 8}, "b: a/b at 0123, 9 items, context 8, stride 16"),
     ],
 )
-def test_evaluations_of_other_sets_are_told(copy, capsys, change, said):
+def test_evaluations_on_different_data_are_noted(copy, capsys, change, note):
     runs = [copy("a"), copy("b")]
     for run, changed in zip(runs, ({}, change), strict=True):
-        how = {"data": "a/b at 0123", "count": 9, "context": 32, "stride": 16} | changed
-        row = {"task": "blimp", "group": "all", "metric": "accuracy", "value": 0.5, "count": how["count"]}
-        text = json.dumps({"results": [row, row | {"metric": "other"}], "tasks": {"blimp": how}})
+        method = {"data": "a/b at 0123", "count": 9, "context": 32, "stride": 16} | changed
+        row = {"task": "blimp", "group": "all", "metric": "accuracy", "value": 0.5, "count": method["count"]}
+        text = json.dumps({"results": [row, row | {"metric": "other"}], "tasks": {"blimp": method}})
         (run.path / "evaluation.json").write_text(text)
     main([str(run.path) for run in runs])
     out = capsys.readouterr().out
-    assert out.count("blimp was not measured alike") == bool(said)
-    assert said in out
+    assert out.count("blimp was measured in different ways") == bool(note)
+    assert note in out
 
 
-def test_runs_of_the_same_name_are_told_apart(copy, tmp_path):
+def test_runs_with_the_same_name_are_distinguished(copy, tmp_path):
     first = copy("x/run")
     shutil.copytree(first.path, tmp_path / "y" / "run")
     paths = [first.path, tmp_path / "y" / "run", shutil.copytree(first.path, tmp_path / "other")]
-    assert names_of([read_subject(path) for path in paths]) == ["x/run", "y/run", "other"]
+    assert run_names([read_report_data(path) for path in paths]) == ["x/run", "y/run", "other"]
 
 
 def test_a_curriculum_can_be_compared(copy, curriculum, capsys):
@@ -126,7 +126,7 @@ def test_a_curriculum_can_be_compared(copy, curriculum, capsys):
     )
 
 
-def test_one_run_on_the_command_line(copy, capsys, monkeypatch, tmp_path):
+def test_the_command_with_one_run(copy, capsys, monkeypatch, tmp_path):
     run = copy("runs/one")
     monkeypatch.chdir(tmp_path)
     main([])
@@ -137,19 +137,19 @@ def test_one_run_on_the_command_line(copy, capsys, monkeypatch, tmp_path):
     assert (tmp_path / "here.html").read_text().startswith("<!doctype html>")
 
 
-def test_evaluations_of_stages_are_told_apart(curriculum, capsys):
+def test_evaluations_of_stages_are_distinguished(curriculum, capsys):
     for name in ("01-words", "02-more words"):
         row = {"task": "heldout", "group": "all", "metric": "loss", "value": len(name)}
-        text = json.dumps({"results": [row], "tasks": {"heldout": {"note": f"noted of {name}"}}})
+        text = json.dumps({"results": [row], "tasks": {"heldout": {"note": f"method of {name}"}}})
         (curriculum / "stages" / name / "evaluation.json").write_text(text)
     main([str(curriculum)])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "heldout" in line] == ["words: heldout loss: 8", "more words: heldout loss: 13"]
-    said = read_page(curriculum / "report.html").by_id("evaluation").one("dl").text
-    assert said == "words: heldoutnoted of 01-wordsmore words: heldoutnoted of 02-more words"
+    notes = read_page(curriculum / "report.html").by_id("evaluation").one("dl").text
+    assert notes == "words: heldoutmethod of 01-wordsmore words: heldoutmethod of 02-more words"
 
 
-def test_mistakes(copy, tmp_path):
+def test_invalid_arguments(copy, tmp_path):
     run = copy("a")
     with pytest.raises(UserError, match="no run in"):
         main([str(tmp_path / "b")])

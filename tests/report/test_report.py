@@ -1,4 +1,4 @@
-"""The report of a run: complete, right, closed in itself, and its texts are only texts."""
+"""The report of a run: complete, correct, self-contained, and safe with any text."""
 
 import json
 import math
@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from slm_jax.report.page import report_html, write_at_end, write_report
-from slm_jax.report.run_data import read_subject
+from slm_jax.report.page import report_html, write_report, write_report_after_training
+from slm_jax.report.run_data import read_report_data
 from slm_jax.run.directory import Run
 from slm_jax.run.samples import read_samples
 from slm_jax.utils.errors import UserError
@@ -24,11 +24,11 @@ def tiles(page):
     return {each.one("dt").text: each.one("dd").text for each in page.all("div", "tile")}
 
 
-def details(page):
+def properties(page):
     return {each.one("dt").text: each.one("dd").text for each in page.all("div") if len(list(each.all("dt"))) == 1}
 
 
-def test_training_writes_it(trained):
+def test_training_writes_the_report(trained):
     page = read_page(trained / "report.html")
     headings = [each.text for each in page.all("h2")]
     assert headings == "Curves|Validation|Samples|Tokenizer|Data|Config|Environment and cost".split("|")
@@ -40,7 +40,7 @@ def test_training_writes_it(trained):
     assert {"Loss", "Bits per byte", "Learning rate", "Gradient norm", "Speed", "Accuracy"} <= set(titles)
 
 
-def test_the_figures_are_those_of_the_run(trained):
+def test_key_values_and_validation_scores(trained):
     run, page = Run(trained), read_page(trained / "report.html")
     rows, found = rows_of(run), tiles(page)
     last = rows[-1]
@@ -48,8 +48,8 @@ def test_the_figures_are_those_of_the_run(trained):
     assert found["Validation loss"].startswith(f"{last['val_loss']:.3f}")
     tokens = sum(row["tokens"] for row in rows)
     assert found["Tokens predicted"].startswith(f"{tokens:,}")
-    # Counted by hand: 4 attention matrices of 32 x 32, 3 of the MLP of 32 x 64 (2/3 of 64, rounded up), the tied head;
-    # 6 FLOPs each and token, and 12 for each channel and key, of which a token sees 16.5 on average.
+    # By hand: 4 attention matrices of 32 x 32, 3 MLP matrices of 32 x 64, and the tied head; 6 FLOPs per matrix
+    # parameter and token, and 12 per channel and key, of which a token attends to 16.5 on average.
     vocab = HybridTokenizer.load(run.tokenizer).vocab_size
     matrices = 4 * 32 * 32 + 3 * 32 * 64 + vocab * 32
     assert found["Model FLOPs"].startswith(f"{tokens * (6 * matrices + 12 * 32 * 16.5):.2e}")
@@ -62,12 +62,12 @@ def test_the_figures_are_those_of_the_run(trained):
     ]
 
 
-@pytest.mark.parametrize(("most", "kept"), [(0, 541), (300, 200)])
-def test_guesses_against_a_loop_over_the_tokens(copy, most, kept):
-    """Over those that are validated on: whole documents, as many as fit into eval.max_tokens."""
+@pytest.mark.parametrize(("max_tokens", "kept"), [(0, 541), (300, 200)])
+def test_baselines_against_a_loop_over_the_tokens(copy, max_tokens, kept):
+    """Validation uses complete documents, as many as fit into eval.max_tokens."""
     run = copy()
     cut_held_out(run, 200, 400, 541)
-    with_option(run, "eval", max_tokens=most)
+    with_option(run, "eval", max_tokens=max_tokens)
     tokenizer = HybridTokenizer.load(run.tokenizer)
     ids = {side: np.load(run.corpus / f"{side}-00000.tokens.npy").tolist() for side in ("train", "validation")}
     assert len(ids["validation"]) == 541
@@ -79,29 +79,29 @@ def test_guesses_against_a_loop_over_the_tokens(copy, most, kept):
     common = max(uses, key=uses.get)
 
     rows = {row[0]: row for row in read_page(write_report(run.path)[1]).by_id("validation").rows()}
-    row = rows["guessing by how common each token is"]
+    row = rows["baseline: token frequencies"]
     assert float(row[1]) == pytest.approx(nats / math.log(2) / num_bytes, abs=1e-4)
     assert float(row[2]) == pytest.approx(nats / len(ids["validation"]), abs=1e-4)
     assert float(row[4].split()[0]) == pytest.approx(
         100 * ids["validation"].count(common) / len(ids["validation"]), abs=0.06
     )
-    assert float(rows["guessing blindly"][2]) == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-4)
+    assert float(rows["baseline: uniform"][2]) == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-4)
 
 
-def test_tokenizer_figures(trained):
+def test_tokenizer_properties(trained):
     tokenizer = HybridTokenizer.load(trained / "tokenizer.hybtok")
     page = read_page(trained / "report.html").by_id("tokenizer")
     for side, name in (("train", "training"), ("validation", "held-out")):
         ids = np.load(trained / "corpus" / f"{side}-00000.tokens.npy").tolist()
         rate = len(tokenizer.decode(ids).encode()) / sum(i != tokenizer.token2id["<EOS>"] for i in ids)
-        assert details(page)[f"Bytes per token, {name} text"] == f"{rate:.3f}"
+        assert properties(page)[f"Bytes per token, {name} text"] == f"{rate:.3f}"
     _, longest = (table.rows()[1:] for table in page.all("table"))
     sizes = [len(row[0].replace("·", " ").encode()) for row in longest]
     assert sizes == sorted(sizes, reverse=True)
     assert [int(row[2]) for row in longest] == sizes
 
 
-def test_a_sample_in_pieces(copy):
+def test_a_tokenized_sample(copy):
     run = copy()
     text = "The quick brown Fox\n  JUMPS over née Åse. 🙂"
     run.samples.write_text("\n## Step 24\n\n" + "".join(f"    {line}\n" for line in text.splitlines()))
@@ -116,25 +116,25 @@ def test_a_sample_in_pieces(copy):
     assert any("⏎\n" in piece for kind, piece in kinds if kind == "space")
 
 
-def test_samples_are_those_that_training_wrote(trained):
+def test_samples_match_those_written_by_training(trained):
     samples = read_samples(trained / "samples.md")
     assert [sample.step for sample in samples] == [8, 16, 24]
     assert all(len(sample.texts) == 2 for sample in samples)
     for text, prompt in zip(samples[-1].texts, ("Line 5", "The quick"), strict=True):
         assert text.startswith(prompt)
     shown = [pre.text for pre in read_page(trained / "report.html").by_id("samples").all("pre")]
-    pictures = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-    assert shown == [text.translate(pictures) for sample in samples[::-1] for text in sample.texts]
+    symbols = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+    assert shown == [text.translate(symbols) for sample in samples[::-1] for text in sample.texts]
 
 
-def test_separators_inside_of_a_sample_are_its_text(tmp_path):
+def test_separators_inside_a_sample_are_text(tmp_path):
     path = tmp_path / "samples.md"
     path.write_text("\n## Step 5\n\n    a\n    * * *\n    \n    ## Step 9\n\n* * *\n\n        b\n")
     (sample,) = read_samples(path)
     assert sample == (5, ["a\n* * *\n\n## Step 9", "    b"])
 
 
-def test_environment_is_recorded_during_training(trained):
+def test_the_environment_is_recorded_during_training(trained):
     import jax
 
     (call,) = json.loads((trained / "environment.json").read_text())["calls"]
@@ -155,7 +155,7 @@ def test_changed_options_are_marked(trained):
     assert {row[1] for row in changed} == marked
 
 
-def test_text_of_a_run_is_only_text(copy):
+def test_hostile_text_is_escaped(copy):
     run = copy('run"><script>alert(3)</script>')
     run.samples.write_text("\n## Step 24\n\n" + "".join(f"    {line}\n" for line in HOSTILE.split("\n")))
     config = run.read_config()
@@ -170,8 +170,8 @@ def test_text_of_a_run_is_only_text(copy):
     run.environment.write_text(json.dumps(calls))
     page = read_page(write_report(run.path)[1])
     scripts = [each.attributes for each in page.all("script")]
-    ours = [{}, {"type": "application/json", "class": "lines"}, {"type": "application/json", "id": "tracks"}]
-    assert all(each in ours for each in scripts)
+    allowed = [{}, {"type": "application/json", "class": "lines"}, {"type": "application/json", "id": "x-values"}]
+    assert all(each in allowed for each in scripts)
     assert not list(page.all("img"))
     assert not [name for each in page.all() for name in each.attributes if name.startswith("on")]
     expected = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛")
@@ -185,7 +185,7 @@ def test_text_of_a_run_is_only_text(copy):
             json.loads(each.text)
 
 
-def test_nothing_is_fetched(trained):
+def test_the_page_loads_nothing(trained):
     text = (trained / "report.html").read_text()
     page = Page(text).root
     for element in page.all():
@@ -199,22 +199,22 @@ def test_nothing_is_fetched(trained):
     assert "@import" not in style
 
 
-def test_a_run_that_goes_on(copy):
+def test_a_run_in_progress(copy):
     run = copy()
     text = run.metrics.read_text()
     lines = text.splitlines(keepends=True)
     run.metrics.write_text("".join(lines[:10]) + lines[10][:40])
-    subject, path = write_report(run.path)
-    assert subject.last.step == 10
+    data, path = write_report(run.path)
+    assert data.last.step == 10
     note = read_page(path).one("div", "note").text
     assert "Not finished: step 10 of 24." in note
     run.metrics.unlink()
-    subject, path = write_report(run.path)
+    data, path = write_report(run.path)
     assert "step 0 of 24" in read_page(path).one("header").text
     assert not list(read_page(path).all("figure"))
 
 
-def test_a_run_that_has_only_begun(copy):
+def test_a_run_that_has_only_started(copy):
     run = copy()
     for path in (run.metrics, run.tokenizer, run.samples, run.environment):
         path.unlink()
@@ -238,7 +238,7 @@ def test_notes(copy):
     assert "lowest at step 8" in note
 
 
-def test_damage_is_told(copy):
+def test_damaged_files_raise(copy):
     run = copy()
     run.metrics.write_text(run.metrics.read_text().replace('"loss"', '"lo', 1))
     with pytest.raises(UserError, match="line 1"):
@@ -264,27 +264,27 @@ def test_evaluation_table(copy):
     ]
     (run.path / "evaluation.json").write_text(json.dumps({"results": rows}))
     section = read_page(write_report(run.path)[1]).by_id("evaluation")
-    whole, parts = (table.rows() for table in section.all("table"))
-    cells = [cell.replace("\xa0", " ") for cell in whole[1]]
+    complete, parts = (table.rows() for table in section.all("table"))
+    cells = [cell.replace("\xa0", " ") for cell in complete[1]]
     assert cells == ["BLiMP", "accuracy", "61.3 %", "60.3 % – 62.3 %", "", "100", "24", rows[0]["reference"]]
-    assert whole[2][:4] == ["LAMBADA", "perplexity", "1,234", ""]  # no interval was measured
+    assert complete[2][:4] == ["LAMBADA", "perplexity", "1,234", ""]  # without an interval
     assert len(list(section.all("svg", "whisker"))) == 2
     assert len(list(section.all("path", "ref"))) == 2
     assert parts[1][0] == "syntax"
 
 
-def test_a_curriculum_shows_its_stages(curriculum, trained):
-    subject = read_subject(curriculum)
-    columns = subject.columns
+def test_the_report_of_a_curriculum(curriculum, trained):
+    data = read_report_data(curriculum)
+    columns = data.columns
     assert columns["step"].tolist() == list(range(1, 2 * STEPS + 1))
     rows = rows_of(Run(trained))
     tokens = np.cumsum([row["tokens"] for row in rows] * 2)
     assert columns.x["tokens"].tolist() == tokens.tolist()
     assert np.all(np.diff(columns.x["seconds"]) > 0)
     assert [row["step"] for row in columns.validations] == [8, 16, 24, 32, 40, 48]
-    assert subject.flops == pytest.approx(2 * subject.stages[0].columns["flops"].sum())
+    assert data.flops == pytest.approx(2 * data.stages[0].columns["flops"].sum())
 
-    page = Page(report_html(subject)).root
+    page = Page(report_html(data)).root
     loss = next(page.all("figure", "chart"))
     views = {(each.attributes["data-axis"], "log" in each.classes): each for each in loss.all("div", "view")}
     assert len(views) == 6
@@ -292,13 +292,13 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
         assert all(name in [each.text for each in view.all("span", "mark-name")] for view in views.values())
     view = views["step", False]
     low, high = (float(view.attributes[f"data-{end}"]) for end in ("low", "high"))
-    places = [float(each.attributes["d"][1:].split()[0]) for each in view.all("path", "mark")]
-    assert places == pytest.approx([1000 * (step - low) / (high - low) for step in (0, STEPS)], abs=0.06)
+    positions = [float(each.attributes["d"][1:].split()[0]) for each in view.all("path", "mark")]
+    assert positions == pytest.approx([1000 * (step - low) / (high - low) for step in (0, STEPS)], abs=0.06)
     assert "finished: stage 2 of 2 (more words), step 24 of 24" in page.one("header").text
     assert not list(page.all("div", "note"))
     with (curriculum / "curriculum.toml").open("a") as file:
         file.write('[[stages]]\nname = "third"\n')
-    note = Page(report_html(read_subject(curriculum))).root.one("div", "note").text
+    note = Page(report_html(read_report_data(curriculum))).root.one("div", "note").text
     assert "Not finished: stage 2 of 3 (more words), step 24 of 24." in note
     validations = page.by_id("validation").rows()[1:7]
     assert [row[:2] for row in validations[2:4]] == [["32", "more words"], ["24", "words"]]
@@ -306,16 +306,16 @@ def test_a_curriculum_shows_its_stages(curriculum, trained):
     assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
 
 
-def test_a_stage_that_ends_writes_the_report_of_its_curriculum(curriculum, capsys):
+def test_the_end_of_a_stage_updates_the_report_of_the_curriculum(curriculum, caplog):
     stage = Run(curriculum / "stages" / "02-more words")
-    write_at_end(stage)
+    write_report_after_training(stage)
     assert "course" in read_page(curriculum / "report.html").one("h1").text
     (stage.path / "evaluation.json").write_text("{")
-    write_at_end(stage)  # training is over and saved: nothing is raised
-    assert "note: no report" in capsys.readouterr().err
+    write_report_after_training(stage)  # does not raise: training itself has succeeded
+    assert "no report was written" in caplog.text
 
 
-def test_what_each_stage_did_to_the_text_of_all(curriculum):
+def test_scores_of_each_stage_on_each_text(curriculum):
     scores = [
         ("01-words", "01-words", 1.5),
         ("02-more words", "01-words", 1.75),
@@ -332,27 +332,27 @@ def test_what_each_stage_did_to_the_text_of_all(curriculum):
     assert [each.text for each in table.all("b")] == ["1.5000", "1.2500"]
 
 
-def test_layers(copy):
+def test_layer_charts(copy):
     run = copy()
     norms = [{"embedding": 1.0 * step, **{f"blocks.{i}": 2.0**i for i in range(20)}} for step in range(2, 23, 4)]
     rows = [{"step": 4 * i + 2, "grad_norm": each, "param_norm": {}} for i, each in enumerate(norms)]
-    rows[2]["grad_norm"] = rows[2]["grad_norm"] | {"embedding": None}  # it was not finite
+    rows[2]["grad_norm"] = rows[2]["grad_norm"] | {"embedding": None}  # not finite
     run.layers.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 99}]) + '{"st')
     page = read_page(write_report(run.path)[1])
     chart = list(page.all("figure", "chart"))[-1]
-    assert chart.one("h3").text.startswith("Gradient norm of each layer")
+    assert chart.one("h3").text.startswith("Gradient norm by layer")
     lines = json.loads(chart.one("script", "lines").text)
     assert lines[0]["name"] == "embedding"
     assert lines[0]["y"] == [2, 6, None, 14, 18, 22]
     assert lines[-1]["name"] == "blocks.19"
     assert len(lines) == 10
     assert "11 more layers" in chart.text
-    tracks = json.loads(page.by_id("tracks").text)
-    assert tracks[lines[0]["track"]]["step"] == [2, 6, 10, 14, 18, 22]
+    x_values = json.loads(page.by_id("x-values").text)
+    assert x_values[lines[0]["x"]]["step"] == [2, 6, 10, 14, 18, 22]
 
 
-def test_lines_break_between_stages(curriculum):
-    loss = next(Page(report_html(read_subject(curriculum))).root.all("figure", "chart"))
+def test_lines_are_interrupted_between_stages(curriculum):
+    loss = next(Page(report_html(read_report_data(curriculum))).root.all("figure", "chart"))
     for line in json.loads(loss.one("script", "lines").text):
         values = line["y"]
         assert values.count(None) == 1
@@ -361,7 +361,7 @@ def test_lines_break_between_stages(curriculum):
     assert thin.count("M") == 2
 
 
-def test_a_spike_in_many_rows_is_seen_and_the_page_stays_small(copy):
+def test_a_spike_among_many_rows_is_visible_and_the_page_stays_small(copy):
     run = copy()
     config = run.read_config()
     run.save_config(config.model_copy(update={"train": config.train.model_copy(update={"steps": 20_000})}))
@@ -389,4 +389,4 @@ def test_a_hundred_thousand_rows_take_seconds(copy):
     write_rows(run, [row | {"step": step, "seconds": step / 10} for step in range(1, 100_001)])
     begin = time.process_time()
     write_report(run.path)
-    assert time.process_time() - begin < 10  # 1.1 s where it was measured; a loop over rows per chart takes minutes
+    assert time.process_time() - begin < 10  # measured: 1.1 s; a loop over the rows for each chart would take minutes
