@@ -30,8 +30,8 @@ from slm_jax.run.results import read_benchmarks, read_stage_scores
 from slm_jax.training.loop import Loop
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
+from tests.cli.test_commands import assert_same_run, wait_for, without_clock
 from tests.programs import PROGRAMS
-from tests.test_commands import assert_same_run, wait_for, without_clock
 
 ROOT = Path(stages_module.__file__).parents[2]
 

@@ -17,8 +17,8 @@ from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.utils.errors import UserError
+from tests.cli.test_commands import CLOCK
 from tests.programs import PROGRAMS
-from tests.test_commands import CLOCK
 
 FIELDS = (
     "--model.dim 32 --model.heads 4 --model.mlp_dim 96 --model.depth 2 --model.vocab_multiple 2 --train.batch_size 8 "

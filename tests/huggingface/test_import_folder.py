@@ -115,8 +115,8 @@ def test_a_different_tokenizer_is_refused(place, tmp_path):
     rows = open_folder(str(folder)).vocab_size
     for given, message in (
         ({"tokenizer__path": "english-8k"}, "is not the tokenizer of"),
-        ({"tokenizer__vocab_size": 301}, rf"tokenizer\.vocab_size: {rows} in .*, 301 here"),
-        ({"tokenizer__lowercase": False}, r"tokenizer\.lowercase: True in .*, False here"),
+        ({"tokenizer__vocab_size": 301}, rf"tokenizer\.vocab_size: {rows} in .*, 301 current"),
+        ({"tokenizer__lowercase": False}, r"tokenizer\.lowercase: True in .*, False current"),
     ):
         with pytest.raises(UserError, match=message):
             resolve_tokenizer(small(place, init__from_hf=str(folder), **given))
