@@ -28,7 +28,7 @@ def devices(config: Config) -> tuple[Finding, jax.sharding.Mesh | None]:
 
 def memory_fit(
     config: Config, vocab_size: int, mesh: jax.sharding.Mesh, batch: dict[str, jax.Array]
-) -> tuple[Finding, memory.Fitted | None]:
+) -> tuple[Finding, memory.FittedStep | None]:
     """The compiled step's memory is within what is free; the step, if it is."""
     try:
         fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
@@ -48,7 +48,7 @@ def filled(widest: Arrays, batch: Arrays) -> Arrays:
     return arrays
 
 
-def one_step(fitted: memory.Fitted, state: TrainState, mesh: jax.sharding.Mesh, batch: Arrays) -> Finding:
+def one_step(fitted: memory.FittedStep, state: TrainState, mesh: jax.sharding.Mesh, batch: Arrays) -> Finding:
     """After one step on a batch its loss is lower. The state is given away."""
     parts = max(1, fitted.config.train.grad_accum_steps)
     rows = len(batch["input_ids"]) // parts

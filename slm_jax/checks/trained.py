@@ -19,8 +19,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.metrics import Row
-from slm_jax.training.train_step import Batch
-from slm_jax.utils.batch import IGNORE_INDEX
+from slm_jax.utils.batch import IGNORE_INDEX, Batch
 from tokenizer import HybridTokenizer
 
 _COUNTED = 50_000_000  # training tokens of which the frequencies are taken

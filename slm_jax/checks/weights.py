@@ -14,8 +14,8 @@ from slm_jax.checks.once import run_once
 from slm_jax.config.schema import ModelConfig
 from slm_jax.model.transformer import INIT_STD, Transformer, round_up
 from slm_jax.performance import flops
-from slm_jax.training.train_step import Batch, loss_sums
-from slm_jax.utils.batch import IGNORE_INDEX
+from slm_jax.training.train_step import loss_sums
+from slm_jax.utils.batch import IGNORE_INDEX, Batch
 
 
 def parameters_of(model: Transformer) -> Any:

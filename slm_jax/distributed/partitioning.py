@@ -1,108 +1,157 @@
-"""How the work of a step is split over devices, where XLA would not find it by itself.
+"""Mesh axes, the partition of each array, and explicit partitioning where XLA would choose a slow one.
 
-The mesh is the one that the step is traced in (`train_step.make_steps`); without one, nothing is split. Its axes:
-the rows of a batch are split over "data" and "fsdp", heads, inner widths and vocabulary over "tensor".
+A partition is declared where a parameter is created, `nnx.Param(value, partition=(FSDP, TENSOR))`; gradients and
+optimizer moments follow the parameter that they belong to (`partition_of`). An array that nothing declares is an
+error: silently replicated, it would cost every device its full size.
+
+The functions below act on the mesh that the step is traced in (`train_step.make_steps`); without one they do nothing.
+
+Shapes: B batch, T tokens, D dim, H query heads, G key/value heads, K channels of a head, V vocabulary, L layers, I and
+O the input and output axes of a matrix, N layers padded to a multiple of the devices.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-ROWS = ("data", "fsdp")
+DATA = "data"
+FSDP = "fsdp"
 TENSOR = "tensor"
+BATCH_AXES = (DATA, FSDP)
+"""Mesh axes that the batch axis of activations is split over."""
 
-Split = tuple[str | None, str | None]
-"""Which axis of the mesh each of the last two axes of an array is split over."""
+Partition = tuple[str | None, ...]
+"""Mesh axis that each axis of an array is split over (None: not split); () for a replicated array."""
 
-_INWARD, _OUTWARD = ("fsdp", TENSOR), (TENSOR, "fsdp")
-_MATRICES: dict[str, Split] = dict.fromkeys(("query", "key", "value", "gate", "up"), _INWARD)
-_MATRICES |= dict.fromkeys(("out", "down", "embedding", "head"), _OUTWARD)
+REPLICATED: Partition = ()
 
-
-def split_of(path: tuple[Any, ...]) -> tuple[str, Split]:
-    """(module, how its matrix is split) for the path of a parameter, or of a moment of one, in its tree; ("", …) where
-    every device holds the whole."""
-    for part in path:
-        if (module := getattr(part, "key", None)) in _MATRICES:
-            return module, _MATRICES[module]
-    return "", (None, None)
+Partitions = Mapping[tuple[str, ...], Partition]
+"""Declared partitions by path, {("blocks", "attention", "query", "weight"): (None, "fsdp", "tensor"), …}."""
 
 
-def over_rows_and_heads(
-    f: Callable[..., jax.Array], heads: tuple[jax.Array, ...], rows: tuple[jax.Array | None, ...]
-) -> jax.Array:
-    """f(*heads, *rows), float [B, T, H, K], each device computing its own rows and heads.
+def partition_of(path: tuple[Any, ...], leaf: Any, partitions: Partitions) -> Partition:
+    """Return the partition of a leaf of a training state, of its parameters or of its optimizer state.
 
-    heads: arrays [B, T, H or G, K]. rows: arrays [B, T], or None. For kernels, which XLA cannot split, and for code
-    that merges the axes of rows and heads, which it would gather.
+    The state of an optimizer repeats the tree of the parameters below a path of its own, so that the declared path is
+    a suffix of the leaf's. Scalars cannot be split and need no declaration.
+
+    Args:
+        path: Key path of the leaf, as `jax.tree_util` gives it.
+        leaf: An array or its shape and dtype.
+        partitions: Declared partitions.
+
+    Raises:
+        ValueError: If no declared path is a suffix of the leaf's.
     """
-    if not _axes(*ROWS, TENSOR):
-        return f(*heads, *rows)
-    by_head = PartitionSpec(ROWS, None, TENSOR)
-    specs = (by_head,) * len(heads) + (PartitionSpec(ROWS),) * len(rows)
-    # Gradients written by hand (custom_vjp) do not say what varies over devices, which is what would be checked.
-    return jax.shard_map(f, in_specs=specs, out_specs=by_head, check_vma=False)(*heads, *rows)
-
-
-def sum_over_rows(f: Callable[..., Any], *arguments: Any, whole: tuple[int, ...] = ()) -> Any:
-    """f(*arguments), a sum over rows, with each device summing its own rows (axis 0) of every argument; the results are
-    added up once. whole: the positions of arguments that have no rows. None stands for no argument."""
-    axes = _axes(*ROWS)
-    if not axes:
-        return f(*arguments)
-    specs = tuple(PartitionSpec() if i in whole else PartitionSpec(axes) for i in range(len(arguments)))
-
-    def summed(*local: Any) -> Any:
-        return jax.lax.psum(f(*local), axes)
-
-    # Only over the axes of rows: a vocabulary split over "tensor" is left to XLA.
-    return jax.shard_map(summed, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(axes), check_vma=False)(
-        *arguments
+    if leaf.ndim == 0:
+        return REPLICATED
+    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    for start in range(len(names)):
+        if names[start:] in partitions:
+            return partitions[names[start:]]
+    raise ValueError(
+        f"no partition is declared for {'.'.join(names)} {list(leaf.shape)}: create the parameter as "
+        f"nnx.Param(value, partition=(…)), an axis of the mesh or None for each of its axes, () to replicate it"
     )
 
 
-def keep_rows_split(x_BxTxD: jax.Array) -> jax.Array:
-    """The same array, held by rows: weights come to the activations and not the other way round."""
-    if not _axes("fsdp", TENSOR):
+def map_over_batch_and_heads(
+    f: Callable[..., jax.Array], by_head: tuple[jax.Array, ...], by_sequence: tuple[jax.Array | None, ...]
+) -> jax.Array:
+    """Return `f(*by_head, *by_sequence)` with each device computing its own sequences and heads.
+
+    For kernels, which XLA cannot partition, and for code that merges the batch and head axes, which XLA would gather.
+
+    Args:
+        f: Function whose result is float [B, T, H, K].
+        by_head: Arrays [B, T, H or G, K].
+        by_sequence: Arrays [B, T], or None.
+    """
+    if not _split_axes(*BATCH_AXES, TENSOR):
+        return f(*by_head, *by_sequence)
+    head_spec = PartitionSpec(BATCH_AXES, None, TENSOR)
+    specs = (head_spec,) * len(by_head) + (PartitionSpec(BATCH_AXES),) * len(by_sequence)
+    # check_vma verifies which values vary over devices; handwritten gradients (custom_vjp) do not declare it.
+    return jax.shard_map(f, in_specs=specs, out_specs=head_spec, check_vma=False)(*by_head, *by_sequence)
+
+
+def sum_over_batch(f: Callable[..., Any], *args: Any, replicated: tuple[int, ...] = ()) -> Any:
+    """Return `f(*args)`, a sum over the batch, with each device summing its own part and one all-reduce at the end.
+
+    Args:
+        f: Function that sums over axis 0 of its arguments.
+        *args: Arrays or trees of arrays; None for an argument that is absent.
+        replicated: Positions of arguments without a batch axis.
+    """
+    axes = _split_axes(*BATCH_AXES)
+    if not axes:
+        return f(*args)
+    specs = tuple(PartitionSpec() if i in replicated else PartitionSpec(axes) for i in range(len(args)))
+
+    def local_sum(*local: Any) -> Any:
+        return jax.lax.psum(f(*local), axes)
+
+    # Manual over the batch axes only: XLA still partitions a vocabulary that is split over "tensor".
+    mapped = jax.shard_map(local_sum, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(axes), check_vma=False)
+    return mapped(*args)
+
+
+def shard_by_batch(x_BxTxD: jax.Array) -> jax.Array:
+    """Return x constrained to be split by batch only, so that weights are gathered and not activations."""
+    if not _split_axes(FSDP, TENSOR):
         return x_BxTxD
-    return jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(ROWS))
+    return jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(BATCH_AXES))
 
 
-def rows_of(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
-    """table[ids], float [..., D]. The columns are put together first: the lookup would leave its result split by them,
-    and neither it nor its gradient can be made one by rows but by way of the whole."""
-    if _axes("fsdp"):
+def embedding_lookup(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
+    """Return table[ids], float [..., D].
+
+    The table's columns are gathered first: a lookup in a table split by columns gives a result split by columns, and
+    XLA reshards that result, and its gradient, to the batch only by way of the full array.
+    """
+    if _split_axes(FSDP):
         table_VxD = jax.lax.with_sharding_constraint(table_VxD, PartitionSpec(TENSOR))
     return table_VxD[ids]
 
 
-def layer_by_layer(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, split: Split) -> jax.Array:
-    """f(x) of a stack of matrices, each computed on its own and whole: the matrices are dealt out to all devices.
-    Left to XLA, every device would compute all of them, or a part of each. split: how the stack is kept."""
-    axes = _axes(*filter(None, split), "data")  # "data" last: what it splits is on every one of its devices already
+def map_matrices(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, partition: Partition) -> jax.Array:
+    """Return f(x) of a stack of matrices, with whole matrices distributed over all devices.
+
+    f treats each matrix on its own and needs all of it (Newton-Schulz in Muon). Left to XLA, every device would
+    compute all matrices, or a part of each with communication in every product.
+
+    Args:
+        f: Function from [N, I, O] to [N, I, O].
+        x_LxIxO: Stack of matrices.
+        partition: Partition of the stack, which the result has too.
+    """
+    split = tuple(partition[-2:])
+    # "data" comes last: what it splits is on every one of its devices already.
+    axes = _split_axes(*filter(None, split), DATA)
     if not axes:
         return f(x_LxIxO)
     devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-    more = -len(x_LxIxO) % devices
-    x_NxIxO = jnp.pad(x_LxIxO, ((0, more), (0, 0), (0, 0)))
-    # One axis at a time, each an exchange: asked for all at once, XLA would first put the whole stack together.
-    ways = [
-        PartitionSpec(axes[:n] or None, *(each if each in axes[n:] else None for each in split))
-        for n in range(len(axes) + 1)
+    padding = -len(x_LxIxO) % devices
+    x_NxIxO = jnp.pad(x_LxIxO, ((0, padding), (0, 0), (0, 0)))
+    # Move one mesh axis at a time from the matrix axes to the layer axis, each move an all-to-all: asked to move all
+    # at once, XLA would first gather the full stack.
+    stages = [
+        PartitionSpec(axes[:moved] or None, *(axis if axis in axes[moved:] else None for axis in split))
+        for moved in range(len(axes) + 1)
     ]
-    for way in ways:
-        x_NxIxO = jax.lax.with_sharding_constraint(x_NxIxO, way)
+    for stage in stages:
+        x_NxIxO = jax.lax.with_sharding_constraint(x_NxIxO, stage)
     y_NxIxO = f(x_NxIxO)
-    for way in reversed(ways):
-        y_NxIxO = jax.lax.with_sharding_constraint(y_NxIxO, way)
+    for stage in reversed(stages):
+        y_NxIxO = jax.lax.with_sharding_constraint(y_NxIxO, stage)
     return y_NxIxO[: len(x_LxIxO)]
 
 
-def _axes(*names: str) -> tuple[str, ...]:
-    """Those axes of the mesh in use that have more than one device."""
+def _split_axes(*names: str) -> tuple[str, ...]:
+    """Return those of the named axes that have more than one device in the current mesh."""
     shape = jax.sharding.get_abstract_mesh().shape
     return tuple(name for name in names if shape.get(name, 1) > 1)

@@ -1,12 +1,12 @@
-"""Devices: one mesh, and where batches and state live on it.
+"""The device mesh, and how batches and training state are distributed over it.
 
-`jit` with shardings is what `pmap` became: the step is written for the global batch, XLA splits it over the mesh.
-Three axes, each of one or more devices (arXiv:2105.04663 describes the method):
+The step is written for the global batch and compiled by `jit` with shardings; XLA partitions it (GSPMD,
+arXiv:2105.04663). The mesh has three axes of one or more devices:
 
-data     the batch's rows; every device holds all of the training state
-fsdp     the batch's rows as well; each device holds its part of every matrix and of its moments (ZeRO-3,
-         arXiv:1910.02054), which are put together layer by layer where they are needed
-tensor   attention heads, the SwiGLU's inner width and the vocabulary (Megatron, arXiv:1909.08053)
+data     splits the batch; every device holds the full training state
+fsdp     splits the batch as well, and every matrix with its moments (ZeRO-3, arXiv:1910.02054); a layer's matrices are
+         gathered where they are needed
+tensor   splits attention heads, the inner width of the SwiGLU and the vocabulary (Megatron-LM, arXiv:1909.08053)
 """
 
 from typing import Any
@@ -17,117 +17,158 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.config.checks import any_of, batch_devices_problem, multiples
 from slm_jax.config.schema import Config
-from slm_jax.distributed.partitioning import ROWS, TENSOR, split_of
+from slm_jax.distributed.partitioning import BATCH_AXES, DATA, FSDP, TENSOR, Partitions, partition_of
 from slm_jax.utils.errors import UserError
 
-AXES = (*ROWS, TENSOR)
+MESH_AXES = (DATA, FSDP, TENSOR)
 
 
 def make_mesh(config: Config) -> Mesh:
-    """The mesh of `mesh.data` x `mesh.fsdp` x `mesh.tensor` devices (data 0: as many as there are). Raises UserError,
-    with the nearest numbers that would do, if devices, batch or model do not divide."""
-    available, m = jax.device_count(), config.mesh
-    each = m.fsdp * m.tensor
-    if (wanted := max(m.data, 1) * each) > available:
-        asked = " x ".join(f"{axis} {size}" for axis, size in m if size)
+    """Return the mesh of `mesh.data` x `mesh.fsdp` x `mesh.tensor` devices; `mesh.data` 0 takes all that are left.
+
+    Raises:
+        UserError: If devices, batch or processes do not divide as the mesh requires; names the nearest sizes that do.
+    """
+    available = jax.device_count()
+    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    wanted = max(data, 1) * fsdp * tensor
+    if wanted > available:
+        asked = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
         raise UserError(
-            f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()}): give others"
+            f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()}): "
+            f"use smaller sizes"
         )
-    if not m.data and available % each:
+    if not data and available % (fsdp * tensor):
         raise UserError(
-            f"mesh.fsdp {m.fsdp} x mesh.tensor {m.tensor} does not divide the {available} devices: use a divisor of "
-            f"{available}, or say how many --mesh.data to use"
+            f"mesh.fsdp {fsdp} x mesh.tensor {tensor} does not divide the {available} devices: use a divisor of "
+            f"{available}, or set --mesh.data"
         )
-    sizes = (m.data or available // each, m.fsdp, m.tensor)
-    rows, train = sizes[0] * sizes[1], config.train
-    if (train.batch_size // train.grad_accum_steps) % rows:
-        raise UserError(batch_devices_problem(train, rows))
-    count = int(np.prod(sizes))
-    if jax.process_count() > 1 and count != available:
-        raise UserError(f"mesh takes {count} of the {available} devices of {jax.process_count()} processes: take all")
-    return jax.make_mesh(sizes, AXES, devices=jax.devices()[:count], axis_types=(AxisType.Auto,) * 3)
+    sizes = (data or available // (fsdp * tensor), fsdp, tensor)
+    batch_devices = sizes[0] * sizes[1]
+    if (config.train.batch_size // config.train.grad_accum_steps) % batch_devices:
+        raise UserError(batch_devices_problem(config.train, batch_devices))
+    used = sizes[0] * sizes[1] * sizes[2]
+    if jax.process_count() > 1 and used != available:
+        raise UserError(
+            f"mesh takes {used} of the {available} devices of {jax.process_count()} processes: it must take all"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, devices=jax.devices()[:used], axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_shard(mesh: Mesh) -> tuple[int, int]:
-    """(host, hosts): this process needs the host-th of `hosts` equal parts of a batch's rows for its own devices."""
-    index = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    mine = [row for row, devices in enumerate(index) if any(d.process_index == jax.process_index() for d in devices)]
-    together = mine == list(range(mine[0], mine[-1] + 1)) and len(index) % len(mine) == 0 and mine[0] % len(mine) == 0
-    return (mine[0] // len(mine), len(index) // len(mine)) if together else (0, 1)
+    """Return the shard of each global batch that this process loads for its own devices.
+
+    Returns:
+        (index, count): the shard is number `index` of `count` equal, contiguous shards of the batch axis. (0, 1), the
+        full batch, if the process's devices do not hold a contiguous shard.
+    """
+    devices_by_slice = mesh.devices.reshape(mesh.shape[DATA] * mesh.shape[FSDP], -1)
+    process = jax.process_index()
+    own = [i for i, devices in enumerate(devices_by_slice) if any(d.process_index == process for d in devices)]
+    is_contiguous = own == list(range(own[0], own[-1] + 1))
+    is_aligned = len(devices_by_slice) % len(own) == 0 and own[0] % len(own) == 0
+    if is_contiguous and is_aligned:
+        return own[0] // len(own), len(devices_by_slice) // len(own)
+    return 0, 1
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], part: tuple[int, int] = (0, 1)) -> dict[str, jax.Array]:
-    """The global batch on the devices, its rows split over "data" and "fsdp". part: which of how many parts of the
-    rows `batch` is, all that this process needs (see `batch_shard`)."""
-    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], shard: tuple[int, int] = (0, 1)) -> dict[str, jax.Array]:
+    """Return the global batch on the devices, split over "data" and "fsdp".
+
+    Args:
+        mesh: The mesh.
+        batch: Arrays [B, …], or the shard of them that this process has loaded.
+        shard: (index, count) of that shard, see `batch_shard`; ignored with one process.
+
+    Returns:
+        Global arrays [B, …].
+    """
+    by_batch = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     if jax.process_count() == 1:
-        return jax.device_put(batch, rows)
-    host, hosts = part
+        return jax.device_put(batch, by_batch)
+    index, count = shard
 
     def put(local: np.ndarray) -> jax.Array:
-        first, shape = host * len(local), (hosts * len(local), *local.shape[1:])
+        first, global_shape = index * len(local), (count * len(local), *local.shape[1:])
 
-        def cut(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(shape[0])
+        def slice_for_device(at: Any) -> np.ndarray:
+            start, stop, _ = at[0].indices(global_shape[0])
             return local[start - first : stop - first]
 
-        return jax.make_array_from_callback(shape, rows, cut)
+        return jax.make_array_from_callback(global_shape, by_batch, slice_for_device)
 
     return {name: put(array) for name, array in batch.items()}
 
 
 def gather_to_one_device(mesh: Mesh, tree: Any) -> Any:
-    """The whole of a tree that the mesh holds, on the first device of each process. All processes take part."""
+    """Return a tree of distributed arrays gathered to the first device of each process; a collective operation."""
     if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Return the sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def tree_shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of each leaf of a training state or of its parameters (arrays, or shapes and dtypes).
+def tree_shardings(mesh: Mesh, tree: Any, partitions: Partitions) -> Any:
+    """Return the sharding of each leaf of a training state or a part of it.
 
-    A matrix and its moments are split alike. Raises UserError if a matrix does not divide.
+    Args:
+        mesh: The mesh.
+        tree: Arrays, or their shapes and dtypes.
+        partitions: Declared partitions, `Steps.partitions`.
+
+    Raises:
+        UserError: If an axis does not divide over the devices that it is split over.
+        ValueError: If nothing declares the partition of a leaf.
     """
 
-    def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        module, split = split_of(path)
-        if not module or leaf.ndim < 2:
-            return replicated(mesh)
-        for size, axis in zip(leaf.shape[-2:], split, strict=True):
+    def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        partition = partition_of(path, leaf, partitions)
+        for size, axis in zip(leaf.shape, partition, strict=bool(partition)):
             if axis and size % mesh.shape[axis]:
-                raise UserError(_indivisible(module, size, axis, mesh.shape[axis]))
-        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 2), *split))
+                raise UserError(_indivisible(_module_name(path), size, axis, mesh.shape[axis]))
+        return NamedSharding(mesh, PartitionSpec(*partition))
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
-
-
-def _indivisible(module: str, size: int, axis: str, devices: int) -> str:
-    found = f"the {size} rows or columns of {module} do not divide over mesh.{axis} {devices}"
-    if axis == TENSOR and module in ("embedding", "head"):
-        return f"{found}: pad the vocabulary with --model.vocab_multiple {devices}"
-    if axis == TENSOR and module in ("gate", "up", "down"):
-        return f"{found}: use --model.mlp_multiple {devices} or a multiple of it"
-    return f"{found}: use {any_of(multiples(size, devices))}, or another --mesh.{axis}"
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def describe(mesh: Mesh) -> str:
-    """The devices in words."""
-    device = mesh.devices.flat[0]
-    text = f"{mesh.size} x {device.device_kind}" if device.platform != "cpu" else f"{mesh.size} x CPU"
-    split = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
-    return text + (f" ({' x '.join(split)})" if split and split != [f"data {mesh.size}"] else "")
+def abstract_arrays(mesh: Mesh, tree: Any, partitions: Partitions) -> Any:
+    """Return the shape, dtype and sharding of each leaf of a training state: what a checkpoint is restored to.
 
-
-def abstract_arrays(tree: Any, shardings: Any) -> Any:
-    """Shapes and dtypes of a tree, each with the sharding it is to have."""
+    Args and Raises as in `tree_shardings`.
+    """
+    shardings = tree_shardings(mesh, tree, partitions)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
+def _module_name(path: tuple[Any, ...]) -> str:
+    """Return the name of the module that a parameter or a moment belongs to, `query` or `embedding`."""
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return names[-2] if names[-1] == "weight" else names[-1]
+
+
+def _indivisible(module: str, size: int, axis: str, devices: int) -> str:
+    problem = f"the {size} rows or columns of {module} do not divide over mesh.{axis} {devices}"
+    if axis == TENSOR and module in ("embedding", "head"):
+        return f"{problem}: pad the vocabulary with --model.vocab_multiple {devices}"
+    if axis == TENSOR and module in ("gate", "up", "down"):
+        return f"{problem}: use --model.mlp_multiple {devices} or a multiple of it"
+    return f"{problem}: use {any_of(multiples(size, devices))}, or another --mesh.{axis}"
+
+
+def describe(mesh: Mesh) -> str:
+    """Return the devices as text: `8 x NVIDIA H100 (fsdp 8)`."""
+    device = mesh.devices.flat[0]
+    text = f"{mesh.size} x CPU" if device.platform == "cpu" else f"{mesh.size} x {device.device_kind}"
+    split = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    if not split or split == [f"{DATA} {mesh.size}"]:
+        return text
+    return f"{text} ({' x '.join(split)})"
+
+
 def bytes_per_device(tree: Any) -> int:
-    """What the arrays of a tree take of each device."""
+    """Return the bytes that the arrays of a tree take on each device."""
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))

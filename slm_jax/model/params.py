@@ -1,7 +1,7 @@
-"""The model's parameters as a tree: their shapes without arrays, their kinds, and a change of the vocabulary's size.
+"""The model's parameters as a tree: shapes without arrays, declared partitions, and the kinds of parameters.
 
-The tree is a pure dict of arrays, {"embedding": …, "blocks": {"attention": {"query": {"weight": …}, …}, …}, …}; the
-leaves under "blocks" have a leading axis of layers.
+The tree is a pure dict of arrays, {"embedding": …, "blocks": {"attention": {"query": {"weight": …}, …}, …}, …}, which
+checkpoints store under these names. The leaves under "blocks" have a leading axis of layers.
 """
 
 from typing import Any
@@ -9,23 +9,82 @@ from typing import Any
 from flax import nnx
 
 from slm_jax.config.schema import Config
+from slm_jax.distributed.partitioning import Partition, Partitions
 from slm_jax.model.ops import compute_dtype
 from slm_jax.model.transformer import Transformer
 
 
 def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
-    """Return the graph and the abstract parameters of the config's Transformer, without creating any array."""
-    dtype = compute_dtype(config.train.dtype)
-    abstract = nnx.eval_shape(lambda: Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(abstract, nnx.Param)
+    """Return the graph and the abstract parameters of the config's Transformer, without creating any array.
+
+    Returns:
+        (graph, params): `nnx.merge(graph, arrays)` is the model; params is a pure dict of `jax.ShapeDtypeStruct`.
+    """
+    graph, params = nnx.split(_abstract_transformer(config, vocab_size), nnx.Param)
     return graph, nnx.to_pure_dict(params)
 
 
-def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Return whether a parameter is a matrix (or a stack of them, one per layer) rather than a vector of scales."""
-    return leaf.ndim >= (3 if is_in_blocks(path) else 2)
+def declared_partitions(config: Config, vocab_size: int) -> Partitions:
+    """Return the partition that each parameter of the config's Transformer declares, by its path."""
+    return collect_partitions(_abstract_transformer(config, vocab_size))
+
+
+def collect_partitions(model: nnx.Module) -> Partitions:
+    """Return the partition that each parameter of a model declares as `nnx.Param(value, partition=…)`, by its path.
+
+    A declaration is about the axes of one layer's parameter; the leading axis of layers is not split.
+
+    Raises:
+        ValueError: If a parameter declares no partition, or not one for each of its axes; names the parameter.
+    """
+    partitions: dict[tuple[str, ...], Partition] = {}
+    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        names = tuple(map(str, path))
+        partition = param.get_metadata("partition", None)
+        if partition is None:
+            raise ValueError(
+                f"parameter {'.'.join(names)} declares no partition: create it as nnx.Param(value, partition=(…)), an "
+                "axis of the mesh or None for each of its axes, () to replicate it"
+            )
+        ndim = len(param.shape) - (names[0] == "blocks")
+        if partition and len(partition) != ndim:
+            raise ValueError(
+                f"parameter {'.'.join(names)} has {ndim} axes, but declares the partition {partition}: declare an axis "
+                "of the mesh or None for each"
+            )
+        partitions[names] = (None, *partition) if partition and names[0] == "blocks" else partition
+    return partitions
+
+
+def _abstract_transformer(config: Config, vocab_size: int) -> Transformer:
+    dtype = compute_dtype(config.train.dtype)
+    return nnx.eval_shape(lambda: Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def pure_params(model: Transformer) -> dict[str, Any]:
+    """Return the model's parameters as a pure dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def is_in_blocks(path: tuple[Any, ...]) -> bool:
-    """Return whether a parameter belongs to the blocks and so has a leading axis of layers."""
+    """Return whether a parameter belongs to the blocks and so has a leading axis of layers.
+
+    Args:
+        path: Key path of the parameter in the tree, as `jax.tree_util` gives it.
+    """
     return getattr(path[0], "key", None) == "blocks"
+
+
+def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Return whether a parameter is a matrix, or a stack of them, one per layer, rather than a vector of scales.
+
+    Args:
+        path: Key path of the parameter in the tree.
+        leaf: The array or its shape and dtype.
+    """
+    return leaf.ndim >= (3 if is_in_blocks(path) else 2)
+
+
+def has_vocabulary_axis(path: tuple[Any, ...]) -> bool:
+    """Return whether a parameter, or a moment of one, has one row per vocabulary entry: embedding and head."""
+    return any(getattr(key, "key", None) in ("embedding", "head") for key in path)

@@ -1,18 +1,20 @@
-"""Accelerators and what their vendors promise: peak matrix speed, memory, bandwidth; each row with its source.
+"""Accelerators as their vendors specify them: peak matrix throughput, memory and bandwidth, each with its source.
 
-A row describes one *JAX device*, by the name that JAX reports (`jax.devices()[0].device_kind`): one core of a TPU v2,
-v3 or v7 chip (two devices a chip), a whole chip of the other TPUs, one GPU. Names must match whole, because
-"… RTX 4090 Laptop GPU" or "… A100-SXM4-40GB MIG 1g.5gb" are other, slower things; for an unknown name the measured
-roof stands in (mfu.py).
+An entry describes one JAX device, by the name that JAX reports (`jax.devices()[0].device_kind`): one core of a TPU v2,
+v3 or v7 chip (two devices per chip), a chip of the other TPUs, one GPU. Names must match completely, because
+"… RTX 4090 Laptop GPU" or "… A100-SXM4-40GB MIG 1g.5gb" are different, slower devices. For an unknown name MFU is
+relative to the measured peak (roofline.py).
 
-bfloat16: products accumulated in float32, dense (data sheets often print twice as much, "with sparsity"). None: the
+bfloat16: Dense products accumulated in float32 (data sheets often state twice as much, "with sparsity"). None: the
     device has no bfloat16 matrix units.
-float32: what products at JAX's `Precision.HIGHEST`, the one that this package asks for, can reach at most. On GPUs
-    that is the vendor's float32 figure without tensor cores (TensorFloat-32 keeps 10 of the 23 bits and is not
-    float32). TPUs have no float32 matrix units: HIGHEST is six bfloat16 passes (jax.lax.Precision), so a sixth.
-GeForce: tensor cores run at half rate when they accumulate in float32, which makes bfloat16 exactly twice float32 in
+float32: The limit of products at JAX's `Precision.HIGHEST`, which this package requests. On GPUs that is the vendor's
+    float32 figure without tensor cores (TensorFloat-32 keeps 10 of the 23 bits of the mantissa and is not float32).
+    TPUs have no float32 matrix units: HIGHEST takes six bfloat16 passes (jax.lax.Precision), hence a sixth.
+GeForce: Tensor cores run at half rate when they accumulate in float32, which makes bfloat16 exactly twice float32 in
     all three families (whitepapers: RTX 3090 35.6 and 71, RTX 4090 82.6 and 165.2, RTX 5090 104.8 and 209.5 TFLOPS).
-    The figures hold at the listed boost clock; a cool card runs above it, and can be measured a little above its peak.
+    The figures hold at the listed boost clock; a cool card runs above it and can be measured slightly above its peak.
+
+To add a device, add an entry to `_DEVICE_NAMES`.
 """
 
 from typing import NamedTuple
@@ -21,27 +23,41 @@ import jax.numpy as jnp
 
 
 class Device(NamedTuple):
-    """One JAX device as its vendor describes it."""
+    """One JAX device as its vendor specifies it.
 
-    bfloat16: float | None  # FLOP/s, dense, accumulated in float32
-    float32: float  # FLOP/s
-    memory: float  # GB
-    bandwidth: float  # GB/s
+    Attributes:
+        bfloat16: FLOP/s of dense products accumulated in float32; None without such units.
+        float32: FLOP/s of float32 products.
+        memory: GB.
+        bandwidth: Memory bandwidth, GB/s.
+        source: Publication that the figures are from.
+    """
+
+    bfloat16: float | None
+    float32: float
+    memory: float
+    bandwidth: float
     source: str
 
     def peak(self, dtype: jnp.dtype) -> float | None:
-        """FLOP/s of products in dtype; None where the device has no units for it."""
-        return self.float32 if dtype == jnp.float32 else self.bfloat16 if dtype == jnp.bfloat16 else None
+        """Return the FLOP/s of products in dtype; None if the device has no units for it."""
+        if dtype == jnp.float32:
+            return self.float32
+        return self.bfloat16 if dtype == jnp.bfloat16 else None
 
 
 def find(device_kind: str) -> Device | None:
-    """The row of a device by the name JAX gives it, or None. Older drivers leave out "NVIDIA "."""
+    """Return the entry of a device, or None.
+
+    Args:
+        device_kind: Name that JAX reports; older drivers omit "NVIDIA ".
+    """
     return _DEVICES.get(_key(device_kind))
 
 
 def known() -> list[str]:
-    """The names of the table."""
-    return list(_NAMES)
+    """Return the names of all known devices."""
+    return list(_DEVICE_NAMES)
 
 
 def _key(name: str) -> str:
@@ -53,23 +69,27 @@ _ADA = "NVIDIA Ada GPU Architecture whitepaper"
 _GA102 = "NVIDIA Ampere GA102 GPU Architecture whitepaper"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper"
 _GEFORCE = "2 x CUDA cores x boost clock of NVIDIA's GeForce comparison page"
-_P100, _V100 = "NVIDIA Tesla P100 data sheet", "NVIDIA Tesla V100 data sheet"
-_A100, _H100, _H200 = ("NVIDIA A100 data sheet", "NVIDIA H100 data sheet", "NVIDIA H200 data sheet")
+_P100 = "NVIDIA Tesla P100 data sheet"
+_V100 = "NVIDIA Tesla V100 data sheet"
+_A100 = "NVIDIA A100 data sheet"
+_H100 = "NVIDIA H100 data sheet"
+_H200 = "NVIDIA H200 data sheet"
 
 
 def _tpu(chip_bfloat16: float, chip_memory: float, chip_bandwidth: float, source: str, devices: int = 1) -> Device:
-    """Figures of a chip, TFLOP/s, GB and GB/s, shared by its JAX devices."""
+    """Return one JAX device of a chip with the given TFLOP/s, GB and GB/s, which its devices share."""
     peak = chip_bfloat16 * 1e12 / devices
     return Device(peak, peak / 6, chip_memory / devices, chip_bandwidth / devices, source)
 
 
 def _gpu(bfloat16: float | None, float32: float, memory: float, bandwidth: float, source: str) -> Device:
-    """Figures in TFLOP/s, GB and GB/s."""
-    return Device(bfloat16 and bfloat16 * 1e12, float32 * 1e12, memory, bandwidth, source)
+    """Return a device from figures in TFLOP/s, GB and GB/s."""
+    bfloat16_peak = None if bfloat16 is None else bfloat16 * 1e12
+    return Device(bfloat16_peak, float32 * 1e12, memory, bandwidth, source)
 
 
 def _geforce(cores: int, boost_mhz: float, memory: float, bandwidth: float, source: str = _GEFORCE) -> Device:
-    """Two FLOPs per core and cycle; tensor cores with float32 accumulation twice that (see the top of the file)."""
+    """Return a device with two FLOPs per core and cycle, and twice that on tensor cores (see the top of the file)."""
     peak = 2 * cores * boost_mhz * 1e6
     return Device(2 * peak, peak, memory, bandwidth, source)
 
@@ -79,7 +99,7 @@ _V5P = _tpu(459, 95, 2765, "Google Cloud documentation, TPU v5p")
 _V6E = _tpu(918, 32, 1638, "Google Cloud documentation, TPU v6e")
 _V7 = _tpu(2307, 192, 7380, "Google Cloud documentation, TPU7x (Ironwood)", devices=2)
 
-_NAMES: dict[str, Device] = {
+_DEVICE_NAMES: dict[str, Device] = {
     "TPU v2": _tpu(46, 16, 700, _TPU_PAPER, devices=2),
     "TPU v3": _tpu(123, 32, 900, f"{_TPU_PAPER}; Google Cloud documentation, TPU v3", devices=2),
     "TPU v4": _tpu(275, 32, 1200, "Google Cloud documentation, TPU v4"),
@@ -116,7 +136,9 @@ _NAMES: dict[str, Device] = {
     "NVIDIA GeForce RTX 3090 Ti": _geforce(10752, 1860, 24, 1008),
     "NVIDIA GeForce RTX 3090": _geforce(10496, 1695, 24, 936, _GA102),
     "NVIDIA GeForce RTX 3080 Ti": _geforce(10240, 1665, 12, 912),
-    "NVIDIA GeForce RTX 3080": _geforce(8704, 1710, 10, 760, f"{_GA102} (the 10 GB card; that of 12 GB: 3 % more)"),
+    "NVIDIA GeForce RTX 3080": _geforce(
+        8704, 1710, 10, 760, f"{_GA102} (the 10 GB card; the 12 GB card is 3 % faster)"
+    ),
     "NVIDIA GeForce RTX 3070 Ti": _geforce(6144, 1770, 8, 608),
     "NVIDIA GeForce RTX 3070": _geforce(5888, 1725, 8, 448, _GA102),
     "NVIDIA GeForce RTX 3060 Ti": _geforce(4864, 1665, 8, 448),
@@ -137,4 +159,4 @@ _NAMES: dict[str, Device] = {
     "NVIDIA GeForce RTX 5060 Ti": _geforce(4608, 2572, 16, 448),
     "NVIDIA GeForce RTX 5060": _geforce(3840, 2497, 8, 448),
 }
-_DEVICES = {_key(name): device for name, device in _NAMES.items()}
+_DEVICES = {_key(name): device for name, device in _DEVICE_NAMES.items()}

@@ -21,30 +21,13 @@ from flax import nnx
 from slm_jax.generation.decode import NO_TOKEN, DecodeWeights, uniform_pair
 from slm_jax.generation.sampling import SamplingArrays, penalize, sample
 from slm_jax.model import ops
-from slm_jax.model.kv_cache import KVCache
+from slm_jax.model.kv_cache import KVCache, SlotCache
 from slm_jax.model.transformer import Transformer
 
 MAX_STEPS = 32
 """Maximum number of decoding steps of one call (N)."""
 TOP_LOGPROBS = 5
 """Number of most probable ids reported for each token (K)."""
-
-
-class SlotCache(KVCache):
-    """A cache in which every slot has its own next column."""
-
-    def claim(self, positions_BxT: jax.Array) -> tuple["SlotCache", jax.Array]:
-        """Reserve one column in each slot (T = 1).
-
-        Args:
-            positions_BxT: int32 [B, 1], the positions of the new tokens.
-
-        Returns:
-            The updated cache, and the reserved columns int32 [B].
-        """
-        column_B = positions_BxT[:, 0] % self.positions.shape[1]
-        rows_B = jnp.arange(len(column_B))
-        return self._replace(positions=self.positions.at[rows_B, column_B].set(positions_BxT[:, 0])), column_B
 
 
 class Block(NamedTuple):
@@ -122,7 +105,8 @@ def empty_block(graph: nnx.GraphDef, weights: DecodeWeights, slots: int, columns
     """Return a block of empty slots."""
     model: Transformer = nnx.merge(graph, weights.params)
     v = model.vocab_size
-    cache = SlotCache(*model.empty_cache(slots, columns))
+    empty = model.empty_cache(slots, columns)
+    cache = SlotCache(empty.keys, empty.values, empty.positions)
     return Block(cache, jnp.zeros((slots, v), jnp.float32), jnp.zeros((slots, v), bool))
 
 
@@ -269,7 +253,7 @@ def decode(
         x_Bx1xD, cache = model.hidden_cached(token_B[:, None], position_B[:, None], block.cache, window, weights.layers)
         logits_BxV = ops.einsum("bd,vd->bv", x_Bx1xD[:, -1], weights.head_VxD, model.dtype)
         active_B &= ~masks.stops_V[token_B] & (i + 1 < inputs.remaining_B)
-        return i + 1, Block(SlotCache(*cache), logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
+        return i + 1, Block(cache, logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
 
     ids_BxN = jnp.full((b, MAX_STEPS), NO_TOKEN)
     start = (jnp.int32(0), block, inputs.remaining_B > 0, ids_BxN, _zero_logprobs(b))

@@ -1,12 +1,16 @@
-"""Steps that would do harm: noticed, and left out, inside the compiled step; the host only reads how it went.
+"""Detect non-finite or spiking losses and gradients, and skip such updates inside the compiled step.
 
 A loss or gradient norm x is a spike if x > m + k s, with m and s² its exponentially weighted mean and variance over the
 healthy steps so far (Finch 2009, "Incremental calculation of weighted mean and variance", section 9):
 
     a = max(2 / (window + 1), 1 / (n + 1)),  d = x - m,  m' = m + a d,  s²' = (1 - a) (s² + a d²)
 
-so that for the first steps, n of them, they are the plain mean and variance. Six deviations over 128 steps are OLMo 2's
-choice (arXiv:2501.00656, section 3.1 and its SkipStep optimizer). What is a spike, or not finite, is no part of them.
+so that over the first steps, n of them, they are the plain mean and variance. Six deviations over 128 steps are OLMo
+2's choice (arXiv:2501.00656, section 3.1 and its SkipStep optimizer). Values that are spikes or not finite do not enter
+the statistics.
+
+The device decides whether a step is taken (`update`, `select`), the host reads the outcome one step later and stops the
+run if the config says so (`check`).
 """
 
 import math
@@ -16,90 +20,139 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.config.schema import HealthConfig
-from slm_jax.training.optimizer import is_schedule
+from slm_jax.distributed.partitioning import REPLICATED, Partitions
+from slm_jax.training.schedule import is_schedule_state
 from slm_jax.utils.errors import UserError
 
-_REPORT = ("in_a_row", "is_spike", "loss_limit", "grad_norm_limit")  # of the device, to `judge`; in no row
+PARTITIONS: Partitions = {("health", "mean"): REPLICATED, ("health", "variance"): REPLICATED}
+"""Partitions of the statistics in a training state."""
+
+_DIAGNOSTICS = ("in_a_row", "is_spike", "loss_limit", "grad_norm_limit")  # metrics that only `check` reads
 
 
 class Health(NamedTuple):
-    """Running statistics, a part of the training state; those of loss and gradient norm, float32 [2]."""
+    """Running statistics, a part of the training state.
 
-    steps: jax.Array  # int32: healthy ones
+    Attributes:
+        steps: Healthy steps so far, int32.
+        mean: Means of loss and gradient norm, float32 [2].
+        variance: Their variances, float32 [2].
+        skipped: Updates skipped so far, int32.
+        in_a_row: Updates skipped since the last one that was taken, int32.
+    """
+
+    steps: jax.Array
     mean: jax.Array
     variance: jax.Array
-    skipped: jax.Array  # int32: batches left out so far
-    in_a_row: jax.Array  # int32: the last ones of these
+    skipped: jax.Array
+    in_a_row: jax.Array
 
 
-def is_watched(config: HealthConfig) -> bool:
-    """Whether the compiled step looks after its health. If not, it is the same program as without this module."""
+def is_enabled(config: HealthConfig) -> bool:
+    """Return whether the compiled step checks its health; if not, its program is the same as without this module."""
     return config.on_nan == "skip" or config.on_spike != "ignore"
 
 
-def begin() -> Health:
-    """Before the first step."""
+def init() -> Health:
+    """Return the statistics before the first step."""
     count, two = jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.float32)
-    return Health(count, two, two, count, count)
+    return Health(steps=count, mean=two, variance=two, skipped=count, in_a_row=count)
 
 
-def examine(
+def update(
     health: Health, config: HealthConfig, loss: jax.Array, grad_norm: jax.Array
 ) -> tuple[Health, jax.Array, dict[str, jax.Array]]:
-    """(statistics after this step, whether to take the step, what `judge` wants to know) of two scalars."""
+    """Update the statistics with one step and decide whether the step is taken.
+
+    Args:
+        health: Statistics before the step.
+        config: Policies and thresholds.
+        loss: Mean loss of the step's batch, scalar.
+        grad_norm: Norm of its gradient, scalar.
+
+    Returns:
+        (statistics, is_taken, diagnostics): is_taken is a bool scalar; diagnostics are metrics for `check`.
+    """
     x_2 = jnp.stack([loss, grad_norm]).astype(jnp.float32)
     is_finite = jnp.all(jnp.isfinite(x_2))
     limit_2 = health.mean + config.deviations * jnp.sqrt(health.variance)
     limit_2 = jnp.where(health.steps >= config.warmup_steps, limit_2, jnp.inf)
-    is_spike = is_finite & jnp.any(x_2 > limit_2) if config.on_spike != "ignore" else jnp.zeros((), bool)
+    is_spike = jnp.zeros((), bool)
+    if config.on_spike != "ignore":
+        is_spike = is_finite & jnp.any(x_2 > limit_2)
 
+    # The formulas at the top of the file; unhealthy steps leave the statistics as they are.
     a = jnp.maximum(2 / (config.window + 1), 1 / (health.steps + 1))
     difference_2 = x_2 - health.mean
     is_healthy = is_finite & ~is_spike
     mean = jnp.where(is_healthy, health.mean + a * difference_2, health.mean)
     variance = jnp.where(is_healthy, (1 - a) * (health.variance + a * difference_2**2), health.variance)
 
-    skip = jnp.zeros((), bool)
+    is_skipped = jnp.zeros((), bool)
     if config.on_nan == "skip":
-        skip |= ~is_finite
+        is_skipped |= ~is_finite
     if config.on_spike == "skip":
-        skip |= is_spike
-    after = Health(
-        health.steps + is_healthy, mean, variance, health.skipped + skip, jnp.where(skip, health.in_a_row + 1, 0)
+        is_skipped |= is_spike
+    updated = Health(
+        steps=health.steps + is_healthy,
+        mean=mean,
+        variance=variance,
+        skipped=health.skipped + is_skipped,
+        in_a_row=jnp.where(is_skipped, health.in_a_row + 1, 0),
     )
-    report = dict(zip(_REPORT, (after.in_a_row, is_spike, *limit_2), strict=True))
+    diagnostics = dict(zip(_DIAGNOSTICS, (updated.in_a_row, is_spike, *limit_2), strict=True))
     if "skip" in (config.on_nan, config.on_spike):
-        report["skipped"] = after.skipped
-    return after, ~skip, report
+        diagnostics["skipped"] = updated.skipped
+    return updated, ~is_skipped, diagnostics
 
 
-def choose(take: jax.Array, new: Any, old: Any) -> Any:
-    """New parameters and optimizer state, or the old ones; the schedule goes on in either case."""
-    return jax.tree.map(lambda n, o: n if is_schedule(n) else jnp.where(take, n, o), new, old, is_leaf=is_schedule)
+def select(is_taken: jax.Array, new: Any, old: Any) -> Any:
+    """Return the new parameters and optimizer state if the step is taken, else the old ones.
+
+    The schedule's step count is the new one in both cases: the learning rate follows the number of the step.
+    """
+
+    def select_leaf(new_leaf: Any, old_leaf: Any) -> Any:
+        return new_leaf if is_schedule_state(new_leaf) else jnp.where(is_taken, new_leaf, old_leaf)
+
+    return jax.tree.map(select_leaf, new, old, is_leaf=is_schedule_state)
 
 
-def judge(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, Any]:
-    """A step's row without the report, or UserError if the run has to stop. What is not finite in a skipped step's row
-    becomes None."""
-    report = {name: row.pop(name) for name in _REPORT if name in row}
+def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, Any]:
+    """Check the metrics of a step on the host.
+
+    Args:
+        row: Metrics by name, "step" among them; the diagnostics are removed from it.
+        config: Policies and thresholds.
+        advice: What to do about a diverged run, the end of the error message.
+
+    Returns:
+        The row without diagnostics. Values that are not finite, of a skipped step, are None.
+
+    Raises:
+        UserError: If the config's policy is to stop the run, or if too many updates in a row were skipped.
+    """
+    diagnostics = {name: row.pop(name) for name in _DIAGNOSTICS if name in row}
     step = row["step"]
     for name, value in row.items():
         if not math.isfinite(value):
             if config.on_nan == "stop":
                 raise UserError(f"{name} of step {step} is {value}: training has diverged. {advice}")
             row[name] = None
-    if not report:
+    if not diagnostics:
         return row
-    if report["is_spike"] and config.on_spike == "stop":
-        high = [name for name in ("loss", "grad_norm") if row[name] > report[f"{name}_limit"]]
-        found = " and ".join(f"{n} of step {step} is {row[n]:.4g}, above {report[f'{n}_limit']:.4g}" for n in high)
-        raise UserError(
-            f"{found}: {config.deviations:g} deviations over its running mean (health.deviations). {advice}; or leave "
-            "such batches out: the same command with --health.on_spike skip"
+    if diagnostics["is_spike"] and config.on_spike == "stop":
+        high = [name for name in ("loss", "grad_norm") if row[name] > diagnostics[f"{name}_limit"]]
+        spikes = " and ".join(
+            f"{name} of step {step} is {row[name]:.4g}, above {diagnostics[f'{name}_limit']:.4g}" for name in high
         )
-    if report["in_a_row"] >= config.max_skips:
         raise UserError(
-            f"{int(report['in_a_row'])} batches were skipped one after the other, the last of step {step} "
+            f"{spikes}: {config.deviations:g} deviations over its running mean (health.deviations). {advice}; or skip "
+            "such batches: the same command with --health.on_spike skip"
+        )
+    if diagnostics["in_a_row"] >= config.max_skips:
+        raise UserError(
+            f"{int(diagnostics['in_a_row'])} batches in a row were skipped, the last one at step {step} "
             f"(health.max_skips): training has diverged. {advice}"
         )
     if "skipped" in row:
@@ -108,25 +161,40 @@ def judge(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
 
 
 def layer_norms(tree: Any) -> dict[str, jax.Array]:
-    """Euclidean norm of each layer of a tree of parameters, or of their gradients: scalars, and [L] for the blocks."""
+    """Return the Euclidean norm of each layer of a tree of parameters or gradients.
 
-    def squares(leaves: Any, axis: int) -> Any:
-        return sum(jnp.sum(jnp.square(x), axis=tuple(range(axis, x.ndim))) for x in jax.tree.leaves(leaves))
+    Returns:
+        By top-level name of the tree: a scalar, or [L] for the blocks.
+    """
+    norms = {}
+    for name, subtree in tree.items():
+        first_axis = 1 if name == "blocks" else 0  # the norm is over all axes but that of the layers
+        squares = [jnp.sum(jnp.square(x), axis=tuple(range(first_axis, x.ndim))) for x in jax.tree.leaves(subtree)]
+        norms[name] = jnp.sqrt(sum(squares))
+    return norms
 
-    return {name: jnp.sqrt(squares(part, int(name == "blocks"))) for name, part in tree.items()}
 
+def layer_norms_record(step: int, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of one step in layers.jsonl.
 
-def layers_row(step: int, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A row of layers.jsonl of the norms of gradient, parameters and update: {"step", quantity: {layer: value}}."""
-    row: dict[str, Any] = {"step": step}
+    Args:
+        step: Number of the step.
+        layers: The metric "layers": norms of gradient, parameters and update by layer.
+
+    Returns:
+        {"step": …, quantity: {layer: value}}, with quantities grad_norm, param_norm and update_ratio (norm of the
+        update over norm of the parameters). None stands for values that are not finite.
+    """
+    record: dict[str, Any] = {"step": step}
     for quantity, norms in layers.items():
-        row[quantity] = {}
+        record[quantity] = {}
         for name, value in norms.items():
             values = jax.device_get(value)
-            each = {name: values} if values.ndim == 0 else {f"{name}.{i}": v for i, v in enumerate(values)}
-            row[quantity] |= {k: float(v) if math.isfinite(v) else None for k, v in each.items()}
-    row["update_ratio"] = {
-        layer: update / param if param and update is not None else None
-        for (layer, update), param in zip(row.pop("update_norm").items(), row["param_norm"].values(), strict=True)
-    }
-    return row
+            by_layer = {name: values} if values.ndim == 0 else {f"{name}.{i}": v for i, v in enumerate(values)}
+            record[quantity] |= {layer: float(v) if math.isfinite(v) else None for layer, v in by_layer.items()}
+    updates = record.pop("update_norm")
+    record["update_ratio"] = {}
+    for (layer, update_norm), param_norm in zip(updates.items(), record["param_norm"].values(), strict=True):
+        has_ratio = param_norm and update_norm is not None
+        record["update_ratio"][layer] = update_norm / param_norm if has_ratio else None
+    return record

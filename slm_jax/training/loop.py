@@ -29,11 +29,12 @@ from slm_jax.run.metrics import MetricsWriter, Row, progress_text, read_metrics,
 from slm_jax.run.samples import append_samples, forget_samples_after
 from slm_jax.training import health, memory, validation, warm_start
 from slm_jax.training.loggers import make_sinks
-from slm_jax.training.optimizer import make_schedule
 from slm_jax.training.profiler import Profiler
+from slm_jax.training.schedule import make_schedule
 from slm_jax.training.signals import Stop
 from slm_jax.training.tokenizer import prepare_data
-from slm_jax.training.train_step import Batch, Steps, TrainState, make_steps
+from slm_jax.training.train_step import Steps, TrainState, make_steps
+from slm_jax.utils.batch import Batch
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
 from slm_jax.utils.progress import ProgressBar, show_log, waiting
@@ -129,7 +130,7 @@ def run_training(config: Config, run: Run) -> Result:
     return Result(run.path, step, loop.last_row, stop.signal if step < config.train.steps else None, stop.signal)
 
 
-def _for_any_width(fitted: memory.Fitted, widest: Batch, pause: Callable[[str], Any]) -> Callable[..., Any]:
+def _for_any_width(fitted: memory.FittedStep, widest: Batch, pause: Callable[[str], Any]) -> Callable[..., Any]:
     """The training step for batches like the widest, for which it is compiled, and for narrower ones (padded batches
     come in a few widths), for which it is compiled when the first one comes."""
     programs = {widest["input_ids"].shape: fitted.train}
@@ -223,9 +224,9 @@ class Loop:
         row |= {name: int(row[name]) for name in ("tokens", "input_tokens")} | more
         lr = self._config.optimizer.lr
         advice = f"Begin another --run with a lower --optimizer.lr (here {lr}); this one keeps its last checkpoint"
-        row = health.judge(row, self._config.health, advice)  # before a checkpoint is made of it
+        row = health.check(row, self._config.health, advice)  # before a checkpoint is made of it
         if self._layers is not None and step % self._config.log.layers == 0:
-            self._layers.write(health.layers_row(step, layers))
+            self._layers.write(health.layer_norms_record(step, layers))
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._spent += elapsed
@@ -323,7 +324,7 @@ def _basis(config: Config, corpus: Corpus, tokenizer: HybridTokenizer) -> dict[s
         "seed": config.train.seed,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "health": health.is_watched(config.health),  # whether the state has a part for it
+        "health": health.is_enabled(config.health),  # whether the state has a part for it
         "config": json.loads(json.dumps(config.flat())),
     }
 
@@ -358,15 +359,15 @@ def _restore(
 
     def target(position: dict[str, Any]) -> Any:
         _check_basis(position, basis)
-        watch = jax.eval_shape(health.begin) if position.get("health") else ()
+        watch = jax.eval_shape(health.init) if position.get("health") else ()
         shapes = _saved(jax.eval_shape(steps.init)._replace(health=watch))
-        return sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
+        return sharding.abstract_arrays(mesh, shapes, steps.partitions)
 
     found = checkpoints.restore_newest(target, warn=_say)
     if found is None:
         return None, 0
     state, position = TrainState(**found[0]), found[1]
     if basis["health"] != bool(state.health):  # its policy has changed
-        watch = jax.device_put(health.begin(), sharding.replicated(mesh)) if basis["health"] else ()
+        watch = jax.device_put(health.init(), sharding.replicated(mesh)) if basis["health"] else ()
         state = state._replace(health=watch)
     return state, position["step"]

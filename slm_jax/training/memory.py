@@ -1,11 +1,10 @@
-"""Whether a training step fits into memory, known before it runs; and how much of the batch to compute at once.
+"""Compile the training step so that it fits into memory, and reject a config that cannot fit before it runs.
 
-XLA plans a compiled program's memory to the byte. That plan is compared with what the device has, so that a run that
-cannot fit ends with a sentence before its first step, and not with the operating system's killer in its middle.
+XLA plans the memory of a compiled program to the byte. The plan is compared with the free memory of the device, so that
+a run that cannot fit ends with a message before its first step, and is not killed by the operating system later.
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,136 +14,170 @@ import jax
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost, sharding
 from slm_jax.training.train_step import Steps, make_steps
+from slm_jax.utils.batch import Batch
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size, plural
 
-_SHARE = 0.9  # of what is free: the rest is for fragmentation, checkpoints in flight and other programs
+_USABLE_SHARE = 0.9  # of the free memory; the rest is for fragmentation, checkpoints in flight and other programs
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),  # version 2
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # version 1
+)
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A step that fits."""
+class FittedStep:
+    """A training step that fits into memory.
 
-    config: Config  # with the microbatch that was found
+    Attributes:
+        config: The config with the microbatch that was chosen.
+        steps: The functions of the run.
+        train: `steps.train`, compiled.
+        needed: Bytes of one device during a step.
+        limit: Bytes of one device that a step may take.
+    """
+
+    config: Config
     steps: Steps
-    train: Any  # steps.train, compiled
-    needed: int  # bytes of one device during a step
-    limit: int  # bytes that it may take
+    train: Any
+    needed: int
+    limit: int
 
 
 def compile_to_fit(
     config: Config,
     vocab_size: int,
     mesh: jax.sharding.Mesh,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     resident: int = 0,
-    least_parts: int = 1,
-) -> Fitted:
-    """The run's step, compiled for batches like this one.
+    min_grad_accum_steps: int = 1,
+) -> FittedStep:
+    """Compile the training step for batches of the given shape.
 
-    With `train.microbatch` "auto" the largest part of the batch that fits is computed at once, the rest accumulated,
-    in least_parts parts or more. resident: bytes of one device that the training state holds already.
+    With `train.microbatch` "auto" the largest microbatch that fits is chosen, and gradients are accumulated over as
+    many as the batch needs.
 
-    Raises UserError if the microbatch that was asked for does not fit, naming one that does, or if none does.
+    Args:
+        config: The run's config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        mesh: The devices.
+        batch: A global batch on the devices.
+        resident: Bytes of one device that the training state takes already.
+        min_grad_accum_steps: Lower bound of the microbatches of a batch, if the microbatch is "auto".
+
+    Raises:
+        UserError: If the requested microbatch does not fit (names one that does), or if none does.
     """
     limit = multihost.minimum(memory_limit(config, mesh)) + resident
-    asked, first = config.train.microbatch, 0
-    divisions = list(_divisions(config, mesh.shape["data"] * mesh.shape["fsdp"]))
-    if asked == "auto":
-        divisions = [parts for parts in divisions if parts >= least_parts] or divisions[-1:]
-    while divisions:
-        parts = divisions.pop(0)
-        rows = config.train.batch_size // parts
-        fitted = _compiled(config, rows, vocab_size, mesh, batch, limit)
-        first = first or fitted.needed
-        if fitted.needed <= limit and asked in ("auto", rows):
+    requested = config.train.microbatch
+    candidates = _grad_accum_candidates(config, mesh.shape["data"] * mesh.shape["fsdp"])
+    if requested == "auto":
+        candidates = _at_least(min_grad_accum_steps, candidates)
+    needed_first = 0
+    while candidates:
+        grad_accum_steps = candidates.pop(0)
+        microbatch = config.train.batch_size // grad_accum_steps
+        fitted = _compile(config, microbatch, vocab_size, mesh, batch, limit)
+        needed_first = needed_first or fitted.needed
+        if fitted.needed <= limit and requested in ("auto", microbatch):
             return fitted
         if fitted.needed <= limit:
             raise UserError(
-                f"train.microbatch {asked} needs {memory_size(first)} a step, but there are {memory_size(limit)}: "
-                f"--train.microbatch {rows} fits ({memory_size(fitted.needed)}), auto would find it"
+                f"train.microbatch {requested} needs {memory_size(needed_first)} per step, but {memory_size(limit)} "
+                f"are free: --train.microbatch {microbatch} fits ({memory_size(fitted.needed)}), auto would choose it"
             )
-        # What a part needs shrinks no faster than the part, so that some need not be tried.
-        least_parts = int(0.9 * parts * fitted.needed / limit)
-        divisions = [parts for parts in divisions if parts >= least_parts] or divisions[-1:]
+        # Memory shrinks no faster than the microbatch: candidates that cannot fit are not compiled.
+        candidates = _at_least(int(0.9 * grad_accum_steps * fitted.needed / limit), candidates)
     raise UserError(
-        f"a step of this model needs {memory_size(fitted.needed)} even with {plural(rows, 'sequence')} at once, but "
-        f"there are {memory_size(limit)}: use --model.remat full, a shorter --train.sequence_length or a smaller model"
+        f"a step of this model needs {memory_size(fitted.needed)} even with {plural(microbatch, 'sequence')} at once, "
+        f"but {memory_size(limit)} are free: use --model.remat full, a shorter --train.sequence_length or a smaller "
+        f"model"
     )
 
 
-def _divisions(config: Config, devices: int) -> Iterator[int]:
-    """The numbers of equal parts that the batch may be cut into, from as many as the config says."""
-    batch = config.train.batch_size
-    for parts in range(config.train.grad_accum_steps, batch + 1):
-        if batch % parts == 0 and (batch // parts) % devices == 0:
-            yield parts
+def _grad_accum_candidates(config: Config, batch_devices: int) -> list[int]:
+    """Return the numbers of microbatches that divide the batch, from that of the config on, in ascending order."""
+    batch_size = config.train.batch_size
+    return [
+        steps
+        for steps in range(config.train.grad_accum_steps, batch_size + 1)
+        if batch_size % steps == 0 and (batch_size // steps) % batch_devices == 0
+    ]
 
 
-def _compiled(
-    config: Config, rows: int, vocab_size: int, mesh: jax.sharding.Mesh, batch: dict[str, jax.Array], limit: int
-) -> Fitted:
-    train_config = config.train.model_copy(update={"microbatch": rows, "accumulation": 1})
+def _at_least(lower_bound: int, candidates: list[int]) -> list[int]:
+    """Return the candidates from a lower bound on; the last one if all are below it."""
+    return [candidate for candidate in candidates if candidate >= lower_bound] or candidates[-1:]
+
+
+def _compile(
+    config: Config, microbatch: int, vocab_size: int, mesh: jax.sharding.Mesh, batch: Batch, limit: int
+) -> FittedStep:
+    """Compile the step with a microbatch, whether it fits or not."""
+    train_config = config.train.model_copy(update={"microbatch": microbatch, "accumulation": 1})
     config = config.model_copy(update={"train": train_config})
     steps = make_steps(config, vocab_size, mesh)
-    shapes = jax.eval_shape(steps.init)
-    state = sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
+    state = sharding.abstract_arrays(mesh, jax.eval_shape(steps.init), steps.partitions)
     try:
         train = steps.train.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # TPUs find out while compiling
+        if "RESOURCE_EXHAUSTED" not in str(error):  # the TPU compiler rejects programs that do not fit
             raise
-        return Fitted(config, steps, None, 2 * limit, limit)
-    return Fitted(config, steps, train, needed_memory(train), limit)
+        return FittedStep(config, steps, None, 2 * limit, limit)
+    return FittedStep(config, steps, train, needed_memory(train), limit)
 
 
 def needed_memory(compiled: Any) -> int:
-    """Bytes of one device that a compiled program takes while it runs; 0 where the backend does not tell."""
+    """Return the bytes of one device that a compiled program takes while it runs; 0 if the backend has no plan."""
     plan = compiled.memory_analysis()
     if plan is None:
         return 0
-    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return int(kept + plan.temp_size_in_bytes)
+    # Donated arguments share their memory with results: alias_size_in_bytes is in both sizes.
+    arrays = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return int(arrays + plan.temp_size_in_bytes)
 
 
 def memory_limit(config: Config, mesh: jax.sharding.Mesh) -> int:
-    """Bytes of one device that a step may take: what is free, and no more than `train.memory_gb` (if that is not 0)."""
+    """Return the bytes of one device that a step may take.
+
+    Nine tenths of the free memory, and at most `train.memory_gb` if that is not 0.
+    """
     device = mesh.local_devices[0]
     if device.platform == "cpu":
         free = _free_host_memory() // len(mesh.local_devices)
     else:
         stats = device.memory_stats() or {}
         free = stats.get("bytes_limit", 1 << 62) - stats.get("bytes_in_use", 0)
+    usable = int(_USABLE_SHARE * free)
     allowed = int(config.train.memory_gb * 1e9)
-    return min(int(_SHARE * free), allowed) if allowed else int(_SHARE * free)
+    return min(usable, allowed) if allowed else usable
 
 
 def _free_host_memory() -> int:
-    """Bytes that this process could still take, within its container's limit."""
+    """Return the bytes that this process could still allocate, within the limit of its container."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError):  # not Linux: half of the physical memory
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit_file, usage_file in _CGROUP_FILES:
         try:
-            most, now = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, used))
+            limit, usage = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit_file, usage_file))
         except OSError:
             continue
-        if most.isdigit():
-            free = min(free, int(most) - int(now))
+        if limit.isdigit():  # "max": no limit
+            free = min(free, int(limit) - int(usage))
     return max(free, 1)
 
 
-def describe(fitted: Fitted, asked: Config) -> str:
-    """One line on what a step takes, and on what was decided."""
-    text = f"memory: {memory_size(fitted.needed)} for a step, {memory_size(fitted.limit)} free"
-    if fitted.config.train.grad_accum_steps != asked.train.grad_accum_steps:
-        text += (
-            f"; {fitted.config.train.microbatch} sequences at once, "
-            f"{fitted.config.train.grad_accum_steps} times a step, as all {asked.train.batch_size} do not fit"
-        )
-    return text
+def describe(fitted: FittedStep, requested: Config) -> str:
+    """Return one line on the memory of a step and on the microbatch that was chosen."""
+    text = f"memory: {memory_size(fitted.needed)} per step, {memory_size(fitted.limit)} free"
+    train = fitted.config.train
+    if train.grad_accum_steps == requested.train.grad_accum_steps:
+        return text
+    microbatch = plural(int(train.microbatch), "sequence")
+    return (
+        f"{text}; {train.grad_accum_steps} microbatches of {microbatch} per step, as all {requested.train.batch_size} "
+        "at once do not fit"
+    )

@@ -1,9 +1,10 @@
-"""Model FLOPs utilisation: what share of the device's matrix speed the training step turns into model FLOPs.
+"""Model FLOPs utilization (MFU): the share of the device's matrix throughput that a training step uses for model FLOPs.
 
     python -m slm_jax.mfu [--config NAME|PATH] [--section.field value …] [--steps N] [--json]
 
-Denominators: the vendor's peak (devices.py), and the roof, the fastest matrix product that this device was seen to
-make (roof.py). On an unknown device, a CPU for one, the roof stands in for the peak. What is counted: flops.py.
+MFU is relative to the vendor's peak (performance/devices.py) and to the measured peak, the fastest matrix product
+measured on this device (performance/roofline.py), which takes the place of the vendor's on an unknown device, such as a
+CPU. performance/flops.py defines which FLOPs count.
 """
 
 import json
@@ -22,75 +23,114 @@ from slm_jax.distributed import sharding
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model
 from slm_jax.performance import devices, flops
-from slm_jax.performance.roofline import CONVENTION, MeasuredPeak, format_flop_rate, measure_peak, step_shapes, units
+from slm_jax.performance.roofline import (
+    CONVENTION,
+    MeasuredPeak,
+    format_flop_rate,
+    independent_devices,
+    measure_peak,
+    step_shapes,
+)
 from slm_jax.training import memory
 from slm_jax.training.train_step import TrainState, make_steps
 from slm_jax.utils.errors import UserError
 
-
-class Counts(NamedTuple):
-    """FLOPs of one training step over the whole batch."""
-
-    formula: float  # what MFU counts: model FLOPs, causal
-    formula_square: float  # the same with the masked half of attention
-    products: float  # of the naive program's gradient, whole square: equal to formula_square
-    xla: float | None  # XLA's count of the same program, which adds element-wise operations
-    written: float  # products of the real step as written: with what is recomputed, and the optimizer
-    optimizer: float  # of these, the optimizer's (Newton-Schulz)
-    uncounted: tuple[str, ...]  # in the real step: kernels whose inside is not counted in `written`
+_WARMUP_STEPS = 2  # not timed
+_TRACED_STEPS = 3
 
 
-def count(config: Config, vocab_size: int) -> Counts:
-    """FLOPs of a step of the config's model, three ways. Nothing is computed, no array is made."""
-    tokens = config.train.batch_size * config.train.sequence_length
-    graph, params = abstract_model(_plain(config), vocab_size)
-    shape = (config.train.batch_size, config.train.sequence_length)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("input_ids", "labels")}
+class FlopCounts(NamedTuple):
+    """FLOPs of one training step over the global batch.
 
-    def gradient(params: Any, batch: Any) -> Any:
-        def loss(params: Any) -> jax.Array:  # of whole logits
+    Attributes:
+        formula: Model FLOPs, causal: what MFU counts.
+        formula_square: Model FLOPs with the masked half of attention.
+        products: Products in the gradient of the naive program; equal to `formula_square`.
+        xla: XLA's count of the same program, which includes element-wise operations; None if XLA has none.
+        written: Products of the real step before XLA optimizes it, recomputation and optimizer included.
+        optimizer: The part of `written` that is the optimizer's (Newton-Schulz).
+        uncounted: Kernels of the real step whose products are not in `written`.
+    """
+
+    formula: float
+    formula_square: float
+    products: float
+    xla: float | None
+    written: float
+    optimizer: float
+    uncounted: tuple[str, ...]
+
+
+def count(config: Config, vocab_size: int) -> FlopCounts:
+    """Count the FLOPs of a training step, by formula, from the traced program and by XLA; nothing is computed."""
+    batch_size, length = config.train.batch_size, config.train.sequence_length
+    tokens = batch_size * length
+    graph, params = abstract_model(_naive_config(config), vocab_size)
+    batch = {name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for name in ("input_ids", "labels")}
+
+    def naive_gradient(params: Any, batch: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
             model = nnx.merge(graph, params)
             x_BxTxD = model.hidden(batch["input_ids"])
             return ops.naive_cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype).loss
 
         return jax.grad(loss)(params)
 
-    products, xla = flops.traced_flops(gradient, params, batch).flops, flops.xla_flops(gradient, params, batch)
     steps = make_steps(config, vocab_size)
     written = flops.traced_flops(steps.train, jax.eval_shape(steps.init), batch)
-    return Counts(
-        tokens * flops.train_flops_per_token(config.model, vocab_size, shape[1]),
-        tokens * flops.train_flops_per_token(config.model, vocab_size, shape[1], causal=False),
-        products,
-        xla,
-        written.flops,
-        flops.optimizer_flops(config.model, config.optimizer.name),
-        written.uncounted,
+    return FlopCounts(
+        formula=tokens * flops.train_flops_per_token(config.model, vocab_size, length),
+        formula_square=tokens * flops.train_flops_per_token(config.model, vocab_size, length, causal=False),
+        products=flops.traced_flops(naive_gradient, params, batch).flops,
+        xla=flops.xla_flops(naive_gradient, params, batch),
+        written=written.flops,
+        optimizer=flops.optimizer_flops(config.model, config.optimizer.name),
+        uncounted=written.uncounted,
     )
 
 
-def _plain(config: Config) -> Config:
-    """The config of the naive program: the whole square of attention, each layer written out, nothing computed twice,
-    no padding, no dropout."""
-    plain = {"attention": "naive", "scan_layers": False, "remat": "none", "vocab_multiple": 1, "dropout": 0.0}
-    return config.model_copy(update={"model": config.model.model_copy(update=plain)})
+def _naive_config(config: Config) -> Config:
+    """Return the config of the naive program, whose products are those of the formula.
+
+    The full square of attention, layers unrolled, no recomputation, no padding of the vocabulary, no dropout.
+    """
+    naive = {"attention": "naive", "scan_layers": False, "remat": "none", "vocab_multiple": 1, "dropout": 0.0}
+    return config.model_copy(update={"model": config.model.model_copy(update=naive)})
 
 
 class StepTimes(NamedTuple):
-    """Training steps as they ran."""
+    """Timing of training steps.
 
-    seconds: list[float]  # of each step, from the end of the one before
-    parts: int  # that a batch was computed in, one after the other
+    Attributes:
+        seconds: Duration of each step, from the end of the step before.
+        grad_accum_steps: Microbatches that a batch was computed in.
+        compile_seconds: Time to compile the step.
+        program_bytes: Memory of one device for the compiled step: state, batch and temporary arrays.
+        peak_bytes: The largest amount of memory that the process ever held on a device; None if unknown.
+    """
+
+    seconds: list[float]
+    grad_accum_steps: int
     compile_seconds: float
-    program_bytes: int  # a device's memory for the compiled step: state, batch, temporary
-    peak_bytes: int | None  # the most that the process ever held on a device, where the backend says it
+    program_bytes: int
+    peak_bytes: int | None
 
 
 def time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.Mesh, trace: str = "") -> StepTimes:
-    """Time `steps` steps of the real train step on random ids, after two that are not counted. Raises UserError.
+    """Time the real training step on random ids, after two steps that are not timed.
 
-    As in the training loop, the microbatch is what fits (`memory.compile_to_fit`), and a step is dispatched before the
-    one before it is waited for. trace: a folder for a profile of three more steps.
+    As in the training loop, the microbatch is the largest that fits (`memory.compile_to_fit`), and a step is dispatched
+    before the result of the previous one is awaited.
+
+    Args:
+        config: The run's config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        steps: Steps to time.
+        mesh: The devices.
+        trace: Folder for a profile of three more steps; "": no profile.
+
+    Raises:
+        UserError: If the device runs out of memory.
     """
     try:
         return _time_steps(config, vocab_size, steps, mesh, trace)
@@ -99,7 +139,7 @@ def time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.M
             raise
         raise UserError(
             f"the device ran out of memory at {config.train.batch_size} x {config.train.sequence_length} tokens: "
-            f"lower --train.memory_gb, or give a smaller --train.microbatch than auto finds"
+            f"lower --train.memory_gb, or set a smaller --train.microbatch than auto chooses"
         ) from None
 
 
@@ -110,10 +150,10 @@ def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.
     start = time.perf_counter()
     fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
     state: TrainState = fitted.steps.init()
-    compile_seconds, compiled = time.perf_counter() - start, fitted.train
-    ends, pending, warmup = [], None, 2
-    for _ in range(warmup + steps):
-        state, metrics = compiled(state, batch)
+    compile_seconds = time.perf_counter() - start
+    ends, pending = [], None
+    for _ in range(_WARMUP_STEPS + steps):
+        state, metrics = fitted.train(state, batch)
         if pending is not None:
             jax.block_until_ready(pending)
             ends.append(time.perf_counter())
@@ -122,151 +162,229 @@ def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.
     ends.append(time.perf_counter())
     if trace:
         with jax.profiler.trace(trace):
-            for _ in range(3):
-                state, metrics = compiled(state, batch)
+            for _ in range(_TRACED_STEPS):
+                state, metrics = fitted.train(state, batch)
             jax.block_until_ready(metrics)
     stats = mesh.devices.flat[0].memory_stats() or {}
-    seconds = np.diff(ends)[warmup - 1 :].tolist()
     return StepTimes(
-        seconds, fitted.config.train.grad_accum_steps, compile_seconds, fitted.needed, stats.get("peak_bytes_in_use")
+        seconds=np.diff(ends)[_WARMUP_STEPS - 1 :].tolist(),
+        grad_accum_steps=fitted.config.train.grad_accum_steps,
+        compile_seconds=compile_seconds,
+        program_bytes=fitted.needed,
+        peak_bytes=stats.get("peak_bytes_in_use"),
     )
 
 
 class Report(NamedTuple):
-    """Everything that the command shows, for one config on the devices at hand."""
+    """MFU of one config on the devices of this machine.
 
-    device: str  # as JAX names it
+    Attributes:
+        device: Name of the device, as JAX reports it.
+        devices: Number of devices.
+        source: Publication of the vendor's figures; "" for an unknown device.
+        vendor_peaks: The vendor's FLOP/s of one device, by dtype.
+        measured_peaks: Measured peak of one device, by dtype.
+        dtype: Dtype of the step's products.
+        optimizer: Name of the optimizer.
+        parameters: Number of parameters.
+        batch: (sequences, tokens of a sequence).
+        counts: FLOPs of a step.
+        times: Timing of the steps.
+        measured_peak: Measured FLOP/s of all devices in `dtype`.
+        vendor_peak: The vendor's FLOP/s of all devices in `dtype`.
+    """
+
+    device: str
     devices: int
-    source: str  # where the vendor's figures are from; empty: the device is in no table
-    vendor: dict[str, float | None]  # FLOP/s of one device by dtype
-    roofs: dict[str, MeasuredPeak]  # measured, of one device by dtype
-    dtype: str  # of the step's products
+    source: str
+    vendor_peaks: dict[str, float | None]
+    measured_peaks: dict[str, MeasuredPeak]
+    dtype: str
     optimizer: str
     parameters: int
-    batch: tuple[int, int, int]  # sequences, tokens of each, parts
-    counts: Counts
+    batch: tuple[int, int]
+    counts: FlopCounts
     times: StepTimes
-    roof: float  # FLOP/s of all devices in `dtype`, measured
-    peak: float | None  # FLOP/s of all devices in `dtype`, the vendor's
+    measured_peak: float
+    vendor_peak: float | None
 
     @property
     def seconds(self) -> float:
-        """The median step."""
+        """Median duration of a step."""
         return statistics.median(self.times.seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
+        """Throughput of all devices."""
         return self.batch[0] * self.batch[1] / self.seconds
 
     @property
-    def mfu_roof(self) -> float:
-        """Model FLOPs per second as a share of the measured roof."""
-        return self.counts.formula / self.seconds / self.roof
+    def mfu_of_measured_peak(self) -> float:
+        """Model FLOPs per second relative to the measured peak."""
+        return self.counts.formula / self.seconds / self.measured_peak
 
     @property
-    def mfu_peak(self) -> float | None:
-        """Model FLOPs per second as a share of the vendor's peak."""
-        return self.counts.formula / self.seconds / self.peak if self.peak else None
+    def mfu_of_vendor_peak(self) -> float | None:
+        """Model FLOPs per second relative to the vendor's peak, None if that is unknown."""
+        return self.counts.formula / self.seconds / self.vendor_peak if self.vendor_peak else None
 
 
 def measure(config: Config, vocab_size: int, steps: int, trace: str = "") -> Report:
-    """Count and time the config's training step on the devices at hand. Raises UserError."""
+    """Count and time the config's training step on the devices of this machine.
+
+    Args:
+        config: The run's config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        steps: Steps to time.
+        trace: Folder for a profile; "": no profile.
+
+    Raises:
+        UserError: If the mesh or the memory does not suffice.
+    """
     mesh = sharding.make_mesh(config)
-    kind, dtype = mesh.devices.flat[0].device_kind, ops.compute_dtype(config.train.dtype)
-    device, shapes = devices.find(kind), step_shapes(config, vocab_size)
+    kind = mesh.devices.flat[0].device_kind
+    device = devices.find(kind)
+    dtype = ops.compute_dtype(config.train.dtype)
     dtypes = [jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)]
-    roofs = {each.name: measure_peak(each, shapes) for each in dtypes}
+    shapes = step_shapes(config, vocab_size)
+    measured_peaks = {measured.name: measure_peak(measured, shapes) for measured in dtypes}
     times = time_steps(config, vocab_size, steps, mesh, trace)
-    again = measure_peak(dtype, shapes)  # a machine that others use may have been busy the first time
-    roofs[dtype.name] = max(roofs[dtype.name], again)
-    peak = device.peak(dtype) if device else None
+    # Measured again: other programs may have used the machine the first time.
+    measured_peaks[dtype.name] = max(measured_peaks[dtype.name], measure_peak(dtype, shapes))
+    vendor_peak = device.peak(dtype) if device else None
     return Report(
-        kind,
-        mesh.size,
-        device.source if device else "",
-        {each.name: device.peak(each) if device else None for each in dtypes},
-        roofs,
-        dtype.name,
-        config.optimizer.name,
-        flops.parameters(config.model, vocab_size),
-        (config.train.batch_size, config.train.sequence_length, times.parts),
-        count(config, vocab_size),
-        times,
-        units(mesh) * roofs[dtype.name].flops,
-        mesh.size * peak if peak else None,
+        device=kind,
+        devices=mesh.size,
+        source=device.source if device else "",
+        vendor_peaks={known.name: device.peak(known) if device else None for known in dtypes},
+        measured_peaks=measured_peaks,
+        dtype=dtype.name,
+        optimizer=config.optimizer.name,
+        parameters=flops.parameters(config.model, vocab_size),
+        batch=(config.train.batch_size, config.train.sequence_length),
+        counts=count(config, vocab_size),
+        times=times,
+        measured_peak=independent_devices(mesh) * measured_peaks[dtype.name].flops,
+        vendor_peak=mesh.size * vendor_peak if vendor_peak else None,
     )
 
 
 def as_json(report: Report) -> str:
-    """One JSON object; FLOPs and FLOP/s are plain numbers, times seconds."""
-    tree: dict[str, Any] = report._asdict()
-    tree["roofs"] = {name: roof._asdict() for name, roof in report.roofs.items()}
-    tree["counts"], tree["times"] = report.counts._asdict(), report.times._asdict()
-    for name in ("seconds", "tokens_per_second", "mfu_roof", "mfu_peak"):
-        tree[name] = getattr(report, name)
-    return json.dumps({**tree, "convention": CONVENTION})
+    """Return the report as one JSON object; FLOPs and FLOP/s are plain numbers, times are in seconds."""
+    times = report.times._asdict()
+    grad_accum_steps = times.pop("grad_accum_steps")
+    return json.dumps(
+        {
+            "device": report.device,
+            "devices": report.devices,
+            "source": report.source,
+            "vendor": report.vendor_peaks,
+            "roofs": {name: peak._asdict() for name, peak in report.measured_peaks.items()},
+            "dtype": report.dtype,
+            "optimizer": report.optimizer,
+            "parameters": report.parameters,
+            "batch": [*report.batch, grad_accum_steps],
+            "counts": report.counts._asdict(),
+            "times": times | {"parts": grad_accum_steps},
+            "roof": report.measured_peak,
+            "peak": report.vendor_peak,
+            "seconds": report.seconds,
+            "tokens_per_second": report.tokens_per_second,
+            "mfu_roof": report.mfu_of_measured_peak,
+            "mfu_peak": report.mfu_of_vendor_peak,
+            "convention": CONVENTION,
+        }
+    )
 
 
-_SCALES = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+_FLOP_UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
 
 def as_text(report: Report) -> str:
-    """The report in words and numbers."""
-    r, c = report, report.counts
-    lines = [f"{r.devices} x {r.device}: {r.source or 'in no table of devices, so the measured roof stands in'}"]
-    lines.append("matrix products, one device   best here   (median)    vendor's peak")
-    for name, roof in r.roofs.items():
-        vendor = r.vendor[name]
-        share = f"{format_flop_rate(vendor)}, {roof.flops / vendor:.0%} reached" if vendor else "none known"
-        lines.append(f"  {name:8} {format_flop_rate(roof.flops):>22}   ({format_flop_rate(roof.median)})    {share}")
-    sequences, length, parts = r.batch
-    lines.append(
-        f"model: {r.parameters / 1e6:,.2f} M parameters, {sequences} x {length} tokens a step"
-        + (f" in {parts} parts" if parts > 1 else "")
-        + f", {r.dtype} products, {r.optimizer}"
+    """Return the report as text of several lines."""
+    return "\n".join(
+        [*_device_lines(report), _model_line(report), *_flop_lines(report), _time_line(report), _mfu_line(report)]
     )
-    scale, unit = next((pair for pair in _SCALES if c.formula >= pair[0]), _SCALES[-1])
-    lines.append(f"{unit} of a step")
-    rows = [
-        (c.formula, f"formula, {CONVENTION}: what MFU counts"),
-        (c.formula_square, "formula, the whole square of attention"),
-        (
-            c.products,
-            f"products of the naive program: {c.products / c.formula_square:.4f} of the formula's whole square",
-        ),
+
+
+def _device_lines(report: Report) -> list[str]:
+    source = report.source or "an unknown device, so MFU is relative to the measured peak"
+    lines = [
+        f"{report.devices} x {report.device}: {source}",
+        "matrix products, one device   best here   (median)    vendor's peak",
     ]
-    if c.xla:
-        ratio = f"{c.xla / c.formula_square:.4f} of it; element-wise work is in it"
-        rows.append((c.xla, f"XLA's count of the naive program: {ratio}"))
-    extra = f"{c.written / c.formula:.3f} of what MFU counts"
-    extra += f", {c.optimizer / scale:,.2f} {unit} of it Newton-Schulz" if c.optimizer else ""
-    extra += f"; not counted inside {', '.join(c.uncounted)}" if c.uncounted else ""
-    rows.append((c.written, f"products of the real step as written: {extra}"))
-    rows.append((r.roof * r.seconds, "measured roof x median step: what the products could have been"))
-    lines += [f"  {value / scale:>10,.2f}  {text}" for value, text in rows]
-    low, high = np.percentile(r.times.seconds, [10, 90])
-    lines.append(
-        f"step: median {_seconds(r.seconds)}, 80 % of {len(r.times.seconds)} within {_seconds(low)} and "
-        f"{_seconds(high)}, {r.tokens_per_second:,.0f} tokens/s; compiled in {r.times.compile_seconds:.1f} s, "
-        f"{r.times.program_bytes / 1e9:.3g} GB a device"
-        + (f" (most in use {r.times.peak_bytes / 1e9:.3g} GB)" if r.times.peak_bytes else "")
-    )
-    shares = [f"{r.mfu_roof:.1%} of the measured roof"]
-    if r.mfu_peak is not None:
-        shares.insert(0, f"{r.mfu_peak:.1%} of the vendor's peak")
-    lines.append(
-        f"MFU: {format_flop_rate(c.formula / r.seconds)} of model FLOPs, {' and '.join(shares)} ({CONVENTION}; with "
-        f"the whole square {c.formula_square / c.formula:.3f} times that)"
-    )
-    return "\n".join(lines)
+    for name, peak in report.measured_peaks.items():
+        vendor_peak = report.vendor_peaks[name]
+        vendor = "unknown"
+        if vendor_peak:
+            vendor = f"{format_flop_rate(vendor_peak)}, {peak.flops / vendor_peak:.0%} reached"
+        lines.append(f"  {name:8} {format_flop_rate(peak.flops):>22}   ({format_flop_rate(peak.median)})    {vendor}")
+    return lines
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+def _model_line(report: Report) -> str:
+    sequences, length = report.batch
+    steps = report.times.grad_accum_steps
+    microbatches = f" in {steps} microbatches" if steps > 1 else ""
+    return (
+        f"model: {report.parameters / 1e6:,.2f} M parameters, {sequences} x {length} tokens per step{microbatches}, "
+        f"{report.dtype} products, {report.optimizer}"
+    )
+
+
+def _flop_lines(report: Report) -> list[str]:
+    counts = report.counts
+    scale, unit = next((pair for pair in _FLOP_UNITS if counts.formula >= pair[0]), _FLOP_UNITS[-1])
+    naive_ratio = counts.products / counts.formula_square
+    rows = [
+        (counts.formula, f"formula, {CONVENTION}: what MFU counts"),
+        (counts.formula_square, "formula, full square of attention"),
+        (counts.products, f"products of the naive program: {naive_ratio:.4f} of the formula's full square"),
+    ]
+    if counts.xla:
+        ratio = counts.xla / counts.formula_square
+        rows.append((counts.xla, f"XLA's count of the naive program: {ratio:.4f}, with element-wise operations"))
+    details = f"{counts.written / counts.formula:.3f} of what MFU counts"
+    if counts.optimizer:
+        details += f", of which {counts.optimizer / scale:,.2f} {unit} Newton-Schulz"
+    if counts.uncounted:
+        details += f"; without the products inside {', '.join(counts.uncounted)}"
+    rows.append((counts.written, f"products of the real step as traced: {details}"))
+    rows.append((report.measured_peak * report.seconds, "measured peak x median step: the upper bound"))
+    return [f"{unit} of a step", *(f"  {value / scale:>10,.2f}  {text}" for value, text in rows)]
+
+
+def _time_line(report: Report) -> str:
+    times = report.times
+    low, high = np.percentile(times.seconds, [10, 90])
+    peak = f" (peak use {times.peak_bytes / 1e9:.3g} GB)" if times.peak_bytes else ""
+    return (
+        f"step: median {_duration(report.seconds)}, 80 % of {len(times.seconds)} within {_duration(low)} and "
+        f"{_duration(high)}, {report.tokens_per_second:,.0f} tokens/s; compiled in {times.compile_seconds:.1f} s, "
+        f"{times.program_bytes / 1e9:.3g} GB per device{peak}"
+    )
+
+
+def _mfu_line(report: Report) -> str:
+    counts = report.counts
+    shares = [f"{report.mfu_of_measured_peak:.1%} of the measured peak"]
+    if report.mfu_of_vendor_peak is not None:
+        shares.insert(0, f"{report.mfu_of_vendor_peak:.1%} of the vendor's peak")
+    return (
+        f"MFU: {format_flop_rate(counts.formula / report.seconds)} of model FLOPs, {' and '.join(shares)} "
+        f"({CONVENTION}; {counts.formula_square / counts.formula:.3f} times that with the full square)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def vocabulary(config: Config) -> int:
-    """Entries of the config's tokenizer; of one yet to be learned, those asked for. Raises UserError."""
+    """Return the vocabulary size of the config's tokenizer; the requested size if it is yet to be learned.
+
+    Raises:
+        UserError: If `tokenizer.path` cannot be read.
+    """
     path = config.tokenizer.path
     return load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, AdamW and Muon, and which weights decay."""
+"""The optimizers, AdamW and Muon, with gradient clipping and decoupled weight decay."""
 
 import functools
 from typing import Any
@@ -8,60 +8,54 @@ import jax.numpy as jnp
 import optax
 
 from slm_jax.config.schema import OptimizerConfig
-from slm_jax.distributed.partitioning import layer_by_layer, split_of
+from slm_jax.distributed.partitioning import Partitions, map_matrices, partition_of
 from slm_jax.model import ops
 from slm_jax.model.params import is_in_blocks, is_matrix
+from slm_jax.training.schedule import make_schedule
+
+# Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for the steepest slope at 0: small
+# singular values reach 1 in few iterations, at the price of a spread around 1 that does no harm.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step (from 0) -> learning rate, for a run of `steps`: linear warm-up, then what `config.schedule` names."""
-    peak, floor, warmup = config.lr, config.lr * config.final_lr_fraction, config.warmup_steps
-    rest = max(1, steps - warmup)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_fraction)
-    elif config.schedule == "wsd":
-        decay = max(1, round(config.decay_fraction * rest))
-        after = optax.join_schedules(
-            [optax.constant_schedule(peak), optax.linear_schedule(peak, floor, decay)], [rest - decay]
-        )
-    else:
-        after = optax.constant_schedule(peak)
-    # The first step already has a rate above 0, else it would be lost.
-    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after
-    return optax.join_schedules([rise, after], [warmup])
+def make_optimizer(
+    config: OptimizerConfig, steps: int, dtype: jnp.dtype, partitions: Partitions | None = None
+) -> optax.GradientTransformation:
+    """Return gradient clipping followed by the optimizer.
 
+    "muon" updates the matrices inside the blocks with Muon and everything else with AdamW: embedding and head are
+    looked up and summed over, not composed like linear maps. Weight decay is decoupled and applies to matrices only.
+    To add an optimizer, add its name to `OptimizerConfig.name` and a branch here.
 
-def make_optimizer(config: OptimizerConfig, steps: int, dtype: jnp.dtype) -> optax.GradientTransformation:
-    """Clipping, then the optimizer, for a tree of float32 parameters whose matrices are [in, out].
+    Args:
+        config: Optimizer, schedule, weight decay and clipping.
+        steps: Optimizer steps of the run, the length of the schedule.
+        dtype: Dtype of Muon's products.
+        partitions: Declared partitions of the parameters, by which Muon distributes its work; None: one device.
 
-    Muon for the matrices inside the blocks, AdamW for the rest: the embedding and the head are looked up or summed
-    over, not composed. Decoupled weight decay on matrices only. dtype: of Muon's products.
+    Returns:
+        A transformation of float32 gradients whose matrices are [in, out], stacked over layers inside the blocks.
     """
     schedule = make_schedule(config, steps)
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree)
+    )
 
     def adamw() -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_adam(config.beta1, config.beta2), decay, optax.scale_by_learning_rate(schedule)
         )
 
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree)
-    )
     if config.name == "adamw":
         update = adamw()
     else:
-        muon = optax.chain(scale_by_muon(dtype), decay, optax.scale_by_learning_rate(schedule))
-        update = optax.partition({"muon": muon, "adamw": adamw()}, _labels)
+        muon = optax.chain(scale_by_muon(dtype, partitions), decay, optax.scale_by_learning_rate(schedule))
+        update = optax.partition({"muon": muon, "adamw": adamw()}, _optimizer_labels)
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
 
 
-def is_schedule(node: Any) -> bool:
-    """Whether a node of an optimizer's state is the schedule's count of steps."""
-    return isinstance(node, optax.ScaleByScheduleState)
-
-
-def _labels(tree: Any) -> Any:
-    """Which optimizer updates each parameter."""
+def _optimizer_labels(tree: Any) -> Any:
+    """Return the name of the optimizer that updates each parameter."""
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
         return "muon" if is_in_blocks(path) and is_matrix(path, leaf) else "adamw"
@@ -69,12 +63,20 @@ def _labels(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(label, tree)
 
 
-def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024): Nesterov momentum, orthogonalised per matrix [..., in, out].
+def scale_by_muon(
+    dtype: jnp.dtype, partitions: Partitions | None = None, beta: float = 0.95
+) -> optax.GradientTransformation:
+    """Return Muon (Jordan et al. 2024): Nesterov momentum, orthogonalized for each matrix [..., in, out].
 
-    Updates are scaled to the root mean square of AdamW's (0.2 * sqrt(max(in, out)), arXiv:2502.16982), so that both
-    optimizers share one learning rate and one weight decay. optax.contrib.muon computes the same; this one runs its
-    products in `dtype` (bfloat16 halves its cost, and Newton-Schulz does not need more).
+    Updates are scaled to the root mean square of AdamW's, 0.2 · sqrt(max(in, out)) (arXiv:2502.16982), so that both
+    optimizers share one learning rate and one weight decay. `optax.contrib.muon` computes the same; this one runs its
+    products in `dtype` (bfloat16 halves its cost, and Newton-Schulz does not need more) and distributes the matrices
+    over the devices.
+
+    Args:
+        dtype: Dtype of the products' operands.
+        partitions: Declared partitions of the parameters; None: one device.
+        beta: Decay of the momentum.
     """
 
     def init(params: Any) -> Any:
@@ -83,26 +85,42 @@ def scale_by_muon(dtype: jnp.dtype, beta: float = 0.95) -> optax.GradientTransfo
     def update(grads: Any, momentum: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
+        # Nesterov: look one step ahead by applying the gradient to the new momentum again.
         nesterov = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
 
-        def scaled(path: tuple[Any, ...], x_LxIxO: jax.Array) -> jax.Array:
-            split = split_of(path)[1]
-            orthogonal = layer_by_layer(functools.partial(orthogonalize, dtype=dtype), x_LxIxO, split)
+        def scale(path: tuple[Any, ...], x_LxIxO: jax.Array) -> jax.Array:
+            f = functools.partial(orthogonalize, dtype=dtype)
+            if partitions is None:
+                orthogonal = f(x_LxIxO)
+            else:
+                orthogonal = map_matrices(f, x_LxIxO, partition_of(path, x_LxIxO, partitions))
+            # An orthogonal [in, out] has entries with a root mean square of 1 / sqrt(max(in, out)).
             return orthogonal * 0.2 * max(x_LxIxO.shape[-2:]) ** 0.5
 
-        return jax.tree_util.tree_map_with_path(scaled, nesterov), momentum
+        return jax.tree_util.tree_map_with_path(scale, nesterov), momentum
 
     return optax.GradientTransformation(init, update)
 
 
 def orthogonalize(x_IxO: jax.Array, dtype: jnp.dtype, steps: int = 5) -> jax.Array:
-    """About U·Vᵀ of the singular value decomposition, float32: singular values end up between about 0.7 and 1.2.
+    """Return about U·Vᵀ of the singular value decomposition; singular values end up between about 0.7 and 1.2.
 
-    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. (2024); leading axes are batch axes.
+    Quintic Newton-Schulz iteration (Jordan et al. 2024): x ← a x + (b x·xᵀ + c (x·xᵀ)²)·x applies the polynomial
+    a s + b s³ + c s⁵ to the singular values s and leaves the singular vectors as they are.
+
+    Args:
+        x_IxO: A matrix, or a stack of them along leading axes.
+        dtype: Dtype of the products' operands.
+        steps: Iterations.
+
+    Returns:
+        float32 [..., I, O].
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = x_IxO.shape[-2] > x_IxO.shape[-1]
-    x = jnp.swapaxes(x_IxO, -1, -2) if tall else x_IxO
+    a, b, c = _NEWTON_SCHULZ
+    # Of x·xᵀ and xᵀ·x take the smaller one. The norm bounds the largest singular value by 1, where the iteration
+    # converges.
+    is_tall = x_IxO.shape[-2] > x_IxO.shape[-1]
+    x = jnp.swapaxes(x_IxO, -1, -2) if is_tall else x_IxO
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
 
     def dot(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -112,5 +130,5 @@ def orthogonalize(x_IxO: jax.Array, dtype: jnp.dtype, steps: int = 5) -> jax.Arr
         gram = ops.einsum("...ik,...jk->...ij", x, x, dtype)
         return a * x + dot(b * gram + c * dot(gram, gram), x)
 
-    x = jax.lax.fori_loop(0, steps, iterate, x)  # compiles five times as fast as unrolled
-    return jnp.swapaxes(x, -1, -2) if tall else x
+    x = jax.lax.fori_loop(0, steps, iterate, x)  # compiles five times as fast as an unrolled loop
+    return jnp.swapaxes(x, -1, -2) if is_tall else x

@@ -1,4 +1,10 @@
-"""The pure, compiled train and evaluation steps."""
+"""The pure, compiled train and evaluation steps.
+
+`loss_fn`, `gradients`, `train_step` and `eval_step` are plain functions of arrays and static arguments; `make_steps`
+binds the static ones and compiles them for a mesh.
+
+Shapes: B sequences of the global batch, T tokens, D dim, V vocabulary.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,40 +17,66 @@ from flax import nnx
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
+from slm_jax.distributed.partitioning import Partitions
 from slm_jax.model import ops
-from slm_jax.model.params import abstract_model
+from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
 from slm_jax.model.transformer import Transformer, resize_vocabulary_rows
 from slm_jax.training import health
-from slm_jax.training.optimizer import make_optimizer, make_schedule
-
-Batch = dict[
-    str, jax.Array
-]  # input_ids, labels (already the next token, -100: none) int32 [B, T]; masks as in Transformer
+from slm_jax.training.optimizer import make_optimizer
+from slm_jax.training.schedule import make_schedule
+from slm_jax.utils.batch import Batch
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and the key it draws from."""
+    """Everything that training changes, and the key that its randomness derives from.
 
-    step: jax.Array  # int32 scalar: optimizer steps taken
-    params: Any  # pure dict of float32 arrays
+    Attributes:
+        step: int32 scalar, the optimizer steps taken.
+        params: Pure dict of float32 arrays.
+        opt_state: State of the optimizer.
+        key: Typed PRNG key; the randomness of a step derives from `fold_in(key, step)`.
+        health: `health.Health`; () unless the config enables it.
+    """
+
+    step: jax.Array
+    params: Any
     opt_state: Any
-    key: jax.Array  # typed PRNG key; the randomness of a step is fold_in(key, step)
-    health: Any = ()  # health.Health; nothing unless `config.health` asks for it
+    key: jax.Array
+    health: Any = ()
 
 
 class Steps(NamedTuple):
-    """The compiled functions of one run."""
+    """The compiled functions of one run.
 
-    init: Any  # () -> TrainState
-    train: Any  # (TrainState, Batch) -> (TrainState, metrics)
-    evaluate: Any  # (params, Batch) -> LossSums
+    Attributes:
+        init: () -> TrainState.
+        train: (TrainState, Batch) -> (TrainState, metrics); the state is donated.
+        evaluate: (params, Batch) -> LossSums.
+        model: params -> Transformer.
+        partitions: Declared partitions of all arrays of a TrainState.
+    """
+
+    init: Any
+    train: Any
+    evaluate: Any
     model: Callable[[Any], Transformer]
+    partitions: Partitions
 
 
 def loss_sums(
-    model: Transformer, batch: Batch, terms: ops.LossWeights = ops.LossWeights(), dropout_key: jax.Array | None = None
+    model: Transformer,
+    batch: Batch,
+    weights: ops.LossWeights = ops.LossWeights(),
+    dropout_key: jax.Array | None = None,
 ) -> ops.LossSums:
-    """The sums of the next-token loss over a batch; hidden state t is scored against labels[:, t]."""
+    """Return the sums of the next-token loss over a batch; hidden state t is scored against labels[:, t].
+
+    Args:
+        model: The model.
+        batch: int32 arrays [B, T], see `utils.batch`.
+        weights: Weights of the terms beside the cross entropy.
+        dropout_key: Key of the dropout masks; None disables dropout.
+    """
     x_BxTxD = model.hidden(
         batch["input_ids"],
         batch.get("attention_mask"),
@@ -52,126 +84,227 @@ def loss_sums(
         batch.get("positions"),
         dropout_key=dropout_key,
     )
-    seen = None
-    if terms.ul_alpha:
-        seen = ops.ContextTokens.of(batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
-    return ops.cross_entropy(x_BxTxD, model.head_weight(), batch["labels"], model.dtype, terms, seen, model.vocab_size)
+    context = None
+    if weights.ul_alpha:
+        context = ops.ContextTokens.from_batch(
+            batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids")
+        )
+    return ops.cross_entropy(
+        x_BxTxD, model.head_weight(), batch["labels"], model.dtype, weights, context, model.vocab_size
+    )
+
+
+def loss_fn(
+    params: Any, batch: Batch, key: jax.Array | None, *, graph: nnx.GraphDef, weights: ops.LossWeights
+) -> tuple[jax.Array, ops.LossSums]:
+    """Return the loss summed over the predicted positions, and all sums.
+
+    Args:
+        params: Pure dict of parameters.
+        batch: int32 arrays [B, T].
+        key: Key of the dropout masks; None disables dropout.
+        graph: Graph of the model, from `abstract_model`.
+        weights: Weights of the terms beside the cross entropy.
+    """
+    sums = loss_sums(nnx.merge(graph, params), batch, weights, key)
+    return sums.loss, sums
+
+
+def gradients(
+    params: Any,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    graph: nnx.GraphDef,
+    weights: ops.LossWeights,
+    grad_accum_steps: int = 1,
+) -> tuple[Any, ops.LossSums]:
+    """Return the gradient of the loss, averaged over the predicted positions of the batch, and the loss sums.
+
+    The sums of all microbatches are accumulated before one division by the number of predicted positions, so that a
+    microbatch with fewer of them weighs less, as it does in one large batch.
+
+    Args:
+        params: Pure dict of parameters.
+        batch: int32 arrays [B, T].
+        key: Key of the dropout masks; None disables dropout. Each microbatch has a key of its own.
+        graph: Graph of the model.
+        weights: Weights of the terms beside the cross entropy.
+        grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
+    """
+    value_and_grad = jax.value_and_grad(functools.partial(loss_fn, graph=graph, weights=weights), has_aux=True)
+    if grad_accum_steps == 1:
+        (_, sums), grads = value_and_grad(params, batch, key)
+    else:
+
+        def accumulate(totals, indexed_microbatch):
+            i, microbatch = indexed_microbatch
+            microbatch_key = None if key is None else jax.random.fold_in(key, i)
+            (_, sums), grads = value_and_grad(params, microbatch, microbatch_key)
+            return jax.tree.map(jnp.add, totals, (grads, sums)), None
+
+        # Microbatch i takes every grad_accum_steps-th sequence from i on, so that it has sequences of every device.
+        microbatches = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+        zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
+        (grads, sums), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(grad_accum_steps), microbatches))
+    count = jnp.maximum(sums.tokens, 1.0)
+    return jax.tree.map(lambda g: g / count, grads), sums
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: Config,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    param_shardings: Any = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Take one optimizer step.
+
+    Args:
+        state: State before the step.
+        batch: int32 arrays [B, T], the global batch.
+        config: Loss, dropout, accumulation, schedule, health and logging options.
+        graph: Graph of the model, from `abstract_model`.
+        optimizer: The transformation that made `state.opt_state`.
+        param_shardings: Sharding of each parameter; None on one device.
+
+    Returns:
+        (state, metrics): the metrics are scalars on the device, and "layers", a dict of norms, if `log.layers` is set.
+    """
+    key = jax.random.fold_in(state.key, state.step) if config.model.dropout else None
+    grads, sums = gradients(
+        state.params,
+        batch,
+        key,
+        graph=graph,
+        weights=ops.LossWeights(config.train.z_loss, config.train.ul_alpha),
+        grad_accum_steps=config.train.grad_accum_steps,
+    )
+    if param_shardings is not None:
+        # Each device receives the sum of its own part of the gradient (reduce-scatter), not of all of it.
+        grads = jax.lax.with_sharding_constraint(grads, param_shardings)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    count = jnp.maximum(sums.tokens, 1.0)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    metrics: dict[str, Any] = {
+        "loss": sums.nll / count,
+        "accuracy": sums.correct / count,
+        "lr": jnp.asarray(schedule(state.step), jnp.float32),
+        "grad_norm": optax.tree.norm(grads),
+    }
+    health_state: Any = ()
+    if health.is_enabled(config.health):
+        health_state, is_taken, diagnostics = health.update(
+            state.health, config.health, metrics["loss"], metrics["grad_norm"]
+        )
+        params, opt_state = health.select(is_taken, (params, opt_state), (state.params, state.opt_state))
+        metrics |= diagnostics
+    metrics |= {
+        "param_norm": optax.tree.norm(params),
+        "tokens": sums.tokens,
+        "input_tokens": _count_input_tokens(batch),
+    }
+    if config.log.layers:
+        trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
+        metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
+    return TrainState(state.step + 1, params, opt_state, state.key, health_state), metrics
+
+
+def _count_input_tokens(batch: Batch) -> jax.Array:
+    """Return the number of tokens that are not padding, int32."""
+    mask = batch.get("attention_mask")
+    return jnp.int32(batch["input_ids"].size) if mask is None else jnp.sum(mask)
+
+
+def eval_step(params: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:
+    """Return the sums of the cross entropy over a batch, without dropout and without additional terms."""
+    return loss_sums(nnx.merge(graph, params), batch)
+
+
+def init_state(config: Config, vocab_size: int, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step, drawn from `train.seed`."""
+    key = jax.random.key(config.train.seed)
+    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+    model = Transformer(config.model, vocab_size, dtype=ops.compute_dtype(config.train.dtype), rngs=rngs)
+    params = pure_params(model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.fold_in(key, 1),
+        health=health.init() if health.is_enabled(config.health) else (),
+    )
+
+
+def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None) -> Steps:
+    """Bind the functions of this module to a config and compile them.
+
+    Args:
+        config: The run's config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        mesh: Devices that hold the state, split as the parameters declare; None: one device.
+
+    Raises:
+        UserError: If a parameter does not divide over the mesh.
+    """
+    graph, _ = abstract_model(config, vocab_size)
+    partitions = {**declared_partitions(config, vocab_size), **health.PARTITIONS}
+    dtype = ops.compute_dtype(config.train.dtype)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, dtype, partitions)
+    init = functools.partial(init_state, config, vocab_size, optimizer)
+    train = functools.partial(train_step, config=config, graph=graph, optimizer=optimizer)
+    evaluate = functools.partial(eval_step, graph=graph)
+    merge = functools.partial(nnx.merge, graph)
+    # jax_debug_nans repeats a step that produced a NaN, for which it needs the state.
+    donated = () if config.train.debug else 0
+    if mesh is None:
+        return Steps(jax.jit(init), jax.jit(train, donate_argnums=donated), jax.jit(evaluate), merge, partitions)
+    shardings = sharding.tree_shardings(mesh, jax.eval_shape(init), partitions)
+    replicated = sharding.replicated(mesh)
+    train = functools.partial(train, param_shardings=shardings.params)
+    return Steps(
+        jax.jit(init, out_shardings=shardings),  # created where they belong: no device ever holds all of them
+        jax.jit(_in_mesh(train, mesh), donate_argnums=donated, out_shardings=(shardings, replicated)),
+        jax.jit(_in_mesh(evaluate, mesh), out_shardings=replicated),
+        merge,
+        partitions,
+    )
+
+
+def _in_mesh(f: functools.partial, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Return f traced with the mesh as context, which `distributed.partitioning` acts on."""
+
+    @functools.wraps(f.func)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return f(*args)
+
+    return traced
 
 
 def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) -> TrainState:
-    """The state for another vocabulary size, its parameters in the model as well.
+    """Return the state for another vocabulary size, and set the resized parameters in the model.
 
-    Old ids keep their rows of the parameters and of the optimizer's moments bit for bit; new ones begin as in
-    `Transformer.resize_token_embeddings`, their moments at 0.
+    The rows of ids that both vocabularies have stay bit-identical in parameters and moments. New rows are drawn as in
+    `Transformer.resize_token_embeddings`, their moments are 0.
+
+    Args:
+        state: A training state.
+        model: The model of that state, changed in place.
+        vocab_size: Entries of the new vocabulary.
     """
     nnx.update(model, state.params)
     old_size = model.vocab_size
     model.resize_token_embeddings(vocab_size, jax.random.fold_in(state.key, state.step))
 
     def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
-        if not {getattr(part, "key", None) for part in path} & {"embedding", "head"}:
+        if not has_vocabulary_axis(path):
             return moment
         return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
 
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return state._replace(params=params, opt_state=jax.tree_util.tree_map_with_path(resize, state.opt_state))
-
-
-def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None) -> Steps:
-    """The functions of a run, all pure; `train` gives its state away (donated). mesh: the devices that hold the state,
-    split as in sharding.py (None: one device)."""
-    graph, _ = abstract_model(config, vocab_size)
-    dtype = ops.compute_dtype(config.train.dtype)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, dtype)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    terms = ops.LossWeights(config.train.z_loss, config.train.ul_alpha)
-    is_watched = health.is_watched(config.health)
-
-    def init() -> TrainState:
-        key = jax.random.key(config.train.seed)
-        model = Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        watch = health.begin() if is_watched else ()
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.fold_in(key, 1), watch)
-
-    split = None if mesh is None else sharding.tree_shardings(mesh, jax.eval_shape(init))
-
-    def merge(params: Any) -> Transformer:
-        return nnx.merge(graph, params)
-
-    def loss(params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, ops.LossSums]:
-        sums = loss_sums(merge(params), batch, terms, key)
-        return sums.loss, sums
-
-    def gradients(params: Any, batch: Batch, key: jax.Array | None) -> tuple[Any, ops.LossSums]:
-        """Gradient of the mean loss over the batch's predicted positions, in equal parts, one after the other."""
-        parts = config.train.grad_accum_steps
-        if parts == 1:
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        else:
-
-            def one_part(carry, part):
-                i, micro = part
-                part_key = None if key is None else jax.random.fold_in(key, i)
-                (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, part_key)
-                return jax.tree.map(jnp.add, carry, (grads, sums)), None
-
-            zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
-            # Every parts-th row, so that each part holds rows of every device.
-            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-            (grads, sums), _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
-        # Sums first, one division at the end: parts with fewer predicted positions weigh less, as in one large batch.
-        count = jnp.maximum(sums.tokens, 1.0)
-        return jax.tree.map(lambda g: g / count, grads), sums
-
-    def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step) if config.model.dropout else None
-        grads, sums = gradients(state.params, batch, key)
-        if split is not None:  # the sums over devices are split as what they update
-            grads = jax.lax.with_sharding_constraint(grads, split.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        count = jnp.maximum(sums.tokens, 1.0)
-        metrics = {
-            "loss": sums.nll / count,
-            "accuracy": sums.correct / count,
-            "lr": jnp.asarray(schedule(state.step), jnp.float32),
-            "grad_norm": optax.tree.norm(grads),
-        }
-        watch: Any = ()
-        if is_watched:
-            watch, take, report = health.examine(state.health, config.health, metrics["loss"], metrics["grad_norm"])
-            params, opt_state = health.choose(take, (params, opt_state), (state.params, state.opt_state))
-            metrics |= report
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        inputs = jnp.int32(ids.size) if mask is None else jnp.sum(mask)  # what is no padding
-        metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens, "input_tokens": inputs}
-        if config.log.layers:
-            trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
-            metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
-        return TrainState(state.step + 1, params, opt_state, state.key, watch), metrics
-
-    def evaluate(params: Any, batch: Batch) -> ops.LossSums:
-        return loss_sums(merge(params), batch)
-
-    def in_mesh(f: Callable[..., Any]) -> Callable[..., Any]:
-        """f traced with the mesh in sight: kernels that XLA cannot split are mapped over it (ops)."""
-
-        @functools.wraps(f)
-        def traced(*args: Any) -> Any:
-            assert mesh is not None
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return f(*args)
-
-        return traced
-
-    given = () if config.train.debug else 0  # jax_debug_nans takes a step again that made one
-    if mesh is None:
-        return Steps(jax.jit(init), jax.jit(train, donate_argnums=given), jax.jit(evaluate), merge)
-    whole = sharding.replicated(mesh)
-    return Steps(
-        jax.jit(init, out_shardings=split),  # made where they are to be: no device ever holds all
-        jax.jit(in_mesh(train), donate_argnums=given, out_shardings=(split, whole)),
-        jax.jit(in_mesh(evaluate), out_shardings=whole),
-        merge,
-    )
+    opt_state = jax.tree_util.tree_map_with_path(resize, state.opt_state)
+    return state._replace(params=pure_params(model), opt_state=opt_state)

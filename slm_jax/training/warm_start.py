@@ -18,7 +18,7 @@ from slm_jax.distributed import sharding
 from slm_jax.huggingface.import_folder import Folder, folder_misfits, open_folder, read_parameters
 from slm_jax.run.checkpoint import read_newest
 from slm_jax.run.directory import Run, find_run
-from slm_jax.training.optimizer import is_schedule
+from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 
@@ -74,7 +74,7 @@ def first_state(
         return state._replace(params=jax.tree.map(put, read, state.params))
     carried = config.init.optimizer == "keep"
     shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
-    target = sharding.abstract_arrays(shapes, sharding.tree_shardings(mesh, shapes))
+    target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
     wanted = {"params": target.params} | ({"opt_state": target.opt_state} if carried else {})
     found, _ = read_newest(origin.run.checkpoints, wanted)
     state = steps.init()
@@ -88,10 +88,10 @@ def _carried(old: Any, old_config: Config, new: Any, new_config: Config) -> Any:
     """The new optimizer's state with the old one's moments; the schedule's count stays the new one's, 0."""
 
     def pick(mine: Any, theirs: Any) -> Any:
-        return mine if is_schedule(mine) else theirs
+        return mine if is_schedule_state(mine) else theirs
 
     # Clipping, which has no state, comes first in the chain where there is any.
     theirs = old[1] if old_config.optimizer.clip else old
     mine = new[1] if new_config.optimizer.clip else new
-    merged = jax.tree.map(pick, mine, theirs, is_leaf=is_schedule)
+    merged = jax.tree.map(pick, mine, theirs, is_leaf=is_schedule_state)
     return (new[0], merged) if new_config.optimizer.clip else merged

@@ -1,13 +1,13 @@
 """MFU of training on an accelerator: python tests/benchmarks/accelerator.py [--models 125m 1b] [--trace FOLDER]
 
-Trains models of 125 M (sequences of 1,024) and 1 B parameters (2,048) for some tens of steps on random ids, with the
-train step that `python -m slm_jax.train` runs, in bfloat16. The batch is found by trying: doubled until the speed
-grows by less than 2 %, in as few parts as fit (for 1 B also with activations recomputed). Prints, per model, what
-`python -m slm_jax.mfu` prints (MFU against the vendor's peak and the measured roof, FLOPs counted three ways, the
+Trains models of 125 M (sequences of 1,024) and 1 B parameters (2,048) for a few dozen steps on random ids, with the
+training step of `python -m slm_jax.train`, in bfloat16. The batch size is searched: doubled until the speed grows by
+less than 2 %, in as few microbatches as fit (for 1 B also with recomputed activations). Prints the report of
+`python -m slm_jax.mfu` for each model (MFU relative to the vendor's and the measured peak, FLOPs counted three ways,
 spread of the steps, memory), and whether the target is reached. One H100, H200, A100 or TPU chip is enough; several
 share the batch. On a CPU: --tiny.
 
-Any field of the config may be added: --model.depth 6 --optimizer.name adamw.
+Any option of the config may be added: --model.depth 6 --optimizer.name adamw.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from slm_jax.utils.process import tune_process  # noqa: E402
 
 Tree = dict[str, dict[str, Any]]
 
-# Widths are multiples of 128 and heads 64 or 128 wide, as matrix units like them; 50,304 entries are GPT-2's, padded.
+# Widths are multiples of 128 and heads 64 or 128 wide, which suits matrix units; 50,304 is GPT-2's vocabulary, padded.
 COMMON = {"optimizer": {"name": "adamw", "lr": 3e-4, "warmup_steps": 2}, "tokenizer": {"vocab_size": 50304}}
 MODELS: dict[str, Tree] = {
     "125m": {
@@ -55,60 +55,68 @@ MODELS: dict[str, Tree] = {
     },
 }
 TARGETS = {"125m": 0.5, "1b": 0.6}
-"""Share of the measured roof."""
+"""Targets for the MFU relative to the measured peak."""
 FIRST_BATCH = {"125m": 8, "1b": 2, "tiny": 1}
-"""Sequences a device."""
+"""Sequences per device of the first attempt."""
 REMAT = {"125m": ["none"], "1b": ["none", "dots"], "tiny": ["none", "dots"]}
-"""What is tried: recomputing costs FLOPs, but lets a larger batch fit."""
+"""Values of `model.remat` to try: recomputation costs FLOPs, but lets a larger batch fit."""
 
 
 def configured(name: str, batch: int, overrides: list[str]) -> Config:
-    """The model's config at a batch, with the command line's fields on top."""
+    """Return the config of a model with a batch size, overridden by the options of the command line."""
     tree: Tree = {section: dict(fields) for section, fields in MODELS[name].items()}
     tree["train"] |= {"batch_size": batch, "steps": 1000}
     return config_from_args(overrides, "accelerator.py", __doc__ or "", tree)
 
 
 def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, list[str]]:
-    """The batch of the highest speed among the doublings that fit, and the options of it. Raises UserError."""
-    fastest, best, given = 0.0, None, any(word.startswith("--model.remat") for word in overrides)
-    for remat in [""] if given else REMAT[name]:
+    """Return the batch size with the highest throughput among the doublings that fit, and its options.
+
+    Raises:
+        UserError: If not even the smallest batch fits.
+    """
+    fastest, best = 0.0, None
+    has_remat = any(word.startswith("--model.remat") for word in overrides)
+    for remat in [""] if has_remat else REMAT[name]:
         options = [*overrides, "--model.remat", remat] if remat else overrides
-        batch, before = FIRST_BATCH[name] * jax.device_count(), 0.0
+        batch, previous = FIRST_BATCH[name] * jax.device_count(), 0.0
         while batch <= largest * jax.device_count():
             config = configured(name, batch, options)
             mesh = sharding.make_mesh(config)
             print(f"  {f'remat {remat}, ' if remat else ''}batch {batch}:", end=" ", flush=True)
             try:
                 times = mfu.time_steps(config, mfu.vocabulary(config), 5, mesh)
-            except UserError as error:  # nothing of it fits
+            except UserError as error:  # no microbatch fits
                 print(error, flush=True)
                 gc.collect()
                 break
             speed = batch * config.train.sequence_length / statistics.median(times.seconds)
-            print(f"{speed:,.0f} tokens/s, {times.parts} parts, {times.program_bytes / 1e9:.3g} GB, ", end="")
+            print(
+                f"{speed:,.0f} tokens/s, {times.grad_accum_steps} microbatches, {times.program_bytes / 1e9:.3g} GB, ",
+                end="",
+            )
             print(f"compiled in {times.compile_seconds:.0f} s", flush=True)
             if speed > fastest:
                 fastest, best = speed, (batch, options)
-            if speed < 1.02 * before:
+            if speed < 1.02 * previous:
                 break
-            before, batch = speed, 2 * batch
+            previous, batch = speed, 2 * batch
     if best is None:
         raise UserError(f"{name}: not even the smallest batch fits: try --model.remat full, or fewer layers")
     return best
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=sorted(TARGETS), default=list(TARGETS))
-    parser.add_argument("--tiny", action="store_true", help="a model of 0.1 M parameters instead, for a try on a CPU")
-    parser.add_argument("--steps", type=int, default=30, help="timed steps at the batch that was found")
-    parser.add_argument("--batch", type=int, default=0, help="sequences of a step; 0: found by trying")
+    parser.add_argument("--tiny", action="store_true", help="a model of 0.1 M parameters instead, to test on a CPU")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps at the best batch size")
+    parser.add_argument("--batch", type=int, default=0, help="sequences per step; 0: search")
     parser.add_argument("--trace", default="", help="folder for a profile of three steps of each model")
-    parser.add_argument("--json", default="", help="file that gets one JSON object per model and line")
+    parser.add_argument("--json", default="", help="file to append one JSON object per model to")
     options, overrides = parser.parse_known_args()
-    tune_process()  # with it the program that was found is not compiled again
+    tune_process()  # enables the compilation cache: the best program is not compiled again
     for name in ["tiny"] if options.tiny else options.models:
         print(f"{name}:", flush=True)
         chosen = (options.batch, overrides)
@@ -119,8 +127,8 @@ def main() -> None:
         report = mfu.measure(config, mfu.vocabulary(config), options.steps, trace)
         print(mfu.as_text(report))
         if name in TARGETS:
-            reached = "reached" if report.mfu_roof >= TARGETS[name] else "not reached"
-            print(f"target: {TARGETS[name]:.0%} of the measured roof: {reached}")
+            reached = "reached" if report.mfu_of_measured_peak >= TARGETS[name] else "not reached"
+            print(f"target: {TARGETS[name]:.0%} of the measured peak: {reached}")
         print(flush=True)
         if options.json:
             with Path(options.json).open("a", encoding="utf-8") as file:

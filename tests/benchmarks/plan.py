@@ -195,7 +195,7 @@ def row(plan: Plan) -> str:
     # As many parts as would do if a step took the state, the gradients twice and what is kept: a first guess.
     room = max(limit - 20 * parameters / mesh.shape["fsdp"], 0.1 * limit)
     guess = int(shape[0] / rows_split * each / room)
-    fitted = memory.compile_to_fit(config, vocab_size, mesh, batch, least_parts=max(1, guess))
+    fitted = memory.compile_to_fit(config, vocab_size, mesh, batch, min_grad_accum_steps=max(1, guess))
     analysis = fitted.train.memory_analysis()
     parts = fitted.config.train.grad_accum_steps
     rows = shape[0] // parts // rows_split  # of one device, at once

@@ -137,8 +137,8 @@ def test_a_run_goes_on_on_any_mesh(tmp_path):
     for mesh in ((1, 1, 1), (1, 4, 2), (2, 2, 2)):
         sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
         config = Config.load(**{**fields, **sizes})
-        shapes = jax.eval_shape(make_steps(config, load_run(str(run.path)).tokenizer.vocab_size).init)
-        target = sharding.abstract_arrays(shapes, sharding.tree_shardings(sharding.make_mesh(config), shapes))
+        steps = make_steps(config, load_run(str(run.path)).tokenizer.vocab_size)
+        target = sharding.abstract_arrays(sharding.make_mesh(config), jax.eval_shape(steps.init), steps.partitions)
         found, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
         assert jax.tree.leaves(found)[0].sharding.mesh.size == np.prod(mesh)
         restored.append(jax.device_get(found))

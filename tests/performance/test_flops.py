@@ -150,4 +150,6 @@ def test_generation_is_counted_as_it_runs(fields):
         x, _ = model.hidden_cached(ids, jnp.full((1, 1), 23), cache)
         return model.logits(x)
 
-    assert flops.traced_flops(token, one, cache).flops == flops.generate_flops_per_token(model.config, 61, 24)
+    seen = 24  # tokens, the new one included
+    expected = 2 * flops.matmul_parameters(model.config, 61) + 4 * model.config.depth * model.config.dim * seen
+    assert flops.traced_flops(token, one, cache).flops == expected

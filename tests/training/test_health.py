@@ -26,8 +26,8 @@ def batch(seed=0):
 
 def watch(values, config):
     """The steps that examine() would not take of a series of (loss, gradient norm), and the statistics at the end."""
-    examine = jax.jit(lambda h, loss, norm: health.examine(h, config, loss, norm))
-    state, left_out = health.begin(), []
+    examine = jax.jit(lambda h, loss, norm: health.update(h, config, loss, norm))
+    state, left_out = health.init(), []
     for i, (loss, norm) in enumerate(values):
         state, take, _ = examine(state, jnp.float32(loss), jnp.float32(norm))
         if not take:
@@ -85,7 +85,7 @@ def test_a_skipped_batch_changes_nothing_but_the_schedule(watched):
     assert np.isnan(metrics["loss"])
     assert int(metrics["skipped"]) == 1
     assert int(after.step) == 2
-    row = health.layers_row(2, jax.device_get(metrics["layers"]))
+    row = health.layer_norms_record(2, jax.device_get(metrics["layers"]))
     assert row["grad_norm"]["blocks.0"] is None
     json.dumps(row, allow_nan=False)
 
@@ -118,7 +118,7 @@ def test_what_is_chosen_of_each_optimizer(name, take):
     optimizer = make_optimizer(tiny_config(optimizer__name=name).optimizer, 20, jnp.dtype("float32"))
     old = optimizer.init({"blocks": {"up": jnp.zeros((2, 3, 4))}, "embedding": jnp.zeros((5, 3))})
     new = jax.tree.map(lambda x: x + 1, old)
-    chosen = health.choose(jnp.asarray(take), new, old)
+    chosen = health.select(jnp.asarray(take), new, old)
     assert len(schedules(chosen)) == (1 if name == "adamw" else 2)
     assert all(int(x.count) == 1 for x in schedules(chosen))
     leaves = jax.tree.leaves(without_schedules(chosen))
@@ -152,23 +152,23 @@ def test_the_verdict_on_a_row():
     row = {"step": 7, "loss": 9.0, "grad_norm": 1.0}
     report = {"in_a_row": 0.0, "is_spike": 1.0, "loss_limit": 4.0, "grad_norm_limit": np.inf}
     with pytest.raises(UserError, match=r"loss of step 7 is 9, above 4: 6 deviations.*--health.on_spike skip"):
-        health.judge(row | report, HealthConfig(on_spike="stop"), "Lower it")
-    assert health.judge(row | report, HealthConfig(on_spike="skip"), "") == row
+        health.check(row | report, HealthConfig(on_spike="stop"), "Lower it")
+    assert health.check(row | report, HealthConfig(on_spike="skip"), "") == row
     with pytest.raises(UserError, match=r"loss of step 7 is nan: training has diverged. Lower it"):
-        health.judge(row | {"loss": np.nan}, HealthConfig(), "Lower it")
+        health.check(row | {"loss": np.nan}, HealthConfig(), "Lower it")
     bad = row | report | {"loss": np.nan, "skipped": 3.0, "is_spike": 0.0}
-    judged = health.judge(dict(bad), HealthConfig(on_nan="skip"), "")
+    judged = health.check(dict(bad), HealthConfig(on_nan="skip"), "")
     assert judged == {"step": 7, "loss": None, "grad_norm": 1.0, "skipped": 3}
     json.dumps(judged, allow_nan=False)
-    with pytest.raises(UserError, match="10 batches were skipped one after the other, the last of step 7"):
-        health.judge(bad | {"in_a_row": 10.0}, HealthConfig(on_nan="skip"), "")
+    with pytest.raises(UserError, match="10 batches in a row were skipped, the last one at step 7"):
+        health.check(bad | {"in_a_row": 10.0}, HealthConfig(on_nan="skip"), "")
 
 
 def test_norms_of_layers(watched):
     state = watched.init()
     before = jax.device_get(state.params)
     after, metrics = watched.train(state, batch())
-    row = health.layers_row(1, jax.device_get(metrics["layers"]))
+    row = health.layer_norms_record(1, jax.device_get(metrics["layers"]))
     assert list(row["grad_norm"]) == ["blocks.0", "blocks.1", "embedding", "final_norm"]
     flat = np.concatenate([np.ravel(x[1]) for x in jax.tree.leaves(after.params["blocks"])])
     assert row["param_norm"]["blocks.1"] == pytest.approx(np.linalg.norm(flat), rel=1e-5)

@@ -57,7 +57,7 @@ def test_auto_takes_the_largest_part_that_fits(needed):
     assert fitted.needed <= 0.7 * needed * 1e9
     larger = min(n for n in (24, 12, 8, 6, 4, 3) if n > rows)
     assert fit(train__microbatch=larger).needed > 0.7 * needed * 1e9
-    assert f"{rows} sequences at once, {24 // rows} times a step" in describe(fitted, tiny_config(**FIELDS))
+    assert f"{24 // rows} microbatches of {rows} sequences per step" in describe(fitted, tiny_config(**FIELDS))
 
 
 def test_the_parts_together_are_the_batch(needed):
@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_refused_with_what_does(needed):
 
 def test_a_run_that_was_cut_stays_cut(needed):
     config = tiny_config(**FIELDS)
-    fitted = compile_to_fit(config, 61, sharding.make_mesh(config), batch_of(config), least_parts=4)
+    fitted = compile_to_fit(config, 61, sharding.make_mesh(config), batch_of(config), min_grad_accum_steps=4)
     assert fitted.config.train.microbatch == 6

@@ -95,7 +95,7 @@ def test_a_spike_stops_the_run_and_another_policy_goes_on(start, tmp_path, text)
 
 def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
     """Steps so large that the weights are, from the second one on."""
-    with pytest.raises(UserError, match="3 batches were skipped one after the other, the last of step 4"):
+    with pytest.raises(UserError, match="3 batches in a row were skipped, the last one at step 4"):
         start(optimizer__lr=1e30, optimizer__warmup_steps=0, health__on_nan="skip", health__max_skips=3)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["grad_norm"] is None for row in rows] == [False, True, True]

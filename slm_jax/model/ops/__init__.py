@@ -1,6 +1,13 @@
-"""The operations that decide speed, each with a naive twin that says what it computes.
+"""The model's operations, each fast on CPU, GPU and TPU, with a naive twin that defines what it computes.
 
-The only place that asks which backend runs.
+attention               `attention`, the choice of an implementation and its naive twin; attention to a cache
+attention_blocks        the implementation for CPU, and for accelerators without a usable kernel
+attention_kernels       cuDNN on NVIDIA GPUs, splash attention on TPUs
+cross_entropy           the loss without [B, T, V] logits
+matmul                  products in bfloat16 or float32 with float32 accumulation
+backend                 the compute dtype and the precision of products
+
+The model calls the operations by way of this package, `ops.attention(…)`, so that a test can replace one.
 """
 
 from slm_jax.model.ops.attention import (

@@ -1,11 +1,17 @@
-"""Causal attention with a local window, padding and document segments; and attention to a cache of keys and values."""
+"""Causal attention with a local window, padding and document segments, and attention to a cache of keys and values.
+
+`attention` runs one of four implementations (`choose_attention`); `naive_attention` defines what all of them compute.
+
+Shapes: B batch, T queries, S keys, H query heads, G key/value heads, R = H / G query heads per key/value head, K
+channels of a head, N = B·G.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from slm_jax.distributed.partitioning import over_rows_and_heads
+from slm_jax.distributed.partitioning import map_over_batch_and_heads
 from slm_jax.model.ops.attention_blocks import MASKED, blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
 from slm_jax.model.ops.matmul import einsum
@@ -18,8 +24,20 @@ def causal_mask(
     valid_BxT: jax.Array | None = None,
     segment_ids_BxT: jax.Array | None = None,
 ) -> jax.Array:
-    """bool [B or 1, T, T]: key s is seen from t when t - window < s <= t (window 0: s <= t), s is no padding and
-    both are in one segment."""
+    """Return which keys each query attends to.
+
+    Query t attends to key s if t - window < s <= t (s <= t without a window), s is not padding, and both are in the
+    same segment.
+
+    Args:
+        length: Number of tokens, T.
+        window: Tokens that a query attends to, itself included; 0: all earlier ones.
+        valid_BxT: 0 for padding.
+        segment_ids_BxT: Segment of each token.
+
+    Returns:
+        bool [B or 1, T, T].
+    """
     index_T = jnp.arange(length)
     mask_BxTxT = _within(index_T[None, :, None] - index_T[None, None, :], window)
     if valid_BxT is not None:
@@ -30,23 +48,40 @@ def causal_mask(
 
 
 def cache_mask(positions_BxT: jax.Array, cached_positions_BxS: jax.Array, window: int = 0) -> jax.Array:
-    """bool [B, T, S]: which cached keys a query sees, by position; a cached position of -1 is an empty slot."""
+    """Return which cached keys each query attends to, by position: bool [B, T, S].
+
+    Args:
+        positions_BxT: Position of each query in its sequence.
+        cached_positions_BxS: Position of each cached key; -1: the column is empty or padding.
+        window: As in `causal_mask`.
+    """
     distance_BxTxS = positions_BxT[:, :, None] - cached_positions_BxS[:, None, :]
     return _within(distance_BxTxS, window) & (cached_positions_BxS >= 0)[:, None, :]
 
 
 def _within(distance: jax.Array, window: int) -> jax.Array:
-    seen = distance >= 0
-    return seen & (distance < window) if window else seen
+    """Return whether a key at this distance before the query is neither in the future nor outside the window."""
+    is_past = distance >= 0
+    return is_past & (distance < window) if window else is_past
 
 
 def masked_attention(
     q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array, mask_BxTxS: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-    """Softmax attention float32 [B, T, H, K] under a mask [B or 1, T, S].
+    """Return softmax attention under a mask, with all scores at once.
 
-    The H query heads share the G key/value heads in order (H / G each). Products in dtype, softmax in float32. A query
-    that sees nothing (padding) gets zeros.
+    Query heads share the key/value heads in order, R consecutive ones each (arXiv:2305.13245). Products are in dtype,
+    the softmax in float32.
+
+    Args:
+        q_BxTxHxK: Queries.
+        k_BxSxGxK: Keys.
+        v_BxSxGxK: Values.
+        mask_BxTxS: Which keys each query attends to, bool; its first axis may be 1.
+        dtype: Dtype of the products' operands.
+
+    Returns:
+        float32 [B, T, H, K]; zeros for a query that attends to nothing (padding).
     """
     b, t, h, k = q_BxTxHxK.shape
     g = k_BxSxGxK.shape[2]
@@ -59,23 +94,32 @@ def masked_attention(
 
 
 def cache_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """What a cache of keys and values is kept in: on CPU float32 that holds values of dtype, for XLA would convert a
-    bfloat16 cache whole at every step (batch 8, 256 tokens, 8 heads of 32: 1.1 ms a layer and step against 0.15)."""
+    """Return the dtype that a cache of keys and values is stored in.
+
+    On CPU it is float32, holding values rounded to `dtype`: XLA would convert all of a bfloat16 cache to float32 at
+    every step (batch 8, 256 tokens, 8 heads of 32: 1.1 ms per layer and step in place of 0.15).
+    """
     return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
 
 
-def _round_to(x: jax.Array, dtype: jnp.dtype, kept: jnp.dtype) -> jax.Array:
-    """x rounded to dtype, kept in another one."""
-    if kept == dtype or dtype == jnp.float32:
-        return x.astype(kept)
-    info = jnp.finfo(dtype)  # reduce_precision: XLA may drop a pair of conversions
-    return jax.lax.reduce_precision(x.astype(kept), info.nexp, info.nmant)
+def _round_to(x: jax.Array, dtype: jnp.dtype, storage_dtype: jnp.dtype) -> jax.Array:
+    """Return x rounded to the values of dtype, stored in storage_dtype."""
+    if storage_dtype == dtype or dtype == jnp.float32:
+        return x.astype(storage_dtype)
+    # Not a conversion to dtype and back, a pair that XLA may remove.
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x.astype(storage_dtype), info.nexp, info.nmant)
 
 
 def write_cache(cache_NxSxK: jax.Array, new_BxTxGxK: jax.Array, column: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The cache (N = B·G) with T new keys or values, rounded to dtype, from a column on (column + T <= S).
+    """Return the cache with T new keys or values, rounded to dtype.
 
-    column: int32 scalar, or [B], where each row has a column of its own for its one new token (T = 1).
+    Args:
+        cache_NxSxK: Keys or values of one layer.
+        new_BxTxGxK: New keys or values.
+        column: int32 scalar, the first of T columns for all sequences (column + T <= S); or [B], one column for each
+            sequence (T = 1).
+        dtype: Compute dtype.
     """
     b, t, g, k = new_BxTxGxK.shape
     new_NxTxK = _round_to(new_BxTxGxK, dtype, cache_NxSxK.dtype).transpose(0, 2, 1, 3).reshape(b * g, t, k)
@@ -87,15 +131,29 @@ def write_cache(cache_NxSxK: jax.Array, new_BxTxGxK: jax.Array, column: jax.Arra
 def cached_attention(
     q_BxTxHxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_BxTxS: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-    """What `masked_attention` computes, of keys and values in a cache [B·G, S, K] (see `cache_dtype` for its dtype)."""
+    """Return what `masked_attention` computes, for keys and values in a cache.
+
+    Args:
+        q_BxTxHxK: Queries.
+        k_NxSxK: Cached keys, in the dtype that `cache_dtype` gives.
+        v_NxSxK: Cached values.
+        mask_BxTxS: Which columns each query attends to.
+        dtype: Compute dtype.
+
+    Returns:
+        float32 [B, T, H, K].
+    """
     b, t, h, k = q_BxTxHxK.shape
     n, s, _ = k_NxSxK.shape
-    g, kept = n // b, k_NxSxK.dtype
+    g = n // b
+    storage_dtype = k_NxSxK.dtype
+    # The R query heads of a key/value head, with their T queries each, become the rows of one product.
     q_NxQxK = q_BxTxHxK.reshape(b, t, g, h // g, k).transpose(0, 2, 3, 1, 4).reshape(n, -1, k)
-    scores = einsum("nqk,nsk->nqs", _round_to(q_NxQxK, dtype, kept), k_NxSxK, kept).reshape(b, h, t, s)
+    scores_NxQxS = einsum("nqk,nsk->nqs", _round_to(q_NxQxK, dtype, storage_dtype), k_NxSxK, storage_dtype)
+    scores = scores_NxQxS.reshape(b, h, t, s)
     scores = jnp.where(mask_BxTxS[:, None], scores * k**-0.5, MASKED)
     weights = jnp.where(mask_BxTxS[:, None], jax.nn.softmax(scores, axis=-1), 0.0).reshape(n, -1, s)
-    out_NxQxK = einsum("nqs,nsk->nqk", _round_to(weights, dtype, kept), v_NxSxK, kept)
+    out_NxQxK = einsum("nqs,nsk->nqk", _round_to(weights, dtype, storage_dtype), v_NxSxK, storage_dtype)
     return out_NxQxK.reshape(b, h, t, k).swapaxes(1, 2)
 
 
@@ -108,7 +166,7 @@ def naive_attention(
     valid_BxT: jax.Array | None = None,
     segment_ids_BxT: jax.Array | None = None,
 ) -> jax.Array:
-    """What `attention` computes, with the whole mask and all scores at once."""
+    """Return what `attention` computes, with the full mask and all scores at once."""
     mask = causal_mask(q_BxTxHxK.shape[1], window, valid_BxT, segment_ids_BxT)
     return masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, mask, dtype)
 
@@ -123,10 +181,23 @@ def attention(
     segment_ids_BxT: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Causal self-attention float32 [B, T, H, K] of float32 queries, keys and values of the same T tokens.
+    """Return causal self-attention over T tokens. Products are in dtype, the softmax in float32.
 
-    window: tokens seen, the query's own included (0: all). valid: 0 for padding, never attended to. segment_ids:
-    attention stays inside a segment. Products in dtype, softmax in float32. implementation: as `choose_attention`.
+    Args:
+        q_BxTxHxK: Queries, float32.
+        k_BxTxGxK: Keys, float32.
+        v_BxTxGxK: Values, float32.
+        dtype: Dtype of the products' operands.
+        window: Tokens that a query attends to, itself included; 0: all earlier ones.
+        valid_BxT: 0 for padding, which is never attended to.
+        segment_ids_BxT: Attention stays inside a segment.
+        implementation: The value of `model.attention`, see `choose_attention`.
+
+    Returns:
+        float32 [B, T, H, K]. The outputs of padding queries are unspecified.
+
+    Raises:
+        UserError: If the named implementation cannot run.
     """
     name, _ = choose_attention(implementation, dtype, q_BxTxHxK.shape[1], q_BxTxHxK.shape[3])
     arrays = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
@@ -136,7 +207,7 @@ def attention(
     def local(q, k, v, valid, segments):
         return _FAST[name](q, k, v, valid, segments, dtype, window)
 
-    return over_rows_and_heads(local, arrays, (valid_BxT, segment_ids_BxT))
+    return map_over_batch_and_heads(local, arrays, (valid_BxT, segment_ids_BxT))
 
 
 _FAST: dict[str, Callable[..., jax.Array]] = {
@@ -146,43 +217,65 @@ _FAST: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def choose_attention(asked: str, dtype: jnp.dtype, length: int, width: int) -> tuple[str, str]:
-    """(which implementation runs, why it is not the backend's kernel or ""), for heads of a width.
+def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) -> tuple[str, str]:
+    """Choose the implementation of attention.
 
-    auto: cuDNN on NVIDIA GPUs, splash on TPUs, blocks where neither can run. Raises UserError if the one that was
-    asked for by name cannot run.
+    Args:
+        requested: "auto", "naive", "blocks", "cudnn" or "splash". "auto" is cuDNN on NVIDIA GPUs and splash attention
+            on TPUs, blocks where neither can run.
+        dtype: Compute dtype.
+        length: Tokens of a sequence, T.
+        width: Channels of a head, K.
+
+    Returns:
+        (implementation, reason): the reason why it is not the backend's kernel, or "".
+
+    Raises:
+        UserError: If an implementation that was requested by name cannot run.
     """
-    if asked in ("blocks", "naive"):
-        return asked, ""
-    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "blocks") if asked == "auto" else asked
-    problem = {"cudnn": _cudnn_problem, "splash": _splash_problem}.get(kernel, lambda *_: "")(dtype, length, width)
-    if problem and asked != "auto":
-        raise UserError(f"model.attention {asked}: {problem}. Use --model.attention auto")
-    return ("blocks", f"{kernel}: {problem}") if problem else (kernel, "")
+    if requested in ("blocks", "naive"):
+        return requested, ""
+    kernel = requested
+    if requested == "auto":
+        kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "blocks")
+    problem = ""
+    if kernel == "cudnn":
+        problem = _cudnn_problem(dtype, length, width)
+    elif kernel == "splash":
+        problem = _splash_problem(length)
+    if not problem:
+        return kernel, ""
+    if requested != "auto":
+        raise UserError(f"model.attention {requested}: {problem}. Use --model.attention auto")
+    return "blocks", f"{kernel}: {problem}"
 
 
 def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
+    """Return why cuDNN's flash attention cannot run, or "". The conditions are those of `jax.nn`'s implementation."""
     if jax.default_backend() != "gpu" or not hasattr(jax.devices()[0], "compute_capability"):
         return "there is no NVIDIA GPU"
     major = int(str(jax.devices()[0].compute_capability).partition(".")[0])
     if major < 8:
-        return "it needs a GPU of compute capability 8.0 or more"
+        return "it needs a GPU of compute capability 8.0 or higher"
     if dtype != jnp.bfloat16:
         return "it computes in bfloat16 only"
-    widest = 256 if major >= 9 else 128
-    if width % 8 or width > widest:
-        return f"heads are {width} wide, it needs a multiple of 8 up to {widest}"
+    max_width = 256 if major >= 9 else 128
+    if width % 8 or width > max_width:
+        return f"heads are {width} wide, it needs a multiple of 8 up to {max_width}"
+    # With a bias, which padding and segments become, cuDNN's backward pass needs an even number of tokens.
     return f"{length} tokens are an odd number" if length % 2 else ""
 
 
-def _splash_problem(dtype: jnp.dtype, length: int, width: int) -> str:
+def _splash_problem(length: int) -> str:
+    """Return why splash attention cannot run, or ""."""
     if jax.default_backend() != "tpu":
         return "there is no TPU"
+    # A tile must be a multiple of the TPU's 128 lanes.
     return f"{length} tokens are not a multiple of 128" if length % 128 else ""
 
 
-def describe_attention(asked: str, dtype: jnp.dtype, length: int, width: int) -> str:
-    """One phrase for the start of a run. Raises UserError as `choose_attention` does."""
-    name, why = choose_attention(asked, dtype, length, width)
-    words = {"blocks": "in blocks", "naive": "naive", "cudnn": "by cuDNN", "splash": "by splash"}[name]
-    return f"attention {words}" + (f" ({why})" if why else "")
+def describe_attention(requested: str, dtype: jnp.dtype, length: int, width: int) -> str:
+    """Return one phrase on the implementation that runs, and why; arguments and errors as in `choose_attention`."""
+    name, reason = choose_attention(requested, dtype, length, width)
+    text = {"blocks": "in blocks", "naive": "naive", "cudnn": "by cuDNN", "splash": "by splash attention"}[name]
+    return f"attention {text}" + (f" ({reason})" if reason else "")

@@ -1,11 +1,21 @@
-"""Causal attention in blocks of queries, with gradients written out: the fast path on CPU, and wherever no kernel fits.
+"""Causal attention in blocks of queries with handwritten gradients: for CPU, and where no kernel of a vendor can run.
 
-Each block of queries meets only the keys it can see, so the masked half of the scores is never made; the backward
-pass makes the weights again from the queries and keys rather than keeping [B, H, T, T] (as FlashAttention does,
-arXiv:2205.14135). All products have the contracted axis last on the left, where XLA's CPU backend uses bfloat16
-units (see matmul.py); for the two that do not, the scores are transposed, which is cheaper than the upcast.
+Each block of queries is multiplied only with the keys that it may attend to, so that most of the masked half of the
+scores is never computed. The backward pass recomputes the weights from queries and keys and does not keep
+[B, H, T, T], as in FlashAttention (arXiv:2205.14135).
 
-Shapes as in transformer.py, and: N batch x key/value head, R query heads per key/value head, Q queries of a block.
+With weights w = softmax(q·kᵀ / √K), output o = w·v and the output's gradient g, the gradients are (FlashAttention,
+appendix B.2)
+
+    dv = wᵀ·g,   dw = g·vᵀ,   ds = w ∘ (dw - δ) / √K,   dq = ds·k,   dk = dsᵀ·q,   δ = sum(w ∘ dw) = sum(g ∘ o)
+
+where δ is one number per query and head: the sum over keys equals a sum over channels, which needs no weights.
+
+All products have the contracted axis last on the left, where XLA's CPU backend uses bfloat16 units (see matmul.py).
+For dv and dk the weights and scores are transposed explicitly, which is cheaper than an upcast.
+
+Shapes: B batch, T tokens, S keys of a block, Q queries of a block, H query heads, G key/value heads, K channels of a
+head, N = B·G, R = H / G query heads per key/value head, P = R·Q.
 """
 
 import functools
@@ -16,44 +26,49 @@ import jax.numpy as jnp
 
 from slm_jax.model.ops.backend import precision
 
-_BLOCK = 64  # smallest block of queries; more blocks skip more, fewer have larger products
-_MOST_BLOCKS = 8
-MASKED = -1e30  # not -inf: a row with nothing to see (padding) must give numbers, not NaN
+_MIN_BLOCK = 64  # queries; more blocks skip more of the masked scores, fewer blocks have larger products
+_MAX_BLOCKS = 8
+MASKED = -1e30
+"""Score of a masked key; not -inf, which gives NaN where a query attends to nothing (padding)."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window):
-    """`ops.attention` (see there)."""
+    """Return `ops.attention` in blocks of queries; arguments as there."""
     return _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window)[0]
 
 
 def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
-    """(queries, keys they may see) of each block."""
-    size = -(-length // max(1, min(_MOST_BLOCKS, length // _BLOCK)))
-    starts = range(0, length, size)
-    first_key = lambda start: max(0, start - window + 1) if window else 0  # noqa: E731
-    return [(slice(a, min(a + size, length)), slice(first_key(a), min(a + size, length))) for a in starts]
+    """Return (queries, keys that they may attend to) of each block."""
+    count = max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
+    size = -(-length // count)
+    blocks = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        first_key = max(0, start - window + 1) if window else 0
+        blocks.append((slice(start, stop), slice(first_key, stop)))
+    return blocks
 
 
 def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, segments):
-    """Softmax weights float32 [N, R * Q, S] of a block."""
+    """Return the softmax weights of a block, float32 [N, R * Q, S]."""
     n, r, q, k = q_NxRxQxK.shape
     scores = _dot(q_NxRxQxK.reshape(n, r * q, k), k_NxSxK, 2, 2) * k**-0.5
     distance_QxS = jnp.arange(queries.start, queries.stop)[:, None] - jnp.arange(keys.start, keys.stop)[None]
-    seen = distance_QxS >= 0
+    mask_QxS = distance_QxS >= 0
     if window:
-        seen &= distance_QxS < window
-    seen_BxQxS = seen[None]
+        mask_QxS &= distance_QxS < window
+    mask_BxQxS = mask_QxS[None]
     if valid is not None:
-        seen_BxQxS = seen_BxQxS & valid[:, None, keys].astype(bool)
+        mask_BxQxS = mask_BxQxS & valid[:, None, keys].astype(bool)
     if segments is not None:
-        seen_BxQxS = seen_BxQxS & (segments[:, queries, None] == segments[:, None, keys])
-    b = seen_BxQxS.shape[0]
+        mask_BxQxS = mask_BxQxS & (segments[:, queries, None] == segments[:, None, keys])
+    b = mask_BxQxS.shape[0]  # 1 without padding and segments: the same mask for all sequences
     scores = scores.reshape(b, n // b, r, q, -1)
-    scores = jnp.where(seen_BxQxS[:, None, None], scores, MASKED)
+    scores = jnp.where(mask_BxQxS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    if valid is not None:  # only then can a query see nothing
-        weights = jnp.where(seen_BxQxS[:, None, None], weights, 0.0)
+    if valid is not None:  # only with padding can a query attend to nothing; its weights would be uniform
+        weights = jnp.where(mask_BxQxS[:, None, None], weights, 0.0)
     return weights.reshape(n, r * q, -1)
 
 
@@ -72,20 +87,21 @@ def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
     return _heads_last(out_NxRxTxK, b), (q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments)
 
 
-def _backward(dtype, window, saved, g_BxTxHxK):
-    q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments = saved
+def _backward(dtype, window, residuals, g_BxTxHxK):
+    q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments = residuals
     n, r, t, width = q_NxRxTxK.shape
     b = g_BxTxHxK.shape[0]
     g_NxRxTxK = g_BxTxHxK.swapaxes(1, 2).reshape(n, r, t, width)
-    # The softmax's gradient subtracts sum_s(weight * dweight), which is the output's product with its own gradient.
-    delta_NxRxT = jnp.sum(g_NxRxTxK * out_NxRxTxK, axis=-1)
+    delta_NxRxT = jnp.sum(g_NxRxTxK * out_NxRxTxK, axis=-1)  # δ, see the top of the file
     g_NxRxTxK = jax.lax.optimization_barrier(g_NxRxTxK.astype(dtype))
     dq_blocks = []
     dk_NxTxK = dv_NxTxK = jnp.zeros(k_NxTxK.shape, jnp.float32)
     for queries, keys in _blocks(t, window):
-        q_NxRxQxK, k_NxSxK = q_NxRxTxK[:, :, queries], k_NxTxK[:, keys]
+        q_NxRxQxK = q_NxRxTxK[:, :, queries]
+        k_NxSxK = k_NxTxK[:, keys]
         weights = _weights(q_NxRxQxK, k_NxSxK, queries, keys, window, valid, segments)
-        q_NxPxK, g_NxPxK = q_NxRxQxK.reshape(n, -1, width), g_NxRxTxK[:, :, queries].reshape(n, -1, width)
+        q_NxPxK = q_NxRxQxK.reshape(n, -1, width)
+        g_NxPxK = g_NxRxTxK[:, :, queries].reshape(n, -1, width)
         dweights = _dot(g_NxPxK, v_NxTxK[:, keys], 2, 2) - delta_NxRxT[:, :, queries].reshape(n, -1, 1)
         dscores = (weights * dweights * width**-0.5).astype(dtype)
         dq_blocks.append(_dot(dscores, k_NxSxK, 2, 1).reshape(n, r, -1, width))
@@ -99,22 +115,22 @@ blockwise_attention.defvjp(_forward, _backward)
 
 
 def _heads_first(x_BxTxHxK: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """[B, H, T, K] in dtype, laid out as such in memory (the products run over whole heads)."""
+    """Return x as [B, H, T, K] in dtype, contiguous in memory: the products run over all tokens of a head."""
     return jax.lax.optimization_barrier(x_BxTxHxK.swapaxes(1, 2).astype(dtype))
 
 
 def _heads_last(x_NxRxTxK: jax.Array, batch: int) -> jax.Array:
-    """[B, T, H, K]."""
+    """Return x as [B, T, H, K]."""
     n, r, t, k = x_NxRxTxK.shape
     return x_NxRxTxK.reshape(batch, n * r // batch, t, k).swapaxes(1, 2)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> Any:
-    """Batched over axis 0, contracting the named axes, in float32."""
+    """Return the product over the named axes, batched over axis 0, accumulated in float32."""
     dims = (((a_axis,), (b_axis,)), ((0,), (0,)))
     return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
 def _transposed_dot(a_NxPxS: jax.Array, b_NxPxK: jax.Array) -> Any:
-    """aᵀ·b, [N, S, K]."""
+    """Return aᵀ·b, [N, S, K], on the bfloat16 units (the barrier keeps XLA from folding the transpose away)."""
     return _dot(jax.lax.optimization_barrier(a_NxPxS.swapaxes(1, 2)), b_NxPxK, 2, 1)

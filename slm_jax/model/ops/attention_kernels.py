@@ -1,7 +1,9 @@
-"""Causal attention by the kernels of accelerators: cuDNN's on NVIDIA GPUs, Pallas' splash attention on TPUs.
+"""Causal attention by accelerator kernels: cuDNN on NVIDIA GPUs, Pallas' splash attention on TPUs.
 
-Both take what `ops.attention` takes and give the same for every real query; queries of padding may get other numbers,
-which nothing reads: no real query sees them, and they have no labels.
+Both compute `ops.attention` for every real query. Their results for padding queries may differ, which is harmless: no
+real query attends to padding, and padding has no labels.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, K channels of a head.
 """
 
 import functools
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SPLASH_BLOCK = 512  # queries and keys of a tile; a multiple of the 128 lanes
+_SPLASH_BLOCK = 512  # queries and keys of a tile, a multiple of the TPU's 128 lanes
 
 
 def cudnn_attention(
@@ -24,25 +26,39 @@ def cudnn_attention(
     window: int,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """`ops.attention` by cuDNN, asked for by name: left to choose, JAX takes XLA's. "xla" is for tests without a GPU.
+    """Return `ops.attention` by cuDNN's flash attention.
 
-    Padding and segments make a mask [B, 1, T, T] of which cuDNN makes a bias; causality and window are its own.
+    Causality and window are options of the kernel. Padding and segments become a mask [B, 1, T, T], which JAX adds to
+    the scores as a bias.
+
+    Args:
+        q_BxTxHxK: Queries, float32; the other arguments up to `window` as in `ops.attention`.
+        k_BxTxGxK: Keys.
+        v_BxTxGxK: Values.
+        valid_BxT: 0 for padding.
+        segment_ids_BxT: Segment of each token.
+        dtype: bfloat16.
+        window: Tokens that a query attends to, itself included; 0: all earlier ones.
+        implementation: "cudnn" is requested by name, because JAX would choose XLA's; "xla" is for tests without a GPU.
+
+    Returns:
+        float32 [B, T, H, K].
     """
     mask_Bx1xTxT = None
     if valid_BxT is not None:
-        # A query of padding sees itself: to see nothing would be NaN.
+        # Padding attends to itself: the softmax over nothing is NaN.
         itself_TxT = jnp.eye(q_BxTxHxK.shape[1], dtype=bool)
         mask_Bx1xTxT = valid_BxT.astype(bool)[:, None, None, :] | itself_TxT
     if segment_ids_BxT is not None:
-        same = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :])[:, None]
-        mask_Bx1xTxT = same if mask_Bx1xTxT is None else same & mask_Bx1xTxT
+        same_Bx1xTxT = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :])[:, None]
+        mask_Bx1xTxT = same_Bx1xTxT if mask_Bx1xTxT is None else same_Bx1xTxT & mask_Bx1xTxT
     out = jax.nn.dot_product_attention(
         q_BxTxHxK.astype(dtype),
         k_BxTxGxK.astype(dtype),
         v_BxTxGxK.astype(dtype),
         mask=mask_Bx1xTxT,
         is_causal=True,
-        local_window_size=(window - 1, 0) if window else None,  # there it is the number before the query
+        local_window_size=(window - 1, 0) if window else None,  # (keys before the query, keys after it)
         implementation=implementation,
     )
     return out.astype(jnp.float32)
@@ -58,9 +74,22 @@ def splash_attention(
     window: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """`ops.attention` by splash attention: tiles that the causal window leaves empty are never visited.
+    """Return `ops.attention` by splash attention, which skips the tiles that the causal window leaves empty.
 
-    Padding is a segment of its own. interpret: run the kernel's program on any backend, slowly.
+    Padding becomes a segment of its own. T must be a multiple of 128.
+
+    Args:
+        q_BxTxHxK: Queries, float32; the other arguments up to `window` as in `ops.attention`.
+        k_BxTxGxK: Keys.
+        v_BxTxGxK: Values.
+        valid_BxT: 0 for padding.
+        segment_ids_BxT: Segment of each token.
+        dtype: Dtype of the products' operands.
+        window: Tokens that a query attends to, itself included; 0: all earlier ones.
+        interpret: Run the kernel's program on any backend, slowly.
+
+    Returns:
+        float32 [B, T, H, K].
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
@@ -69,7 +98,7 @@ def splash_attention(
     if valid_BxT is not None:
         segments_BxT = jnp.where(valid_BxT.astype(bool), 0 if segments_BxT is None else segments_BxT, -1)
 
-    # The kernel expects scaled queries.
+    # The kernel does not scale the scores, so the queries are scaled.
     arrays = [(q_BxTxHxK * width**-0.5).astype(dtype), k_BxTxGxK.astype(dtype), v_BxTxGxK.astype(dtype)]
     q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = (x.swapaxes(1, 2) for x in arrays)
     kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
@@ -80,12 +109,13 @@ def splash_attention(
 
 @functools.cache
 def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any:
+    """Return the kernel for one sequence: queries [H, T, K], keys and values [G, T, K], segment ids."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (length, length)
     mask = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
-    block = int(np.gcd(length, _SPLASH_BLOCK))
+    block = int(np.gcd(length, _SPLASH_BLOCK))  # tiles must divide the sequence
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -93,7 +123,8 @@ def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any
         block_kv_dkv=block,
         use_fused_bwd_kernel=True,
     )
-    with jax.ensure_compile_time_eval():  # the mask's tables are constants, also when made inside a trace
+    # The mask's tables are constants; evaluated now even inside a trace, so that the cached kernel holds no tracer.
+    with jax.ensure_compile_time_eval():
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * heads),
             block_sizes=sizes,

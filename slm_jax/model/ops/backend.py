@@ -1,4 +1,4 @@
-"""What the hardware multiplies well, asked in one place."""
+"""The compute dtype that the hardware multiplies fast, and the precision to request of a product."""
 
 import functools
 from pathlib import Path
@@ -9,36 +9,44 @@ import jax.numpy as jnp
 
 
 def compute_dtype(choice: Literal["auto", "float32", "bfloat16"]) -> jnp.dtype:
-    """The dtype of matrix products: the choice, or for "auto" bfloat16 where the hardware has units for it.
+    """Return the dtype of the matrix products' operands.
 
-    Parameters, optimizer state, norms, softmax and the loss are float32 whatever this says.
+    Parameters, optimizer state, norms, softmax and the loss are float32 in any case.
+
+    Args:
+        choice: The value of `train.dtype`; "auto" is bfloat16 if the hardware has units for it, else float32.
     """
     if choice != "auto":
         return jnp.dtype(choice)
-    return jnp.dtype(jnp.bfloat16 if _multiplies_bfloat16() else jnp.float32)
+    return jnp.dtype(jnp.bfloat16 if _has_bfloat16_units() else jnp.float32)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """What `precision` to ask of a product: float32 means float32, where GPUs would take TF32 and TPUs bfloat16."""
+    """Return the `precision` argument of a product of operands in dtype.
+
+    HIGHEST for float32, for which GPUs would otherwise use TF32 and TPUs bfloat16.
+    """
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def describe_precision(choice: Literal["auto", "float32", "bfloat16"]) -> str:
-    """One phrase for the start of a run: what is computed in which precision, and why."""
+    """Return one phrase on the precision of products and parameters, and the reason."""
     dtype = compute_dtype(choice)
     if choice != "auto":
-        why = "asked for"
+        reason = "train.dtype"
+    elif dtype == jnp.bfloat16:
+        reason = "this hardware has bfloat16 units"
     else:
-        why = "this hardware multiplies it" if dtype == jnp.bfloat16 else "no bfloat16 units here"
-    return f"{dtype} products ({why}), float32 parameters"
+        reason = "this hardware has no bfloat16 units"
+    return f"{dtype} products ({reason}), float32 parameters"
 
 
 @functools.cache
-def _multiplies_bfloat16() -> bool:
+def _has_bfloat16_units() -> bool:
     backend = jax.default_backend()
     if backend == "tpu":
         return True
-    if backend == "gpu":  # NVIDIA from Ampere (8.0) on, AMD's CDNA
+    if backend == "gpu":  # NVIDIA since Ampere (compute capability 8.0), AMD CDNA (gfx9…)
         capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
         return capability.startswith("gfx9") or (capability[:1].isdigit() and float(capability) >= 8.0)
     try:

@@ -1,10 +1,13 @@
-"""The matrix product of every linear layer, with all three of its dots on the bfloat16 units.
+"""The matrix product of every linear layer, with its forward and both backward products on the bfloat16 units.
 
-The gradients are written out, because those that JAX derives of a bf16 x bf16 -> f32 product multiply in float32 and
-round the weight's gradient to bfloat16. On CPU there is more to it: XLA sends a dot to the bfloat16 units only when the
-contracted dimension is last on the left. The forward product's and the input gradient's are; the weight gradient xᵀ·g
-is not, and would be upcast. Materialising xᵀ (behind an optimization barrier, else XLA folds it back into the dot) and
-giving the dot a batch axis of 1 puts it there too: 1.5-2 times the speed of the plain form on AVX512-BF16.
+The gradients are written by hand, because those that JAX derives for a bf16 x bf16 -> f32 product multiply in float32
+and round the gradient of the weight to bfloat16. On CPU there is a second reason: XLA uses the bfloat16 units only if
+the contracted axis is the last one of the left operand. That holds for the forward product and for the gradient of the
+input; the gradient of the weight, xᵀ·g, would be upcast to float32. Materializing xᵀ (behind an optimization barrier,
+since XLA would fold the transpose into the product) and giving the product a batch axis of size 1 puts it on the
+bfloat16 units too: 1.5 to 2 times as fast as the plain form on AVX512-BF16.
+
+Shapes: N rows of x (all leading axes flattened), I inputs, O outputs.
 """
 
 import functools
@@ -16,18 +19,31 @@ from slm_jax.model.ops.backend import precision
 
 
 def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """jnp.einsum of two arrays, both rounded to dtype first, accumulated and returned in float32."""
+    """Return `jnp.einsum` of two arrays that are rounded to dtype first, accumulated in float32.
+
+    Returns:
+        A float32 array.
+    """
     a, b = a.astype(dtype), b.astype(dtype)
     return jnp.einsum(subscripts, a, b, precision=precision(dtype), preferred_element_type=jnp.float32)
 
 
 def naive_matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x·w in float32 [..., O], both rounded to dtype first: what `matmul` computes."""
+    """Return what `matmul` computes; the gradients are those that JAX derives."""
     return einsum("...i,io->...o", x, w_IxO, dtype)
 
 
 def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x·w in float32 [..., O] for float32 x [..., I], both rounded to dtype first; gradients come out in float32."""
+    """Return x·w with the operands rounded to dtype, accumulated in float32.
+
+    Args:
+        x: float32 [..., I].
+        w_IxO: float32 weight.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        float32 [..., O]. The gradients are float32 too.
+    """
     if dtype == jnp.float32:
         return naive_matmul(x, w_IxO, dtype)
     y_NxO = _matmul(x.reshape(-1, x.shape[-1]), w_IxO, dtype)
@@ -45,9 +61,10 @@ def _forward(x_NxI, w_IxO, dtype):
     return y_NxO, (x_NxI, w_IxO)
 
 
-def _backward(dtype, saved, g_NxO):
-    x_NxI, w_IxO = saved
+def _backward(dtype, residuals, g_NxO):
+    x_NxI, w_IxO = residuals
     g_NxO = g_NxO.astype(dtype)
+    # dx = g·wᵀ contracts the last axis of both, dw = xᵀ·g the first axis of both.
     dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return dx_NxI, transposed_dot_f32(x_NxI, g_NxO)
 
@@ -56,7 +73,12 @@ _matmul.defvjp(_forward, _backward)
 
 
 def transposed_dot_f32(a_NxI: jax.Array, b_NxO: jax.Array) -> jax.Array:
-    """aᵀ·b in float32 [I, O] of a and b of one dtype, on the bfloat16 units (see the top of the file)."""
+    """Return aᵀ·b in float32 [I, O], computed on the bfloat16 units (see the top of the file).
+
+    Args:
+        a_NxI: Left operand, float32 or bfloat16.
+        b_NxO: Right operand, of the same dtype.
+    """
     if jax.default_backend() != "cpu" or a_NxI.dtype == jnp.float32:
         return einsum("ni,no->io", a_NxI, b_NxO, a_NxI.dtype)
     a_1xIxN = jax.lax.optimization_barrier(a_NxI.T)[None]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slm_jax.distributed import sharding
-from slm_jax.distributed.partitioning import over_rows_and_heads
+from slm_jax.distributed.partitioning import map_over_batch_and_heads
 from slm_jax.model.ops import attention, describe_attention, naive_attention
 from slm_jax.model.ops.attention_blocks import blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
@@ -119,7 +119,7 @@ def test_kernel_over_several_devices():
     def gradients(q, k, v):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             kernel = lambda *x: interpreted(*x, None, None, FLOAT32, 0)  # noqa: E731
-            f = lambda *x: jnp.sum(jnp.sin(over_rows_and_heads(kernel, x, ())))  # noqa: E731
+            f = lambda *x: jnp.sum(jnp.sin(map_over_batch_and_heads(kernel, x, ())))  # noqa: E731
             return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
 
     split = jax.jit(gradients)(**sharding.shard_batch(mesh, {"q": q, "k": k, "v": v}))

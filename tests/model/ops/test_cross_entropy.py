@@ -24,7 +24,7 @@ def seen_tokens(b, t, v=37, seed=1):
     rng = np.random.default_rng(seed)
     ids = jnp.asarray(rng.integers(0, max(2, v // 3), (b, t)), jnp.int32)
     valid = jnp.asarray(np.arange(t) < rng.integers(1, t + 1, (b, 1)))
-    return ContextTokens.of(ids, valid, jnp.asarray(np.arange(t) >= t // 3, jnp.int32)[None].repeat(b, 0))
+    return ContextTokens.from_batch(ids, valid, jnp.asarray(np.arange(t) >= t // 3, jnp.int32)[None].repeat(b, 0))
 
 
 def both(x, head, labels, *rest):
@@ -57,7 +57,7 @@ def test_unlikelihood_is_that_of_its_definition():
     for b, t in np.argwhere(labels != IGNORE_INDEX):
         before = {ids[b, s] for s in range(t + 1) if segments[b, s] == segments[b, t] and valid[b, s]}
         expected += sum(-np.log1p(-np.exp(float(logp[b, t, c]))) for c in before - {labels[b, t]})
-    seen = ContextTokens.of(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
+    seen = ContextTokens.from_batch(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
     sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, LossWeights(ul_alpha=2.0), seen)
     assert float(sums.loss - sums.nll) == pytest.approx(2 * expected, rel=1e-5)
 
@@ -65,7 +65,7 @@ def test_unlikelihood_is_that_of_its_definition():
 def test_a_certain_repetition_still_has_a_gradient():
     """Where 1 - p is nothing, the term is capped but goes on pushing."""
     x, head = jnp.full((1, 1, 1), 40.0), jnp.array([[1.0], [0.0], [-1.0]])
-    seen = ContextTokens.of(jnp.zeros((1, 1), jnp.int32))
+    seen = ContextTokens.from_batch(jnp.zeros((1, 1), jnp.int32))
     sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, LossWeights(ul_alpha=1.0), seen)  # noqa: E731
     assert np.isfinite(float(sums(head).loss))
     assert float(jax.grad(lambda h: sums(h).loss)(head)[0, 0]) > 0
