@@ -1,4 +1,4 @@
-"""Small things that several tests build."""
+"""Configs, models, ids and comparisons that several tests use."""
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ TINY = {
 
 
 def tiny_config(**overrides: object) -> Config:
-    """A config that trains in seconds; overrides as `train__steps=3`."""
+    """Return a config that trains in seconds; overrides are written `train__steps=3`."""
     return Config.load(**{**TINY, **{k.replace("__", "."): v for k, v in overrides.items()}})
 
 
 def tiny_model(vocab_size: int = 61, seed: int = 0, scale: float = 5.0, **fields: object) -> Transformer:
-    """A Transformer whose weights are scaled up, so that what should matter matters in float32."""
+    """Return a Transformer with enlarged weights, so that every dependence is visible in float32."""
     config = ModelConfig(**{"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 96, **fields})
     model = Transformer(config, vocab_size, rngs=nnx.Rngs(seed))
     graph, params = nnx.split(model)
@@ -41,16 +41,16 @@ def tiny_model(vocab_size: int = 61, seed: int = 0, scale: float = 5.0, **fields
 
 
 def random_ids(shape: tuple[int, ...], vocab_size: int = 61, seed: int = 0) -> jax.Array:
-    """int32 ids."""
+    """Return random int32 ids below vocab_size."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, vocab_size, shape), jnp.int32)
 
 
 def largest_difference(a: object, b: object) -> float:
-    """Over all leaves of two trees."""
+    """Return the largest absolute difference over all leaves of two trees."""
     return max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def cosine(a: object, b: object) -> float:
-    """Of two trees, flattened."""
+    """Return the cosine similarity of two flattened trees."""
     x, y = (np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(t)]) for t in (a, b))
     return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))

@@ -63,7 +63,7 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     if not (all(given) or _is_in_cluster()):
         return
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
-        raise UserError(f"--coordinator {coordinator}: must be HOST:PORT, such as 10.0.0.1:9876")
+        raise UserError(f"--coordinator {coordinator}: should be HOST:PORT, such as 10.0.0.1:9876")
     import jax
 
     # Lets a SIGTERM to one process stop all of them after the same step, see `stop_requested`.

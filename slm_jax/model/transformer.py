@@ -248,9 +248,10 @@ class Transformer(nnx.Module):
         create_blocks = nnx.vmap(lambda layer_rngs: Block(config, dtype, layer_rngs))
         self.blocks: Block = nnx.split_rngs(splits=config.depth)(create_blocks)(rngs)
         self.final_norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = None
+        head = None
         if not config.tie_weights:
-            self.head = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
+            head = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
+        self.head = head  # assigned once: NNX fixes the kind of an attribute with its first value
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
         """Return logits float32 [B, T, V] for ids int32 [B, T]; arguments as in `hidden`."""

@@ -1,4 +1,4 @@
-"""Several real processes on loopback are one run."""
+"""Test runs of several processes, connected on the loopback interface."""
 
 import contextlib
 import os
@@ -28,14 +28,14 @@ FIELDS = (
 
 
 @pytest.fixture
-def place(tmp_path):
+def folder(tmp_path):
     text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(900))
     (tmp_path / "text.txt").write_text(text)
     return tmp_path
 
 
-def start(place, run, processes, devices, *more, own=None):
-    """The processes of one run, each with so many devices. own: options of each alone."""
+def start(folder, run, processes, devices, *more, own=None):
+    """Start the processes of one run, with `devices` each; `own` are options of each process alone."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -43,7 +43,7 @@ def start(place, run, processes, devices, *more, own=None):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS],
-        "XDG_CACHE_HOME": str(place / "cache"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
     }
     started = []
     for i in range(processes):
@@ -60,12 +60,12 @@ def start(place, run, processes, devices, *more, own=None):
             *(own[i] if own else []),
         ]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(list(map(str, command)), cwd=place, env=environment, **pipes))
+        started.append(subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, **pipes))
     return started
 
 
 def finish(started, timeout=240):
-    """(status, standard error) of each."""
+    """Return (exit status, standard error) of each process."""
     errors = [each.communicate(timeout=timeout)[1] for each in started]
     return [(each.returncode, error) for each, error in zip(started, errors, strict=True)]
 
@@ -74,15 +74,15 @@ def rows(place, run):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(Run(place / run).metrics)]
 
 
-def assert_alike(some, others):
-    """To the order in which devices are summed over."""
+def assert_close(some, others):
+    """Assert equality up to the order of reduction over devices."""
     assert [row["step"] for row in some] == [row["step"] for row in others] == list(range(1, len(some) + 1))
     for a, b in zip(some, others, strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose([a[k] for k in a], [b[k] for k in a], rtol=1e-4)
 
 
-def wait_for_step(place, run, step, started):
+def wait_for_step(folder, run, step, started):
     end = time.monotonic() + 120
     while not (found := read_metrics(Run(place / run).metrics)) or found[-1]["step"] < step:
         assert time.monotonic() < end, "no progress"
@@ -90,48 +90,49 @@ def wait_for_step(place, run, step, started):
         time.sleep(0.05)
 
 
-def test_two_processes_are_one_run_and_any_number_goes_on_with_it(place):
-    """2 processes x 2 devices, FSDP x tensor parallel, then one device; the same as one device all the way."""
-    for status, error in finish(start(place, "two", 2, 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--train.steps", 8)):
+def test_run_of_two_processes_resumes_on_one(folder):
+    """2 processes x 2 devices, FSDP x tensor, then one device, give the metrics of one device throughout."""
+    for status, error in finish(start(folder, "two", 2, 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--train.steps", 8)):
         assert status == 0, error
     for run, steps in (("one", 8), ("two", 12), ("one", 12)):
-        status, error = finish(start(place, run, 1, 1, "--mesh.fsdp", 1, "--mesh.tensor", 1, "--train.steps", steps))[0]
+        options = ("--mesh.fsdp", 1, "--mesh.tensor", 1, "--train.steps", steps)
+        status, error = finish(start(folder, run, 1, 1, *options))[0]
         assert status == 0, error
-    assert_alike(rows(place, "two"), rows(place, "one"))
+    assert_close(rows(folder, "two"), rows(folder, "one"))
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_ends_all_after_the_same_step_saved(place):
-    started = start(place, "run", 2, 2, "--train.steps", 3000, "--mesh.fsdp", 4)
-    wait_for_step(place, "run", 3, started)
+def test_sigterm_to_one_process_stops_all_after_the_same_step(folder):
+    started = start(folder, "run", 2, 2, "--train.steps", 3000, "--mesh.fsdp", 4)
+    wait_for_step(folder, "run", 3, started)
     started[1].send_signal(signal.SIGTERM)
     (first, error), (second, _) = finish(started)
     assert (first, second) == (143, 143), error
-    step = rows(place, "run")[-1]["step"]
-    assert (Run(place / "run").checkpoints / str(step)).is_dir()
-    status, error = finish(start(place, "run", 1, 8, "--mesh.fsdp", 2, "--train.steps", step + 4))[0]
+    step = rows(folder, "run")[-1]["step"]
+    assert (Run(folder / "run").checkpoints / str(step)).is_dir()
+    status, error = finish(start(folder, "run", 1, 8, "--mesh.fsdp", 2, "--train.steps", step + 4))[0]
     assert status == 0, error
     assert f"continuing after step {step}" in error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others_with_a_sentence_within_a_minute(place, lost):
-    started = start(place, "run", 2, 2, "--train.steps", 3000)
-    wait_for_step(place, "run", 7, started)
+def test_lost_process_ends_the_others_with_a_message_within_a_minute(folder, lost):
+    started = start(folder, "run", 2, 2, "--train.steps", 3000)
+    wait_for_step(folder, "run", 7, started)
     started[lost].kill()
     begin = time.monotonic()
     status, error = finish(started, timeout=60)[1 - lost]
     assert time.monotonic() - begin < 60
     assert status in (multihost.PROCESS_LOST, -signal.SIGABRT)
-    assert "another process of this run ended or is out of reach" in error
-    steps = rows(place, "run")[-1]["step"] + 3
-    for status, error in finish(start(place, "run", 2, 2, "--train.steps", steps)):
+    assert "another process of this run has ended or cannot be reached" in error
+    steps = rows(folder, "run")[-1]["step"] + 3
+    for status, error in finish(start(folder, "run", 2, 2, "--train.steps", steps)):
         assert status == 0, error
-    assert [row["step"] for row in rows(place, "run")] == list(range(1, steps + 1))
+    assert [row["step"] for row in rows(folder, "run")] == list(range(1, steps + 1))
 
 
-LOOK_AROUND = """
+PRINT_PROCESS = """
 from slm_jax.distributed import multihost
 multihost.initialize()
 import jax
@@ -164,8 +165,8 @@ def open_mpi(process, nodes):
         pytest.param(open_mpi, 2, marks=pytest.mark.slow),
     ],
 )
-def test_processes_of_a_cluster_find_each_other_and_their_devices(cluster, nodes):
-    """By what Slurm and Open MPI put into the environment; alone on a node, a process has all of its GPUs."""
+def test_processes_of_a_cluster_connect_and_find_their_devices(cluster, nodes):
+    """Slurm and Open MPI describe the cluster in the environment; alone on a node, a process has all of its GPUs."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         own = {"JAX_COORDINATOR_PORT": free.getsockname()[1], "JAX_PLATFORMS": "cpu"}
@@ -173,26 +174,26 @@ def test_processes_of_a_cluster_find_each_other_and_their_devices(cluster, nodes
     for i in range(2):
         environment = os.environ | {name: str(value) for name, value in (own | cluster(i, nodes)).items()}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, "-c", LOOK_AROUND], env=environment, **pipes))
-    told = [each.communicate(timeout=120) for each in started]
+        started.append(subprocess.Popen([sys.executable, "-c", PRINT_PROCESS], env=environment, **pipes))
+    outputs = [each.communicate(timeout=120) for each in started]
     devices = ("all", "all") if nodes == 2 else ("0", "1")
-    found = [out.splitlines()[-1].split() for out, _ in told]  # Gloo writes there too
-    assert found == [["2", str(i == 0), "agreed", devices[i]] for i in range(2)], told
+    lines = [out.splitlines()[-1].split() for out, _ in outputs]  # Gloo writes to stdout too
+    assert lines == [["2", str(i == 0), "agreed", devices[i]] for i in range(2)], outputs
 
 
-def test_a_mistake_is_told_by_every_process(place):
-    for status, error in finish(start(place, "run", 2, 1, "--train.batch_size", 7)):
+def test_invalid_option_is_reported_by_every_process(folder):
+    for status, error in finish(start(folder, "run", 2, 1, "--train.batch_size", 7)):
         assert status == 2
         assert "7 is not divisible by 2 devices: use 6 or 8" in error
 
 
-def test_other_options_on_one_host_are_told_by_every_process(place):
-    started = start(place, "run", 2, 1, "--train.steps", 4, own=[[], ["--optimizer.lr", 0.5]])
-    (first, error), (second, told) = finish(started)
+def test_different_options_are_reported_by_every_process(folder):
+    started = start(folder, "run", 2, 1, "--train.steps", 4, own=[[], ["--optimizer.lr", 0.5]])
+    (first, error), (second, other_error) = finish(started)
     assert (first, second) == (2, 2)
     assert "a process was given other options than the first one" in error
-    assert "optimizer.lr: 0.01 there, 0.5 here" in told
-    assert not (place / "run").exists()
+    assert "optimizer.lr: 0.01 in the first process, 0.5 in this one" in other_error
+    assert not (folder / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -204,12 +205,12 @@ def test_other_options_on_one_host_are_told_by_every_process(place):
         ("--coordinator here --processes 2 --process 0".split(), "--coordinator here: should be HOST:PORT"),
     ],
 )
-def test_options_that_cannot_be(args, message):
+def test_invalid_multihost_options_are_rejected(args, message):
     with pytest.raises(UserError, match=re.escape(message)):
         multihost.initialize(**vars(read_options(MultihostOptions, args, "x")))
 
 
-def test_alone_nothing_is_joined():
+def test_single_process_connects_to_nothing():
     multihost.initialize(**vars(read_options(MultihostOptions, ["--processes", "1"], "x")))
     assert multihost.process_count() == 1
     assert multihost.broadcast_from_first(lambda: 7) == multihost.minimum(7) == 7

@@ -1,4 +1,4 @@
-"""One config line splits the work over devices, and nothing else changes."""
+"""Test that a mesh distributes the work and changes nothing else."""
 
 import re
 
@@ -21,7 +21,7 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
 
 
 def run(steps: int = 3, mesh: tuple[int, int, int] = (1, 1, 1), **fields):
-    """(state, losses) after so many steps on random batches, and the mesh."""
+    """Return the state and losses after some steps on random batches, and the mesh."""
     sizes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
     config = tiny_config(**{"optimizer__warmup_steps": 1, **sizes, **fields})
     devices = sharding.make_mesh(config)
@@ -37,16 +37,16 @@ def run(steps: int = 3, mesh: tuple[int, int, int] = (1, 1, 1), **fields):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single_device():
     return run()
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_every_mesh_equals_one_device(mesh, alone):
+def test_every_mesh_equals_one_device(mesh, single_device):
     state, losses, devices = run(mesh=mesh)
-    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
-    # Muon turns rounding of near-zero directions into small differences of whole updates.
-    assert largest_difference(jax.device_get(state.params), alone[0].params) < 2e-4
+    np.testing.assert_allclose(losses, single_device[1], rtol=1e-5)
+    # Muon amplifies the rounding of near-zero directions to small differences of the updates.
+    assert largest_difference(jax.device_get(state.params), single_device[0].params) < 2e-4
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
         parts = mesh[1] * mesh[2] if re.search("weight|embedding", name) else 1
@@ -77,7 +77,7 @@ def test_dropout_draws_the_same_on_every_mesh():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_parameters_begin_the_same_bit_for_bit():
+def test_initial_parameters_are_bit_identical_on_every_mesh():
     states = []
     for sizes in ({"mesh__data": 1}, {"mesh__fsdp": 4, "mesh__tensor": 2}):
         config = tiny_config(**sizes)
@@ -101,20 +101,20 @@ def test_parameters_begin_the_same_bit_for_bit():
         ({"mesh.fsdp": 8, "model.dim": 36}, "model.dim 36 is not divisible by mesh.fsdp 8: use dim 32 or 40"),
     ],
 )
-def test_what_does_not_divide_is_refused_with_what_would(fields, message):
+def test_mesh_that_does_not_divide_is_rejected_with_one_that_does(fields, message):
     with pytest.raises(UserError, match=re.escape(message)):
         sharding.make_mesh(Config.load(**{**TINY, **fields}))
 
 
-def test_a_vocabulary_that_does_not_divide_is_refused():
+def test_vocabulary_that_does_not_divide_is_rejected():
     config = tiny_config(mesh__tensor=4)
     with pytest.raises(UserError, match=re.escape("--model.vocab_multiple 4")):
         make_steps(config, 61, sharding.make_mesh(config))
     make_steps(tiny_config(mesh__tensor=4, model__vocab_multiple=4), 61, sharding.make_mesh(config))
 
 
-def test_a_run_goes_on_on_any_mesh(tmp_path):
-    """1 device, FSDP x tensor, 8 devices, 1 again: bit for bit at each restore, and the losses of one device."""
+def test_run_resumes_on_any_mesh(tmp_path):
+    """Resume on 1 device, FSDP x tensor, 8 devices and 1 again; restores are bit-identical, the losses agree."""
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
     (tmp_path / "text.txt").write_text("".join(lines))
     fields = {**TINY, "model.depth": 1, "model.vocab_multiple": 2, "tokenizer.vocab_size": 320, "eval.sample_tokens": 4}
@@ -139,7 +139,7 @@ def test_a_run_goes_on_on_any_mesh(tmp_path):
         config = Config.load(**{**fields, **sizes})
         steps = make_steps(config, load_run(str(run.path)).tokenizer.vocab_size)
         target = sharding.abstract_arrays(sharding.make_mesh(config), jax.eval_shape(steps.init), steps.partitions)
-        found, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
-        assert jax.tree.leaves(found)[0].sharding.mesh.size == np.prod(mesh)
-        restored.append(jax.device_get(found))
+        saved, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
+        assert jax.tree.leaves(saved)[0].sharding.mesh.size == np.prod(mesh)
+        restored.append(jax.device_get(saved))
     assert largest_difference(restored[0], restored[1]) == largest_difference(restored[0], restored[2]) == 0

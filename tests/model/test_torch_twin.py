@@ -1,4 +1,4 @@
-"""slm_jax against the same model in PyTorch with the same weights: logits, loss, every gradient, optimizer steps."""
+"""Test slm_jax against the same model in PyTorch: logits, loss, every gradient, optimizer steps."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 
 torch = pytest.importorskip("torch", minversion="2.9", reason="pip install -e '.[bench]'")
 
-from slm_jax.config.schema import OptimizerConfig  # noqa: E402  # after torch is known to be there
+from slm_jax.config.schema import OptimizerConfig  # noqa: E402  # torch is optional
 from slm_jax.model.ops import LossWeights  # noqa: E402
 from slm_jax.training.optimizer import make_optimizer  # noqa: E402
 from slm_jax.training.train_step import loss_sums  # noqa: E402
@@ -26,8 +26,8 @@ MODELS = {
     "one kv head, window": {"kv_heads": 1, "window": 4},
     "no qk_norm": {"qk_norm": False},
     "untied": {"tie_weights": False},
-    "scanned, computed again": {"scan_layers": True, "remat": "full", "window": 7},
-    "linear layers kept": {"remat": "dots", "kv_heads": 1},
+    "scanned, recomputed": {"scan_layers": True, "remat": "full", "window": 7},
+    "linear layers saved": {"remat": "dots", "kv_heads": 1},
     "padded": {"vocab_multiple": 32, "mlp_multiple": 48, "tie_weights": False},
     "everything": {"kv_heads": 2, "window": 6, "tie_weights": False, "qk_norm": False, "rope_base": 500.0},
     "another epsilon": {"norm_eps": 0.1, "kv_heads": 2},
@@ -37,7 +37,7 @@ TERMS = [LossWeights(z_loss=0.01), LossWeights(ul_alpha=0.7), LossWeights(0.01, 
 
 
 def make_batch(masked, seed=0):
-    """int32 arrays; ids come from few tokens so that many repeat, a fifth of the labels is missing."""
+    """Return int32 arrays; few distinct ids, so that many repeat, and a fifth of the labels is missing."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 20, (B, T))
     labels = np.concatenate([ids[:, 1:], np.full((B, 1), -100)], axis=1)
@@ -65,7 +65,7 @@ def as_torch(batch):
 
 
 def twin_of(model, params):
-    """In float64: what is left of a difference is slm_jax's own rounding."""
+    """Return the PyTorch model in float64, so that differences are the rounding of slm_jax."""
     twin = torch_twin.TorchTransformer(model.config, model.vocab_size).double()
     torch_twin.load_weights(twin, params)
     return twin
@@ -76,7 +76,7 @@ def inputs_of(batch):
 
 
 def jax_results(model, batch, terms):
-    """(logits, mean loss, gradients as a pure dict)."""
+    """Return (logits, mean loss, gradients as a pure dict)."""
     graph, params = nnx.split(model, nnx.Param)
 
     @jax.jit
@@ -92,7 +92,7 @@ def jax_results(model, batch, terms):
 
 
 def torch_results(twin, batch, terms=LossWeights()):
-    """(logits, mean loss, gradients by name)."""
+    """Return (logits, mean loss, gradients by name)."""
     twin.zero_grad()
     logits = twin(**inputs_of(batch))
     loss = torch_twin.mean_loss(logits, batch, **terms._asdict())
@@ -101,7 +101,7 @@ def torch_results(twin, batch, terms=LossWeights()):
 
 
 def assert_close(actual, expected):
-    """Equal to 1e-5 of the largest entry, or to 1e-7: float32 sums."""
+    """Assert equality to 1e-5 of the largest entry, or to 1e-7: float32 sums."""
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(0.01, float(np.abs(expected).max())))
 
@@ -114,38 +114,38 @@ def assert_equal_to_twin(options, masked, terms=LossWeights()):
     expected_logits, expected_loss, expected_gradients = torch_results(twin_of(model, params), as_torch(batch), terms)
     assert_close(logits, expected_logits)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    found = torch_twin.weights_of(gradients, V)
-    assert found.keys() == expected_gradients.keys()
-    for name, gradient in found.items():
+    actual_gradients = torch_twin.weights_of(gradients, V)
+    assert actual_gradients.keys() == expected_gradients.keys()
+    for name, gradient in actual_gradients.items():
         assert_close(gradient, expected_gradients[name])
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_every_model_is_its_twin(options):
+def test_every_model_equals_its_twin(options):
     assert_equal_to_twin(options, "none")
 
 
 @pytest.mark.parametrize("masked", MASKS[1:])
-def test_every_mask_is_that_of_the_twin(masked):
+def test_every_mask_equals_that_of_the_twin(masked):
     assert_equal_to_twin(MODELS["everything"], masked)
 
 
 @pytest.mark.parametrize("masked", ["none", "segments and padding"])
 @pytest.mark.parametrize("terms", TERMS, ids=str)
-def test_every_term_of_the_loss_is_that_of_the_twin(terms, masked):
+def test_every_loss_term_equals_that_of_the_twin(terms, masked):
     assert_equal_to_twin(MODELS["plain"], masked, terms)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-def test_every_combination_is_that_of_the_twin(options, masked):
+def test_every_combination_equals_the_twin(options, masked):
     assert_equal_to_twin(options, masked, LossWeights(z_loss=0.01, ul_alpha=0.3))
 
 
 @pytest.mark.parametrize("masked", MASKS)
-def test_the_twins_unlikelihood_is_the_definition(masked):
-    """Against sets and loops (arXiv:1908.04319, token level)."""
+def test_unlikelihood_of_the_twin_matches_its_definition(masked):
+    """Compare with sets and loops (arXiv:1908.04319, token level)."""
     batch = make_batch(masked)
     log_p = torch.log_softmax(torch.from_numpy(np.random.default_rng(1).normal(size=(B, T, V))), dim=-1)
     total = 0.0
@@ -164,7 +164,7 @@ def test_the_twins_unlikelihood_is_the_definition(masked):
 
 
 def steps(model, config, count=5):
-    """(parameters after `count` steps of slm_jax on one batch, the twin that began with the same, the batch)."""
+    """Return (parameters after `count` steps of slm_jax on one batch, a twin of the initial model, the batch)."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     twin, batch = twin_of(model, params), make_batch("right padding")
     graph, _ = nnx.split(model, nnx.Param)
@@ -185,7 +185,7 @@ def steps(model, config, count=5):
     return torch_twin.weights_of(params, V), twin, as_torch(batch)
 
 
-def test_adamw_with_clipping_is_that_of_torch():
+def test_adamw_with_clipping_equals_that_of_torch():
     config = OptimizerConfig(name="adamw", lr=3e-3, warmup_steps=0, schedule="constant", weight_decay=0.3, clip=0.5)
     params, twin, batch = steps(tiny_model(V, scale=3.0, tie_weights=False), config)
     optimizer = torch_twin.make_adamw(twin, config, fused=True)
@@ -193,12 +193,12 @@ def test_adamw_with_clipping_is_that_of_torch():
         torch_results(twin, batch)
         torch.nn.utils.clip_grad_norm_(twin.parameters(), config.clip)
         optimizer.step()
-    for name, parameter in twin.named_parameters():  # which moved by about 5 * lr
+    for name, parameter in twin.named_parameters():  # changed by about 5 * lr
         np.testing.assert_allclose(params[name], parameter.detach().numpy(), rtol=0, atol=1e-5)
 
 
-def test_muon_is_that_of_torch():
-    """Torch orthogonalises in bfloat16 (ours may, here it runs in float32), so directions agree and digits do not."""
+def test_muon_agrees_with_that_of_torch():
+    """PyTorch orthogonalizes in bfloat16, this test in float32, so that directions agree and digits do not."""
     config = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=0, schedule="constant", weight_decay=0.3, clip=0)
     model = tiny_model(V, scale=3.0)
     before = torch_twin.weights_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)), V)

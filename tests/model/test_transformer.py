@@ -1,4 +1,4 @@
-"""The model means what it says: causality, masks, packing, cached = uncached, shapes of every option."""
+"""Test the model: causality, masks, packing, cached against full forward passes, every option."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_cached_equals_full_forward(options):
-    """Prefill of a padded batch, then one token at a time, gives the logits of the whole texts."""
+    """Prefill of a padded batch, then one token at a time, gives the logits of the full texts."""
     model = tiny_model(**options)
     ids = random_ids((2, 14))
     lengths = np.array([9, 4])
     positions = np.where(np.arange(12)[None] < lengths[:, None], np.arange(12)[None], -1)
-    cache = model.empty_cache(2, 12 + 5)  # a column for each token fed, padding included
+    cache = model.empty_cache(2, 12 + 5)  # one column per token, padding included
     prompt = jnp.where(positions >= 0, ids[:, :12], 0)
     x, cache = model.hidden_cached(prompt, jnp.asarray(positions), cache)
     full = model(ids)
@@ -41,7 +41,7 @@ def test_cached_equals_full_forward(options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_causal_by_gradient(options):
-    """Logits at t depend on the embeddings of tokens 0..t (within the window's reach), and on no later one."""
+    """Logits at t depend on the embeddings of tokens 0 to t within the reach of the window, and on no later one."""
     model = tiny_model(**options)
     graph, params = nnx.split(model, nnx.Param)
     ids = jnp.arange(12)[None]  # each token once, so that a row of the embedding is a position
@@ -79,8 +79,8 @@ def test_padding_never_changes_real_positions():
     assert largest_difference(first[1, :6], model(ids[1:, :6])[0]) < 1e-4
 
 
-def test_padding_gets_and_gives_no_gradient():
-    """On the left, where the real tokens come after it."""
+def test_left_padding_has_no_gradient():
+    """Real tokens follow the padding and must not depend on it."""
     model = tiny_model()
     graph, params = nnx.split(model, nnx.Param)
     ids = jnp.arange(10)[None]  # each token once, so that a row of the embedding is a position
@@ -92,13 +92,13 @@ def test_padding_gets_and_gives_no_gradient():
     gradient = nnx.to_pure_dict(jax.grad(real)(params))["embedding"]
     touched = jnp.abs(gradient).sum(axis=1)[:10] > 0
     assert touched.tolist() == [False] * 4 + [True] * 6
-    assert bool(jnp.isfinite(gradient).all())  # queries that see nothing must not give NaN
+    assert bool(jnp.isfinite(gradient).all())  # queries that attend to nothing must not give NaN
     assert (
         largest_difference(model(ids, attention_mask=mask)[:, 4:], model(ids[:, 4:])) < 2e-3
     )  # positions are relative
 
 
-def test_dropout_only_with_a_key_and_the_same_for_the_same_key():
+def test_dropout_needs_a_key_and_is_deterministic_for_it():
     model, ids = tiny_model(dropout=0.3), random_ids((2, 8))
     key = jax.random.key(1)
     assert largest_difference(model(ids), tiny_model()(ids)) == 0
@@ -123,7 +123,7 @@ def loss_and_gradients(batch, key=None, **fields):
 
 @pytest.mark.parametrize("fields", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots", "scan_layers": True}])
 def test_scan_and_remat_change_nothing(fields):
-    """Dropout included: what is computed again draws the same."""
+    """With dropout too: the recomputation draws the same masks."""
     ids = random_ids((3, 17))
     batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
     key = jax.random.key(3)
@@ -136,8 +136,8 @@ def test_scan_and_remat_change_nothing(fields):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_padded_vocabulary_is_not_seen(tied):
-    """Rows of padding give no logits, take no probability, have no gradient; the other rows are those of no padding."""
+def test_padded_vocabulary_has_no_effect(tied):
+    """Padding rows have no logits, no probability and no gradient."""
     plain, padded = (tiny_model(tie_weights=tied, vocab_multiple=m) for m in (1, 64))
     assert plain.embedding[...].shape[0] == 61
     assert padded.embedding[...].shape[0] == padded.head_weight().shape[0] == 64
@@ -154,7 +154,7 @@ def test_padded_vocabulary_is_not_seen(tied):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", [70, 50])
 @pytest.mark.parametrize("multiple", [1, 32])
-def test_resized_vocabulary_keeps_the_old_rows(tied, size, multiple):
+def test_resizing_the_vocabulary_keeps_old_rows(tied, size, multiple):
     model = tiny_model(tie_weights=tied, vocab_multiple=multiple)
     ids = random_ids((1, 9)) % 50
     before, embedding, head = model(ids), model.embedding[...], model.head_weight()
@@ -168,7 +168,7 @@ def test_resized_vocabulary_keeps_the_old_rows(tied, size, multiple):
     assert largest_difference(model(ids)[..., :kept], before[..., :kept]) < 1e-4
     if size > 61:
         assert 0.01 < float(jnp.std(model.embedding[...][61:size])) < 0.03
-        model(jnp.full((1, 3), size - 1))  # the new ids are known
+        model(jnp.full((1, 3), size - 1))  # the new ids are valid
 
 
 def test_tied_head_is_the_embedding_and_untied_is_not():

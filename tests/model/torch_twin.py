@@ -1,10 +1,10 @@
-"""The model, its loss and its optimizer once more, in plain PyTorch: the oracle of tests, the rival of benchmarks.
+"""The model, its loss and its optimizer in plain PyTorch: the reference of tests and the baseline of benchmarks.
 
-Written from the definitions (the papers named below), not from slm_jax; what both share is the config, and the names
-of the parameters, so that weights can be copied (`weights_of`). Needs torch >= 2.9 (torch.optim.Muon).
+Written from the definitions (the papers named below), not from slm_jax. Both share the config and the names of the
+parameters, so that weights can be copied (`weights_of`). Needs torch >= 2.9 (torch.optim.Muon).
 
-Shapes: B batch, T tokens, S tokens as keys or candidates, D dim, H query heads, G key/value heads, K head width, V
-vocabulary.
+Shapes: B batch, T tokens, S tokens as keys or candidates, D dim, H query heads, G key/value heads, K channels of a
+head, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -55,20 +55,20 @@ class Attention(nn.Module):
 
 
 def rotate(x_BxHxTxK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channel i is the real and i + K/2 the imaginary part of a number that is turned by the position's angle."""
+    """Rotate the complex numbers with real part in channel i and imaginary part in i + K/2 by the position's angle."""
     real, imaginary = x_BxHxTxK.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
 
 
 def angles(positions_BxT: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, T, K/2] of position / base^(2i/K)."""
+    """Return cos and sin [B, 1, T, K/2] of position / base^(2i/K)."""
     i = torch.arange(width // 2, dtype=dtype)
     angle = positions_BxT.to(dtype)[:, None, :, None] / base ** (2 * i / width)
     return angle.cos(), angle.sin()
 
 
 class SwiGLU(nn.Module):
-    """arXiv:2002.05202; inner width 2/3 of mlp_dim, rounded up to a multiple of mlp_multiple."""
+    """SwiGLU (arXiv:2002.05202); inner width 2/3 of mlp_dim, rounded up to a multiple of mlp_multiple."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -82,7 +82,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Both sub-layers, each behind an RMSNorm (arXiv:1910.07467)."""
+    """Attention and SwiGLU, each after an RMSNorm (arXiv:1910.07467)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -100,7 +100,7 @@ class TorchTransformer(nn.Module):
     """Token ids in, next-token logits out."""
 
     def __init__(self, config: ModelConfig, vocab_size: int):
-        """Parameters normal(0, 0.02), norms 1."""
+        """Draw matrices from normal(0, 0.02); norm scales are 1."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.dim)
@@ -120,7 +120,7 @@ class TorchTransformer(nn.Module):
         segment_ids: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]."""
+        """Return logits [B, T, V]."""
         c, t = self.config, input_ids.shape[1]
         positions = torch.arange(t)[None] if positions is None else positions
         cos, sin = angles(positions, c.dim // c.heads, c.rope_base, self.embedding.weight.dtype)
@@ -131,7 +131,7 @@ class TorchTransformer(nn.Module):
         return self.head(self.final_norm(x))
 
     def _mask(self, t: int, attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
-        """bool [B or 1, T, S], True where attended to; None for plain causal attention, which has faster kernels."""
+        """Return bool [B or 1, T, S], True if attended to; None for causal attention, which has faster kernels."""
         window = self.config.window
         if attention_mask is None and segment_ids is None and (not window or window >= t):
             return None
@@ -146,7 +146,7 @@ class TorchTransformer(nn.Module):
 
 
 def mean_loss(logits: Tensor, batch: Batch, z_loss: float = 0.0, ul_alpha: float = 0.0) -> Tensor:
-    """Cross entropy + z_loss * log(Z)^2 + ul_alpha * unlikelihood, each a mean over the positions with a label."""
+    """Return cross entropy + z_loss * log(Z)^2 + ul_alpha * unlikelihood, means over the positions with a label."""
     labels = batch["labels"]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not ul_alpha and not z_loss:
@@ -159,7 +159,7 @@ def mean_loss(logits: Tensor, batch: Batch, z_loss: float = 0.0, ul_alpha: float
 
 
 def unlikelihood(log_p_BxTxV: Tensor, batch: Batch) -> Tensor:
-    """Sum over positions t with a label, and over the tokens seen up to t, of -log(1 - p(token)) (arXiv:1908.04319).
+    """Return the sum over labeled positions t and candidate tokens of -log(1 - p(token)) (arXiv:1908.04319).
 
     The candidates of t are the distinct ids of input_ids[0..t] in its own segment, without padding and t's own label.
     Only their probabilities are gathered: [B, T, S] numbers, not [B, T, V].
@@ -171,32 +171,38 @@ def unlikelihood(log_p_BxTxV: Tensor, batch: Batch) -> Tensor:
 
 
 def candidates(batch: Batch) -> Tensor:
-    """bool [B, T, S]: input_ids[s] is the first of its kind among the tokens that count against position t."""
+    """Return bool [B, T, S]: input_ids[s] is the first occurrence of its id among the candidates of position t."""
     ids, labels = batch["input_ids"], batch["labels"]
     real = batch.get("attention_mask", torch.ones_like(ids)) != 0
     segments = batch.get("segment_ids", torch.zeros_like(ids))
     together = real[:, None, :] & (segments[:, :, None] == segments[:, None, :])
     earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril(-1)
     repeated = (together & earlier & (ids[:, :, None] == ids[:, None, :])).any(dim=2)
-    found = together & (earlier | torch.eye(ids.shape[1], dtype=torch.bool)) & ~repeated[:, None, :]
-    return found & (ids[:, None, :] != labels[:, :, None]) & (labels != IGNORE_INDEX)[:, :, None]
+    is_candidate = together & (earlier | torch.eye(ids.shape[1], dtype=torch.bool)) & ~repeated[:, None, :]
+    return is_candidate & (ids[:, None, :] != labels[:, :, None]) & (labels != IGNORE_INDEX)[:, :, None]
 
 
-def make_adamw(model: nn.Module, config: OptimizerConfig, **form: Any) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) that decays matrices only; form: fused or foreach."""
+def make_adamw(model: nn.Module, config: OptimizerConfig, **options: Any) -> torch.optim.Optimizer:
+    """Return AdamW (arXiv:1711.05101) that decays matrices only.
+
+    Args:
+        model: Module whose parameters are updated.
+        config: Rate, betas and decay.
+        **options: fused or foreach.
+    """
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), **form)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), **options)
 
 
 def weights_of(params: Mapping[str, Any], vocab_size: int) -> dict[str, np.ndarray]:
-    """slm_jax's parameters, or a tree of the same shape (gradients), under the names and in the layout of the twin.
+    """Return parameters or gradients of slm_jax under the names and in the layout of the twin.
 
-    `blocks` may hold one tree per layer, or one whose arrays have a leading axis of layers. Matrices [in, out] there
-    are [out, in] here; the embedding and the head are [V, D] in both, with rows of padding there.
+    `blocks` may contain one tree per layer, or one whose arrays have a leading axis of layers. Matrices are [in, out]
+    in slm_jax and [out, in] in the twin. Embedding and head are [V, D] in both, with padding rows in slm_jax.
     """
     trees = dict(params)
     blocks = trees.pop("blocks", {})
@@ -215,7 +221,11 @@ def weights_of(params: Mapping[str, Any], vocab_size: int) -> dict[str, np.ndarr
 
 
 def load_weights(model: TorchTransformer, params: Mapping[str, Any]) -> None:
-    """Copy slm_jax's parameters into the twin; raises KeyError or RuntimeError when one is missing or left over."""
+    """Copy parameters of slm_jax into the twin.
+
+    Raises:
+        KeyError: If the twin lacks a parameter, or slm_jax does.
+    """
     named = weights_of(params, model.embedding.num_embeddings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The table of devices against what vendors and JAX say elsewhere."""
+"""Test the table of devices against figures that vendors and JAX publish elsewhere."""
 
 import jax.numpy as jnp
 import pytest
@@ -18,14 +18,14 @@ def test_every_family_is_known(kind):
 
 
 @pytest.mark.parametrize("kind", devices.known())
-def test_rows_are_plausible(kind):
+def test_entries_are_plausible(kind):
     row = devices.find(kind)
     assert row is not None
     assert row.source
     assert row.peak(FLOAT32) == row.float32
     assert row.peak(BFLOAT16) == row.bfloat16
     assert row.peak(jnp.dtype("float16")) is None
-    # No device has a float32 peak outside these, nor tensor cores that gain less than 2 or more than 30 times.
+    # No device has a float32 peak outside of this range, or tensor cores with a gain below 2 or above 30.
     assert 3e12 < row.float32 < 400e12
     assert row.bfloat16 is None or 1.99 < row.bfloat16 / row.float32 < 30
     assert 7 < row.memory < 200
@@ -44,11 +44,11 @@ def test_rows_are_plausible(kind):
         "",
     ],
 )
-def test_a_name_that_is_only_similar_is_unknown(kind):
+def test_similar_name_is_unknown(kind):
     assert devices.find(kind) is None
 
 
-def test_older_drivers_leave_out_the_vendor():
+def test_names_of_older_drivers_omit_the_vendor():
     assert devices.find("A100-SXM4-40GB") == devices.find("NVIDIA A100-SXM4-40GB") is not None
     assert devices.find("GeForce RTX 3090") == devices.find("NVIDIA GeForce RTX 3090") is not None
     assert devices.find("NVIDIA T4") == devices.find("Tesla T4") is not None
@@ -67,15 +67,15 @@ def test_older_drivers_leave_out_the_vendor():
         ("5070", 30.9, 61.7),
     ],
 )
-def test_geforce_figures_are_the_whitepapers(name, float32, bfloat16):
+def test_geforce_figures_agree_with_the_whitepapers(name, float32, bfloat16):
     row = devices.find(f"NVIDIA GeForce RTX {name}")
     assert row is not None
     assert row.float32 == pytest.approx(float32 * 1e12, rel=0.005)
     assert row.bfloat16 == pytest.approx(bfloat16 * 1e12, rel=0.005)
 
 
-def test_a_row_is_one_jax_device():
-    """The chip's figures are shared where JAX shows each of its two cores as a device."""
+def test_entry_describes_one_jax_device():
+    """The figures of a chip are divided where JAX shows each of its two cores as a device."""
     for kind, chip in (("TPU v2", 46), ("TPU v3", 123), ("TPU7x", 2307)):
         row = devices.find(kind)
         assert row is not None
@@ -104,10 +104,10 @@ def test_devices_without_bfloat16_units_have_no_bfloat16_peak():
     ],
 )
 def test_peaks_agree_with_jax(kind, version):
-    """JAX carries a table of its own for its kernels; TPU v3 is left out, where it says 140 and the vendor 123."""
+    """Compare with the table that JAX has for its kernels; not TPU v3, where JAX has 140 and the vendor 123."""
     tpu = pytest.importorskip("jax.experimental.pallas.tpu")
     chip = getattr(tpu.ChipVersion, f"TPU_{version}")
-    cores = 2 if chip.supports_megacore else 1  # of a JAX device
+    cores = 2 if chip.supports_megacore else 1  # per JAX device
     per_core = tpu.get_tpu_info_for_chip(chip, cores)
     row = devices.find(kind)
     assert row is not None

@@ -1,4 +1,4 @@
-"""FLOPs by formula against the parameters there are, a count over all pairs, the traced program and XLA."""
+"""Test the FLOPs formulas against the model's parameters, a count over all pairs, the traced program and XLA."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tests.helpers import tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1}, {"tie_weights": False, "depth": 3}])
-def test_matmul_parameters_are_those_of_the_model(fields):
+def test_matmul_parameters_equal_those_of_the_model(fields):
     model = tiny_model(**fields)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     matrices = sum(x.size for x in jax.tree.leaves(params["blocks"]) if x.ndim == 3)
@@ -47,7 +47,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
-def test_parameters_are_those_of_the_model(fields):
+def test_parameters_equal_those_of_the_model(fields):
     model = tiny_model(**fields)
     assert flops.parameters(model.config, 61) == sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
@@ -58,17 +58,19 @@ def model_config(dtype="float32", **fields):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
-def test_the_formula_is_what_the_naive_program_multiplies(fields, dtype):
-    """Exactly: both count the same products, and only products."""
+def test_formula_equals_the_products_of_the_naive_program(fields, dtype):
+    """Both count the same products, and only products."""
     counts = mfu.count(model_config(dtype, **fields), 61)
     assert counts.products == counts.formula_square
     assert counts.formula < counts.formula_square
 
 
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1, "tie_weights": False}, {"window": 64}])
-def test_the_formula_agrees_with_xla(fields):
-    """XLA counts element-wise work too, here norms, rotations, softmax, SiLU and the loss, forward and backward. At
-    this width these are about a hundredth of the products, which grow with the width, and nothing is left out."""
+def test_formula_agrees_with_xla(fields):
+    """XLA counts element-wise operations too: norms, rotations, softmax, SiLU and the loss, forward and backward.
+
+    At this width they are about a hundredth of the products.
+    """
     shape = {"dim": 512, "depth": 3, "heads": 8, "mlp_dim": 2048, **fields}
     config = tiny_config(train__sequence_length=256, **{f"model__{name}": value for name, value in shape.items()})
     counts = mfu.count(config, 4096)
@@ -76,7 +78,7 @@ def test_the_formula_agrees_with_xla(fields):
     assert 1.0 <= counts.xla / counts.formula_square < 1.02
 
 
-def test_xla_counts_a_scan_once_and_the_trace_as_often_as_it_runs():
+def test_xla_counts_a_scan_once_and_the_trace_all_iterations():
     def looped(x):
         return jax.lax.scan(lambda c, _: (c @ x, None), x, None, length=7)[0]
 
@@ -86,25 +88,25 @@ def test_xla_counts_a_scan_once_and_the_trace_as_often_as_it_runs():
     assert one <= flops.xla_flops(looped, x) < 1.1 * one
 
 
-def test_traces_go_into_everything_that_runs():
+def test_trace_includes_nested_programs():
     x = jax.ShapeDtypeStruct((8, 4, 6), jnp.float32)
     w = jax.ShapeDtypeStruct((6, 5), jnp.float32)
     one = 2 * 8 * 4 * 6 * 5
     product = lambda a, b: jnp.einsum("bti,io->bto", a, b)  # noqa: E731
     assert flops.traced_flops(product, x, w).flops == one
     assert flops.traced_flops(jax.jit(product), x, w).flops == one
-    # Forward, both gradients; with rematerialization no product more, since none is needed for its own gradient.
+    # The forward product and both gradients; rematerialization adds the product, which the square's gradient needs.
     squared = lambda a, b: jnp.sum(product(a, b) ** 2)  # noqa: E731
     assert flops.traced_flops(jax.grad(squared, (0, 1)), x, w).flops == 3 * one
-    assert flops.traced_flops(jax.grad(jax.checkpoint(squared), (0, 1)), x, w).flops == 4 * one  # squares need it again
+    assert flops.traced_flops(jax.grad(jax.checkpoint(squared), (0, 1)), x, w).flops == 4 * one
     either = lambda a, b: jax.lax.cond(a[0, 0, 0] > 0, lambda: product(a, b), lambda: a[..., :5])  # noqa: E731
     assert flops.traced_flops(either, x, w).flops == one
-    hand_written = lambda a, b: jnp.sum(ops.matmul(a, b, jnp.dtype("bfloat16")))  # noqa: E731
-    assert flops.traced_flops(hand_written, x, w).flops == one
-    assert flops.traced_flops(jax.grad(hand_written, (0, 1)), x, w).flops == 3 * one  # the forward product is kept
+    handwritten = lambda a, b: jnp.sum(ops.matmul(a, b, jnp.dtype("bfloat16")))  # noqa: E731
+    assert flops.traced_flops(handwritten, x, w).flops == one
+    assert flops.traced_flops(jax.grad(handwritten, (0, 1)), x, w).flops == 3 * one  # without recomputation
 
 
-def test_a_loop_of_unknown_length_is_named_not_guessed():
+def test_loop_of_unknown_length_is_reported_as_uncounted():
     def until(x):
         return jax.lax.while_loop(lambda c: c[0, 0] < 10, lambda c: c @ c, x)
 
@@ -112,7 +114,7 @@ def test_a_loop_of_unknown_length_is_named_not_guessed():
 
 
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1, "mlp_dim": 200}])
-def test_newton_schulz_is_counted_as_it_runs(fields):
+def test_newton_schulz_formula_equals_the_trace(fields):
     config = model_config(**fields)
     steps = make_steps(config, 61)
     state = jax.eval_shape(steps.init)
@@ -122,9 +124,12 @@ def test_newton_schulz_is_counted_as_it_runs(fields):
     assert flops.optimizer_flops(config.model, "adamw") == 0
 
 
-def test_the_real_step_is_the_naive_one_with_known_additions():
-    """Short sequences are one block of queries, where the fast attention multiplies the whole square: what it adds is
-    that the backward pass makes the scores again, a sixth of attention's FLOPs; and the optimizer its own."""
+def test_real_step_adds_score_recomputation_and_optimizer():
+    """Compare the real step with the naive one on a short sequence.
+
+    It is one block of queries, for which blockwise attention computes the full square. It adds the scores, recomputed
+    in the backward pass, a sixth of attention's FLOPs, and the products of the optimizer.
+    """
     config = model_config()
     counts = mfu.count(config, 61)
     tokens = config.train.batch_size * config.train.sequence_length
@@ -133,7 +138,7 @@ def test_the_real_step_is_the_naive_one_with_known_additions():
     assert counts.uncounted == ()
 
 
-def test_loops_in_the_real_step_are_counted_in_full():
+def test_all_iterations_of_loops_in_the_real_step_are_counted():
     once = mfu.count(model_config(), 61).written
     assert mfu.count(model_config(scan_layers=True), 61).written == once
     assert mfu.count(tiny_config(train__accumulation=4), 61).written == once
@@ -141,7 +146,7 @@ def test_loops_in_the_real_step_are_counted_in_full():
 
 
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1}, {"tie_weights": False}])
-def test_generation_is_counted_as_it_runs(fields):
+def test_formula_equals_the_trace_of_cached_generation(fields):
     model = tiny_model(**fields)
     cache = model.empty_cache(1, 24)
     one = jnp.zeros((1, 1), jnp.int32)
@@ -150,6 +155,6 @@ def test_generation_is_counted_as_it_runs(fields):
         x, _ = model.hidden_cached(ids, jnp.full((1, 1), 23), cache)
         return model.logits(x)
 
-    seen = 24  # tokens, the new one included
-    expected = 2 * flops.matmul_parameters(model.config, 61) + 4 * model.config.depth * model.config.dim * seen
+    context = 24  # tokens that the new one attends to, itself included
+    expected = 2 * flops.matmul_parameters(model.config, 61) + 4 * model.config.depth * model.config.dim * context
     assert flops.traced_flops(token, one, cache).flops == expected

@@ -1,16 +1,16 @@
-"""Steps that would do harm are noticed and left out; without the option nothing changes."""
+"""Test that harmful updates are detected and skipped, and that without the option nothing changes."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from slm_jax.config.schema import Config, HealthConfig
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
+from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
@@ -25,18 +25,18 @@ def batch(seed=0):
 
 
 def watch(values, config):
-    """The steps that examine() would not take of a series of (loss, gradient norm), and the statistics at the end."""
-    examine = jax.jit(lambda h, loss, norm: health.update(h, config, loss, norm))
-    state, left_out = health.init(), []
+    """Return the final statistics of a series of (loss, gradient norm), and the steps that update() skips."""
+    update = jax.jit(lambda h, loss, norm: health.update(h, config, loss, norm))
+    state, skipped = health.init(), []
     for i, (loss, norm) in enumerate(values):
-        state, take, _ = examine(state, jnp.float32(loss), jnp.float32(norm))
-        if not take:
-            left_out.append(i)
-    return state, left_out
+        state, is_taken, _ = update(state, jnp.float32(loss), jnp.float32(norm))
+        if not is_taken:
+            skipped.append(i)
+    return state, skipped
 
 
-def test_running_statistics_are_those_of_the_formula():
-    """Plain mean and variance at first; then weights that fall by a constant factor."""
+def test_running_statistics_match_their_formula():
+    """Plain mean and variance at first, then weights that decay by a constant factor."""
     values = np.random.default_rng(0).normal(3.0, 1.0, (40, 2))
     config = HealthConfig(on_spike="skip", window=1000, warmup_steps=1000)
     state, _ = watch(values, config)
@@ -44,7 +44,7 @@ def test_running_statistics_are_those_of_the_formula():
     np.testing.assert_allclose(state.variance, values.var(axis=0), rtol=1e-4)
     config = HealthConfig(on_spike="skip", window=9, warmup_steps=1000)
     state, _ = watch(values, config)
-    # The first four steps weigh the same (1/2, 1/3, 1/4, 1/5 of each new one), every later one 0.2.
+    # The first four steps have equal weights (1/2, 1/3, 1/4, 1/5 for each new one), every later one 0.2.
     weights = np.array([0.25 * 0.8**36] * 4 + [0.2 * 0.8 ** (35 - i) for i in range(36)])
     assert weights.sum() == pytest.approx(1)
     mean = weights @ values
@@ -52,31 +52,36 @@ def test_running_statistics_are_those_of_the_formula():
     np.testing.assert_allclose(state.variance, weights @ (values - mean) ** 2, rtol=1e-4)
 
 
-def test_what_is_a_spike():
+def test_spikes_are_detected():
     rng = np.random.default_rng(1)
     values = [(3 + 0.1 * rng.normal(), 1 + 0.1 * rng.normal()) for _ in range(60)]
-    for i, harm in {10: (4, 1), 30: (3, 9), 31: (9, 1), 40: (np.nan, 1), 41: (3, np.inf), 50: (0.1, 0)}.items():
-        values[i] = harm
+    for i, outlier in {10: (4, 1), 30: (3, 9), 31: (9, 1), 40: (np.nan, 1), 41: (3, np.inf), 50: (0.1, 0)}.items():
+        values[i] = outlier
     skip = {"warmup_steps": 20, "window": 50, "deviations": 6}
-    assert watch(values, HealthConfig(on_spike="skip", on_nan="skip", **skip))[1] == [30, 31, 40, 41]  # low is no harm
-    assert watch(values, HealthConfig(on_spike="skip", **skip))[1] == [30, 31]  # on_nan = stop: not finite, it ends
-    state, left_out = watch(values, HealthConfig(on_nan="skip", **skip))
-    assert left_out == [40, 41]
+    assert watch(values, HealthConfig(on_spike="skip", on_nan="skip", **skip))[1] == [
+        30,
+        31,
+        40,
+        41,
+    ]  # a low value is no spike
+    assert watch(values, HealthConfig(on_spike="skip", **skip))[1] == [30, 31]  # on_nan = stop: the run ends instead
+    state, skipped = watch(values, HealthConfig(on_nan="skip", **skip))
+    assert skipped == [40, 41]
     assert (int(state.skipped), int(state.in_a_row)) == (2, 0)
     assert np.isfinite(state.mean).all()
 
 
 @pytest.fixture(scope="module")
 def watched():
-    """Steps that skip, with norms of layers."""
+    """Return steps that skip non-finite updates and report the norms of layers."""
     return make_steps(tiny_config(health__on_nan="skip", log__layers=2, **SMALL), VOCAB)
 
 
 SMALL = {"model__depth": 2, "optimizer__name": "adamw", "optimizer__clip": 0, "optimizer__schedule": "cosine"}
 
 
-def test_a_skipped_batch_changes_nothing_but_the_schedule(watched):
-    """Parameters and moments stay bit for bit; the next step is that of its own place in the schedule."""
+def test_skipped_update_changes_only_the_schedule(watched):
+    """Parameters and moments stay bit-identical; the schedule advances."""
     state, _ = watched.train(watched.init(), batch())
     params = jax.tree.map(jnp.copy, state.params)
     params["blocks"]["mlp"]["down"] = jax.tree.map(lambda x: x * jnp.nan, params["blocks"]["mlp"]["down"])
@@ -99,45 +104,41 @@ def test_a_skipped_batch_changes_nothing_but_the_schedule(watched):
     assert all(same(x, y) for x, y in zip(*moments, strict=True))
 
 
-def is_schedule(node):
-    return isinstance(node, optax.ScaleByScheduleState)
-
-
 def schedules(tree):
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_schedule) if is_schedule(x)]
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_schedule_state) if is_schedule_state(x)]
 
 
 def without_schedules(tree):
-    return jax.tree.map(lambda x: None if is_schedule(x) else x, tree, is_leaf=is_schedule)
+    return jax.tree.map(lambda x: None if is_schedule_state(x) else x, tree, is_leaf=is_schedule_state)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("take", [True, False])
-def test_what_is_chosen_of_each_optimizer(name, take):
-    """Every count of a schedule is the new one, everything else new or old."""
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_select_always_advances_the_schedule(name, is_taken):
+    """The counts of schedules are the new ones, everything else is new or old."""
     optimizer = make_optimizer(tiny_config(optimizer__name=name).optimizer, 20, jnp.dtype("float32"))
     old = optimizer.init({"blocks": {"up": jnp.zeros((2, 3, 4))}, "embedding": jnp.zeros((5, 3))})
     new = jax.tree.map(lambda x: x + 1, old)
-    chosen = health.select(jnp.asarray(take), new, old)
-    assert len(schedules(chosen)) == (1 if name == "adamw" else 2)
-    assert all(int(x.count) == 1 for x in schedules(chosen))
-    leaves = jax.tree.leaves(without_schedules(chosen))
+    selected = health.select(jnp.asarray(is_taken), new, old)
+    assert len(schedules(selected)) == (1 if name == "adamw" else 2)
+    assert all(int(x.count) == 1 for x in schedules(selected))
+    leaves = jax.tree.leaves(without_schedules(selected))
     assert len(leaves) >= 4
-    assert all(np.all(np.asarray(leaf) == int(take)) for leaf in leaves)
+    assert all(np.all(np.asarray(leaf) == int(is_taken)) for leaf in leaves)
 
 
-def test_watched_steps_that_are_healthy_are_the_same_steps(watched):
+def test_healthy_steps_equal_those_without_the_option(watched):
     plain = make_steps(tiny_config(**SMALL), VOCAB)
     first, second = plain.init(), watched.init()
     for i in range(3):
         first, expected = plain.train(first, batch(i))
         second, metrics = watched.train(second, batch(i))
-    assert largest_difference(first.params, second.params) < 1e-6  # another program: other roundings
-    more = {"skipped", "in_a_row", "is_spike", "loss_limit", "grad_norm_limit", "layers"}
-    assert set(metrics) - set(expected) == more
+    assert largest_difference(first.params, second.params) < 1e-6  # different programs round differently
+    diagnostics = {"skipped", "in_a_row", "is_spike", "loss_limit", "grad_norm_limit", "layers"}
+    assert set(metrics) - set(expected) == diagnostics
 
 
-def test_without_the_option_the_program_is_that_of_a_step_without_it():
+def test_disabled_option_leaves_the_program_unchanged():
     def program(**fields):
         made = make_steps(tiny_config(**SMALL, **fields), VOCAB)
         return made.train.lower(jax.eval_shape(made.init), batch()).as_text()
@@ -148,23 +149,23 @@ def test_without_the_option_the_program_is_that_of_a_step_without_it():
     assert program(health__on_spike="stop") != text
 
 
-def test_the_verdict_on_a_row():
+def test_check_stops_or_cleans_a_row():
     row = {"step": 7, "loss": 9.0, "grad_norm": 1.0}
-    report = {"in_a_row": 0.0, "is_spike": 1.0, "loss_limit": 4.0, "grad_norm_limit": np.inf}
+    diagnostics = {"in_a_row": 0.0, "is_spike": 1.0, "loss_limit": 4.0, "grad_norm_limit": np.inf}
     with pytest.raises(UserError, match=r"loss of step 7 is 9, above 4: 6 deviations.*--health.on_spike skip"):
-        health.check(row | report, HealthConfig(on_spike="stop"), "Lower it")
-    assert health.check(row | report, HealthConfig(on_spike="skip"), "") == row
+        health.check(row | diagnostics, HealthConfig(on_spike="stop"), "Lower it")
+    assert health.check(row | diagnostics, HealthConfig(on_spike="skip"), "") == row
     with pytest.raises(UserError, match=r"loss of step 7 is nan: training has diverged. Lower it"):
         health.check(row | {"loss": np.nan}, HealthConfig(), "Lower it")
-    bad = row | report | {"loss": np.nan, "skipped": 3.0, "is_spike": 0.0}
-    judged = health.check(dict(bad), HealthConfig(on_nan="skip"), "")
-    assert judged == {"step": 7, "loss": None, "grad_norm": 1.0, "skipped": 3}
-    json.dumps(judged, allow_nan=False)
+    bad = row | diagnostics | {"loss": np.nan, "skipped": 3.0, "is_spike": 0.0}
+    checked = health.check(dict(bad), HealthConfig(on_nan="skip"), "")
+    assert checked == {"step": 7, "loss": None, "grad_norm": 1.0, "skipped": 3}
+    json.dumps(checked, allow_nan=False)
     with pytest.raises(UserError, match="10 batches in a row were skipped, the last one at step 7"):
         health.check(bad | {"in_a_row": 10.0}, HealthConfig(on_nan="skip"), "")
 
 
-def test_norms_of_layers(watched):
+def test_layer_norms(watched):
     state = watched.init()
     before = jax.device_get(state.params)
     after, metrics = watched.train(state, batch())
@@ -180,7 +181,7 @@ def test_norms_of_layers(watched):
     json.dumps(row, allow_nan=False)
 
 
-def test_the_fields_are_checked():
+def test_invalid_options_are_reported():
     with pytest.raises(UserError, match=r"log.profile 'abc': should be FIRST:LAST"):
         Config.load(**{"log.profile": "abc"})
     with pytest.raises(UserError, match=r"log.profile '5:3'"):

@@ -1,4 +1,4 @@
-"""Schedules against closed forms, Muon against optax's, and which weights decay."""
+"""Test schedules against closed forms, AdamW and Muon against optax, and weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_constant_without_warmup():
 def tree(seed=0):
     rng = np.random.default_rng(seed)
     make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    blocks = {"wide": make(2, 8, 24), "tall": make(2, 24, 8), "norm": make(2, 8)}  # of two layers
+    blocks = {"wide": make(2, 8, 24), "tall": make(2, 24, 8), "norm": make(2, 8)}  # two layers
     return {"embedding": make(20, 8), "blocks": blocks, "final_norm": make(8)}
 
 
@@ -50,27 +50,30 @@ def run(optimizer, steps=3):
 
 
 def layers(stacks):
-    """Each matrix of a stack by itself."""
+    """Return each matrix of a stack under a name of its own."""
     return {f"{name}{i}": x[i] for name, x in stacks.items() for i in range(len(x))}
 
 
-def test_muon_is_that_of_optax():
-    """optax.contrib.muon is the oracle for direction and size. It corrects the bias of the momentum, of which
-    orthogonalisation leaves only another mix with the newest gradient: close, not equal to the last digit."""
+def test_muon_agrees_with_optax():
+    """Compare direction and size with optax.contrib.muon.
+
+    It corrects the bias of the momentum; after orthogonalization that is only another weight of the newest gradient, so
+    updates are close, but not equal to the last digit.
+    """
     weights = {name: x for name, x in tree()["blocks"].items() if x.ndim == 3}
     ours, theirs = scale_by_muon(FLOAT32), optax.contrib.muon(1.0, consistent_rms=0.2)
-    mine, other = ours.init(weights), theirs.init(layers(weights))
+    our_state, their_state = ours.init(weights), theirs.init(layers(weights))
     for i in range(3):
         grads = jax.tree.map(lambda x, i=i: x * (i + 1) + 0.1 * i, weights)
-        update, mine = ours.update(grads, mine)
+        update, our_state = ours.update(grads, our_state)
         update = layers(update)  # optax has no stacks of matrices
-        expected, other = theirs.update(layers(grads), other, layers(weights))
+        expected, their_state = theirs.update(layers(grads), their_state, layers(weights))
         assert cosine(update, jax.tree.map(jnp.negative, expected)) > 0.99
         assert float(optax.tree.norm(update)) == pytest.approx(float(optax.tree.norm(expected)), rel=0.03)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
-def test_orthogonalize(shape):
+def test_orthogonalize_approximates_the_polar_factor(shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     u, _, vt = np.linalg.svd(x, full_matrices=False)
     values = np.linalg.svd(orthogonalize(x, FLOAT32), compute_uv=False)
@@ -80,7 +83,7 @@ def test_orthogonalize(shape):
     assert cosine(orthogonalize(x, FLOAT32), orthogonalize(x, BFLOAT16)) > 0.999
 
 
-def test_adamw_is_that_of_optax():
+def test_adamw_equals_that_of_optax():
     config = OptimizerConfig(name="adamw", lr=0.1, warmup_steps=0, schedule="constant", clip=0, weight_decay=0.3)
     decay = {"embedding": True, "blocks": {"wide": True, "tall": True, "norm": False}, "final_norm": False}
     expected = optax.adamw(0.1, b1=0.9, b2=0.95, weight_decay=0.3, mask=decay)

@@ -1,4 +1,4 @@
-"""The compiled step: shifted targets, accumulation, one compilation, determinism, several devices."""
+"""Test the training step: shifted targets, accumulation, one compilation, determinism, several devices."""
 
 import re
 
@@ -36,20 +36,24 @@ def test_untrained_loss_is_about_log_vocabulary():
 
 
 def test_learns_to_predict_the_next_token_and_not_to_copy():
-    """A batch of random tokens can be learned by heart only if the targets are the tokens that follow. After that the
-    model predicts the next token and not its input, which an unshifted loss would teach it."""
+    """Overfit a batch of random tokens, which the model can memorize only if the targets are the following tokens.
+
+    Afterwards it predicts the next token, and not its input, which an unshifted loss would teach.
+    """
     config = tiny_config(train__steps=150, model__dim=64, model__mlp_dim=192, optimizer__schedule="constant")
     ids = random_ids((8, 16))
     state, metrics, made = train(config, shifted_batch(ids), 150)
-    assert float(metrics["loss"]) < 0.2  # not 0: before the first token nothing tells the eight texts apart
+    assert float(metrics["loss"]) < 0.2  # not 0: the first token does not determine the text
     predicted = np.asarray(jnp.argmax(made.model(state.params)(ids), axis=-1))
     assert (predicted[:, 1:-1] == np.asarray(ids)[:, 2:]).mean() > 0.95
     assert (predicted[:, 1:-1] == np.asarray(ids)[:, 1:-1]).mean() < 0.2
 
 
-def test_one_batch_learned_by_heart_is_known_shifted_and_not_unshifted():
-    """Eight texts that differ in their first token can be known to the last one. What knows them is worse than chance
-    at naming its own input, the task that an unshifted loss would set."""
+def test_overfitted_batch_has_no_loss_shifted_and_a_high_one_unshifted():
+    """Eight texts that differ in their first token can be memorized completely.
+
+    A model that has memorized them is worse than chance at predicting its own input, the task of an unshifted loss.
+    """
     config = tiny_config(train__steps=150, model__dim=64, model__mlp_dim=192)
     ids = random_ids((8, 16)).at[:, 0].set(jnp.arange(8))
     batch = shifted_batch(ids)
@@ -60,9 +64,10 @@ def test_one_batch_learned_by_heart_is_known_shifted_and_not_unshifted():
 
 
 def test_batches_feed_the_next_token_to_the_step():
-    """From the text stream to the loss: on a stream where each token determines the next but never equals it, the
-    loss falls to almost nothing; a loss that scored position t against token t would fall as well on copying, so the
-    prediction is looked at too."""
+    """Train on a stream in which each token determines the next one but never equals it.
+
+    The loss approaches 0. An unshifted loss would do so too, by copying, so the predictions are checked as well.
+    """
     stream = np.tile(np.arange(50, dtype=np.uint16), 40)
     config = tiny_config(train__steps=60, optimizer__schedule="constant")
     batches = PackedBatches(stream, 8, 16, seed=0)
@@ -79,25 +84,25 @@ def test_accumulated_equals_one_large_batch_weighted_by_valid_tokens():
     batch = shifted_batch(random_ids((8, 16)))
     uneven = jnp.arange(16)[None] < jnp.array([2, 16, 3, 16, 16, 1, 9, 16])[:, None]
     batch["labels"] = jnp.where(uneven, batch["labels"], IGNORE_INDEX)
-    whole, metrics, _ = train(tiny_config(optimizer__name="adamw"), batch, 3)
-    parts, in_parts, _ = train(tiny_config(optimizer__name="adamw", train__accumulation=4), batch, 3)
+    full, metrics, _ = train(tiny_config(optimizer__name="adamw"), batch, 3)
+    accumulated, accumulated_metrics, _ = train(tiny_config(optimizer__name="adamw", train__accumulation=4), batch, 3)
     for name in metrics:
-        np.testing.assert_allclose(metrics[name], in_parts[name], rtol=2e-5)
-    assert largest_difference(whole.params, parts.params) < 1e-4  # AdamW turns rounding of tiny gradients into steps
+        np.testing.assert_allclose(metrics[name], accumulated_metrics[name], rtol=2e-5)
+    assert largest_difference(full.params, accumulated.params) < 1e-4  # AdamW amplifies the rounding of tiny gradients
 
 
-def test_tokens_that_are_read_and_tokens_that_are_predicted():
+def test_input_tokens_and_predicted_tokens_are_counted():
     batch = shifted_batch(random_ids((8, 16)))
     batch["labels"] = batch["labels"].at[:, :6].set(-100)
     mask = jnp.ones((8, 16), jnp.int32).at[3:, 12:].set(0)
     for accumulation in (1, 2):
         config = tiny_config(train__accumulation=accumulation)
-        counts = [train(config, each, 1)[1] for each in (batch, batch | {"attention_mask": mask})]
-        assert [int(each["input_tokens"]) for each in counts] == [8 * 16, 8 * 16 - 5 * 4]
-        assert int(counts[0]["tokens"]) == int((batch["labels"] >= 0).sum())
+        metrics = [train(config, inputs, 1)[1] for inputs in (batch, batch | {"attention_mask": mask})]
+        assert [int(row["input_tokens"]) for row in metrics] == [8 * 16, 8 * 16 - 5 * 4]
+        assert int(metrics[0]["tokens"]) == int((batch["labels"] >= 0).sum())
 
 
-def test_one_compilation_for_a_whole_run():
+def test_run_compiles_the_step_once():
     config = tiny_config(model__dropout=0.1)
     made = make_steps(config, VOCAB)
     state = made.init()
@@ -106,7 +111,7 @@ def test_one_compilation_for_a_whole_run():
     assert made.train._cache_size() == 1
 
 
-def test_same_seed_same_bits_other_seed_other_weights():
+def test_seed_determines_the_weights():
     batch = shifted_batch(random_ids((8, 16)))
     config = tiny_config(model__dropout=0.2)
     first, second = (train(config, batch, 3)[0].params for _ in range(2))
@@ -139,8 +144,8 @@ def test_eight_devices_equal_one():
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
 
 
-def test_devices_meet_once_a_step():
-    """No all-reduce inside a loop: gradients are added up over the devices after the loop over chunks of the loss."""
+def test_gradients_are_reduced_once_per_step():
+    """No all-reduce inside a loop: gradients are summed over devices after the loop over chunks of the loss."""
     config = tiny_config(train__batch_size=64, train__sequence_length=256)
     mesh = sharding.make_mesh(config)
     made = make_steps(config, VOCAB, mesh)
@@ -156,19 +161,19 @@ def test_devices_meet_once_a_step():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_resized_state_goes_on_with_its_old_rows(name, tied):
-    """Parameters and moments of the old ids stay bit for bit, those of new ones begin at 0, and training goes on."""
+def test_resized_state_keeps_its_old_rows(name, tied):
+    """Parameters and moments of old ids stay bit-identical, moments of new ones are 0, and training continues."""
     config = tiny_config(optimizer__name=name, model__tie_weights=tied)
     ids = random_ids((8, 16))
     state, _, made = train(config, shifted_batch(ids), 3)
-    old = jax.device_get(state)  # training gives the state away
+    old = jax.device_get(state)  # training donates the state
     wider = resize_vocabulary(state, made.model(state.params), VOCAB + 9)
     resized = 0
     for before, after in zip(jax.tree.leaves(old[1:3]), jax.tree.leaves(wider[1:3]), strict=True):
         same = after if after.shape == before.shape else after[:VOCAB]
         resized += after.shape != before.shape
         assert np.array_equal(before, same)
-    assert resized == (3 if tied else 6)  # each with its two moments
+    assert resized == (3 if tied else 6)  # parameters and their two moments
     for moments in jax.tree.leaves(wider.opt_state):
         if moments.shape[:1] == (VOCAB + 9,):
             assert not np.any(moments[VOCAB:])

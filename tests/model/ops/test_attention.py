@@ -1,4 +1,4 @@
-"""Blockwise attention computes what the naive one does: values and gradients, every mask, any length."""
+"""Test every implementation of attention against the naive one: values and gradients, every mask, any length."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def padding(length, batch=2):
 
 
 def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None):
-    """(output, gradients) of the blockwise and of the naive operation."""
+    """Yield (output, gradients) of blockwise and of naive attention."""
     for f in (
         lambda q, k, v: blockwise_attention(q, k, v, valid, segment_ids, dtype, window),
         lambda q, k, v: naive_attention(q, k, v, dtype, window, valid, segment_ids),
@@ -43,7 +43,7 @@ def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None):
 def test_equals_naive_in_float32(length, kv_heads, window):
     q, k, v, g = inputs(length, kv_heads=kv_heads)
     fast, naive = both(q, k, v, g, FLOAT32, window)
-    assert largest_difference(fast, naive) < 5e-6  # sums of up to 257 float32 terms, taken in another order
+    assert largest_difference(fast, naive) < 5e-6  # sums of up to 257 float32 terms in another order
 
 
 @pytest.mark.parametrize("masked", ["segments", "padding", "both"])
@@ -55,7 +55,7 @@ def test_equals_naive_with_masks(masked):
     assert largest_difference(fast, naive) < 5e-6
 
 
-def test_bfloat16_gradients_point_the_same_way():
+def test_bfloat16_gradients_have_the_same_direction():
     q, k, v, g = inputs(256)
     fast, naive = both(q, k, v, g, BFLOAT16)
     exact = list(both(q, k, v, g, FLOAT32))[1]
@@ -67,7 +67,7 @@ def test_window_is_exact_at_its_edges():
     q, k, v, _ = inputs(140, batch=1)
 
     def reaches(s, t, window):
-        """Whether the output at t depends on the value at s."""
+        """Return whether the output at t depends on the value at s."""
         gradient = jax.grad(lambda v: attention(q, k, v, FLOAT32, window)[0, t].sum())(v)
         return bool(jnp.any(gradient[0, s] != 0))
 
@@ -81,12 +81,12 @@ def test_window_is_exact_at_its_edges():
 
 
 def on_xla(*args):
-    """What is asked of cuDNN, asked of XLA: the same function of JAX with the same arguments."""
+    """Run cudnn_attention on XLA: the same JAX function with the same arguments."""
     return cudnn_attention(*args, implementation="xla")
 
 
 def interpreted(*args):
-    """The TPU kernel's program, run by the interpreter."""
+    """Run the TPU kernel's program in the interpreter."""
     return splash_attention(*args, interpret=True)
 
 
@@ -94,7 +94,7 @@ def interpreted(*args):
 @pytest.mark.parametrize(("kv_heads", "window"), [(4, 0), (2, 70), (1, 1)])
 @pytest.mark.parametrize("masked", ["no", "both"])
 def test_kernels_equal_naive(kernel, kv_heads, window, masked):
-    """At every real query; what queries of padding get is never read."""
+    """Compare real queries only; the outputs of padding queries are unspecified."""
     length = 256
     q, k, v, g = inputs(length, kv_heads=kv_heads)
     valid, segment_ids = (padding(length), segments(length)) if masked == "both" else (None, None)
@@ -110,8 +110,8 @@ def test_kernels_equal_naive(kernel, kv_heads, window, masked):
     assert largest_difference(fast, naive) < 3e-5  # of gradients of size 10
 
 
-def test_kernel_over_several_devices():
-    """XLA cannot split a kernel: it is mapped over the mesh in use."""
+def test_kernel_is_mapped_over_several_devices():
+    """XLA cannot partition a kernel."""
     mesh = sharding.make_mesh(tiny_config(mesh__tensor=2))
     assert mesh.size == 8
     q, k, v, _ = inputs(128, batch=8, kv_heads=2)
@@ -128,7 +128,7 @@ def test_kernel_over_several_devices():
     assert largest_difference(split, expected) < 3e-5
 
 
-def test_what_cannot_run_is_refused_by_name_and_replaced_aloud():
+def test_unavailable_implementation_is_rejected_by_name():
     assert describe_attention("auto", BFLOAT16, 256, 64) == "attention in blocks"
     for name, missing in (("cudnn", "no NVIDIA GPU"), ("splash", "no TPU")):
         with pytest.raises(UserError, match=f"model.attention {name}: there is {missing}"):
@@ -136,15 +136,15 @@ def test_what_cannot_run_is_refused_by_name_and_replaced_aloud():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "length", "width", "says"),
+    ("dtype", "length", "width", "reason"),
     [(FLOAT32, 256, 64, "bfloat16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
 )
-def test_a_gpu_without_the_shape_for_cudnn_says_so(monkeypatch, dtype, length, width, says):
-    """The hardware is pretended; which kernel is then chosen is not."""
+def test_gpu_falls_back_to_blocks_with_a_reason(monkeypatch, dtype, length, width, reason):
+    """The hardware is simulated, the choice of the implementation is real."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     device = type("Device", (), {"compute_capability": "9.0"})
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by cuDNN"
     described = describe_attention("auto", dtype, length, width)
     assert described.startswith("attention in blocks (cudnn: ")
-    assert says in described
+    assert reason in described

@@ -1,4 +1,4 @@
-"""The chunked cross entropy equals the naive one and a closed form; labels are taken as they are given."""
+"""Test the chunked cross entropy against the naive one, the definition and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ def inputs(b, t, d=16, v=37, seed=0):
     return x, head, jnp.asarray(labels, jnp.int32)
 
 
-def seen_tokens(b, t, v=37, seed=1):
-    """Tokens with repetitions, padding at some ends, two documents in a row."""
+def context_tokens(b, t, v=37, seed=1):
+    """Return tokens with repetitions, padding at the end of some sequences, two documents per sequence."""
     rng = np.random.default_rng(seed)
     ids = jnp.asarray(rng.integers(0, max(2, v // 3), (b, t)), jnp.int32)
     valid = jnp.asarray(np.arange(t) < rng.integers(1, t + 1, (b, 1)))
@@ -28,7 +28,7 @@ def seen_tokens(b, t, v=37, seed=1):
 
 
 def both(x, head, labels, *rest):
-    """(sums, gradients) of the chunked and of the naive cross entropy."""
+    """Yield (sums, gradients) of the chunked and of the naive cross entropy."""
     for f in (cross_entropy, naive_cross_entropy):
         loss = lambda x, head, f=f: (lambda s: (s.loss, s))(f(x, head, labels, *rest))  # noqa: E731
         (_, sums), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, head)
@@ -36,17 +36,17 @@ def both(x, head, labels, *rest):
 
 
 @pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 5), (3, 700), (1500, 2)])
-@pytest.mark.parametrize("terms", [LossWeights(), LossWeights(z_loss=0.01), LossWeights(0.01, ul_alpha=0.5)])
-def test_equals_naive_in_float32(b, t, terms):
+@pytest.mark.parametrize("weights", [LossWeights(), LossWeights(z_loss=0.01), LossWeights(0.01, ul_alpha=0.5)])
+def test_equals_naive_in_float32(b, t, weights):
     x, head, labels = inputs(b, t)
-    (sums, grads), (naive_sums, naive_grads) = both(0.3 * x, head, labels, FLOAT32, terms, seen_tokens(b, t))
+    (sums, grads), (naive_sums, naive_grads) = both(0.3 * x, head, labels, FLOAT32, weights, context_tokens(b, t))
     np.testing.assert_allclose(np.array(sums), np.array(naive_sums), rtol=1e-6)
     for fast, naive in zip(grads, naive_grads, strict=True):
         np.testing.assert_allclose(fast, naive, rtol=1e-6, atol=2e-6 * float(jnp.max(jnp.abs(naive))))
 
 
-def test_unlikelihood_is_that_of_its_definition():
-    """Every distinct token of the segment so far, padding and the label left out: counted one by one."""
+def test_unlikelihood_matches_its_definition():
+    """Sum one by one over the distinct tokens of the segment so far, without padding and the label."""
     x, head, labels = inputs(3, 9, v=11)
     ids = np.random.default_rng(2).integers(0, 5, (3, 9))
     valid = np.arange(9) < np.array([[9], [6], [9]])
@@ -57,21 +57,21 @@ def test_unlikelihood_is_that_of_its_definition():
     for b, t in np.argwhere(labels != IGNORE_INDEX):
         before = {ids[b, s] for s in range(t + 1) if segments[b, s] == segments[b, t] and valid[b, s]}
         expected += sum(-np.log1p(-np.exp(float(logp[b, t, c]))) for c in before - {labels[b, t]})
-    seen = ContextTokens.from_batch(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
-    sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, LossWeights(ul_alpha=2.0), seen)
+    context = ContextTokens.from_batch(jnp.asarray(ids), jnp.asarray(valid), jnp.asarray(segments))
+    sums = cross_entropy(0.3 * x, head, jnp.asarray(labels), FLOAT32, LossWeights(ul_alpha=2.0), context)
     assert float(sums.loss - sums.nll) == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_a_certain_repetition_still_has_a_gradient():
-    """Where 1 - p is nothing, the term is capped but goes on pushing."""
+    """Where 1 - p reaches its lower bound the term is constant, but its gradient is not zero."""
     x, head = jnp.full((1, 1, 1), 40.0), jnp.array([[1.0], [0.0], [-1.0]])
-    seen = ContextTokens.from_batch(jnp.zeros((1, 1), jnp.int32))
-    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, LossWeights(ul_alpha=1.0), seen)  # noqa: E731
+    context = ContextTokens.from_batch(jnp.zeros((1, 1), jnp.int32))
+    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, LossWeights(ul_alpha=1.0), context)  # noqa: E731
     assert np.isfinite(float(sums(head).loss))
     assert float(jax.grad(lambda h: sums(h).loss)(head)[0, 0]) > 0
 
 
-def test_rows_that_pad_the_head_are_no_tokens():
+def test_padding_rows_of_the_head_have_no_probability():
     x, head, labels = inputs(2, 9)
     labels = jnp.minimum(labels, 29)
     padded = both(x, head, labels, FLOAT32, LossWeights(), None, 30)
@@ -82,9 +82,9 @@ def test_rows_that_pad_the_head_are_no_tokens():
         assert not np.any(grads[1][30:])
 
 
-def test_bfloat16_gradients_point_the_same_way():
+def test_bfloat16_gradients_have_the_same_direction():
     x, head, labels = inputs(4, 300)
-    rest = (LossWeights(1e-3, ul_alpha=0.3), seen_tokens(4, 300))
+    rest = (LossWeights(1e-3, ul_alpha=0.3), context_tokens(4, 300))
     grad = lambda f, dtype: jax.grad(lambda x, h: f(x, h, labels, dtype, *rest).loss, argnums=(0, 1))(x, head)  # noqa: E731
     assert cosine(grad(cross_entropy, BFLOAT16), grad(naive_cross_entropy, FLOAT32)) > 0.9999
 
@@ -98,11 +98,11 @@ def test_closed_form():
     assert float(sums.nll) == pytest.approx(known * np.log(37), rel=1e-6)
 
 
-def test_nothing_to_predict_gives_zero_and_no_nan():
+def test_batch_without_labels_gives_zero_and_no_nan():
     x, head, labels = inputs(2, 9)
-    blank = jnp.full_like(labels, IGNORE_INDEX)
-    sums = cross_entropy(x, head, blank, FLOAT32)
-    grads = jax.grad(lambda x, h: cross_entropy(x, h, blank, FLOAT32).loss, argnums=(0, 1))(x, head)
+    no_labels = jnp.full_like(labels, IGNORE_INDEX)
+    sums = cross_entropy(x, head, no_labels, FLOAT32)
+    grads = jax.grad(lambda x, h: cross_entropy(x, h, no_labels, FLOAT32).loss, argnums=(0, 1))(x, head)
     assert float(sums.loss) == float(sums.tokens) == 0
     assert all(bool(jnp.all(g == 0)) for g in grads)
 

@@ -1,4 +1,4 @@
-"""The matrix product with gradients written out equals the plain one."""
+"""Test that the matrix product with handwritten gradients equals the plain one."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_bfloat16_rounds_once_and_accumulates_in_float32():
 
 
 def test_all_three_products_are_bfloat16():
-    """In the program, whatever backend compiles it: operands bfloat16, results float32."""
+    """In the traced program, before a backend compiles it, operands are bfloat16 and results float32."""
     x, w = jnp.zeros((8, 32)), jnp.zeros((32, 16))
     grads = jax.grad(lambda x, w: matmul(x, w, BFLOAT16).sum(), argnums=(0, 1))
     program = jax.jit(lambda x, w: (matmul(x, w, BFLOAT16), grads(x, w))).lower(x, w).as_text()
