@@ -84,7 +84,10 @@ def assert_close(some, others):
 
 def wait_for_step(folder, run, step, started):
     end = time.monotonic() + 120
-    while not (found := read_metrics(Run(place / run).metrics)) or found[-1]["step"] < step:
+    while True:
+        records = read_metrics(Run(folder / run).metrics)
+        if records and records[-1]["step"] >= step:
+            return
         assert time.monotonic() < end, "no progress"
         assert all(each.poll() is None for each in started), finish(started)
         time.sleep(0.05)

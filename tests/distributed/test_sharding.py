@@ -113,6 +113,41 @@ def test_vocabulary_that_does_not_divide_is_rejected():
     make_steps(tiny_config(mesh__tensor=4, model__vocab_multiple=4), 61, sharding.make_mesh(config))
 
 
+def test_array_that_nothing_declares_is_an_error_that_names_it():
+    """Parameters and moments alike; scalars need no declaration."""
+    config = tiny_config(mesh__fsdp=2)
+    mesh, steps = sharding.make_mesh(config), make_steps(config, VOCAB)
+    shapes = jax.eval_shape(steps.init)
+    undeclared = {path: p for path, p in steps.partitions.items() if path != ("blocks", "mlp", "up", "weight")}
+    for tree in (shapes.params, {"opt_state": shapes.opt_state}):
+        with pytest.raises(ValueError, match=r"no partition is declared for .*blocks\.mlp\.up\.weight \[2, 32, 64\]"):
+            sharding.tree_shardings(mesh, tree, undeclared)
+        sharding.tree_shardings(mesh, tree, steps.partitions)
+    assert sharding.tree_shardings(mesh, {"step": shapes.step}, {})["step"] == sharding.replicated(mesh)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_split_like_their_parameters(name):
+    config = tiny_config(mesh__fsdp=2, mesh__tensor=2, optimizer__name=name, health__on_nan="skip")
+    mesh, steps = sharding.make_mesh(config), make_steps(config, VOCAB)
+    shapes = jax.eval_shape(steps.init)
+    shardings = sharding.tree_shardings(mesh, shapes, steps.partitions)
+    expected = {}
+    for (path, leaf), of_leaf in zip(
+        jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(shardings.params), strict=True
+    ):
+        expected[jax.tree_util.keystr(path)] = (leaf.shape, of_leaf.spec)
+    moments = 0
+    for (path, leaf), of_leaf in zip(
+        jax.tree_util.tree_leaves_with_path(shapes.opt_state), jax.tree.leaves(shardings.opt_state), strict=True
+    ):
+        parameter = next((k for k in expected if jax.tree_util.keystr(path).endswith(k)), None)
+        assert (leaf.shape, of_leaf.spec) == expected.get(parameter, ((), sharding.replicated(mesh).spec))
+        moments += parameter is not None
+    assert moments == {"adamw": 2 * len(expected), "muon": 2 * len(expected) - 7}[name]  # 7 matrices with one moment
+    assert shardings.health.mean.is_fully_replicated
+
+
 def test_run_resumes_on_any_mesh(tmp_path):
     """Resume on 1 device, FSDP x tensor, 8 devices and 1 again; restores are bit-identical, the losses agree."""
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))

@@ -1,15 +1,28 @@
 """Test the training step: shifted targets, accumulation, one compilation, determinism, several devices."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
-from slm_jax.training.train_step import make_steps, resize_vocabulary
+from slm_jax.model.ops import LossWeights
+from slm_jax.model.params import abstract_model
+from slm_jax.training.schedule import make_schedule
+from slm_jax.training.train_step import (
+    eval_step,
+    gradients,
+    init_state,
+    loss_fn,
+    make_steps,
+    resize_vocabulary,
+    train_step,
+)
 from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import largest_difference, random_ids, tiny_config
 
@@ -27,6 +40,90 @@ def train(config, batch, steps):
     for _ in range(steps):
         state, metrics = made.train(state, batch)
     return state, metrics, made
+
+
+def bound_gradients(config, **options):
+    """Return `gradients` with the model of a config."""
+    graph, _ = abstract_model(config, VOCAB)
+    weights = LossWeights(config.train.z_loss, config.train.ul_alpha)
+    return functools.partial(gradients, graph=graph, weights=weights, **options)
+
+
+@pytest.mark.parametrize("fields", [{}, {"train__z_loss": 0.01, "train__ul_alpha": 0.5}])
+def test_gradients_equal_the_derivative_of_the_mean_loss(fields):
+    """Compare with finite differences of the mean of `loss_fn` along the gradient."""
+    config = tiny_config(**fields)
+    params = make_steps(config, VOCAB).init().params
+    batch = shifted_batch(random_ids((4, 8)))
+    compute = bound_gradients(config)
+    grads, sums = compute(params, batch, None)
+    assert float(sums.tokens) == 4 * 7
+    norm = float(optax.tree.norm(grads))
+
+    def mean_loss(step):
+        moved = jax.tree.map(lambda p, g: p + step / norm * g, params, grads)
+        loss, sums = loss_fn(moved, batch, None, **compute.keywords)
+        return float(loss / sums.tokens)
+
+    step = 0.02
+    slope = (mean_loss(step) - mean_loss(-step)) / (2 * step)
+    assert slope == pytest.approx(norm, rel=1e-2)  # float32 losses differ by 1e-5 of their size
+
+
+def test_gradients_of_microbatches_equal_those_of_the_batch():
+    """With uneven numbers of labels, so that a mean of means would differ."""
+    config = tiny_config()
+    params = make_steps(config, VOCAB).init().params
+    batch = shifted_batch(random_ids((8, 16)))
+    batch["labels"] = jnp.where(jnp.arange(16) < jnp.arange(1, 9)[:, None], batch["labels"], IGNORE_INDEX)
+    grads, sums = bound_gradients(config)(params, batch, None)
+    for steps in (2, 4, 8):
+        accumulated, accumulated_sums = bound_gradients(config, grad_accum_steps=steps)(params, batch, None)
+        np.testing.assert_allclose(np.array(accumulated_sums), np.array(sums), rtol=1e-6)
+        assert largest_difference(accumulated, grads) < 1e-6
+
+
+def test_microbatches_have_different_dropout_masks():
+    """Two equal sequences in two microbatches: their gradients differ only by the dropout masks."""
+    config = tiny_config(model__dropout=0.5)
+    params = make_steps(config, VOCAB).init().params
+    batch = shifted_batch(jnp.tile(random_ids((1, 16)), (2, 1)))
+    half = {name: array[:1] for name, array in batch.items()}
+    key = jax.random.key(0)
+    accumulated, _ = bound_gradients(config, grad_accum_steps=2)(params, batch, key)
+    parts = [bound_gradients(config)(params, half, jax.random.fold_in(key, i))[0] for i in range(2)]
+    assert largest_difference(*parts) > 1e-3
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    assert largest_difference(accumulated, mean) < 1e-6
+
+
+def test_train_step_applies_the_optimizer_to_the_gradients():
+    """Plain SGD in place of the configured optimizer: the update is the scaled gradient."""
+    config = tiny_config(train__accumulation=2)
+    graph, _ = abstract_model(config, VOCAB)
+    optimizer = optax.sgd(0.5)
+    state = init_state(config, VOCAB, optimizer)
+    batch = shifted_batch(random_ids((8, 16)))
+    grads, sums = bound_gradients(config, grad_accum_steps=2)(state.params, batch, None)
+    after, metrics = train_step(state, batch, config=config, graph=graph, optimizer=optimizer)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads)
+    assert largest_difference(after.params, expected) == 0
+    assert int(after.step) == 1
+    assert jnp.array_equal(jax.random.key_data(after.key), jax.random.key_data(state.key))
+    assert float(metrics["loss"]) == float(sums.nll / sums.tokens)
+    assert float(metrics["grad_norm"]) == float(optax.tree.norm(grads))
+    assert float(metrics["lr"]) == pytest.approx(float(make_schedule(config.optimizer, 20)(0)))
+    assert float(metrics["tokens"]) == 8 * 15
+
+
+def test_eval_step_ignores_dropout_and_additional_terms():
+    config = tiny_config(model__dropout=0.5, train__z_loss=1.0, train__ul_alpha=1.0)
+    params = make_steps(config, VOCAB).init().params
+    batch = shifted_batch(random_ids((8, 16)))
+    sums = eval_step(params, batch, graph=abstract_model(config, VOCAB)[0])
+    assert float(sums.loss) == float(sums.nll)
+    plain = tiny_config()
+    assert float(sums.nll) == float(eval_step(params, batch, graph=abstract_model(plain, VOCAB)[0]).nll)
 
 
 def test_untrained_loss_is_about_log_vocabulary():
