@@ -1,19 +1,19 @@
-"""The training step's targets, measured: python tests/benchmarks/train_step.py [--shapes S M] [--rounds 5]
+"""Speed of the training step against PyTorch: python tests/benchmarks/train_step.py [--shapes S M] [--rounds 5]
 
-Each row of the table is a process of its own, set up as its users set it up (slm_jax as its command does, PyTorch as it
-comes), that waits until it is asked for a few steps. All take their turn in every round; what counts is the ratio of
-times within a round, its median and quartiles over the rounds, on the clock and in processor time (which says more
-when others use the machine, though threads that wait count in it). Both sides train the same model on the same batch
-with the same loss terms, clipping and AdamW, on all cores. PyTorch is given its best plain form: fused attention, loss
-and AdamW; `dense` is the unlikelihood term as its authors published it, the others gather the probabilities needed.
+Each row of the table is a process of its own, configured as users configure it (slm_jax like its command, PyTorch with
+its defaults). All take turns in every round. The result is the ratio of times within a round, its median and quartiles
+over the rounds, in wall-clock and in processor time (more reliable on a shared machine, but it includes threads that
+spin). Both sides train the same model on the same batch with the same loss terms, clipping and AdamW, on all cores.
+PyTorch uses fused attention, loss and AdamW. `dense` is the unlikelihood term as its authors published it; the other
+rows gather only the probabilities that it needs.
 
-    --only ROW …      rows beside `ours` (part of a name is enough)
+    --only ROW …      rows beside `ours` (a part of the name suffices)
     --terms plain ul  without, with the unlikelihood term
-    --cores 1         where others use the machine: with one thread per row, processor time stands for a quiet clock
+    --cores 1         on a shared machine: with one thread per row, processor time approximates an idle machine
     --memory          temporary memory of the compiled step instead of time
     --first-step      seconds from the start of a process to its first step, compilation cache empty and filled
 
-Needs the extra `bench`. A shared machine makes tokens/s mean little; ratios stand.
+Needs the extra `bench`. On a shared machine use the ratios, not the tokens/s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# Not the folder of this file, which holds names of other modules (tokenizer.py).
+# In place of this folder, whose tokenizer.py would shadow the package.
 sys.path[0] = str(ROOT)
 
 VOCAB = 8192
@@ -64,7 +64,7 @@ TORCH = {
     "torch compile bf16": {"compile": True, "bf16": True},
     "torch compile bf16, dense": {"compile": True, "bf16": True, "dense": True},
 }
-# (row, terms, shape): times the speed of that row that is aimed at
+# (row, terms, shape): target of the speedup over that row
 TARGETS = {
     ("torch eager fp32", "ul", "S"): 4.0,
     ("torch eager fp32", "ul", "M"): 3.5,
@@ -79,7 +79,7 @@ UL_ALPHA = 0.1
 
 
 def make_batch() -> dict[str, Any]:
-    """input_ids and labels int32 [B, T], frequencies about 1 / rank as in text."""
+    """Return input_ids and labels int32 [B, T], with frequencies of about 1 / rank as in text."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def make_batch() -> dict[str, Any]:
 
 
 def make_config(row: str, shape: str, terms: str) -> Any:
-    """The Config of one of our rows."""
+    """Return the config of a row."""
     from slm_jax.config.schema import Config
 
     alpha = UL_ALPHA if terms == "ul" else 0.0
@@ -97,7 +97,7 @@ def make_config(row: str, shape: str, terms: str) -> Any:
 
 
 def our_steps(row: str, shape: str, terms: str) -> Any:
-    """slm_jax's compiled functions; the naive row makes whole logits (its products are plain, being float32)."""
+    """Return the compiled functions of slm_jax; the naive row computes full logits and plain float32 products."""
     from slm_jax.model import ops
     from slm_jax.training.train_step import make_steps
 
@@ -107,7 +107,7 @@ def our_steps(row: str, shape: str, terms: str) -> Any:
 
 
 def make_weights(shapes: Any) -> Any:
-    """The same weights for every row: normal(0, 0.02), norms 1."""
+    """Return the same weights for every row: normal(0, 0.02), norm scales 1."""
     import jax
     import numpy as np
 
@@ -121,7 +121,7 @@ def make_weights(shapes: Any) -> Any:
 
 
 def our_step(row: str, shape: str, terms: str, same_weights: bool = True) -> Callable[[int], float]:
-    """count -> the loss after so many more steps of slm_jax."""
+    """Return a function that takes `count` steps of slm_jax and returns the loss."""
     import jax
 
     from slm_jax.utils.process import tune_process
@@ -143,14 +143,15 @@ def our_step(row: str, shape: str, terms: str, same_weights: bool = True) -> Cal
 
 
 def torch_step(row: str, shape: str, terms: str) -> Callable[[int], float]:
-    """count -> the loss after so many more steps of the twin."""
+    """Return a function that takes `count` steps of the PyTorch twin and returns the loss."""
     import jax
     import torch
 
     from tests.model import torch_twin
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    form, config = TORCH[row], make_config(row, shape, terms)
+    options = TORCH[row]
+    config = make_config(row, shape, terms)
     model = torch_twin.TorchTransformer(config.model, VOCAB)
     torch_twin.load_weights(model, make_weights(jax.eval_shape(our_steps(row, shape, terms).init).params))
     batch = {name: torch.from_numpy(value).long() for name, value in make_batch().items()}
@@ -158,16 +159,16 @@ def torch_step(row: str, shape: str, terms: str) -> Callable[[int], float]:
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         logits = model(ids)
-        if form.get("dense") and terms == "ul":
+        if options.get("dense") and terms == "ul":
             return dense_loss(logits, batch, UL_ALPHA)
         return torch_twin.mean_loss(logits, batch, 0.0, UL_ALPHA if terms == "ul" else 0.0)
 
-    compiled = torch.compile(loss_of) if form.get("compile") else loss_of
+    compiled = torch.compile(loss_of) if options.get("compile") else loss_of
 
     def run(count: int) -> float:
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=form.get("bf16", False)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.get("bf16", False)):
                 loss = compiled(batch["input_ids"])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
@@ -178,23 +179,25 @@ def torch_step(row: str, shape: str, terms: str) -> Callable[[int], float]:
 
 
 def dense_loss(logits: Any, batch: dict[str, Any], ul_alpha: float) -> Any:
-    """The loss with a mask over the vocabulary, as in the code published with arXiv:1908.04319."""
+    """Return the loss with a mask over the vocabulary, as in the code published with arXiv:1908.04319."""
     import torch
 
     ids, labels = batch["input_ids"], batch["labels"]
     log_p_BxTxV = logits.float().log_softmax(-1)
     earlier_TxS = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
-    # What does not count is written at the label, which is then taken out.
+    # Tokens that are no candidates are scattered to the label, which is then cleared.
     index_BxTxS = torch.where(earlier_TxS, ids[:, None, :], labels[:, :, None])
     negative_BxTxV = torch.zeros_like(log_p_BxTxV).scatter_(2, index_BxTxS, 1.0).scatter_(2, labels[:, :, None], 0.0)
-    rest_BxTxV = (1.0 - log_p_BxTxV.exp()).clamp(min=1e-5)
+    complement_BxTxV = (1.0 - log_p_BxTxV.exp()).clamp(min=1e-5)
     nll = torch.nn.functional.nll_loss(log_p_BxTxV.flatten(0, 1), labels.flatten())
-    return nll - ul_alpha * (rest_BxTxV.log() * negative_BxTxV).sum() / labels.numel()
+    return nll - ul_alpha * (complement_BxTxV.log() * negative_BxTxV).sum() / labels.numel()
 
 
 def worker(row: str, shape: str, terms: str) -> None:
-    """Two steps to compile, whose losses are printed; then `count` steps for each line of standard input, answered
-    with seconds on the clock and of the processors."""
+    """Take two steps to compile and print their losses, then `count` steps for each line of standard input.
+
+    Each line is answered with seconds of wall-clock and of processor time.
+    """
     run = (torch_step if row in TORCH else our_step)(row, shape, terms)
     print(json.dumps([run(1), run(1)]), flush=True)
     for line in sys.stdin:
@@ -204,7 +207,7 @@ def worker(row: str, shape: str, terms: str) -> None:
 
 
 def memory_worker(row: str, shape: str, terms: str) -> None:
-    """Prints the bytes of temporary memory of the compiled step."""
+    """Print the bytes of temporary memory of the compiled step."""
     import jax
 
     steps = our_steps(row, shape, terms)
@@ -213,7 +216,7 @@ def memory_worker(row: str, shape: str, terms: str) -> None:
 
 
 def first_step_worker(row: str, shape: str, terms: str) -> None:
-    """One step from nothing, with what the command imports."""
+    """Take one step, after the imports of the command."""
     from slm_jax.training import loop  # noqa: F401
 
     our_step(row, shape, terms, same_weights=False)(1)
@@ -225,7 +228,7 @@ WORKERS = {"time": worker, "memory": memory_worker, "first-step": first_step_wor
 
 @dataclass
 class Process:
-    """A row at work."""
+    """The process of a row."""
 
     name: str
     handle: subprocess.Popen[str]
@@ -234,14 +237,14 @@ class Process:
     @classmethod
     def start(cls, name: str, shape: str, terms: str) -> Process:
         handle = spawn("time", name, shape, terms)
-        return cls(name, handle, json.loads(answer(handle)))
+        return cls(name, handle, json.loads(read_line(handle)))
 
     def seconds(self, steps: int) -> list[float]:
-        """On the clock, and of the processors, of so many steps."""
+        """Return the seconds of wall-clock and of processor time of `steps` steps."""
         assert self.handle.stdin is not None
         self.handle.stdin.write(f"{steps}\n")
         self.handle.stdin.flush()
-        return json.loads(answer(self.handle))
+        return json.loads(read_line(self.handle))
 
     def stop(self) -> None:
         assert self.handle.stdin is not None
@@ -250,15 +253,15 @@ class Process:
 
 
 def spawn(kind: str, row: str, shape: str, terms: str, **environment: str) -> subprocess.Popen[str]:
-    """A process of one row."""
+    """Start the process of a row."""
     command = [sys.executable, __file__, "--worker", kind, row, shape, terms]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
 
 
-def answer(handle: subprocess.Popen[str]) -> str:
-    """The process's next line."""
+def read_line(handle: subprocess.Popen[str]) -> str:
+    """Return the next line of a process's output."""
     assert handle.stdout is not None
     line = handle.stdout.readline()
     if not line:
@@ -267,7 +270,7 @@ def answer(handle: subprocess.Popen[str]) -> str:
 
 
 def quartiles(values: list[float]) -> str:
-    """`median (lower quartile - upper quartile)`."""
+    """Return `median (lower quartile-upper quartile)`."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -275,7 +278,7 @@ def quartiles(values: list[float]) -> str:
 
 
 def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: int) -> None:
-    """Print how many times faster than each row `ours` is."""
+    """Print the speedup of `ours` over each row."""
     processes = []
     try:
         for row in rows:
@@ -296,22 +299,24 @@ def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: i
             [theirs[i] / mine[i] for theirs, mine in zip(times[row], times["ours"], strict=True)] for i in (0, 1)
         )
         target = TARGETS.get((row, terms, shape))
-        verdict = "" if target is None else "reached" if statistics.median(clock) >= target else "NOT reached"
-        goal = "" if target is None else f">= {target:.2f}"
+        verdict, goal = "", ""
+        if target is not None:
+            verdict = "reached" if statistics.median(clock) >= target else "NOT reached"
+            goal = f">= {target:.2f}"
         rate = BATCH * LENGTH * steps / statistics.median(both[0] for both in times[row])
         print(f"{row:28}{quartiles(clock):>22}{quartiles(used):>20}{goal:>9}  {verdict:12}{rate:9,.0f}", flush=True)
 
 
 def measure_memory(shape: str, terms: str) -> None:
-    """Print the compiled steps' temporary memory."""
-    found = {}
+    """Print the temporary memory of the compiled steps."""
+    sizes = {}
     for row in ("naive JAX fp32", "ours, fp32", "ours", "ours, scan + remat"):
         process = spawn("memory", row, shape, terms)
-        found[row] = int(answer(process))
+        sizes[row] = int(read_line(process))
         process.wait()
     print(f"\n{shape}, {terms}: temporary memory of the compiled step")
-    naive = found["naive JAX fp32"]
-    for row, size in found.items():
+    naive = sizes["naive JAX fp32"]
+    for row, size in sizes.items():
         print(f"{row:28}{size / 2**20:8.0f} MiB   1/{naive / size:.1f} of naive")
 
 
@@ -323,7 +328,7 @@ def measure_first_step(shape: str, rounds: int) -> None:
             for state in times:
                 start = time.perf_counter()
                 process = spawn("first-step", "ours", shape, "plain", XDG_CACHE_HOME=cache)
-                answer(process)
+                read_line(process)
                 times[state].append(time.perf_counter() - start)
                 process.wait()
     for state, target in (("cold", 15.0), ("warm", 3.0)):
@@ -332,10 +337,10 @@ def measure_first_step(shape: str, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Run the benchmark."""
     if sys.argv[1:2] == ["--worker"]:
-        kind, *what = sys.argv[2:]
-        return WORKERS[kind](*what)
+        kind, *args = sys.argv[2:]
+        return WORKERS[kind](*args)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--terms", nargs="+", choices=["plain", "ul"], default=["plain", "ul"])
