@@ -201,7 +201,7 @@ def test_each_stage_is_evaluated_once(place, finished):
         before = (run.path / "evaluation.json").stat().st_mtime_ns
         stages_module._evaluate(run, ["heldout"])
         assert (run.path / "evaluation.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"curriculum\.evaluate: there is no task heldup"):
+    with pytest.raises(UserError, match=r"curriculum\.evaluate: unknown task heldup"):
         orchestrate(place.changed('["heldout"]', '["heldup"]'), place.path / "not")
 
 
