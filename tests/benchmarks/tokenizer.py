@@ -1,9 +1,9 @@
-"""The tokenizer's targets, measured: python tests/benchmarks/tokenizer.py FOLDER [--rounds 5] [--sizes 8192 32768]
+"""Measure the tokenizer against its targets: python tests/benchmarks/tokenizer.py FOLDER [--rounds 5] [--sizes 8192]
 
-FOLDER holds UTF-8 .txt files, in which a line ``<|endoftext|>`` may end a document; one document in nine is held
-out by the hash of its text, and every tokenizer learns from the rest. Everything runs in one process and one
-thread, the rivals in turn with the own tokenizer within each round; times are processor seconds, their median over
-the rounds counts. Needs the packages `tokenizers` and `tiktoken`.
+FOLDER contains UTF-8 .txt files, in which a line ``<|endoftext|>`` may end a document. One document in nine, chosen by
+the hash of its text, is held out, and every tokenizer is trained on the rest. Everything runs in one thread; the
+baselines and this tokenizer run in turn within each round. Times are processor seconds, as medians over the rounds.
+Requires the packages `tokenizers` and `tiktoken`.
 """
 
 from __future__ import annotations
@@ -19,215 +19,308 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# This script's own folder would hide the package: it is named tokenizer.py.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
 from tokenizer import HybridTokenizer, pretrained_names  # noqa: E402  # after the path is set
 from tokenizer.inspect import baselines  # noqa: E402  # after the path is set
+from tokenizer.inspect.baselines import Baseline  # noqa: E402  # after the path is set
 
 FRESH_BYTES = 6_000_000
-Row = tuple[str, float, float, str]
-"""What, target, reached, comparison (">=" or "<=")."""
+"""Bytes of text that encoding speed is measured on."""
+LARGE = 20_000
+"""Vocabulary size from which the targets and phrase shares of large vocabularies apply."""
+CONFIGURATIONS = ("words", "spaces", "spaces and phrases")
 
 
-def read_folder(folder: Path) -> dict[str, tuple[str, str]]:
-    """{name: (text to learn from, text held out)}."""
-    texts = {}
+@dataclass(frozen=True)
+class Result:
+    """A measured value and its target; `at_most` tells whether smaller is better."""
+
+    name: str
+    target: float
+    value: float
+    at_most: bool = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the value reaches the target."""
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text by file name, and the names that are English."""
+
+    training: dict[str, str]
+    held_out: dict[str, str]
+    english: list[str]
+
+    @property
+    def other(self) -> list[str]:
+        """The names that are not English."""
+        return [name for name in self.training if name not in self.english]
+
+
+def read_folder(folder: Path, skip: list[str], english: list[str]) -> Corpus:
+    """Read the .txt files of a folder and split each into training text and held-out text."""
+    training = {}
+    held_out = {}
     for path in sorted(folder.glob("*.txt")):
-        parts: tuple[list[str], list[str]] = ([], [])
+        if path.stem in skip:
+            continue
+        kept = []
+        held = []
         for document in path.read_bytes().decode("utf-8").split("<|endoftext|>\n"):
-            parts[hashlib.sha256(document.encode()).digest()[0] < 28].append(document)
-        texts[path.stem] = ("".join(parts[0]), "".join(parts[1]))
-    return texts
+            is_held = hashlib.sha256(document.encode()).digest()[0] < 28
+            (held if is_held else kept).append(document)
+        training[path.stem] = "".join(kept)
+        held_out[path.stem] = "".join(held)
+    names = [name for name in training if any(fnmatch(name, pattern) for pattern in english)]
+    return Corpus(training, held_out, names)
+
+
+def megabytes(texts: dict[str, str]) -> float:
+    """Return the UTF-8 size of texts in MB."""
+    return sum(len(text.encode()) for text in texts.values()) / 1e6
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Processor seconds of one call."""
+    """Return the processor seconds of one call."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def medians(rounds: int, *works: Callable[[], Callable[[], object]]) -> list[float]:
-    """The median seconds of each work, interleaved; each is prepared anew, untimed, before every run."""
-    times: list[list[float]] = [[] for _ in works]
+def medians(rounds: int, *prepare: Callable[[], Callable[[], object]]) -> list[float]:
+    """Return the median seconds of several works, run in turn within each round.
+
+    Args:
+        rounds: Number of rounds.
+        prepare: Functions that are called, untimed, before every run and return the work to time.
+    """
+    times: list[list[float]] = [[] for _ in prepare]
     for _ in range(rounds):
-        for prepare, found in zip(works, times, strict=True):
-            found.append(seconds(prepare()))
-    return [statistics.median(found) for found in times]
+        for function, results in zip(prepare, times, strict=True):
+            results.append(seconds(function()))
+    return [statistics.median(results) for results in times]
 
 
-def fresh(own: HybridTokenizer) -> HybridTokenizer:
-    """The same vocabulary with an empty memory; tables built, as after any first text."""
-    tokenizer = HybridTokenizer.from_vocabulary(own._vocabulary)
+def with_empty_cache(tokenizer: HybridTokenizer) -> HybridTokenizer:
+    """Return a tokenizer with the same vocabulary and an empty cache, its tables built as after any first text."""
+    copy = HybridTokenizer.from_vocabulary(tokenizer._vocabulary)
     words = " ".join(f"q{index}z" for index in range(200))
-    tokenizer.decode(tokenizer.encode_array(words))
-    return tokenizer
+    copy.decode(copy.encode_array(words))
+    return copy
 
 
 def measure_speed(
-    name: str, own: HybridTokenizer, hf: baselines.Baseline, tik: baselines.Baseline, text: str, rounds: int
-) -> dict:
-    """Ratios of speed against the rivals on one text."""
+    label: str, own: HybridTokenizer, hugging_face: Baseline, tiktoken: Baseline, text: str, rounds: int
+) -> dict[str, float]:
+    """Measure encoding and decoding on one text; return speed ratios to the baselines."""
     text = text.encode()[:FRESH_BYTES].decode("utf-8", "ignore")
-    warm = fresh(own)
+    warm = with_empty_cache(own)
     warm.encode_array(text)
-    first, again, tik_time, hf_time = medians(
+    first, again, tiktoken_encode, hugging_face_encode = medians(
         rounds,
-        lambda: partial(fresh(own).encode_array, text),
+        lambda: partial(with_empty_cache(own).encode_array, text),
         lambda: lambda: warm.encode_array(text),
-        lambda: lambda: tik.encode(text),
-        lambda: lambda: hf.encode(text),
+        lambda: lambda: tiktoken.encode(text),
+        lambda: lambda: hugging_face.encode(text),
     )
-    own_ids = warm.encode_array(text)
-    own_list, tik_list = own_ids.tolist(), tik.encode(text).tolist()
-    array_time, list_time, tik_decode = medians(
+    own_array = warm.encode_array(text)
+    own_list = own_array.tolist()
+    tiktoken_list = tiktoken.encode(text).tolist()
+    decode_array, decode_list, tiktoken_decode = medians(
         rounds,
-        lambda: lambda: warm.decode(own_ids),
+        lambda: lambda: warm.decode(own_array),
         lambda: lambda: warm.decode(own_list),
-        lambda: lambda: tik.decode(tik_list),
+        lambda: lambda: tiktoken.decode(tiktoken_list),
     )
     size = len(text.encode()) / 1e6
     print(
-        f"{name}: {size:.1f} MB; encode MB/s first {size / first:.1f}, again {size / again:.1f}, tiktoken "
-        f"{size / tik_time:.1f}, Hugging Face {size / hf_time:.2f}; decode MB/s array {size / array_time:.0f}, "
-        f"list {size / list_time:.0f}, tiktoken {size / tik_decode:.0f}",
+        f"{label}: {size:.1f} MB; encode MB/s: first pass {size / first:.1f}, again {size / again:.1f}, tiktoken "
+        f"{size / tiktoken_encode:.1f}, Hugging Face {size / hugging_face_encode:.2f}; decode MB/s: array "
+        f"{size / decode_array:.0f}, list {size / decode_list:.0f}, tiktoken {size / tiktoken_decode:.0f}",
         flush=True,
     )
     return {
-        "first/tik": tik_time / first,
-        "again/tik": tik_time / again,
-        "first/hf": hf_time / first,
-        "again/hf": hf_time / again,
-        "array/tik": tik_decode / array_time,
-        "list/tik": tik_decode / list_time,
+        "first/tiktoken": tiktoken_encode / first,
+        "again/tiktoken": tiktoken_encode / again,
+        "first/hugging_face": hugging_face_encode / first,
+        "again/hugging_face": hugging_face_encode / again,
+        "array/tiktoken": tiktoken_decode / decode_array,
+        "list/tiktoken": tiktoken_decode / decode_list,
     }
 
 
-def measure_training(learn: list[str], size: int, rounds: int) -> float:
-    """Processor seconds of the own training over those of Hugging Face."""
+def measure_training(texts: list[str], vocab_size: int, rounds: int) -> float:
+    """Return the processor seconds of training divided by those of Hugging Face."""
 
-    def own() -> None:
+    def train() -> None:
         tokenizer = HybridTokenizer()
-        for text in learn:
+        for text in texts:
             tokenizer.add_text(text)
-        tokenizer.freeze_vocab(vocab_size=size)
+        tokenizer.freeze_vocab(vocab_size=vocab_size)
 
-    mine, theirs = medians(rounds, lambda: own, lambda: lambda: baselines.train_hugging_face(learn, size))
-    print(f"train {size}: {mine:.1f} s, Hugging Face {theirs:.1f} s", flush=True)
-    return mine / theirs
+    own, hugging_face = medians(rounds, lambda: train, lambda: lambda: baselines.train_hugging_face(texts, vocab_size))
+    print(f"train {vocab_size}: {own:.1f} s, Hugging Face {hugging_face:.1f} s", flush=True)
+    return own / hugging_face
 
 
 def measure_load(name: str, rounds: int) -> float:
-    """Milliseconds of processor time of a new process up to the first ids of a ready-made tokenizer."""
+    """Return the milliseconds of processor time from the start of a process to the first ids of a tokenizer."""
     code = f"from tokenizer import HybridTokenizer as H; H.pretrained({name!r}).encode('Hello, world!')"
-    used, waited = [], []
+    processor = []
+    wall_clock = []
     for _ in range(rounds + 1):
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        waited.append(1000 * (time.perf_counter() - start))
-        used.append(1000 * (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime))
-    spent, clock = statistics.median(used[1:]), statistics.median(waited[1:])
-    print(f"load {name}: {spent:.0f} ms processor, {clock:.0f} ms on the clock")
-    return spent
+        wall_clock.append(1000 * (time.perf_counter() - start))
+        processor.append(1000 * (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime))
+    # The first process reads the files from the disk.
+    result = statistics.median(processor[1:])
+    print(f"load {name}: {result:.0f} ms processor time, {statistics.median(wall_clock[1:]):.0f} ms wall-clock time")
+    return result
 
 
-def train_all(folder: Path, skip: list[str], size: int, target: Path) -> None:
-    """Train every tokenizer of one size and save it to the folder `target`."""
-    learn = [pair[0] for name, pair in read_folder(folder).items() if name not in skip]
-    kinds: dict[str, dict[str, Any]] = {
-        "plain": {},
+def train_all(texts: list[str], vocab_size: int, target: Path) -> None:
+    """Train every tokenizer of one size and save it to a folder."""
+    options: dict[str, dict[str, Any]] = {
+        "words": {},
         "spaces": {"boundaries": "spaces"},
-        "phrases": {"boundaries": "spaces", "phrases": 0.15 if size < 20000 else 0.3},
+        "spaces and phrases": {"boundaries": "spaces", "phrases": 0.15 if vocab_size < LARGE else 0.3},
     }
-    for name, choice in kinds.items():
+    for name in CONFIGURATIONS:
         tokenizer = HybridTokenizer()
-        for text in learn:
+        for text in texts:
             tokenizer.add_text(text)
-        tokenizer.freeze_vocab(vocab_size=size, **choice)
+        tokenizer.freeze_vocab(vocab_size=vocab_size, **options[name])
         tokenizer.save(target / name)
-    baselines.train_hugging_face(learn, size).save(str(target / "hf.json"))
+    baselines.train_hugging_face(texts, vocab_size).save(str(target / "hf.json"))
 
 
-def trained(folder: Path, skip: list[str], size: int) -> tuple[list[HybridTokenizer], Any]:
-    """([own, own with boundaries at spaces, that with phrases], Hugging Face).
+def load_trained(texts: list[str], vocab_size: int) -> tuple[list[HybridTokenizer], Any]:
+    """Return the tokenizers of `CONFIGURATIONS` and the Hugging Face tokenizer.
 
-    Trained in another process: the memory of this one stays as a user's would.
+    They are trained in another process, so that the memory of this one is as that of a user.
     """
     from tokenizers import Tokenizer
 
-    with tempfile.TemporaryDirectory() as name:
-        process = multiprocessing.get_context("spawn").Process(target=train_all, args=(folder, skip, size, Path(name)))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        process = multiprocessing.get_context("spawn").Process(target=train_all, args=(texts, vocab_size, target))
         process.start()
         process.join()
-        own = [HybridTokenizer.load(Path(name) / part) for part in ("plain", "spaces", "phrases")]
-        return own, Tokenizer.from_file(str(Path(name) / "hf.json"))
+        own = [HybridTokenizer.load(target / name) for name in CONFIGURATIONS]
+        return own, Tokenizer.from_file(str(target / "hf.json"))
+
+
+def compare_compression(
+    own: list[HybridTokenizer], hugging_face: Baseline, corpus: Corpus, vocab_size: int
+) -> list[Result]:
+    """Compare bytes per token on the held-out text with Hugging Face."""
+    tokens = {
+        name: [len(hugging_face.encode(text)), *(tokenizer.count(text) for tokenizer in own)]
+        for name, text in corpus.held_out.items()
+    }
+    for name, (baseline, *counts) in tokens.items():
+        ratios = ", ".join(f"{baseline / count:.3f}" for count in counts)
+        print(f"  {vocab_size} {name:15} bytes/token relative to Hugging Face ({', '.join(CONFIGURATIONS)}): {ratios}")
+    targets = (1.03, 1.03, 1.15 if vocab_size < LARGE else 1.25)
+    results = []
+    for label, names in (("all text", list(tokens)), ("English", corpus.english)):
+        baseline, *counts = (sum(tokens[name][index] for name in names) for index in range(len(own) + 1))
+        for configuration, count, target in zip(CONFIGURATIONS, counts, targets, strict=True):
+            title = f"bytes/token vs HF BPE, {configuration}, {vocab_size}, {label}"
+            results.append(Result(title, target, baseline / count))
+    return results
+
+
+def compare_speed(
+    own: HybridTokenizer, hugging_face: Baseline, tiktoken: Baseline, corpus: Corpus, vocab_size: int, rounds: int
+) -> list[Result]:
+    """Compare the speed of encoding and decoding with tiktoken and Hugging Face."""
+    english = "".join(corpus.held_out[name] for name in corpus.english)
+    english += "".join(corpus.training[name] for name in corpus.english)
+    other = "".join(corpus.held_out[name] for name in corpus.other)
+    other += "".join(corpus.training[name][:500_000] for name in corpus.other)
+    results = []
+    for label, text, fresh_target in (("English", english, 1.0), ("other", other, 0.6)):
+        where = f"{vocab_size}, {label}"
+        ratio = measure_speed(f"{vocab_size} {label}", own, hugging_face, tiktoken, text, rounds)
+        results += [
+            Result(f"encode seen text vs tiktoken, {where}", 2.0, ratio["again/tiktoken"]),
+            Result(f"encode fresh text vs tiktoken, {where}", fresh_target, ratio["first/tiktoken"]),
+            Result(f"encode seen text vs Hugging Face, {where}", 13.0, ratio["again/hugging_face"]),
+            Result(f"encode fresh text vs Hugging Face, {where}", 4.0, ratio["first/hugging_face"]),
+            Result(f"decode array vs tiktoken, {where}", 1.0, ratio["array/tiktoken"]),
+            Result(f"decode list vs tiktoken, {where}", 1.0, ratio["list/tiktoken"]),
+        ]
+    return results
+
+
+def print_table(results: list[Result]) -> None:
+    """Print the results with their targets."""
+    print(f"\n{'quantity':55} {'target':>9} {'value':>9}")
+    for result in results:
+        sign = "<=" if result.at_most else ">="
+        verdict = "reached" if result.is_reached else "NOT reached"
+        print(f"{result.name:55} {sign}{result.target:7.2f} {result.value:9.3f}  {verdict}")
 
 
 def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8192, 32768])
+    parser.add_argument("folder", type=Path, help="folder with .txt files")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per measurement (default: 5)")
     parser.add_argument(
-        "--skip", nargs="*", default=["analogies", "tinyshakespeare", "wikitext2_valid"], metavar="NAME"
+        "--sizes", type=int, nargs="+", default=[8192, 32768], help="vocabulary sizes (default: 8192 32768)"
     )
-    parser.add_argument("--english", nargs="*", default=["*english*", "*stories*", "*shakespeare*"], metavar="PATTERN")
+    parser.add_argument(
+        "--skip",
+        nargs="*",
+        default=["analogies", "tinyshakespeare", "wikitext2_valid"],
+        metavar="NAME",
+        help="files to leave out, without .txt",
+    )
+    parser.add_argument(
+        "--english",
+        nargs="*",
+        default=["*english*", "*stories*", "*shakespeare*"],
+        metavar="PATTERN",
+        help="patterns of the names of English files",
+    )
     options = parser.parse_args()
-    texts = {name: pair for name, pair in read_folder(options.folder).items() if name not in options.skip}
-    learn = [pair[0] for pair in texts.values()]
-    held = {name: pair[1] for name, pair in texts.items()}
-    english = [name for name in texts if any(fnmatch(name, pattern) for pattern in options.english)]
-    print(
-        f"learn from {sum(len(text.encode()) for text in learn) / 1e6:.1f} MB, measure on "
-        f"{sum(len(text.encode()) for text in held.values()) / 1e6:.1f} MB held out"
-    )
-    rows: list[Row] = []
+    corpus = read_folder(options.folder, options.skip, options.english)
+    training = list(corpus.training.values())
+    print(f"{megabytes(corpus.training):.1f} MB of training text, {megabytes(corpus.held_out):.1f} MB of held-out text")
+    results = []
     for size in options.sizes:
-        kinds, model = trained(options.folder, options.skip, size)
-        own = kinds[0]
-        hf, tik = baselines.hugging_face(model), baselines.tiktoken_from(model)
-        tokens = {name: [len(hf.encode(text)), *(kind.count(text) for kind in kinds)] for name, text in held.items()}
-        for name, (theirs, *ours) in tokens.items():
-            shares = ", ".join(f"{theirs / mine:.3f}" for mine in ours)
-            print(f"  {size} {name:15} bytes/token against Hugging Face, words, spaces, with phrases: {shares}")
-        for label, names in (("all text", list(tokens)), ("English", english)):
-            theirs, *ours = (sum(tokens[name][index] for name in names) for index in range(4))
-            targets = (1.03, 1.03, 1.15 if size < 20000 else 1.25)
-            for kind, mine, target in zip(("words", "spaces", "spaces and phrases"), ours, targets, strict=True):
-                rows.append((f"bytes/token vs HF BPE, {kind}, {size}, {label}", target, theirs / mine, ">="))
-        first_english = "".join(held[name] for name in english) + "".join(texts[name][0] for name in english)
-        others = [name for name in texts if name not in english]
-        other = "".join(held[name] for name in others) + "".join(texts[name][0][:500_000] for name in others)
-        for label, text, least in (("English", first_english, 1.0), ("other", other, 0.6)):
-            speed = measure_speed(f"{size} {label}", own, hf, tik, text, options.rounds)
-            rows += [
-                (f"encode seen text vs tiktoken, {size}, {label}", 2.0, speed["again/tik"], ">="),
-                (f"encode fresh text vs tiktoken, {size}, {label}", least, speed["first/tik"], ">="),
-                (f"encode seen text vs Hugging Face, {size}, {label}", 13.0, speed["again/hf"], ">="),
-                (f"encode fresh text vs Hugging Face, {size}, {label}", 4.0, speed["first/hf"], ">="),
-                (f"decode array vs tiktoken, {size}, {label}", 1.0, speed["array/tik"], ">="),
-                (f"decode list vs tiktoken, {size}, {label}", 1.0, speed["list/tik"], ">="),
-            ]
-    size = max(options.sizes)
-    rows.append(
-        (f"train {size} vs Hugging Face, CPU s", 0.6, measure_training(learn, size, min(options.rounds, 3)), "<=")
-    )
+        own, model = load_trained(training, size)
+        hugging_face = baselines.hugging_face(model)
+        results += compare_compression(own, hugging_face, corpus, size)
+        tiktoken = baselines.tiktoken_from(model)
+        results += compare_speed(own[0], hugging_face, tiktoken, corpus, size, options.rounds)
+    largest = max(options.sizes)
+    ratio = measure_training(training, largest, min(options.rounds, 3))
+    results.append(Result(f"train {largest} vs Hugging Face, CPU s", 0.6, ratio, at_most=True))
     for name in pretrained_names():
         if "-16k" in name:
-            rows.append((f"load {name} to first id, ms", 100.0, measure_load(name, options.rounds), "<="))
-    print(f"\n{'what':55} {'target':>9} {'reached':>9}")
-    for what, target, reached, sign in rows:
-        good = reached >= target if sign == ">=" else reached <= target
-        print(f"{what:55} {sign}{target:7.2f} {reached:9.3f}  {'reached' if good else 'NOT reached'}")
+            load_time = measure_load(name, options.rounds)
+            results.append(Result(f"load {name} to first id, ms", 100.0, load_time, at_most=True))
+    print_table(results)
 
 
 if __name__ == "__main__":
