@@ -102,7 +102,7 @@ def _is_in_cluster() -> bool:
         return True
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
-    # The environment of a TPU virtual machine does not tell a single host from a slice of several: JAX asks the
+    # The environment of a TPU virtual machine does not distinguish a single host from a slice of several: JAX asks the
     # metadata server. Notebook services always have one host.
     if "COLAB_RELEASE_TAG" in env or "KAGGLE_KERNEL_RUN_TYPE" in env:
         return False

@@ -119,7 +119,7 @@ def embedding_lookup(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def map_matrices(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, partition: Partition) -> jax.Array:
-    """Return f(x) of a stack of matrices, with whole matrices distributed over all devices.
+    """Return f(x) of a stack of matrices, with complete matrices distributed over all devices.
 
     f treats each matrix on its own and needs all of it (Newton-Schulz in Muon). Left to XLA, every device would
     compute all matrices, or a part of each with communication in every product.
@@ -137,8 +137,8 @@ def map_matrices(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, partit
     devices = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
     padding = -len(x_LxIxO) % devices
     x_NxIxO = jnp.pad(x_LxIxO, ((0, padding), (0, 0), (0, 0)))
-    # Move one mesh axis at a time from the matrix axes to the layer axis, each move an all-to-all: asked to move all
-    # at once, XLA would first gather the full stack.
+    # Move one mesh axis at a time from the matrix axes to the layer axis, each move an all-to-all. Given one constraint
+    # for all of them, XLA would first gather the full stack.
     stages = [
         PartitionSpec(axes[:moved] or None, *(axis if axis in axes[moved:] else None for axis in split))
         for moved in range(len(axes) + 1)

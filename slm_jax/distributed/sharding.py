@@ -33,9 +33,9 @@ def make_mesh(config: Config) -> Mesh:
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     wanted = max(data, 1) * fsdp * tensor
     if wanted > available:
-        asked = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
+        requested = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
         raise UserError(
-            f"mesh asks for {wanted} devices ({asked}), there are {available} ({jax.default_backend()}): "
+            f"mesh asks for {wanted} devices ({requested}), there are {available} ({jax.default_backend()}): "
             f"use smaller sizes"
         )
     if not data and available % (fsdp * tensor):

@@ -35,7 +35,7 @@ def collect_partitions(model: nnx.Module) -> Partitions:
     A declaration is about the axes of one layer's parameter; the leading axis of layers is not split.
 
     Raises:
-        ValueError: If a parameter declares no partition, or not one for each of its axes; names the parameter.
+        ValueError: If a parameter declares no partition, or one with a wrong number of axes; names it.
     """
     partitions: dict[tuple[str, ...], Partition] = {}
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):

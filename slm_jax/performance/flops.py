@@ -156,7 +156,7 @@ def _subprograms(params: dict[str, Any]) -> list[Any]:
     """Return the programs among the parameters of an equation."""
     programs = []
     for name, value in params.items():
-        if name in ("fwd_jaxpr_thunk", "bwd", "jvp_jaxpr_fun"):  # rules for derivatives, which do not run here
+        if name in ("fwd_jaxpr_thunk", "bwd", "jvp_jaxpr_fun"):  # derivative rules, which this program does not run
             continue
         for item in value if isinstance(value, tuple | list) else (value,):
             program = getattr(item, "jaxpr", item)

@@ -311,7 +311,7 @@ def _device_lines(report: Report) -> list[str]:
     source = report.source or "an unknown device, so MFU is relative to the measured peak"
     lines = [
         f"{report.devices} x {report.device}: {source}",
-        "matrix products, one device   best here   (median)    vendor's peak",
+        "matrix products, one device   measured    (median)    vendor's peak",
     ]
     for name, peak in report.measured_peaks.items():
         vendor_peak = report.vendor_peaks[name]

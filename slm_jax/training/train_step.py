@@ -203,11 +203,8 @@ def train_step(
         )
         params, opt_state = health.select(is_taken, (params, opt_state), (state.params, state.opt_state))
         metrics |= diagnostics
-    metrics |= {
-        "param_norm": optax.tree.norm(params),
-        "tokens": sums.tokens,
-        "input_tokens": _count_input_tokens(batch),
-    }
+    metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
+    metrics["input_tokens"] = _count_input_tokens(batch)
     if config.log.layers:
         trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
         metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}

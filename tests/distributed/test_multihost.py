@@ -70,8 +70,8 @@ def finish(started, timeout=240):
     return [(each.returncode, error) for each, error in zip(started, errors, strict=True)]
 
 
-def rows(place, run):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(Run(place / run).metrics)]
+def rows(folder, run):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(Run(folder / run).metrics)]
 
 
 def assert_close(some, others):

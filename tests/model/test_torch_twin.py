@@ -214,7 +214,7 @@ def test_muon_agrees_with_that_of_torch():
         muon.step()
         adamw.step()
     for name, parameter in twin.named_parameters():
-        ours, theirs = (x.ravel() - before[name].ravel() for x in (params[name], parameter.detach().numpy()))
-        cosine = float(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
+        change, expected = (x.ravel() - before[name].ravel() for x in (params[name], parameter.detach().numpy()))
+        cosine = float(change @ expected / np.linalg.norm(change) / np.linalg.norm(expected))
         assert cosine > 0.99, (name, cosine)
-        assert float(np.linalg.norm(ours)) == pytest.approx(float(np.linalg.norm(theirs)), rel=0.02)
+        assert float(np.linalg.norm(change)) == pytest.approx(float(np.linalg.norm(expected)), rel=0.02)

@@ -163,7 +163,7 @@ def cross_entropy(
         dtype: Dtype of the products' operands.
         weights: Weights of the additional terms.
         context: Tokens of the batch, required if `weights.ul_alpha` is not 0.
-        vocab_size: Rows of the head that stand for tokens, the rest is padding; 0: all.
+        vocab_size: Rows of the head that are vocabulary entries, the rest is padding; 0: all.
     """
     assert context is not None or not weights.ul_alpha, "the unlikelihood term needs the context"
     context = context if weights.ul_alpha else None
@@ -213,7 +213,7 @@ def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tupl
 def _unlikelihood(x_BxCxD, rows_BxTxD, log_z_BxC, candidates_BxCxT) -> tuple[jax.Array, jax.Array]:
     """Return (sum of the unlikelihood terms, odds o_c of each candidate [B, C, T], 0 elsewhere).
 
-    Where 1 - p reaches its lower bound the term is constant, but the odds, which stand for its gradient, are not 0:
+    Where 1 - p reaches its lower bound the term is constant, but the odds, which serve as its gradient, are not 0:
     the most certain repetitions keep the largest gradient.
     """
     logits_BxCxT = einsum("bcd,btd->bct", x_BxCxD, rows_BxTxD, x_BxCxD.dtype)
@@ -230,7 +230,7 @@ def _zero_sums() -> LossSums:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size):
-    """Return the sums alone; `_forward` takes its place where a gradient is computed."""
+    """Return the sums without gradients; differentiation uses `_forward` instead."""
     head_VxD = head_VxD.astype(dtype)
     rows_BxTxD: Any = None if context is None else head_VxD[context.ids_BxT]
 
