@@ -1,6 +1,7 @@
-"""What must hold of a run before and after training, each check able to fail by itself; the command is check.py.
+"""Checks of a run before and after training, each of which can fail on its own.
 
-A check takes what it looks at (a model, a batch, a tokenizer, rows) and returns a `Finding`; it changes nothing.
+A check takes what it examines (a model, a batch, a tokenizer, rows of metrics), changes nothing, and returns a
+`Finding`.
 """
 
 from slm_jax.checks.finding import FAIL, OK, SKIPPED, Finding, as_json, as_table

@@ -1,4 +1,4 @@
-"""What the model is fed: labels are the next token, ids are in range, the tokenizer loses nothing and fits it."""
+"""Checks of the model's input: labels are the next token, ids are in range, the tokenizer is lossless and fits."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.checks.finding import Finding, finding, some
-from slm_jax.checks.once import run_once
+from slm_jax.checks.finding import Finding, finding, shortened
+from slm_jax.checks.uncached import run_uncached
 from slm_jax.data.batches.arrays import Arrays
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.data.corpus.stream import TokenStream
@@ -18,8 +18,8 @@ from slm_jax.training.train_step import loss_sums
 from slm_jax.utils.batch import IGNORE_INDEX
 from tokenizer import HybridTokenizer
 
-# What tokenizers lose: case, runs of space, line ends, other scripts, characters of several parts, half characters,
-# and texts that look like the names of special or byte tokens.
+# What tokenizers typically lose: case, runs of spaces, line ends, other scripts, combining characters, surrogates, and
+# texts that look like the names of special or byte tokens.
 SAMPLES = (
     "Hello, world! THE The the",
     "  two  spaces,\ttabs\t\t and\r\nline\n\n\nends \u00a0 ",
@@ -29,13 +29,13 @@ SAMPLES = (
     "<PAD> <EOS> <|endoftext|> byte_12 _x",
     "",
 )
-_ROWS = 4  # of a batch that the loss is tried on
-_SCANNED = 50_000_000  # token ids of each side that are looked at
-_DOCUMENTS = 20  # of each side that go through the tokenizer
+_ROWS = 4  # rows of a batch that the loss is computed for
+_SCANNED = 50_000_000  # token ids of each split that are scanned
+_DOCUMENTS = 20  # documents of each split that are tokenized
 
 
-class _Namer:
-    """In the place of a model: the hidden state of each position names a token, whose logit is then the largest."""
+class _Oracle:
+    """Stand-in for a model: the hidden state of each position selects a token, whose logit is then the largest."""
 
     def __init__(self, names_BxT: jax.Array, rows_VxD: jax.Array):
         self._names, self._rows = names_BxT, rows_VxD
@@ -49,10 +49,16 @@ class _Namer:
 
 
 def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = loss_sums) -> Finding:
-    """Labels are the tokens that follow, and the loss scores each position by them.
+    """Check that labels are the next tokens, and that the loss scores each position by them.
 
-    Of the batch: labels[t] is input_ids[t + 1] wherever both are there. Of the loss: what names the next token of the
-    text is right everywhere, and what names the token just read (a copy: what unshifted labels teach) is not.
+    In the batch, labels[t] must be input_ids[t + 1] wherever both exist. By the loss, a model that predicts the next
+    token of the text must be right everywhere, and one that copies the current token (what unshifted labels teach)
+    must not.
+
+    Args:
+        batch: A batch, int32 [B, T].
+        vocab_size: Number of token ids.
+        sums: The loss function, with the signature of `loss_sums`.
     """
     ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
     real = np.asarray(batch.get("attention_mask", np.ones_like(ids))) > 0
@@ -60,7 +66,7 @@ def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = l
     if not scored.any():
         return finding("labels", False, "nothing to predict in this batch", "labels that are the next token")
     following = float((labels[:, :-1] == ids[:, 1:])[scored].mean())
-    rows = np.argsort(-scored.sum(axis=1), kind="stable")[:_ROWS]  # those with most to predict
+    rows = np.argsort(-scored.sum(axis=1), kind="stable")[:_ROWS]  # those with the most labels
     few = {name: np.asarray(array)[rows, :-1] for name, array in batch.items()}
     few["labels"] = np.where(scored[rows], few["labels"], IGNORE_INDEX)
     embedding_VxD = jax.random.normal(jax.random.key(0), (vocab_size, 64))
@@ -68,13 +74,13 @@ def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = l
 
     def shares(names_2xBxT: jax.Array, batch: Any, embedding_VxD: jax.Array) -> jax.Array:
         def share(names_BxT: jax.Array) -> jax.Array:
-            found = sums(_Namer(names_BxT, embedding_VxD), batch)
+            found = sums(_Oracle(names_BxT, embedding_VxD), batch)
             return found.correct / found.tokens
 
         return jax.vmap(share)(names_2xBxT)
 
     names_2xBxT = np.stack([ids[rows, 1:], ids[rows, :-1]])
-    oracle, copy = map(float, run_once(shares, names_2xBxT, few, embedding_VxD))
+    oracle, copy = map(float, run_uncached(shares, names_2xBxT, few, embedding_VxD))
     return finding(
         "labels",
         following == 1.0 and oracle == 1.0 and copy < 0.5,
@@ -84,7 +90,7 @@ def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = l
 
 
 def vocabulary(model: Transformer, tokenizer: HybridTokenizer) -> Finding:
-    """The model has one logit for each entry of the tokenizer."""
+    """Check that the model has one logit per entry of the tokenizer."""
     sizes = tokenizer.vocab_size, model.vocab_size
     rows = min(len(model.embedding[...]), len(model.head_weight()))
     ok = sizes[0] == sizes[1] <= rows
@@ -93,7 +99,7 @@ def vocabulary(model: Transformer, tokenizer: HybridTokenizer) -> Finding:
 
 
 def lossless(tokenizer: HybridTokenizer, texts: Sequence[str]) -> Finding:
-    """decode(encode(text)) == text."""
+    """Check that decode(encode(text)) == text."""
     lost = []
     for text in texts:
         back = tokenizer.decode(tokenizer.encode(text, mode="flat"))
@@ -101,24 +107,24 @@ def lossless(tokenizer: HybridTokenizer, texts: Sequence[str]) -> Finding:
             at = next(
                 (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
             )
-            lost.append(f"at {at}: {text[at : at + 20]!a} came back as {back[at : at + 20]!a}")
-    found = f"{len(texts) - len(lost)} of {len(texts)} texts come back"
-    return finding("tokenizer round trip", not lost, found, "decode(encode(text)) == text", some(lost))
+            lost.append(f"at {at}: {text[at : at + 20]!a} decodes to {back[at : at + 20]!a}")
+    found = f"{len(texts) - len(lost)} of {len(texts)} texts are restored"
+    return finding("tokenizer round trip", not lost, found, "decode(encode(text)) == text", shortened(lost))
 
 
-def documents(corpus: Corpus, tokenizer: HybridTokenizer, most: int = _DOCUMENTS) -> list[str]:
-    """Some texts of both sides, the beginnings of long ones."""
+def sample_documents(corpus: Corpus, tokenizer: HybridTokenizer, max_documents: int = _DOCUMENTS) -> list[str]:
+    """Return documents of both splits, spread over each; of long ones the beginning."""
     texts = []
     for split in (corpus.train, corpus.validation):
         ends = split.ends
-        for number in np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).astype(int)):
+        for number in np.unique(np.linspace(0, len(ends) - 1, min(max_documents, len(ends))).astype(int)):
             start, end = int(ends[number - 1]) if number else 0, int(ends[number]) - 1  # without its <EOS>
             texts.append(tokenizer.decode(split[start : min(end, start + 500)].tolist()))
     return texts
 
 
 def ids_in_range(batch: Arrays, splits: Sequence[TokenStream], vocab_size: int) -> Finding:
-    """Every id of a batch and of the corpus stands for a row of the embedding."""
+    """Check that every id of a batch and of the corpus has a row in the embedding."""
     ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
     arrays = [ids, labels[labels != IGNORE_INDEX], *(split[: min(len(split), _SCANNED)] for split in splits)]
     low, high = min(int(a.min()) for a in arrays if a.size), max(int(a.max()) for a in arrays if a.size)

@@ -1,10 +1,10 @@
-"""Which tokens a position depends on, found by gradient: exact, for what is masked has a gradient of exactly zero.
+"""Checks of attention masks by gradient, which is exact: a masked token has a gradient of exactly zero.
 
-The rows of the embedding that a text looks up are made the variables, one for each position, so that the gradient of
-one position's logits by them says what it depends on, whatever the vocabulary and however often a token repeats.
+The embedding vectors of a text are the variables, one per position, so that the gradient of one position's logits
+shows the positions that it depends on, whatever the vocabulary and however often a token repeats.
 
-What a position may see is checked in one block, where a window is sharp; through L blocks it reaches L (window - 1)
-tokens back. In the whole model only what must not be seen is asked: what must be seen may round to zero there.
+Visible tokens are checked in one block, where a window is sharp; through L blocks it reaches L (window - 1) tokens
+back. In the complete model only invisible tokens are checked, because the gradient of a visible one may round to zero.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.checks.finding import Finding, finding, skipped
-from slm_jax.checks.once import run_once
+from slm_jax.checks.uncached import run_uncached
 from slm_jax.model.ops import causal_mask
 from slm_jax.model.transformer import Transformer
 
-_ROWS, _TOKENS = 8, 16384  # positions asked about at once, each in a row of its own; fewer where rows are long
+_ROWS, _TOKENS = 8, 16384  # positions examined at once, one per row; fewer if rows are long
 
 
 def one_block(model: Transformer, layer: int = 0) -> Transformer:
-    """The model with one of its blocks only."""
+    """Return the model with only one of its blocks."""
     graph, params = nnx.split(model, nnx.Param)
     tree = nnx.to_pure_dict(params)
     tree["blocks"] = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["blocks"])
@@ -32,7 +32,7 @@ def one_block(model: Transformer, layer: int = 0) -> Transformer:
     return single
 
 
-def dependence(
+def dependencies(
     model: Transformer,
     ids_BxT: np.ndarray,
     at_B: np.ndarray,
@@ -40,14 +40,25 @@ def dependence(
     segment_ids_BxT: np.ndarray | None = None,
     positions_BxT: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32 [B, T]: the size of the gradient of the logits at position at_B of each row by the embedding at each
-    position (NaN where it is not finite)."""
+    """Return how much the logits of one position per row depend on each position.
+
+    Args:
+        model: The model.
+        ids_BxT: Token ids, int32 [B, T].
+        at_B: The position in each row, int [B].
+        attention_mask_BxT: 1 for tokens, 0 for padding; None: no padding.
+        segment_ids_BxT: Document of each position; None: one document.
+        positions_BxT: Position within the document; None: as in the row.
+
+    Returns:
+        float32 [B, T], the L1 norm of the gradient by the embedding at each position; NaN where it is not finite.
+    """
     b, t = ids_BxT.shape
     graph, params = nnx.split(model, nnx.Param)
     tree: dict[str, Any] = nnx.to_pure_dict(params)
     rows_NxD = tree.pop("embedding")[jnp.asarray(ids_BxT).reshape(-1)]
     head_VxD = model.head_weight()
-    # Of all logits at once: a random mixture of them, in which none can hide.
+    # A random mixture of all logits, so that a dependence of any of them shows.
     mixture_D = jax.random.normal(jax.random.key(0), head_VxD.shape[:1]) @ head_VxD
     mixture_D = mixture_D / jnp.linalg.norm(mixture_D)
     places_BxT = np.arange(b * t, dtype=np.int32).reshape(b, t)
@@ -61,63 +72,67 @@ def dependence(
         return jax.grad(logits)(rows_NxD)
 
     masks = (attention_mask_BxT, segment_ids_BxT, positions_BxT)
-    found = np.asarray(run_once(gradient, rows_NxD, tree, mixture_D, masks)).reshape(b, t, -1)
+    found = np.asarray(run_uncached(gradient, rows_NxD, tree, mixture_D, masks)).reshape(b, t, -1)
     return np.abs(found).sum(axis=-1)  # NaN stays NaN
 
 
 def causality(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
-    """In the whole model logits depend on no later token, nor on one that is out of the windows' reach.
+    """Check that the logits of the complete model depend on no later token, and on none beyond the windows' reach.
 
-    fresh: the weights are untrained, so that what may be seen leaves a trace.
+    Args:
+        model: The model.
+        length: Tokens per row.
+        fresh: The weights are untrained, so that every visible token has a gradient.
+        seed: Seed of the token ids and positions.
     """
     window, depth = model.config.window, model.config.depth
     reach = depth * (window - 1) + 1 if window else 0
     ids_BxT, at_B = _probe(model, length, seed)
-    found_BxT = dependence(model, ids_BxT, at_B)
+    found_BxT = dependencies(model, ids_BxT, at_B)
     expected = "no later token seen" + (f", none more than {reach - 1} back" if 0 < reach < length else "")
-    # Through several windows in a row a trace may be too small for float32.
+    # Through several windows in a row a gradient may be too small for float32.
     return _compare("causality", found_BxT, _may_see(length, reach)[0, at_B], at_B, expected, fresh and not window)
 
 
 def attention_window(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
-    """One block sees the last `window` tokens, its own among them, and no other."""
+    """Check that one block attends to the last `window` tokens, the current one included, and to no other."""
     window = model.config.window
     if not 0 < window < length:
-        return skipped("attention window", "there is none: each token sees all before it")
+        return skipped("attention window", "no window: each token attends to all before it")
     ids_BxT, at_B = _probe(model, length, seed)
-    found_BxT = dependence(one_block(model), ids_BxT, at_B)
+    found_BxT = dependencies(one_block(model), ids_BxT, at_B)
     expected = f"one block sees the last {window} tokens, no other"
     return _compare("attention window", found_BxT, _may_see(length, window)[0, at_B], at_B, expected, fresh)
 
 
 def padding(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
-    """What stands in padding changes nothing at real positions, on whichever side it stands."""
+    """Check that padding on either side changes nothing at positions with tokens."""
     ids_BxT, at_B = _probe(model, length, seed)
     mask_BxT, rows_B = np.ones_like(ids_BxT), np.arange(len(at_B))
     cut = max(1, length // 3)
     mask_BxT[0::2, length - cut :] = 0
     mask_BxT[1::2, :cut] = 0
     at_B = at_B * (length - cut) // length + np.where(rows_B % 2, cut, 0)
-    found_BxT = dependence(one_block(model), ids_BxT, at_B, mask_BxT)
+    found_BxT = dependencies(one_block(model), ids_BxT, at_B, mask_BxT)
     may_BxT = _may_see(length, model.config.window, valid_BxT=mask_BxT)[rows_B, at_B]
-    return _compare("padding", found_BxT, may_BxT, at_B, "padding is never seen, all that is real is", fresh)
+    return _compare("padding", found_BxT, may_BxT, at_B, "padding is never seen, all tokens are", fresh)
 
 
 def segments(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
-    """Documents that share a row do not see each other."""
+    """Check that documents in the same row do not attend to each other."""
     ids_BxT, at_B = _probe(model, length, seed)
     cuts_BxT = np.random.default_rng(seed).random(ids_BxT.shape) < 4 / length
     cuts_BxT[:, 0], cuts_BxT[:, length // 2] = False, True
     segment_ids_BxT = np.cumsum(cuts_BxT, axis=1).astype(np.int32)
     starts_BxT = np.maximum.accumulate(np.where(cuts_BxT, np.arange(length), 0), axis=1)
     positions_BxT = (np.arange(length) - starts_BxT).astype(np.int32)
-    found_BxT = dependence(one_block(model), ids_BxT, at_B, None, segment_ids_BxT, positions_BxT)
+    found_BxT = dependencies(one_block(model), ids_BxT, at_B, None, segment_ids_BxT, positions_BxT)
     may_BxT = _may_see(length, model.config.window, segment_ids_BxT=segment_ids_BxT)[np.arange(len(at_B)), at_B]
     return _compare("segments", found_BxT, may_BxT, at_B, "attention stays inside each document", fresh)
 
 
 def _probe(model: Transformer, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(random ids [B, T], positions [B] from the first to the last)."""
+    """Return random ids [B, T] and positions [B] from the first to the last."""
     random, rows = np.random.default_rng(seed), max(2, min(_ROWS, _TOKENS // length))
     at_B = np.linspace(0, length - 1, rows).astype(int)
     at_B[1:-1] += random.integers(0, 2, rows - 2)  # odd and even ones
@@ -125,7 +140,7 @@ def _probe(model: Transformer, length: int, seed: int) -> tuple[np.ndarray, np.n
 
 
 def _may_see(length: int, window: int, valid_BxT: Any = None, segment_ids_BxT: Any = None) -> np.ndarray:
-    """bool [B, T, T]: the definition of the mask."""
+    """Return the mask by its definition, bool [B, T, T]."""
     return np.array(causal_mask(length, window, valid_BxT, segment_ids_BxT))
 
 
@@ -138,7 +153,7 @@ def _compare(
     text = f"{len(at_B)} positions of {found_BxT.shape[1]}: {_leaks(found_BxT, ~may_BxT)}"
     details = list(_where(found_BxT, ~may_BxT, at_B))
     if fresh and blind_BxT.any():
-        text += f", {np.count_nonzero(blind_BxT)} of {np.count_nonzero(may_BxT)} tokens to be seen are not"
+        text += f", {np.count_nonzero(blind_BxT)} of {np.count_nonzero(may_BxT)} visible tokens are not seen"
         row = int(blind_BxT.any(axis=1).argmax())
         details.append(f"position {at_B[row]} does not see {_list(np.flatnonzero(blind_BxT[row]))}")
     return finding(name, ok, text, expected, details)
@@ -151,8 +166,8 @@ def _clean(found_BxT: np.ndarray, forbidden_BxT: np.ndarray) -> bool:
 def _leaks(found_BxT: np.ndarray, forbidden_BxT: np.ndarray) -> str:
     if not np.isfinite(found_BxT).all():
         return "gradients that are not finite"
-    leaks, most = np.count_nonzero(found_BxT[forbidden_BxT]), np.count_nonzero(forbidden_BxT)
-    return f"{leaks} of {most} forbidden tokens seen" if leaks else "see what they may, no more"
+    leaks, total = np.count_nonzero(found_BxT[forbidden_BxT]), np.count_nonzero(forbidden_BxT)
+    return f"{leaks} of {total} forbidden tokens seen" if leaks else "only visible tokens seen"
 
 
 def _where(found_BxT: np.ndarray, forbidden_BxT: np.ndarray, at_B: np.ndarray) -> tuple[str, ...]:
@@ -164,5 +179,5 @@ def _where(found_BxT: np.ndarray, forbidden_BxT: np.ndarray, at_B: np.ndarray) -
     )[:4]
 
 
-def _list(values: np.ndarray, most: int = 8) -> str:
-    return ", ".join(map(str, values[:most].tolist())) + (", …" if len(values) > most else "")
+def _list(values: np.ndarray, max_values: int = 8) -> str:
+    return ", ".join(map(str, values[:max_values].tolist())) + (", …" if len(values) > max_values else "")

@@ -1,13 +1,14 @@
-"""Whether a run can be trusted, before it is trained and after: `python -m slm_jax.check`, or `check(...)`.
+"""Checks of a run or a config: `python -m slm_jax.check`, or `check(...)`.
 
-    from slm_jax.check import check
+    from slm_jax.checks.run import check
     failed = [each for each in check(run="runs/NAME") if each.verdict == "FAIL"]
 
-Before training, of a config or of a run without a checkpoint, all that a run will use is made as the run makes it
-(tokenizer, corpus, a batch, the compiled step, untrained weights) and looked at. Of a trained run its newest weights
-are, with what training wrote. What is checked, and how it can fail: slm_jax/checks/.
+Before training (a config, or a run without a checkpoint) everything that a run uses is made as the run makes it:
+tokenizer, corpus, a batch, the compiled step, untrained weights. Of a trained run the newest weights are checked, and
+the files that training wrote.
 """
 
+import logging
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,56 +21,62 @@ from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
 
-DOCUMENTS = 2000  # of a source on the hub that are read, where no run holds them
-Say = Callable[[str], None]
-_CACHED = 32  # tokens of the text that goes through the cache
+logger = logging.getLogger(__name__)
+
+DOCUMENTS = 2000  # documents of a hub source that are read if no run has them
+_CACHED = 32  # tokens of the text that is fed through the cache
 
 
 def check(
-    run: str | Path | None = None,
-    config: Config | None = None,
-    worst: int = 3,
-    documents: int = DOCUMENTS,
-    say: Say = lambda _: None,
+    run: str | Path | None = None, config: Config | None = None, worst: int = 3, documents: int = DOCUMENTS
 ) -> list[Finding]:
-    """All findings on a run, or on a config that is yet to be run. Raises UserError if there is no such run.
+    """Check a run, or a config that has not been run yet.
 
-    config: for a run, another one than its own. worst: held-out texts shown, those predicted worst. documents: of a
-    source on the hub that are read where no run holds them (0: all, as training does). say: is told what is looked at.
+    Args:
+        run: Run directory; None without a config: the newest run.
+        config: A config without a run, or another config for the run.
+        worst: Held-out texts that are shown, those with the highest loss.
+        documents: Documents of a hub source that are read if no run has them; 0: all, as in training.
+
+    Returns:
+        One finding per check.
+
+    Raises:
+        UserError: There is no such run.
     """
     place = None if run is None and config is not None else find_run(None if run is None else str(run))
     if config is None:
         assert place is not None
         config = place.read_config()
-    return list(_findings(config, place, worst, documents, say))
+    return list(_findings(config, place, worst, documents))
 
 
 class _Text(NamedTuple):
-    """What a run reads."""
+    """Input of a run."""
 
     tokenizer: Any  # HybridTokenizer
     corpus: Any  # Corpus
     batches: Any  # PackedBatches or PaddedBatches
 
 
-def _attempt(name: str, look: Callable[[], Finding]) -> Finding:
-    """What a look finds; one that cannot be carried out has failed."""
+def _attempt(name: str, run_check: Callable[[], Finding]) -> Finding:
+    """Return the finding of a check; one that raises has failed."""
     try:
-        return look()
+        return run_check()
     except UserError as error:
         return finding(name, False, str(error), "")
-    except Exception as error:  # of a broken model or damaged file anything may come
+    except Exception as error:  # a broken model or damaged file may raise anything
         last = traceback.format_exception(error)[-2].strip().splitlines()[0]
         return finding(name, False, f"{type(error).__name__}: {error}".splitlines()[0][:200], "", [last])
 
 
-def _findings(config: Config, run: Run | None, worst: int, documents: int, say: Say) -> Iterator[Finding]:
+def _findings(config: Config, run: Run | None, worst: int, documents: int) -> Iterator[Finding]:
     from slm_jax.checks import data as texts
 
     with tempfile.TemporaryDirectory(prefix="slm_jax_check") as scratch:
-        say("tokenizer and text")
+        logger.info("tokenizer and text")
         try:
-            text = _read_text(config, run, documents, Path(scratch), say)
+            text = _read_text(config, run, documents, Path(scratch))
             batch = text.batches.at(0)
         except UserError as error:
             yield finding("text", False, str(error), "a tokenizer, a corpus and a batch")
@@ -77,21 +84,21 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int, say: 
         corpus, tokenizer = text.corpus, text.tokenizer
         size = f"{len(corpus.train):,} tokens to train on, {len(corpus.validation):,} held out"
         yield finding("text", len(corpus.validation) > 0, size, "a tokenizer, a corpus, some of it held out")
-        say("labels, ids and tokenizer")
+        logger.info("labels, ids and tokenizer")
         splits = (corpus.train, corpus.validation)
-        samples = [*texts.SAMPLES, *texts.documents(corpus, tokenizer)]
+        samples = [*texts.SAMPLES, *texts.sample_documents(corpus, tokenizer)]
         yield _attempt("labels", lambda: texts.next_token(batch, tokenizer.vocab_size))
         yield _attempt("ids in range", lambda: texts.ids_in_range(batch, splits, tokenizer.vocab_size))
         yield _attempt("tokenizer round trip", lambda: texts.lossless(tokenizer, samples))
         if run is not None and run.newest_step() is not None:
-            yield from _trained(config, run, text, worst, say)
+            yield from _trained(config, run, text, worst)
         else:
-            yield from _untrained(config, text, say)
+            yield from _untrained(config, text)
 
 
-def _read_text(config: Config, run: Run | None, documents: int, scratch: Path, say: Say) -> _Text:
-    """The run's own text; or that of the config, made as training makes it, in the cache that all runs share (of a
-    source on the hub a part only, in a place that goes away)."""
+def _read_text(config: Config, run: Run | None, documents: int, scratch: Path) -> _Text:
+    """Return the text of the run; without one that of the config, prepared in the shared cache as in training (a hub
+    source only in part, in a temporary folder)."""
     from slm_jax.data.batches.modes import make_batches
     from slm_jax.data.sources.hub import HubSource
     from slm_jax.data.sources.registry import make_sources
@@ -107,8 +114,8 @@ def _read_text(config: Config, run: Run | None, documents: int, scratch: Path, s
     return _Text(tokenizer, corpus, make_batches(config, corpus))
 
 
-def _untrained(config: Config, text: _Text, say: Say) -> Iterator[Finding]:
-    """The devices, the compiled step and untrained weights."""
+def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
+    """Check the devices, the compiled step and untrained weights."""
     from slm_jax.checks import step, weights
     from slm_jax.distributed import sharding
 
@@ -117,29 +124,29 @@ def _untrained(config: Config, text: _Text, say: Say) -> Iterator[Finding]:
     yield found
     if mesh is None:
         return
-    say("compiling the training step")
+    logger.info("compiling the training step")
     widest = text.batches.empty_batch()
     found, fitted = step.memory_fit(config, vocab_size, mesh, sharding.shard_batch(mesh, widest))
     yield found
     if fitted is None:
-        yield skipped("model", "its step does not fit on these devices")
+        yield skipped("model", "the step does not fit on these devices")
         return
     state = fitted.steps.init()
-    model = weights.on_one_device(fitted.steps.model, state.params)
+    model = weights.copy_to_one_device(fitted.steps.model, state.params)
     batch = text.batches.at(0)
-    yield from _model(config, model, text, batch, True, say)
-    say("one training step")
+    yield from _model(config, model, text, batch, True)
+    logger.info("one training step")
     yield _attempt("one step", lambda: step.one_step(fitted, state, mesh, step.filled(widest, batch)))
 
 
-def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Iterator[Finding]:
-    """The newest checkpoint and what training wrote."""
+def _trained(config: Config, run: Run, text: _Text, worst: int) -> Iterator[Finding]:
+    """Check the newest checkpoint and the files that training wrote."""
     from slm_jax.checks import trained, weights
     from slm_jax.run.load import load_run
     from slm_jax.run.metrics import read_metrics
 
     newest = run.newest_step()
-    say(f"checkpoint of step {newest}")
+    logger.info("checkpoint of step %s", newest)
     try:
         loaded = load_run(str(run.path))
     except UserError as error:
@@ -155,19 +162,19 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
         yield finding("metrics", False, str(error), "a row for each step")
     finite = weights.finite_weights(model)
     yield finite
-    yield from _model(config, model, text, text.batches.at(step), False, say)
+    yield from _model(config, model, text, text.batches.at(step), False)
     if finite.verdict == FAIL:
         yield skipped("held-out loss", "the weights are not finite")
         return
-    say("loss of the held-out text")
+    logger.info("loss of the held-out text")
     held_out = text.corpus.validation.head(config.eval.max_tokens)
     losses = trained.row_losses(model, config, held_out)
     loss = trained.held_out_loss(losses)
     unigram = trained.unigram_loss(text.corpus.train, losses, tokenizer.vocab_size)
     yield trained.below_baselines(loss, unigram, tokenizer.vocab_size)
-    yield _attempt("validation repeats", lambda: trained.reproduces(loss, rows, step, model.dtype.name))
+    yield _attempt("validation repeats", lambda: trained.matches_log(loss, rows, step, model.dtype.name))
     yield _attempt("loss of each sample", lambda: trained.per_sample(losses, tokenizer, worst))
-    say("text with and without a cache")
+    logger.info("generation with and without a cache")
     length = min(config.train.sequence_length, _CACHED)
     ids = [tokenizer.token2id["<EOS>"], *text.corpus.validation[: length - 1].tolist()]
     yield _attempt("cached logits", lambda: trained.cached_logits(model, ids, loaded.context))
@@ -175,8 +182,8 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, say: Say) -> Ite
     yield _attempt("greedy text", lambda: trained.greedy_text(model, tokenizer, prompt, loaded.context, drawn))
 
 
-def _model(config: Config, model: Any, text: _Text, batch: Any, fresh: bool, say: Say) -> Iterator[Finding]:
-    """What must hold of a model whether trained or not."""
+def _model(config: Config, model: Any, text: _Text, batch: Any, fresh: bool) -> Iterator[Finding]:
+    """Check what holds for trained and untrained models."""
     from slm_jax.checks import masking, weights
     from slm_jax.checks.data import vocabulary
 
@@ -184,17 +191,17 @@ def _model(config: Config, model: Any, text: _Text, batch: Any, fresh: bool, say
     yield _attempt("vocabulary", lambda: vocabulary(model, text.tokenizer))
     yield _attempt("shapes", lambda: weights.shapes(model, config.model, text.tokenizer.vocab_size, length))
     yield _attempt("tied weights", lambda: weights.tied(model, config.model.tie_weights))
-    say("logits, gradients, what each position sees")
+    logger.info("logits, gradients, visible positions")
     outputs = weights.outputs(model, few)
     yield weights.finite_logits(outputs)
     if fresh:
         yield weights.initial_loss(outputs, model)
-    looks = {
+    checks = {
         "gradient flow": lambda: weights.gradient_flow(model, few),
         "causality": lambda: masking.causality(model, length, fresh),
         "attention window": lambda: masking.attention_window(model, length, fresh),
         "padding": lambda: masking.padding(model, length, fresh),
         "segments": lambda: masking.segments(model, length, fresh),
     }
-    with ThreadPoolExecutor(2) as pool:  # most of the time goes by compiling
-        yield from pool.map(_attempt, looks.keys(), looks.values())
+    with ThreadPoolExecutor(2) as pool:  # compiling takes most of the time
+        yield from pool.map(_attempt, checks.keys(), checks.values())

@@ -1,4 +1,4 @@
-"""The training step on the devices at hand: the batch divides, the step fits, and it lowers the loss."""
+"""Checks of the training step on the present devices: the batch divides, the step fits, and it lowers the loss."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from slm_jax.utils.errors import UserError
 
 
 def devices(config: Config) -> tuple[Finding, jax.sharding.Mesh | None]:
-    """Batch and model divide over the devices; the mesh, if they do."""
+    """Check that batch and model divide over the devices; return the mesh if they do."""
     expected = "batch and matrices divide over the mesh"
     try:
         mesh = sharding.make_mesh(config)
@@ -29,19 +29,19 @@ def devices(config: Config) -> tuple[Finding, jax.sharding.Mesh | None]:
 def memory_fit(
     config: Config, vocab_size: int, mesh: jax.sharding.Mesh, batch: dict[str, jax.Array]
 ) -> tuple[Finding, memory.FittedStep | None]:
-    """The compiled step's memory is within what is free; the step, if it is."""
+    """Check that the compiled step fits into free memory; return it if it does."""
     try:
         fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
     except UserError as error:
         return finding("memory", False, str(error), "a step that fits"), None
-    parts = fitted.config.train.grad_accum_steps
-    found = f"{fitted.needed / 1e9:.3g} GB of a device for a step" + (f" in {parts} parts" if parts > 1 else "")
+    count = fitted.config.train.grad_accum_steps
+    found = f"{fitted.needed / 1e9:.3g} GB of a device for a step" + (f" in {count} microbatches" if count > 1 else "")
     expected = f"at most {fitted.limit / 1e9:.3g} GB"
     return finding("memory", fitted.needed <= fitted.limit, found, expected), fitted
 
 
 def filled(widest: Arrays, batch: Arrays) -> Arrays:
-    """A batch, perhaps a narrower one, in the shape that the step is compiled for."""
+    """Return a batch, which may be narrower, in the shape that the step is compiled for."""
     arrays = {name: array.copy() for name, array in widest.items()}
     for name, array in batch.items():
         arrays[name][:, : array.shape[1]] = array
@@ -49,14 +49,14 @@ def filled(widest: Arrays, batch: Arrays) -> Arrays:
 
 
 def one_step(fitted: memory.FittedStep, state: TrainState, mesh: jax.sharding.Mesh, batch: Arrays) -> Finding:
-    """After one step on a batch its loss is lower. The state is given away."""
-    parts = max(1, fitted.config.train.grad_accum_steps)
-    rows = len(batch["input_ids"]) // parts
-    pieces = [{k: v[i * rows : (i + 1) * rows] for k, v in batch.items()} for i in range(parts)]
+    """Check that one step on a batch lowers its loss. The state is donated."""
+    count = max(1, fitted.config.train.grad_accum_steps)
+    rows = len(batch["input_ids"]) // count
+    microbatches = [{k: v[i * rows : (i + 1) * rows] for k, v in batch.items()} for i in range(count)]
 
     def loss(params: Any) -> float:
-        """Without dropout, of as many rows at a time as the step computes."""
-        sums = [fitted.steps.evaluate(params, sharding.shard_batch(mesh, piece)) for piece in pieces]
+        """Return the loss without dropout, one microbatch at a time."""
+        sums = [fitted.steps.evaluate(params, sharding.shard_batch(mesh, microbatch)) for microbatch in microbatches]
         return sum(float(s.nll) for s in sums) / max(sum(float(s.tokens) for s in sums), 1)
 
     before = loss(state.params)
@@ -64,4 +64,4 @@ def one_step(fitted: memory.FittedStep, state: TrainState, mesh: jax.sharding.Me
     after, norm = loss(state.params), float(metrics["grad_norm"])
     ok = math.isfinite(after) and after < before and np.isfinite(norm)
     found = f"{before:.4f} to {after:.4f} at rate {float(metrics['lr']):.2e}, gradient norm {norm:.3g}"
-    return finding("one step", ok, found, "a lower loss of the same batch")
+    return finding("one step", ok, found, "a lower loss on the same batch")

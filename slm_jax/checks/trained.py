@@ -1,4 +1,4 @@
-"""What training must have come to: a loss below what needs no model, and as noted; the same text cached and whole."""
+"""Checks of a trained model: loss against baselines and the log, generation with and without a cache."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.checks.finding import Finding, finding, skipped
-from slm_jax.checks.once import run_once
+from slm_jax.checks.uncached import run_uncached
 from slm_jax.config.schema import Config
 from slm_jax.data.batches.modes import validation_batches
 from slm_jax.data.corpus.stream import TokenStream
@@ -22,12 +22,12 @@ from slm_jax.run.metrics import Row
 from slm_jax.utils.batch import IGNORE_INDEX, Batch
 from tokenizer import HybridTokenizer
 
-_COUNTED = 50_000_000  # training tokens of which the frequencies are taken
-_SNIPPET = 70  # characters of a text that is shown
+_COUNTED = 50_000_000  # training tokens that frequencies are counted in
+_SNIPPET = 70  # characters of a text that are shown
 
 
 class RowLoss(NamedTuple):
-    """One row of held-out text."""
+    """Loss of one row of held-out text."""
 
     nll: float  # nats, summed over its predicted positions
     tokens: int  # predicted
@@ -40,7 +40,13 @@ class RowLoss(NamedTuple):
 
 
 def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[RowLoss]:
-    """The loss of every row of held-out text that has something to predict."""
+    """Return the loss of every row of held-out text that has labels.
+
+    Args:
+        model: The model.
+        config: The config of its run.
+        split: Held-out token ids.
+    """
     graph, params = nnx.split(model, nnx.Param)
 
     @jax.jit
@@ -66,12 +72,12 @@ def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[R
 
 
 def held_out_loss(rows: Sequence[RowLoss]) -> float:
-    """Nats per predicted token of all rows."""
+    """Return the loss of all rows in nats per predicted token."""
     return sum(row.nll for row in rows) / sum(row.tokens for row in rows)
 
 
 def unigram_loss(train: TokenStream, rows: Sequence[RowLoss], vocab_size: int) -> float:
-    """The loss on the rows of what only knows how often each token is in the training text (plus one)."""
+    """Return the loss of a unigram model on the rows: token frequencies of the training text, plus one."""
     counts_V = np.ones(vocab_size)
     counts_V += np.bincount(train[: min(len(train), _COUNTED)], minlength=vocab_size)[:vocab_size]
     cost_V = -np.log(counts_V / counts_V.sum())
@@ -80,7 +86,7 @@ def unigram_loss(train: TokenStream, rows: Sequence[RowLoss], vocab_size: int) -
 
 
 def below_baselines(loss: float, unigram: float, vocab_size: int) -> Finding:
-    """The model knows more than how often each token is, which is more than nothing."""
+    """Check that the loss is below that of token frequencies and that of a uniform guess."""
     uniform = math.log(vocab_size)
     ok = math.isfinite(loss) and loss < min(unigram, uniform)
     return finding(
@@ -91,22 +97,22 @@ def below_baselines(loss: float, unigram: float, vocab_size: int) -> Finding:
     )
 
 
-def reproduces(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Finding:
-    """The held-out loss is the one that training noted at this step.
+def matches_log(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Finding:
+    """Check that the held-out loss is the one that training logged at this step.
 
-    Other hardware and other sizes of a batch add in another order: bfloat16 products, of 8 bits, keep 2 or 3 digits of
-    single logits, and the mean of many tokens one or two more; float32 keeps 5.
+    Other hardware and other batch sizes sum in another order: bfloat16 products (8 bits) keep 2 or 3 digits of single
+    logits, and the mean over many tokens one or two more; float32 keeps 5.
     """
-    noted = next((row.get("val_loss") for row in rows if row["step"] == step), None)
-    if noted is None:
-        return skipped("validation repeats", f"nothing was validated at step {step}")
-    tolerance = (2e-3 if dtype == "bfloat16" else 1e-5) * max(noted, 1.0)
-    ok = abs(loss - noted) <= tolerance
-    return finding("validation repeats", ok, f"{loss:.6f}", f"{noted:.6f} as in metrics.jsonl, ± {tolerance:.1g}")
+    logged = next((row.get("val_loss") for row in rows if row["step"] == step), None)
+    if logged is None:
+        return skipped("validation repeats", f"no validation was logged at step {step}")
+    tolerance = (2e-3 if dtype == "bfloat16" else 1e-5) * max(logged, 1.0)
+    ok = abs(loss - logged) <= tolerance
+    return finding("validation repeats", ok, f"{loss:.6f}", f"{logged:.6f} as in metrics.jsonl, ± {tolerance:.1g}")
 
 
 def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int = 3) -> Finding:
-    """The loss of each row is finite; the texts that are predicted worst."""
+    """Check that the loss of each row is finite, and show the texts with the highest loss."""
     means = np.array([row.mean for row in rows])
     if not np.isfinite(means).all():
         bad = int(np.count_nonzero(~np.isfinite(means)))
@@ -116,12 +122,12 @@ def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int =
         ids = rows[index].labels[rows[index].labels != IGNORE_INDEX][: 4 * _SNIPPET]
         details.append(f"{means[index]:.3f}  {tokenizer.decode(ids.tolist())[:_SNIPPET]!r}")
     low, middle, high = (float(np.quantile(means, q)) for q in (0.05, 0.5, 0.95))
-    found = f"{len(means):,} rows: median {middle:.3f}, 90 % within {low:.3f} and {high:.3f}"
+    found = f"{len(means):,} rows: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}"
     return finding("loss of each sample", True, found, f"finite; the {len(details)} worst are shown", details)
 
 
 def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> Finding:
-    """Fed token by token to the cache, a text gets the logits that the whole model gives it at once."""
+    """Check that a text fed token by token through the cache gets the logits of the full forward pass."""
     ids_1xT = np.asarray(ids, np.int32)[None]
     length = ids_1xT.shape[1]
 
@@ -137,7 +143,7 @@ def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> F
         return whole.logits(x_TxD), whole(ids_1xT)[0]
 
     graph, params = nnx.split(model, nnx.Param)
-    cached_TxV, whole_TxV = (np.asarray(each, np.float64) for each in run_once(both, params, ids_1xT))
+    cached_TxV, whole_TxV = (np.asarray(each, np.float64) for each in run_uncached(both, params, ids_1xT))
     gap, size = float(np.abs(cached_TxV - whole_TxV).max()), float(np.abs(whole_TxV).max())
     tolerance = _rounding(model) * size
     expected = f"at most {tolerance:.1g}, rounding in {model.dtype.name}"
@@ -146,23 +152,24 @@ def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> F
 
 
 def _rounding(model: Transformer) -> float:
-    """How far two ways to add up may be apart, as a share of the largest logit: a few roundings of the products' dtype
-    (8 bits, or 24) on the way through the layers."""
+    """Return the tolerated difference of two orders of summation, as a fraction of the largest logit: a few roundings
+    of the products' dtype (8 or 24 bits) through the layers."""
     return 2e-2 if model.dtype == jnp.bfloat16 else 1e-4
 
 
 def greedy_text(
     model: Transformer, tokenizer: HybridTokenizer, prompt: Sequence[int], context: int, length: int = 16
 ) -> Finding:
-    """Each token of a greedy text is the one that the whole model, without a cache, finds likeliest.
+    """Check that each greedily generated token is the most probable one by the full forward pass without a cache.
 
-    Where two tokens are as good as equal rounding may choose: a drawn token must come within the rounding of logits.
+    Rounding may decide between two nearly equal tokens: the logit of a generated token must be the largest up to
+    rounding.
     """
     suppressed = suppressed_ids(tokenizer)
     drawn = generate_ids(model, [prompt], length, Sampling(temperature=0.0), context, suppressed)[0]
     ids = np.array([[*prompt, *drawn]], np.int32)
     graph, params = nnx.split(model, nnx.Param)
-    logits = run_once(lambda params, ids: nnx.merge(graph, params)(ids), params, ids)
+    logits = run_uncached(lambda params, ids: nnx.merge(graph, params)(ids), params, ids)
     logits_NxV = np.array(logits[0, len(prompt) - 1 : -1], np.float64)
     size = float(np.abs(logits_NxV).max())
     logits_NxV[:, suppressed] = -np.inf
@@ -171,11 +178,11 @@ def greedy_text(
     found = f"{np.count_nonzero(gaps == 0)} of {len(drawn)} tokens, largest gap {gaps.max():.2g}"
     text = tokenizer.decode(list(map(int, drawn)))[:_SNIPPET]
     ok = bool((gaps <= tolerance).all())  # false of NaN
-    return finding("greedy text", ok, found, f"the likeliest, or within {tolerance:.1g}", [repr(text)])
+    return finding("greedy text", ok, found, f"the most probable, or within {tolerance:.1g}", [repr(text)])
 
 
 def metrics_rows(rows: Sequence[Row], step: int) -> Finding:
-    """metrics.jsonl has each step once, in order, up to the checkpoint's at least."""
+    """Check that metrics.jsonl has each step once, in order, at least up to the checkpoint."""
     steps = [row["step"] for row in rows]
     wrong = next((i for i, found in enumerate(steps, 1) if found != i), None)
     missing = "" if wrong is None else f"; row {wrong} is of step {steps[wrong - 1]}"

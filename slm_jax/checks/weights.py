@@ -1,4 +1,4 @@
-"""A model's parameters and what comes out of them: shapes, finite numbers, the untrained loss, gradients, ties."""
+"""Checks of a model's parameters and outputs: shapes, finite values, initial loss, gradients, tied weights."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from slm_jax.checks.finding import Finding, finding, some
-from slm_jax.checks.once import run_once
+from slm_jax.checks.finding import Finding, finding, shortened
+from slm_jax.checks.uncached import run_uncached
 from slm_jax.config.schema import ModelConfig
 from slm_jax.model.transformer import INIT_STD, Transformer, round_up
 from slm_jax.performance import flops
@@ -19,18 +19,18 @@ from slm_jax.utils.batch import IGNORE_INDEX, Batch
 
 
 def parameters_of(model: Transformer) -> Any:
-    """The model's parameters as a tree of arrays."""
+    """Return the model's parameters as a tree of arrays."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-    """(name, leaf) of a tree of parameters, `blocks.mlp.up.weight`."""
+    """Return (name, leaf) of a tree of parameters; names are dotted, `blocks.mlp.up.weight`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(".".join(str(getattr(part, "key", part)) for part in path), leaf) for path, leaf in leaves]
 
 
 def layers(tree: Any) -> list[tuple[str, Any]]:
-    """The same, the leaves of the blocks cut into their layers, `blocks.mlp.up.weight[0]`."""
+    """Return (name, leaf) with stacked leaves of the blocks split by layer, `blocks.mlp.up.weight[0]`."""
     cut = []
     for name, leaf in named(tree):
         parts = [(f"{name}[{i}]", leaf[i]) for i in range(len(leaf))] if name.startswith("blocks.") else [(name, leaf)]
@@ -39,7 +39,7 @@ def layers(tree: Any) -> list[tuple[str, Any]]:
 
 
 def shapes(model: Transformer, config: ModelConfig, vocab_size: int, length: int) -> Finding:
-    """Parameters as many as the formula says, all float32; logits float32 [B, T, V]."""
+    """Check the number of parameters against the formula, their dtype float32, and logits float32 [B, T, V]."""
     tree = named(parameters_of(model))
     total = sum(leaf.size for _, leaf in tree)
     rows = round_up(vocab_size, config.vocab_multiple)
@@ -58,7 +58,7 @@ def shapes(model: Transformer, config: ModelConfig, vocab_size: int, length: int
         f"{total:,} parameters, {'float32' if not any('is' in o for o in other) else 'not all float32'}; "
         f"logits {logits.dtype} {_shape(logits.shape)}",
         f"{expected:,} parameters, float32; logits float32 {_shape((2, length, vocab_size))}",
-        some(other),
+        shortened(other),
     )
 
 
@@ -67,13 +67,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def finite_weights(model: Transformer) -> Finding:
-    """No parameter is NaN or infinite."""
+    """Check that no parameter is NaN or infinite."""
     bad = [
         f"{name}: {_unfinite(leaf)} of {leaf.size:,}" for name, leaf in layers(parameters_of(model)) if _unfinite(leaf)
     ]
     total = sum(leaf.size for _, leaf in named(parameters_of(model)))
     found = f"{len(bad)} parameters with values that are not finite" if bad else f"all {total:,} finite"
-    return finding("finite weights", not bad, found, "no NaN, no infinity", some(bad))
+    return finding("finite weights", not bad, found, "no NaN, no infinity", shortened(bad))
 
 
 def _unfinite(leaf: jax.Array) -> int:
@@ -81,7 +81,7 @@ def _unfinite(leaf: jax.Array) -> int:
 
 
 def tied(model: Transformer, tie_weights: bool) -> Finding:
-    """The head is the embedding itself, or an array of its own with values of its own, as the config says."""
+    """Check that the head is the embedding, or a separate array with other values, as configured."""
     tree = parameters_of(model)
     names = [name for name in ("embedding", "head") if name in tree]
     same = model.head is None and model.head_weight().shape == model.embedding[...].shape
@@ -96,28 +96,28 @@ def tied(model: Transformer, tie_weights: bool) -> Finding:
     return finding("tied weights" if tie_weights else "untied weights", ok, found, expected)
 
 
-def on_one_device(make: Callable[[Any], Transformer], params: Any) -> Transformer:
-    """The model with a copy of parameters that may be spread over devices, and be given away later."""
+def copy_to_one_device(make: Callable[[Any], Transformer], params: Any) -> Transformer:
+    """Return the model with a copy of its parameters on one device; they may be sharded, and donated later."""
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return make(jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), first), params))
 
 
 def few_rows(batch: Batch, rows: int = 2) -> Batch:
-    """The rows of a batch that have most to predict."""
+    """Return the rows of a batch with the most labels."""
     order = np.argsort(-np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX, axis=1), kind="stable")[:rows]
     return {name: jnp.asarray(np.asarray(array)[order]) for name, array in batch.items()}
 
 
 class Outputs(NamedTuple):
-    """What comes out of the model for a batch."""
+    """Outputs of the model for a batch."""
 
-    finite: bool  # every logit
-    largest: float  # logit
+    finite: bool  # all logits are
+    largest: float  # largest absolute logit
     loss: float  # nats per predicted token
 
 
 def outputs(model: Transformer, batch: Batch) -> Outputs:
-    """The model's outputs for a batch as in training."""
+    """Return the model's outputs for a batch, computed as in training."""
 
     def run(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         whole: Transformer = nnx.merge(graph, params)
@@ -125,19 +125,19 @@ def outputs(model: Transformer, batch: Batch) -> Outputs:
         return jnp.isfinite(logits).all(), jnp.max(jnp.abs(logits)), loss_sums(whole, batch).nll
 
     graph, params = nnx.split(model, nnx.Param)
-    finite, largest, nll = run_once(run, params, batch)
+    finite, largest, nll = run_uncached(run, params, batch)
     count = int(np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX))
     return Outputs(bool(finite), float(largest), float(nll) / max(count, 1))
 
 
 def finite_logits(out: Outputs) -> Finding:
-    """No logit is NaN or infinite."""
+    """Check that no logit is NaN or infinite."""
     found = f"all finite, largest {out.largest:.3g}" if out.finite else "some are NaN or infinite"
     return finding("finite logits", out.finite, found, "no NaN, no infinity")
 
 
 def initial_loss(out: Outputs, model: Transformer) -> Finding:
-    """Before training every token is about equally likely: the loss is ln V, and a little more.
+    """Check that the loss of untrained weights is ln V and a little more: all tokens are about equally likely.
 
     Untrained logits are about normal with variance D * 0.02^2, the head's rows times hidden states of root mean square
     1; the mean of their exponentials lifts the loss by half of that. A tied head also favours the token just read,
@@ -155,7 +155,7 @@ def initial_loss(out: Outputs, model: Transformer) -> Finding:
 
 
 def gradient_flow(model: Transformer, batch: Batch) -> Finding:
-    """Every parameter of every layer gets a gradient of the loss that is finite and not all zero."""
+    """Check that every parameter of every layer has a gradient of the loss that is finite and not all zero."""
     graph, params = nnx.split(model, nnx.Param)
 
     def gradients(params: Any, batch: Batch) -> Any:
@@ -165,7 +165,7 @@ def gradient_flow(model: Transformer, batch: Batch) -> Finding:
 
         return jax.grad(loss)(params)
 
-    parts = layers(nnx.to_pure_dict(run_once(gradients, params, batch)))
+    parts = layers(nnx.to_pure_dict(run_uncached(gradients, params, batch)))
     sizes = jax.device_get([jnp.max(jnp.abs(leaf)) for _, leaf in parts])
     bad = [
         f"{name}: {'no gradient' if size == 0 else 'gradient not finite'}"
@@ -173,4 +173,4 @@ def gradient_flow(model: Transformer, batch: Batch) -> Finding:
         if not (np.isfinite(size) and size > 0)
     ]
     found = f"{len(parts) - len(bad)} of {len(parts)} parameters" + (f", {len(bad)} without" if bad else "")
-    return finding("gradient flow", not bad, found, "a finite gradient, not 0, for each", some(bad))
+    return finding("gradient flow", not bad, found, "a finite gradient, not 0, for each", shortened(bad))

@@ -59,13 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
     tune_process()
     show_log()
     print(f"checking {run.path if run else 'the config'}", file=sys.stderr)
-    findings = check(run.path if run else None, config, worst=options.worst, documents=options.documents, say=_say)
+    findings = check(run.path if run else None, config, worst=options.worst, documents=options.documents)
     if options.format == "json":
         print(as_json({"run": str(run.path) if run else None}, findings))
     else:
         print(as_table(findings))
     return 1 if count(findings, FAIL) else 0
-
-
-def _say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)

@@ -1,12 +1,12 @@
-"""A curriculum: stages of training over shared options, read and checked as a whole before anything runs.
+"""The schema of a curriculum: stages of training over shared options, validated as a whole before anything runs.
 
     [curriculum]                     evaluate = ["heldout"]
-    [model] [train] [optimizer] …    what all stages share
+    [model] [train] [optimizer] …    options of all stages
     [[stages]]                       name = "stories", data.source = "tinystories", epochs = 1, optimizer.lr = 0.01
     [[stages]]                       name = "articles", data.source = "wikitext", train.steps = 2000
 
-A stage is a name and any options of a run on top of the shared ones. The tokenizer and the model's shape are the same
-in all; each begins with the weights of the one before.
+A stage is a name and any options of a run, which override the shared ones. All stages have the same tokenizer and model
+shape; each starts from the weights of the previous one.
 """
 
 import itertools
@@ -27,8 +27,8 @@ from slm_jax.config.schema import Config, describe_error, format_problems
 from slm_jax.utils.errors import UserError
 
 Tree = dict[str, Any]
-_BEFORE = "the stage before"  # stands for its run until the curriculum has a folder
-_TEXT = ("source", "files", "mix")  # of [data]: a stage that gives one of them takes none of the shared ones
+_PREVIOUS = "the previous stage"  # placeholder for its run until the curriculum has a folder
+_TEXT = ("source", "files", "mix")  # of [data]: a stage that gives one of them inherits none of them
 
 
 class CurriculumConfig(Section):
@@ -58,7 +58,15 @@ class StageConfig(Section):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. config: complete but for where the stage before lies, and for train.steps where epochs say it."""
+    """One stage of a curriculum.
+
+    Attributes:
+        number: Its number, from 1.
+        name: Its name.
+        config: The config of its run, complete except for the path of the previous stage, and for train.steps if the
+            length is given in epochs.
+        epochs: Its length in epochs; None: train.steps.
+    """
 
     number: int
     name: str
@@ -67,17 +75,24 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """Its number and name."""
+        """Number and name, for messages."""
         return f"stage {self.number} ({self.name})"
 
     def folder(self, curriculum: Path) -> Path:
-        """Its run in the folder of a curriculum."""
+        """Return the folder of its run in the folder of a curriculum."""
         return curriculum / STAGES / f"{self.number:02d}-{self.name}"
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """All stages, and the nested dicts that they were read from."""
+    """A validated curriculum.
+
+    Attributes:
+        name: Name of the preset or file.
+        options: Options of the curriculum itself.
+        stages: Its stages, in order.
+        tree: The nested dicts that it was read from.
+    """
 
     name: str
     options: CurriculumConfig
@@ -86,9 +101,14 @@ class Curriculum:
 
     @classmethod
     def load(cls, preset: str | Path = "curriculum-offline", **overrides: Any) -> "Curriculum":
-        """A preset by name or a TOML file by path, with overrides `{"train.steps": 10}` on top, in all its stages.
+        """Load a preset and apply overrides to all stages.
 
-        Raises UserError that lists every problem found, with its stage.
+        Args:
+            preset: Name of a preset in `configs/`, or path of a TOML file.
+            **overrides: Values by dotted name, `**{"train.steps": 10}` or `train__steps=10`.
+
+        Raises:
+            UserError: The curriculum is invalid; lists every problem with its stage.
         """
         nested: Tree = {}
         for name, value in overrides.items():
@@ -98,7 +118,16 @@ class Curriculum:
 
     @classmethod
     def from_tree(cls, tree: Tree, overrides: Tree | None = None, origin: str = "curriculum") -> "Curriculum":
-        """A checked curriculum from nested dicts. Raises UserError with every problem, one a line."""
+        """Validate a curriculum given as nested dicts.
+
+        Args:
+            tree: The curriculum, as in a TOML file.
+            overrides: Values by section and option, for all stages.
+            origin: Name or path of the curriculum, used in messages and for its name.
+
+        Raises:
+            UserError: The curriculum is invalid; lists every problem, one per line.
+        """
         tree = _overridden(tree, overrides or {})
         options, problems = _section(CurriculumConfig, tree.get("curriculum", {}), "curriculum")
         stages, found = _read_stages(tree)
@@ -110,7 +139,7 @@ class Curriculum:
         return cls(name, options, tuple(stages), tree)
 
     def to_toml(self) -> str:
-        """What was given, as TOML; `from_tree(tomllib.loads(...))` restores it."""
+        """Return the curriculum as TOML; `from_tree(tomllib.loads(text))` restores it."""
         lines: list[str] = []
         for section, fields in self.tree.items():
             if section != "stages":
@@ -134,7 +163,7 @@ def _pairs(fields: Tree) -> list[str]:
 
 
 def _merged(base: Tree, over: Tree) -> Tree:
-    """Sections of both, field by field; a text named in `over` replaces that of `base` whole."""
+    """Merge two trees option by option; the text that `over` names replaces that of `base` completely."""
     result = dict(base)
     for section, fields in over.items():
         before = base.get(section, {})
@@ -147,7 +176,7 @@ def _merged(base: Tree, over: Tree) -> Tree:
 
 
 def _overridden(tree: Tree, overrides: Tree) -> Tree:
-    """The tree with overrides in what is shared and in each stage that says otherwise."""
+    """Apply overrides to the shared options, and to the stages that override these."""
     stages = tree.get("stages", [])
     shared = _merged({name: value for name, value in tree.items() if name != "stages"}, overrides)
     if not isinstance(stages, list):
@@ -167,7 +196,7 @@ def _overridden(tree: Tree, overrides: Tree) -> Tree:
 
 
 def _section(kind: type[Section], fields: Any, name: str) -> tuple[Section | None, list[str]]:
-    """A section of its own, and what is wrong with it."""
+    """Validate a section; return it, None if it is invalid, and its problems."""
     try:
         return kind.model_validate(fields), []
     except pydantic.ValidationError as error:
@@ -180,14 +209,14 @@ def _section(kind: type[Section], fields: Any, name: str) -> tuple[Section | Non
 
 
 def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
-    """The stages, and all that is wrong with them."""
+    """Validate the stages; return those that are valid, and all problems."""
     given = tree.get("stages")
     if not isinstance(given, list) or not given or not all(isinstance(stage, dict) for stage in given):
-        return [], ["a curriculum has stages: at least one table [[stages]] with a name"]
+        return [], ["a curriculum needs stages: at least one table [[stages]] with a name"]
     shared = {name: value for name, value in tree.items() if name not in ("stages", "curriculum")}
     trees = [_run_tree(shared, stage, i) for i, stage in enumerate(given)]
     checked = [Config.check(each) for each in trees]
-    # What is wrong with the shared options is told once.
+    # Problems of the shared options are reported once.
     common = [p for p in Config.check(shared)[1] if all(p in found for _, found in checked)]
     problems, stages = list(common), []
     for number, (stage, (config, found)) in enumerate(zip(given, checked, strict=True), start=1):
@@ -204,35 +233,35 @@ def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
 
 
 def _run_tree(shared: Tree, stage: Tree, index: int) -> Tree:
-    """The options of a stage's run."""
+    """Return the options of a stage's run."""
     tree = _merged(shared, {name: value for name, value in stage.items() if name in Config.model_fields})
     init = tree.get("init", {})
     if isinstance(init, dict):
         if index:
-            tree["init"] = {**{k: v for k, v in init.items() if not k.startswith("from_")}, "from_run": _BEFORE}
+            tree["init"] = {**{k: v for k, v in init.items() if not k.startswith("from_")}, "from_run": _PREVIOUS}
         elif not any(name.startswith("from_") and value for name, value in init.items()):
-            # Meant for the stages behind it: before the first there is no optimizer to carry on.
+            # Shared init.optimizer is meant for later stages: there is no optimizer state before the first.
             tree["init"] = {k: v for k, v in init.items() if k != "optimizer" or k in stage.get("init", {})}
     return tree
 
 
 def _misplaced(stage: Tree) -> Iterator[str]:
-    """What a stage cannot say for itself."""
+    """Yield the options of a stage that belong elsewhere."""
     if stage.get("tokenizer"):
-        yield "there is one tokenizer for all stages: put [tokenizer] above them"
+        yield "there is one tokenizer for all stages: put [tokenizer] above the stages"
     init = stage.get("init", {})
     for name in init if isinstance(init, dict) else ():
         if name.startswith("from_"):
-            yield f"init.{name} is where the first stage begins: put [init] above the stages"
+            yield f"init.{name} is for the start of the first stage: put [init] above the stages"
     train = stage.get("train", {})
     if "epochs" in stage and isinstance(train, dict) and "steps" in train:
-        yield "epochs and train.steps both say how long it is: leave one out"
+        yield "epochs and train.steps both set its length: leave one out"
 
 
 def _across(stages: list[Stage]) -> Iterator[str]:
-    """What stages must be to each other."""
+    """Yield problems between stages."""
     for name, count in Counter(stage.name for stage in stages).items():
         if count > 1:
-            yield f"{count} stages are named {name}: give each a name of its own"
+            yield f"{count} stages are named {name}: give each a different name"
     for before, stage in itertools.pairwise(stages):
         yield from weight_conflicts(stage.config, before.config, f"in {stage.title}", f"in {before.title}")

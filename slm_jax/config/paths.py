@@ -1,4 +1,4 @@
-"""Names of files and folders that several layers use."""
+"""Names of files and folders used by several layers."""
 
 from pathlib import Path
 

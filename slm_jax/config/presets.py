@@ -1,4 +1,4 @@
-"""Configs as files: those that ship with the package, by name, and any TOML file by path."""
+"""Preset files: those of the package by name, and any TOML file by path."""
 
 import difflib
 import tomllib
@@ -9,20 +9,32 @@ from slm_jax.utils.errors import UserError
 
 
 def preset_names(curricula: bool = False) -> list[str]:
-    """Names of the presets that ship with the package: of runs, or of curricula (which have stages)."""
+    """Return the names of the presets of the package, sorted.
+
+    Args:
+        curricula: Those of curricula (which have stages) instead of runs.
+    """
     paths = sorted(_preset_folder().glob("*.toml"))
     return [path.stem for path in paths if ("\n[[stages]]" in path.read_text(encoding="utf-8")) == curricula]
 
 
 def _preset_folder() -> Path:
-    """`configs/`: beside the packages in a source tree, inside the package in a wheel."""
+    """Return `configs/`, which is beside the packages in a source tree and inside the package in a wheel."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def read_preset(preset: str | Path, curricula: bool = False) -> dict[str, Any]:
-    """Nested dicts of a preset by name or of a TOML file by path, of a run or of a curriculum; raises UserError."""
+    """Read a preset as nested dicts.
+
+    Args:
+        preset: Name of a preset, or path of a TOML file.
+        curricula: Accept curricula, and look names up among these.
+
+    Raises:
+        UserError: There is no such preset, or it cannot be read.
+    """
     path = Path(preset)
     if path.suffix != ".toml" and not path.is_file():
         path = _preset_folder() / f"{preset}.toml"
@@ -30,7 +42,7 @@ def read_preset(preset: str | Path, curricula: bool = False) -> dict[str, Any]:
             names = preset_names(curricula)
             near = difflib.get_close_matches(str(preset), names, n=1, cutoff=0.5)
             hint = f", perhaps you meant {near[0]}" if near else ""
-            raise UserError(f"no preset named {preset}{hint} (there are: {', '.join(names)}; or give a .toml)")
+            raise UserError(f"no preset named {preset}{hint} (available: {', '.join(names)}; or give a .toml file)")
     tree = read_toml(path)
     if "stages" in tree and not curricula:
         raise UserError(f"{path} is a curriculum of several stages: python -m slm_jax.orchestrator --config {preset}")
@@ -38,7 +50,11 @@ def read_preset(preset: str | Path, curricula: bool = False) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Nested dicts of a TOML file; raises UserError where it cannot be read."""
+    """Read a TOML file as nested dicts.
+
+    Raises:
+        UserError: The file cannot be read, or is not valid TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checks of a model, of what it is fed and of its step: each passes on what is right, and fails on what it is for."""
+"""Checks of a model, its input and its step: each passes on correct code and fails on the defect that it is for."""
 
 import dataclasses
 import math
@@ -24,12 +24,12 @@ FIELDS = {"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 96}
 
 
 def fresh(**fields):
-    """An untrained model, as `init` draws it."""
+    """Return an untrained model."""
     return Transformer(ModelConfig(**{**FIELDS, **fields}), VOCAB, rngs=nnx.Rngs(0))
 
 
 def changed(model, change):
-    """The model with a function of (name, array) applied to its parameters."""
+    """Return the model with a function of (name, array) applied to its parameters."""
     graph, params = nnx.split(model, nnx.Param)
     tree = nnx.to_pure_dict(params)
     names = {id(leaf): name for name, leaf in weights.named(tree)}
@@ -41,7 +41,7 @@ def batch_of(rows=4, length=16):
     return {"input_ids": ids[:, :-1], "labels": ids[:, 1:].copy()}
 
 
-# What each position sees.
+# Visible positions.
 
 LENGTH = 16
 
@@ -51,7 +51,7 @@ WINDOWED = {"window": 5, "kv_heads": 2, "tie_weights": False}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, WINDOWED])
-def test_a_right_model_sees_what_it_may(fields):
+def test_correct_model_sees_the_visible_tokens(fields):
     model = fresh(**fields)
     for look in (masking.causality, masking.attention_window, masking.padding, masking.segments):
         found = look(model, LENGTH)
@@ -59,7 +59,7 @@ def test_a_right_model_sees_what_it_may(fields):
 
 
 def attention_that(monkeypatch, mask):
-    """Let the model attend under another mask: mask(length, window, valid, segments) -> bool [B or 1, T, T]."""
+    """Make the model attend with another mask: mask(length, window, valid, segments) -> bool [B or 1, T, T]."""
 
     def attend(q, k, v, dtype, window=0, valid=None, segments=None, implementation="auto"):
         return ops.masked_attention(q, k, v, mask(q.shape[1], window, valid, segments), dtype)
@@ -83,7 +83,7 @@ BROKEN_MASKS = {
 
 
 @pytest.mark.parametrize("name", BROKEN_MASKS)
-def test_a_wrong_mask_is_found(monkeypatch, name):
+def test_wrong_mask_fails(monkeypatch, name):
     look, window, mask = BROKEN_MASKS[name]
     attention_that(monkeypatch, mask)
     found = look(fresh(window=window), LENGTH)
@@ -91,11 +91,11 @@ def test_a_wrong_mask_is_found(monkeypatch, name):
     assert any("position" in line for line in found.details)
 
 
-def test_the_dependence_is_that_of_finite_differences():
-    """The gradient says of every token whether changing it changes the logits."""
+def test_dependencies_agree_with_finite_differences():
+    """A token has a gradient exactly if changing it changes the logits."""
     model = fresh(window=4)
     ids, at = np.asarray(random_ids((1, 12))), 9
-    seen = masking.dependence(model, ids, np.array([at]))[0] > 0
+    seen = masking.dependencies(model, ids, np.array([at]))[0] > 0
     others = np.repeat(ids, 12, axis=0)
     others[np.arange(12), np.arange(12)] = (others[np.arange(12), np.arange(12)] + 1) % VOCAB
     logits = jax.jit(lambda ids: model(ids))(np.concatenate([ids, others]))[:, at]
@@ -106,7 +106,7 @@ def test_the_dependence_is_that_of_finite_differences():
 # Parameters.
 
 
-def test_a_right_model_passes_and_shapes_are_counted():
+def test_correct_model_passes():
     model = fresh()
     assert weights.shapes(model, model.config, VOCAB, 16).verdict == OK
     padded = fresh(vocab_multiple=64, tie_weights=False)
@@ -117,7 +117,7 @@ def test_a_right_model_passes_and_shapes_are_counted():
     assert weights.finite_logits(out).verdict == weights.initial_loss(out, model).verdict == OK
 
 
-def test_wrong_shapes_are_found():
+def test_wrong_shapes_fail():
     model = fresh()
     assert weights.shapes(model, ModelConfig(**{**FIELDS, "depth": 3}), VOCAB, 16).verdict == FAIL
     assert weights.shapes(model, model.config, VOCAB + 1, 16).verdict == FAIL
@@ -127,7 +127,7 @@ def test_wrong_shapes_are_found():
     assert "embedding is bfloat16" in found.details
 
 
-def test_nan_weights_are_found():
+def test_nan_weights_fail():
     def break_one(name, leaf):
         return leaf.at[1, 2, 3].set(jnp.nan) if name == "blocks.mlp.up.weight" else leaf
 
@@ -140,8 +140,8 @@ def test_nan_weights_are_found():
     assert masking.causality(model, 8).verdict == FAIL
 
 
-def test_a_dead_layer_is_found():
-    """Its two outputs are 0: nothing comes out of it, and nothing of what lies behind them can learn."""
+def test_dead_layer_fails():
+    """Its two output matrices are 0, so the parameters before these get no gradient."""
     dead = ("blocks.attention.out.weight", "blocks.mlp.down.weight")
     model = changed(fresh(), lambda name, leaf: leaf.at[1].set(0) if name in dead else leaf)
     found = weights.gradient_flow(model, batch_of())
@@ -151,8 +151,8 @@ def test_a_dead_layer_is_found():
 
 
 @pytest.mark.parametrize("factor", [pytest.param(0.0, marks=pytest.mark.slow), 10.0])
-def test_weights_of_another_size_are_found(factor):
-    """With none the loss is ln V, but nothing can be learned; with large ones it is far above."""
+def test_weights_of_another_scale_fail(factor):
+    """With zero weights the loss is ln V but nothing can be learned; with large ones it is far above."""
     model = changed(fresh(), lambda name, leaf: leaf * factor if leaf.ndim > 1 else leaf)
     if factor:
         assert weights.initial_loss(weights.outputs(model, batch_of()), model).verdict == FAIL
@@ -163,12 +163,12 @@ def test_weights_of_another_size_are_found(factor):
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [32, 256, 1024])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_untrained_loss_is_within_its_bounds(dim, tied):
+def test_initial_loss_is_within_its_bounds(dim, tied):
     model = fresh(dim=dim, mlp_dim=3 * dim, tie_weights=tied)
     assert weights.initial_loss(weights.outputs(model, batch_of(8)), model).verdict == OK
 
 
-def test_ties_are_found_out():
+def test_tied_and_untied_weights_are_distinguished():
     tied, untied = fresh(), fresh(tie_weights=False)
     assert weights.tied(tied, True).verdict == weights.tied(untied, False).verdict == OK
     assert weights.tied(tied, False).verdict == FAIL
@@ -179,10 +179,10 @@ def test_ties_are_found_out():
     assert "two arrays of equal values" in weights.tied(copy, True).found
 
 
-# What the model is fed.
+# Input of the model.
 
 
-def test_labels_that_are_the_next_token():
+def test_next_token_labels_pass():
     batch = batch_of()
     assert data.next_token(batch, VOCAB).verdict == OK
     batch["labels"][:, :5] = IGNORE_INDEX  # a prompt
@@ -192,7 +192,7 @@ def test_labels_that_are_the_next_token():
     assert data.next_token(padded, VOCAB).verdict == OK
 
 
-def test_labels_that_are_not_the_next_token_are_found():
+def test_other_labels_fail():
     batch = batch_of()
     ids = batch["input_ids"]
     unshifted = data.next_token(batch | {"labels": ids}, VOCAB)
@@ -205,8 +205,8 @@ def test_labels_that_are_not_the_next_token_are_found():
     assert data.next_token(batch | {"labels": np.full_like(ids, IGNORE_INDEX)}, VOCAB).verdict == FAIL
 
 
-def test_a_loss_that_does_not_shift_is_found():
-    """Right labels, and a loss that scores each position by the token it has just read."""
+def test_loss_without_shift_fails():
+    """Correct labels, and a loss that scores each position by the current token."""
 
     def unshifted(model, batch):
         return loss_sums(model, batch | {"labels": jnp.where(batch["labels"] < 0, IGNORE_INDEX, batch["input_ids"])})
@@ -214,7 +214,7 @@ def test_a_loss_that_does_not_shift_is_found():
     assert data.next_token(batch_of(), VOCAB, unshifted).verdict == FAIL
 
 
-def test_ids_out_of_range_are_found():
+def test_ids_out_of_range_fail():
     batch = batch_of()
     assert data.ids_in_range(batch, [], VOCAB).verdict == OK
     assert data.ids_in_range(batch, [np.array([3, VOCAB])], VOCAB).verdict == FAIL
@@ -223,22 +223,22 @@ def test_ids_out_of_range_are_found():
 
 
 class Lowercasing(HybridTokenizer):
-    """Loses what the first tokenizers of this kind lost."""
+    """A tokenizer that loses case, as the first ones of this kind did."""
 
     def decode(self, tokens, *args, **kwargs):
         return super().decode(tokens, *args, **kwargs).lower()
 
 
-def test_a_lossy_tokenizer_is_found():
+def test_lossy_tokenizer_fails():
     tokenizer = HybridTokenizer.pretrained("english-8k")
     assert data.lossless(tokenizer, data.SAMPLES).verdict == OK
     tokenizer.__class__ = Lowercasing
     found = data.lossless(tokenizer, data.SAMPLES)
     assert found.verdict == FAIL
-    assert "at 0: 'Hello, world! THE Th' came back as 'hello, world! the th'" in found.details
+    assert "at 0: 'Hello, world! THE Th' decodes to 'hello, world! the th'" in found.details
 
 
-def test_a_vocabulary_that_is_not_the_models_is_found():
+def test_vocabulary_of_another_size_fails():
     tokenizer = HybridTokenizer.pretrained("english-8k")
     assert data.vocabulary(fresh(), tokenizer).verdict == FAIL
     model = Transformer(ModelConfig(**FIELDS), tokenizer.vocab_size, rngs=nnx.Rngs(0))
@@ -248,7 +248,7 @@ def test_a_vocabulary_that_is_not_the_models_is_found():
 # The step.
 
 
-def test_a_batch_that_does_not_divide_is_found():
+def test_indivisible_batch_fails():
     found, mesh = step.devices(tiny_config(train__batch_size=6))
     assert found.verdict == FAIL
     assert mesh is None
@@ -263,14 +263,14 @@ def fitted_step(**fields):
 
 
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_is_found():
+def test_step_that_does_not_fit_fails():
     found, fitted, *_ = fitted_step(train__memory_gb=1e-5, train__batch_size=1, model__depth=1)
     assert found.verdict == FAIL
     assert fitted is None
     assert "--model.remat full" in found.found
 
 
-def test_a_step_lowers_the_loss_or_is_found():
+def test_step_that_does_not_lower_the_loss_fails():
     found, fitted, mesh, batch = fitted_step(model__depth=1)
     assert found.verdict == OK
     assert step.one_step(fitted, fitted.steps.init(), mesh, batch).verdict == OK

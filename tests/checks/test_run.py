@@ -1,4 +1,4 @@
-"""Checks of a trained run, each able to fail, and the command."""
+"""Checks of a trained run, each of which can fail, and the command."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tests.helpers import tiny_config
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small run of forty steps, validated at the last."""
+    """Train a small run for forty steps, validated at the last one."""
     folder = tmp_path_factory.mktemp("check")
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
     (folder / "text.txt").write_text("".join(lines))
@@ -50,21 +50,21 @@ def rows_and_corpus(loaded):
     return trained.row_losses(loaded.model, loaded.config, corpus.validation), corpus
 
 
-def test_the_loss_of_a_run_is_its_own_and_below_the_baselines(run, loaded, rows_and_corpus):
+def test_loss_of_a_run_matches_its_log_and_is_below_the_baselines(run, loaded, rows_and_corpus):
     rows, corpus = rows_and_corpus
     loss, size = trained.held_out_loss(rows), loaded.tokenizer.vocab_size
     assert sum(row.tokens for row in rows) == len(corpus.validation)
     assert loss == pytest.approx(read_metrics(run.metrics)[-1]["val_loss"], rel=1e-6)
-    assert trained.reproduces(loss, read_metrics(run.metrics), 40, "float32").verdict == OK
-    assert trained.reproduces(loss + 1e-3, read_metrics(run.metrics), 40, "float32").verdict == FAIL
-    assert trained.reproduces(loss, read_metrics(run.metrics), 39, "float32").verdict == SKIPPED
+    assert trained.matches_log(loss, read_metrics(run.metrics), 40, "float32").verdict == OK
+    assert trained.matches_log(loss + 1e-3, read_metrics(run.metrics), 40, "float32").verdict == FAIL
+    assert trained.matches_log(loss, read_metrics(run.metrics), 39, "float32").verdict == SKIPPED
     unigram = trained.unigram_loss(corpus.train, rows, size)
     assert trained.below_baselines(loss, unigram, size).verdict == OK
     assert trained.below_baselines(unigram + 0.01, unigram, size).verdict == FAIL
     assert trained.below_baselines(float("nan"), unigram, size).verdict == FAIL
 
 
-def test_the_baseline_is_the_entropy_of_the_frequencies():
+def test_baseline_is_the_cross_entropy_of_token_frequencies():
     tokens = np.repeat(np.arange(4), [50, 25, 15, 10]).astype(np.uint16)
     row = trained.RowLoss(0.0, len(tokens), tokens.astype(np.int32))
     p = (np.array([50, 25, 15, 10]) + 1) / 104
@@ -72,7 +72,7 @@ def test_the_baseline_is_the_entropy_of_the_frequencies():
     assert trained.unigram_loss(tokens, [row], 4) == pytest.approx(expected)
 
 
-def test_the_worst_samples_are_shown(loaded, rows_and_corpus):
+def test_texts_with_the_highest_loss_are_shown(loaded, rows_and_corpus):
     rows, _ = rows_and_corpus
     found = trained.per_sample(rows, loaded.tokenizer, 2)
     assert found.verdict == OK
@@ -82,7 +82,7 @@ def test_the_worst_samples_are_shown(loaded, rows_and_corpus):
     assert trained.per_sample(broken, loaded.tokenizer).verdict == FAIL
 
 
-def test_a_broken_cache_is_found(loaded, monkeypatch):
+def test_broken_cache_fails(loaded, monkeypatch):
     ids = loaded.tokenizer.encode("Line 5: the quick brown fox", mode="flat")[:16]
     assert trained.cached_logits(loaded.model, ids, loaded.context).verdict == OK
     right = ops.cache_mask
@@ -94,14 +94,14 @@ def test_a_broken_cache_is_found(loaded, monkeypatch):
     assert trained.cached_logits(loaded.model, ids, loaded.context).verdict == FAIL
 
 
-def test_a_greedy_text_of_another_model_is_found(loaded, monkeypatch):
+def test_greedy_text_of_another_model_fails(loaded, monkeypatch):
     prompt = loaded.tokenizer.encode("Line 5: the", mode="flat")
     arguments = (loaded.model, loaded.tokenizer, prompt, loaded.context, 8)
     monkeypatch.setattr(trained, "generate_ids", lambda *_: [[10] * 8])
     assert trained.greedy_text(*arguments).verdict == FAIL
 
 
-def test_rows_of_metrics_that_are_not_each_step_once_are_found(run):
+def test_metrics_without_each_step_once_fail(run):
     rows = read_metrics(run.metrics)
     assert trained.metrics_rows(rows, 40).verdict == OK
     for wrong in (rows[:-1], [*rows[:5], rows[4], *rows[5:]], rows[1:], [rows[1], rows[0], *rows[2:]]):
@@ -114,11 +114,11 @@ def test_rows_of_metrics_that_are_not_each_step_once_are_found(run):
 
 @pytest.fixture(autouse=True)
 def _untuned(monkeypatch):
-    """This process is not the command's own: it keeps its memory settings, and no programs in the user's cache."""
+    """Keep the memory settings of the test process, and compiled programs out of the user's cache."""
     monkeypatch.setattr("slm_jax.utils.process.tune_process", lambda: None)
 
 
-def test_a_trained_run_is_checked_by_the_command(run, capsys):
+def test_command_checks_a_trained_run(run, capsys):
     assert main(["--run", str(run.path), "--format", "json", "--worst", "1"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["ok"]
@@ -128,7 +128,7 @@ def test_a_trained_run_is_checked_by_the_command(run, capsys):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_and_a_lost_row_are_told(run, tmp_path, capsys):
+def test_corrupt_checkpoint_and_lost_row_are_reported(run, tmp_path, capsys):
     broken = Run(tmp_path / "run")
     shutil.copytree(run.path, broken.path)
     for file in (broken.checkpoints / "40").rglob("*"):
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_and_a_lost_row_are_told(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_config_is_checked_before_it_is_run(run, tmp_path, capsys):
+def test_command_checks_a_config_before_training(run, tmp_path, capsys):
     config = run.read_config()
     path = tmp_path / "mine.toml"
     path.write_text(config.to_toml())
@@ -163,7 +163,7 @@ def test_a_config_is_checked_before_it_is_run(run, tmp_path, capsys):
     assert not list(tmp_path.glob("runs"))
 
 
-def test_a_text_that_cannot_be_read_is_told(run, tmp_path):
+def test_unusable_text_is_reported(run, tmp_path):
     config = run.read_config()
     (tmp_path / "short.txt").write_text("too short")
     data = config.data.model_copy(update={"files": (str(tmp_path / "short.txt"),)})
@@ -172,7 +172,7 @@ def test_a_text_that_cannot_be_read_is_told(run, tmp_path):
     assert "short" in found.found or "one batch takes" in found.found
 
 
-def test_mistakes_of_the_command():
+def test_invalid_usage_of_the_command():
     with pytest.raises(UserError, match="no run in nowhere"):
         main(["--run", "nowhere"])
     with pytest.raises(UserError, match="--format xml"):

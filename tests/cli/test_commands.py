@@ -1,4 +1,4 @@
-"""The commands as a user gives them: real processes, real files, real signals."""
+"""Commands as users run them: real processes, files and signals."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TINY = (
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with text, and how to run a command in it."""
+    """Return a folder with text, in which commands can be run."""
     text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
     (tmp_path / "text.txt").write_text(text)
     return Place(tmp_path)
@@ -54,7 +54,7 @@ class Place:
         return [json.loads(line) for line in (self.path / run / "metrics.jsonl").read_text().splitlines()]
 
     def refused(self, module, *args):
-        """The one message of a command that must end with status 2 and no traceback."""
+        """Return the error message of a command that must exit with status 2 and no traceback."""
         status, _, err = self.run(module, *args)
         assert status == 2, err
         assert "Traceback" not in err
@@ -69,7 +69,7 @@ def without_clock(rows):
 
 
 def saved_arrays(folder):
-    """Every array of the newest checkpoint, by name."""
+    """Return the step of the newest checkpoint and its arrays by name."""
     import orbax.checkpoint as ocp
 
     step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
@@ -131,7 +131,7 @@ def test_text_to_model_to_text(place):
     assert "temperature -1" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1")
 
 
-def test_finished_run_says_so_goes_on_and_keeps_what_was(place):
+def test_finished_run_is_reported_and_can_be_extended(place):
     assert place.train("--run", "run", "--train.steps", "6")[0] == 0
     before = place.rows("run")
     status, _, err = place.train("--run", "run", "--train.steps", "6")
@@ -152,11 +152,11 @@ def test_finished_run_says_so_goes_on_and_keeps_what_was(place):
     assert len(place.rows("run")) == 9
 
 
-def test_mistakes_end_with_one_message_and_leave_nothing(place):
+def test_invalid_usage_ends_with_one_message_and_leaves_nothing(place):
     (place.path / "empty.txt").write_text("")
     (place.path / "latin.txt").write_bytes(b"abc\xff")
     (place.path / "short.txt").write_text("too short to train on")
-    said = {
+    messages = {
         ("--model.dims", "3"): "unknown option --model.dims, perhaps you meant --model.dim",
         ("--config", "quikstart"): "perhaps you meant quickstart",
         ("--data.files", "none*.txt"): "no file matches none*.txt",
@@ -166,13 +166,13 @@ def test_mistakes_end_with_one_message_and_leave_nothing(place):
         ("--tokenizer.path", "nowhere"): "nowhere",
         ("--resume",): "there is no run",
     }
-    for args, expected in said.items():
+    for args, expected in messages.items():
         assert expected in place.refused("slm_jax.train", *args)
     runs = place.path / "runs"
     assert not runs.exists() or not list(runs.iterdir())
 
 
-def test_a_mistake_can_be_mended_in_the_same_run(place):
+def test_mistake_can_be_corrected_in_the_same_run(place):
     place.refused("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.batch_size", "4000")
     assert place.train("--run", "run", "--train.steps", "3")[0] == 0
     assert "more than --train.steps 2" in place.refused("slm_jax.train", "--run", "run", "--train.steps", "2")
@@ -193,7 +193,7 @@ def test_two_processes_do_not_train_one_run(place):
 
 
 def wait_for(condition, process, seconds=120.0):
-    """Until the condition holds; the process must not end before."""
+    """Wait until the condition holds; the process must not end before that."""
     end = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()[1]
@@ -202,13 +202,13 @@ def wait_for(condition, process, seconds=120.0):
 
 
 LONG = ("--train.steps", "60", "--checkpoint.every", "7", "--eval.every", "20")
-# All that keeps something between steps: the best and some checkpoints, statistics, batches that are left out.
+# Every policy with state between steps: best and permanent checkpoints, statistics, skipped batches.
 CAREFUL = (*LONG, "--checkpoint.keep_best", "1", "--checkpoint.keep_every", "14", "--health.on_spike", "skip")
 CAREFUL += ("--health.window", "4", "--health.deviations", "2", "--health.warmup_steps", "5", "--log.layers", "5")
 
 
 def newest_row(run):
-    """The step of the newest whole row."""
+    """Return the step of the newest complete row."""
     path = run / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
@@ -217,7 +217,7 @@ def is_writing(run):
     return any("tmp" in path.name for path in (run / "checkpoints").glob("*"))
 
 
-# Instants at which a kill may do harm, as seen from outside.
+# Instants at which a kill may cause damage, as observed from outside.
 INSTANTS = {
     "before the first checkpoint": lambda run: newest_row(run) >= 3,
     "in the middle of a write": is_writing,
@@ -235,7 +235,7 @@ INSTANTS = {
     ids=["quick", "slow"],
 )
 def test_killed_at_bad_instants_ends_bit_identical(place, instants):
-    """With every policy that keeps something between steps."""
+    """With every policy that has state between steps."""
     assert place.train("--run", "whole", *CAREFUL)[0] == 0
     run = place.path / "killed"
     for instant in instants:
@@ -276,8 +276,8 @@ def test_killed_at_random_instants_ends_bit_identical(place):
     assert_same_run(place.path / "whole", place.path / "killed")
 
 
-def test_killed_while_it_begins(place):
-    """Left behind by a kill at the worst instants: half a config, half a corpus, half a row, half a sample."""
+def test_killed_while_starting(place):
+    """A kill at the worst instants leaves half a config, half a corpus, half a row, half a sample."""
     assert place.train("--run", "whole", *LONG)[0] == 0
     run = place.path / "begun"
     run.mkdir()
@@ -294,8 +294,8 @@ def test_killed_while_it_begins(place):
     assert "half a te" not in (run / "samples.md").read_text()
 
 
-def test_the_loser_of_a_race_leaves_the_winner_alone(place):
-    """Two processes that begin one new run at the same time: one trains, the other is refused."""
+def test_loser_of_a_race_leaves_the_winner_alone(place):
+    """Of two processes that start one new run at the same time, one trains and the other is refused."""
     args = [*TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "8"]
     both = [place.start("slm_jax.train", *args) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
@@ -304,7 +304,7 @@ def test_the_loser_of_a_race_leaves_the_winner_alone(place):
     assert len(place.rows("run")) == 8
 
 
-def test_divergence_is_told_before_it_is_saved(place):
+def test_divergence_is_reported_before_it_is_saved(place):
     text = place.refused(
         "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--optimizer.lr", "1e12",
         "--checkpoint.every", "1", "--train.steps", "30",
@@ -327,8 +327,8 @@ def test_on_four_devices_then_on_one(place):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_second_signal_ends_it_at_once(place, number):
-    """While the first one waits for the end of a step that validates for an hour."""
+def test_second_signal_ends_training_at_once(place, number):
+    """The first signal waits for the end of a step that validates for an hour."""
     args = ("--eval.every", "3", "--eval.sample_tokens", "1000000", "--train.steps", "100", "--checkpoint.every", "1")
     process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", *args)
     wait_for(lambda: (place.path / "run" / "checkpoints" / "2").exists(), process)
@@ -344,7 +344,7 @@ def test_a_second_signal_ends_it_at_once(place, number):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on(place, number, status):
+def test_signal_saves_and_the_run_resumes(place, number, status):
     process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000")
     metrics = place.path / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
@@ -359,7 +359,7 @@ def test_a_signal_saves_and_the_run_goes_on(place, number, status):
     assert len(place.rows("run")) == done + 2
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(place):
+def test_corrupt_checkpoint_is_reported_and_skipped(place):
     assert place.train("--run", "whole", *LONG)[0] == 0
     assert place.train("--run", "hurt", *LONG)[0] == 0
     newest = place.path / "hurt" / "checkpoints" / "60"
@@ -385,7 +385,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(place):
 
 
 @pytest.mark.parametrize("mode", ["padded", pytest.param("segmented", marks=pytest.mark.slow)])
-def test_instructions_in_other_batches_go_on_bit_identical(place, mode):
+def test_instructions_resume_bit_identical_in_other_batch_modes(place, mode):
     tasks = ({"instruction": f"Say {i}" * (i % 5 + 1), "output": f"{i} " * (i % 9 + 1)} for i in range(300))
     (place.path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     args = [*TINY, "--data.files", "tasks.jsonl", "--data.template", "Q {instruction}\\nA ", "--data.mode", mode]
@@ -406,8 +406,8 @@ def test_instructions_in_other_batches_go_on_bit_identical(place, mode):
     assert saved_arrays(place.path / "whole" / "checkpoints")[0] == 14
 
 
-def test_full_disk_is_one_clear_line_and_costs_nothing_saved(place):
-    """On a file system of 3 MB of its own, where the first checkpoints fit and later ones do not."""
+def test_full_disk_is_one_error_line_and_loses_nothing_saved(place):
+    """On a separate file system of 3 MB, where the first checkpoints fit and later ones do not."""
     small = place.path / "small"
     small.mkdir()
     script = (

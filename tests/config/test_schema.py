@@ -1,4 +1,4 @@
-"""Presets, overrides, and every problem told at once."""
+"""The config: presets, overrides, traits, and all problems reported at once."""
 
 import re
 import tomllib
@@ -26,12 +26,12 @@ def test_every_preset_is_valid():
         Config.load(name)
 
 
-def test_toml_round_trip_keeps_everything():
+def test_toml_round_trip():
     config = Config.load(data__files=("a b.txt", 'q"\\.txt', "\x7f\n"), train__steps=7, model__tie_weights=False)
     assert Config.from_tree(tomllib.loads(config.to_toml())) == config
 
 
-def test_every_field_is_described_and_no_name_is_a_twin():
+def test_every_option_has_a_description():
     for section, info in Config.model_fields.items():
         for name, field in info.annotation.model_fields.items():
             assert field.description, f"{section}.{name}"
@@ -64,7 +64,7 @@ def test_all_problems_together():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (
             {"model.dim": 100, "model.heads": 3},
@@ -97,8 +97,8 @@ def test_all_problems_together():
         ({"model.dim": 65, "model.heads": 2}, "heads of even width: use dim 64 or 68"),
     ],
 )
-def test_each_problem_says_what_to_do(overrides, said):
-    assert re.search(said, problem(**overrides)), problem(**overrides)
+def test_each_problem_states_a_remedy(overrides, message):
+    assert re.search(message, problem(**overrides)), problem(**overrides)
 
 
 def test_suggested_values_are_accepted():
@@ -126,7 +126,7 @@ def test_unknown_option_on_the_command_line():
         config_from_args(["--model.dims", "3"], "x", "x")
 
 
-def test_spellings_that_mean_the_same():
+def test_equivalent_spellings():
     assert config_from_args(["--model.tie_weights", "false"], "x", "x").model.tie_weights is False
     assert config_from_args(["--model.tie_weights=true"], "x", "x").model.tie_weights is True
     assert Config.load(**{"data.files": "my.txt"}).data.files == ("my.txt",)
@@ -140,7 +140,7 @@ def test_nearest_option(name, near):
         train.parse_args([name, "3"])
 
 
-def test_an_option_without_its_values():
+def test_option_without_values():
     with pytest.raises(UserError, match=r"--data\.files needs at least one value"):
         config_from_args(["--data.files"], "x", "x")
 
@@ -151,7 +151,7 @@ def test_files_override_the_source_of_a_preset(tmp_path):
     assert config.data.source == "files"
 
 
-def test_an_option_given_twice():
+def test_option_given_twice():
     with pytest.raises(UserError, match="--run is given twice"):
         train.parse_args(["--run", "a", "--run=b"])
     assert config_from_args(["--train.steps", "3", "--train.steps=4"], "x", "x").train.steps == 4  # as in a script
@@ -163,7 +163,7 @@ def test_frozen():
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--train.steps", "abc"], "--train.steps abc: should be a whole number"),
         (["--optimizer.lr=fast"], "--optimizer.lr fast: should be a number"),
@@ -175,9 +175,9 @@ def test_frozen():
     ],
 )
 @pytest.mark.parametrize("columns", ["200", "60"])
-def test_a_value_that_cannot_be_is_told_in_a_sentence(monkeypatch, args, told, columns):
+def test_invalid_values_are_reported_on_one_line(monkeypatch, args, message, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         config_from_args(args, "x", "x")
 
 
@@ -186,7 +186,7 @@ def test_options_of_a_small_command(capsys, monkeypatch):
 
     @dataclass
     class Options:
-        """One sentence, and another one that goes on
+        """One sentence, and another that continues
         in the next line.
 
             python -m this       and what it does, which does not fit into the line
@@ -194,16 +194,16 @@ def test_options_of_a_small_command(capsys, monkeypatch):
         """
 
         folder: str
-        """Where to."""
+        """Target folder."""
 
-    for args, told in (([], "^--folder is missing$"), (["--foldr", "x", "--folder", "y"], "you meant --folder ")):
-        with pytest.raises(UserError, match=told):
+    for args, message in (([], "^--folder is missing$"), (["--foldr", "x", "--folder", "y"], "you meant --folder ")):
+        with pytest.raises(UserError, match=message):
             read_options(Options, args, "x")
     with pytest.raises(SystemExit):
         read_options(Options, ["--help"], "x")
     lines = capsys.readouterr().out.split("\n")
     assert lines[:3] == [
-        "One sentence, and another one that goes on in the next line.",
+        "One sentence, and another that continues in the next line.",
         "",
         f"{'    python -m this':25}and what it does, which does not",
     ]
@@ -219,7 +219,7 @@ def test_help_names_every_option(capsys):
     assert all(f"--{name}" in shown for name in Config().flat())
 
 
-def test_configs_travel_inside_the_wheel():
+def test_presets_are_packaged_in_the_wheel():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"configs": "slm_jax/configs"}
 

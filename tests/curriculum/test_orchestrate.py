@@ -368,12 +368,12 @@ init.from_run = "elsewhere"
     said = str(caught.value)
     for part in (
         "  - train.batch_size = 0: should be greater than or equal to 1",
-        "stage 1 (one): epochs and train.steps both say how long",
+        "stage 1 (one): epochs and train.steps both set its length",
         "stage 1 (one): model.dropout = 2.0",
         "stage 1 (one): unknown key stages.lr, perhaps you meant optimizer.lr",
         "stage 2 (one): there is one tokenizer for all stages",
         "stage 3 (a b): stages.name = 'a b': should be letters, digits",
-        "stage 3 (a b): init.from_run is where the first stage begins",
+        "stage 3 (a b): init.from_run is for the start of the first stage",
     ):
         assert part in said, said
     assert said.count("train.batch_size") == 1
@@ -386,7 +386,7 @@ init.from_run = "elsewhere"
     assert "2 stages are named one" in said
     assert "model.dim: 32 in stage 1 (one), 64 in stage 2 (one)" in said
     assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in said
-    with pytest.raises(UserError, match="a curriculum has stages"):
+    with pytest.raises(UserError, match="a curriculum needs stages"):
         Curriculum.from_tree({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"stage 1 \(plain\): data.files: no file matches"):
         orchestrate(place.changed('files = ["', 'files = ["/nowhere'), tmp_path / "run")
