@@ -188,13 +188,13 @@ def hellaswag_question(record: Record) -> Question:
     activity = _text(record, "activity_label")
     context = clean(f"{activity}: {_text(record, 'ctx_a')} {_text(record, 'ctx_b').capitalize()}")
     endings = [clean(ending) for ending in _text_list(record, "endings")]
-    return Question(context, endings, _whole_number(record, "label"))
+    return Question(context, endings, _integer(record, "label"))
 
 
 def piqa_question(record: Record) -> Question:
     """Return the question of a record of PIQA (columns goal, sol1, sol2, label)."""
     context = f"Question: {_text(record, 'goal')}\nAnswer:"
-    return Question(context, [_text(record, "sol1"), _text(record, "sol2")], _whole_number(record, "label"))
+    return Question(context, [_text(record, "sol1"), _text(record, "sol2")], _integer(record, "label"))
 
 
 def arc_question(record: Record) -> Question:
@@ -212,7 +212,7 @@ def arc_question(record: Record) -> Question:
 
 def plain_question(record: Record) -> Question:
     """Return the question of a record with the columns context, choices and answer (counted from 0)."""
-    return Question(_text(record, "context"), _text_list(record, "choices"), _whole_number(record, "answer"))
+    return Question(_text(record, "context"), _text_list(record, "choices"), _integer(record, "answer"))
 
 
 def _text(record: Record, column: str) -> str:
@@ -230,9 +230,9 @@ def _text_list(record: Record, column: str) -> list[str]:
     return value
 
 
-def _whole_number(record: Record, column: str) -> int:
+def _integer(record: Record, column: str) -> int:
     value = record.get(column)
     # bool is a subclass of int, but True is not an answer.
     if type(value) is int or (isinstance(value, str) and re.fullmatch("[0-9]+", value)):
         return int(value)
-    raise ValueError(f"{column} is not a whole number: {value!r:.80}")
+    raise ValueError(f"{column} is not an integer: {value!r:.80}")

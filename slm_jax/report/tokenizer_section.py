@@ -35,7 +35,7 @@ DESCRIPTIONS = {
     "merge": "two tokens merged into one",
     "phrase": "tokens of adjacent words merged into one",
     "char": "one character outside ASCII",
-    "byte": "one byte of a character without a token",
+    "byte": "a single byte, where no longer token matches",
     "case": "a mark: the next token is in upper case (↑), or starts with a capital (⇧)",
     "space": "spaces and line breaks",
     "special": "not text, for example the end of a document",

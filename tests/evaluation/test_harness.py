@@ -67,9 +67,9 @@ def total(loaded, context, rest):
 def test_loglikelihood_matches_the_naive_model(adapter, loaded):
     pairs = [("The old cat", " sat on"), ("", "Paris is"), ("dogs ", "ran.")]
     expected = [total(loaded, "The old cat", " sat on"), total(loaded, "", "Paris is"), total(loaded, "dogs", " ran.")]
-    found = adapter.loglikelihood(instances(*pairs))
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    scores = adapter.loglikelihood(instances(*pairs))
+    assert [value for value, _ in scores] == pytest.approx([value for value, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
 
 
 def test_rolling_loglikelihood_covers_the_text_in_windows(adapter, loaded):
@@ -90,8 +90,8 @@ def test_rolling_loglikelihood_covers_the_text_in_windows(adapter, loaded):
 def test_generation_ends_at_a_stop_string(adapter, loaded):
     settings = {"until": [], "max_gen_toks": 12}
     requests = [(prompt, dict(settings)) for prompt in ("The old", "Paris is")]
-    whole = adapter.generate_until(instances(*requests))
-    for (prompt, _), text in zip(requests, whole, strict=True):
+    texts = adapter.generate_until(instances(*requests))
+    for (prompt, _), text in zip(requests, texts, strict=True):
         ids = encode_prompt(loaded.tokenizer, prompt)
         first = len(ids)
         naive = NaiveModel(loaded.model)
@@ -103,12 +103,12 @@ def test_generation_ends_at_a_stop_string(adapter, loaded):
             if ids[-1] == loaded.tokenizer.token2id["<EOS>"]:
                 break
         assert text == loaded.tokenizer.decode(ids[first:])
-    stop = whole[0][3:5]
+    stop = texts[0][3:5]
     both = [(prompt, {"until": ["never", stop], "max_gen_toks": 12}) for prompt, _ in requests]
-    assert adapter.generate_until(instances(*both)) == [text.partition(stop)[0] for text in whole]
+    assert adapter.generate_until(instances(*both)) == [text.partition(stop)[0] for text in texts]
     sampled = [(prompt, settings | {"do_sample": True, "temperature": 1.5, "seed": 3}) for prompt, _ in requests]
     drawn = adapter.generate_until(instances(*sampled))
-    assert drawn == adapter.generate_until(instances(*sampled)) != whole
+    assert drawn == adapter.generate_until(instances(*sampled)) != texts
 
 
 def test_generation_settings():
@@ -144,13 +144,13 @@ def test_a_local_harness_task(loaded, monkeypatch, tmp_path):
     harness.model_class.cache_clear()
     model = harness.SlmJax(run="here")
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = lm_eval.simple_evaluate(model, tasks=["mine", "mine_text"], task_manager=manager, bootstrap_iters=0)
+    results = lm_eval.simple_evaluate(model, tasks=["mine", "mine_text"], task_manager=manager, bootstrap_iters=0)
     sums = [[total(loaded, row["question"], f" {option}")[0] for option in row["options"]] for row in QUESTIONS]
     right = [int(np.argmax(each)) == row["answer"] for each, row in zip(sums, QUESTIONS, strict=True)]
-    assert found["results"]["mine"]["acc,none"] == pytest.approx(np.mean(right))
+    assert results["results"]["mine"]["acc,none"] == pytest.approx(np.mean(right))
     texts = [TEXT[:30], TEXT[:140]]
     nats = sum(model.loglikelihood_rolling(instances(*((text,) for text in texts))))
     size = sum(len(text.encode()) for text in texts)
-    assert found["results"]["mine_text"]["bits_per_byte,none"] == pytest.approx(-nats / math.log(2) / size)
+    assert results["results"]["mine_text"]["bits_per_byte,none"] == pytest.approx(-nats / math.log(2) / size)
     named = lm_eval.simple_evaluate("slm_jax", "run=here", tasks=["mine"], task_manager=manager, bootstrap_iters=0)
-    assert named["results"]["mine"]["acc,none"] == found["results"]["mine"]["acc,none"]
+    assert named["results"]["mine"]["acc,none"] == results["results"]["mine"]["acc,none"]

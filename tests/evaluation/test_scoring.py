@@ -25,14 +25,14 @@ def items(lengths, firsts=None, vocab_size=61, seed=0):
 @given(st.integers(2, 60), st.integers(1, 59), st.integers(1, 20), st.integers(1, 20))
 def test_windows_score_every_token_once_with_enough_context(length, first, context, stride):
     first, stride = min(first, length - 1), min(stride, context)
-    seen = []
+    scored_tokens = []
     for begin, end, scored in windows(length, first, context, stride):
         assert 0 <= begin < scored <= end < length
         assert end - begin <= context
-        seen += range(scored, end + 1)
+        scored_tokens += range(scored, end + 1)
         for target in range(scored, end + 1):
             assert target - begin >= min(target, context - stride + 1)
-    assert seen == list(range(first, length))
+    assert scored_tokens == list(range(first, length))
 
 
 def test_scores_match_the_naive_model_one_sentence_at_a_time():

@@ -144,7 +144,7 @@ def test_boundaries_of_continuations():
         assert tokenizer.decode(ids[:first]) == context.rstrip()
     assert continuations.items[0].ids.tolist() == continuations.items[1].ids.tolist()
     encoded = [tokenizer.encode(context + rest) for context, rest in pairs]
-    differ = [item.ids[1:].tolist() != whole for item, whole in zip(continuations.items, encoded, strict=True)]
+    differ = [item.ids[1:].tolist() != joint for item, joint in zip(continuations.items, encoded, strict=True)]
     assert continuations.num_resplit == sum(differ) > 0
 
 
@@ -207,12 +207,12 @@ GOOD = {
         ("choices", {"choices": ["yes", 1]}, "choices is not a list of texts"),
         ("choices", {"choices": ["yes"]}, "answer 1 of 1 choices"),
         ("choices", {"context": 1}, "context is not text: 1"),
-        ("choices", {"answer": 1.7}, "answer is not a whole number: 1.7"),
-        ("choices", {"answer": True}, "answer is not a whole number: True"),
-        ("choices", {"answer": "²"}, "answer is not a whole number: '²'"),
+        ("choices", {"answer": 1.7}, "answer is not an integer: 1.7"),
+        ("choices", {"answer": True}, "answer is not an integer: True"),
+        ("choices", {"answer": "²"}, "answer is not an integer: '²'"),
         ("hellaswag", {"endings": "goes"}, "endings is not a list of texts: 'goes'"),
         ("hellaswag", {"ctx_b": 3}, "ctx_b is not text: 3"),
-        ("hellaswag", {"label": ""}, "label is not a whole number: ''"),
+        ("hellaswag", {"label": ""}, "label is not an integer: ''"),
         ("arc_easy", {"choices": {"text": "abcd", "label": "ABCD"}}, "text is not a list of texts: 'abcd'"),
         ("arc_easy", {"choices": {"text": ["a", "b"]}}, "label is not a list of texts: None"),
         ("arc_easy", {"choices": {"text": ["a", "b", "c"], "label": ["A", "B"]}}, "labels A, B of 3 choices"),
@@ -359,7 +359,7 @@ def test_segments_of_a_long_document_add_up(tokenizer):
     scores = TokenScores(-rng.gamma(2, 1, ids.size).astype(np.float32), rng.integers(0, 9, ids.size))
     parts = heldout._segment_sums(ids, scores, len((TEXT * 40).encode()), 12345, byte_table(tokenizer))
     assert len(parts) == -(-ids.size // 4096)
-    whole = [
+    expected = [
         -scores.total,
         ids.size,
         (scores.ranks == 0).sum(),
@@ -367,4 +367,4 @@ def test_segments_of_a_long_document_add_up(tokenizer):
         len((TEXT * 40).encode()),
         12345,
     ]
-    np.testing.assert_allclose(parts.sum(0), whole, rtol=1e-9)
+    np.testing.assert_allclose(parts.sum(0), expected, rtol=1e-9)

@@ -63,8 +63,8 @@ def test_pages_fit_the_screen_and_request_and_log_nothing(browser, pages):
         for width, dark in ((360, False), (360, True), (1280, False)):
             assert open_page(browser, page, width, dark) == [page.as_uri()]
             browser.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-            whole = browser.execute_script("return document.documentElement.scrollWidth")
-            assert whole <= browser.execute_script("return document.documentElement.clientWidth") <= width, (
+            page_width = browser.execute_script("return document.documentElement.scrollWidth")
+            assert page_width <= browser.execute_script("return document.documentElement.clientWidth") <= width, (
                 page,
                 width,
             )

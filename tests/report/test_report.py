@@ -42,18 +42,18 @@ def test_training_writes_the_report(trained):
 
 def test_key_values_and_validation_scores(trained):
     run, page = Run(trained), read_page(trained / "report.html")
-    rows, found = rows_of(run), tiles(page)
+    rows, values = rows_of(run), tiles(page)
     last = rows[-1]
-    assert found["Bits per byte"].startswith(f"{last['val_bits_per_byte']:.3f}")
-    assert found["Validation loss"].startswith(f"{last['val_loss']:.3f}")
+    assert values["Bits per byte"].startswith(f"{last['val_bits_per_byte']:.3f}")
+    assert values["Validation loss"].startswith(f"{last['val_loss']:.3f}")
     tokens = sum(row["tokens"] for row in rows)
-    assert found["Tokens predicted"].startswith(f"{tokens:,}")
+    assert values["Tokens predicted"].startswith(f"{tokens:,}")
     # By hand: 4 attention matrices of 32 x 32, 3 MLP matrices of 32 x 64, and the tied head; 6 FLOPs per matrix
     # parameter and token, and 12 per channel and key, of which a token attends to 16.5 on average.
     vocab = HybridTokenizer.load(run.tokenizer).vocab_size
     matrices = 4 * 32 * 32 + 3 * 32 * 64 + vocab * 32
-    assert found["Model FLOPs"].startswith(f"{tokens * (6 * matrices + 12 * 32 * 16.5):.2e}")
-    assert found["Parameters"].startswith(f"{(matrices + 2 * 32 + 32 + 2 * 16) / 1000:.1f}k")
+    assert values["Model FLOPs"].startswith(f"{tokens * (6 * matrices + 12 * 32 * 16.5):.2e}")
+    assert values["Parameters"].startswith(f"{(matrices + 2 * 32 + 32 + 2 * 16) / 1000:.1f}k")
 
     table = page.by_id("validation").rows()
     assert [row[0] for row in table[1:4]] == ["24", "16", "8"]
