@@ -10,7 +10,7 @@ OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
 
 
 class Finding(NamedTuple):
-    """The result of one check.
+    """Result of one check.
 
     Attributes:
         name: Name of the check.

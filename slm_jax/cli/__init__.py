@@ -1,4 +1,4 @@
-"""The command lines, one module for each command: `slm_jax/cli/NAME.py` is what `python -m slm_jax.NAME` runs."""
+"""Commands, one module each: `python -m slm_jax.NAME` runs `slm_jax/cli/NAME.py`."""
 
 import importlib
 

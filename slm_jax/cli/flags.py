@@ -9,7 +9,6 @@ the flag, the value and what would be accepted.
 import argparse
 import ast
 import dataclasses
-import difflib
 import inspect
 import textwrap
 import types
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from slm_jax.config.option import former_values_of, traits_of
+from slm_jax.config.schema import nearest_name
 from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
@@ -27,7 +27,7 @@ _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 
 @dataclass(frozen=True)
 class Flag:
-    """How the field of an option dataclass appears on the command line: `Annotated[str, Flag(metavar="PATH")]`."""
+    """Presentation of a field of an option dataclass: `Annotated[str, Flag(metavar="PATH")]`."""
 
     metavar: str = ""
     """Placeholder of the value in the help; empty: derived from the type."""
@@ -55,17 +55,17 @@ class Option:
 
     @property
     def is_config(self) -> bool:
-        """Whether this is an option of the config rather than of the command."""
+        """True for an option of the config, False for one of the command."""
         return not self.path
 
     @property
     def is_list(self) -> bool:
-        """Whether the option has several values."""
+        """True if the option has several values."""
         return get_origin(self.type) is tuple
 
     @property
     def title(self) -> str:
-        """The name as it is written on a command line."""
+        """Name as written on a command line."""
         return self.name if self.flag.positional else f"--{self.name}"
 
     def value(self, words: Sequence[str]) -> Any:
@@ -83,6 +83,7 @@ class Option:
         return self._convert(self.type, words[0]) if words else True
 
     def _convert(self, kind: Any, word: str) -> Any:
+        """Convert one word to the first type that accepts it."""
         for each in _alternatives(kind):
             if get_origin(each) is Literal:
                 choices = {str(choice): choice for choice in get_args(each)}
@@ -108,6 +109,7 @@ def _alternatives(kind: Any) -> list[Any]:
 
 
 def _expected(kind: Any) -> str:
+    """Return what a value of a type looks like, for messages."""
     if get_origin(kind) is Literal:
         choices = ", ".join(map(repr, get_args(kind)))
         return f"one of {choices}" if len(get_args(kind)) > 1 else choices
@@ -179,6 +181,8 @@ def config_options(preset: dict[str, Any]) -> Iterator[Option]:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Parser that raises UserError instead of exiting."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
@@ -258,27 +262,9 @@ def _canonical(arg: str, known: dict[str, Option]) -> str:
     positive = known.get(name.removeprefix("no_"))
     if positive is not None and positive.type is bool and not equals and not positive.is_config:
         return f"--{positive.name}=False"
-    hint = f", perhaps you meant --{near}" if (near := nearest(name, list(known))) else ""
+    hint = f", perhaps you meant --{near}" if (near := nearest_name(name, list(known))) else ""
     where = "--help all lists every option" if any(each.is_config for each in known.values()) else "see --help"
     raise UserError(f"unknown option --{given}{hint} ({where})")
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return the existing name that an unknown one may stand for, empty if none is similar.
-
-    In this order: the same option of another section (`lr` for `optimizer.lr`), a similar option of the same section,
-    a similar spelling of the whole name.
-    """
-    section, _, last = name.rpartition(".")
-    same = [each for each in names if each.rpartition(".")[2] == last]
-    if same:
-        return same[0]
-    if section and any(each.startswith(f"{section}.") for each in names):
-        lasts = [each.rpartition(".")[2] for each in names if each.startswith(f"{section}.")]
-        close = [f"{section}.{each}" for each in difflib.get_close_matches(last, lasts, n=1, cutoff=0.5)]
-    else:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return close[0] if close else ""
 
 
 def build(kind: type, options: Iterable[Option], given: dict[str, Any]) -> Any:
@@ -302,6 +288,7 @@ def build(kind: type, options: Iterable[Option], given: dict[str, Any]) -> Any:
 
 
 def _instance(kind: type, values: dict[tuple[str, ...], Any]) -> Any:
+    """Return an instance of a dataclass, its nested dataclasses included, from values by path of the field."""
     arguments = {path[0]: value for path, value in values.items() if len(path) == 1}
     for each in dataclasses.fields(kind):
         if dataclasses.is_dataclass(each.default):

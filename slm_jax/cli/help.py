@@ -1,4 +1,4 @@
-"""The help of a command, as wide as the terminal and in levels.
+"""Help of a command, as wide as the terminal and in levels.
 
 `--help` lists the command's own options and the common options of the config, `--help SECTION` one section of the
 config, `--help all` everything.
@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from slm_jax.cli.flags import Option, nearest
+from slm_jax.cli.flags import Option
+from slm_jax.config.schema import nearest_name
 from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
@@ -34,7 +35,7 @@ def help_text(description: str, prog: str, options: Sequence[Option], topic: str
     config = [option for option in options if option.is_config]
     sections = list(Sections.model_fields) if config else []
     if topic and topic not in (*sections, "all"):
-        hint = f", perhaps you meant {near}" if (near := nearest(topic, [*sections, "all"])) else ""
+        hint = f", perhaps you meant {near}" if (near := nearest_name(topic, [*sections, "all"])) else ""
         raise UserError(f"--help {topic}: there is no such section{hint} ({', '.join([*sections, 'all'])})")
     if topic in sections:
         return "\n".join(_section(topic, config))

@@ -1,4 +1,4 @@
-"""The schema of a curriculum: stages of training over shared options, validated as a whole before anything runs.
+"""Schema of a curriculum: stages of training over shared options, validated as a whole before anything runs.
 
     [curriculum]                     evaluate = ["heldout"]
     [model] [train] [optimizer] …    options of all stages

@@ -1,4 +1,4 @@
-"""How an option is declared: one described field of a section, with its bounds and its traits.
+"""Declaration of options: described fields of a section, with bounds and traits.
 
     steps: int = option(1000, "Optimizer steps in total.", resumable=True, ge=1)
 

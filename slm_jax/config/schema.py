@@ -1,4 +1,4 @@
-"""The config of a run: one frozen tree of options from a preset, overrides and defaults.
+"""Config of a run: one frozen tree of options from a preset, overrides and defaults.
 
 Precedence, lowest first: the defaults in `sections`, the preset (`--config NAME|PATH`), overrides
 (`--section.option value`). All invalid values are reported at once.
@@ -6,6 +6,7 @@ Precedence, lowest first: the defaults in `sections`, the preset (`--config NAME
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "describe_error",
     "format_problems",
+    "nearest_name",
     "unknown_option",
 ]
 
@@ -171,13 +173,26 @@ def _expectation(item: Any) -> str:
 
 def unknown_option(name: str) -> str:
     """Return the message for a name that is no option, with the nearest existing one."""
-    options = list(Sections.fields())
-    # The same option of another section, before a similar spelling.
-    near = [option for option in options if option.partition(".")[2] == name.rpartition(".")[2]]
-    if not near:
-        candidates = options if "." in name else [*Sections.model_fields, "config", "run", "resume"]
-        near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"unknown key {name}" + (f", perhaps you meant {near[0]}" if near else "")
+    near = nearest_name(name, [*Sections.fields(), *Sections.model_fields])
+    return f"unknown key {name}" + (f", perhaps you meant {near}" if near else "")
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str:
+    """Return the existing name that an unknown one may stand for, empty if none is similar.
+
+    In this order: the same option of another section (`lr` for `optimizer.lr`), a similar option of the same section,
+    a similar spelling of the whole name.
+    """
+    section, _, last = name.rpartition(".")
+    same = [each for each in names if each.rpartition(".")[2] == last]
+    if same:
+        return same[0]
+    if section and any(each.startswith(f"{section}.") for each in names):
+        lasts = [each.rpartition(".")[2] for each in names if each.startswith(f"{section}.")]
+        close = [f"{section}.{each}" for each in difflib.get_close_matches(last, lasts, n=1, cutoff=0.5)]
+    else:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return close[0] if close else ""
 
 
 def _with_implied_source(tree: Tree) -> Tree:

@@ -208,7 +208,7 @@ class DataConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The tokenizer: learned from the training text, or an existing one."""
+    """Tokenizer: learned from the training text, or an existing one."""
 
     path: str = option(
         "",
@@ -306,7 +306,7 @@ class HealthConfig(Section):
 
 
 class LogConfig(Section):
-    """What is printed and logged."""
+    """Progress output and metrics loggers."""
 
     every: int = option(50, "Steps between progress lines where there is no terminal.", resumable=True, ge=1)
     layers: int = option(
@@ -346,7 +346,7 @@ def _section(kind: type[Section]) -> Any:
 
 
 class Sections(Section):
-    """The sections of a config."""
+    """Sections of a config, with all options."""
 
     model: ModelConfig = _section(ModelConfig)
     optimizer: OptimizerConfig = _section(OptimizerConfig)

@@ -126,7 +126,7 @@ def test_text_to_model_to_text(place):
     assert rows[0]["prompt"] + rows[0]["text"] == text.removesuffix("\n")  # alone or among others
     assert rows[1]["text"] != rows[0]["text"]
     unknown = place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--suppress", "<FOO>")
-    assert "'<FOO>' is no token of this run: `python -m tokenizer inspect run/tokenizer.hybtok` names" in unknown
+    assert "'<FOO>' is not a token of this run: `python -m tokenizer inspect run/tokenizer.hybtok` lists" in unknown
     assert "no run in nowhere" in place.refused("slm_jax.generate", "--run", "nowhere", "--prompt", "x")
     assert "temperature -1" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1")
 
