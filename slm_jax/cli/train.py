@@ -14,7 +14,8 @@ from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost
-from slm_jax.run.directory import Result, Run, curriculum_of, find_run, new_run
+from slm_jax.run.directory import Run, curriculum_of, find_run, new_run
+from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
 def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run]:
     run: Run | None = None
     if options.resume:
-        run = find_run(options.run or None)
+        run = find_run(options.run or None, trained=True)
         if curriculum := curriculum_of(run):
             raise UserError(f"{run.path} is a stage of a curriculum: python -m slm_jax.orchestrator --run {curriculum}")
     elif options.run:

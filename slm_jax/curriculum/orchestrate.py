@@ -22,8 +22,9 @@ from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.distributed import multihost
-from slm_jax.run.directory import Result, Run, stages_in
+from slm_jax.run.directory import Run, stages_in
 from slm_jax.run.results import BENCHMARKS, append_benchmark
+from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text

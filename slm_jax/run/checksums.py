@@ -1,5 +1,7 @@
-"""Checksums of a checkpoint's files: Orbax 0.12 and TensorStore have none of the bytes of arrays, and read a flipped
-one without a word."""
+"""Checksums of a checkpoint's files.
+
+Orbax 0.12 and TensorStore store none for the bytes of arrays: a flipped bit is read without an error.
+"""
 
 import json
 import os
@@ -14,55 +16,65 @@ _WRITTEN_LATER = {_NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}  # by Orb
 
 
 class DamagedError(ValueError):
-    """A file of a checkpoint is not what was written."""
+    """A file of a checkpoint differs from what was written."""
 
 
-def write(place: epath.Path) -> None:
-    """Keep size and CRC-32 of every file of a folder in it."""
-    with (place / _NAME).open("w") as file:
-        json.dump(_checksums(place), file)
+def write(folder: epath.Path) -> None:
+    """Write the size and CRC-32 of every file of a folder to `checksums.json` in it."""
+    with (folder / _NAME).open("w") as file:
+        json.dump(_checksums(folder), file)
         file.flush()
-        if not is_remote(place):
+        if not is_remote(folder):
             os.fsync(file.fileno())
 
 
-def verify(place: epath.Path) -> bool:
-    """Raise DamagedError if a file of a checkpoint is missing, or is not what was written; False if it has no
-    checksums, as those of this program's first version."""
+def verify(folder: epath.Path) -> bool:
+    """Verify the files of a checkpoint.
+
+    Returns:
+        True if they are what was written; False if there are no checksums (the first version wrote none).
+
+    Raises:
+        DamagedError: A file is missing or differs from its checksum.
+    """
     try:
-        expected = json.loads((place / _NAME).read_text())
+        expected = json.loads((folder / _NAME).read_text())
     except FileNotFoundError:
         return False
-    found = _checksums(place)
+    actual = _checksums(folder)
     for name, value in expected.items():
-        if found.get(name) != value:
-            raise DamagedError(f"{name} {'differs from its checksum' if name in found else 'is missing'}")
+        if name not in actual:
+            raise DamagedError(f"{name} is missing")
+        if actual[name] != value:
+            raise DamagedError(f"{name} differs from its checksum")
     return True
 
 
-def _checksums(place: epath.Path) -> dict[str, list[int]]:
-    """{file: [bytes, CRC-32]}. It tells chance damage, not forgery; 1 GB a second and core."""
-    files = sorted(_files(place, ""))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # crc32 lets go of the interpreter
-        return dict(zip(files, pool.map(lambda name: _checksum(place / name), files), strict=True))
+def _checksums(folder: epath.Path) -> dict[str, list[int]]:
+    """Return {file: [bytes, CRC-32]}: detects accidental damage, not forgery, at 1 GB a second per core."""
+    files = sorted(_files(folder, ""))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # zlib.crc32 releases the interpreter's lock
+        return dict(zip(files, pool.map(lambda name: _checksum(folder / name), files), strict=True))
 
 
 def _checksum(path: epath.Path) -> list[int]:
-    size = value = 0
+    size = 0
+    crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            size, value = size + len(block), zlib.crc32(block, value)
-    return [size, value]
+            size += len(block)
+            crc = zlib.crc32(block, crc)
+    return [size, crc]
 
 
-def _files(place: epath.Path, prefix: str) -> Iterator[str]:
-    for path in place.iterdir():
+def _files(folder: epath.Path, prefix: str) -> Iterator[str]:
+    for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path, f"{prefix}{path.name}/")
         elif path.name not in _WRITTEN_LATER:
             yield prefix + path.name
 
 
-def is_remote(place: epath.Path) -> bool:
-    """Whether a path is of a bucket."""
-    return "://" in str(place)
+def is_remote(path: epath.Path) -> bool:
+    """Return whether a path is of a bucket."""
+    return "://" in str(path)

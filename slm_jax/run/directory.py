@@ -1,19 +1,20 @@
-"""The run directory: everything needed to go on, to evaluate, to generate or to export is in it.
+"""The run directory: everything needed to resume, evaluate, generate or export is in it.
 
-runs/NAME/config.toml       the resolved config
-          tokenizer.hybtok     the tokenizer
-          corpus/           the tokenised text
-          checkpoints/      the newest few states (`checkpoint.folder`: elsewhere)
-          metrics.jsonl     one row per step
-          layers.jsonl      norms of each layer (`log.layers`)
-          profile/          traces of chosen steps (`log.profile`)
-          samples.md        texts written during training
-          loss.png          the curves
-          environment.json  versions and device of each call
-          report.html       all of it to be looked at
+    runs/NAME/config.toml       the resolved config
+              tokenizer.hybtok  the tokenizer
+              corpus/           the tokenized text
+              checkpoints/      the newest training states (`checkpoint.folder`: elsewhere)
+              metrics.jsonl     one row per step
+              layers.jsonl      norms of each layer (`log.layers`)
+              profile/          traces of some steps (`log.profile`)
+              samples.md        texts generated during training
+              evaluation.json   results of `python -m slm_jax.evaluate`
+              environment.json  versions and devices of each call of `train`
+              loss.png          the training curve
+              report.html       a page about all of this
 
-A curriculum (orchestrator) is a folder with curriculum.toml, the tokenizer, benchmarks.csv, and in stages/01-NAME,
-stages/02-NAME… a run for each stage.
+A curriculum is a folder with curriculum.toml, the tokenizer, benchmarks.csv, stage_scores.json, and a run for each
+stage in stages/01-NAME, stages/02-NAME…
 """
 
 import contextlib
@@ -23,7 +24,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slm_jax.config.paths import CURRICULUM, RUNS, STAGES
 from slm_jax.config.presets import read_toml
@@ -33,25 +33,18 @@ from slm_jax.utils.files import is_partial, locked_folder, replace_text
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a call of `train` ended."""
-
-    run: Path
-    step: int
-    metrics: dict[str, Any]  # the last row of metrics.jsonl
-    stopped_by: int | None = None  # the signal that ended it before its last step
-    signal: int | None = None  # the signal that came, also at its last step
-
-
-@dataclass(frozen=True)
 class Run:
-    """The places of one run."""
+    """A run directory and the paths of its files.
+
+    Attributes:
+        path: The directory; it may not exist yet.
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config."""
+        """The resolved config, TOML."""
         return self.path / "config.toml"
 
     @property
@@ -61,107 +54,143 @@ class Run:
 
     @property
     def corpus(self) -> Path:
-        """The folder of tokenised text."""
+        """The folder of the tokenized text."""
         return self.path / "corpus"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints: `checkpoint.folder`, which may be of a bucket, or in the run."""
+        """The folder of the checkpoints: `checkpoint.folder` (also of a bucket), or a folder in the run."""
         section = read_toml(self.config).get("checkpoint", {}) if self.exists() else {}
         if not section.get("folder"):
             return self.path / "checkpoints"
-        from etils import epath  # reads buckets as well; slow to import
+        from etils import epath  # slow to import; reads buckets as well
 
         return epath.Path(section["folder"])  # has the methods of a Path
 
     @property
     def metrics(self) -> Path:
-        """One JSON row per step."""
+        """One JSON row per step, see `slm_jax.run.metrics`."""
         return self.path / "metrics.jsonl"
 
     @property
     def layers(self) -> Path:
-        """One JSON row of norms for some steps."""
+        """JSON rows with the norms of each layer, see `slm_jax.run.metrics`."""
         return self.path / "layers.jsonl"
 
     @property
     def profile(self) -> Path:
-        """The folder of traces."""
+        """The folder of profiler traces."""
         return self.path / "profile"
 
     @property
     def samples(self) -> Path:
-        """Texts written during training."""
+        """Texts generated during training, see `slm_jax.run.samples`."""
         return self.path / "samples.md"
 
     @property
     def plot(self) -> Path:
-        """The loss and learning-rate curves."""
+        """The training curve, PNG."""
         return self.path / "loss.png"
-
-    def newest_step(self) -> int | None:
-        """The step of the newest checkpoint, None without any. Raises UserError where the folder cannot be read."""
-        folder = self.checkpoints
-        try:
-            return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
-        except Exception as error:  # no permission; and of a bucket anything may come
-            raise UserError(f"the folder of checkpoints {folder} cannot be read ({error})") from None
 
     @property
     def environment(self) -> Path:
-        """Versions and device of each call."""
+        """Versions and devices of each call of `train`, see `slm_jax.run.environment`."""
         return self.path / "environment.json"
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The report, HTML."""
         return self.path / "report.html"
 
     def exists(self) -> bool:
-        """Whether a run was begun here. Raises UserError where that cannot be seen."""
+        """Return whether there is a run in the directory.
+
+        Raises:
+            UserError: The directory cannot be read.
+        """
         try:
             return self.config.is_file()
-        except OSError as error:  # no permission, a name that is too long
+        except OSError as error:  # no permission, or the name is too long
             raise UserError(f"cannot read {self.path}: {error.strerror}") from None
 
+    def newest_step(self) -> int | None:
+        """Return the step of the newest checkpoint, None without any.
+
+        Raises:
+            UserError: The folder of the checkpoints cannot be read.
+        """
+        folder = self.checkpoints
+        try:
+            return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
+        except Exception as error:  # no permission; a bucket's library raises errors of its own
+            raise UserError(f"the folder of checkpoints {folder} cannot be read ({error})") from None
+
     def read_config(self) -> Config:
-        """The saved config. Raises UserError if there is none or it does not fit this version."""
+        """Return the saved config.
+
+        Raises:
+            UserError: There is none, or it does not fit this version.
+        """
         return Config.from_tree(read_toml(self.config), origin=str(self.config))
 
-    def begin(self, config: Config) -> None:
-        """Save the config of a new run in the locked directory, or check that an old one's is the same but for what may
-        change (`save_config` notes that, once the run is known to go on).
-
-        Raises UserError that names the fields of another config.
-        """
-        # Before the text is whole and anything was trained, nothing is bound to the config yet.
-        if self.exists() and (self.corpus.is_dir() or self.newest_step() is not None):
-            resumable = Config.fields_with("resumable")
-            differ = {k: v for k, v in self.read_config().differences(config).items() if k not in resumable}
-            if differ:
-                fields = "\n".join(f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in differ.items())
-                raise UserError(
-                    f"{self.path} is a run of another config: give the same values, or use another --run (with "
-                    f"--init.from_run {self.path} it begins with the weights of this one). "
-                    f"{'One option differs' if len(differ) == 1 else f'{len(differ)} options differ'}:\n{fields}"
-                )
-            return
-        if not self.exists() and {p.name for p in self.path.iterdir() if not is_partial(p)} - {".lock"}:
-            if (self.path / CURRICULUM).is_file():
-                raise UserError(f"{self.path} is a curriculum: python -m slm_jax.orchestrator --run {self.path}")
-            raise UserError(
-                f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder"
-            )
-        self.save_config(config)
-
     def save_config(self, config: Config) -> None:
-        """Keep the resolved config."""
+        """Replace the saved config."""
         replace_text(self.config, config.to_toml())
+
+    def begin(self, config: Config) -> None:
+        """Start a run in the locked directory, or check that an existing one can be resumed with a config.
+
+        Options become binding when something depends on them: those of the text and the tokenizer with the corpus, the
+        others with the first checkpoint. Until then they may be changed, so that a run that was refused because it
+        does not fit into memory can be started again in the same directory. Options with the trait `resumable` may
+        always change.
+
+        Args:
+            config: The config to train with. It is saved unless there is a checkpoint; then the caller saves it once
+                the run has been restored.
+
+        Raises:
+            UserError: The directory holds other files, or the run has other values of binding options, which are named.
+        """
+        if not self.exists():
+            self._require_empty()
+            self.save_config(config)
+            return
+        has_checkpoint = self.newest_step() is not None
+        if not has_checkpoint and not self.corpus.is_dir():
+            self.save_config(config)
+            return
+        resumable = Config.fields_with("resumable")
+        changes = {k: v for k, v in self.read_config().differences(config).items() if k not in resumable}
+        binding = changes if has_checkpoint else {k: v for k, v in changes.items() if _shapes_corpus(k)}
+        if binding:
+            listed = "\n".join(f"  {name}: {saved!r} saved, {new!r} current" for name, (saved, new) in binding.items())
+            count = "One option differs" if len(binding) == 1 else f"{len(binding)} options differ"
+            raise UserError(
+                f"{self.path} is a run with another config: give the same values, or use another --run (with "
+                f"--init.from_run {self.path} it starts with the weights of this run). {count}:\n{listed}"
+            )
+        if changes:
+            self.save_config(config)
+
+    def _require_empty(self) -> None:
+        """Raise UserError if the directory holds files that are not those of a run."""
+        if not {path.name for path in self.path.iterdir() if not is_partial(path)} - {".lock"}:
+            return
+        if (self.path / CURRICULUM).is_file():
+            raise UserError(f"{self.path} is a curriculum: python -m slm_jax.orchestrator --run {self.path}")
+        raise UserError(f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder")
 
     @contextlib.contextmanager
     def lock(self, checkpoints: str = "") -> Iterator[None]:
-        """Held while a process trains this run. Raises UserError if another one does, or writes to the same folder of
-        checkpoints (`checkpoint.folder`; a bucket's is not locked)."""
+        """Hold the lock of the run, so that one process at a time trains it.
+
+        Args:
+            checkpoints: `checkpoint.folder`, which is locked as well unless it is of a bucket.
+
+        Raises:
+            UserError: Another process holds one of the locks.
+        """
         with contextlib.ExitStack() as locks:
             locks.enter_context(locked_folder(self.path, f"training {self.path}", "--run"))
             if checkpoints and "://" not in checkpoints:
@@ -170,8 +199,13 @@ class Run:
             yield
 
 
+def _shapes_corpus(name: str) -> bool:
+    """Return whether the corpus or the tokenizer of a run depends on an option; `data.mode` only shapes batches."""
+    return name.startswith(("data.", "tokenizer.", "init.from_")) and name != "data.mode"
+
+
 def new_run(config: Config) -> Run:
-    """A fresh `runs/SOURCE-DIMxDEPTH-TIME-HASH`."""
+    """Return an unused directory `runs/SOURCE-DIMxDEPTH-TIME-HASH` for a run; it is not created."""
     digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]
     source = re.sub(r"[^A-Za-z0-9.]+", "-", "mix" if config.data.mix else config.data.source)
     name = f"{source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
@@ -180,38 +214,47 @@ def new_run(config: Config) -> Run:
 
 
 def find_run(path: str | None, trained: bool = False) -> Run:
-    """The run at a path, or the newest in `runs/` (trained: that has a checkpoint); of a curriculum its newest stage.
+    """Find a run.
 
-    Raises UserError, with those there are, if there is none.
+    Args:
+        path: A run directory; a curriculum stands for its newest stage; None: the newest run in `runs/`.
+        trained: Without a path, consider only runs with a checkpoint.
+
+    Raises:
+        UserError: There is no such run; the newest runs are named.
     """
-    found = [run for folder in RUNS.glob("*") if (run := _run_in(folder)) is not None]
-    runs = sorted(found, key=lambda run: run.path.stat().st_mtime)
+    candidates = [run for folder in RUNS.glob("*") if (run := _run_in(folder)) is not None]
+    runs = sorted(candidates, key=lambda run: run.path.stat().st_mtime)
     if path is None:
-        runs = [run for run in runs if not trained or run.newest_step() is not None]
-        if not runs:
-            raise UserError(f"there is no run in {RUNS.absolute()}: train one with python -m slm_jax.train")
-        return runs[-1]
+        usable = [run for run in runs if not trained or run.newest_step() is not None]
+        if usable:
+            return usable[-1]
+        kind = "no run with a checkpoint" if runs else "no run"
+        raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
     run = _run_in(Path(path))
     if run is None:
-        there = f"; there are: {', '.join(str(run.path) for run in runs[-5:])}" if runs else ""
-        raise UserError(f"no run in {path} (no config.toml there){there}")
+        known = f"; existing runs: {', '.join(str(run.path) for run in runs[-5:])}" if runs else ""
+        raise UserError(f"no run in {path} (it has no config.toml){known}")
     return run
 
 
 def _run_in(folder: Path) -> Run | None:
-    """The run in a folder, or the newest stage of a curriculum: with a checkpoint, else that was begun at all."""
+    """Return the run in a folder, or the newest stage of a curriculum, preferably one with a checkpoint."""
     if Run(folder).exists():
         return Run(folder)
-    begun = [Run(stage) for stage in stages_in(folder)]
-    return next((run for run in reversed(begun) if run.newest_step() is not None), begun[-1] if begun else None)
+    stages = [Run(stage) for stage in stages_in(folder)]
+    trained = [stage for stage in stages if stage.newest_step() is not None]
+    if not stages:
+        return None
+    return trained[-1] if trained else stages[-1]
 
 
 def stages_in(folder: Path) -> list[Path]:
-    """The runs of a curriculum's stages that were begun, in order."""
+    """Return the run directories of the stages of a curriculum that were started, in order."""
     return sorted(path.parent for path in (folder / STAGES).glob("*/config.toml"))
 
 
 def curriculum_of(run: Run) -> Path | None:
-    """The folder of the curriculum that a run is a stage of."""
+    """Return the folder of the curriculum that a run is a stage of; None for other runs."""
     stages = run.path.absolute().parent
     return run.path.parent.parent if stages.name == STAGES and (stages.parent / CURRICULUM).is_file() else None

@@ -1,5 +1,8 @@
-"""Where a run was trained: versions and devices, written into the run at the start of each call, since a report may be
-made on another machine."""
+"""`environment.json` of a run: versions and devices of each call of `train`.
+
+They are recorded in the run, since its report may be written on another machine. Nothing in the file names the machine
+or its user.
+"""
 
 import importlib.metadata
 import json
@@ -19,18 +22,22 @@ from slm_jax.utils.files import replace_text
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def record(run: Run, step: int, mesh: jax.sharding.Mesh, **words: str) -> None:
-    """Add this call, which begins after `step`, to `environment.json`, {"calls": [...]}, the oldest first.
+def record(run: Run, step: int, mesh: jax.sharding.Mesh, **details: str) -> None:
+    """Append this call to `environment.json`, {"calls": [...]}, oldest first. Only the first process writes.
 
-    words: what else is said of the call, such as what its MFU is a share of. Of several processes the first writes.
+    Args:
+        run: The run.
+        step: The number of steps taken before this call.
+        mesh: The devices.
+        **details: Further text values, such as the baseline of the MFU.
     """
     if jax.process_index() == 0:
-        calls = [*read_calls(run), {"step": step, **describe(mesh), **words}]
+        calls = [*read_calls(run), {"step": step, **describe(mesh), **details}]
         replace_text(run.environment, json.dumps({"calls": calls}, indent=1) + "\n")
 
 
 def read_calls(run: Run) -> list[dict[str, Any]]:
-    """The calls of `environment.json`; none where it is missing or damaged, for nothing depends on it."""
+    """Return the calls in `environment.json`; none if it is missing or damaged, since nothing depends on it."""
     try:
         calls = json.loads(run.environment.read_text(encoding="utf-8"))["calls"]
         return [call for call in calls if isinstance(call, dict)]
@@ -39,7 +46,7 @@ def read_calls(run: Run) -> list[dict[str, Any]]:
 
 
 def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """This process's place: nothing that names the machine or its user."""
+    """Return versions, machine and devices of this process as JSON values."""
     first = mesh.devices.flat[0]
     return {
         "time": time.time(),
@@ -60,7 +67,7 @@ def describe(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of a source tree, with "+" if files differ from it; "" where the package is installed without."""
+    """Return the commit of the source tree, with "+" if files differ from it; "" without a source tree."""
     root = Path(slm_jax.__file__).parent.parent
     if not (root / ".git").exists():
         return ""
@@ -78,7 +85,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """Return the name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -96,7 +103,7 @@ def _version(package: str) -> str:
 
 
 def _memory_gb() -> float | None:
-    """The machine's memory in 10^9 bytes."""
+    """Return the memory of the machine in units of 10^9 bytes."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (ValueError, OSError, AttributeError):

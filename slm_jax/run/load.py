@@ -1,4 +1,4 @@
-"""A run taken off the disk, to generate, evaluate or export."""
+"""Load the model of a run, to generate, evaluate or export."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,15 @@ from tokenizer import HybridTokenizer, TokenizerError
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's model with what it needs."""
+    """A model with its run.
+
+    Attributes:
+        run: The run directory.
+        config: The config that it was trained with.
+        tokenizer: Its tokenizer.
+        model: The model on the first device, with float32 parameters.
+        step: The step of the (newest) checkpoint that the parameters are from.
+    """
 
     run: Run
     config: Config
@@ -26,12 +34,16 @@ class LoadedRun:
 
     @property
     def context(self) -> int:
-        """Tokens that the model was trained to look back over."""
+        """Number of tokens that the model was trained on at once, `train.sequence_length`."""
         return self.config.train.sequence_length
 
 
 def load_tokenizer(run: Run) -> HybridTokenizer:
-    """The run's tokenizer. Raises UserError if it is missing or damaged."""
+    """Return the tokenizer of a run.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     try:
         return HybridTokenizer.load(run.tokenizer)
     except TokenizerError as error:
@@ -39,8 +51,18 @@ def load_tokenizer(run: Run) -> HybridTokenizer:
 
 
 def load_run(path: str | None = None, average: int = 1) -> LoadedRun:
-    """The newest whole checkpoint of a run (default: the newest run in `runs/`), or the mean of the parameters of its
-    newest few (average). Raises UserError."""
+    """Load the newest valid checkpoint of a run.
+
+    Args:
+        path: The run directory, or a curriculum, which stands for its newest stage; None: the newest run in `runs/`.
+        average: Number of newest checkpoints whose parameters are averaged.
+
+    Returns:
+        The model with its config and tokenizer.
+
+    Raises:
+        UserError: There is no such run, or it has not enough valid checkpoints.
+    """
     run = find_run(path, trained=True)
     config = run.read_config()
     tokenizer = load_tokenizer(run)

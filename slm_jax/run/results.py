@@ -116,7 +116,7 @@ def write_stage_scores(folder: Path, rows: Sequence[Row]) -> None:
 class Benchmark:
     """One row of `benchmarks.csv`.
 
-    Scores are of the held-out text; `seconds` is training time without validation.
+    Scores are of the held-out text; `seconds` is the time of all steps and validations.
     """
 
     timestamp: str  # UTC, of the measured step

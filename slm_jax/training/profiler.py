@@ -1,5 +1,6 @@
-"""Traces of chosen steps, and where a NaN came from."""
+"""Profiler traces of some steps, and the origin of a NaN."""
 
+import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,41 +11,60 @@ import jax
 from slm_jax.config.checks import profiled_steps
 from slm_jax.utils.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class Profiler:
-    """Takes the training steps, those of `log.profile` under jax.profiler; a context manager that ends the trace."""
+    """Runs the training steps, those of `log.profile` under jax.profiler; a context manager that ends the trace."""
 
-    def __init__(self, steps: str, folder: Path, say: Callable[[str], None]):
-        """steps: FIRST:LAST, both included, or empty. folder: takes the trace. Raises UserError if that is a file."""
+    def __init__(self, steps: str, folder: Path):
+        """Prepare a trace; nothing is written before its first step.
+
+        Args:
+            steps: `log.profile`: FIRST:LAST, both included, or empty.
+            folder: The folder of the traces.
+
+        Raises:
+            UserError: The folder is a file.
+        """
         self._first, self._last = profiled_steps(steps) or (0, -1)
-        self._folder, self._say = folder, say
+        self._folder = folder
         if steps and folder.exists() and not folder.is_dir():
-            raise UserError(f"log.profile: {folder}, which should be a folder for traces, is a file: remove it")
-        self._is_running = False
+            raise UserError(f"log.profile: {folder} should be a folder for traces, but is a file: remove it")
+        self._is_tracing = False
 
     def __enter__(self) -> "Profiler":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._is_running:
+        if self._is_tracing:
             self._stop()
 
-    def take(self, step: int, train: Callable[..., Any], *args: Any) -> Any:
-        """train(*args), step number `step` from 1. Raises UserError that says where a NaN arose (`train.debug`)."""
+    def run(self, step: int, train_step: Callable[..., Any], *args: Any) -> Any:
+        """Return `train_step(*args)`, traced if the step is one of those to trace.
+
+        Args:
+            step: The step, from 1.
+            train_step: The function of the step.
+            *args: Its arguments.
+
+        Raises:
+            UserError: With `train.debug`, the step produced a NaN; the operation is named.
+        """
         try:
             if not self._first <= step <= self._last:
-                return train(*args)
-            return self._traced(step, train, *args)
+                return train_step(*args)
+            return self._traced(step, train_step, *args)
         except FloatingPointError as error:
-            raise UserError(f"step {step}: {_where(error)}") from error
+            raise UserError(f"step {step}: {_origin_of_nan(error)}") from error
 
-    def _traced(self, step: int, train: Callable[..., Any], *args: Any) -> Any:
-        if not self._is_running:
-            jax.block_until_ready(args)  # what was dispatched before is no part of the trace
+    def _traced(self, step: int, train_step: Callable[..., Any], *args: Any) -> Any:
+        if not self._is_tracing:
+            jax.block_until_ready(args)  # steps that were dispatched before do not belong to the trace
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-            self._is_running = True
+            self._is_tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            result = train(*args)
+            result = train_step(*args)
         if step == self._last:
             jax.block_until_ready(result)
             self._stop()
@@ -52,21 +72,25 @@ class Profiler:
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()
-        self._is_running = False
+        self._is_tracing = False
         newest = max(self._folder.glob("**/perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
-        self._say(
-            f"a trace of steps up to {self._last} is in {newest.parent}: open {newest.name} at https://ui.perfetto.dev,"
-            f" or, with pip install xprof: xprof --logdir {self._folder}"
+        logger.info(
+            "a trace of steps up to %d is in %s: open %s at https://ui.perfetto.dev, or, with pip install xprof: "
+            "xprof --logdir %s",
+            self._last,
+            newest.parent,
+            newest.name,
+            self._folder,
         )
 
 
-def _where(error: FloatingPointError) -> str:
-    """What made the NaN, as jax_debug_nans found it by running the step operation by operation."""
+def _origin_of_nan(error: FloatingPointError) -> str:
+    """Return the operation and line of this package that jax_debug_nans blames, having run the step unfused."""
     package = str(Path(__file__).parents[1])
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(package) and frame.filename != __file__ and frame.name != "take"
+        if frame.filename.startswith(package) and frame.filename != __file__
     ]
     text = str(error).partition(". Because")[0].rstrip(".")
     if not frames:

@@ -1,51 +1,98 @@
-"""Raw text to a trained model: `python -m slm_jax.train`, or `train(config)`.
+"""`train(config)`: from text to a trained model in a run directory; also `python -m slm_jax.train`.
 
-    run directory  ->  tokenizer and corpus  ->  model and steps  ->  restore  ->  loop  ->  report
+    begin      the run directory: created, or checked against the config          run/directory.py
+    set up     mesh, tokenizer and text, restored or initial state, compiled step  training/setup.py
+    loop       step, measure, validate, save                                       training/loop.py
+    report     training curve and report.html                                      report/
 
-Each of these is done once and found again: the same command on a run that was stopped, or killed at any instant,
-goes on where it was and ends with the same numbers.
+Each phase finds what an earlier call has finished. The same command on a run that was stopped, or killed at any
+instant, resumes it and ends with the same parameters and metrics.
 """
 
 import contextlib
+import logging
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost
-from slm_jax.run.directory import Result, Run, new_run
+from slm_jax.run.directory import Run, new_run
+from slm_jax.run.metrics import read_metrics
+from slm_jax.training.result import Result
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.progress import show_log
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config, run: str | Path | None = None) -> Result:
-    """Train, or continue, the run at a path (default: a fresh one in `runs/`). Raises UserError.
+    """Train a model, or resume its training.
 
-    SIGINT and SIGTERM end it after the step in hand, saved; a second one ends it at once.
+    SIGINT and SIGTERM end training after the current step, with a checkpoint; a second one ends the process at once.
+
+    Args:
+        config: All options, see `Config.load`.
+        run: The run directory. A run in it is resumed; None: a new one in `runs/`.
+
+    Returns:
+        The run directory, the last step and its metrics.
+
+    Raises:
+        UserError: The config does not fit the run, the data or the devices, training has diverged, or a file cannot be
+            read or written.
     """
-    config = _with_absolute_folder(config)
-    per_host = Config.fields_with("per_host")
-    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in per_host})
-    place = Run(Path(multihost.broadcast_from_first(lambda: str(run or new_run(config).path))))
-    fresh, first = not place.exists() and not place.path.exists(), multihost.is_first()
-    if first:
-        print(f"run: {place.path}", file=sys.stderr)
-    with place.lock(config.checkpoint.folder) if first else contextlib.nullcontext():
-        try:
-            multihost.broadcast_from_first(lambda: place.begin(config))
-            if not place.exists():
-                raise UserError(f"{place.path.absolute()} is not there: all processes must see the same file system")
-            # JAX is imported late: a wrong option is told at once.
-            from slm_jax.training.loop import run_training
+    show_log(only_warnings=not multihost.is_first())
+    config = _with_absolute_checkpoint_folder(config)
+    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in Config.fields_with("per_host")})
+    directory = Run(Path(multihost.broadcast_from_first(lambda: str(run or new_run(config).path))))
+    logger.info("run: %s", directory.path)
+    with _locked(directory, config):
+        multihost.broadcast_from_first(lambda: directory.begin(config))
+        if not directory.exists():
+            raise UserError(f"{directory.path.absolute()} is missing: all processes must see the same file system")
+        # These import JAX: until here an invalid option is reported without waiting for it.
+        from slm_jax.training.loop import run_loop
+        from slm_jax.training.setup import compile_session, open_run
 
-            return run_training(config, place)
+        with open_run(config, directory) as opened:
+            result = opened.finished or run_loop(compile_session(opened))
+        if multihost.is_first():
+            _write_curve_and_report(directory)
+        return result
+
+
+def _write_curve_and_report(run: Run) -> None:
+    """Draw the training curve and write the report, unless they are newer than the metrics."""
+    from slm_jax.report.page import write_report_after_training
+    from slm_jax.report.training_plot import plot_training
+
+    if not run.metrics.is_file():
+        return
+    if run.plot.is_file() and run.plot.stat().st_mtime_ns >= run.metrics.stat().st_mtime_ns:
+        return
+    plot_training(read_metrics(run.metrics), run.plot, run.path.name)
+    write_report_after_training(run)
+
+
+@contextlib.contextmanager
+def _locked(run: Run, config: Config) -> Iterator[None]:
+    """Hold the lock of a run in the first process; remove a new directory if there is no text for it."""
+    if not multihost.is_first():
+        yield
+        return
+    is_new = not run.exists() and not run.path.exists()
+    with run.lock(config.checkpoint.folder):
+        try:
+            yield
         except BaseException:
-            if first and fresh and not place.corpus.is_dir():  # nothing came of it: leave no trace
-                shutil.rmtree(place.path, ignore_errors=True)
+            if is_new and not run.corpus.is_dir():
+                shutil.rmtree(run.path, ignore_errors=True)
             raise
 
 
-def _with_absolute_folder(config: Config) -> Config:
-    """The config with a `checkpoint.folder` that is the same one from wherever the run goes on."""
+def _with_absolute_checkpoint_folder(config: Config) -> Config:
+    """Return the config with an absolute `checkpoint.folder`, so that the run can be resumed from any directory."""
     folder = config.checkpoint.folder
     if not folder or "://" in folder:
         return config

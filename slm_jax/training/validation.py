@@ -1,4 +1,4 @@
-"""How well a model predicts a held-out text, in the batches that its run validates in."""
+"""Scores of a model on held-out text, in the batches that its run validates with."""
 
 import math
 from collections.abc import Callable
@@ -13,18 +13,26 @@ from slm_jax.data.corpus.stream import TokenStream
 
 
 def scores(config: Config, split: TokenStream, sums: Callable[[Arrays], Any]) -> dict[str, float]:
-    """loss (nats per token), perplexity, accuracy, bits_per_byte, and count of predicted tokens, of all of a split.
+    """Score a model on all of a text.
 
-    sums: `LossSums` of a batch. Added up in float64.
+    Args:
+        config: The config that says how the text is divided into batches.
+        split: The held-out text.
+        sums: Returns the `LossSums` of a batch. They are added up in float64.
+
+    Returns:
+        `loss` (nats per token), `perplexity`, `accuracy`, `bits_per_byte`, and `count` of predicted tokens.
     """
-    totals, num_bytes = np.zeros(4), 0
-    for batch, size in validation_batches(config, split, config.train.batch_size // config.train.grad_accum_steps):
+    rows = config.train.batch_size // config.train.grad_accum_steps
+    totals = np.zeros(4)
+    num_bytes = 0
+    for batch, size in validation_batches(config, split, rows):
         num_bytes += size
         totals += np.array(sums(batch), np.float64)
     _, nll, correct, count = totals.tolist()
     return {
         "loss": nll / count,
-        "perplexity": math.exp(min(nll / count, 700.0)),  # beyond: no float64
+        "perplexity": math.exp(min(nll / count, 700.0)),  # exp(710) overflows float64
         "accuracy": correct / count,
         "bits_per_byte": nll / math.log(2) / num_bytes,
         "count": int(count),

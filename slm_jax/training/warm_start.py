@@ -1,10 +1,9 @@
-"""Begin a run with the newest weights of another, or with those of a Hugging Face folder: fine-tuning, and the stages
-of a curriculum.
+"""Warm start: begin a run with the weights of another run or of a Hugging Face folder.
 
-    the other's config and tokenizer  ->  what does not fit is refused  ->  its weights, and its moments if asked
-
-The state that comes of it is the new run's checkpoint of step 0, whole on disk before the first step: from then on the
-run stands on its own, whatever becomes of the other, and ends with the same bits wherever it is killed.
+Used for fine-tuning and for the stages of a curriculum. The config and tokenizer of the source are read and compared
+first; then its newest weights become the state of step 0, with its optimizer state if `init.optimizer` is `keep`. That
+state is saved as the new run's first checkpoint. From then on the new run does not depend on its source, and ends with
+the same bits wherever it is interrupted.
 """
 
 from pathlib import Path
@@ -23,75 +22,102 @@ from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 
 
-class Origin(NamedTuple):
-    """The run that another begins with."""
+class SourceRun(NamedTuple):
+    """The run whose weights a new run starts with.
+
+    Attributes:
+        run: The run directory.
+        config: Its config.
+    """
 
     run: Run
     config: Config
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The run directory."""
         return self.run.path
 
 
-def find_origin(config: Config) -> Origin | Folder | None:
-    """The run of `init.from_run` or the folder of `init.from_hf`, None without.
+def find_initial_weights(config: Config) -> SourceRun | Folder | None:
+    """Find the run of `init.from_run` or the folder of `init.from_hf`, and check that its weights fit.
 
-    Raises UserError with all that does not fit, both values named.
+    Returns:
+        The run or the folder; None for random weights.
+
+    Raises:
+        UserError: It does not exist, or does not fit the config; all differing options are named.
     """
     if config.init.from_hf:
         folder = open_folder(config.init.from_hf)
         if problems := list(folder_misfits(folder, config.model)):
-            raise UserError(format_problems(f"this run cannot begin with the weights of {folder.path}", problems))
+            raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
         return folder
     if not config.init.from_run:
         return None
     run = find_run(config.init.from_run, trained=True)
-    origin = Origin(run, run.read_config())
-    problems = list(weight_conflicts(config, origin.config))
-    if problems:
+    source = SourceRun(run, run.read_config())
+    if problems := list(weight_conflicts(config, source.config, "current", "saved")):
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
-            f"this run cannot begin with the weights of {run.path}:{listed}\n"
-            f"Give the same values, or take that run's own: --config {run.config}"
+            f"this run cannot start with the weights of {run.path}:{listed}\n"
+            f"Give the same values, or use those of that run: --config {run.config}"
         )
-    return origin
+    return source
 
 
-def first_state(
-    config: Config, origin: Origin | Folder, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh
+def initial_state(
+    config: Config, source: SourceRun | Folder, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """The state of step 0 with the origin's parameters, and with its optimizer's moments if they are carried.
+    """Return the state of step 0 with the weights of a source.
 
-    Step, random key and the schedule's count are the new run's own. Raises UserError without usable weights.
+    Step, random key and the position in the learning-rate schedule are those of the new run.
+
+    Args:
+        config: The config of the new run.
+        source: What `find_initial_weights` returned.
+        steps: The functions of the new run.
+        vocab_size: The number of ids of its tokenizer.
+        mesh: Its devices.
+
+    Raises:
+        UserError: The source has no usable weights.
     """
-    if isinstance(origin, Folder):
-        state = steps.init()
-        read = read_parameters(origin, state.params)
-        # Each process gives the parts that its devices hold.
-        put = lambda new, old: jax.make_array_from_callback(old.shape, old.sharding, lambda at: new[at])  # noqa: E731
-        return state._replace(params=jax.tree.map(put, read, state.params))
-    carried = config.init.optimizer == "keep"
-    shapes = jax.eval_shape(make_steps(origin.config, vocab_size).init)
+    if isinstance(source, Folder):
+        return _with_folder_weights(steps.init(), source)
+    keeps_optimizer = config.init.optimizer == "keep"
+    shapes = jax.eval_shape(make_steps(source.config, vocab_size).init)
     target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
-    wanted = {"params": target.params} | ({"opt_state": target.opt_state} if carried else {})
-    found, _ = read_newest(origin.run.checkpoints, wanted)
+    wanted = {"params": target.params}
+    if keeps_optimizer:
+        wanted["opt_state"] = target.opt_state
+    saved, _ = read_newest(source.run.checkpoints, wanted)
     state = steps.init()
-    state = state._replace(params=found["params"])
-    if carried:
-        state = state._replace(opt_state=_carried(found["opt_state"], origin.config, state.opt_state, config))
+    state = state._replace(params=saved["params"])
+    if keeps_optimizer:
+        opt_state = _kept_optimizer_state(saved["opt_state"], source.config, state.opt_state, config)
+        state = state._replace(opt_state=opt_state)
     return state
 
 
-def _carried(old: Any, old_config: Config, new: Any, new_config: Config) -> Any:
-    """The new optimizer's state with the old one's moments; the schedule's count stays the new one's, 0."""
+def _with_folder_weights(state: TrainState, folder: Folder) -> TrainState:
+    """Return a state with the parameters of a folder; each process puts the parts that its devices hold."""
+    values = read_parameters(folder, state.params)
 
-    def pick(mine: Any, theirs: Any) -> Any:
-        return mine if is_schedule_state(mine) else theirs
+    def put(value: Any, old: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: value[index])
 
-    # Clipping, which has no state, comes first in the chain where there is any.
-    theirs = old[1] if old_config.optimizer.clip else old
-    mine = new[1] if new_config.optimizer.clip else new
-    merged = jax.tree.map(pick, mine, theirs, is_leaf=is_schedule_state)
+    return state._replace(params=jax.tree.map(put, values, state.params))
+
+
+def _kept_optimizer_state(saved: Any, saved_config: Config, new: Any, new_config: Config) -> Any:
+    """Return the saved optimizer state with the new run's position in the schedule, 0."""
+
+    def pick(new_leaf: Any, saved_leaf: Any) -> Any:
+        return new_leaf if is_schedule_state(new_leaf) else saved_leaf
+
+    # With clipping, whose state is empty, the optimizer is the second link of a chain.
+    saved_optimizer = saved[1] if saved_config.optimizer.clip else saved
+    new_optimizer = new[1] if new_config.optimizer.clip else new
+    merged = jax.tree.map(pick, new_optimizer, saved_optimizer, is_leaf=is_schedule_state)
     return (new[0], merged) if new_config.optimizer.clip else merged

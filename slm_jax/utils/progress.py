@@ -32,12 +32,17 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
-def show_log() -> None:
+def show_log(only_warnings: bool = False) -> None:
     """Print the library's log messages of level INFO and above to stderr, unless the program handles them itself.
 
     Does nothing if the logger `slm_jax` or the root logger has been set up already. The import of Orbax does not count:
     it calls `logging.basicConfig` without arguments (through absl), which shows warnings only.
+
+    Args:
+        only_warnings: Print level WARNING and above, as processes of a run do other than the first one.
     """
+    if only_warnings:
+        _root.setLevel(logging.WARNING)
     handlers = logging.getLogger().handlers
     is_set_up = handlers and (_root.isEnabledFor(logging.INFO) or not all(map(_is_default, handlers)))
     if _root.handlers or is_set_up:

@@ -146,8 +146,8 @@ def test_finished_run_is_reported_and_can_be_extended(place):
         "slm_jax.train", "--run", "run", "--train.steps", "9", "--train.seed", "5", "--optimizer.lr", "0.5"
     )
     assert "2 options differ:\n" in text
-    assert "--init.from_run run it begins with the weights of this one" in text
-    assert "train.seed: 0 there, 5 here" in text
+    assert "--init.from_run run it starts with the weights of this run" in text
+    assert "train.seed: 0 saved, 5 current" in text
     assert "optimizer.lr" in text
     assert len(place.rows("run")) == 9
 
@@ -368,7 +368,7 @@ def test_corrupt_checkpoint_is_reported_and_skipped(place):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     status, _, err = place.train("--run", "hurt", *LONG)
     assert status == 0, err
-    assert "checkpoint 60 is damaged and passed over" in err
+    assert "checkpoint 60 is corrupt and skipped" in err
     assert "continuing after step 56" in err
     newest.rename(place.path / "gone")
     for file in (place.path / "hurt" / "checkpoints" / "damaged" / "60" / "state").rglob("*"):
@@ -377,7 +377,7 @@ def test_corrupt_checkpoint_is_reported_and_skipped(place):
     shutil.copytree(place.path / "hurt" / "checkpoints" / "damaged" / "60", newest)
     status, _, err = place.run("slm_jax.generate", "--run", "hurt", "--prompt", "Line", "--max_tokens", "3")
     assert status == 0
-    assert "checkpoint 60 is damaged and passed over" in err
+    assert "checkpoint 60 is corrupt and skipped" in err
     assert "WARNING" not in err
     shutil.rmtree(newest)
     (place.path / "gone").rename(newest)

@@ -27,7 +27,7 @@ from slm_jax.run.directory import Run, curriculum_of, find_run
 from slm_jax.run.load import load_run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.results import read_benchmarks, read_stage_scores
-from slm_jax.training.loop import Loop
+from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.cli.test_commands import assert_same_run, wait_for, without_clock
@@ -163,7 +163,7 @@ def test_every_stage_is_a_run_and_a_row(finished):
     assert stage_names(folder) == ["01-plain", "02-mixed"]
     assert "stage 2 of 2: mixed" in err
     assert "weights of 01-plain, optimizer state kept" in err
-    assert "beginning with the weights of whole/stages/01-plain" in err
+    assert "starting with the weights of whole/stages/01-plain" in err
     rows = read_benchmarks(folder / "benchmarks.csv")
     for row, name in zip(rows, stage_names(folder), strict=True):
         run = Run(folder / "stages" / name)
@@ -276,34 +276,34 @@ def test_killed_at_random_instants_it_is_the_same(place, finished):
     assert_same_curriculum(finished[0], place.path / "random")
 
 
-def test_a_signal_is_passed_on_and_a_stage_may_be_added_anywhere_it_lies(
-    place, finished, tmp_path, monkeypatch, capsys
+def test_a_signal_is_passed_on_and_a_stage_is_added_to_a_moved_curriculum(
+    place, finished, tmp_path, monkeypatch, capsys, caplog
 ):
     """In a copy elsewhere: a third stage is added, stopped by SIGTERM, and ended by the same command."""
     folder = tmp_path / "moved"
     shutil.copytree(finished[0], folder)
     (tmp_path / "three.toml").write_text(place.more)
     before = {path: path.read_bytes() for path in folder.glob("stages/*/metrics.jsonl")}
-    measured = Loop.measured
+    record = StepRecorder.record
 
     def stop(self, step, *args):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return measured(self, step, *args)
+        return record(self, step, *args)
 
+    caplog.set_level("INFO", "slm_jax")
     command = ["orchestrator", "--config", str(tmp_path / "three.toml"), "--run", str(folder)]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr("slm_jax.utils.process.tune_process", lambda: None)
-    monkeypatch.setattr(Loop, "measured", stop)
+    monkeypatch.setattr(StepRecorder, "record", stop)
     with pytest.raises(SystemExit) as ended:
         orchestrator_command.main()
     assert ended.value.code == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step 2 of 03-tasks" in capsys.readouterr().out
-    monkeypatch.setattr(Loop, "measured", measured)
+    monkeypatch.setattr(StepRecorder, "record", record)
     orchestrator_command.main()
-    said = capsys.readouterr()
-    assert "continuing after step 2" in said.err
-    assert "learning a tokenizer" not in said.err
+    assert "continuing after step 2" in caplog.text
+    assert "learning a tokenizer" not in caplog.text
     assert stage_names(folder) == ["01-plain", "02-mixed", "03-tasks"]
     assert (folder / "report.html").is_file()
     assert [row["stage"] for row in read_benchmarks(folder / "benchmarks.csv")] == stage_names(folder)
@@ -323,11 +323,11 @@ def test_what_is_done_cannot_be_changed(place, finished):
     folder, _, _ = finished
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
     changes = {
-        ("train.steps = 8", "train.steps = 9"): ["stage 1 (plain)", "train.steps: 8 there, 9 here"],
+        ("train.steps = 8", "train.steps = 9"): ["stage 1 (plain)", "train.steps: 8 saved, 9 current"],
         ("epochs = 0.03", "epochs = 0.04"): ["stage 2 (mixed)", "0.04 epochs are"],
-        ("model.dropout = 0.1", "model.dropout = 0.2"): ["stage 2 (mixed)", "model.dropout: 0.1 there, 0.2 here"],
+        ("model.dropout = 0.1", "model.dropout = 0.2"): ["stage 2 (mixed)", "model.dropout: 0.1 saved, 0.2 current"],
         ('name = "plain"', 'name = "other"'): ["01-plain was begun, and now stage 1 is other"],
-        ("vocab_size = 320", "vocab_size = 400"): ["tokenizer.vocab_size: 320 there, 400 here"],
+        ("vocab_size = 320", "vocab_size = 400"): ["tokenizer.vocab_size: 320 saved, 400 current"],
     }
     for (old, new), said in changes.items():
         with pytest.raises(UserError) as caught:
@@ -435,14 +435,15 @@ def test_presets_are_valid():
         Config.load("curriculum")
 
 
-def test_a_stage_that_is_done_is_told_to_be_and_no_more(finished, capsys):
+def test_a_finished_stage_is_reported_as_such(finished, caplog):
+    caplog.set_level("INFO", "slm_jax")
     run = Run(finished[0] / "stages" / stage_names(finished[0])[-1])
     train(run.read_config(), run.path)
-    assert f"\nthis stage is finished: {run.newest_step()} steps are done\n" in capsys.readouterr().err
+    assert f"this stage is finished: {run.newest_step()} steps are done" in caplog.messages
 
 
 @pytest.mark.slow
-def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path, capsys):
+def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path, caplog):
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     (tmp_path / "three.toml").write_text(place.more)
     for folder in (whole, hurt):
@@ -453,7 +454,7 @@ def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, 
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for folder in (whole, hurt):
         orchestrate(tmp_path / "three.toml", folder)
-    assert "is damaged and passed over" in capsys.readouterr().err
+    assert "is corrupt and skipped" in caplog.text
     for name in stage_names(whole):
         rows = [read_metrics(folder / "stages" / name / "metrics.jsonl") for folder in (whole, hurt)]
         assert without_clock(rows[0]) == without_clock(rows[1])

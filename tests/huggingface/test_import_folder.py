@@ -18,7 +18,7 @@ from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
 from slm_jax.training.tokenizer import resolve_tokenizer
 from slm_jax.training.train import train
-from slm_jax.training.warm_start import find_origin
+from slm_jax.training.warm_start import find_initial_weights
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
 from tests.huggingface.test_export import params_of
@@ -94,13 +94,13 @@ def test_model_options_default_to_those_of_the_folder(place):
     config, _ = parse_args(["--init.from_hf", folder, "--model.dropout", "0.1", "--data.files", str(place / "a.txt")])
     model = config.model
     assert (model.dim, model.depth, model.heads, model.kv_heads, model.dropout) == (32, 1, 4, 2, 0.1)
-    assert find_origin(config).path == place / "out"
+    assert find_initial_weights(config).path == place / "out"
     assert resolve_tokenizer(config) == str(place / "out" / "tokenizer.hybtok")
     config, _ = parse_args(["--init.from_hf", folder, "--model.depth", "3", "--model.mlp_dim", "300"])
     with pytest.raises(
         UserError, match=r"(?s)depth: 1 in the folder, 3 in this config.*SwiGLU width: 64 in the folder"
     ):
-        find_origin(config)
+        find_initial_weights(config)
     with pytest.raises(UserError, match=r"no config\.json"):
         parse_args(["--init.from_hf", str(place)])
     with pytest.raises(UserError, match="both given"):

@@ -16,6 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
+import logging
 import sys
 import jax
 from slm_jax.run.checkpoint import Checkpoints, open_folder, read_params, steps_in
@@ -25,8 +26,11 @@ from tests.run.test_checkpoint import assert_same, make_state
 folder, what = "gs://bucket/a/run", sys.argv[1]
 shapes = jax.eval_shape(make_state)
 warnings = []
+handler = logging.Handler()
+handler.emit = lambda record: warnings.append(record.getMessage())
+logging.getLogger("slm_jax").addHandler(handler)
 with Checkpoints(folder, CheckpointConfig(keep=2, keep_best=1)) as checkpoints:
-    found = checkpoints.restore_newest(lambda _: shapes, warnings.append)
+    found = checkpoints.restore_newest(lambda _: shapes)
     if what == "save":
         assert found is None
         for step, score in ((1, 0.5), (2, 0.7), (3, 0.9), (4, 0.8)):
@@ -36,7 +40,7 @@ with Checkpoints(folder, CheckpointConfig(keep=2, keep_best=1)) as checkpoints:
         assert_same(found[0], make_state(3))  # 5 was not finished, 4 is damaged
         assert found[1] == {"text": "abc", "step": 3, "score": 0.9}
         assert steps_in(open_folder(folder)) == [1, 3]
-        assert len(warnings) == 1 and "checkpoint 4 is damaged" in warnings[0], warnings
+        assert len(warnings) == 1 and "checkpoint 4 is corrupt" in warnings[0], warnings
         checkpoints.save(4, make_state(4), {"text": "abc"}, 0.8)
         checkpoints.wait()
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

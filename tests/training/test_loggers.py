@@ -1,4 +1,4 @@
-"""Rows arrive in TensorBoard, Weights & Biases and trackio, each step once, whatever happened."""
+"""TensorBoard, Weights & Biases and trackio receive each step once, also after a kill."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import MetricsWriter, read_metrics
-from slm_jax.training.loggers import make_sinks
+from slm_jax.training.loggers import make_loggers
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
 
@@ -31,9 +31,9 @@ def row(step, **more):
 
 
 def write(run, name, after, upto, killed=False):
-    """A call of training: it goes on after a checkpoint, writes rows, and ends in order or not."""
+    """Imitate a call of training that resumes after a checkpoint, writes rows, and ends regularly or is killed."""
     config = tiny_config(log__sinks=(name,))
-    metrics = MetricsWriter(run.metrics, after, True, make_sinks(config, run, after))
+    metrics = MetricsWriter(run.metrics, after, True, make_loggers(config, run, after))
     for step in range(after + 1, upto + 1):
         metrics.write(row(step, **({"val_loss": 3.0} if step == 4 else {})))
         if step == 4:
@@ -57,7 +57,7 @@ def test_tensorboard_after_a_kill(run):
 
 
 def write_in_a_process(run, name, after, upto, killed):
-    """`write` as a command does it."""
+    """Call `write` in a process of its own."""
     script = (
         "import os, pathlib, sys\nfrom slm_jax.run.directory import Run\n"
         "from tests.training.test_loggers import write\n"
@@ -94,7 +94,7 @@ def test_wandb_offline_after_a_kill(run):
 
 
 def read_wandb(path):
-    """[(step, loss)] of an offline run's file."""
+    """Return [(step, loss)] of the file of an offline run."""
     wandb_internal_pb2 = importlib.import_module("wandb.proto.wandb_internal_pb2")
     rows = []
     for data in leveldb_records(path.read_bytes()):
@@ -120,22 +120,22 @@ def leveldb_records(data):
             parts = b""
 
 
-def test_a_missing_library_is_named(run, monkeypatch):
+def test_a_missing_library_is_reported(run, monkeypatch):
     for name in ("tensorboard", "wandb", "trackio"):
         for module in [name, *(m for m in sys.modules if m.startswith(f"{name}."))]:
             monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     for name in ("tensorboard", "wandb", "trackio"):
         with pytest.raises(UserError, match=rf"--log.sinks needs {name}.*pip install 'slm_jax\[logging\]'"):
-            make_sinks(tiny_config(log__sinks=(name,)), run, 0)
+            make_loggers(tiny_config(log__sinks=(name,)), run, 0)
 
 
-def test_a_sink_that_fails_is_left_out_and_named(run, caplog):
+def test_a_failing_logger_is_removed_with_a_warning(run, caplog):
     class Broken:
         def log(self, row):
             raise OSError("the server is gone")
 
         def close(self):
-            raise AssertionError("it was left out")
+            raise AssertionError("it should have been removed")
 
     with MetricsWriter(run.metrics, 0, True, [Broken()]) as metrics:
         metrics.write(row(1))

@@ -1,4 +1,4 @@
-"""What a run does about harm: spikes, NaN, a lost disk; and what it shows of itself on request."""
+"""Runs under adverse conditions: spikes, NaN, lost files, signals; and diagnostics on request."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def text(tmp_path_factory):
-    """The text of all runs here, and a cache of their own."""
+    """The text of the runs of this module, with a cache of its own."""
     folder = tmp_path_factory.mktemp("text")
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs." for i in range(200))
     (folder / "text.txt").write_text("\n".join(lines))
@@ -57,7 +57,9 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def start(text, tmp_path):
+def start(text, tmp_path, caplog):
+    caplog.set_level("INFO", "slm_jax")
+
     def run(name="run", steps=12, **fields):
         config = tiny_config(**SMALL | {"train__steps": steps, "data__files": (text,), **fields})
         return train(config, tmp_path / name)
@@ -66,13 +68,13 @@ def start(text, tmp_path):
 
 
 def weights(path):
-    """Of the newest checkpoint."""
+    """Return the embedding of the newest checkpoint."""
     return [np.asarray(x) for x in jax.tree.leaves(load_run(path).model.embedding[...])]
 
 
 @pytest.mark.slow
-def test_a_spike_stops_the_run_and_another_policy_goes_on(start, tmp_path, text):
-    """Among many lines that are alike, some of random characters."""
+def test_a_spike_stops_the_run_and_another_policy_resumes_it(start, tmp_path, text):
+    """Train on many similar lines with some of random characters among them."""
     rng = random.Random(0)
     noise = ["".join(chr(rng.randrange(33, 1000)) for _ in range(30)) for _ in range(8)]
     text = Path(text).read_text().split("\n")
@@ -87,14 +89,14 @@ def test_a_spike_stops_the_run_and_another_policy_goes_on(start, tmp_path, text)
     result = start(health__on_spike="skip", **watch)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
-    assert rows[step - 1].get("skipped", 0) in (0, 1)  # 1, unless statistics began anew at the last checkpoint
+    assert rows[step - 1].get("skipped", 0) in (0, 1)  # 1, unless statistics restarted at the last checkpoint
     assert result.metrics["skipped"] >= 1
     start(health__on_spike="ignore", **watch | {"steps": 41})  # a state without statistics again
     assert "skipped" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
-def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
-    """Steps so large that the weights are, from the second one on."""
+def test_a_run_that_stays_non_finite_stops_after_max_skips(start, tmp_path):
+    """The updates are so large that the weights overflow from the second step on."""
     with pytest.raises(UserError, match="3 batches in a row were skipped, the last one at step 4"):
         start(optimizer__lr=1e30, optimizer__warmup_steps=0, health__on_nan="skip", health__max_skips=3)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -103,7 +105,7 @@ def test_what_never_becomes_finite_ends_after_some_skips(start, tmp_path):
     assert Run(tmp_path / "run").newest_step() is None
 
 
-def test_a_model_that_is_broken_still_ends_with_its_curves(start, tmp_path):
+def test_a_diverged_model_still_ends_with_its_training_curve(start, tmp_path):
     overflow = {"optimizer__lr": 3e38, "optimizer__weight_decay": 100.0, "optimizer__warmup_steps": 0}
     result = start(steps=4, health__on_nan="skip", health__max_skips=9, checkpoint__keep_best=1, **overflow)
     assert result.metrics["val_loss"] is None
@@ -111,29 +113,29 @@ def test_a_model_that_is_broken_still_ends_with_its_curves(start, tmp_path):
     assert scores_text(result.metrics) == "no finite numbers"
 
 
-def test_what_a_run_has_lost_is_told_and_a_refusal_changes_nothing(start, tmp_path, capsys):
+def test_lost_files_are_reported_and_a_refusal_changes_nothing(start, tmp_path, caplog):
     start(steps=4, checkpoint__every=2, eval__every=2, eval__sample_tokens=4)
     run = Run(tmp_path / "run")
     shutil.rmtree(run.corpus)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 there, 0\.1 here"):
+        with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 saved, 0\.1 current"):
             start(steps=5, optimizer__lr=0.1, eval__sample_tokens=4)
-    with run.samples.open("ab") as file:  # torn by a full disk
+    with run.samples.open("ab") as file:  # cut short by a full disk
         file.write(b"\n## Step \n## Step 5\n    caf\xc3")
     whole = run.metrics.read_text()
     run.metrics.write_text(whole.partition("\n")[0] + "\n")
-    capsys.readouterr()
+    caplog.clear()
     start(steps=5, eval__sample_tokens=4)
-    assert "metrics.jsonl does not hold every step up to 4" in capsys.readouterr().err
+    assert "metrics.jsonl does not hold every step up to 4" in caplog.text
     assert "caf" not in run.samples.read_text()
     shutil.rmtree(run.checkpoints)
     start(steps=5, eval__sample_tokens=4)
-    assert "there is no checkpoint: beginning again; the 2 steps" in capsys.readouterr().err
+    assert "there is no checkpoint: starting again; the 2 steps" in caplog.text
     kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_metrics(run.metrics)[:4]]
     assert kept == [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in map(json.loads, whole.splitlines())]
 
 
-def test_a_first_signal_while_the_last_checkpoint_is_written_leaves_it_its_time(start, monkeypatch):
+def test_a_first_signal_does_not_interrupt_the_last_checkpoint(start, monkeypatch):
     def write_slowly(place, write=checksums.write):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
@@ -145,14 +147,14 @@ def test_a_first_signal_while_the_last_checkpoint_is_written_leaves_it_its_time(
     assert Run(result.run).newest_step() == 2
 
 
-def test_a_folder_of_checkpoints_is_one_wherever_the_run_goes_on_and_has_one_writer(start, tmp_path, monkeypatch):
+def test_checkpoint_folder_is_absolute_and_locked(start, tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "a")
     start(steps=2, checkpoint__folder="states")
     start(steps=3, checkpoint__folder=str(tmp_path / "a" / "states"))
     monkeypatch.chdir(tmp_path / "b")
-    with pytest.raises(UserError, match=r"checkpoint\.folder: '.*a/states' there, '.*b/states' here"):
+    with pytest.raises(UserError, match=r"checkpoint\.folder: '.*a/states' saved, '.*b/states' current"):
         start(steps=4, checkpoint__folder="states")
     with (
         Run(tmp_path / "another").lock(str(tmp_path / "a" / "states")),
@@ -165,16 +167,16 @@ def test_a_folder_of_checkpoints_is_one_wherever_the_run_goes_on_and_has_one_wri
 
 
 @pytest.mark.slow
-def test_debug_names_the_step_and_the_operation(start):
+def test_debug_reports_the_step_and_operation_of_a_nan(start):
     with pytest.raises(UserError, match=r"step 2: invalid value \(nan\) encountered in \w+.* \(\w+\.py:\d+\)"):
         start(optimizer__lr=1e30, optimizer__warmup_steps=0, train__debug=True)
     assert not jax.config.jax_debug_nans
 
 
-def test_traces_and_norms_on_request(start, tmp_path, capsys):
+def test_traces_and_norms_on_request(start, tmp_path, caplog):
     start(steps=6, log__profile="3:4", log__layers=2)
     (trace,) = (tmp_path / "run" / "profile").glob("**/perfetto_trace.json.gz")
-    assert f"a trace of steps up to 4 is in {trace.parent}" in capsys.readouterr().err
+    assert f"a trace of steps up to 4 is in {trace.parent}" in caplog.text
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name", "").startswith("train")}
     assert steps == {"3", "4"}
@@ -184,12 +186,14 @@ def test_traces_and_norms_on_request(start, tmp_path, capsys):
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     second, third = np.diff([row["seconds"] for row in rows])[:2]
     speeds = [row["tokens"] / row["tokens_per_second"] for row in rows]
-    np.testing.assert_allclose(speeds[1:3], [second, (second + third) / 2])  # the slow first step is in no mean
+    np.testing.assert_allclose(
+        speeds[1:3], [second, (second + third) / 2]
+    )  # without the slow first
 
 
 @pytest.mark.slow
 def test_checkpoints_elsewhere_outlive_the_run_directory(start, tmp_path):
-    """A machine that was taken away: on another disk the same command goes on from the folder."""
+    """A new machine without the run directory resumes from the folder of checkpoints."""
     folder = str(tmp_path / "elsewhere")
     start("whole", steps=9)
     start("lost", steps=6, checkpoint__folder=folder)
@@ -198,13 +202,13 @@ def test_checkpoints_elsewhere_outlive_the_run_directory(start, tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "found" / "metrics.jsonl")] == [7, 8, 9]
     for first, second in zip(weights(tmp_path / "whole"), weights(tmp_path / "found"), strict=True):
         assert np.array_equal(first, second)
-    with pytest.raises(UserError, match=r"step 9 is of another config: model\.mlp_dim is 96 there, 64 here"):
+    with pytest.raises(UserError, match=r"step 9 has another config: model\.mlp_dim is 96 saved, 64 current"):
         start("other", steps=12, checkpoint__folder=folder, model__mlp_dim=64)
-    with pytest.raises(UserError, match="step 9 is of another tokenizer"):
+    with pytest.raises(UserError, match="step 9 has another tokenizer"):
         start("words", steps=12, checkpoint__folder=folder, tokenizer__vocab_size=320)
 
 
-def test_the_mean_of_a_runs_checkpoints(start, tmp_path):
+def test_load_run_averages_checkpoints(start, tmp_path):
     start(steps=4, checkpoint__every=2)
     newest, mean = load_run(tmp_path / "run"), load_run(tmp_path / "run", average=2)
     assert newest.step == mean.step == 4

@@ -1,4 +1,4 @@
-"""A run that begins with another's weights: bit for bit, once, and on its own from then on."""
+"""Warm start: the weights are copied bit for bit, once, and the source is not needed afterwards."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from slm_jax.cli.options import config_from_args
 from slm_jax.config.schema import Config
 from slm_jax.run.checkpoint import read_newest
 from slm_jax.run.directory import Run
-from slm_jax.training.loop import Loop
+from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
@@ -22,7 +22,7 @@ SMALL |= {"eval.max_tokens": 200, "train.steps": 6, "checkpoint.every": 100, "me
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with two texts and a run of one of them."""
+    """Return a folder with two texts and a run trained on the first."""
     path = tmp_path_factory.mktemp("warm")
     for name, animal in (("a", "fox"), ("b", "owl")):
         lines = (f"Line {i} of {name}: the {animal} sees {i * 7 % 13} dogs.\n" for i in range(400))
@@ -37,12 +37,12 @@ def small(path, text, **overrides):
 
 
 def tuned(path, **overrides):
-    """A config that begins with the run `first`."""
+    """Return a config that starts with the weights of the run `first`."""
     return small(path, "b", **{"init__from_run": str(path / "first"), "train__seed": 1, **overrides})
 
 
 def saved(run):
-    """The newest state but for its key, by name."""
+    """Return the step and the arrays of the newest checkpoint by name, without the random key."""
     config = Run(run).read_config()
     vocab = Run(run).newest_step() is not None and 320
     shapes = jax.eval_shape(make_steps(config, vocab).init)
@@ -58,19 +58,19 @@ class StoppedError(Exception):
 
 
 def stop_at(monkeypatch, wanted):
-    """Let training break off at a step, with nothing saved since the beginning."""
-    real = Loop.measured
+    """Interrupt training at a step, with nothing saved but the initial state."""
+    real = StepRecorder.record
 
-    def measured(self, step, *args):
+    def record(self, step, *args):
         if step == wanted:
             raise StoppedError
         return real(self, step, *args)
 
-    monkeypatch.setattr(Loop, "measured", measured)
+    monkeypatch.setattr(StepRecorder, "record", record)
 
 
 @pytest.mark.parametrize("optimizer", ["fresh", "carry"])
-def test_it_begins_with_the_same_bits_and_does_not_need_the_other_again(place, tmp_path, monkeypatch, optimizer):
+def test_weights_are_copied_exactly_and_the_source_is_not_needed_again(place, tmp_path, monkeypatch, optimizer):
     shutil.copytree(place / "first", place / "source", dirs_exist_ok=True)
     changes = {
         "init__from_run": str(place / "source"),
@@ -111,10 +111,10 @@ def test_it_begins_with_the_same_bits_and_does_not_need_the_other_again(place, t
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_what_does_not_fit_is_refused_with_both_values(place, tmp_path):
+def test_conflicts_are_refused_with_both_values(place, tmp_path):
     said = {
-        ("model__dim", 64): "model.dim: 32 there, 64 here",
-        ("model__tie_weights", False): "model.tie_weights: True there, False here",
+        ("model__dim", 64): "model.dim: 32 saved, 64 current",
+        ("model__tie_weights", False): "model.tie_weights: True saved, False current",
         ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 there, 400 here",
         ("tokenizer__path", "english-8k"): "is not the tokenizer of",
         ("init__from_run", str(place / "nowhere")): "no run in",
@@ -126,14 +126,14 @@ def test_what_does_not_fit_is_refused_with_both_values(place, tmp_path):
     other = tuned(place, init__optimizer="carry", optimizer__name="adamw", model__heads=2)
     with pytest.raises(UserError) as caught:
         train(other, tmp_path / "run")
-    assert "model.heads: 4 there, 2 here" in str(caught.value)
-    assert "optimizer.name: 'muon' there, 'adamw' here" in str(caught.value)
+    assert "model.heads: 4 saved, 2 current" in str(caught.value)
+    assert "optimizer.name: 'muon' saved, 'adamw' current" in str(caught.value)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
         Config.load(init__optimizer="carry")
 
 
-def test_without_a_preset_the_model_is_that_runs(place, tmp_path):
+def test_the_model_options_default_to_those_of_the_source(place, tmp_path):
     args = ["--init.from_run", str(place / "first"), "--model.dropout", "0.2"]
     config = config_from_args(args, "x", "x")
     assert (config.model.dim, config.model.dropout) == (32, 0.2)

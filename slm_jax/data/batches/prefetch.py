@@ -5,14 +5,22 @@ import time
 from collections.abc import Callable
 from queue import Empty, Queue
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from slm_jax.data.batches.arrays import Arrays
-from slm_jax.data.batches.packed import PackedBatches
-from slm_jax.data.batches.padded import PaddedBatches
 
 _AHEAD = 2  # batches that are ready before they are needed
 _STOP_INTERVAL = 0.05  # seconds
+
+
+class TrainingBatches(Protocol):
+    """The batches of a run as a function of the step: `PackedBatches` or `PaddedBatches`."""
+
+    def at(self, step: int, shard: int = 0, num_shards: int = 1) -> Arrays:
+        """Return the rows of a step's batch that one of several processes takes, int32 [B, T]."""
+
+    def num_bytes(self, step: int) -> int:
+        """Return the UTF-8 bytes of text that the labels of a step's batch stand for."""
 
 
 class PrefetchedBatch(NamedTuple):
@@ -36,7 +44,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        batches: PackedBatches | PaddedBatches,
+        batches: TrainingBatches,
         put: Callable[[Arrays], Any],
         first: int,
         last: int,

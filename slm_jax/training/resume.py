@@ -1,0 +1,95 @@
+"""Resume a run from its newest checkpoint, and refuse one of another text, tokenizer or config."""
+
+import json
+from typing import Any
+
+import jax
+
+from slm_jax.config.schema import Config
+from slm_jax.data.corpus.corpus import Corpus
+from slm_jax.distributed import sharding
+from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.training import health
+from slm_jax.training.train_step import Steps, TrainState
+from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer
+
+_BINDING = ("model.", "optimizer.", "train.", "data.mode")  # what a training state depends on, unless `resumable`
+
+
+def compatibility(config: Config, corpus: Corpus, tokenizer: HybridTokenizer) -> dict[str, Any]:
+    """Return what the training states of a run depend on, as JSON values: stored with each checkpoint."""
+    return {
+        "seed": config.train.seed,
+        "corpus": corpus.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "health": health.is_enabled(config.health),  # whether the state has statistics of the loss
+        "config": json.loads(json.dumps(config.flat())),
+    }
+
+
+def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare what a checkpoint was saved with to what training continues with.
+
+    Args:
+        saved: `compatibility` of the checkpoint, and its `step`. Earlier versions stored fewer entries.
+        current: `compatibility` of this call.
+
+    Raises:
+        UserError: They differ in more than options that may change on resume.
+    """
+    for name, description in (("tokenizer", "tokenizer"), ("corpus", "text"), ("seed", "seed")):
+        if name in saved and saved[name] != current[name]:
+            raise UserError(
+                f"the checkpoint of step {saved['step']} has another {description}: {saved[name]} saved, "
+                f"{current[name]} current. Restore what the run was started with, or start another --run"
+            )
+    resumable = Config.fields_with("resumable")
+    for name, value in saved.get("config", {}).items():
+        if name in resumable or not name.startswith(_BINDING):
+            continue
+        if value != current["config"].get(name, value):
+            raise UserError(
+                f"the checkpoint of step {saved['step']} has another config: {name} is {value!r} saved, "
+                f"{current['config'][name]!r} current. Give the same value, or start another --run"
+            )
+
+
+def state_to_save(state: TrainState) -> dict[str, Any]:
+    """Return the fields of a state that a checkpoint holds: all, except empty `health`."""
+    return {name: value for name, value in state._asdict().items() if name != "health" or value}
+
+
+def restore(
+    checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, current: dict[str, Any]
+) -> tuple[TrainState | None, int]:
+    """Restore the newest valid checkpoint of a run onto the devices of this call.
+
+    Args:
+        checkpoints: The checkpoints of the run.
+        steps: The functions of the run.
+        mesh: The devices; they may be others than those that the checkpoint was saved on.
+        current: `compatibility` of this call.
+
+    Returns:
+        The state and the number of steps taken, or None and 0 without a checkpoint.
+
+    Raises:
+        UserError: All checkpoints are corrupt, or the newest valid one is not compatible.
+    """
+
+    def target(position: dict[str, Any]) -> Any:
+        check_compatibility(position, current)
+        statistics = jax.eval_shape(health.init) if position.get("health") else ()
+        shapes = state_to_save(jax.eval_shape(steps.init)._replace(health=statistics))
+        return sharding.abstract_arrays(mesh, shapes, steps.partitions)
+
+    restored = checkpoints.restore_newest(target)
+    if restored is None:
+        return None, 0
+    fields, position = restored
+    state = TrainState(**fields)
+    if current["health"] != bool(state.health):  # the options of `health` were changed
+        statistics = jax.device_put(health.init(), sharding.replicated(mesh)) if current["health"] else ()
+        state = state._replace(health=statistics)
+    return state, position["step"]

@@ -1,0 +1,267 @@
+"""Everything before the first step: devices, text, restored or initial state, and a compiled step that fits.
+
+    open_run          mesh -> initial weights (checked) -> tokenizer and text -> newest checkpoint or warm start
+    compile_session   compile to fit into memory -> initial state -> a `Session` for the loop
+
+The order matters: mistakes that are found without much work come first, and nothing that an earlier call has done is
+changed before the run is known to be compatible.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.modes import make_batches
+from slm_jax.data.batches.packed import PackedBatches
+from slm_jax.data.batches.padded import PaddedBatches
+from slm_jax.data.corpus.corpus import Corpus
+from slm_jax.distributed import multihost, sharding
+from slm_jax.generation.decode import Sampling, generate
+from slm_jax.model import ops
+from slm_jax.performance import flops
+from slm_jax.performance.roofline import mfu_baseline
+from slm_jax.run import environment
+from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.directory import Run, curriculum_of
+from slm_jax.run.metrics import Row, read_metrics
+from slm_jax.training import memory, resume, validation, warm_start
+from slm_jax.training.result import Result
+from slm_jax.training.schedule import make_schedule
+from slm_jax.training.session import Session
+from slm_jax.training.tokenizer import prepare_data
+from slm_jax.training.train_step import Steps, TrainState, make_steps
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.process import DETERMINISTIC
+from slm_jax.utils.progress import waiting
+from tokenizer import HybridTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run with its data and its newest state, before its step is compiled.
+
+    Attributes:
+        config: The config of this call.
+        run: The run directory.
+        mesh: The devices.
+        tokenizer: The tokenizer.
+        corpus: The tokenized text.
+        batches: The training batches.
+        steps: The functions of the run, not compiled.
+        checkpoints: The checkpoints of the run.
+        compatibility: Stored with each checkpoint, see `resume.compatibility`.
+        state: The restored state, or that of a warm start; None for a run that starts with random weights.
+        start: The number of steps taken.
+        rows: The rows of `metrics.jsonl`, which may include steps after the newest checkpoint.
+    """
+
+    config: Config
+    run: Run
+    mesh: jax.sharding.Mesh
+    tokenizer: HybridTokenizer
+    corpus: Corpus
+    batches: PackedBatches | PaddedBatches
+    steps: Steps
+    checkpoints: Checkpoints
+    compatibility: dict[str, Any]
+    state: TrainState | None
+    start: int
+    rows: list[Row]
+
+    @property
+    def finished(self) -> Result | None:
+        """The result of earlier calls, if they took all steps."""
+        if self.start < self.config.train.steps:
+            return None
+        return Result(self.run.path, self.start, self.rows[-1] if self.rows else {})
+
+
+@contextlib.contextmanager
+def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
+    """Prepare the data of a run and restore its newest state.
+
+    Args:
+        config: The options of this call.
+        run: The run directory, locked and begun (`Run.begin`).
+
+    Yields:
+        The open run. Its checkpoints are closed when the block ends.
+
+    Raises:
+        UserError: The config does not fit the devices, the text or the checkpoints of the run.
+    """
+    if config.train.deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise UserError(
+            f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
+        )
+    mesh = sharding.make_mesh(config)
+    initial = warm_start.find_initial_weights(config) if run.newest_step() is None else None
+    tokenizer, corpus = multihost.first_process_first(lambda: prepare_data(config, run))
+    batches = make_batches(config, corpus)
+    steps = make_steps(config, tokenizer.vocab_size, mesh)
+    _log_devices(config, mesh)
+    with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
+        compatibility = resume.compatibility(config, corpus, tokenizer)
+        state, start = resume.restore(checkpoints, steps, mesh, compatibility)
+        if state is None and initial is not None:
+            state = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
+            checkpoints.save(0, resume.state_to_save(state), compatibility)
+            checkpoints.wait()  # from here on the run does not need the other one
+            logger.info("starting with the weights of %s", initial.path)
+        rows = read_metrics(run.metrics)
+        if start > config.train.steps:
+            raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
+        opened = OpenRun(
+            config=config,
+            run=run,
+            mesh=mesh,
+            tokenizer=tokenizer,
+            corpus=corpus,
+            batches=batches,
+            steps=steps,
+            checkpoints=checkpoints,
+            compatibility=compatibility,
+            state=state,
+            start=start,
+            rows=rows,
+        )
+        _log_start(opened)
+        yield opened
+
+
+def compile_session(opened: OpenRun) -> Session:
+    """Compile the training step so that it fits into memory, and make the initial state of a new run.
+
+    Args:
+        opened: A run with steps left.
+
+    Returns:
+        What the training loop needs. The config with the microbatch size that fits is saved in the run.
+
+    Raises:
+        UserError: No microbatch size fits, or not the one that was asked for.
+    """
+    config, run, mesh = opened.config, opened.run, opened.mesh
+    vocab_size = opened.tokenizer.vocab_size
+    parameters = flops.parameters(config.model, vocab_size)
+    with _waiting_on_first(f"compiling a model of {parameters / 1e6:.2f} M parameters"):
+        widest = sharding.shard_batch(mesh, opened.batches.empty_batch())
+        # Fewer accumulation steps than before would round differently.
+        accum_steps = run.read_config().train.grad_accum_steps
+        resident = sharding.bytes_per_device(opened.state)
+        fitted = memory.compile_to_fit(config, vocab_size, mesh, widest, resident, accum_steps)
+        state = opened.steps.init() if opened.state is None else opened.state
+    logger.info(memory.describe(fitted, config))
+    config, steps = fitted.config, fitted.steps
+    if multihost.is_first():
+        run.save_config(config)
+    peak = mfu_baseline(config, vocab_size, mesh)
+    logger.info("MFU baseline: %s", peak.text)
+    precision = ops.describe_precision(config.train.dtype)
+    environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
+    part = sharding.batch_shard(mesh)
+    # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
+    debug = config.train.debug
+    return Session(
+        config=config,
+        run=run,
+        checkpoints=opened.checkpoints,
+        compatibility=opened.compatibility,
+        start=opened.start,
+        state=state,
+        batches=opened.batches,
+        shard_batch=lambda batch: sharding.shard_batch(mesh, batch, part),
+        batch_part=part,
+        programs={widest["input_ids"].shape: steps.train if debug else fitted.train},
+        compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
+        validate=_validation(config, opened.corpus, steps, mesh),
+        generate_samples=_sampling(config, opened.tokenizer, steps, mesh),
+        flops_per_token=flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length),
+        peak_flops=peak.flops,
+    )
+
+
+def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:
+    """Show that the first process is busy."""
+    return waiting(text) if multihost.is_first() else contextlib.nullcontext()
+
+
+def _validation(config: Config, corpus: Corpus, steps: Steps, mesh: jax.sharding.Mesh) -> Callable[[Any], Row]:
+    """Return a function from parameters to their scores on the held-out text."""
+    held_out = corpus.validation.head(config.eval.max_tokens)
+
+    def validate(params: Any) -> Row:
+        scores = validation.scores(
+            config, held_out, lambda batch: steps.evaluate(params, sharding.shard_batch(mesh, batch))
+        )
+        return {f"val_{name}": value for name, value in scores.items() if name != "count"}
+
+    return validate
+
+
+def _sampling(
+    config: Config, tokenizer: HybridTokenizer, steps: Steps, mesh: jax.sharding.Mesh
+) -> Callable[[Any], list[str]]:
+    """Return a function from parameters to sample texts, one for each prompt, prompts included."""
+    prompts = config.eval.prompts
+    sampling = Sampling(seed=config.train.seed)  # fixed: the samples of two steps differ by the model only
+
+    def generate_samples(params: Any) -> list[str]:
+        if not (config.eval.sample_tokens and prompts):
+            return []
+        params = sharding.gather_to_one_device(mesh, params)
+        if not multihost.is_first():
+            return []
+        model = steps.model(params)
+        texts = generate(model, tokenizer, prompts, config.eval.sample_tokens, sampling, config.train.sequence_length)
+        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+    return generate_samples
+
+
+def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
+    model = config.model
+    dtype = ops.compute_dtype(config.train.dtype)
+    attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
+    logger.info("%s, %s, %s", sharding.describe(mesh), ops.describe_precision(config.train.dtype), attention)
+
+
+def _log_start(opened: OpenRun) -> None:
+    """Log where training starts, and what may be unexpected about it."""
+    start = opened.start
+    if start == opened.config.train.steps:
+        if curriculum_of(opened.run):  # the curriculum decides how long its stages are
+            logger.info("this stage is finished: %d steps are done", start)
+        else:
+            logger.info("this run is finished: %d steps are done. To train further: --train.steps %d", start, 2 * start)
+        return
+    if start:
+        logger.info("continuing after step %d", start)
+    for line in opened.batches.summary(opened.config.train.steps):
+        logger.info(line)
+    for line in _notices(opened.config, start, opened.rows):
+        logger.info("note: %s", line)
+
+
+def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
+    """Yield what is unusual about a run that starts or resumes."""
+    if not start and rows:
+        yield f"there is no checkpoint: starting again; the {len(rows)} steps in metrics.jsonl are repeated"
+    elif start and [row["step"] for row in rows[:start]] != list(range(1, start + 1)):
+        yield f"metrics.jsonl does not hold every step up to {start}: rows were lost"
+    steps = config.train.steps
+    warmup = config.optimizer.warmup_steps
+    if steps <= warmup:
+        yield f"warm-up takes {warmup} steps of {steps}; the learning rate does not reach its peak"
+    rate = float(make_schedule(config.optimizer, steps)(start))
+    previous = rows[start - 1]["lr"] if 0 < start <= len(rows) else rate
+    if start > warmup and rate > 1.5 * previous:
+        yield f"with {steps} steps the learning rate rises again, from {previous:.2e} to {rate:.2e}"
