@@ -1,8 +1,8 @@
-"""One CSV row per measured stage or run: `python -m slm_jax.benchmark_logger --run runs/NAME`.
+"""The benchmark row of a stage or run: `python -m slm_jax.benchmark_logger --run runs/NAME`.
 
-Several processes may append to one file: a lock is held while a row is written in a single piece, what a crash has left
-of a last line is cut off first, and the header is written once. A row is known by its stage, step and the time of
-that step: the same model measured again, after a kill, adds none.
+A row holds the last validation of a run, its speed, and what they depend on. It is identified by stage, step and the
+time of that step: the same model, measured again after a kill, adds no row. Rows are read and written by
+`slm_jax.run.results`.
 """
 
 import hashlib
@@ -19,26 +19,47 @@ from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.run.results import BENCHMARKS, Benchmark, file_errors
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import text_table
+
+# Columns of the text table, with their formats.
+_TABLE = {
+    "stage": "",
+    "dataset": "",
+    "steps": ",",
+    "loss": ".3f",
+    "perplexity": ".1f",
+    "accuracy": ".1%",
+    "bits_per_byte": ".3f",
+    "tokens_per_second": ",.0f",
+    "mfu": ".0%",
+}
+_MAX_WIDTH = 32  # of a cell of the text table
 
 
 def measure(run: Run) -> Benchmark:
-    """The row of a run as its files say, after its last validation. Raises UserError if it was never validated."""
+    """Return the benchmark row of a run after its last validation.
+
+    Raises:
+        UserError: The run was never validated, or a file of it is damaged.
+    """
     from slm_jax.performance import flops
     from slm_jax.run.load import load_tokenizer
 
     rows = read_metrics(run.metrics)
-    last = max((i for i, row in enumerate(rows) if row.get("val_loss") is not None), default=None)
-    if last is None:
+    validated = [i for i, row in enumerate(rows) if row.get("val_loss") is not None]
+    if not validated:
         raise UserError(
             f"{run.path} was never validated, so there is nothing to log: train it to --eval.every or its end"
         )
-    config, row, done = run.read_config(), rows[last], rows[: last + 1]
-    place = _trained_on(run)
+    row = rows[validated[-1]]
+    done = rows[: validated[-1] + 1]
+    config = run.read_config()
+    call = _last_call(run)
     return Benchmark(
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
         stage=run.path.name,
         model=f"{config.model.dim}x{config.model.depth}",
-        device=place["device"],
+        device=call["device"],
         parameters=flops.parameters(config.model, load_tokenizer(run).vocab_size),
         dataset=" ".join(config.data.mix or config.data.files or (config.data.source,)),
         sequence_length=config.train.sequence_length,
@@ -54,26 +75,38 @@ def measure(run: Run) -> Benchmark:
         train_loss=math.nan if row["loss"] is None else row["loss"],
         tokens_per_second=statistics.median(each["tokens_per_second"] for each in done),
         mfu=statistics.median(each["mfu"] for each in done),
-        version=place["version"],
-        jax=place["jax"],
+        version=call["version"],
+        jax=call["jax"],
         config=config_hash(run),
-        commit=place["commit"],
+        commit=call["commit"],
     )
 
 
 def config_hash(run: Run) -> str:
-    """12 hexadecimal digits of the fields of a run's config that its result depends on, without paths to other runs."""
-    skipped = (Config.fields_with("resumable") - {"train.steps"}) | {"init.from_run", "tokenizer.path"}
-    default = Config().flat()  # left out, so that fields of later versions change nothing
+    """Return a hash of the options that the result of a run depends on, without paths to other runs.
+
+    Options with default values are left out, so that options of later versions change nothing.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    skipped = Config.fields_with("resumable") - {"train.steps"}
+    # Execution options were part of the hash before they became resumable: hashes of earlier versions stay valid.
+    skipped -= {"model.attention", "model.scan_layers", "model.remat"}
+    skipped |= {"init.from_run", "tokenizer.path"}
+    default = Config().flat()
     flat = {k: v for k, v in run.read_config().flat().items() if k not in skipped and v != default[k]}
+    if flat.get("init.optimizer") == "keep":
+        flat["init.optimizer"] = "carry"  # the value's name in earlier versions
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _trained_on(run: Run) -> dict[str, str]:
-    """device, version, jax and commit of the run's last call; empty where it does not say."""
+def _last_call(run: Run) -> dict[str, str]:
+    """Return device, version, jax and commit of the run's last call; empty where they are not recorded."""
     from slm_jax.run import environment
 
-    call = (environment.read_calls(run) or [{}])[-1]
+    calls = environment.read_calls(run)
+    call = calls[-1] if calls else {}
     device = call.get("processor" if call.get("platform") == "cpu" else "device", "")
     number = call.get("devices", 1)
     return {
@@ -85,30 +118,31 @@ def _trained_on(run: Run) -> dict[str, str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for a terminal, the main columns."""
-    shown = ("stage", "dataset", "steps", "loss", "perplexity", "accuracy", "bits_per_byte", "tokens_per_second", "mfu")
-    forms = {"loss": ".3f", "perplexity": ".1f", "accuracy": ".1%", "bits_per_byte": ".3f", "mfu": ".0%"}
-    forms |= {"steps": ",", "tokens_per_second": ",.0f"}
-    cells = [[name.replace("_", " ") for name in shown]]
-    cells += [[format(row[name], forms.get(name, ""))[:32] for name in shown] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
-    texts = [
-        [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        for line in cells
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in texts)
+    """Return the main columns of benchmark rows as a text table."""
+    cells = [[name.replace("_", " ") for name in _TABLE]]
+    for row in rows:
+        cells.append([format(row[name], form)[:_MAX_WIDTH] for name, form in _TABLE.items()])
+    return text_table(cells, right=range(2, len(_TABLE)))
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bits per byte, accuracy and speed of the rows in their order, as a PNG. Raises UserError where none can be."""
+    """Draw bits per byte, accuracy and speed of benchmark rows, in their order.
+
+    Args:
+        rows: The rows.
+        path: The PNG file to write.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.0, 1.1 * len(rows) + 3), 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, 1, sharex=True)
-    named = (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"), ("tokens_per_second", "tokens/s"))
-    for axes, (name, label) in zip(panels, named, strict=True):
+    quantities = (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"), ("tokens_per_second", "tokens/s"))
+    for axes, (name, label) in zip(panels, quantities, strict=True):
         bars = axes.bar(range(len(rows)), [row[name] for row in rows], color="tab:blue", width=0.6)
         axes.bar_label(bars, fmt="{:,.0f}" if name == "tokens_per_second" else "{:.3f}", fontsize=8)
         axes.set_ylabel(label)
@@ -121,5 +155,5 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def default_file(run: Run) -> Path:
-    """Where the rows of a run are by default: in its folder, or in that of the curriculum that it is a stage of."""
+    """Return the default CSV file of a run: in its folder, or in that of the curriculum that it is a stage of."""
     return (curriculum_of(run) or run.path) / BENCHMARKS

@@ -1,18 +1,18 @@
-"""One model through a curriculum of texts: `python -m slm_jax.orchestrator`, or `orchestrate(curriculum)`.
+"""Train one model through a curriculum of texts: `python -m slm_jax.orchestrator`, or `orchestrate(curriculum)`.
 
-    curriculum  ->  one tokenizer  ->  stage by stage: its run, begun with the weights of the one before
-                                       ->  a benchmark row, the scores on all texts so far, evaluation tasks
+    curriculum -> one tokenizer -> for each stage: a run that starts with the weights of the stage before
+                                   -> a benchmark row, the scores on the text of all stages so far, evaluation tasks
 
-A stage is a run like any other, in `stages/NN-NAME`, and the training loop does what it does for every run. So the same
-command, given again after a kill at any instant, goes on where it was and ends with the same bits; on a curriculum that
-is finished it does the stages that were added since.
+A stage is an ordinary run in `stages/NN-NAME`, trained by `slm_jax.training.train.train`. The same command, given again
+after a kill at any instant, resumes the curriculum and ends with the same bits; stages that were appended to a finished
+curriculum are trained.
 """
 
 import contextlib
+import logging
 import math
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,52 +30,79 @@ from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text
 from slm_jax.utils.progress import show_log
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `orchestrate` ended."""
+    """The outcome of a call of `orchestrate`.
+
+    Attributes:
+        path: The folder of the curriculum.
+        results: The results of the stages that this call trained or found to be finished.
+        stopped_by: The signal that ended it.
+    """
 
     path: Path
-    results: list[Result]  # of the stages that this call looked at
-    stopped_by: int | None = None  # the signal that ended it
+    results: list[Result]
+    stopped_by: int | None = None
 
 
 def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str | Path | None = None) -> Outcome:
-    """Train, or continue, a curriculum (or a preset's name, a TOML file, nested dicts) in the folder at a path.
+    """Train a curriculum, or resume its training.
 
-    The folder is `runs/NAME` by default: the same call continues it. Raises UserError. SIGINT and SIGTERM end it after
-    the step in hand, saved.
+    SIGINT and SIGTERM end it after the current step, with a checkpoint.
+
+    Args:
+        curriculum: The curriculum, the name of a preset, the path of a TOML file, or nested dicts.
+        path: The folder of the curriculum, `runs/NAME` by default. A curriculum in it is resumed.
+
+    Returns:
+        The results of the stages.
+
+    Raises:
+        UserError: The curriculum is invalid, or differs from what was trained before; all problems are named.
     """
-    show_log()
+    show_log(only_warnings=not multihost.is_first())
     if isinstance(curriculum, dict):
         curriculum = Curriculum.from_tree(curriculum)
     elif not isinstance(curriculum, Curriculum):
         curriculum = Curriculum.load(curriculum)
     folder = Path(path or RUNS / curriculum.name)
-    first, fresh = multihost.is_first(), not folder.exists()
-    _say(f"curriculum: {folder}")
-    with Run(folder).lock() if first else contextlib.nullcontext():
+    logger.info("curriculum: %s", folder)
+    with _locked(folder):
+        multihost.broadcast_from_first(lambda: _begin(folder, curriculum))
+        return _run_stages(folder, curriculum)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a curriculum in the first process; remove a new folder if no stage was started."""
+    if not multihost.is_first():
+        yield
+        return
+    is_new = not folder.exists()
+    with Run(folder).lock():
         try:
-            multihost.broadcast_from_first(lambda: _begin(folder, curriculum))
-            return _run_stages(folder, curriculum)
+            yield
         except BaseException:
-            if first and fresh and not stages_in(folder):  # nothing came of it: leave no trace
+            if is_new and not stages_in(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def _begin(folder: Path, curriculum: Curriculum) -> None:
-    """Check that what was done fits the curriculum, and that its texts are there; keep it; make the tokenizer."""
+    """Check the curriculum against its texts and what was trained before; save it and its tokenizer."""
     from slm_jax.curriculum import stage_scores
     from slm_jax.data.sources.registry import make_sources
     from slm_jax.evaluation.suite import parse_tasks
 
-    here = {entry.name for entry in folder.iterdir() if not is_partial(entry)} - {".lock"}
-    if here and CURRICULUM not in here:
-        what = "a run" if Run(folder).exists() else "files"
-        raise UserError(f"{folder} holds {what} but no curriculum: use another --run")
-    begun = stages_in(folder)
-    problems = _changes(folder, curriculum)
+    names = {entry.name for entry in folder.iterdir() if not is_partial(entry)} - {".lock"}
+    if names and CURRICULUM not in names:
+        content = "a run" if Run(folder).exists() else "files"
+        raise UserError(f"{folder} holds {content} but no curriculum: use another --run")
+    started = stages_in(folder)
+    problems = [*_tokenizer_problems(folder, curriculum), *_stage_problems(folder, curriculum)]
     try:
         parse_tasks(curriculum.options.evaluate)
     except UserError as error:
@@ -88,169 +115,183 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
                 problems.append(f"{stage.title}: {error}")
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
-        again = "\nTo begin a stage anew, remove its folder and those behind it; or use another --run." if begun else ""
-        raise UserError(f"{folder} cannot go on:{listed}{again}")
-    stage_scores.forget(folder, [place.name for place in begun])
+        hint = "\nTo restart a stage, remove its folder and those of later stages; or use another --run."
+        raise UserError(f"{folder} cannot be trained:{listed}{hint if started else ''}")
+    stage_scores.forget(folder, [run.name for run in started])
     replace_text(folder / CURRICULUM, curriculum.to_toml())
     _make_tokenizer(folder, curriculum)
 
 
-def _changes(folder: Path, curriculum: Curriculum) -> list[str]:
-    """What the curriculum says otherwise of the stages that were begun."""
+def _tokenizer_problems(folder: Path, curriculum: Curriculum) -> Iterator[str]:
+    """Yield a problem if the curriculum names another tokenizer than it was started with."""
     from slm_jax.data.load import load_tokenizer
 
-    problems, given, tokenizer = [], curriculum.stages[0].config.tokenizer.path, Run(folder).tokenizer
-    if (
-        given
-        and tokenizer.is_file()
-        and load_tokenizer(given).fingerprint != load_tokenizer(str(tokenizer)).fingerprint
-    ):
-        problems.append(f"tokenizer.path {given} is not the tokenizer that the curriculum was begun with")
-    for number, place in enumerate(stages_in(folder)):
+    path = curriculum.stages[0].config.tokenizer.path
+    saved = Run(folder).tokenizer
+    if path and saved.is_file() and load_tokenizer(path).fingerprint != load_tokenizer(str(saved)).fingerprint:
+        yield f"tokenizer.path {path} is not the tokenizer that the curriculum was started with"
+
+
+def _stage_problems(folder: Path, curriculum: Curriculum) -> Iterator[str]:
+    """Yield how the curriculum differs from the stages that were started."""
+    for number, path in enumerate(stages_in(folder)):
         stage = curriculum.stages[number] if number < len(curriculum.stages) else None
-        if stage is None or stage.folder(folder).name != place.name:
+        if stage is None or stage.folder(folder).name != path.name:
             now = f"now stage {number + 1} is {stage.name}" if stage else f"now there are {number} stages"
-            problems.append(f"{place.name} was begun, and {now}: stages can be added behind those that were begun only")
-            break
-        run = Run(place)
-        if not run.corpus.is_dir():  # nothing is bound to its config yet
-            continue
-        saved = run.read_config()
-        done = run.newest_step() == saved.train.steps
-        may = Config.fields_with("resumable")
-        if done and stage.epochs is None:
-            may -= {"train.steps"}
-        wanted = _placed(stage, folder)
-        for name, (old, new) in _placed(stage, folder, saved).differences(wanted).items():
-            if name not in may:
-                problems.append(f"{stage.title} was begun with another {name}: {old!r} there, {new!r} here")
-        if done and stage.epochs is not None and (steps := _steps_of(wanted, run, stage.epochs)) != saved.train.steps:
-            problems.append(f"{stage.title} was of {saved.train.steps} steps: {stage.epochs:g} epochs are {steps}")
-    return problems
+            yield f"{path.name} was started, and {now}: stages can only be added after those that were started"
+            return
+        yield from _changed_options(folder, stage, Run(path))
 
 
-def _placed(stage: Stage, folder: Path, config: Config | None = None) -> Config:
-    """The config of a stage's run in a folder (or a config that was saved there, for the folder may have moved)."""
-    if config is None:
-        config = stage.config
-        if elsewhere := config.checkpoint.folder:  # shared by all stages, of which each has its own
-            checkpoint = config.checkpoint.model_copy(update={"folder": f"{elsewhere}/{stage.folder(folder).name}"})
-            config = config.model_copy(update={"checkpoint": checkpoint})
+def _changed_options(folder: Path, stage: Stage, run: Run) -> Iterator[str]:
+    """Yield the options of a stage that differ from those that its run is bound to."""
+    if not run.corpus.is_dir():
+        return
+    saved = run.read_config()
+    config = _stage_config(stage, folder)
+    is_done = run.newest_step() == saved.train.steps
+    differences = run.conflicts(_relocated(saved, stage, folder), config)
+    if is_done and stage.epochs is None and config.train.steps != saved.train.steps:
+        # The next stage has started with its weights: more steps would change what was trained.
+        differences["train.steps"] = (saved.train.steps, config.train.steps)
+    for name, (old, new) in differences.items():
+        yield f"{stage.title} was started with another {name}: {old!r} saved, {new!r} current"
+    if is_done and stage.epochs is not None:
+        steps = _steps_of_epochs(config, run, stage.epochs)
+        if steps != saved.train.steps:
+            yield f"{stage.title} had {saved.train.steps} steps: {stage.epochs:g} epochs are {steps}"
+
+
+def _stage_config(stage: Stage, folder: Path) -> Config:
+    """Return the config of a stage's run, with the paths that depend on the folder of the curriculum."""
+    config = stage.config
+    if shared := config.checkpoint.folder:  # of all stages, each of which has a folder in it
+        checkpoint = config.checkpoint.model_copy(update={"folder": f"{shared}/{stage.folder(folder).name}"})
+        config = config.model_copy(update={"checkpoint": checkpoint})
+    return _relocated(config, stage, folder)
+
+
+def _relocated(config: Config, stage: Stage, folder: Path) -> Config:
+    """Return a config, also one that was saved before the folder was moved, with the paths in the folder."""
     tokenizer = config.tokenizer.model_copy(update={"path": str(folder / Run(folder).tokenizer.name)})
     init = config.init
     if stage.number > 1:
-        before = next(folder.glob(f"stages/{stage.number - 1:02d}-*"), folder)
-        init = init.model_copy(update={"from_run": str(before)})
+        previous = next(folder.glob(f"stages/{stage.number - 1:02d}-*"), folder)
+        init = init.model_copy(update={"from_run": str(previous)})
     return config.model_copy(update={"tokenizer": tokenizer, "init": init})
 
 
 def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
-    """The tokenizer of all stages: found in the folder, given, that of the run they begin with, or learned."""
+    """Save the tokenizer of all stages, unless it is there: a given one, that of the initial weights, or a new one."""
     from slm_jax.data.load import load_tokenizer
     from slm_jax.data.prepare import learn_tokenizer
     from slm_jax.training.tokenizer import resolve_tokenizer
 
-    place, configs = Run(folder).tokenizer, [stage.config for stage in curriculum.stages]
-    if place.is_file():
+    path = Run(folder).tokenizer
+    if path.is_file():
         return
-    if given := resolve_tokenizer(configs[0]):
-        load_tokenizer(given).save(place)
+    configs = [stage.config for stage in curriculum.stages]
+    given = resolve_tokenizer(configs[0])
+    if given:
+        load_tokenizer(given).save(path)
     else:
-        learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1]).save(place)
+        learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1]).save(path)
 
 
 def _run_stages(folder: Path, curriculum: Curriculum) -> Outcome:
+    """Train and measure the stages in order, until the last one or a signal."""
     results: list[Result] = []
     for stage in curriculum.stages:
         run = Run(stage.folder(folder))
-        behind = [each for each in curriculum.stages if each.number > stage.number]
-        if behind and Run(behind[0].folder(folder)).newest_step() is not None:
-            _record(folder, curriculum, stage)  # it may have been killed between the last step and this
+        later = [each for each in curriculum.stages if each.number > stage.number]
+        if later and Run(later[0].folder(folder)).newest_step() is not None:
+            _measure(folder, curriculum, stage)  # a kill may have come between its last step and its measurement
             continue
-        # A stage that is done is found so, or mended if its last checkpoint was damaged, before another begins with it.
-        config = _placed(stage, folder)
+        # A finished stage is trained as well: if its last checkpoint is corrupt, its steps are repeated before the
+        # next stage starts with its weights.
+        config = _stage_config(stage, folder)
         if multihost.is_first() and run.exists() and run.corpus.is_dir():
-            run.save_config(_placed(stage, folder, run.read_config()))  # the folder may have moved
+            run.save_config(_relocated(run.read_config(), stage, folder))
         config = _with_steps(stage, config, run)
-        _say(_headline(stage, config, len(curriculum.stages)))
+        logger.info(_headline(stage, config, len(curriculum.stages)))
         result = train(config, run.path)
         results.append(result)
         if result.stopped_by is not None:
             return Outcome(folder, results, result.stopped_by)
-        _record(folder, curriculum, stage)
-        if result.signal is not None and behind:  # it came at the last step
+        _measure(folder, curriculum, stage)
+        if result.signal is not None and later:  # received during the last step
             return Outcome(folder, results, result.signal)
     return Outcome(folder, results)
 
 
 def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
-    """The config with the steps that the stage's epochs are; its text is prepared for that."""
+    """Return the config with the number of steps of the stage's epochs, for which its text is prepared."""
     if stage.epochs is None:
         return config
-    first = multihost.is_first()
-    with run.lock() if first else contextlib.nullcontext():
+    is_first = multihost.is_first()
+    with run.lock() if is_first else contextlib.nullcontext():
         multihost.broadcast_from_first(lambda: run.begin(config))
-        steps = multihost.broadcast_from_first(lambda: _steps_of(config, run, stage.epochs or 0, _say))
+        steps = multihost.broadcast_from_first(lambda: _steps_of_epochs(config, run, stage.epochs or 0))
         config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
-        if first:
+        if is_first:
             run.save_config(config)
     return config
 
 
-def _steps_of(config: Config, run: Run, epochs: float, say: Callable[[str], None] = lambda _: None) -> int:
-    """How many steps so many epochs of a run's text are, rounded up; prepares the text if it is not."""
+def _steps_of_epochs(config: Config, run: Run, epochs: float) -> int:
+    """Return the steps of a number of epochs of a run's text, rounded up; the text is prepared if necessary."""
     from slm_jax.data.batches.modes import make_batches
     from slm_jax.training.tokenizer import prepare_data
 
     _, corpus = prepare_data(config, run)
-    each = make_batches(config, corpus).steps_per_epoch
-    if epochs * each > MAX_STEPS:
-        raise UserError(f"{epochs:g} epochs of {each:,.1f} steps each are more than {MAX_STEPS:,} steps: lower epochs")
-    steps = max(1, math.ceil(epochs * each - 1e-9))
-    say(f"{epochs:g} epochs of {each:,.1f} steps each are {steps:,} steps, rounded up")
+    per_epoch = make_batches(config, corpus).steps_per_epoch
+    if epochs * per_epoch > MAX_STEPS:
+        raise UserError(
+            f"{epochs:g} epochs of {per_epoch:,.1f} steps each are more than {MAX_STEPS:,} steps: lower epochs"
+        )
+    steps = max(1, math.ceil(epochs * per_epoch - 1e-9))
+    logger.info("%g epochs of %s steps each are %s steps, rounded up", epochs, f"{per_epoch:,.1f}", f"{steps:,}")
     return steps
 
 
 def _headline(stage: Stage, config: Config, count: int) -> str:
-    o, t = config.optimizer, config.train
+    optimizer = config.optimizer
     text = " ".join(config.data.mix or config.data.files or (config.data.source,))
-    start = f"weights of {Path(config.init.from_run).name}, " if config.init.from_run else ""
-    moments = "optimizer state kept, " if config.init.optimizer == "keep" else ""
-    dropout = f", dropout {config.model.dropout:g}" if config.model.dropout else ""
-    return (
-        f"\nstage {stage.number} of {count}: {stage.name}: {text}, {start}{moments}{t.steps:,} steps of "
-        f"{t.batch_size} x {t.sequence_length}, {o.name} {o.lr:g} {o.schedule}{dropout}"
-    )
+    parts = [text]
+    if config.init.from_run:
+        parts.append(f"weights of {Path(config.init.from_run).name}")
+    if config.init.optimizer == "keep":
+        parts.append("optimizer state kept")
+    parts.append(f"{config.train.steps:,} steps of {config.train.batch_size} x {config.train.sequence_length}")
+    parts.append(f"{optimizer.name} {optimizer.lr:g} {optimizer.schedule}")
+    if config.model.dropout:
+        parts.append(f"dropout {config.model.dropout:g}")
+    return f"\nstage {stage.number} of {count}: {stage.name}: {', '.join(parts)}"
 
 
-def _record(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
-    """What is measured of a stage that is done, each once whatever happens."""
+def _measure(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
+    """Append the benchmark row of a finished stage, score and evaluate its model, each unless it is done already."""
+    from slm_jax.report.page import write_report_after_training
+
     if not multihost.is_first():
         return
     runs = [Run(each.folder(folder)) for each in curriculum.stages[: stage.number]]
     append_benchmark(folder / BENCHMARKS, benchmarks.measure(runs[-1]))
-    if multihost.process_count() > 1:  # a checkpoint is read by all of them or none
-        _say("note: models are compared and evaluated by one process: give the same command to one, when all is done")
+    if multihost.process_count() > 1:  # all processes would have to read the checkpoint
+        logger.info("note: models are scored and evaluated by one process: run the same command in one when this ends")
     else:
         if curriculum.options.compare:
             from slm_jax.curriculum import stage_scores
 
-            stage_scores.update(folder, runs, _say)
+            stage_scores.update(folder, runs)
         _evaluate(runs[-1], curriculum.options.evaluate)
-    from slm_jax.report.page import write_report_after_training
-
-    write_report_after_training(Run(folder))  # as training did, now with what was measured since
+    write_report_after_training(Run(folder))
 
 
 def _evaluate(run: Run, tasks: Sequence[str]) -> None:
-    """Measure those of the tasks that were not measured of the run's newest model, or of another set."""
+    """Measure the tasks that were not measured on the run's newest model, or on another data set."""
     from slm_jax.evaluation import suite
 
     remaining = suite.unmeasured_tasks(run, tasks)
     if remaining:
         suite.evaluate(run.path, remaining)
-
-
-def _say(text: str) -> None:
-    if multihost.is_first():
-        print(text, file=sys.stderr, flush=True)

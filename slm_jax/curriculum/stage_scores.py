@@ -1,10 +1,11 @@
-"""What each stage of a curriculum did to the held-out text of all of them: what was gained, kept and forgotten.
+"""Scores of each stage's model on the held-out text of all stages: what was learned, kept and forgotten.
 
-`stage_scores.json` in the curriculum's folder has a row for each model (after which stage) and text (of which stage):
-each stage's model on the text of all stages so far, and on that of the next one, where that begins.
+Each stage's model is scored on the text of all stages so far, and on that of the next one before it is trained. The
+rows are in `stage_scores.json`, see `slm_jax.run.results`.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,32 +17,45 @@ from slm_jax.run.load import LoadedRun, load_run
 from slm_jax.run.results import Row, read_stage_scores, write_stage_scores
 from slm_jax.training import validation
 from slm_jax.training.train_step import loss_sums
+from slm_jax.utils.formatting import text_table
+
+logger = logging.getLogger(__name__)
 
 
-def update(folder: Path, stages: Sequence[Run], say: Callable[[str], None]) -> None:
-    """Measure what is missing, after the last of the stages: its model on the text of each, and the model before on its
-    text. Raises UserError if the file is damaged."""
+def update(folder: Path, stages: Sequence[Run]) -> None:
+    """Add the missing scores after the last of some stages.
+
+    These are those of its model on the text of each stage, and of the previous model on its text.
+
+    Args:
+        folder: The folder of the curriculum.
+        stages: The stages so far, in order.
+
+    Raises:
+        UserError: `stage_scores.json` is damaged, or a model cannot be loaded.
+    """
     rows = read_stage_scores(folder)
     last = stages[-1]
-    wanted = [(last, text) for text in stages]
+    pairs = [(last, text) for text in stages]
     if len(stages) > 1:
-        wanted.insert(0, (stages[-2], last))
-    models: dict[Path, LoadedRun] = {}
-    for model, text in wanted:
-        step = model.newest_step()
-        if any((row["after"], row["text"], row["step"]) == (model.path.name, text.path.name, step) for row in rows):
+        pairs.insert(0, (stages[-2], last))
+    loaded: LoadedRun | None = None
+    for model, text in pairs:
+        key = (model.path.name, text.path.name)
+        if any((row["after"], row["text"], row["step"]) == (*key, model.newest_step()) for row in rows):
             continue
-        if model.path not in models:
-            models = {model.path: load_run(str(model.path))}  # one at a time in memory
-        found = {"after": model.path.name, "text": text.path.name, "step": models[model.path].step}
-        found |= score(models[model.path], text)
-        rows = [row for row in rows if (row["after"], row["text"]) != (model.path.name, text.path.name)] + [found]
+        if loaded is None or loaded.run.path != model.path:
+            loaded = None  # frees the previous model first
+            loaded = load_run(str(model.path))
+        row: Row = {"after": model.path.name, "text": text.path.name, "step": loaded.step}
+        row |= score(loaded, text)
+        rows = [each for each in rows if (each["after"], each["text"]) != key] + [row]
         write_stage_scores(folder, rows)
-        say(f"after {model.path.name}, held-out text of {text.path.name}: {found['bits_per_byte']:.3f} bits per byte")
+        logger.info("after %s, held-out text of %s: %.3f bits per byte", *key, row["bits_per_byte"])
 
 
 def forget(folder: Path, stages: Sequence[str]) -> None:
-    """Drop the rows of other stages than these: their folders were removed, to begin them anew."""
+    """Remove the scores of stages other than these: their folders were removed to restart them."""
     rows = read_stage_scores(folder)
     kept = [row for row in rows if {row["after"], row["text"]} <= set(stages)]
     if len(kept) < len(rows):
@@ -49,8 +63,18 @@ def forget(folder: Path, stages: Sequence[str]) -> None:
 
 
 def score(loaded: LoadedRun, text: Run) -> Row:
-    """Loss, accuracy and bits per byte of a model on the held-out text of a run, in the batches that the run itself
-    validates in (so that its own model gets the figures of its last validation)."""
+    """Score a model on the held-out text of a run.
+
+    The batches are those that the run itself validates with, so that its own model gets the scores of its last
+    validation.
+
+    Args:
+        loaded: The model.
+        text: The run whose held-out text is used.
+
+    Returns:
+        The scores, see `slm_jax.training.validation.scores`.
+    """
     config = text.read_config()
     corpus = open_corpus(text.corpus, loaded.tokenizer)
     graph, params = nnx.split(loaded.model, nnx.Param)
@@ -60,14 +84,11 @@ def score(loaded: LoadedRun, text: Run) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Bits per byte: a line for each model, a column for the held-out text of each stage."""
-    names = sorted({row["after"] for row in rows})
+    """Return bits per byte as a text table: a line for each model, a column for the text of each stage."""
+    models = sorted({row["after"] for row in rows})
     texts = sorted({row["text"] for row in rows})
-    found = {(row["after"], row["text"]): f"{row['bits_per_byte']:.3f}" for row in rows}
-    first = "held-out bits per byte of"
-    width = max(len(first), *(len(f"after {name}") for name in names))
-    lines = ["  ".join([first.ljust(width), *texts])]
-    for name in names:
-        cells = [found.get((name, text), "").rjust(len(text)) for text in texts]
-        lines.append("  ".join([f"after {name}".ljust(width), *cells]).rstrip())
-    return "\n".join(lines)
+    values = {(row["after"], row["text"]): f"{row['bits_per_byte']:.3f}" for row in rows}
+    lines = [["held-out bits per byte of", *texts]]
+    for model in models:
+        lines.append([f"after {model}", *(values.get((model, text), "") for text in texts)])
+    return text_table(lines, right=range(1, len(texts) + 1))

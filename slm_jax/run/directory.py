@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slm_jax.config.paths import CURRICULUM, RUNS, STAGES
 from slm_jax.config.presets import read_toml
@@ -160,18 +161,31 @@ class Run:
         if not has_checkpoint and not self.corpus.is_dir():
             self.save_config(config)
             return
-        resumable = Config.fields_with("resumable")
-        changes = {k: v for k, v in self.read_config().differences(config).items() if k not in resumable}
-        binding = changes if has_checkpoint else {k: v for k, v in changes.items() if _shapes_corpus(k)}
-        if binding:
-            listed = "\n".join(f"  {name}: {saved!r} saved, {new!r} current" for name, (saved, new) in binding.items())
-            count = "One option differs" if len(binding) == 1 else f"{len(binding)} options differ"
+        saved = self.read_config()
+        if conflicts := self.conflicts(saved, config):
+            listed = "\n".join(f"  {name}: {old!r} saved, {new!r} current" for name, (old, new) in conflicts.items())
+            count = "One option differs" if len(conflicts) == 1 else f"{len(conflicts)} options differ"
             raise UserError(
                 f"{self.path} is a run with another config: give the same values, or use another --run (with "
                 f"--init.from_run {self.path} it starts with the weights of this run). {count}:\n{listed}"
             )
-        if changes:
+        # A new attempt replaces the options of one that was refused; otherwise the microbatch that fitted stays saved.
+        if not has_checkpoint and set(saved.differences(config)) - Config.fields_with("resumable"):
             self.save_config(config)
+
+    def conflicts(self, saved: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+        """Return the options that must not differ between two configs for this run, as {name: (saved, new)}.
+
+        With a checkpoint these are all but the `resumable` ones; with a corpus only, those that the corpus and the
+        tokenizer depend on; without either, none.
+        """
+        if self.newest_step() is not None:
+            resumable = Config.fields_with("resumable")
+        elif self.corpus.is_dir():
+            resumable = Config.fields_with("resumable") | {name for name in Config.fields() if not _shapes_corpus(name)}
+        else:
+            return {}
+        return {name: values for name, values in saved.differences(config).items() if name not in resumable}
 
     def _require_empty(self) -> None:
         """Raise UserError if the directory holds files that are not those of a run."""

@@ -1,74 +1,103 @@
-"""What a command sets for its own process, before the first array exists. Never called on import."""
+"""Settings of a command's own process. Nothing here is called on import, or by the library."""
 
 import ctypes
-import functools
 import hashlib
+import logging
 import os
 import platform
 import re
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from slm_jax.utils.files import user_cache_folder
 
-# No sums by atomic additions, no choice between algorithms by how fast they ran (it implies
+# XLA flag: no sums by atomic additions, no choice between algorithms by measured speed (it implies
 # xla_gpu_exclude_nondeterministic_ops, openxla/xla#12520). Read when JAX starts its devices.
 DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
 def tune_process(deterministic: bool = False) -> None:
-    """For command-line programs: keep big buffers, and compiled programs between runs.
+    """Set up the process of a command before its first array: keep large buffers and compiled programs.
 
-    deterministic: GPU programs have only operations that give the same bits each time.
+    Compiled programs are kept in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR.
+
+    Args:
+        deterministic: Compile GPU programs from deterministic operations only.
     """
     if deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}=true"
     _keep_freed_memory()
-    _keep_compiled_programs()
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache_folder() / "xla" / _processor_hash())
+    _keep_compiled_programs(folder)
+    _remove_damaged_programs(Path(folder))
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory: it would hand every big buffer back at each step, to page-fault it in again
-    (1.2 times the speed of a CPU step)."""
+    """Make glibc keep freed memory.
+
+    By default it returns every large buffer to the system at each step, and its pages fault when it is allocated again:
+    CPU steps are 1.2 times as fast without.
+    """
     if platform.libc_ver()[0] != "glibc":
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # <malloc.h>
     for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20), (arena_max, 1)):
         mallopt(option, value)
 
 
-def _keep_compiled_programs() -> None:
-    """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR names one."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache_folder() / "xla" / _processor())
+def _keep_compiled_programs(folder: str) -> None:
+    """Enable JAX's persistent compilation cache for all programs."""
+    import jax
+
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.showwarning = functools.partial(_show_warning, Path(folder), warnings.showwarning)
 
 
-def _show_warning(folder: Path, show: Callable[..., Any], message: Warning | str, *where: Any, **more: Any) -> None:
-    """Remove the program that JAX could not read: a process was killed while it wrote it, and JAX, which finds the file
-    there, would leave it as it is, to warn of it and compile anew at every start."""
-    damaged = re.match(r"Error reading persistent compilation cache entry for '(\w+)'", str(message))
-    if damaged is None:
-        show(message, *where, **more)
-        return
-    print(f"a kept program ({damaged[1]}) is damaged: it is compiled again", file=sys.stderr)
-    for path in folder.glob(f"{damaged[1]}-*"):
-        path.unlink(missing_ok=True)
+def _remove_damaged_programs(folder: Path) -> None:
+    """Remove a cached program that JAX warns it cannot read, after a kill while it was being written.
+
+    JAX never replaces an existing file: it would warn and compile again at every start. Warnings are sent through
+    `logging`, where a filter recognizes that one; the others are printed as before.
+    """
+    log = logging.getLogger("py.warnings")
+    if not log.handlers:
+        log.addHandler(_WarningsHandler())
+        log.propagate = False
+    log.addFilter(_DamagedProgramFilter(folder))
+    logging.captureWarnings(True)
 
 
-def _processor() -> str:
-    """A name for this kind of processor: programs compiled for another one may not run here (a shared home folder)."""
+class _WarningsHandler(logging.Handler):
+    """Print warnings on the current `sys.stderr`, as Python does without `logging.captureWarnings`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(record.getMessage())
+
+
+class _DamagedProgramFilter(logging.Filter):
+    """Replace JAX's warning about a damaged program by a short message, and remove the program."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        damaged = re.search(r"Error reading persistent compilation cache entry for '(\w+)'", record.getMessage())
+        if damaged is None:
+            return True
+        sys.stderr.write(f"a cached program ({damaged[1]}) is damaged: it is compiled again\n")
+        for path in self._folder.glob(f"{damaged[1]}-*"):
+            path.unlink(missing_ok=True)
+        return False
+
+
+def _processor_hash() -> str:
+    """Return a hash of the processor's features: in a shared home folder, programs for another one may not run here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

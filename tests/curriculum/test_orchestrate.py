@@ -216,7 +216,7 @@ def test_epochs_are_steps_rounded_up(finished):
     assert f"0.03 epochs of {windows / 4:,.1f} steps each are {steps:.0f} steps, rounded up" in err
     for many in (1e9, 1e300):
         with pytest.raises(UserError, match=r"epochs of .* steps each are more than 2,147,483,647 steps: lower epochs"):
-            stages_module._steps_of(run.read_config(), run, many)
+            stages_module._steps_of_epochs(run.read_config(), run, many)
 
 
 def test_each_model_is_scored_on_the_text_of_all(finished):
@@ -326,7 +326,7 @@ def test_what_is_done_cannot_be_changed(place, finished):
         ("train.steps = 8", "train.steps = 9"): ["stage 1 (plain)", "train.steps: 8 saved, 9 current"],
         ("epochs = 0.03", "epochs = 0.04"): ["stage 2 (mixed)", "0.04 epochs are"],
         ("model.dropout = 0.1", "model.dropout = 0.2"): ["stage 2 (mixed)", "model.dropout: 0.1 saved, 0.2 current"],
-        ('name = "plain"', 'name = "other"'): ["01-plain was begun, and now stage 1 is other"],
+        ('name = "plain"', 'name = "other"'): ["01-plain was started, and now stage 1 is other"],
         ("vocab_size = 320", "vocab_size = 400"): ["tokenizer.vocab_size: 320 saved, 400 current"],
     }
     for (old, new), said in changes.items():
@@ -334,7 +334,7 @@ def test_what_is_done_cannot_be_changed(place, finished):
             orchestrate(place.changed(old, new), folder)
         assert all(part in str(caught.value) for part in (*said, "remove its folder")), str(caught.value)
     (place.path / "changed.toml").write_text(place.text.partition('[[stages]]\nname = "mixed"')[0])
-    with pytest.raises(UserError, match="02-mixed was begun, and now there are 1 stages"):
+    with pytest.raises(UserError, match="02-mixed was started, and now there are 1 stages"):
         orchestrate(place.path / "changed.toml", folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == kept
     for bad in (folder / "stages" / "01-plain", folder / "stages"):
@@ -395,9 +395,11 @@ init.from_run = "elsewhere"
 
 def test_a_folder_for_checkpoints_has_one_for_each_stage(place, tmp_path):
     stages = Curriculum.load(place.path / "two.toml", **{"checkpoint.folder": "gs://bucket/x"}).stages
-    found = [stages_module._placed(stage, tmp_path).checkpoint.folder for stage in stages]
+    found = [stages_module._stage_config(stage, tmp_path).checkpoint.folder for stage in stages]
     assert found == ["gs://bucket/x/01-plain", "gs://bucket/x/02-mixed"]
-    again = [stages_module._placed(stage, tmp_path, stages_module._placed(stage, tmp_path)) for stage in stages]
+    again = [
+        stages_module._relocated(stages_module._stage_config(stage, tmp_path), stage, tmp_path) for stage in stages
+    ]
     assert [config.checkpoint.folder for config in again] == found
 
 

@@ -186,9 +186,7 @@ def test_traces_and_norms_on_request(start, tmp_path, caplog):
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     second, third = np.diff([row["seconds"] for row in rows])[:2]
     speeds = [row["tokens"] / row["tokens_per_second"] for row in rows]
-    np.testing.assert_allclose(
-        speeds[1:3], [second, (second + third) / 2]
-    )  # without the slow first
+    np.testing.assert_allclose(speeds[1:3], [second, (second + third) / 2])  # without the slow first
 
 
 @pytest.mark.slow
@@ -215,3 +213,51 @@ def test_load_run_averages_checkpoints(start, tmp_path):
     assert not np.array_equal(newest.model.embedding[...], mean.model.embedding[...])
     with pytest.raises(UserError, match="not 3 to average"):
         load_run(tmp_path / "run", average=3)
+
+
+def test_a_run_that_was_refused_can_be_started_again_with_other_options(start, tmp_path):
+    """Only the options of the text bind a run before its first checkpoint; all do afterwards."""
+    with pytest.raises(
+        UserError, match=r"use --model\.remat full, a shorter --train\.sequence_length or a smaller model"
+    ):
+        start(steps=2, train__memory_gb=1e-6)
+    run = Run(tmp_path / "run")
+    assert run.corpus.is_dir()
+    assert run.newest_step() is None
+    with pytest.raises(UserError, match=r"One option differs:\n  tokenizer\.vocab_size: 300 saved, 310 current"):
+        start(steps=2, tokenizer__vocab_size=310, model__depth=2)
+    start(steps=2, model__remat="full", model__mlp_dim=64, train__sequence_length=8, optimizer__lr=0.02)
+    assert run.read_config().model.mlp_dim == 64
+    assert run.newest_step() == 2
+    with pytest.raises(UserError, match=r"One option differs:\n  model\.mlp_dim: 64 saved, 96 current"):
+        start(steps=3, model__remat="full", train__sequence_length=8, optimizer__lr=0.02)
+
+
+@pytest.mark.parametrize(
+    "change", [{"model__attention": "naive"}, {"model__scan_layers": True}, {"model__remat": "full"}], ids=str
+)
+def test_execution_options_may_change_on_resume(start, tmp_path, change, caplog):
+    """The checkpoint is restored, and the losses agree with those of an unchanged run up to rounding."""
+    fields = {"model__depth": 2, "model__dropout": 0.1, "train__dtype": "float32"}
+    start("whole", steps=6, **fields)
+    start("changed", steps=3, **fields)
+    caplog.clear()
+    start("changed", steps=6, **fields, **change)
+    assert "continuing after step 3" in caplog.text
+    whole, changed = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "changed"))
+    assert [row["step"] for row in changed] == list(range(1, 7))
+    np.testing.assert_allclose([row["loss"] for row in changed], [row["loss"] for row in whole], rtol=1e-5)
+    name = next(iter(change)).replace("__", ".")
+    assert Run(tmp_path / "changed").read_config().flat()[name] == next(iter(change.values()))
+
+
+def test_train_writes_the_curve_and_the_report(start, tmp_path):
+    start(steps=2)
+    run = Run(tmp_path / "run")
+    assert run.plot.read_bytes().startswith(b"\x89PNG")
+    assert "<html" in run.report.read_text()
+    run.report.unlink()
+    run.plot.unlink()
+    start(steps=2)  # finished, and killed before the report was written
+    assert run.plot.is_file()
+    assert run.report.is_file()

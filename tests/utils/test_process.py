@@ -1,4 +1,4 @@
-"""What a command sets for its own process."""
+"""Settings of a command's own process."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ print(jax.jit(lambda x: (x @ x).sum())(jax.numpy.ones((8, 8))))
 """
 
 
-def test_a_program_that_a_kill_cut_short_is_kept_anew(tmp_path):
+def test_a_cached_program_that_was_cut_short_is_replaced(tmp_path):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
 
     def run():
@@ -26,6 +26,21 @@ def test_a_program_that_a_kill_cut_short_is_kept_anew(tmp_path):
     (path,) = tmp_path.glob("jit__lambda*-cache")
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
-    assert run() == "a kept program (jit__lambda) is damaged: it is compiled again\n"
+    assert run() == "a cached program (jit__lambda) is damaged: it is compiled again\n"
     assert path.stat().st_size == whole
     assert run() == ""
+
+
+def test_other_warnings_are_printed_and_the_import_has_no_side_effects(tmp_path):
+    program = (
+        "import sys, warnings\n"
+        "show = warnings.showwarning\n"
+        "import slm_jax.utils.process as process\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert warnings.showwarning is show\n"
+        "process.tune_process()\n"
+        "warnings.warn('something else')\n"
+    )
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert "UserWarning: something else" in done.stderr

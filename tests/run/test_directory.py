@@ -1,0 +1,51 @@
+"""Run directories: which one is found, and which options bind a run."""
+
+import os
+
+import pytest
+
+from slm_jax.cli.train import parse_args
+from slm_jax.config.schema import Config
+from slm_jax.run.directory import Run, find_run
+from slm_jax.utils.errors import UserError
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Three runs in runs/: `old` with a checkpoint, `refused` without, and `new`, the newest, without."""
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("new", "refused", "old")):
+        run = Run(tmp_path / "runs" / name)
+        run.path.mkdir(parents=True)
+        run.save_config(Config())
+        os.utime(run.path, (1e9 - age, 1e9 - age))
+    (tmp_path / "runs" / "old" / "checkpoints" / "7").mkdir(parents=True)
+    os.utime(tmp_path / "runs" / "old", (1e8, 1e8))
+    return tmp_path / "runs"
+
+
+def test_resume_takes_the_newest_run_with_a_checkpoint(runs):
+    assert find_run(None).path.name == "new"
+    assert find_run(None, trained=True).path.name == "old"
+    assert parse_args(["--resume"])[1].path.name == "old"
+    assert parse_args(["--resume", "--run", "runs/new"])[1].path.name == "new"
+    (runs / "old" / "checkpoints" / "7").rmdir()
+    with pytest.raises(UserError, match="there is no run with a checkpoint in"):
+        parse_args(["--resume"])
+
+
+def test_options_bind_when_something_depends_on_them(runs):
+    run = Run(runs / "new")
+    config = Config()
+    other = Config.load("quickstart", **{"model.dim": 384, "data.separator": "---", "data.mode": "segmented"})
+    other = other.model_copy(update={"tokenizer": config.tokenizer})
+    assert run.conflicts(config, other) == {}
+    run.corpus.mkdir()
+    assert set(run.conflicts(config, other)) == {"data.separator"}
+    (run.path / "checkpoints" / "1").mkdir(parents=True)
+    assert {"data.separator", "data.mode", "model.dim"} <= set(run.conflicts(config, other))
+    resumable = config.model_copy(update={"log": other.log, "mesh": other.mesh, "checkpoint": other.checkpoint})
+    run.begin(resumable)
+    with pytest.raises(UserError, match=r"model\.dim: 192 saved, 384 current"):
+        run.begin(other)
+    assert run.read_config() == config  # with a checkpoint, the caller saves it once the run is restored
