@@ -9,13 +9,12 @@ import numpy as np
 
 from slm_jax.checks.finding import Finding, finding, shortened
 from slm_jax.checks.uncached import run_uncached
-from slm_jax.data.batches.arrays import Arrays
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums
-from slm_jax.utils.batch import IGNORE_INDEX
+from slm_jax.utils.batch import IGNORE_INDEX, Arrays
 from tokenizer import HybridTokenizer
 
 # What tokenizers typically lose: case, runs of spaces, line ends, other scripts, combining characters, surrogates, and

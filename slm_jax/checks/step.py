@@ -8,10 +8,10 @@ import numpy as np
 
 from slm_jax.checks.finding import Finding, finding
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.arrays import Arrays
 from slm_jax.distributed import sharding
 from slm_jax.training import memory
 from slm_jax.training.train_step import TrainState
+from slm_jax.utils.batch import Arrays
 from slm_jax.utils.errors import UserError
 
 

@@ -6,23 +6,27 @@ from typing import Any
 import jax
 
 from slm_jax.config.schema import Config
-from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.training import health
 from slm_jax.training.train_step import Steps, TrainState
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
 
 _BINDING = ("model.", "optimizer.", "train.", "data.mode")  # what a training state depends on, unless `resumable`
 
 
-def compatibility(config: Config, corpus: Corpus, tokenizer: HybridTokenizer) -> dict[str, Any]:
-    """Return what the training states of a run depend on, as JSON values: stored with each checkpoint."""
+def compatibility(config: Config, corpus: str, tokenizer: str) -> dict[str, Any]:
+    """Return what the training states of a run depend on, as JSON values: stored with each checkpoint.
+
+    Args:
+        config: The config.
+        corpus: Fingerprint of the corpus.
+        tokenizer: Fingerprint of the tokenizer.
+    """
     return {
         "seed": config.train.seed,
-        "corpus": corpus.fingerprint,
-        "tokenizer": tokenizer.fingerprint,
+        "corpus": corpus,
+        "tokenizer": tokenizer,
         "health": health.is_enabled(config.health),  # whether the state has statistics of the loss
         "config": json.loads(json.dumps(config.flat())),
     }

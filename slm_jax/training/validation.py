@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.arrays import Arrays
 from slm_jax.data.batches.modes import validation_batches
 from slm_jax.data.corpus.stream import TokenStream
+from slm_jax.utils.batch import Arrays
 
 
 def scores(config: Config, split: TokenStream, sums: Callable[[Arrays], Any]) -> dict[str, float]:

@@ -12,6 +12,8 @@ positions       (optional) positions for the rotary angles; 0 to T-1 by default
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     import jax
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     """Arrays of a batch, by name."""
 else:
     Batch = Mapping[str, Any]
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+"""A batch [B, T] on the host, or one row of it [T]."""
 
 IGNORE_INDEX = -100
 """Label of a position where nothing is predicted, as in PyTorch's cross entropy."""

@@ -162,7 +162,7 @@ def test_invalid_usage_ends_with_one_message_and_leaves_nothing(place):
         ("--data.files", "none*.txt"): "no file matches none*.txt",
         ("--data.files", "empty.txt"): "empty.txt is empty",
         ("--data.files", "latin.txt"): "not UTF-8: byte 0xff at offset 3",
-        ("--data.files", "short.txt"): "but one batch takes 4,096",
+        ("--data.files", "short.txt"): "but one batch takes 16 x 256 = 4,096",
         ("--tokenizer.path", "nowhere"): "nowhere",
         ("--resume",): "there is no run",
     }
@@ -179,7 +179,7 @@ def test_mistake_can_be_corrected_in_the_same_run(place):
     (place.path / "text.txt").write_text("other text now")
     status, _, err = place.run("slm_jax.train", "--run", "run", "--train.steps", "4")
     assert status == 0
-    assert "the text has changed since this run began" in err
+    assert "the text has changed since this run was started" in err
 
 
 def test_two_processes_do_not_train_one_run(place):

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from slm_jax.data.corpus.stream import TokenStream
-from slm_jax.utils.batch import IGNORE_INDEX
+from slm_jax.utils.batch import IGNORE_INDEX, Arrays
 
-Arrays = dict[str, np.ndarray]  # a batch [B, T] or one row of it [T], see `slm_jax.utils.batch`
 Tokens = TokenStream | np.ndarray  # token ids [N]; every token of an array is predicted
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.arrays import Arrays
 from slm_jax.data.batches.packed import PackedBatches, check_packed_size, sequential_batches
 from slm_jax.data.batches.padded import PaddedBatches, check_padded_size, sequential_padded_batches
 from slm_jax.data.corpus.corpus import Corpus, MixturePart
 from slm_jax.data.corpus.stream import TokenStream
+from slm_jax.utils.batch import Arrays
 
 
 def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatches:

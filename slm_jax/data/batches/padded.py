@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from slm_jax.data.batches.arrays import Arrays, empty_arrays, read_circular, row
+from slm_jax.data.batches.arrays import empty_arrays, read_circular, row
 from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed
 from slm_jax.data.corpus.corpus import MixturePart
 from slm_jax.data.corpus.stream import TokenStream
-from slm_jax.utils.batch import IGNORE_INDEX
+from slm_jax.utils.batch import IGNORE_INDEX, Arrays
 from slm_jax.utils.errors import UserError
 
 _BUCKETS = 4  # widths of batches: quarters of the longest row

@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from slm_jax.data.batches.arrays import Arrays
+from slm_jax.utils.batch import Arrays
 
 _AHEAD = 2  # batches that are ready before they are needed
 _STOP_INTERVAL = 0.05  # seconds
