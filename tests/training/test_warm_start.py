@@ -115,7 +115,7 @@ def test_conflicts_are_refused_with_both_values(place, tmp_path):
     said = {
         ("model__dim", 64): "model.dim: 32 saved, 64 current",
         ("model__tie_weights", False): "model.tie_weights: True saved, False current",
-        ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 there, 400 here",
+        ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 saved, 400 current",
         ("tokenizer__path", "english-8k"): "is not the tokenizer of",
         ("init__from_run", str(place / "nowhere")): "no run in",
     }
