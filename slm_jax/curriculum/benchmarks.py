@@ -40,7 +40,7 @@ def measure(run: Run) -> Benchmark:
     """Return the benchmark row of a run after its last validation.
 
     Raises:
-        UserError: The run was never validated, or a file of it is damaged.
+        UserError: The run was never validated, or one of its files is damaged.
     """
     from slm_jax.performance import flops
     from slm_jax.run.load import load_tokenizer

@@ -121,7 +121,7 @@ class StepRecorder:
         self._step_began = now
         self._seconds += elapsed
         self._timed_steps += 1
-        # The mean of all steps at first, of about ten later; the first step is slow and drops out of it.
+        # A mean over all steps at first, over about ten later, and never over the first step, which is slow.
         weight = max(0.1, 1 / max(self._timed_steps - 1, 1))
         self._step_seconds += weight * (elapsed - self._step_seconds)
         rate = input_tokens / self._step_seconds  # tokens without a target cost FLOPs as well

@@ -1,4 +1,4 @@
-"""What the training loop works with: created by `setup.compile_session`, used by `loop.run_loop`."""
+"""The state of the training loop: created by `setup.compile_session`, used by `loop.run_loop`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -90,7 +90,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
 
     Args:
         config: The options of this call.
-        run: The run directory, locked and begun (`Run.begin`).
+        run: The run directory, locked and started (`Run.begin`).
 
     Yields:
         The open run. Its checkpoints are closed when the block ends.

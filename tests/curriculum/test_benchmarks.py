@@ -1,4 +1,4 @@
-"""One row a stage: whoever else appends, wherever a process was killed, however often it is measured."""
+"""benchmarks.csv has one row per measurement: with concurrent writers, after kills, measured repeatedly."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ for i in range(40):
 """
 
 
-def test_many_processes_append_at_once(tmp_path):
+def test_processes_append_concurrently(tmp_path):
     path = tmp_path / "b.csv"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
@@ -54,7 +54,7 @@ def test_many_processes_append_at_once(tmp_path):
     assert keys == sorted((name, i) for name in ("x", "y", "z", "shared") for i in range(40))
 
 
-def test_what_is_read_back_is_what_was_written(tmp_path):
+def test_rows_are_read_back_as_written(tmp_path):
     path = tmp_path / "deep" / "b.csv"
     other = dataclasses.replace(ROW, stage="two\nlines", steps=11)
     assert append_benchmark(path, ROW)
@@ -64,7 +64,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path):
     assert read_benchmarks(tmp_path / "none.csv") == []
 
 
-def test_a_line_cut_short_anywhere_is_mended(tmp_path):
+def test_a_line_cut_short_anywhere_is_repaired(tmp_path):
     path = tmp_path / "b.csv"
     append_benchmark(path, ROW)
     append_benchmark(path, dataclasses.replace(ROW, steps=11))
@@ -83,7 +83,7 @@ def test_a_line_cut_short_anywhere_is_mended(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_other_files_are_refused_and_left_alone(tmp_path):
+def test_other_files_are_refused_and_not_changed(tmp_path):
     path = tmp_path / "b.csv"
     for foreign in (b"a,b\n1,2\n", b"a,b\n1,2", b"\xff\xfe\n\xe9", b"PNG\rx\n"):
         path.write_bytes(foreign)
@@ -110,7 +110,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folder", "b.csv/x", "folder/b.csv/x", "/proc/x.csv"])
-def test_places_where_no_file_can_be_are_told(tmp_path, name):
+def test_invalid_paths_are_reported(tmp_path, name):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "b.csv", tmp_path / "folder" / "b.csv"):
         append_benchmark(path, ROW)
@@ -123,7 +123,7 @@ def test_places_where_no_file_can_be_are_told(tmp_path, name):
         main(["--csv", str(tmp_path / "b.csv"), "--show", "--plot", str(path)])
 
 
-def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
+def test_a_skipped_step_is_measured_without_its_loss(tmp_path, monkeypatch):
     run = Run(tmp_path)
     scores = {"val_loss": 2.5, "val_perplexity": 12.2, "val_accuracy": 0.4, "val_bits_per_byte": 1.2}
     row = {
@@ -146,7 +146,7 @@ def test_a_skipped_step_has_no_loss_and_stops_nothing(tmp_path, monkeypatch):
     path = tmp_path / "b.csv"
     assert append_benchmark(path, measured)
     assert not append_benchmark(path, measured)
-    path.write_text(path.read_text().replace(",nan,", ",,"))  # as versions before wrote it
+    path.write_text(path.read_text().replace(",nan,", ",,"))  # as earlier versions wrote it
     assert append_benchmark(path, ROW)
     assert [math.isnan(row["train_loss"]) for row in read_benchmarks(path)] == [True, False]
 

@@ -1,4 +1,4 @@
-"""A curriculum as a user gives it: stage by stage, killed and continued, added to, refused where it was changed."""
+"""Curricula: trained stage by stage, killed and resumed, extended, and refused if changed."""
 
 import json
 import os
@@ -95,7 +95,7 @@ optimizer.lr = 0.003
 
 
 class Place:
-    """A folder with text, a curriculum of it, and how to run the command there."""
+    """A folder with texts and a curriculum, in which the command is run."""
 
     def __init__(self, path):
         self.path = path
@@ -134,7 +134,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """The folder of a curriculum that was done in one go, and what was said."""
+    """Return the folder of a curriculum that was trained in one call, and the output of the command."""
     out, err = place.run("--run", "whole")
     return place.path / "whole", out, err
 
@@ -219,7 +219,7 @@ def test_epochs_are_steps_rounded_up(finished):
             stages_module._steps_of_epochs(run.read_config(), run, many)
 
 
-def test_each_model_is_scored_on_the_text_of_all(finished):
+def test_each_model_is_scored_on_the_text_of_all_stages(finished):
     folder, out, _ = finished
     found = {(row["after"], row["text"]): row["bits_per_byte"] for row in read_stage_scores(folder)}
     names = stage_names(folder)
@@ -230,7 +230,7 @@ def test_each_model_is_scored_on_the_text_of_all(finished):
     assert stage_scores.table(read_stage_scores(folder)) in out
 
 
-def test_a_curriculum_stands_for_its_newest_stage(finished):
+def test_a_curriculum_is_opened_as_its_newest_stage(finished):
     folder, _, _ = finished
     run = find_run(str(folder), trained=True)
     assert run.path == folder / "stages" / "02-mixed"
@@ -243,8 +243,8 @@ def test_a_curriculum_stands_for_its_newest_stage(finished):
     assert (loaded.run.path, loaded.step) == (run.path, run.newest_step())
 
 
-def test_killed_and_continued_it_is_the_same(place, finished):
-    """SIGKILL when the second stage, begun with the weights of the first, has taken steps and saved none."""
+def test_killed_and_resumed_it_ends_bit_identical(place, finished):
+    """SIGKILL comes after steps of the second stage, before its first checkpoint but that of the warm start."""
     rows = place.path / "killed" / "stages" / "02-mixed" / "metrics.jsonl"
     process = place.start("--run", "killed")
     wait_for(lambda: rows.is_file() and rows.stat().st_size > 0, process, seconds=300)
@@ -257,7 +257,7 @@ def test_killed_and_continued_it_is_the_same(place, finished):
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_it_is_the_same(place, finished):
+def test_killed_at_random_instants_it_ends_bit_identical(place, finished):
     begin = time.monotonic()
     place.run("--run", "timed")
     seconds = time.monotonic() - begin
@@ -279,7 +279,7 @@ def test_killed_at_random_instants_it_is_the_same(place, finished):
 def test_a_signal_is_passed_on_and_a_stage_is_added_to_a_moved_curriculum(
     place, finished, tmp_path, monkeypatch, capsys, caplog
 ):
-    """In a copy elsewhere: a third stage is added, stopped by SIGTERM, and ended by the same command."""
+    """In a copy, a third stage is appended, stopped by SIGTERM, and finished by the same command."""
     folder = tmp_path / "moved"
     shutil.copytree(finished[0], folder)
     (tmp_path / "three.toml").write_text(place.more)
@@ -311,7 +311,7 @@ def test_a_signal_is_passed_on_and_a_stage_is_added_to_a_moved_curriculum(
     assert Run(folder / "stages" / "03-tasks").read_config().init.from_run == str(folder / "stages" / "02-mixed")
 
 
-def test_a_stage_can_be_begun_anew_after_its_folder_was_removed(place, finished, tmp_path):
+def test_a_stage_can_be_restarted_after_its_folder_was_removed(place, finished, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "stages" / "02-mixed")
@@ -319,7 +319,7 @@ def test_a_stage_can_be_begun_anew_after_its_folder_was_removed(place, finished,
     assert {(row["after"], row["text"]) for row in read_stage_scores(folder)} == {("01-plain", "01-plain")}
 
 
-def test_what_is_done_cannot_be_changed(place, finished):
+def test_started_stages_cannot_be_changed(place, finished):
     folder, _, _ = finished
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
     changes = {
@@ -342,7 +342,7 @@ def test_what_is_done_cannot_be_changed(place, finished):
             orchestrate(place.path / "two.toml", bad)
 
 
-def test_all_problems_are_told_at_once_with_their_stage(place, tmp_path):
+def test_all_problems_are_reported_at_once_with_their_stage(place, tmp_path):
     text = SHARED.replace("batch_size = 4", "batch_size = 0") + """
 [[stages]]
 name = "one"
@@ -393,7 +393,7 @@ init.from_run = "elsewhere"
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_for_checkpoints_has_one_for_each_stage(place, tmp_path):
+def test_each_stage_has_a_folder_in_checkpoint_folder(place, tmp_path):
     stages = Curriculum.load(place.path / "two.toml", **{"checkpoint.folder": "gs://bucket/x"}).stages
     found = [stages_module._stage_config(stage, tmp_path).checkpoint.folder for stage in stages]
     assert found == ["gs://bucket/x/01-plain", "gs://bucket/x/02-mixed"]
@@ -403,8 +403,8 @@ def test_a_folder_for_checkpoints_has_one_for_each_stage(place, tmp_path):
     assert [config.checkpoint.folder for config in again] == found
 
 
-def test_a_curriculum_may_begin_with_another_run(place, finished, tmp_path):
-    """Its tokenizer and weights are those of the run; the stages behind begin with the first."""
+def test_a_curriculum_may_start_with_the_weights_of_a_run(place, finished, tmp_path):
+    """Its tokenizer and weights are those of the run; later stages start with those of the stage before."""
     given = {"init.from_run": str(finished[0]), "init.optimizer": "carry"}
     curriculum = Curriculum.load(place.path / "two.toml", **given)
     tmp_path.joinpath("x").mkdir()
@@ -445,7 +445,7 @@ def test_a_finished_stage_is_reported_as_such(finished, caplog):
 
 
 @pytest.mark.slow
-def test_a_damaged_last_checkpoint_is_mended_before_another_stage_begins(place, finished, tmp_path, caplog):
+def test_a_corrupt_last_checkpoint_is_repaired_before_the_next_stage(place, finished, tmp_path, caplog):
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     (tmp_path / "three.toml").write_text(place.more)
     for folder in (whole, hurt):

