@@ -226,7 +226,7 @@ def any_of(values: Sequence[int]) -> str:
     return " or ".join(str(value) for value in values)
 
 
-def weight_conflicts(config: Sections, source: Sections, here: str = "here", there: str = "there") -> Iterator[str]:
+def weight_conflicts(config: Sections, source: Sections, here: str = "current", there: str = "saved") -> Iterator[str]:
     """Yield the reasons why a run cannot start from the weights of another one.
 
     Options with the trait `shapes_weights` must agree; dropout, window, rotary base and execution options may differ.
