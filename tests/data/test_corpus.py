@@ -251,6 +251,44 @@ def test_interrupted_build_resumes_and_ends_with_the_same_files(tmp_path, tokeni
     assert contents(tmp_path / "cut") == expected  # temporary files of the interrupted builds were removed
 
 
+def test_build_of_an_earlier_version_is_resumed(tmp_path, tokenizer, small_shards, monkeypatch):
+    """The keys of progress.json are those that version 0.1.0 wrote."""
+    items = [item for i, text in enumerate(TEXTS) for item in (text, InvalidRow("odd", f"row {i}"))]
+    build_corpus(tmp_path / "complete", ListSource(items), tokenizer, CorpusOptions(0.2))
+    write = build._write_file
+
+    def interrupted(path, content):
+        if path.name == "train-00005.tokens.npy":
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(build, "_write_file", interrupted)
+    with pytest.raises(Killed):
+        build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
+    file = tmp_path / "cut.partial" / "progress.json"
+    saved = json.loads(file.read_text())
+    assert set(saved) == {"plan", "head", "position", "version", "counts", "shards", "done"}
+    assert set(saved["plan"]) == {"part", "held_out", "own"}
+    assert saved["head"] > 0
+    assert saved["position"] > saved["head"]
+    assert len(saved["shards"]["train"]) == 5
+    monkeypatch.setattr(build, "_write_file", write)
+    build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
+
+
+def test_two_writers_of_a_file_use_different_temporary_files(tmp_path):
+    path = tmp_path / "a.json"
+
+    def write_while_another_one_writes(file):
+        build.write_json(path, ["second"])
+        file.write(b"first")
+
+    build._write_file(path, write_while_another_one_writes)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 PREPARE = """
 import sys
 from pathlib import Path
@@ -331,7 +369,7 @@ def test_head_has_complete_documents(tmp_path, tokenizer, small_shards):
 
 
 def test_sources_without_text_are_reported(tmp_path, tokenizer):
-    bad = [InvalidRow("column text is missing (there: body)", f"row {i}") for i in range(3)]
+    bad = [InvalidRow("column text is missing (columns: body)", f"row {i}") for i in range(3)]
     for items, message in (([], "no text"), ([" "], "empty"), (bad, "3 invalid rows .*column text is missing")):
         with pytest.raises(UserError, match=message):
             build_corpus(tmp_path / "corpus", ListSource(items), tokenizer, CorpusOptions(0.2))

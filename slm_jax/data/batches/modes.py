@@ -41,7 +41,7 @@ def check_size(config: Config, parts: Sequence[MixturePart]) -> None:
 
 
 def validation_batches(config: Config, stream: TokenStream, batch_size: int) -> Iterator[tuple[Arrays, int]]:
-    """Yield (batch, UTF-8 bytes of text that its labels stand for): all of a stream once, in order.
+    """Yield (batch, UTF-8 bytes of text that its labels encode): all of a stream once, in order.
 
     Args:
         config: The options `data.mode` and `train.sequence_length`.

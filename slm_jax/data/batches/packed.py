@@ -21,7 +21,7 @@ def window(tokens: Tokens, offset: int, index: int, length: int, into: Arrays | 
     """Return one window of a token stream [N], read circularly from `offset`.
 
     The windows 0..ceil(N / length)-1 hold every token exactly once as a label, with the token before it as the input.
-    Tokens of prompts have the label IGNORE_INDEX, and so have the positions behind the end of the last window. The
+    Tokens of prompts have the label IGNORE_INDEX, and so have the positions after the end of the last window. The
     token before the first document is the <EOS> of the last.
 
     Args:
@@ -110,7 +110,7 @@ class ShuffledWindows:
         window(self._tokens, offset, index, self._length, into)
 
     def num_bytes(self, number: int) -> int:
-        """Return the UTF-8 bytes of text that the labels of a draw stand for."""
+        """Return the UTF-8 bytes of text that the labels of a draw encode."""
         assert isinstance(self._tokens, TokenStream)
         offset, index = self.locate(number)
         n = len(self._tokens)
@@ -208,7 +208,7 @@ class PackedBatches:
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
 
     def num_bytes(self, step: int) -> int:
-        """Return the UTF-8 bytes of text that the labels of a step stand for; over an epoch, those of all its text."""
+        """Return the UTF-8 bytes of text that the labels of a step encode; over an epoch, those of all its text."""
         rows = range(step * self._batch_size, (step + 1) * self._batch_size)
         return sum(source.num_bytes(draw) for source, draw in map(self._locate, rows))
 

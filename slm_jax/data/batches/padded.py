@@ -66,7 +66,7 @@ class PaddedRows:
             into["labels"][:size][mask] = IGNORE_INDEX
 
     def num_bytes(self, index: int) -> int:
-        """Return the UTF-8 bytes of text that the labels of a row stand for."""
+        """Return the UTF-8 bytes of text that the labels of a row encode."""
         start = int(self.starts[index])
         return self.stream.num_bytes_between(start, start + int(self.sizes[index]))
 
@@ -189,7 +189,7 @@ class PaddedBatches:
         return batch
 
     def num_bytes(self, step: int) -> int:
-        """Return the UTF-8 bytes of text that the labels of a step stand for."""
+        """Return the UTF-8 bytes of text that the labels of a step encode."""
         rows, _, members = self._locate(step)
         return sum(rows.num_bytes(index) for index in members)
 

@@ -28,7 +28,7 @@ class PrefetchedBatch(NamedTuple):
 
     Attributes:
         batch: The result of `put`.
-        num_bytes: UTF-8 bytes of text that the labels of the whole batch stand for.
+        num_bytes: UTF-8 bytes of text that the labels of the whole batch encode.
     """
 
     batch: Any

@@ -58,7 +58,7 @@ class CorpusOptions:
 
 
 class TextGroup(NamedTuple):
-    """Texts that are encoded together, with the state of the build behind them.
+    """Texts that are encoded together, with the state of the build after them.
 
     Attributes:
         texts: The texts.
@@ -105,7 +105,7 @@ class BuildProgress:
 
     @classmethod
     def load(cls, folder: Path) -> "BuildProgress | None":
-        """Read progress.json; return None if nothing was begun in the folder."""
+        """Read progress.json; return None if the folder has no build."""
         try:
             saved = json.loads((folder / "progress.json").read_text())
             plan = SplitPlan.from_json(saved.pop("plan"))

@@ -11,7 +11,7 @@ from tokenizer.vocabulary import FIRST_BYTE
 
 DOCUMENT_DTYPE = np.dtype(
     [
-        ("end", "<i8"),  # index in the shard behind its <EOS>
+        ("end", "<i8"),  # index in the shard after its <EOS>
         ("digest", "<u8"),  # first 8 bytes of the SHA-256 of its text
         ("bytes", "<u4"),  # UTF-8 bytes of the text that is predicted
         ("prompt", "<u4"),  # number of its first tokens that are not predicted
@@ -77,7 +77,7 @@ class TokenStream:
 
     @property
     def ends(self) -> np.ndarray:
-        """int64 [D]: the index behind the <EOS> of each document."""
+        """int64 [D]: the index after the <EOS> of each document."""
         ends = [shard.documents["end"] + start for shard, start in zip(self.shards, self._starts, strict=False)]
         return np.concatenate([np.zeros(0, np.int64), *ends])
 
@@ -134,7 +134,7 @@ class TokenStream:
         return np.concatenate(starts).astype(np.int64)
 
     def num_bytes_between(self, start: int, stop: int) -> int:
-        """Return the UTF-8 bytes of text that the tokens start..stop-1 stand for, without prompts.
+        """Return the UTF-8 bytes of text that the tokens start..stop-1 encode, without prompts.
 
         Summed over all tokens of a document, this is exactly the length of its predicted text.
         """

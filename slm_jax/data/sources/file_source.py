@@ -90,7 +90,7 @@ class FileSource:
     def _texts(self, path: Path) -> Iterator[str]:
         """Yield the documents of a text file, decoded one at a time."""
         separator = self.separator.encode()
-        lines: list[bytes] = []  # of the document that has begun
+        lines: list[bytes] = []  # of the current document
         document_offset = 0  # bytes before the document
         document_line = 0  # lines before the document
         offset = 0  # bytes read

@@ -194,7 +194,7 @@ class _ZstFile(io.RawIOBase):
     def __init__(self, path: Path):
         self._new_frame = import_optional("zstandard", f"reading {path.name}").ZstdDecompressor
         self._file = path.open("rb")
-        self._frame: Any = None  # decompressor of the frame that has begun
+        self._frame: Any = None  # decompressor of the current frame
         self._compressed = b""  # read from the file, not yet decompressed
         self._data = memoryview(b"")  # decompressed, not yet returned
 

@@ -95,7 +95,7 @@ class HubReader:
         self._lines: list[str] = list(position["lines"]) if position else []
 
     def position(self) -> Any:
-        """Return the position of the rows with the lines of the article that has begun."""
+        """Return the position of the rows with the lines of the current article."""
         return {**self._rows.position(), "lines": list(self._lines)}
 
     @property
@@ -126,7 +126,7 @@ class HubReader:
 
 
 class HubRowReader:
-    """The rows of a data set; after a lost connection it resumes behind the last row."""
+    """The rows of a data set; after a lost connection it resumes after the last row."""
 
     def __init__(self, source: HubSource, position: Any, required_columns: Sequence[str]):
         """Start at a position, see `position`; connects when the first row is read."""
@@ -176,7 +176,7 @@ class HubRowReader:
                 time.sleep(wait)
 
     def _read(self) -> Iterator[Row | SplitEnd]:
-        """Yield the remaining rows; may fail at any point, and resumes behind the last row when called again."""
+        """Yield the remaining rows; may fail at any point, and resumes after the last row when called again."""
         builder = self._builder()
         splits = self._splits(builder)
         while self._split < len(splits):
@@ -231,7 +231,7 @@ class HubRowReader:
         return [(wanted, None)]
 
     def _check_columns(self, columns: list[str] | None) -> None:
-        """Raise UserError if the data set says which columns it has, and a required one is not among them."""
+        """Raise UserError if the data set declares its columns and a required one is missing."""
         for name in self._required_columns:
             if columns and name not in columns:
                 raise UserError(
