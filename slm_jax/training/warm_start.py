@@ -57,7 +57,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
         return None
     run = find_run(config.init.from_run, trained=True)
     source = SourceRun(run, run.read_config())
-    if problems := list(weight_conflicts(config, source.config, "current", "saved")):
+    if problems := list(weight_conflicts(config, source.config)):
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
             f"this run cannot start with the weights of {run.path}:{listed}\n"
