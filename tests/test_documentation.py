@@ -1,6 +1,7 @@
 """Documentation agrees with the code: links, commands, options, files, snippets, sizes and the form of docstrings."""
 
 import ast
+import importlib.util
 import json
 import re
 import shutil
@@ -165,7 +166,7 @@ def uses_of_commands():
     """Yield (code, (module, subcommand or "")) for each of our commands in the documents."""
     for path in DOCUMENTS:
         for code in code_of(read(path)):
-            for match in re.findall(r"-m ((?:slm_jax|tokenizer)[\w.]*)(?: ([a-z]+)\b)?", code):
+            for match in re.findall(r"-m ((?:slm_jax|tokenizer)(?:\.\w+)?)(?![\w.])(?: ([a-z]+)\b)?", code):
                 yield code, match
 
 
@@ -185,9 +186,11 @@ def test_commands_and_options_exist(name, help_texts):
     scripts = "".join(source_of(path) for path in (ROOT / name).parent.glob("*.py"))
     unknown = []
     for code in code_of(read(ROOT / name)):
+        for module in re.findall(r"-m ((?:slm_jax|tokenizer)[\w.]*)", code):
+            assert importlib.util.find_spec(module), code
         options = re.findall(r"(?<![\w-])--([a-zA-Z](?:[\w-]|\.(?=[\w*]))*)", code)
         options = [option for option in options if option.replace("-", "_") not in fields]
-        command = re.search(r"python3? -m ((?:slm_jax|tokenizer)[\w.]*)(?: ([a-z]+)\b)?", code)
+        command = re.search(r"python3? -m ((?:slm_jax|tokenizer)(?:\.\w+)?)(?![\w.])(?: ([a-z]+)\b)?", code)
         script = re.search(r"python3? (\S+\.py)", code)
         if command:
             text = help_texts[" ".join(filter(None, command.groups()))]
