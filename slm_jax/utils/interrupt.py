@@ -44,13 +44,17 @@ def _exit(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-def _raise_outside_imports(number: int, frame: FrameType | None, is_retry: bool = False) -> None:
+def _raise_outside_imports(number: int, frame: FrameType | None) -> None:
+    if _is_deferred and _must_not_raise(frame):  # pressed a second time
+        _exit(number, frame)
+    _raise_or_defer(number, frame)
+
+
+def _raise_or_defer(number: int, frame: FrameType | None) -> None:
     global _is_deferred
     if not _must_not_raise(frame):
         _is_deferred = False
         raise KeyboardInterrupt
-    if _is_deferred and not is_retry:  # pressed a second time
-        _exit(number, frame)
     _is_deferred = True
     previous = signal.signal(signal.SIGALRM, _retry)
     if previous not in (signal.SIG_DFL, _retry):  # in use by the program
@@ -61,7 +65,7 @@ def _raise_outside_imports(number: int, frame: FrameType | None, is_retry: bool 
 
 def _retry(number: int, frame: FrameType | None) -> None:
     if signal.getsignal(signal.SIGINT) is _raise_outside_imports:
-        _raise_outside_imports(signal.SIGINT, frame, is_retry=True)
+        _raise_or_defer(number, frame)
     else:  # another handler has been installed since
         signal.raise_signal(signal.SIGINT)
 
