@@ -36,11 +36,13 @@ class Options:
     run: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
     """A run directory (may be repeated); none: the newest in runs/."""
     host: str = "127.0.0.1"
-    """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, for which set api_key."""
+    """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, which api_key is required for."""
     port: int = 8000
     """The port; 0: any free one."""
     api_key: str = ""
     """Require this key (Authorization: Bearer KEY); @FILE: read it from a file."""
+    allow_no_key: bool = False
+    """Listen on the network without an API key: everybody who reaches the port can use the server."""
     allow_host: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
     """Another name that the server is reached by, besides localhost, this machine's name and IP addresses."""
     slots: int = 32
@@ -90,6 +92,11 @@ def check(options: Options) -> None:
         )
     if not options.timeout > 0:
         problems.append(f"timeout {options.timeout} must be above 0")
+    if not (is_loopback(options.host) or options.api_key or options.allow_no_key):
+        problems.append(
+            f"host {options.host!r} lets the network use this server without a key: "
+            "set --api_key KEY (or @FILE), or --allow_no_key if everybody may use it"
+        )
     if problems:
         raise UserError("; ".join(problems))
     if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
@@ -160,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
         seconds = engine.warm_up()
         logger.info("%s: %d slots in blocks of %d; compiled in %.1f s", name, engine.slots, engine.block_slots, seconds)
     if not is_loopback(options.host):
-        access = "with the API key" if api_key else "WITHOUT an API key: set --api_key, or restrict access otherwise"
+        access = "with the API key" if api_key else "WITHOUT an API key"
         logger.warning("warning: listening on %s: the network can use this server %s", options.host, access)
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
     app = Server(engines, limits).application(api_key, [options.host, *options.allow_host], options.max_body)

@@ -28,6 +28,19 @@ def test_invalid_options_are_reported_together():
         check(Options(max_tokens=2**31 - 4096))
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.7", "my.name"])
+def test_the_network_is_refused_without_a_key(host):
+    with pytest.raises(UserError, match=f"host {host!r} .*--api_key KEY .*--allow_no_key"):
+        check(Options(host=host))
+    check(Options(host=host, api_key="sesame"))
+    check(Options(host=host, allow_no_key=True))
+
+
+def test_this_machine_needs_no_key():
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check(Options(host=host))
+
+
 def test_the_key_is_read_from_a_file(tmp_path):
     (tmp_path / "key").write_text("sesame\n")
     (tmp_path / "empty").write_text("\n")
@@ -66,7 +79,8 @@ def test_a_process_serves_warns_and_exits_cleanly(tmp_path):
     text.write_text("".join(f"Line {i}: the list is a sequence of {i * 7 % 13} items.\n" for i in range(600)))
     train = [sys.executable, "-m", "slm_jax.train", "--run", str(run), "--data.files", str(text), *tiny.split()]
     subprocess.run(train, check=True, capture_output=True)
-    command = [sys.executable, "-m", "slm_jax.serve", "--run", str(run), "--port", "0", "--host", "0.0.0.0"]
+    command = [sys.executable, "-m", "slm_jax.serve", "--run", str(run), "--port", "0"]
+    command += ["--host", "0.0.0.0", "--allow_no_key"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         lines = []
         for line in process.stderr:
