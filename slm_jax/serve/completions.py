@@ -44,7 +44,8 @@ class Choice:
         echo: The prompt's text if it is to be repeated.
         echo_tokens: The prompt's tokens if they are asked for and the engine delivers no log-probabilities of them.
         finish_reason: stop, length, or the engine's internal cancelled and error; empty until the end.
-        generated: Number of generated tokens.
+        generated: Number of generated tokens up to the end of the text: the engine may generate some more before it
+            learns of a stop string, but how many depends on timing.
         pending_prompt_tokens: Number of prompt tokens that the engine has yet to deliver, before generated ones.
     """
 
@@ -219,8 +220,8 @@ class Completion:
         """Add a chunk to a choice; returns the text and the tokens that it completes."""
         if choice.pending_prompt_tokens:
             return self._process_prompt(choice, chunk)
-        choice.generated += len(chunk.ids)
         choice.detokenizer.append(chunk.ids, chunk.logprobs)
+        choice.generated = choice.detokenizer.count
         if chunk.finish_reason:
             choice.detokenizer.finish()
             choice.finish_reason = chunk.finish_reason

@@ -31,6 +31,7 @@ class IncrementalDetokenizer:
 
     Attributes:
         stopped: Whether a stop string has occurred. The text ends before it, and further ids are ignored.
+        count: Number of ids of the text so far, those of the stop string included and later ones not.
     """
 
     def __init__(self, tokenizer: HybridTokenizer, stops: Sequence[str] = (), offset: int = 0):
@@ -48,6 +49,7 @@ class IncrementalDetokenizer:
         self._released = offset  # characters
         self._decoded = offset
         self.stopped = False
+        self.count = 0
 
     def append(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
         """Append ids; those after a stop string are ignored.
@@ -59,6 +61,7 @@ class IncrementalDetokenizer:
         for i, id_ in enumerate(ids):
             if self.stopped:
                 return
+            self.count += 1
             text = self._decoder.push(id_)
             self._tokens.append(Token(id_, text, logprobs[i] if logprobs else None, self._decoded))
             self._append_text(text)

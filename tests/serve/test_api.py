@@ -145,6 +145,23 @@ def test_a_stop_string_ends_the_text_before_it_and_frees_the_slot(client, served
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_usage_counts_the_tokens_up_to_the_stop_string(served, loaded, stream):
+    """The engine delivers several tokens at once and learns of the stop string later; those are not counted."""
+    body = {"prompt": PROMPT, "temperature": 1, "seed": 5, "ignore_eos": True}
+    ids = alone(loaded, encode_prompt(loaded.tokenizer, PROMPT), Sampling(temperature=1.0, top_p=1.0, seed=5))
+    texts = [loaded.tokenizer.decode(ids[:n]) for n in range(60)]
+    end = next(n for n in range(41, 60) if texts[n][-1].isalnum() and len(texts[n]) > len(texts[n - 1]))
+    text = texts[end]
+    stop = next(text[start:] for start in range(len(text) - 1, -1, -1) if text.find(text[start:]) == start)
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    _, _, response = send(served, "POST", "/v1/completions", {**body, "max_tokens": 90_000, "stop": stop, **options})
+    if stream:
+        response = json.loads(response.split("data: ")[-2])
+    assert response["usage"]["completion_tokens"] == end
+    assert response["usage"]["total_tokens"] == response["usage"]["prompt_tokens"] + end
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnect_frees_the_slots(served, stream):
     engine = served.engines["tiny"]
     body = {"prompt": PROMPT, "max_tokens": 100_000, "n": 4, "stream": stream, "ignore_eos": True}
