@@ -95,7 +95,9 @@ def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, Hybrid
     if (folder / "corpus").is_dir():  # the folder of a run
         folder = folder / "corpus"
     if not (folder / "manifest.json").is_file():
-        raise UserError(f"there is no corpus in {folder} (no manifest.json): list shows those that are prepared")
+        raise UserError(
+            f"there is no corpus in {folder} (no manifest.json): list the prepared ones with python -m slm_jax.data list"
+        )
     mixed = [folder / entry["folder"] for entry in read_manifest(folder).get("mix", ())]
     for path in mixed or [folder]:
         yield path, load_tokenizer(str(path / "tokenizer.hybtok"))

@@ -17,8 +17,8 @@ class Options:
     Tasks are separated by spaces or commas. NAME=FILE measures a data set of your own, NAME:LABEL=FILE one of several
     for the same task.
 
-    Every metric has a 95 % confidence interval. The results are printed and stored in RUN/evaluation.json, where a task
-    that is measured again replaces its earlier results. Data sets come from the Hugging Face hub (downloaded once to
+    Metrics have 95 % confidence intervals where there is more than one item. The results are printed and stored in
+    RUN/evaluation.json, where a task that is measured again replaces its earlier results. Data sets come from the Hugging Face hub (downloaded once to
     the user's cache; requires the extra [data]) or from a file with the same columns: --tasks blimp=blimp.jsonl.xz
 
     Exit status: 0, or 2 if a requested task could not be measured (the others are).
@@ -31,7 +31,7 @@ class Options:
     max_items: int = 0
     """Maximum number of records of each data set, a random subset with a fixed seed; 0: all."""
     max_tokens: int = 1_000_000
-    """Maximum number of tokens of held-out text; 0: all."""
+    """Tokens of held-out text, about: whole documents, at least one; 0: all."""
     context: int = 0
     """Maximum number of input tokens; 0: the length that the model was trained at."""
     stride: int = 0

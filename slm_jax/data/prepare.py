@@ -168,7 +168,7 @@ def _learned_tokenizer(config: Config, sources: Sequence[WeightedSource], folder
                 logger.warning("%s; learning it again", error)
         logger.info("reading %s", ", ".join(source.source.name for source in sources))
         texts = [text for source in sources for text in _training_texts(source)]
-        logger.info("learning a tokenizer of %d entries", options.vocab_size)
+        logger.info("learning a tokenizer of up to %d entries", options.vocab_size)
         tokenizer = HybridTokenizer(lowercase=options.lowercase, byte_limit=options.byte_limit)
         for text in texts:
             tokenizer.add_text(text)

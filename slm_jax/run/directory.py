@@ -247,7 +247,9 @@ def find_run(path: str | None, trained: bool = False) -> Run:
         raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
     run = _run_in(Path(path))
     if run is None:
-        known = f"; existing runs: {', '.join(str(run.path) for run in runs[-5:])}" if runs else ""
+        # A run without a checkpoint may be the one that this very command is creating.
+        shown = [run for run in runs if not trained or run.newest_step() is not None][-5:]
+        known = f"; existing runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
         raise UserError(f"no run in {path} (it has no config.toml){known}")
     return run
 

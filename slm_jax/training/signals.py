@@ -52,7 +52,7 @@ class StopSignals:
         for each, handler in self._previous.items():
             signal.signal(each, handler if is_notebook else _end_process)
         # print and logging are not safe in a signal handler.
-        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")
+        os.write(2, b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
         if multihost.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX's handler, which tells the other processes
         else:

@@ -333,7 +333,7 @@ def test_second_signal_ends_training_at_once(place, number):
     process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", *args)
     wait_for(lambda: (place.path / "run" / "checkpoints" / "2").exists(), process)
     process.send_signal(number)
-    assert any("once more to stop at once" in line for line in iter(process.stderr.readline, ""))
+    assert any("a second Ctrl-C stops at once" in line for line in iter(process.stderr.readline, ""))
     process.send_signal(number)
     begin = time.monotonic()
     _, err = process.communicate(timeout=60)
