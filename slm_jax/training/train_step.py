@@ -25,6 +25,9 @@ from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
 from slm_jax.utils.batch import Batch
+from tokenizer.vocabulary import SPECIAL_TOKENS
+
+_EOS_ID = SPECIAL_TOKENS.index("<EOS>")
 
 
 class TrainState(NamedTuple):
@@ -86,9 +89,11 @@ def loss_sums(
     )
     context = None
     if weights.ul_alpha:
-        context = ops.ContextTokens.from_batch(
-            batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids")
-        )
+        # A document begins with the <EOS> before it: in packed windows, too, no other document is looked back on.
+        segments_BxT = batch.get("segment_ids")
+        if segments_BxT is None:
+            segments_BxT = jnp.cumsum(batch["input_ids"] == _EOS_ID, axis=-1, dtype=jnp.int32)
+        context = ops.ContextTokens.from_batch(batch["input_ids"], batch.get("attention_mask"), segments_BxT)
     return ops.cross_entropy(
         x_BxTxD, model.head_weight(), batch["labels"], model.dtype, weights, context, model.vocab_size
     )

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
+from slm_jax.model import ops
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
 from slm_jax.training.schedule import make_schedule
@@ -25,6 +27,7 @@ from slm_jax.training.train_step import (
 )
 from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import largest_difference, random_ids, tiny_config
+from tokenizer.vocabulary import SPECIAL_TOKENS
 
 VOCAB = 61
 
@@ -47,6 +50,40 @@ def bound_gradients(config, **options):
     graph, _ = abstract_model(config, VOCAB)
     weights = LossWeights(config.train.z_loss, config.train.ul_alpha)
     return functools.partial(gradients, graph=graph, weights=weights, **options)
+
+
+def test_unlikelihood_of_packed_windows_ends_at_the_document():
+    """Packed windows have no segment_ids: a document begins with the <EOS> before it."""
+    config = tiny_config(train__ul_alpha=1.0)
+    graph, _ = abstract_model(config, VOCAB)
+    params = make_steps(config, VOCAB).init().params
+    eos = SPECIAL_TOKENS.index("<EOS>")
+    ids = jnp.array([[20, 21, eos, 22, 23, 22, eos, 24], [30, 31, 32, 33, 34, 35, 36, 37]], jnp.int32)
+    segments = jnp.array([[0, 0, 1, 1, 1, 1, 2, 2], [0] * 8], jnp.int32)
+    batch = shifted_batch(ids)
+    weights = LossWeights(ul_alpha=1.0)
+    _, packed = loss_fn(params, batch, None, graph=graph, weights=weights)
+    model = nnx.merge(graph, params)
+    expected = ops.cross_entropy(
+        model.hidden(ids),  # attention crosses the documents
+        model.head_weight(),
+        batch["labels"],
+        model.dtype,
+        weights,
+        ops.ContextTokens.from_batch(ids, None, segments),
+        model.vocab_size,
+    )
+    np.testing.assert_allclose(np.array(packed), np.array(expected), rtol=1e-6)
+    everything = ops.cross_entropy(
+        model.hidden(ids),
+        model.head_weight(),
+        batch["labels"],
+        model.dtype,
+        weights,
+        ops.ContextTokens.from_batch(ids),
+        model.vocab_size,
+    )
+    assert float(everything.loss) > float(packed.loss)
 
 
 @pytest.mark.parametrize("fields", [{}, {"train__z_loss": 0.01, "train__ul_alpha": 0.5}])

@@ -7,7 +7,8 @@ cross entropy (Liger Kernel, arXiv:2410.10989), in plain JAX.
 The unlikelihood term (Welleck et al. 2019, arXiv:1908.04319) lowers the probability of tokens that the text already
 contains: each position adds -log(1 - p_c) for every distinct token c of its segment so far except the label. The few
 logits that it needs are products of the hidden states with the head's rows of the text's own tokens, [B, T, D];
-nothing is gathered from the vocabulary's logits or scattered into their gradient.
+nothing is gathered from the vocabulary's logits or scattered into their gradient. As in the authors' code
+(facebookresearch/unlikelihood_training), 1 - p is clamped at 1e-5, below which the term is constant and its gradient 0.
 
 With logits l, log Z = logsumexp(l) and p = exp(l - log Z), the loss of a position with label y is
 
@@ -18,7 +19,13 @@ and, since ∂p_c/∂l_v = p_c ([v = c] - p_v), its gradient with the odds o_c =
     ∂/∂l_v  =  p_v (1 + 2 z_loss log Z - ul_alpha Σ_c o_c)  -  [v = y]  +  ul_alpha Σ_c o_c [v = c]
 
 The first two terms are dense over the vocabulary. The last one is the part of the candidates themselves; it is
-computed with their rows of the head.
+computed with their rows of the head, except for a dominant candidate d (p_d > 0.6, at most one per position). Its odds
+grow without bound, and the two terms with them cancel at v = d to ul_alpha p_d, which is at most ul_alpha: rounded to
+bfloat16 one by one, their difference would be noise. Both are dense, therefore, and combined before they are rounded:
+
+    p_v ul_alpha (1 if v = d else -o_d)
+
+1 - p_d has to be exact as well: it is S / (1 + S), S = Σ exp(l_v - l_d) over v ≠ d, not a difference of near numbers.
 
 Shapes: B batch, T tokens, D dim, V rows of the head, S chunks, C positions of a chunk.
 """
@@ -36,6 +43,7 @@ from slm_jax.utils.batch import IGNORE_INDEX
 _CHUNK = 1024  # positions whose logits exist at a time
 _PADDING_LOGIT = -1e30  # logit of the head's padding rows; not -inf, whose gradient is NaN
 _MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, so that a certain repetition has a finite loss
+_DOMINANT = 0.6  # above 1/2 by more than rounding errors, so that no two tokens of a position exceed it
 
 
 class LossSums(NamedTuple):
@@ -210,17 +218,44 @@ def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tupl
     return LossSums(nll + z, nll, correct, jnp.sum(valid_BxC, dtype=jnp.float32)), log_z_BxC, valid_BxC
 
 
-def _unlikelihood(x_BxCxD, rows_BxTxD, log_z_BxC, candidates_BxCxT) -> tuple[jax.Array, jax.Array]:
-    """Return (sum of the unlikelihood terms, odds o_c of each candidate [B, C, T], 0 elsewhere).
+class _Unlikelihood(NamedTuple):
+    """The unlikelihood terms of a chunk and what their gradients take.
 
-    Where 1 - p reaches its lower bound the term is constant, but the odds, which serve as its gradient, are not 0:
-    the most certain repetitions keep the largest gradient.
+    Attributes:
+        total: Sum of the terms, float32 scalar.
+        odds_BxCxT: Odds o_c of the candidates that are not dominant, 0 elsewhere.
+        dominant_BxC: Token id of the dominant candidate of each position, -1 if there is none or its term is clamped.
+        dominant_odds_BxC: Odds of that candidate, 0 if there is none.
     """
+
+    total: jax.Array
+    odds_BxCxT: jax.Array
+    dominant_BxC: jax.Array
+    dominant_odds_BxC: jax.Array
+
+
+def _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start) -> _Unlikelihood:
+    """Return the unlikelihood terms of a chunk; see the top of the file."""
+    candidates_BxCxT = context.candidates(labels_BxC, start)
     logits_BxCxT = einsum("bcd,btd->bct", x_BxCxD, rows_BxTxD, x_BxCxD.dtype)
     p_BxCxT = jnp.exp(jnp.minimum(logits_BxCxT - log_z_BxC[..., None], 0.0))
-    complement_BxCxT = jnp.maximum(1 - p_BxCxT, _MIN_COMPLEMENT)
-    total = jnp.sum(jnp.where(candidates_BxCxT, -jnp.log(complement_BxCxT), 0.0))
-    return total, jnp.where(candidates_BxCxT, p_BxCxT / complement_BxCxT, 0.0)
+    max_BxC = jnp.max(logits_BxCxV, axis=-1)
+    # A dominant token is the only one with the largest logit: S is the sum over all others.
+    below_BxCxV = jnp.where(logits_BxCxV < max_BxC[..., None], jnp.exp(logits_BxCxV - max_BxC[..., None]), 0.0)
+    s_BxC = jnp.sum(below_BxCxV, axis=-1)
+    dominant_p_BxC = 1 / (1 + s_BxC)
+    dominant_complement_BxC = s_BxC * dominant_p_BxC
+    is_dominant_BxCxT = p_BxCxT > _DOMINANT
+    complement_BxCxT = jnp.where(is_dominant_BxCxT, dominant_complement_BxC[..., None], 1 - p_BxCxT)
+    log_BxCxT = jnp.log(jnp.maximum(complement_BxCxT, _MIN_COMPLEMENT))
+    total = jnp.sum(jnp.where(candidates_BxCxT, -log_BxCxT, 0.0))
+    odds_BxCxT = jnp.where(candidates_BxCxT & ~is_dominant_BxCxT, p_BxCxT / complement_BxCxT, 0.0)
+    is_open_BxC = dominant_complement_BxC > _MIN_COMPLEMENT
+    has_gradient_BxCxT = candidates_BxCxT & is_dominant_BxCxT & is_open_BxC[..., None]
+    # Ids are at most once among the candidates of a position, so the sum picks the id of the dominant one.
+    dominant_BxC = jnp.sum(jnp.where(has_gradient_BxCxT, context.ids_BxT[:, None] + 1, 0), axis=-1) - 1
+    dominant_odds_BxC = jnp.where(dominant_BxC >= 0, dominant_p_BxC / dominant_complement_BxC, 0.0)
+    return _Unlikelihood(total, odds_BxCxT, dominant_BxC, dominant_odds_BxC)
 
 
 def _zero_sums() -> LossSums:
@@ -237,10 +272,11 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     def add_chunk(total, chunk):
         x_BxCxD, labels_BxC, start = chunk
         x_BxCxD = x_BxCxD.astype(dtype)
-        sums, log_z_BxC, _ = _sums(_logits(x_BxCxD, head_VxD, vocab_size), labels_BxC, weights.z_loss)
+        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
+        sums, log_z_BxC, _ = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         if context is not None:
-            term, _ = _unlikelihood(x_BxCxD, rows_BxTxD, log_z_BxC, context.candidates(labels_BxC, start))
-            sums = sums._replace(loss=sums.loss + weights.ul_alpha * term)
+            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start)
+            sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
         return jax.tree.map(jnp.add, total, sums), None
 
     return jax.lax.scan(add_chunk, _zero_sums(), (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC)))[0]
@@ -259,17 +295,22 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
         sums, log_z_BxC, valid_BxC = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         dlog_z_BxC = 1.0 + 2.0 * weights.z_loss * log_z_BxC  # gradient of the loss by log Z
+        scale_BxCxV = dlog_z_BxC[..., None]
         dx_BxCxD: Any = 0.0
         if context is not None:
-            term, odds_BxCxT = _unlikelihood(x_BxCxD, rows_BxTxD, log_z_BxC, context.candidates(labels_BxC, start))
-            sums = sums._replace(loss=sums.loss + weights.ul_alpha * term)
-            dlog_z_BxC -= weights.ul_alpha * jnp.sum(odds_BxCxT, axis=-1)
-            odds_BxCxT = (weights.ul_alpha * odds_BxCxT).astype(dtype)
+            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start)
+            sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
+            dlog_z_BxC -= weights.ul_alpha * jnp.sum(terms.odds_BxCxT, axis=-1)
+            is_dominant_BxCxV = terms.dominant_BxC[..., None] == vocab_V
+            scale_BxCxV = dlog_z_BxC[..., None] + weights.ul_alpha * jnp.where(
+                is_dominant_BxCxV, 1.0, -terms.dominant_odds_BxC[..., None]
+            )
+            odds_BxCxT = (weights.ul_alpha * terms.odds_BxCxT).astype(dtype)
             dx_BxCxD = einsum("bct,btd->bcd", odds_BxCxT, rows_BxTxD, dtype)
             # Transposed explicitly for the bfloat16 units of CPUs, see matmul.py.
             odds_BxTxC = jax.lax.optimization_barrier(odds_BxCxT.swapaxes(1, 2))
             drows_BxTxD += einsum("btc,bcd->btd", odds_BxTxC, x_BxCxD, dtype)
-        p_BxCxV = jnp.exp(logits_BxCxV - log_z_BxC[..., None]) * dlog_z_BxC[..., None]
+        p_BxCxV = jnp.exp(logits_BxCxV - log_z_BxC[..., None]) * scale_BxCxV
         is_label_BxCxV = labels_BxC[..., None] == vocab_V
         dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0).astype(dtype)
         dx_BxCxD += einsum("bcv,vd->bcd", dlogits_BxCxV, head_VxD, dtype)

@@ -62,13 +62,55 @@ def test_unlikelihood_matches_its_definition():
     assert float(sums.loss - sums.nll) == pytest.approx(2 * expected, rel=1e-5)
 
 
-def test_a_certain_repetition_still_has_a_gradient():
-    """Where 1 - p reaches its lower bound the term is constant, but its gradient is not zero."""
-    x, head = jnp.full((1, 1, 1), 40.0), jnp.array([[1.0], [0.0], [-1.0]])
-    context = ContextTokens.from_batch(jnp.zeros((1, 1), jnp.int32))
-    sums = lambda head: cross_entropy(x, head, jnp.array([[1]]), FLOAT32, LossWeights(ul_alpha=1.0), context)  # noqa: E731
-    assert np.isfinite(float(sums(head).loss))
-    assert float(jax.grad(lambda h: sums(h).loss)(head)[0, 0]) > 0
+def repetition(p, label, v=37, d=16):
+    """Return one position that repeats token 3 with a probability near p; exact in bfloat16, as is every input."""
+    x, head, _ = inputs(1, 1, d, v)
+    x = x.astype(BFLOAT16).astype(FLOAT32).at[..., -1].set(1.0)
+    head = 0.3 * head
+    logits = np.asarray(head @ x[0, 0])
+    others = np.log(np.sum(np.exp(np.delete(logits, 3))))
+    head = head.at[3, -1].add(float(others + np.log(p / (1 - p)) - logits[3])).astype(BFLOAT16).astype(FLOAT32)
+    return x, head, jnp.array([[label]]), ContextTokens.from_batch(jnp.array([[3]]))
+
+
+def exact_gradients(x, head, labels, weights):
+    """Return p of the repeated token and the gradients by hidden states and head, in float64 without a clamp."""
+    x, head = np.asarray(x[0, 0], np.float64), np.asarray(head, np.float64)
+    logits = head @ x
+    others = np.exp(logits - logits[3])
+    others[3] = 0
+    rest = np.sum(others)  # (1 - p) / p
+    p = np.exp(logits - logits[3]) / (1 + rest)
+    log_z = logits[3] + np.log1p(rest)
+    dlogits = p * (1 + 2 * weights.z_loss * log_z)
+    dlogits[int(labels[0, 0])] -= 1
+    if int(labels[0, 0]) != 3:
+        dlogits += weights.ul_alpha * np.where(np.arange(len(p)) == 3, p[3], -p / rest)
+    return p[3], dlogits @ head, np.outer(dlogits, x)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("weights", [LossWeights(ul_alpha=1.0), LossWeights(0.01, ul_alpha=0.2), LossWeights(0, 20.0)])
+@pytest.mark.parametrize("p", [0.3, 0.59, 0.61, 0.9, 0.99, 0.999, 0.9999])
+def test_gradient_of_a_probable_repetition(p, weights, dtype):
+    """The odds p / (1 - p) grow without bound, but their effect on the logits does not."""
+    x, head, labels, context = repetition(p, label=5)
+    exact_p, *expected = exact_gradients(x, head, labels, weights)
+    assert exact_p == pytest.approx(p, rel=0.05)
+    assert (1 - exact_p) == pytest.approx(1 - p, rel=0.05)
+    loss = lambda x, head: cross_entropy(x, head, labels, dtype, weights, context).loss  # noqa: E731
+    dx, dhead = jax.grad(loss, argnums=(0, 1))(x, head)
+    assert np.linalg.norm(dx[0, 0] - expected[0]) < 0.01 * np.linalg.norm(expected[0])
+    np.testing.assert_allclose(dhead, expected[1], rtol=0.01, atol=1e-6)  # every token of the vocabulary
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_a_certain_repetition_is_clamped(dtype):
+    """Where 1 - p is below 1e-5 the term is constant, and only the cross entropy has a gradient."""
+    x, head, labels, context = repetition(1 - 1e-6, label=5)
+    loss = lambda head, alpha: cross_entropy(x, head, labels, dtype, LossWeights(0.0, alpha), context).loss  # noqa: E731
+    assert float(loss(head, 2.0) - loss(head, 0.0)) == pytest.approx(-2 * np.log(1e-5), rel=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(head, 2.0), jax.grad(loss)(head, 0.0), rtol=1e-6, atol=1e-9)
 
 
 def test_padding_rows_of_the_head_have_no_probability():
