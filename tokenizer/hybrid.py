@@ -316,17 +316,7 @@ class HybridTokenizer:
         """
         decoder = self._decoder if skip_special_tokens else self._special_decoder
         flat = flatten_ids(ids)
-        if isinstance(flat, list):
-            if flat:
-                self._check_range(min(flat), max(flat))
-            return decoder.to_text(flat)
-        self._check_range(int(flat.min()), int(flat.max()))
-        return decoder.array_to_text(flat)
-
-    def _check_range(self, lowest: int, highest: int) -> None:
-        for id_ in (lowest, highest):
-            if not 0 <= id_ < self.vocab_size:
-                raise_unknown_id(id_, self.vocab_size)
+        return decoder.to_text(flat) if isinstance(flat, list) else decoder.array_to_text(flat)
 
     def stream_decoder(self) -> StreamDecoder:
         """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids."""
@@ -396,7 +386,8 @@ class HybridTokenizer:
             ids = self._ids(token, "explain_token") if id_ is None else [id_]
         else:
             ids = [int(token)]
-            self._check_range(ids[0], ids[0])
+            if not 0 <= ids[0] < self.vocab_size:
+                raise_unknown_id(ids[0], self.vocab_size)
         return explain(self._vocabulary, ids)
 
     def top_merges(self, n: int = 10) -> Merges:

@@ -88,6 +88,33 @@ def test_any_ids_decode_to_the_same_text(pair):
     assert theirs.decode(5) == "<EOS>"
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("place", ["first", "last", "alone", "many"])
+def test_an_id_outside_the_vocabulary_is_an_error(pair, place, skip):
+    """-100 is the label of positions without one; as a Python index it would be a token from the end."""
+    ours, theirs, _ = pair
+    for wrong in (-100, -1, ours.vocab_size, ours.vocab_size + 100):
+        ids = {"first": [wrong, 20], "last": [20, wrong], "alone": wrong, "many": [20] * 5000 + [wrong]}[place]
+        message = rf"{wrong} is not an id of this tokenizer: its ids are 0 to {ours.vocab_size - 1}"
+        with pytest.raises(ValueError, match=message):
+            theirs.decode(ids, skip_special_tokens=skip)
+        with pytest.raises(ValueError, match=message):
+            theirs.decode(torch.tensor(ids), skip_special_tokens=skip)
+        with pytest.raises(ValueError, match=message):
+            theirs.convert_ids_to_tokens(ids)
+        if place == "last":
+            with pytest.raises(ValueError, match=message):
+                theirs.batch_decode([[20], ids])
+
+
+def test_offsets_are_refused_instead_of_left_out(pair):
+    _, theirs, _ = pair
+    for text in ("a text", ["a text", "another"]):
+        with pytest.raises(NotImplementedError, match=r"HybridTokenizer.*offsets"):
+            theirs(text, return_offsets_mapping=True)
+    assert "offset_mapping" not in theirs("a text", return_offsets_mapping=False)
+
+
 def test_special_tokens_have_their_ids_and_no_text_produces_them(pair):
     ours, theirs, _ = pair
     assert len(theirs) == theirs.vocab_size == ours.vocab_size
@@ -143,6 +170,12 @@ def test_the_tokenizer_can_be_saved_copied_and_extended(pair, tmp_path):
         assert more.decode(ids) == "Hi<|user|>a glorp<EOS>"
         assert more.decode(ids, skip_special_tokens=True) == "Hia glorp<EOS>"
         assert len(more) == size + 2
+        with pytest.raises(
+            ValueError, match=rf"{size + 2} is not an id of this tokenizer: its ids are 0 to {size + 1}"
+        ):
+            more.decode([size, size + 2])
+        with pytest.raises(ValueError, match="-100 is not an id"):
+            more.decode([size, -100])
 
 
 @pytest.fixture(scope="module")

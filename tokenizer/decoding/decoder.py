@@ -45,7 +45,13 @@ class Decoder:
         return BatchDecoder(self.vocabulary, self.table)
 
     def array_to_text(self, ids: np.ndarray) -> str:
-        """Return the text of ids (int [T]); equal to `to_text`."""
+        """Return the text of ids (int [T]); equal to `to_text`.
+
+        Raises:
+            TokenizerError: An id is outside the vocabulary.
+        """
+        if len(ids):
+            self._check_range(int(ids.min()), int(ids.max()))
         data = self._batch.decode(ids)
         try:
             return str(data, "utf-8")
@@ -53,7 +59,14 @@ class Decoder:
             return bytes_to_text(data)
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of ids, with case marks applied."""
+        """Return the bytes of ids, with case marks applied.
+
+        Raises:
+            TokenizerError: An id is outside the vocabulary.
+        """
+        ids = ids if isinstance(ids, list) else list(ids)
+        if ids:
+            self._check_range(min(ids), max(ids))
         table = self.table
         vocabulary = self.vocabulary
         case_marks = vocabulary.case_marks
@@ -65,8 +78,18 @@ class Decoder:
         return b"".join(out)
 
     def to_text(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; invalid UTF-8 becomes U+FFFD."""
+        """Return the text of ids; invalid UTF-8 becomes U+FFFD.
+
+        Raises:
+            TokenizerError: An id is outside the vocabulary.
+        """
         return bytes_to_text(self.to_bytes(ids))
+
+    def _check_range(self, lowest: int, highest: int) -> None:
+        """Raise TokenizerError for an id outside the vocabulary: a negative one would index from the end."""
+        for id_ in (lowest, highest):
+            if not 0 <= id_ < self.vocabulary.size:
+                raise_unknown_id(id_, self.vocabulary.size)
 
 
 class StreamDecoder:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizer
 
-from tokenizer.decoding.decoder import Decoder
+from tokenizer.decoding.decoder import Decoder, raise_unknown_id
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.phrases import PhraseJoiner
 from tokenizer.encoding.reference import join_phrases
@@ -81,6 +81,14 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
 
     # Text to ids.
 
+    def _encode_plus(self, *args, return_offsets_mapping: bool = False, **kwargs):
+        if return_offsets_mapping:  # transformers ignores it for tokenizers in Python
+            raise NotImplementedError(
+                "return_offsets_mapping=True is not supported by tokenizers in Python; the package slm_jax has "
+                "HybridTokenizer.load('tokenizer.hybtok').offsets(text)"
+            )
+        return super()._encode_plus(*args, **kwargs)
+
     def _text_ids(self, text: str) -> list[int]:
         data = self._encoder.ids(text)
         if self._vocabulary.phrases and len(data) > 4096:
@@ -104,6 +112,8 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         return self._ids.get(token, self._ids["<UNK>"])
 
     def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < self.vocab_size:  # a negative one would index from the end
+            raise_unknown_id(index, len(self))
         return self._names[index]
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None) -> list[int]:
@@ -130,6 +140,9 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         ids = [int(token_ids)] if isinstance(token_ids, int) else [int(id_) for id_ in token_ids]
         if max(ids, default=0) < self.vocab_size:
             return decoder.to_text(ids)
+        for id_ in ids:
+            if id_ < 0 or (id_ >= self.vocab_size and id_ not in self._added_tokens_decoder):
+                raise_unknown_id(id_, len(self))
         special = set(self.all_special_ids) if skip_special_tokens else set()
         parts: list[str | list[int]] = []
         for id_ in ids:
