@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import MAX_ENTRIES, SP, Vocabulary
+from tokenizer.vocabulary import MAX_ENTRIES, MAX_ENTRY, SP, Vocabulary
 
 MAGIC = b"HYBTOK\r\n"
 VERSION = 1
@@ -129,17 +129,25 @@ def parse(data: bytes, name: str) -> Vocabulary:
         return _parse_content(content)
     except TokenizerError as error:
         raise TokenizerError(f"{name}: {error}") from None
-    except (ValueError, KeyError, TypeError, struct.error, UnicodeError):
+    except (ValueError, KeyError, TypeError, struct.error, UnicodeError, RecursionError):
         raise TokenizerError(f"{name}: damaged (its content is malformed)") from None
 
 
 def _parse_content(content: bytes) -> Vocabulary:
     (size,) = struct.unpack_from("<I", content)
-    header = json.loads(content[4 : 4 + size])
+    text = content[4 : 4 + size]
+    # Parsing takes up to a hundred times the size of a list's text: its length is bounded first. Entries with commas
+    # and the few fields of the header are far below the second half.
+    if text.count(b",") > 2 * MAX_ENTRIES:
+        raise TokenizerError(f"damaged (more than {MAX_ENTRIES} entries)")
+    header = json.loads(text)
     merges = _field(header, "merges", int)
     phrases = _field(header, "phrases", int)
     counts = _field(header, "counts", int)
-    if min(merges, phrases, counts) < 0 or max(merges, phrases, counts) > MAX_ENTRIES:
+    alphabet = _field(header, "alphabet", str)
+    bases = _field(header, "bases", list)
+    entries = len(alphabet) + len(bases) + merges + phrases
+    if min(merges, phrases, counts) < 0 or max(entries, counts) > MAX_ENTRIES:
         raise TokenizerError(f"damaged (more than {MAX_ENTRIES} entries)")
     total = merges + phrases
     if len(content) - 4 - size != 4 * (2 * total + counts):
@@ -149,15 +157,14 @@ def _parse_content(content: bytes) -> Vocabulary:
         numbers.byteswap()
     pairs = tuple(zip(numbers[:total], numbers[total : 2 * total], strict=True))
     letters = _field(header, "pairs", str)
-    bases = _field(header, "bases", list)
-    if len(letters) % 2 or not all(type(base) is str for base in bases):
+    if len(letters) % 2 or not all(type(base) is str and len(base) <= MAX_ENTRY for base in bases):
         raise TokenizerError("damaged (case pairs or bases)")
-    if len({*letters}) != len(letters):
+    if len(letters) > sys.maxunicode or len({*letters}) != len(letters):
         raise TokenizerError("damaged (a letter has two cases)")
     vocabulary = Vocabulary(
         lowercase=_field(header, "lowercase", bool),
         byte_limit=_field(header, "byte_limit", int),
-        alphabet=tuple(_field(header, "alphabet", str)),
+        alphabet=tuple(alphabet),
         bases=tuple(bases),
         merges=pairs[:merges],
         phrases=pairs[merges:],

@@ -1,8 +1,10 @@
 """The saved file: equal tokenizers give equal files, and everything invalid is rejected with a one-line error."""
 
 import hashlib
+import json
 import random
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -94,6 +96,24 @@ def test_sizes_are_checked_before_memory_is_allocated():
         parse(bomb, "bomb")
     with pytest.raises(TokenizerError, match="length"):
         parse(_with_checksum(bytes(50 << 20), claimed=1000), "bomb")
+    for field, value in (
+        ("alphabet", "x" * (20 << 20)),
+        ("bases", [""] * (3 << 20)),
+        ("bases", ["x" * 100]),
+        ("pairs", "x" * (4 << 20)),
+    ):
+        fields = {"alphabet": "", "bases": [], "byte_limit": 4, "counts": 0, "lowercase": False, "merges": 0}
+        text = json.dumps({**fields, "note": "", "pairs": "", "phrases": 0, field: value}).encode()
+        file = _with_checksum(struct.pack("<I", len(text)) + text)
+        assert len(file) < 100_000
+        tracemalloc.start()
+        with pytest.raises(TokenizerError, match="damaged"):
+            parse(file, "bomb")
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(text) + (1 << 20)
+        tracemalloc.stop()
+    nested = b"[" * 100_000
+    with pytest.raises(TokenizerError, match="malformed"):
+        parse(_with_checksum(struct.pack("<I", len(nested)) + nested), "nested")
     # Entries that double in length with each merge: 2 ** 40 characters if they were built.
     header = b'{"alphabet":"","bases":[],"byte_limit":4,"counts":0,"lowercase":false,"merges":40,"note":"",'
     header += b'"pairs":"","phrases":0}'
