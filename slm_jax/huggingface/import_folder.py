@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.config_json import from_config_json
 from slm_jax.model.transformer import swiglu_width
+from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import memory_size
 
 TOKENIZER_FILE = "tokenizer.hybtok"
+_MIN_PARAMETER_BYTES = 2  # float16 and bfloat16
+_MAX_PADDING_ROWS = 1024  # largest multiple that embeddings are usually padded to
 _FOREIGN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -20,7 +24,7 @@ class Folder(NamedTuple):
     Attributes:
         path: The folder.
         model: The `model.*` options by name.
-        vocab_size: Number of rows of the embedding.
+        vocab_size: Number of rows of the embedding: one per id of the tokenizer, and perhaps rows of padding.
     """
 
     path: Path
@@ -78,6 +82,27 @@ def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
         )
 
 
+def check_size(folder: Folder) -> None:
+    """Check that a folder's weights are not smaller than its config.json states, before anything is allocated.
+
+    Args:
+        folder: The model folder.
+
+    Raises:
+        UserError: A file of weights is missing, or they are too small.
+    """
+    from slm_jax.huggingface.weights import weight_files  # imports safetensors, which is not needed for the config
+
+    size = sum(file.stat().st_size for file in weight_files(folder.path))
+    count = parameters(ModelConfig(**folder.model), folder.vocab_size)
+    if size < _MIN_PARAMETER_BYTES * count:
+        raise UserError(
+            f"{folder.path}: config.json describes a model of {count:,} parameters, at least "
+            f"{memory_size(_MIN_PARAMETER_BYTES * count)}, but the weights are {memory_size(size)}: one of them is "
+            "damaged or of another model"
+        )
+
+
 def find_tokenizer(folder: Folder, option: str) -> str:
     """Return the tokenizer to use with a folder's weights.
 
@@ -105,12 +130,35 @@ def find_tokenizer(folder: Folder, option: str) -> str:
     )
 
 
-def read_parameters(folder: Folder, shapes: dict[str, Any]) -> dict[str, Any]:
+def check_vocabulary(folder: Folder, num_ids: int, name: str) -> None:
+    """Check that a tokenizer's ids have rows in a folder's embedding.
+
+    Rows beyond the ids are padding, as `resize_token_embeddings(pad_to_multiple_of=…)` of transformers adds them.
+
+    Args:
+        folder: The model folder.
+        num_ids: Number of ids of the tokenizer.
+        name: The tokenizer's name in the message; with the folder's own, any number of rows may be padding.
+
+    Raises:
+        UserError: There are too few rows, or more than are plausible as padding.
+    """
+    surplus = folder.vocab_size - num_ids
+    is_own = Path(name) == folder.path / TOKENIZER_FILE
+    if surplus < 0 or (surplus >= _MAX_PADDING_ROWS and not is_own):
+        raise UserError(
+            f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "
+            f"{num_ids} ids: the weights fit no other tokenizer than the one they were trained with"
+        )
+
+
+def read_parameters(folder: Folder, shapes: dict[str, Any], num_ids: int) -> dict[str, Any]:
     """Read a folder's weights.
 
     Args:
         folder: The model folder.
         shapes: The parameters of a `Transformer` as a pure dict of arrays or `jax.ShapeDtypeStruct`.
+        num_ids: Number of ids of the tokenizer; the embedding's rows beyond it are padding.
 
     Returns:
         A pure dict of float32 NumPy arrays with these shapes.
@@ -120,4 +168,4 @@ def read_parameters(folder: Folder, shapes: dict[str, Any]) -> dict[str, Any]:
     """
     from slm_jax.huggingface.weights import read_params  # imports safetensors, which nothing else here needs
 
-    return read_params(folder.path, shapes, folder.vocab_size)
+    return read_params(folder.path, shapes, folder.vocab_size, num_ids)

@@ -133,17 +133,18 @@ def write_tensors(tensors: Tensors, folder: Path, dtype: str, shard_bytes: int) 
     return total
 
 
-def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int, num_ids: int) -> dict[str, Any]:
     """Read parameters from the safetensors files of a folder.
 
     Args:
         folder: The model folder.
         shapes: The parameters of a `Transformer` as a pure dict of arrays or `jax.ShapeDtypeStruct`.
         vocab_size: Number of rows of the folder's embedding.
+        num_ids: Number of ids of the tokenizer, at most `vocab_size`; the folder's rows beyond it are not used.
 
     Returns:
-        A pure dict of float32 NumPy arrays with these shapes; rows of embedding and head beyond `vocab_size`, which
-        are padding, are zeros.
+        A pure dict of float32 NumPy arrays with these shapes; rows of embedding and head beyond `num_ids`, which are
+        padding, are zeros.
 
     Raises:
         UserError: A file is missing or damaged; a tensor is missing or has another shape or type; or the model has no
@@ -159,7 +160,7 @@ def read_params(folder: Path, shapes: dict[str, Any], vocab_size: int) -> dict[s
                 array = tensors.read(_OUTSIDE_BLOCKS[path], leaf.shape)
             else:
                 array = np.zeros(leaf.shape, np.float32)
-                array[:vocab_size] = tensors.read(_OUTSIDE_BLOCKS[path], (vocab_size, leaf.shape[1]))
+                array[:num_ids] = tensors.read(_OUTSIDE_BLOCKS[path], (vocab_size, leaf.shape[1]))[:num_ids]
             _set_leaf(params, path, array)
         if unused := tensors.unused():
             raise UserError(f"{folder}: the model has no parameter for {', '.join(unused[:5])}")
@@ -184,7 +185,7 @@ class _TensorReader:
         self._folder = folder
         self._files: dict[str, Any] = {}  # by name of tensor
         self._used: set[str] = set()
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             file = stack.enter_context(_open(path))
             self._files |= dict.fromkeys(file.keys(), file)
 
@@ -217,8 +218,12 @@ def _set_leaf(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder, or raise UserError if one is missing."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder.
+
+    Raises:
+        UserError: One is missing.
+    """
     index = folder / INDEX
     if index.is_file():
         try:

@@ -61,17 +61,13 @@ def _tokenizer_of_run(config: Config) -> str:
 
 def _tokenizer_of_folder(config: Config) -> str:
     """Return the tokenizer of the weights of `init.from_hf`."""
-    from slm_jax.huggingface.import_folder import find_tokenizer, open_folder  # imports JAX
+    from slm_jax.huggingface.import_folder import check_vocabulary, find_tokenizer, open_folder  # imports JAX
 
     folder = open_folder(config.init.from_hf)
     options = config.tokenizer
     name = find_tokenizer(folder, options.path)
     tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size != folder.vocab_size:
-        raise UserError(
-            f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "
-            f"{tokenizer.vocab_size} ids: the weights fit no other tokenizer than the one they were trained with"
-        )
+    check_vocabulary(folder, tokenizer.vocab_size, name)
     if options.path and load_tokenizer(options.path).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other"

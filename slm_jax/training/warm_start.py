@@ -14,7 +14,7 @@ import jax
 from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.distributed import sharding
-from slm_jax.huggingface.import_folder import Folder, folder_misfits, open_folder, read_parameters
+from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.run.checkpoint import read_newest
 from slm_jax.run.directory import Run, find_run
 from slm_jax.training.schedule import is_schedule_state
@@ -50,6 +50,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
     """
     if config.init.from_hf:
         folder = open_folder(config.init.from_hf)
+        check_size(folder)
         if problems := list(folder_misfits(folder, config.model)):
             raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
         return folder
@@ -84,7 +85,7 @@ def initial_state(
         UserError: The source has no usable weights.
     """
     if isinstance(source, Folder):
-        return _with_folder_weights(steps.init(), source)
+        return _with_folder_weights(steps.init(), source, vocab_size)
     keeps_optimizer = config.init.optimizer == "keep"
     shapes = jax.eval_shape(make_steps(source.config, vocab_size).init)
     target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
@@ -100,9 +101,9 @@ def initial_state(
     return state
 
 
-def _with_folder_weights(state: TrainState, folder: Folder) -> TrainState:
+def _with_folder_weights(state: TrainState, folder: Folder, vocab_size: int) -> TrainState:
     """Return a state with the parameters of a folder; each process puts the parts that its devices hold."""
-    values = read_parameters(folder, state.params)
+    values = read_parameters(folder, state.params, vocab_size)
 
     def put(value: Any, old: jax.Array) -> jax.Array:
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: value[index])

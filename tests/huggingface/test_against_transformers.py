@@ -6,6 +6,7 @@ import math
 import pickle
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -265,6 +266,20 @@ def test_bits_per_byte_are_equal(tmp_path, tokenizer):
     logits = np.asarray(run.model(jnp.asarray(ids[None, :-1])), np.float64)[0]
     nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]
     assert bits == pytest.approx(nll.sum() / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "padding rows"])
+def test_a_padded_vocabulary_is_imported(tmp_path, tokenizer, name):
+    """Rows that transformers added beyond the tokenizer's ids are padding."""
+    run = loaded_run(tmp_path, tokenizer, **MODELS[name])
+    folder = export(run, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs.resize_token_embeddings(pad_to_multiple_of=448)
+    theirs.save_pretrained(tmp_path / "padded")
+    assert hf_folder.open_folder(str(tmp_path / "padded")).vocab_size == 896
+    expected, params = imported(folder, run.model), imported(tmp_path / "padded", run.model)
+    assert all(map(np.array_equal, jax.tree.leaves(expected), jax.tree.leaves(params)))
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(expected))
 
 
 def test_bfloat16_folder_loads_as_bfloat16(tmp_path, tokenizer):

@@ -69,7 +69,7 @@ def imported(folder: Path, model: Transformer) -> dict:
     """Return the parameters that training would start from."""
     params = params_of(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    return hf_folder.read_parameters(hf_folder.open_folder(str(folder)), shapes)
+    return hf_folder.read_parameters(hf_folder.open_folder(str(folder)), shapes, model.vocab_size)
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
@@ -236,11 +236,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, small_tokenizer):
     depth = lambda n: jax.eval_shape(lambda: params_of(tiny_model(500, depth=n)))  # noqa: E731
     opened = hf_folder.open_folder(str(folder))
     with pytest.raises(UserError, match=r"tensor model\.layers\.2\S* is missing"):
-        hf_folder.read_parameters(opened, depth(3))
+        hf_folder.read_parameters(opened, depth(3), 500)
     with pytest.raises(UserError, match=r"no parameter for model\.layers\.1"):
-        hf_folder.read_parameters(opened, depth(1))
+        hf_folder.read_parameters(opened, depth(1), 500)
     with pytest.raises(UserError, match=r"k_proj.weight has shape \[32, 32\], expected \[64, 64\]"):
-        hf_folder.read_parameters(opened, jax.eval_shape(lambda: params_of(tiny_model(500, dim=64))))
+        hf_folder.read_parameters(opened, jax.eval_shape(lambda: params_of(tiny_model(500, dim=64))), 500)
     misfits = "; ".join(hf_folder.folder_misfits(opened, ModelConfig(dim=64, heads=2, tie_weights=False, mlp_dim=99)))
     for part in (
         "model.dim: 32 in the folder, 64 in this config",

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from safetensors.numpy import load_file, save_file
+
 from slm_jax.cli import export
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
@@ -107,6 +109,60 @@ def test_model_options_default_to_those_of_the_folder(place):
         small(place, init__from_hf=folder, init__from_run=str(place / "first"))
     with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
         small(place, init__from_hf=folder, init__optimizer="carry")
+
+
+def padded(folder, to, rows):
+    """Copy a folder and append rows to its embedding."""
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = np.vstack([embedding, np.ones((rows, embedding.shape[1]), np.float32)])
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"vocab_size": len(embedding) + rows}))
+    return to
+
+
+def test_a_run_starts_from_a_folder_with_a_padded_vocabulary(place, tmp_path):
+    folder = padded(place / "out", tmp_path / "out", 54)
+    tuned = small(place, init__from_hf=str(folder), model__vocab_multiple=1, train__steps=1)
+    train(tuned, tmp_path / "tuned")
+    (tmp_path / "tuned" / "checkpoints" / "1").rename(tmp_path / "aside")
+    _, initial = first_params(tmp_path / "tuned")
+    _, source = first_params(place / "first")
+    for name, value in initial.items():
+        assert np.array_equal(value, source[name][: len(value)]), name
+
+
+def test_padding_is_told_from_a_different_tokenizer(place, tmp_path):
+    """With a tokenizer from elsewhere, more rows than any padding has are those of other ids."""
+    for number, (rows, message) in enumerate(((1023, ""), (1024, "fit no other tokenizer"), (-1, "fit no other"))):
+        folder = tmp_path / str(number)
+        shutil.copytree(place / "out", folder)
+        (folder / "tokenizer.hybtok").unlink()
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + rows}))
+        given = small(place, init__from_hf=str(folder), tokenizer__path=str(place / "out" / "tokenizer.hybtok"))
+        if message:
+            with pytest.raises(UserError, match=message):
+                resolve_tokenizer(given)
+        else:
+            assert resolve_tokenizer(given) == str(place / "out" / "tokenizer.hybtok")
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 10**9}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}]
+)
+def test_sizes_are_checked_before_anything_is_allocated(place, tmp_path, change):
+    folder = tmp_path / "out"
+    shutil.copytree(place / "out", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    given = small(
+        place, init__from_hf=str(folder), **{f"model__{k}": v for k, v in open_folder(str(folder)).model.items()}
+    )
+    with pytest.raises(UserError, match=r"config\.json describes a model of [\d,]+ parameters.*the weights are"):
+        find_initial_weights(given)
 
 
 def test_a_different_tokenizer_is_refused(place, tmp_path):
