@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -18,8 +19,8 @@ def command_errors() -> Iterator[None]:
     Any other exception is a bug and keeps its traceback.
 
     Raises:
-        SystemExit: With status 2 after a `UserError` or on a full disk, 130 after Ctrl-C, 141 if the reader of
-            standard output (head, less) has gone.
+        SystemExit: With status 2 after a `UserError`, on a full disk or without the device of JAX_PLATFORMS, 130 after
+            Ctrl-C, 141 if the reader of standard output (head, less) has gone.
     """
     try:
         yield
@@ -43,7 +44,27 @@ def user_message(error: Exception) -> str | None:
     if is_disk_full(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         return f"no space left on the disk{where}: free some and give the same command again"
-    return None
+    return _missing_device(error)
+
+
+def _missing_device(error: Exception) -> str | None:
+    """Return the message for JAX's error about a platform that it was told to use and that is not there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or Path(trace.tb_frame.f_code.co_filename).name != "xla_bridge.py":
+        return None
+    # Without the plugin of a platform (cuda) JAX fails with an assertion, otherwise with a RuntimeError.
+    if not isinstance(error, AssertionError | RuntimeError):
+        return None
+    variable = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), "")
+    reason = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0] or "its plugin is not installed"
+    if not variable:
+        return f"JAX finds no device ({reason})"
+    return (
+        f"{variable}={os.environ[variable]}: JAX cannot use such a device here ({reason}). Unset {variable} to use the "
+        f"devices that there are, or install their support: pip install -U 'jax[cuda12]' or 'jax[tpu]'"
+    )
 
 
 def _exit(text: str, status: int) -> None:
