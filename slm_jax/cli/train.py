@@ -60,9 +60,30 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
             raise UserError(f"{run.path} is a stage of a curriculum: python -m slm_jax.orchestrator --run {curriculum}")
     elif options.run:
         run = Run(Path(options.run))
-    base = read_toml(run.config) if run is not None and run.exists() else None
+    base = None
+    if run is not None and run.exists():
+        base = read_toml(run.config)
+        if not options.config:
+            _require_resumable(run, base, overrides)
+        if {"train.batch_size", "train.accumulation"} & overrides.keys() and "train.microbatch" not in overrides:
+            base["train"] = {**base.get("train", {}), "microbatch": "auto"}  # the saved one fitted the saved batch
     config = make_config(overrides, options.config, base)
     return config, run or new_run(config)
+
+
+def _require_resumable(run: Run, base: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Refuse options that conflict with those of a run, before the two are mixed into one config and validated.
+
+    Raises:
+        UserError: Names every option with its saved and its given value.
+    """
+    saved, problems = Config.check(base)
+    if saved is None or problems:  # edited by hand; reported with the overrides, which may correct it
+        return
+    flat = saved.flat()
+    # A relative checkpoint.folder is compared when it has been made absolute.
+    given = {name: value for name, value in overrides.items() if value != flat[name] and name != "checkpoint.folder"}
+    run.require_no_conflicts(run.binding({name: (flat[name], value) for name, value in given.items()}))
 
 
 def main(args: Sequence[str] | None = None) -> None:

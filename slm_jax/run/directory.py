@@ -162,13 +162,7 @@ class Run:
             self.save_config(config)
             return
         saved = self.read_config()
-        if conflicts := self.conflicts(saved, config):
-            listed = "\n".join(f"  {name}: {old!r} saved, {new!r} current" for name, (old, new) in conflicts.items())
-            count = "One option differs" if len(conflicts) == 1 else f"{len(conflicts)} options differ"
-            raise UserError(
-                f"{self.path} is a run with another config: give the same values, or use another --run (with "
-                f"--init.from_run {self.path} it starts with the weights of this run). {count}:\n{listed}"
-            )
+        self.require_no_conflicts(self.conflicts(saved, config))
         # A new attempt replaces the options of one that was refused; otherwise the microbatch that fitted stays saved.
         if not has_checkpoint and set(saved.differences(config)) - Config.fields_with("resumable"):
             self.save_config(config)
@@ -179,13 +173,32 @@ class Run:
         With a checkpoint these are all but the `resumable` ones; with a corpus only, those that the corpus and the
         tokenizer depend on; without either, none.
         """
+        return self.binding(saved.differences(config))
+
+    def binding(self, differences: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Return those of the differing options, {name: (saved, new)}, that must not differ; see `conflicts`."""
         if self.newest_step() is not None:
             resumable = Config.fields_with("resumable")
         elif self.corpus.is_dir():
             resumable = Config.fields_with("resumable") | {name for name in Config.fields() if not _shapes_corpus(name)}
         else:
             return {}
-        return {name: values for name, values in saved.differences(config).items() if name not in resumable}
+        return {name: values for name, values in differences.items() if name not in resumable}
+
+    def require_no_conflicts(self, conflicts: dict[str, tuple[Any, Any]]) -> None:
+        """Refuse conflicting options.
+
+        Raises:
+            UserError: There are conflicts; names them, with the saved and the new value of each.
+        """
+        if not conflicts:
+            return
+        listed = "\n".join(f"  {name}: {old!r} saved, {new!r} current" for name, (old, new) in conflicts.items())
+        count = "One option differs" if len(conflicts) == 1 else f"{len(conflicts)} options differ"
+        raise UserError(
+            f"{self.path} is a run with another config: give the same values, or use another --run (with "
+            f"--init.from_run {self.path} it starts with the weights of this run). {count}:\n{listed}"
+        )
 
     def _require_empty(self) -> None:
         """Raise UserError if the directory holds files that are not those of a run."""

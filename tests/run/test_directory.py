@@ -49,3 +49,20 @@ def test_options_bind_when_something_depends_on_them(runs):
     with pytest.raises(UserError, match=r"model\.dim: 192 saved, 384 current"):
         run.begin(other)
     assert run.read_config() == config  # with a checkpoint, the caller saves it once the run is restored
+
+
+def test_other_options_of_a_run_are_named_as_they_were_given(tmp_path):
+    run = Run(tmp_path / "run")
+    config = Config.load("quickstart", **{"train.batch_size": 16, "train.microbatch": 8, "model.dim": 96})
+    run.path.mkdir()
+    run.save_config(config)
+    smaller = ["--run", str(run.path), "--train.batch_size", "4"]
+    assert parse_args(smaller)[0].train.microbatch == "auto"  # nothing depends on the saved values yet
+    (run.checkpoints / "5").mkdir(parents=True)
+    saved_current = r"One option differs:\n  train\.batch_size: 16 saved, 4 current$"
+    with pytest.raises(UserError, match=saved_current):
+        parse_args(smaller)
+    with pytest.raises(UserError, match=r"One option differs:\n  model\.dim: 96 saved, 100 current$"):
+        parse_args(["--run", str(run.path), "--model.dim", "100"])  # not divisible by the saved model.heads
+    more = ["--run", str(run.path), "--train.batch_size", "16", "--train.steps", "7", "--checkpoint.folder", "there"]
+    assert parse_args(more)[0].train.steps == 7
