@@ -2,6 +2,8 @@
 
 This module has the only writer and the only reader of these files. `metrics.jsonl` has a row for every step; its fields
 are listed in `slm_jax/training/README.md`. `layers.jsonl` has norms of each layer, every `log.layers` steps.
+
+Rows have no checksum: damage is noticed where a line is no longer the row of a step, a changed digit is not.
 """
 
 import json
