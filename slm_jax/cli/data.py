@@ -96,7 +96,7 @@ def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, Hybrid
         folder = folder / "corpus"
     if not (folder / "manifest.json").is_file():
         raise UserError(
-            f"there is no corpus in {folder} (no manifest.json): list the prepared ones with python -m slm_jax.data list"
+            f"there is no corpus in {folder} (no manifest.json): python -m slm_jax.data list shows the prepared ones"
         )
     mixed = [folder / entry["folder"] for entry in read_manifest(folder).get("mix", ())]
     for path in mixed or [folder]:

@@ -18,8 +18,9 @@ class Options:
     for the same task.
 
     Metrics have 95 % confidence intervals where there is more than one item. The results are printed and stored in
-    RUN/evaluation.json, where a task that is measured again replaces its earlier results. Data sets come from the Hugging Face hub (downloaded once to
-    the user's cache; requires the extra [data]) or from a file with the same columns: --tasks blimp=blimp.jsonl.xz
+    RUN/evaluation.json, where a task that is measured again replaces its earlier results. Data sets come from the
+    Hugging Face hub (downloaded once to the user's cache; requires the extra [data]) or from a file with the same
+    columns: --tasks blimp=blimp.jsonl.xz
 
     Exit status: 0, or 2 if a requested task could not be measured (the others are).
     """
