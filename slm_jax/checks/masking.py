@@ -61,19 +61,19 @@ def dependencies(
     # A random mixture of all logits, so that a dependence of any of them shows.
     mixture_D = jax.random.normal(jax.random.key(0), head_VxD.shape[:1]) @ head_VxD
     mixture_D = mixture_D / jnp.linalg.norm(mixture_D)
-    places_BxT = np.arange(b * t, dtype=np.int32).reshape(b, t)
+    indices_BxT = np.arange(b * t, dtype=np.int32).reshape(b, t)
 
     def gradient(rows_NxD: jax.Array, tree: Any, mixture_D: jax.Array, masks: tuple[Any, ...]) -> jax.Array:
         def logits(rows_NxD: jax.Array) -> jax.Array:
-            whole: Transformer = nnx.merge(graph, {**tree, "embedding": rows_NxD})
-            x_BxTxD = whole.hidden(jnp.asarray(places_BxT), *masks)
+            merged: Transformer = nnx.merge(graph, {**tree, "embedding": rows_NxD})
+            x_BxTxD = merged.hidden(jnp.asarray(indices_BxT), *masks)
             return jnp.sum(x_BxTxD[np.arange(b), at_B] @ mixture_D)
 
         return jax.grad(logits)(rows_NxD)
 
     masks = (attention_mask_BxT, segment_ids_BxT, positions_BxT)
-    found = np.asarray(run_uncached(gradient, rows_NxD, tree, mixture_D, masks)).reshape(b, t, -1)
-    return np.abs(found).sum(axis=-1)  # NaN stays NaN
+    gradient_BxTxD = np.asarray(run_uncached(gradient, rows_NxD, tree, mixture_D, masks)).reshape(b, t, -1)
+    return np.abs(gradient_BxTxD).sum(axis=-1)  # NaN stays NaN
 
 
 def causality(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:

@@ -44,11 +44,11 @@ def check(
     Raises:
         UserError: There is no such run.
     """
-    place = None if run is None and config is not None else find_run(None if run is None else str(run))
+    folder = None if run is None and config is not None else find_run(None if run is None else str(run))
     if config is None:
-        assert place is not None
-        config = place.read_config()
-    return list(_findings(config, place, worst, documents))
+        assert folder is not None
+        config = folder.read_config()
+    return list(_findings(config, folder, worst, documents))
 
 
 class _Text(NamedTuple):
@@ -104,13 +104,13 @@ def _read_text(config: Config, run: Run | None, documents: int, scratch: Path) -
     from slm_jax.data.sources.registry import make_sources
     from slm_jax.training.tokenizer import prepare_data
 
-    place = run if run is not None and run.corpus.is_dir() else Run(scratch / "run")
-    if place is not run:
-        place.path.mkdir()
+    folder = run if run is not None and run.corpus.is_dir() else Run(scratch / "run")
+    if folder is not run:
+        folder.path.mkdir()
         if documents and any(isinstance(source, HubSource) for source, _ in make_sources(config.data)):
             part = {"max_documents": documents, "cache": str(scratch / "cache")}
             config = config.model_copy(update={"data": config.data.model_copy(update=part)})
-    tokenizer, corpus = prepare_data(config, place)
+    tokenizer, corpus = prepare_data(config, folder)
     return _Text(tokenizer, corpus, make_batches(config, corpus))
 
 

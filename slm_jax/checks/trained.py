@@ -51,14 +51,14 @@ def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[R
 
     @jax.jit
     def losses(params: Any, batch: Batch) -> jax.Array:
-        whole: Transformer = nnx.merge(graph, params)
+        merged: Transformer = nnx.merge(graph, params)
         masks = (batch.get(name) for name in ("attention_mask", "segment_ids", "positions"))
-        x_BxTxD = whole.hidden(batch["input_ids"], *masks)
+        x_BxTxD = merged.hidden(batch["input_ids"], *masks)
 
         def one(x_TxD: jax.Array, labels_T: jax.Array) -> jax.Array:
-            head_VxD = whole.head_weight()
+            head_VxD = merged.head_weight()
             return ops.cross_entropy(
-                x_TxD[None], head_VxD, labels_T[None], whole.dtype, vocab_size=whole.vocab_size
+                x_TxD[None], head_VxD, labels_T[None], merged.dtype, vocab_size=merged.vocab_size
             ).nll
 
         return jax.vmap(one)(x_BxTxD, batch["labels"])
@@ -115,8 +115,8 @@ def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int =
     """Check that the loss of each row is finite, and show the texts with the highest loss."""
     means = np.array([row.mean for row in rows])
     if not np.isfinite(means).all():
-        bad = int(np.count_nonzero(~np.isfinite(means)))
-        return finding("loss of each sample", False, f"{bad} of {len(means)} are not finite", "finite numbers")
+        count = int(np.count_nonzero(~np.isfinite(means)))
+        return finding("loss of each sample", False, f"{count} of {len(means)} are not finite", "finite numbers")
     details = []
     for index in np.argsort(-means)[:worst]:
         ids = rows[index].labels[rows[index].labels != IGNORE_INDEX][: 4 * _SNIPPET]
@@ -132,15 +132,15 @@ def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> F
     length = ids_1xT.shape[1]
 
     def both(model_params: Any, ids_1xT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        whole: Transformer = nnx.merge(graph, model_params)
+        merged: Transformer = nnx.merge(graph, model_params)
 
         def one(cache: Any, at: jax.Array) -> tuple[Any, jax.Array]:
             token_1x1 = jax.lax.dynamic_slice_in_dim(ids_1xT, at, 1, axis=1)
-            x_1x1xD, cache = whole.hidden_cached(token_1x1, at[None, None], cache, context)
+            x_1x1xD, cache = merged.hidden_cached(token_1x1, at[None, None], cache, context)
             return cache, x_1x1xD[0, 0]
 
-        _, x_TxD = jax.lax.scan(one, whole.empty_cache(1, length), jnp.arange(length))
-        return whole.logits(x_TxD), whole(ids_1xT)[0]
+        _, x_TxD = jax.lax.scan(one, merged.empty_cache(1, length), jnp.arange(length))
+        return merged.logits(x_TxD), merged(ids_1xT)[0]
 
     graph, params = nnx.split(model, nnx.Param)
     cached_TxV, whole_TxV = (np.asarray(each, np.float64) for each in run_uncached(both, params, ids_1xT))
@@ -184,14 +184,14 @@ def greedy_text(
 def metrics_rows(rows: Sequence[Row], step: int) -> Finding:
     """Check that metrics.jsonl has each step once, in order, at least up to the checkpoint."""
     steps = [row["step"] for row in rows]
-    wrong = next((i for i, found in enumerate(steps, 1) if found != i), None)
+    wrong = next((i for i, recorded in enumerate(steps, 1) if recorded != i), None)
     missing = "" if wrong is None else f"; row {wrong} is of step {steps[wrong - 1]}"
     ok = wrong is None and len(steps) >= step
-    bad = [
+    problems = [
         f"step {r['step']}: {k} is {v}"
         for r in rows
         for k, v in r.items()
         if isinstance(v, float) and not math.isfinite(v)
     ]
     found = f"{len(steps)} rows, checkpoint of step {step}{missing}"
-    return finding("metrics", ok and not bad, found, f"steps 1 to {step} or more, each once", bad[:4])
+    return finding("metrics", ok and not problems, found, f"steps 1 to {step} or more, each once", problems[:4])

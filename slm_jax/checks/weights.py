@@ -68,12 +68,12 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def finite_weights(model: Transformer) -> Finding:
     """Check that no parameter is NaN or infinite."""
-    bad = [
+    failed = [
         f"{name}: {_unfinite(leaf)} of {leaf.size:,}" for name, leaf in layers(parameters_of(model)) if _unfinite(leaf)
     ]
     total = sum(leaf.size for _, leaf in named(parameters_of(model)))
-    found = f"{len(bad)} parameters with values that are not finite" if bad else f"all {total:,} finite"
-    return finding("finite weights", not bad, found, "no NaN, no infinity", shortened(bad))
+    found = f"{len(failed)} parameters with values that are not finite" if failed else f"all {total:,} finite"
+    return finding("finite weights", not failed, found, "no NaN, no infinity", shortened(failed))
 
 
 def _unfinite(leaf: jax.Array) -> int:
@@ -120,9 +120,9 @@ def outputs(model: Transformer, batch: Batch) -> Outputs:
     """Return the model's outputs for a batch, computed as in training."""
 
     def run(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        whole: Transformer = nnx.merge(graph, params)
-        logits = whole(*(batch.get(k) for k in ("input_ids", "attention_mask", "segment_ids", "positions")))
-        return jnp.isfinite(logits).all(), jnp.max(jnp.abs(logits)), loss_sums(whole, batch).nll
+        merged: Transformer = nnx.merge(graph, params)
+        logits = merged(*(batch.get(k) for k in ("input_ids", "attention_mask", "segment_ids", "positions")))
+        return jnp.isfinite(logits).all(), jnp.max(jnp.abs(logits)), loss_sums(merged, batch).nll
 
     graph, params = nnx.split(model, nnx.Param)
     finite, largest, nll = run_uncached(run, params, batch)
@@ -167,10 +167,10 @@ def gradient_flow(model: Transformer, batch: Batch) -> Finding:
 
     parts = layers(nnx.to_pure_dict(run_uncached(gradients, params, batch)))
     sizes = jax.device_get([jnp.max(jnp.abs(leaf)) for _, leaf in parts])
-    bad = [
+    failed = [
         f"{name}: {'no gradient' if size == 0 else 'gradient not finite'}"
         for (name, _), size in zip(parts, sizes, strict=True)
         if not (np.isfinite(size) and size > 0)
     ]
-    found = f"{len(parts) - len(bad)} of {len(parts)} parameters" + (f", {len(bad)} without" if bad else "")
-    return finding("gradient flow", not bad, found, "a finite gradient, not 0, for each", shortened(bad))
+    found = f"{len(parts) - len(failed)} of {len(parts)} parameters" + (f", {len(failed)} without" if failed else "")
+    return finding("gradient flow", not failed, found, "a finite gradient, not 0, for each", shortened(failed))

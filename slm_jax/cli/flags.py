@@ -150,13 +150,13 @@ def field_docstrings(kind: type) -> dict[str, str]:
     """Return the docstrings below the fields of a class, each on one line, by name of the field."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
+    descriptions = {}
     for statement, following in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = following.value if isinstance(following, ast.Expr) else None
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[statement.target.id] = " ".join(text.value.split())
-    return found
+                descriptions[statement.target.id] = " ".join(text.value.split())
+    return descriptions
 
 
 def config_options(preset: dict[str, Any]) -> Iterator[Option]:
@@ -199,15 +199,15 @@ class _Collect(argparse.Action):
             words = [values]
         else:
             words = list(values)
-        found = vars(namespace)
+        given = vars(namespace)
         option = self.option
         if option.flag.repeated:
             if not words:
                 raise UserError(f"{option.title} needs a value")
-            words = [*found.get(option.name, ()), *words]
-        elif option.name in found and not option.is_config:
+            words = [*given.get(option.name, ()), *words]
+        elif option.name in given and not option.is_config:
             raise UserError(f"{option.title} is given twice")
-        found[option.name] = words
+        given[option.name] = words
 
 
 def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
@@ -234,16 +234,16 @@ def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
             action = parser.add_argument(f"--{option.name}", dest=option.name, nargs=nargs, action=_Collect)
             typing.cast(_Collect, action).option = option
     namespace, rest = parser.parse_known_args([_canonical(arg, known) for arg in args])
-    found = {name: known[name].value(words) for name, words in vars(namespace).items()}
+    given = {name: known[name].value(words) for name, words in vars(namespace).items()}
     rest = [arg for arg in rest if arg != "--"]
     for option in known.values():
         if option.flag.positional and not any(arg.startswith("-") and arg != "-" for arg in rest):
             if rest:
-                found[option.name] = option.value(rest)
+                given[option.name] = option.value(rest)
             rest = []
     if rest:
         raise UserError(f"unknown: {' '.join(rest)} (--help lists the options)")
-    return found
+    return given
 
 
 def _canonical(arg: str, known: dict[str, Option]) -> str:

@@ -109,10 +109,12 @@ def _batch_problems(config: Sections) -> Iterator[Problem]:
     train = config.train
     if train.microbatch == "auto":
         names = ("train.batch_size", "train.accumulation")
-        divisor, found = train.accumulation, f"train.accumulation {train.accumulation}"
+        divisor = train.accumulation
+        option = f"train.accumulation {train.accumulation}"
     else:
         names = ("train.batch_size", "train.microbatch")
-        divisor, found = train.microbatch, f"train.microbatch {train.microbatch}"
+        divisor = train.microbatch
+        option = f"train.microbatch {train.microbatch}"
         if train.microbatch < 1:
             yield ("train.microbatch",), f"train.microbatch = {train.microbatch}: should be at least 1, or auto"
             return
@@ -126,7 +128,7 @@ def _batch_problems(config: Sections) -> Iterator[Problem]:
             return
     if train.batch_size % divisor:
         sizes = any_of(multiples(train.batch_size, divisor))
-        yield names, f"train.batch_size {train.batch_size} is not divisible by {found}: use batch_size {sizes}"
+        yield names, f"train.batch_size {train.batch_size} is not divisible by {option}: use batch_size {sizes}"
         return
     devices = max(config.mesh.data, 1) * config.mesh.fsdp
     if (train.batch_size // train.grad_accum_steps) % devices:
@@ -145,11 +147,11 @@ def batch_devices_problem(train: TrainConfig, devices: int) -> str:
         nearest = min(fitting, key=lambda n: abs(n - int(train.microbatch)))
         return f"train.microbatch {train.microbatch} is not divisible by {devices} devices: use {nearest} or auto"
     microbatches = train.accumulation if train.microbatch == "auto" else 1
-    found = f" x {microbatches} microbatches" if microbatches > 1 else ""
+    factor = f" x {microbatches} microbatches" if microbatches > 1 else ""
     remedy = any_of(multiples(train.batch_size, devices * microbatches))
     if train.microbatch != "auto":
         remedy += " and train.microbatch auto"
-    return f"train.batch_size {train.batch_size} is not divisible by {devices} devices{found}: use {remedy}"
+    return f"train.batch_size {train.batch_size} is not divisible by {devices} devices{factor}: use {remedy}"
 
 
 def _data_problems(config: Sections) -> Iterator[Problem]:
@@ -226,7 +228,9 @@ def any_of(values: Sequence[int]) -> str:
     return " or ".join(str(value) for value in values)
 
 
-def weight_conflicts(config: Sections, source: Sections, here: str = "current", there: str = "saved") -> Iterator[str]:
+def weight_conflicts(
+    config: Sections, source: Sections, current: str = "current", saved: str = "saved"
+) -> Iterator[str]:
     """Yield the reasons why a run cannot start from the weights of another one.
 
     Options with the trait `shapes_weights` must agree; dropout, window, rotary base and execution options may differ.
@@ -234,18 +238,18 @@ def weight_conflicts(config: Sections, source: Sections, here: str = "current", 
     Args:
         config: Config of the new run.
         source: Config of the run with the weights.
-        here: Words after a value of `config`.
-        there: Words after a value of `source`.
+        current: Words after a value of `config`.
+        saved: Words after a value of `source`.
     """
     for name in Sections.fields():
         if name in Sections.fields_with("shapes_weights"):
             new, old = _resolved(config, name), _resolved(source, name)
             if new != old:
-                yield f"{name}: {old!r} {there}, {new!r} {here}"
+                yield f"{name}: {old!r} {saved}, {new!r} {current}"
     if config.init.optimizer == "keep" and config.optimizer.name != source.optimizer.name:
         yield (
-            f"optimizer.name: {source.optimizer.name!r} {there}, {config.optimizer.name!r} {here}; moments can be kept "
-            "with the same optimizer only (init.optimizer fresh starts new ones)"
+            f"optimizer.name: {source.optimizer.name!r} {saved}, {config.optimizer.name!r} {current}; moments can be "
+            "kept with the same optimizer only (init.optimizer fresh starts new ones)"
         )
 
 

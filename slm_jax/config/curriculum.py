@@ -130,8 +130,8 @@ class Curriculum:
         """
         tree = _overridden(tree, overrides or {})
         options, problems = _section(CurriculumConfig, tree.get("curriculum", {}), "curriculum")
-        stages, found = _read_stages(tree)
-        problems += found
+        stages, stage_problems = _read_stages(tree)
+        problems += stage_problems
         if problems:
             raise UserError(format_problems(origin, problems))
         assert isinstance(options, CurriculumConfig)
@@ -217,12 +217,12 @@ def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
     trees = [_run_tree(shared, stage, i) for i, stage in enumerate(given)]
     checked = [Config.check(each) for each in trees]
     # Problems of the shared options are reported once.
-    common = [p for p in Config.check(shared)[1] if all(p in found for _, found in checked)]
+    common = [p for p in Config.check(shared)[1] if all(p in stage_problems for _, stage_problems in checked)]
     problems, stages = list(common), []
-    for number, (stage, (config, found)) in enumerate(zip(given, checked, strict=True), start=1):
+    for number, (stage, (config, stage_problems)) in enumerate(zip(given, checked, strict=True), start=1):
         own, wrong = _section(StageConfig, {k: v for k, v in stage.items() if k not in Config.model_fields}, "stages")
         title = f"stage {number}" + (f" ({stage['name']})" if isinstance(stage.get("name"), str) else "")
-        wrong += [problem for problem in found if problem not in common]
+        wrong += [problem for problem in stage_problems if problem not in common]
         wrong += _misplaced(stage)
         problems += [f"{title}: {problem}" for problem in wrong]
         if isinstance(own, StageConfig) and config is not None:

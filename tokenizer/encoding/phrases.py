@@ -82,8 +82,8 @@ class PhraseJoiner:
             alive, nodes = self._trie.step(nodes, codes[positions + length])
             positions = positions[alive]
             length += 1
-            found = self._phrase_at[nodes >> NODE_BITS]
-            complete = np.flatnonzero(found >= 0)
+            phrase_ids = self._phrase_at[nodes >> NODE_BITS]
+            complete = np.flatnonzero(phrase_ids >= 0)
             sizes[positions[complete]] = length
-            phrases[positions[complete]] = found[complete]
+            phrases[positions[complete]] = phrase_ids[complete]
         return sizes, phrases

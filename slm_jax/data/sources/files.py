@@ -39,7 +39,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     Raises:
         UserError: A pattern matches no file.
     """
-    found: set[Path] = set()
+    result: set[Path] = set()
     for pattern in patterns:
         matches = [Path(name) for name in _expand(pattern)]
         files = [path for path in matches if path.is_file()]
@@ -53,8 +53,8 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             )
         if not files:
             raise UserError(f"data.files: no file matches {pattern} (in {Path.cwd()})")
-        found.update(files)
-    return sorted(found)
+        result.update(files)
+    return sorted(result)
 
 
 def _expand(pattern: str) -> list[str]:
