@@ -261,7 +261,7 @@ def docstrings():
                         yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", text
 
 
-def test_docstrings_say_what_something_does_or_is():
+def test_docstrings_start_with_an_imperative_or_a_noun_phrase():
     """Less than 3 % begin with a relative clause in place of an imperative or a noun phrase."""
     every = list(docstrings())
     clauses = [where for where, text in every if re.match(r"(What|Whether|Where|Which|Of|That)\b", text)]

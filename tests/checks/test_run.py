@@ -120,9 +120,9 @@ def _untuned(monkeypatch):
 
 def test_command_checks_a_trained_run(run, capsys):
     assert main(["--run", str(run.path), "--format", "json", "--worst", "1"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"]
-    names = {each["name"]: each["verdict"] for each in told["checks"]}
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    names = {each["name"]: each["verdict"] for each in report["checks"]}
     assert {"labels", "finite weights", "causality", "held-out loss", "cached logits", "greedy text"} <= names.keys()
     assert set(names.values()) == {OK, SKIPPED}  # there is no window
 

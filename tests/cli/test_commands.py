@@ -22,14 +22,14 @@ TINY = (
 
 
 @pytest.fixture
-def place(tmp_path):
+def workspace(tmp_path):
     """Return a folder with text, in which commands can be run."""
     text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(600))
     (tmp_path / "text.txt").write_text(text)
-    return Place(tmp_path)
+    return Workspace(tmp_path)
 
 
-class Place:
+class Workspace:
     def __init__(self, path):
         self.path = path
         self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -94,10 +94,10 @@ def assert_same_run(first: Path, second: Path):
     assert (first / "samples.md").read_text() == (second / "samples.md").read_text()
 
 
-def test_text_to_model_to_text(place):
-    status, out, err = place.train("--run", "run", "--train.steps", "40", "--eval.every", "20", "--log.every", "10")
+def test_text_to_model_to_text(workspace):
+    status, out, err = workspace.train("--run", "run", "--train.steps", "40", "--eval.every", "20", "--log.every", "10")
     assert status == 0, err
-    rows = place.rows("run")
+    rows = workspace.rows("run")
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert {"loss", "lr", "grad_norm", "tokens"} <= rows[0].keys()
     assert [row["step"] for row in rows if "val_bits_per_byte" in row] == [20, 40]
@@ -106,56 +106,58 @@ def test_text_to_model_to_text(place):
     assert re.search(r"step 10/40 +loss \d.*tokens/s, MFU .*ETA", err)
     assert re.search(r"python -m slm_jax\.generate --run run --prompt 'Line \d+: the quick'\n", out)
     assert "bits per byte" in out
-    assert (place.path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert (place.path / "run" / "samples.md").read_text().count("## Step") == 2
-    sample = (place.path / "run" / "samples.md").read_text().rpartition("## Step 40")[2].strip("\n").splitlines()
+    assert (workspace.path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (workspace.path / "run" / "samples.md").read_text().count("## Step") == 2
+    sample = (workspace.path / "run" / "samples.md").read_text().rpartition("## Step 40")[2].strip("\n").splitlines()
     assert "\n".join(line.removeprefix("    ") for line in sample) in out
 
-    status, text, err = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
+    status, text, err = workspace.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
     assert status == 0, err
     assert text.startswith("Line 5")
     assert len(text) > 10
-    again = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
+    again = workspace.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--max_tokens", "20")
     assert again[1] == text
-    assert place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--seed", "1")[1] != text
+    assert workspace.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", "--seed", "1")[1] != text
     more = ("--prompt", "Line", "--prompt", "", "--samples", "2", "--format", "jsonl", "--max_tokens", "20")
-    status, lines, err = place.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", *more)
+    status, lines, err = workspace.run("slm_jax.generate", "--run", "run", "--prompt", "Line 5", *more)
     assert status == 0, err
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [row["prompt"] for row in rows] == ["Line 5", "Line 5", "Line", "Line", "", ""]
     assert rows[0]["prompt"] + rows[0]["text"] == text.removesuffix("\n")  # alone or among others
     assert rows[1]["text"] != rows[0]["text"]
-    unknown = place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--suppress", "<FOO>")
+    unknown = workspace.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--suppress", "<FOO>")
     assert "'<FOO>' is not a token of this run: `python -m tokenizer inspect run/tokenizer.hybtok` lists" in unknown
-    assert "no run in nowhere" in place.refused("slm_jax.generate", "--run", "nowhere", "--prompt", "x")
-    assert "temperature -1" in place.refused("slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1")
+    assert "no run in nowhere" in workspace.refused("slm_jax.generate", "--run", "nowhere", "--prompt", "x")
+    assert "temperature -1" in workspace.refused(
+        "slm_jax.generate", "--run", "run", "--prompt", "x", "--temperature", "-1"
+    )
 
 
-def test_finished_run_is_reported_and_can_be_extended(place):
-    assert place.train("--run", "run", "--train.steps", "6")[0] == 0
-    before = place.rows("run")
-    status, _, err = place.train("--run", "run", "--train.steps", "6")
+def test_finished_run_is_reported_and_can_be_extended(workspace):
+    assert workspace.train("--run", "run", "--train.steps", "6")[0] == 0
+    before = workspace.rows("run")
+    status, _, err = workspace.train("--run", "run", "--train.steps", "6")
     assert status == 0
     assert "finished: 6 steps are done" in err
-    assert place.rows("run") == before
-    assert place.run("slm_jax.train", "--run", "run", "--train.steps", "9")[0] == 0  # its own config, more steps
-    assert place.rows("run")[:6] == before
-    assert [row["step"] for row in place.rows("run")] == list(range(1, 10))
+    assert workspace.rows("run") == before
+    assert workspace.run("slm_jax.train", "--run", "run", "--train.steps", "9")[0] == 0  # its own config, more steps
+    assert workspace.rows("run")[:6] == before
+    assert [row["step"] for row in workspace.rows("run")] == list(range(1, 10))
 
-    text = place.refused(
+    text = workspace.refused(
         "slm_jax.train", "--run", "run", "--train.steps", "9", "--train.seed", "5", "--optimizer.lr", "0.5"
     )
     assert "2 options differ:\n" in text
     assert "--init.from_run run it starts with the weights of this run" in text
     assert "train.seed: 0 saved, 5 current" in text
     assert "optimizer.lr" in text
-    assert len(place.rows("run")) == 9
+    assert len(workspace.rows("run")) == 9
 
 
-def test_invalid_usage_ends_with_one_message_and_leaves_nothing(place):
-    (place.path / "empty.txt").write_text("")
-    (place.path / "latin.txt").write_bytes(b"abc\xff")
-    (place.path / "short.txt").write_text("too short to train on")
+def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace):
+    (workspace.path / "empty.txt").write_text("")
+    (workspace.path / "latin.txt").write_bytes(b"abc\xff")
+    (workspace.path / "short.txt").write_text("too short to train on")
     messages = {
         ("--model.dims", "3"): "unknown option --model.dims, perhaps you meant --model.dim",
         ("--config", "quikstart"): "perhaps you meant quickstart",
@@ -167,25 +169,27 @@ def test_invalid_usage_ends_with_one_message_and_leaves_nothing(place):
         ("--resume",): "there is no run",
     }
     for args, expected in messages.items():
-        assert expected in place.refused("slm_jax.train", *args)
-    runs = place.path / "runs"
+        assert expected in workspace.refused("slm_jax.train", *args)
+    runs = workspace.path / "runs"
     assert not runs.exists() or not list(runs.iterdir())
 
 
-def test_mistake_can_be_corrected_in_the_same_run(place):
-    place.refused("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.batch_size", "4000")
-    assert place.train("--run", "run", "--train.steps", "3")[0] == 0
-    assert "more than --train.steps 2" in place.refused("slm_jax.train", "--run", "run", "--train.steps", "2")
-    (place.path / "text.txt").write_text("other text now")
-    status, _, err = place.run("slm_jax.train", "--run", "run", "--train.steps", "4")
+def test_mistake_can_be_corrected_in_the_same_run(workspace):
+    workspace.refused("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.batch_size", "4000")
+    assert workspace.train("--run", "run", "--train.steps", "3")[0] == 0
+    assert "more than --train.steps 2" in workspace.refused("slm_jax.train", "--run", "run", "--train.steps", "2")
+    (workspace.path / "text.txt").write_text("other text now")
+    status, _, err = workspace.run("slm_jax.train", "--run", "run", "--train.steps", "4")
     assert status == 0
     assert "the text has changed since this run was started" in err
 
 
-def test_two_processes_do_not_train_one_run(place):
-    first = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000")
-    wait_for(lambda: (place.path / "run" / "config.toml").exists(), first)
-    assert "another process is training run" in place.refused(
+def test_two_processes_do_not_train_one_run(workspace):
+    first = workspace.start(
+        "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000"
+    )
+    wait_for(lambda: (workspace.path / "run" / "config.toml").exists(), first)
+    assert "another process is training run" in workspace.refused(
         "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000"
     )
     first.kill()
@@ -234,36 +238,36 @@ INSTANTS = {
     ],
     ids=["quick", "slow"],
 )
-def test_killed_at_bad_instants_ends_bit_identical(place, instants):
+def test_killed_at_bad_instants_ends_bit_identical(workspace, instants):
     """With every policy that has state between steps."""
-    assert place.train("--run", "whole", *CAREFUL)[0] == 0
-    run = place.path / "killed"
+    assert workspace.train("--run", "whole", *CAREFUL)[0] == 0
+    run = workspace.path / "killed"
     for instant in instants:
-        process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *CAREFUL)
+        process = workspace.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *CAREFUL)
         wait_for(lambda: process.poll() is not None or INSTANTS[instant](run), None)  # noqa: B023
         process.kill()
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), instant
-    status, _, err = place.train("--run", "killed", *CAREFUL)
+    status, _, err = workspace.train("--run", "killed", *CAREFUL)
     assert status == 0, err
-    assert_same_run(place.path / "whole", run)
-    assert place.rows("killed")[-1]["skipped"] > 0
-    steps = [sorted(int(p.name) for p in (each / "checkpoints").iterdir()) for each in (place.path / "whole", run)]
+    assert_same_run(workspace.path / "whole", run)
+    assert workspace.rows("killed")[-1]["skipped"] > 0
+    steps = [sorted(int(p.name) for p in (each / "checkpoints").iterdir()) for each in (workspace.path / "whole", run)]
     assert steps[0] == steps[1]
     assert {14, 28, 42, 56, 60} <= set(steps[0])
-    assert (place.path / "whole" / "layers.jsonl").read_text() == (run / "layers.jsonl").read_text()
+    assert (workspace.path / "whole" / "layers.jsonl").read_text() == (run / "layers.jsonl").read_text()
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_ends_bit_identical(place):
+def test_killed_at_random_instants_ends_bit_identical(workspace):
     kills = 12
     begin = time.monotonic()
-    assert place.train("--run", "whole", *LONG)[0] == 0
+    assert workspace.train("--run", "whole", *LONG)[0] == 0
     seconds = time.monotonic() - begin
     random = np.random.default_rng(kills)
     killed = 0
     while killed < kills:
-        process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *LONG)
+        process = workspace.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *LONG)
         try:  # any instant, from the first import to the last write
             process.wait(timeout=random.uniform(0.1, 0.9) * seconds)
         except subprocess.TimeoutExpired:
@@ -271,67 +275,67 @@ def test_killed_at_random_instants_ends_bit_identical(place):
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
         if process.returncode == 0:  # it was faster: again from the start
-            shutil.rmtree(place.path / "killed")
-    assert place.train("--run", "killed", *LONG)[0] == 0
-    assert_same_run(place.path / "whole", place.path / "killed")
+            shutil.rmtree(workspace.path / "killed")
+    assert workspace.train("--run", "killed", *LONG)[0] == 0
+    assert_same_run(workspace.path / "whole", workspace.path / "killed")
 
 
-def test_killed_while_starting(place):
+def test_killed_while_starting(workspace):
     """A kill at the worst instants leaves half a config, half a corpus, half a row, half a sample."""
-    assert place.train("--run", "whole", *LONG)[0] == 0
-    run = place.path / "begun"
+    assert workspace.train("--run", "whole", *LONG)[0] == 0
+    run = workspace.path / "begun"
     run.mkdir()
     (run / "config.toml.partial").write_text("[mod")
-    assert place.train("--run", "begun", "--train.steps", "21", *LONG[2:])[0] == 0
+    assert workspace.train("--run", "begun", "--train.steps", "21", *LONG[2:])[0] == 0
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 22, "los')
     with (run / "samples.md").open("a") as file:
         file.write("\n## Step 40\n\n    half a te")
     shutil.copytree(run / "corpus", run / "corpus.partial")
-    assert place.train("--run", "begun", *LONG)[0] == 0
-    rows = place.rows("begun")
+    assert workspace.train("--run", "begun", *LONG)[0] == 0
+    rows = workspace.rows("begun")
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert "half a te" not in (run / "samples.md").read_text()
 
 
-def test_loser_of_a_race_leaves_the_winner_alone(place):
+def test_loser_of_a_race_leaves_the_winner_alone(workspace):
     """Of two processes that start one new run at the same time, one trains and the other is refused."""
     args = [*TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "8"]
-    both = [place.start("slm_jax.train", *args) for _ in range(2)]
+    both = [workspace.start("slm_jax.train", *args) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) in ([0, 2], [0, 0])  # 0, 0: one was done before the other
     assert all("Traceback" not in text for text in errors)
-    assert len(place.rows("run")) == 8
+    assert len(workspace.rows("run")) == 8
 
 
-def test_divergence_is_reported_before_it_is_saved(place):
-    text = place.refused(
+def test_divergence_is_reported_before_it_is_saved(workspace):
+    text = workspace.refused(
         "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--optimizer.lr", "1e12",
         "--checkpoint.every", "1", "--train.steps", "30",
     )  # fmt: skip
     assert "training has diverged" in text
-    assert "NaN" not in (place.path / "run" / "metrics.jsonl").read_text()
-    _, arrays = saved_arrays(place.path / "run" / "checkpoints")
+    assert "NaN" not in (workspace.path / "run" / "metrics.jsonl").read_text()
+    _, arrays = saved_arrays(workspace.path / "run" / "checkpoints")
     assert all(np.isfinite(value).all() for value in arrays.values() if value.dtype.kind == "f")
 
 
 @pytest.mark.slow
-def test_on_four_devices_then_on_one(place):
-    place.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-    status, _, err = place.train("--run", "run", "--train.steps", "6")
+def test_on_four_devices_then_on_one(workspace):
+    workspace.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    status, _, err = workspace.train("--run", "run", "--train.steps", "6")
     assert status == 0
     assert "4 x CPU" in err
-    place.environment["XLA_FLAGS"] = ""
-    assert place.run("slm_jax.train", "--run", "run", "--train.steps", "8")[0] == 0
-    assert len(place.rows("run")) == 8
+    workspace.environment["XLA_FLAGS"] = ""
+    assert workspace.run("slm_jax.train", "--run", "run", "--train.steps", "8")[0] == 0
+    assert len(workspace.rows("run")) == 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_second_signal_ends_training_at_once(place, number):
+def test_second_signal_ends_training_at_once(workspace, number):
     """The first signal waits for the end of a step that validates for an hour."""
     args = ("--eval.every", "3", "--eval.sample_tokens", "1000000", "--train.steps", "100", "--checkpoint.every", "1")
-    process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", *args)
-    wait_for(lambda: (place.path / "run" / "checkpoints" / "2").exists(), process)
+    process = workspace.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", *args)
+    wait_for(lambda: (workspace.path / "run" / "checkpoints" / "2").exists(), process)
     process.send_signal(number)
     assert any("a second Ctrl-C stops at once" in line for line in iter(process.stderr.readline, ""))
     process.send_signal(number)
@@ -340,75 +344,77 @@ def test_second_signal_ends_training_at_once(place, number):
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     assert time.monotonic() - begin < 30
-    assert place.run("slm_jax.train", "--run", "run", "--train.steps", "2")[0] == 0  # what was saved is whole
+    assert workspace.run("slm_jax.train", "--run", "run", "--train.steps", "2")[0] == 0  # what was saved is whole
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_saves_and_the_run_resumes(place, number, status):
-    process = place.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000")
-    metrics = place.path / "run" / "metrics.jsonl"
+def test_signal_saves_and_the_run_resumes(workspace, number, status):
+    process = workspace.start(
+        "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000"
+    )
+    metrics = workspace.path / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
-    done = len(place.rows("run"))
+    done = len(workspace.rows("run"))
     assert f"after step {done}, saved" in out
-    code, _, err = place.run("slm_jax.train", "--run", "run", "--train.steps", str(done + 2))
+    code, _, err = workspace.run("slm_jax.train", "--run", "run", "--train.steps", str(done + 2))
     assert code == 0
     assert f"continuing after step {done}" in err
-    assert len(place.rows("run")) == done + 2
+    assert len(workspace.rows("run")) == done + 2
 
 
-def test_corrupt_checkpoint_is_reported_and_skipped(place):
-    assert place.train("--run", "whole", *LONG)[0] == 0
-    assert place.train("--run", "hurt", *LONG)[0] == 0
-    newest = place.path / "hurt" / "checkpoints" / "60"
+def test_corrupt_checkpoint_is_reported_and_skipped(workspace):
+    assert workspace.train("--run", "whole", *LONG)[0] == 0
+    assert workspace.train("--run", "hurt", *LONG)[0] == 0
+    newest = workspace.path / "hurt" / "checkpoints" / "60"
     for file in (newest / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    status, _, err = place.train("--run", "hurt", *LONG)
+    status, _, err = workspace.train("--run", "hurt", *LONG)
     assert status == 0, err
     assert "checkpoint 60 is corrupt and skipped" in err
     assert "continuing after step 56" in err
-    newest.rename(place.path / "gone")
-    for file in (place.path / "hurt" / "checkpoints" / "damaged" / "60" / "state").rglob("*"):
+    newest.rename(workspace.path / "gone")
+    for file in (workspace.path / "hurt" / "checkpoints" / "damaged" / "60" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"")
-    shutil.copytree(place.path / "hurt" / "checkpoints" / "damaged" / "60", newest)
-    status, _, err = place.run("slm_jax.generate", "--run", "hurt", "--prompt", "Line", "--max_tokens", "3")
+    shutil.copytree(workspace.path / "hurt" / "checkpoints" / "damaged" / "60", newest)
+    status, _, err = workspace.run("slm_jax.generate", "--run", "hurt", "--prompt", "Line", "--max_tokens", "3")
     assert status == 0
     assert "checkpoint 60 is corrupt and skipped" in err
     assert "WARNING" not in err
     shutil.rmtree(newest)
-    (place.path / "gone").rename(newest)
-    assert_same_run(place.path / "whole", place.path / "hurt")
+    (workspace.path / "gone").rename(newest)
+    assert_same_run(workspace.path / "whole", workspace.path / "hurt")
 
 
 @pytest.mark.parametrize("mode", ["padded", pytest.param("segmented", marks=pytest.mark.slow)])
-def test_instructions_resume_bit_identical_in_other_batch_modes(place, mode):
+def test_instructions_resume_bit_identical_in_other_batch_modes(workspace, mode):
     tasks = ({"instruction": f"Say {i}" * (i % 5 + 1), "output": f"{i} " * (i % 9 + 1)} for i in range(300))
-    (place.path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    (workspace.path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     args = [*TINY, "--data.files", "tasks.jsonl", "--data.template", "Q {instruction}\\nA ", "--data.mode", mode]
     args += ["--checkpoint.every", "6", "--eval.every", "7", "--train.steps", "14", "--optimizer.schedule", "constant"]
-    status, _, err = place.run("slm_jax.train", *args, "--run", "whole")
+    status, _, err = workspace.run("slm_jax.train", *args, "--run", "whole")
     assert status == 0, err
     assert ("% padding" in err) == ("compiling for rows of" in err) == (mode == "padded")
-    rows = place.rows("whole")
+    rows = workspace.rows("whole")
     assert all(0 < row["bytes"] < 4 * row["tokens"] for row in rows)
     assert len({row["tokens"] for row in rows}) > 1  # prompts are not predicted
     assert all(row["input_tokens"] > row["tokens"] for row in rows)
     assert any(row["input_tokens"] % 4 for row in rows) == (mode == "padded")
     assert rows[0]["tokens_per_second"] * rows[0]["seconds"] == pytest.approx(rows[0]["input_tokens"])
-    assert place.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "7")[0] == 0
-    shutil.rmtree(place.path / "cache" / "slm_jax" / "data")
-    assert place.run("slm_jax.train", *args, "--run", "parts")[0] == 0
-    assert without_clock(place.rows("parts")) == without_clock(rows)
-    assert saved_arrays(place.path / "whole" / "checkpoints")[0] == 14
+    assert workspace.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "7")[0] == 0
+    shutil.rmtree(workspace.path / "cache" / "slm_jax" / "data")
+    assert workspace.run("slm_jax.train", *args, "--run", "parts")[0] == 0
+    assert without_clock(workspace.rows("parts")) == without_clock(rows)
+    assert saved_arrays(workspace.path / "whole" / "checkpoints")[0] == 14
 
 
-def test_full_disk_is_one_error_line_and_loses_nothing_saved(place):
+def test_full_disk_is_one_error_line_and_loses_nothing_saved(workspace):
     """On a separate file system of 3 MB, where the first checkpoints fit and later ones do not."""
-    small = place.path / "small"
+    small = workspace.path / "small"
     small.mkdir()
     script = (
         'mount -t tmpfs -o size=3m tmpfs small || exit 77; "$@" --train.steps 5; echo "first: $?"; '
@@ -418,7 +424,7 @@ def test_full_disk_is_one_error_line_and_loses_nothing_saved(place):
     command = [sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "small/run"]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command],
-        cwd=place.path, env=place.environment, text=True, capture_output=True, timeout=300, check=False,
+        cwd=workspace.path, env=workspace.environment, text=True, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
     if done.returncode == 77 or "unshare" in done.stderr.partition("\n")[0]:
         pytest.skip("this system lets no user mount a file system")

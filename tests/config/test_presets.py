@@ -80,7 +80,7 @@ def test_comments_of_a_curriculum_follow_from_its_values(name):
 
 
 @pytest.mark.parametrize("name", [*preset_names(), *preset_names(curricula=True)])
-def test_what_has_not_been_run_says_so(name):
+def test_presets_that_have_not_been_run_state_so(name):
     """No figure of memory or speed is stated for a device on which nothing has been measured."""
     text = header(name)
     assert ("ot yet run on" in text) == (name not in LEARNED_ON_CPU)

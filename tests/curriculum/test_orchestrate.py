@@ -94,7 +94,7 @@ optimizer.lr = 0.003
 """
 
 
-class Place:
+class Workspace:
     """A folder with texts and a curriculum, in which the command is run."""
 
     def __init__(self, path):
@@ -128,15 +128,15 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("curriculum"))
+def workspace(tmp_path_factory):
+    return Workspace(tmp_path_factory.mktemp("curriculum"))
 
 
 @pytest.fixture(scope="module")
-def finished(place):
+def finished(workspace):
     """Return the folder of a curriculum that was trained in one call, and the output of the command."""
-    out, err = place.run("--run", "whole")
-    return place.path / "whole", out, err
+    out, err = workspace.run("--run", "whole")
+    return workspace.path / "whole", out, err
 
 
 def stage_names(folder):
@@ -189,7 +189,7 @@ def _parameters(run):
     return sum(x.size for x in jax.tree.leaves(nnx.state(load_run(str(run.path)).model, nnx.Param)))
 
 
-def test_each_stage_is_evaluated_once(place, finished):
+def test_each_stage_is_evaluated_once(workspace, finished):
     folder = finished[0]
     for name in stage_names(folder):
         run = Run(folder / "stages" / name)
@@ -202,7 +202,7 @@ def test_each_stage_is_evaluated_once(place, finished):
         stages_module._evaluate(run, ["heldout"])
         assert (run.path / "evaluation.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"curriculum\.evaluate: unknown task heldup"):
-        orchestrate(place.changed('["heldout"]', '["heldup"]'), place.path / "not")
+        orchestrate(workspace.changed('["heldout"]', '["heldup"]'), workspace.path / "not")
 
 
 def test_epochs_are_steps_rounded_up(finished):
@@ -243,27 +243,27 @@ def test_a_curriculum_is_opened_as_its_newest_stage(finished):
     assert (loaded.run.path, loaded.step) == (run.path, run.newest_step())
 
 
-def test_killed_and_resumed_it_ends_bit_identical(place, finished):
+def test_killed_and_resumed_it_ends_bit_identical(workspace, finished):
     """SIGKILL comes after steps of the second stage, before its first checkpoint but that of the warm start."""
-    rows = place.path / "killed" / "stages" / "02-mixed" / "metrics.jsonl"
-    process = place.start("--run", "killed")
+    rows = workspace.path / "killed" / "stages" / "02-mixed" / "metrics.jsonl"
+    process = workspace.start("--run", "killed")
     wait_for(lambda: rows.is_file() and rows.stat().st_size > 0, process, seconds=300)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    out, _ = place.run("--run", "killed")
-    assert_same_curriculum(finished[0], place.path / "killed")
+    out, _ = workspace.run("--run", "killed")
+    assert_same_curriculum(finished[0], workspace.path / "killed")
     assert "02-mixed" in out
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_it_ends_bit_identical(place, finished):
+def test_killed_at_random_instants_it_ends_bit_identical(workspace, finished):
     begin = time.monotonic()
-    place.run("--run", "timed")
+    workspace.run("--run", "timed")
     seconds = time.monotonic() - begin
     random, killed = np.random.default_rng(5), 0
     while killed < 5:
-        process = place.start("--run", "random")
+        process = workspace.start("--run", "random")
         try:
             process.wait(timeout=random.uniform(0.2, 0.9) * seconds)
         except subprocess.TimeoutExpired:
@@ -271,18 +271,18 @@ def test_killed_at_random_instants_it_ends_bit_identical(place, finished):
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
         if process.returncode == 0:  # it was faster: again from the start
-            shutil.rmtree(place.path / "random")
-    place.run("--run", "random")
-    assert_same_curriculum(finished[0], place.path / "random")
+            shutil.rmtree(workspace.path / "random")
+    workspace.run("--run", "random")
+    assert_same_curriculum(finished[0], workspace.path / "random")
 
 
 def test_a_signal_is_passed_on_and_a_stage_is_added_to_a_moved_curriculum(
-    place, finished, tmp_path, monkeypatch, capsys, caplog
+    workspace, finished, tmp_path, monkeypatch, capsys, caplog
 ):
     """In a copy, a third stage is appended, stopped by SIGTERM, and finished by the same command."""
     folder = tmp_path / "moved"
     shutil.copytree(finished[0], folder)
-    (tmp_path / "three.toml").write_text(place.more)
+    (tmp_path / "three.toml").write_text(workspace.more)
     before = {path: path.read_bytes() for path in folder.glob("stages/*/metrics.jsonl")}
     record = StepRecorder.record
 
@@ -311,15 +311,15 @@ def test_a_signal_is_passed_on_and_a_stage_is_added_to_a_moved_curriculum(
     assert Run(folder / "stages" / "03-tasks").read_config().init.from_run == str(folder / "stages" / "02-mixed")
 
 
-def test_a_stage_can_be_restarted_after_its_folder_was_removed(place, finished, tmp_path):
+def test_a_stage_can_be_restarted_after_its_folder_was_removed(workspace, finished, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "stages" / "02-mixed")
-    stages_module._begin(folder, Curriculum.load(place.changed("model.dropout = 0.1", "model.dropout = 0.2")))
+    stages_module._begin(folder, Curriculum.load(workspace.changed("model.dropout = 0.1", "model.dropout = 0.2")))
     assert {(row["after"], row["text"]) for row in read_stage_scores(folder)} == {("01-plain", "01-plain")}
 
 
-def test_started_stages_cannot_be_changed(place, finished):
+def test_started_stages_cannot_be_changed(workspace, finished):
     folder, _, _ = finished
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
     changes = {
@@ -329,20 +329,20 @@ def test_started_stages_cannot_be_changed(place, finished):
         ('name = "plain"', 'name = "other"'): ["01-plain was started, and now stage 1 is other"],
         ("vocab_size = 320", "vocab_size = 400"): ["tokenizer.vocab_size: 320 saved, 400 current"],
     }
-    for (old, new), said in changes.items():
+    for (old, new), message in changes.items():
         with pytest.raises(UserError) as caught:
-            orchestrate(place.changed(old, new), folder)
-        assert all(part in str(caught.value) for part in (*said, "remove its folder")), str(caught.value)
-    (place.path / "changed.toml").write_text(place.text.partition('[[stages]]\nname = "mixed"')[0])
+            orchestrate(workspace.changed(old, new), folder)
+        assert all(part in str(caught.value) for part in (*message, "remove its folder")), str(caught.value)
+    (workspace.path / "changed.toml").write_text(workspace.text.partition('[[stages]]\nname = "mixed"')[0])
     with pytest.raises(UserError, match="02-mixed was started, and now there are 1 stages"):
-        orchestrate(place.path / "changed.toml", folder)
+        orchestrate(workspace.path / "changed.toml", folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == kept
     for bad in (folder / "stages" / "01-plain", folder / "stages"):
         with pytest.raises(UserError, match="but no curriculum: use another --run"):
-            orchestrate(place.path / "two.toml", bad)
+            orchestrate(workspace.path / "two.toml", bad)
 
 
-def test_all_problems_are_reported_at_once_with_their_stage(place, tmp_path):
+def test_all_problems_are_reported_at_once_with_their_stage(workspace, tmp_path):
     text = SHARED.replace("batch_size = 4", "batch_size = 0") + """
 [[stages]]
 name = "one"
@@ -365,7 +365,7 @@ init.from_run = "elsewhere"
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(UserError) as caught:
         Curriculum.load(tmp_path / "bad.toml")
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "  - train.batch_size = 0: should be greater than or equal to 1",
         "stage 1 (one): epochs and train.steps both set its length",
@@ -375,26 +375,26 @@ init.from_run = "elsewhere"
         "stage 3 (a b): stages.name = 'a b': should be letters, digits",
         "stage 3 (a b): init.from_run is for the start of the first stage",
     ):
-        assert part in said, said
-    assert said.count("train.batch_size") == 1
+        assert part in message, message
+    assert message.count("train.batch_size") == 1
     good = text.replace("batch_size = 0", "batch_size = 4").replace("lr = 0.1\n", "").replace("epochs = 1\n", "")
     good = good.replace("dropout = 2.0", "dropout = 0.2").replace('"a b"\ninit.from_run = "elsewhere"', '"b"')
     (tmp_path / "bad.toml").write_text(good.replace("tokenizer.vocab_size = 500\n", ""))
     with pytest.raises(UserError) as caught:
         Curriculum.load(tmp_path / "bad.toml")
-    said = str(caught.value)
-    assert "2 stages are named one" in said
-    assert "model.dim: 32 in stage 1 (one), 64 in stage 2 (one)" in said
-    assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in said
+    message = str(caught.value)
+    assert "2 stages are named one" in message
+    assert "model.dim: 32 in stage 1 (one), 64 in stage 2 (one)" in message
+    assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in message
     with pytest.raises(UserError, match="a curriculum needs stages"):
         Curriculum.from_tree({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"stage 1 \(plain\): data.files: no file matches"):
-        orchestrate(place.changed('files = ["', 'files = ["/nowhere'), tmp_path / "run")
+        orchestrate(workspace.changed('files = ["', 'files = ["/nowhere'), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_each_stage_has_a_folder_in_checkpoint_folder(place, tmp_path):
-    stages = Curriculum.load(place.path / "two.toml", **{"checkpoint.folder": "gs://bucket/x"}).stages
+def test_each_stage_has_a_folder_in_checkpoint_folder(workspace, tmp_path):
+    stages = Curriculum.load(workspace.path / "two.toml", **{"checkpoint.folder": "gs://bucket/x"}).stages
     found = [stages_module._stage_config(stage, tmp_path).checkpoint.folder for stage in stages]
     assert found == ["gs://bucket/x/01-plain", "gs://bucket/x/02-mixed"]
     again = [
@@ -403,10 +403,10 @@ def test_each_stage_has_a_folder_in_checkpoint_folder(place, tmp_path):
     assert [config.checkpoint.folder for config in again] == found
 
 
-def test_a_curriculum_may_start_with_the_weights_of_a_run(place, finished, tmp_path):
+def test_a_curriculum_may_start_with_the_weights_of_a_run(workspace, finished, tmp_path):
     """Its tokenizer and weights are those of the run; later stages start with those of the stage before."""
     given = {"init.from_run": str(finished[0]), "init.optimizer": "carry"}
-    curriculum = Curriculum.load(place.path / "two.toml", **given)
+    curriculum = Curriculum.load(workspace.path / "two.toml", **given)
     tmp_path.joinpath("x").mkdir()
     stages_module._begin(tmp_path / "x", curriculum)
     assert (tmp_path / "x" / "tokenizer.hybtok").read_bytes() == (finished[0] / "tokenizer.hybtok").read_bytes()
@@ -415,16 +415,16 @@ def test_a_curriculum_may_start_with_the_weights_of_a_run(place, finished, tmp_p
     assert starts[1].from_run != str(finished[0])
 
 
-def test_overrides_reach_every_stage(place):
-    curriculum = Curriculum.load(place.path / "two.toml", **{"train.steps": 3, "model.dropout": 0.3})
+def test_overrides_reach_every_stage(workspace):
+    curriculum = Curriculum.load(workspace.path / "two.toml", **{"train.steps": 3, "model.dropout": 0.3})
     assert [stage.config.train.steps for stage in curriculum.stages] == [3, 3]
     assert [stage.config.model.dropout for stage in curriculum.stages] == [0.3, 0.3]
     assert [stage.epochs for stage in curriculum.stages] == [None, None]
     again = Curriculum.from_tree(tomllib.loads(curriculum.to_toml()))
     assert again.stages == curriculum.stages
-    mixed = Curriculum.load(place.path / "two.toml").stages[1].config.data
+    mixed = Curriculum.load(workspace.path / "two.toml").stages[1].config.data
     assert (mixed.files, len(mixed.mix)) == ((), 2)
-    one = Curriculum.load(place.path / "two.toml", data__files=("x.txt",))
+    one = Curriculum.load(workspace.path / "two.toml", data__files=("x.txt",))
     assert [(stage.config.data.files, stage.config.data.mix) for stage in one.stages] == [(("x.txt",), ())] * 2
 
 
@@ -445,9 +445,9 @@ def test_a_finished_stage_is_reported_as_such(finished, caplog):
 
 
 @pytest.mark.slow
-def test_a_corrupt_last_checkpoint_is_repaired_before_the_next_stage(place, finished, tmp_path, caplog):
+def test_a_corrupt_last_checkpoint_is_repaired_before_the_next_stage(workspace, finished, tmp_path, caplog):
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
-    (tmp_path / "three.toml").write_text(place.more)
+    (tmp_path / "three.toml").write_text(workspace.more)
     for folder in (whole, hurt):
         shutil.copytree(finished[0], folder)
     run = Run(hurt / "stages" / "02-mixed")

@@ -186,10 +186,10 @@ def test_truncated_and_skipped_responses_are_counted():
 
 def test_mixture_keeps_its_shares_in_every_block():
     mixture = Mixture([3, 1, 0.5], seed=0)
-    places = [mixture.locate(i) for i in range(3000)]
+    locations = [mixture.locate(i) for i in range(3000)]
     for source, share in enumerate((667, 222, 111)):
-        assert sum(s == source for s, _ in places[1000:2000]) == share
-        assert [index for s, index in places if s == source] == list(range(sum(s == source for s, _ in places)))
+        assert sum(s == source for s, _ in locations[1000:2000]) == share
+        assert [index for s, index in locations if s == source] == list(range(sum(s == source for s, _ in locations)))
     parts = [MixturePart(stream_of([50] * 9), 3, "a"), MixturePart(stream_of([50] * 9, first=450), 1, "b")]
     for batches in (PackedBatches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
         seen = Counter()
@@ -217,9 +217,9 @@ def test_hosts_and_devices_get_the_same_batch():
                 assert np.array_equal(np.concatenate([half[name] for half in halves]), whole[name])
                 for devices in (1, 2, 4, 8):
                     mesh = make_mesh(tiny_config(mesh__data=devices))
-                    there = shard_batch(mesh, whole)[name]
-                    assert len(there.addressable_shards) == devices
-                    assert np.array_equal(np.asarray(there), whole[name])
+                    sharded = shard_batch(mesh, whole)[name]
+                    assert len(sharded.addressable_shards) == devices
+                    assert np.array_equal(np.asarray(sharded), whole[name])
 
 
 def test_batches_in_any_order_and_at_large_steps():

@@ -172,7 +172,7 @@ def test_too_little_text_is_reported_before_anything_is_stored(workspace, mode):
     assert {path.name for path in (workspace.path / "run").iterdir()} == {"corpus", "tokenizer.hybtok"}
 
 
-def test_prompts_without_room_for_a_response_are_reported_before_anything_is_stored(workspace):
+def test_prompts_that_leave_no_response_are_reported_before_anything_is_stored(workspace):
     rows = "".join(f'{{"q": "Question {i} about the quick brown fox?", "a": "Answer {i}."}}\n' for i in range(200))
     (workspace.path / "qa.jsonl").write_text(rows)
     fields = {

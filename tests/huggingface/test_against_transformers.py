@@ -45,8 +45,8 @@ def pair(request, tmp_path_factory):
     """Our tokenizer, the exported one in transformers, and the folder."""
     options = {"marks": {}, "cased": {"lowercase": False}, "phrases": {"phrases": 0.2, "boundaries": "spaces"}}
     ours = make(vocab_size=700, **options[request.param])
-    place = tmp_path_factory.mktemp(request.param)
-    folder = export(loaded_run(place, ours, depth=1), place / "out")
+    parent = tmp_path_factory.mktemp(request.param)
+    folder = export(loaded_run(parent, ours, depth=1), parent / "out")
     return ours, transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True), folder
 
 
@@ -193,9 +193,9 @@ def test_logits_are_equal_at_large_positions(tmp_path, tokenizer):
     assert np.abs(np.asarray(run.model(jnp.asarray(ids))) - np.asarray(logits)).max() <= 1e-4
 
 
-def both(place, tokenizer, **fields):
-    run = loaded_run(place, tokenizer, **fields)
-    folder = export(run, place / "out")
+def both(parent, tokenizer, **fields):
+    run = loaded_run(parent, tokenizer, **fields)
+    folder = export(run, parent / "out")
     return run, transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), folder
 
 
@@ -298,9 +298,9 @@ def test_bfloat16_folder_loads_as_bfloat16(tmp_path, tokenizer):
 def test_without_trust_remote_code_no_wrong_tokenizer_is_loaded(tmp_path, tokenizer):
     """transformers must refuse; it must never use a stock tokenizer instead."""
     for number, name in enumerate(("qwen3", "mistral", "llama")):
-        place = tmp_path / str(number)
-        place.mkdir()
-        folder = export(loaded_run(place, tokenizer, **MODELS[name]), place / "out")
+        parent = tmp_path / str(number)
+        parent.mkdir()
+        folder = export(loaded_run(parent, tokenizer, **MODELS[name]), parent / "out")
         with pytest.raises((ValueError, OSError, TypeError, KeyError)):
             transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("Hello")
 

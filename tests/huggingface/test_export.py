@@ -51,11 +51,11 @@ def model_of(vocab_size: int, *fields: tuple[str, object]) -> Transformer:
     return tiny_model(vocab_size, **dict(fields))
 
 
-def loaded_run(place: Path, tokenizer: HybridTokenizer, metrics: str = "", **fields: object) -> LoadedRun:
+def loaded_run(parent: Path, tokenizer: HybridTokenizer, metrics: str = "", **fields: object) -> LoadedRun:
     """Return a run of an untrained model whose random weights are large enough for every parameter to matter."""
     model = model_of(tokenizer.vocab_size, *fields.items())
     tree = {"model": dict(model.config), "train": {"sequence_length": LENGTH, "dtype": "float32"}}
-    run = Run(place / "run")
+    run = Run(parent / "run")
     run.path.mkdir(parents=True)
     run.metrics.write_text(metrics)
     return LoadedRun(run, Config.from_tree(tree), tokenizer, model, 7)

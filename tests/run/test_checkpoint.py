@@ -145,7 +145,7 @@ def test_when_a_checkpoint_is_due(tmp_path):
 
 
 def test_a_failed_save_is_reported_at_the_next_step(tmp_path):
-    with pytest.raises(UserError, match="could not be written to") as told:  # noqa: SIM117, PT012
+    with pytest.raises(UserError, match="could not be written to") as caught:  # noqa: SIM117, PT012
         with Checkpoints(tmp_path / "a", CheckpointConfig(every=10)) as checkpoints:
             checkpoints.save(1, make_state(), {})
             checkpoints.wait()
@@ -154,7 +154,7 @@ def test_a_failed_save_is_reported_at_the_next_step(tmp_path):
             checkpoints.save(2, make_state(), {})
             checkpoints._finishing.join()  # meanwhile: more steps
             checkpoints.due(3)
-    assert "continues from the last complete checkpoint" in str(told.value)
+    assert "continues from the last complete checkpoint" in str(caught.value)
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path):
@@ -197,10 +197,10 @@ def test_a_checkpoint_without_checksums_is_read(tmp_path):
 
 def test_every_file_has_a_checksum(tmp_path):
     save(tmp_path / "a", 1)
-    place = tmp_path / "a" / "1"
-    table = json.loads((place / "checksums.json").read_text())
-    there = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
-    assert {name for name in there - table.keys() if "commit_success" not in name} == {
+    checkpoint = tmp_path / "a" / "1"
+    table = json.loads((checkpoint / "checksums.json").read_text())
+    files = {str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file()}
+    assert {name for name in files - table.keys() if "commit_success" not in name} == {
         "checksums.json",
         "_CHECKPOINT_METADATA",
     }

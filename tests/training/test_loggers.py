@@ -21,9 +21,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    place = Run(tmp_path / "run")
-    place.path.mkdir()
-    return place
+    run_folder = Run(tmp_path / "run")
+    run_folder.path.mkdir()
+    return run_folder
 
 
 def row(step, **more):

@@ -136,10 +136,10 @@ def test_lost_files_are_reported_and_a_refusal_changes_nothing(start, tmp_path, 
 
 
 def test_a_first_signal_does_not_interrupt_the_last_checkpoint(start, monkeypatch):
-    def write_slowly(place, write=checksums.write):
+    def write_slowly(folder, write=checksums.write):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
-        write(place)
+        write(folder)
 
     monkeypatch.setattr(checksums, "write", write_slowly)
     result = start(steps=2)

@@ -21,7 +21,7 @@ SMALL |= {"eval.max_tokens": 200, "train.steps": 6, "checkpoint.every": 100, "me
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def workspace(tmp_path_factory):
     """Return a folder with two texts and a run trained on the first."""
     path = tmp_path_factory.mktemp("warm")
     for name, animal in (("a", "fox"), ("b", "owl")):
@@ -70,15 +70,15 @@ def stop_at(monkeypatch, wanted):
 
 
 @pytest.mark.parametrize("optimizer", ["fresh", "carry"])
-def test_weights_are_copied_exactly_and_the_source_is_not_needed_again(place, tmp_path, monkeypatch, optimizer):
-    shutil.copytree(place / "first", place / "source", dirs_exist_ok=True)
+def test_weights_are_copied_exactly_and_the_source_is_not_needed_again(workspace, tmp_path, monkeypatch, optimizer):
+    shutil.copytree(workspace / "first", workspace / "source", dirs_exist_ok=True)
     changes = {
-        "init__from_run": str(place / "source"),
+        "init__from_run": str(workspace / "source"),
         "model__dropout": 0.1,
         "model__window": 4,
         "optimizer__clip": 0.0,
     }
-    config = tuned(place, init__optimizer=optimizer, train__sequence_length=8, **changes)
+    config = tuned(workspace, init__optimizer=optimizer, train__sequence_length=8, **changes)
     train(config, tmp_path / "whole")
 
     with monkeypatch.context() as patch:
@@ -87,7 +87,7 @@ def test_weights_are_copied_exactly_and_the_source_is_not_needed_again(place, tm
             train(config, tmp_path / "broken")
     step, first = saved(tmp_path / "broken")
     assert step == 0
-    _, source = saved(place / "source")
+    _, source = saved(workspace / "source")
     for name, value in first.items():
         moment = "opt_state" in name and ("mu" in name or "nu" in name or "muon" in name) and "count" not in name
         if "params" in name:
@@ -104,26 +104,26 @@ def test_weights_are_copied_exactly_and_the_source_is_not_needed_again(place, tm
     assert set(adam) == {6 if optimizer == "carry" else 0}
     assert len(adam) + len(schedule) == len(counts)
 
-    shutil.rmtree(place / "source")
+    shutil.rmtree(workspace / "source")
     train(config, tmp_path / "broken")
     (one_step, one), (two_step, two) = saved(tmp_path / "whole"), saved(tmp_path / "broken")
     assert one_step == two_step == 6
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_conflicts_are_refused_with_both_values(place, tmp_path):
-    said = {
+def test_conflicts_are_refused_with_both_values(workspace, tmp_path):
+    conflicts = {
         ("model__dim", 64): "model.dim: 32 saved, 64 current",
         ("model__tie_weights", False): "model.tie_weights: True saved, False current",
         ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 saved, 400 current",
         ("tokenizer__path", "english-8k"): "is not the tokenizer of",
-        ("init__from_run", str(place / "nowhere")): "no run in",
+        ("init__from_run", str(workspace / "nowhere")): "no run in",
     }
-    for (name, value), expected in said.items():
+    for (name, value), expected in conflicts.items():
         with pytest.raises(UserError) as caught:
-            train(tuned(place, **{name: value}), tmp_path / "run")
+            train(tuned(workspace, **{name: value}), tmp_path / "run")
         assert expected in str(caught.value)
-    other = tuned(place, init__optimizer="carry", optimizer__name="adamw", model__heads=2)
+    other = tuned(workspace, init__optimizer="carry", optimizer__name="adamw", model__heads=2)
     with pytest.raises(UserError) as caught:
         train(other, tmp_path / "run")
     assert "model.heads: 4 saved, 2 current" in str(caught.value)
@@ -133,8 +133,8 @@ def test_conflicts_are_refused_with_both_values(place, tmp_path):
         Config.load(init__optimizer="carry")
 
 
-def test_the_model_options_default_to_those_of_the_source(place, tmp_path):
-    args = ["--init.from_run", str(place / "first"), "--model.dropout", "0.2"]
+def test_the_model_options_default_to_those_of_the_source(workspace, tmp_path):
+    args = ["--init.from_run", str(workspace / "first"), "--model.dropout", "0.2"]
     config = config_from_args(args, "x", "x")
     assert (config.model.dim, config.model.dropout) == (32, 0.2)
     assert config_from_args(["--config", "minute", *args], "x", "x").model.dim == 128
