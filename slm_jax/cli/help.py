@@ -84,7 +84,7 @@ def _is_empty(default: Any) -> bool:
 
 
 def _columns(left: str, right: str) -> list[str]:
-    """Return a text beside, or below, the words that it explains."""
+    """Return a text next to, or below, the words that it explains."""
     width = max(40, shutil.get_terminal_size().columns)
     lines = textwrap.wrap(right, width - _COLUMN, break_on_hyphens=False, break_long_words=False) or [""]
     if len(left) > _COLUMN - 2:

@@ -19,7 +19,7 @@ def preset_names(curricula: bool = False) -> list[str]:
 
 
 def _preset_folder() -> Path:
-    """Return `configs/`, which is beside the packages in a source tree and inside the package in a wheel."""
+    """Return `configs/`, which is next to the packages in a source tree and inside the package in a wheel."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

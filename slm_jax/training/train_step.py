@@ -77,7 +77,7 @@ def loss_sums(
     Args:
         model: The model.
         batch: int32 arrays [B, T], see `utils.batch`.
-        weights: Weights of the terms beside the cross entropy.
+        weights: Weights of the terms added to the cross entropy.
         dropout_key: Key of the dropout masks; None disables dropout.
     """
     x_BxTxD = model.hidden(
@@ -109,7 +109,7 @@ def loss_fn(
         batch: int32 arrays [B, T].
         key: Key of the dropout masks; None disables dropout.
         graph: Graph of the model, from `abstract_model`.
-        weights: Weights of the terms beside the cross entropy.
+        weights: Weights of the terms added to the cross entropy.
     """
     sums = loss_sums(nnx.merge(graph, params), batch, weights, key)
     return sums.loss, sums
@@ -134,7 +134,7 @@ def gradients(
         batch: int32 arrays [B, T].
         key: Key of the dropout masks; None disables dropout. Each microbatch has a key of its own.
         graph: Graph of the model.
-        weights: Weights of the terms beside the cross entropy.
+        weights: Weights of the terms added to the cross entropy.
         grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
     """
     value_and_grad = jax.value_and_grad(functools.partial(loss_fn, graph=graph, weights=weights), has_aux=True)

@@ -7,7 +7,7 @@ spin). Both sides train the same model on the same batch with the same loss term
 PyTorch uses fused attention, loss and AdamW. `dense` is the unlikelihood term as its authors published it; the other
 rows gather only the probabilities that it needs.
 
-    --only ROW …      rows beside `ours` (a part of the name suffices)
+    --only ROW …      rows in addition to `ours` (a part of the name suffices)
     --terms plain ul  without, with the unlikelihood term
     --cores 1         on a shared machine: with one thread per row, processor time approximates an idle machine
     --memory          temporary memory of the compiled step instead of time
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# In place of this folder, whose tokenizer.py would shadow the package.
+# Replaces the folder of this file, whose tokenizer.py would shadow the package.
 sys.path[0] = str(ROOT)
 
 VOCAB = 8192
