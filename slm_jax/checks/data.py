@@ -37,8 +37,10 @@ class _Oracle:
     """Stand-in for a model: the hidden state of each position selects a token, whose logit is then the largest."""
 
     def __init__(self, names_BxT: jax.Array, rows_VxD: jax.Array):
-        self._names, self._rows = names_BxT, rows_VxD
-        self.dtype, self.vocab_size = jnp.dtype("float32"), len(rows_VxD)
+        self._names = names_BxT
+        self._rows = rows_VxD
+        self.dtype = jnp.dtype("float32")
+        self.vocab_size = len(rows_VxD)
 
     def hidden(self, *_: Any, **__: Any) -> jax.Array:
         return 50.0 * self._rows[self._names]

@@ -50,7 +50,8 @@ def count(findings: Sequence[Finding], verdict: str) -> int:
 
 def summary(findings: Sequence[Finding]) -> str:
     """Return the verdict of all findings in one line."""
-    failed, left_out = count(findings, FAIL), count(findings, SKIPPED)
+    failed = count(findings, FAIL)
+    left_out = count(findings, SKIPPED)
     if failed:
         text = f"{failed} of {len(findings)} checks failed"
     elif left_out:

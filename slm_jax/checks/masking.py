@@ -19,7 +19,8 @@ from slm_jax.checks.uncached import run_uncached
 from slm_jax.model.ops import causal_mask
 from slm_jax.model.transformer import Transformer
 
-_ROWS, _TOKENS = 8, 16384  # positions examined at once, one per row; fewer if rows are long
+_ROWS = 8  # positions examined at once, one per row
+_TOKENS = 16384  # maximum number of tokens examined at once: long rows are fewer
 
 
 def one_block(model: Transformer, layer: int = 0) -> Transformer:
@@ -85,7 +86,8 @@ def causality(model: Transformer, length: int, fresh: bool = True, seed: int = 0
         fresh: The weights are untrained, so that every visible token has a gradient.
         seed: Seed of the token ids and positions.
     """
-    window, depth = model.config.window, model.config.depth
+    window = model.config.window
+    depth = model.config.depth
     reach = depth * (window - 1) + 1 if window else 0
     ids_BxT, at_B = _probe(model, length, seed)
     found_BxT = dependencies(model, ids_BxT, at_B)
@@ -108,7 +110,8 @@ def attention_window(model: Transformer, length: int, fresh: bool = True, seed: 
 def padding(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
     """Check that padding on either side changes nothing at positions with tokens."""
     ids_BxT, at_B = _probe(model, length, seed)
-    mask_BxT, rows_B = np.ones_like(ids_BxT), np.arange(len(at_B))
+    mask_BxT = np.ones_like(ids_BxT)
+    rows_B = np.arange(len(at_B))
     cut = max(1, length // 3)
     mask_BxT[0::2, length - cut :] = 0
     mask_BxT[1::2, :cut] = 0
@@ -122,7 +125,8 @@ def segments(model: Transformer, length: int, fresh: bool = True, seed: int = 0)
     """Check that documents in the same row do not attend to each other."""
     ids_BxT, at_B = _probe(model, length, seed)
     cuts_BxT = np.random.default_rng(seed).random(ids_BxT.shape) < 4 / length
-    cuts_BxT[:, 0], cuts_BxT[:, length // 2] = False, True
+    cuts_BxT[:, 0] = False
+    cuts_BxT[:, length // 2] = True
     segment_ids_BxT = np.cumsum(cuts_BxT, axis=1).astype(np.int32)
     starts_BxT = np.maximum.accumulate(np.where(cuts_BxT, np.arange(length), 0), axis=1)
     positions_BxT = (np.arange(length) - starts_BxT).astype(np.int32)
@@ -133,7 +137,8 @@ def segments(model: Transformer, length: int, fresh: bool = True, seed: int = 0)
 
 def _probe(model: Transformer, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return random ids [B, T] and positions [B] from the first to the last."""
-    random, rows = np.random.default_rng(seed), max(2, min(_ROWS, _TOKENS // length))
+    random = np.random.default_rng(seed)
+    rows = max(2, min(_ROWS, _TOKENS // length))
     at_B = np.linspace(0, length - 1, rows).astype(int)
     at_B[1:-1] += random.integers(0, 2, rows - 2)  # odd and even ones
     return random.integers(0, model.vocab_size, (rows, length)).astype(np.int32), np.minimum(at_B, length - 1)

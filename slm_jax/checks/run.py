@@ -81,7 +81,8 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int) -> It
         except UserError as error:
             yield finding("text", False, str(error), "a tokenizer, a corpus and a batch")
             return
-        corpus, tokenizer = text.corpus, text.tokenizer
+        corpus = text.corpus
+        tokenizer = text.tokenizer
         size = f"{len(corpus.train):,} tokens to train on, {len(corpus.validation):,} held out"
         yield finding("text", len(corpus.validation) > 0, size, "a tokenizer, a corpus, some of it held out")
         logger.info("labels, ids and tokenizer")
@@ -152,7 +153,9 @@ def _trained(config: Config, run: Run, text: _Text, worst: int) -> Iterator[Find
     except UserError as error:
         yield finding("checkpoint", False, str(error), "the newest one can be read")
         return
-    model, step, tokenizer = loaded.model, loaded.step, text.tokenizer
+    model = loaded.model
+    step = loaded.step
+    tokenizer = text.tokenizer
     yield finding("checkpoint", step == newest, f"step {step}, the newest is of {newest}", "the newest one can be read")
     rows: list[dict[str, Any]] = []
     try:
@@ -178,7 +181,8 @@ def _trained(config: Config, run: Run, text: _Text, worst: int) -> Iterator[Find
     length = min(config.train.sequence_length, _CACHED)
     ids = [tokenizer.token2id["<EOS>"], *text.corpus.validation[: length - 1].tolist()]
     yield _attempt("cached logits", lambda: trained.cached_logits(model, ids, loaded.context))
-    prompt, drawn = ids[: length // 2], length - length // 2
+    prompt = ids[: length // 2]
+    drawn = length - length // 2
     yield _attempt("greedy text", lambda: trained.greedy_text(model, tokenizer, prompt, loaded.context, drawn))
 
 
@@ -187,7 +191,8 @@ def _model(config: Config, model: Any, text: _Text, batch: Any, fresh: bool) -> 
     from slm_jax.checks import masking, weights
     from slm_jax.checks.data import vocabulary
 
-    length, few = config.train.sequence_length, weights.few_rows(batch)
+    length = config.train.sequence_length
+    few = weights.few_rows(batch)
     yield _attempt("vocabulary", lambda: vocabulary(model, text.tokenizer))
     yield _attempt("shapes", lambda: weights.shapes(model, config.model, text.tokenizer.vocab_size, length))
     yield _attempt("tied weights", lambda: weights.tied(model, config.model.tie_weights))

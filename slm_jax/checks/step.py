@@ -61,7 +61,8 @@ def one_step(fitted: memory.FittedStep, state: TrainState, mesh: jax.sharding.Me
 
     before = loss(state.params)
     state, metrics = fitted.train(state, sharding.shard_batch(mesh, batch))
-    after, norm = loss(state.params), float(metrics["grad_norm"])
+    after = loss(state.params)
+    norm = float(metrics["grad_norm"])
     ok = math.isfinite(after) and after < before and np.isfinite(norm)
     found = f"{before:.4f} to {after:.4f} at rate {float(metrics['lr']):.2e}, gradient norm {norm:.3g}"
     return finding("one step", ok, found, "a lower loss on the same batch")

@@ -86,7 +86,8 @@ def tied(model: Transformer, tie_weights: bool) -> Finding:
     names = [name for name in ("embedding", "head") if name in tree]
     same = model.head is None and model.head_weight().shape == model.embedding[...].shape
     if tie_weights:
-        ok, expected = same and names == ["embedding"], "one array for embedding and head"
+        ok = same and names == ["embedding"]
+        expected = "one array for embedding and head"
     else:
         ok = names == ["embedding", "head"] and not np.array_equal(tree["head"], tree["embedding"])
         expected = "two arrays that differ"
@@ -143,7 +144,9 @@ def initial_loss(out: Outputs, model: Transformer) -> Finding:
     1; the mean of their exponentials lifts the loss by half of that. A tied head also favours the token just read,
     whose row is part of the state: that and the chance of a small batch are the 0.3 nats on either side.
     """
-    size, dim, loss = model.vocab_size, model.config.dim, out.loss
+    size = model.vocab_size
+    dim = model.config.dim
+    loss = out.loss
     lift = dim * INIT_STD**2 / 2
     ok = math.isfinite(loss) and abs(loss - math.log(size) - lift) < 0.3 + lift
     return finding(

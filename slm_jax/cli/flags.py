@@ -131,7 +131,8 @@ def command_options(kind: type, path: tuple[str, ...] = (), group: str = "") -> 
             nested = type(each.default)
             yield from command_options(nested, (*path, each.name), (inspect.getdoc(nested) or "").strip())
             continue
-        annotation, flag = hints[each.name], Flag()
+        annotation = hints[each.name]
+        flag = Flag()
         if get_origin(annotation) is typing.Annotated:
             annotation, *marks = get_args(annotation)
             flag = next((mark for mark in marks if isinstance(mark, Flag)), flag)

@@ -54,7 +54,8 @@ def parse_args(args: Sequence[str]) -> tuple[Curriculum, Path]:
 def _curriculum_and_folder(options: Options, overrides: dict[str, Any]) -> tuple[Curriculum, Path]:
     saved = Path(options.run) / CURRICULUM if options.run else None
     if saved is not None and saved.is_file() and not options.config:
-        tree, origin = read_toml(saved), str(saved)
+        tree = read_toml(saved)
+        origin = str(saved)
     else:
         origin = options.config or "curriculum-offline"
         tree = read_preset(origin, curricula=True)

@@ -87,7 +87,8 @@ def _init_problems(config: Sections) -> Iterator[Problem]:
 
 
 def _mesh_problems(config: Sections) -> Iterator[Problem]:
-    model, mesh = config.model, config.mesh
+    model = config.model
+    mesh = config.mesh
     for name, heads in (("model.heads", model.heads), ("model.kv_heads", model.kv_heads)):
         if heads % mesh.tensor:
             divisors = [n for n in range(1, heads + 1) if heads % n == 0]

@@ -218,7 +218,8 @@ def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
     checked = [Config.check(each) for each in trees]
     # Problems of the shared options are reported once.
     common = [p for p in Config.check(shared)[1] if all(p in stage_problems for _, stage_problems in checked)]
-    problems, stages = list(common), []
+    problems = list(common)
+    stages = []
     for number, (stage, (config, stage_problems)) in enumerate(zip(given, checked, strict=True), start=1):
         own, wrong = _section(StageConfig, {k: v for k, v in stage.items() if k not in Config.model_fields}, "stages")
         title = f"stage {number}" + (f" ({stage['name']})" if isinstance(stage.get("name"), str) else "")

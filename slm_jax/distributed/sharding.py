@@ -89,7 +89,8 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], shard: tuple[int, int]
     index, count = shard
 
     def put(local: np.ndarray) -> jax.Array:
-        first, global_shape = index * len(local), (count * len(local), *local.shape[1:])
+        first = index * len(local)
+        global_shape = (count * len(local), *local.shape[1:])
 
         def slice_for_device(at: Any) -> np.ndarray:
             start, stop, _ = at[0].indices(global_shape[0])

@@ -262,7 +262,8 @@ def _segments(
     while column < end:
         clock = time.perf_counter()
         state = _decode(graph, weights, state, inputs, np.int32(min(column + count, end)), window)
-        previous, column = column, int(state.column)
+        previous = column
+        column = int(state.column)
         yield np.array(state.history_BxL)[:, previous:column]  # a copy: the next call donates the buffer
         if np.asarray(state.ended_B).all():
             return

@@ -302,7 +302,8 @@ class Transformer(nnx.Module):
             x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, dropout_keys)
             return shard_by_batch(x_BxTxD), None
 
-        keys_Lx2, embedding_key = None, None
+        keys_Lx2 = None
+        embedding_key = None
         if dropout_key is not None and self.dropout:
             keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
             embedding_key = jax.random.fold_in(dropout_key, 1)

@@ -19,7 +19,8 @@ from slm_jax.model.transformer import round_up, swiglu_width
 
 def block_matrices(config: ModelConfig) -> list[tuple[int, int]]:
     """Return the shapes [in, out] of the matrices of one block."""
-    dim, inner = config.dim, swiglu_width(config)
+    dim = config.dim
+    inner = swiglu_width(config)
     kv_dim = (config.kv_heads or config.heads) * (dim // config.heads)
     return [(dim, dim), (dim, kv_dim), (dim, kv_dim), (dim, dim), (dim, inner), (dim, inner), (inner, dim)]
 
@@ -131,7 +132,8 @@ def xla_flops(function: Callable[..., Any], *args: Any) -> float | None:
 
 def _count(jaxpr: Any) -> tuple[float, set[str]]:
     """Return (FLOPs of the products of a program, primitives that cannot be counted)."""
-    total, uncounted = 0.0, set()
+    total = 0.0
+    uncounted = set()
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         counts = [_count(subprogram) for subprogram in _subprograms(eqn.params)]

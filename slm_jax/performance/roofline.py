@@ -55,7 +55,8 @@ def measure_peak(dtype: jnp.dtype, shapes: Sequence[MatmulShape] = (), seconds: 
     runs = {shape: _compile_product(shape, dtype, chained) for shape in dict.fromkeys(candidates)}
     times: dict[MatmulShape, list[float]] = {shape: [] for shape in runs}
     start = improved = time.perf_counter()
-    best_rate, rounds = 0.0, 0
+    best_rate = 0.0
+    rounds = 0
     while rounds < 3 or time.perf_counter() < min(improved + seconds, start + 4 * seconds):
         rounds += 1
         for shape, run in runs.items():  # alternate, so that a busy moment affects all shapes
@@ -65,7 +66,8 @@ def measure_peak(dtype: jnp.dtype, shapes: Sequence[MatmulShape] = (), seconds: 
             times[shape].append(now - call_start)
             rate = float(np.prod(shape)) / times[shape][-1]
             if rate > 1.01 * best_rate:
-                best_rate, improved = rate, now
+                best_rate = rate
+                improved = now
     rates = {
         shape: [2 * chained * float(np.prod(shape)) / t for t in shape_times] for shape, shape_times in times.items()
     }

@@ -70,7 +70,8 @@ def comparison_html(runs: list[ReportData]) -> str:
 def table_rows(runs: list[ReportData], names: list[str]) -> Iterator[list[str]]:
     """Yield the cells of a run, as in `HEADER`."""
     for run, name in zip(runs, names, strict=True):
-        scores, columns = run.scores, run.columns
+        scores = run.scores
+        columns = run.columns
         yield [
             name,
             f"{scores['val_bits_per_byte']:.4f}" if scores else "",
@@ -125,7 +126,8 @@ def _method(row: Row) -> str:
     about = row["about"]
     # The same data set, whether it was downloaded or read from the cache.
     dataset = str(about.get("data", "unknown data")).partition(" (kept in ")[0]
-    context, stride = about.get("context", "unknown"), about.get("stride", "unknown")
+    context = about.get("context", "unknown")
+    stride = about.get("stride", "unknown")
     return f"{dataset}, {row.get('count', 'unknown')} items, context {context}, stride {stride}"
 
 

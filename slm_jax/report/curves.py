@@ -112,7 +112,8 @@ def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
     if not len(data.columns):
         return SafeHtml("")
     lines = RunLines(data, POINTS)
-    metric, validation = lines.metric, lines.validation
+    metric = lines.metric
+    validation = lines.validation
     markers = [Marker(stage.columns.offsets, stage.stage) for stage in data.stages] if data.is_curriculum else []
 
     def chart(title: str, unit: str, *lines: Line, **options: Any) -> SafeHtml:

@@ -32,7 +32,9 @@ def page_head(data: ReportData) -> SafeHtml:
 
 
 def _key_values(data: ReportData) -> Iterator[tuple[str, str, str]]:
-    scores, columns, last = data.scores, data.columns, data.last
+    scores = data.scores
+    columns = data.columns
+    last = data.last
     if scores:
         yield "Bits per byte", f"{scores['val_bits_per_byte']:.3f}", f"validation, step {int(scores['step']):,}"
         perplexity = format_number(scores["val_perplexity"], 3)
@@ -251,7 +253,8 @@ def _call_row(stage: RunData, call: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _cost(data: ReportData) -> Iterator[tuple[str, object]]:
-    columns, last = data.columns, data.last
+    columns = data.columns
+    last = data.last
     if not len(columns):
         yield "Steps", "none yet"
         return

@@ -55,7 +55,8 @@ def is_enabled(config: HealthConfig) -> bool:
 
 def init() -> Health:
     """Return the statistics before the first step."""
-    count, two = jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.float32)
+    count = jnp.zeros((), jnp.int32)
+    two = jnp.zeros((2,), jnp.float32)
     return Health(steps=count, mean=two, variance=two, skipped=count, in_a_row=count)
 
 

@@ -42,7 +42,8 @@ def run_loop(session: Session) -> Result:
     Raises:
         UserError: Training has diverged, or a file cannot be written.
     """
-    config, run = session.config, session.run
+    config = session.config
+    run = session.run
     is_first = multihost.is_first()
     loggers = make_loggers(config, run, session.start) if is_first else ()
     with (

@@ -63,7 +63,8 @@ class FlopCounts(NamedTuple):
 
 def count(config: Config, vocab_size: int) -> FlopCounts:
     """Count the FLOPs of a training step, by formula, from the traced program and by XLA; nothing is computed."""
-    batch_size, length = config.train.batch_size, config.train.sequence_length
+    batch_size = config.train.batch_size
+    length = config.train.sequence_length
     tokens = batch_size * length
     graph, params = abstract_model(_naive_config(config), vocab_size)
     batch = {name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for name in ("input_ids", "labels")}
@@ -151,7 +152,8 @@ def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.
     fitted = memory.compile_to_fit(config, vocab_size, mesh, batch)
     state: TrainState = fitted.steps.init()
     compile_seconds = time.perf_counter() - start
-    ends, pending = [], None
+    ends = []
+    pending = None
     for _ in range(_WARMUP_STEPS + steps):
         state, metrics = fitted.train(state, batch)
         if pending is not None:

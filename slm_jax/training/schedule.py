@@ -17,7 +17,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             steps after the warm-up (warm-up-stable-decay, MiniCPM, arXiv:2404.06395).
         steps: Optimizer steps of the run.
     """
-    peak, warmup = config.lr, config.warmup_steps
+    peak = config.lr
+    warmup = config.warmup_steps
     floor = config.lr * config.final_lr_fraction
     rest = max(1, steps - warmup)
     if config.schedule == "cosine":

@@ -149,7 +149,9 @@ def compile_session(opened: OpenRun) -> Session:
     Raises:
         UserError: No microbatch size fits, or not the one that was asked for.
     """
-    config, run, mesh = opened.config, opened.run, opened.mesh
+    config = opened.config
+    run = opened.run
+    mesh = opened.mesh
     vocab_size = opened.tokenizer.vocab_size
     parameters = flops.parameters(config.model, vocab_size)
     with _waiting_on_first(f"compiling a model of {parameters / 1e6:.2f} M parameters"):
@@ -160,7 +162,8 @@ def compile_session(opened: OpenRun) -> Session:
         fitted = memory.compile_to_fit(config, vocab_size, mesh, widest, resident, accum_steps)
         state = opened.steps.init() if opened.state is None else opened.state
     logger.info(memory.describe(fitted, config))
-    config, steps = fitted.config, fitted.steps
+    config = fitted.config
+    steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
     peak = mfu_baseline(config, vocab_size, mesh)

@@ -44,7 +44,11 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # <malloc.h>
+    # Parameters of mallopt in <malloc.h>.
+    trim_threshold = -1
+    top_pad = -2
+    mmap_max = -4
+    arena_max = -8
     for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20), (arena_max, 1)):
         mallopt(option, value)
 
