@@ -75,11 +75,13 @@ def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, li
     Raises:
         UserError: If not even the smallest batch fits.
     """
-    fastest, best = 0.0, None
+    fastest = 0.0
+    best = None
     has_remat = any(word.startswith("--model.remat") for word in overrides)
     for remat in [""] if has_remat else REMAT[name]:
         options = [*overrides, "--model.remat", remat] if remat else overrides
-        batch, previous = FIRST_BATCH[name] * jax.device_count(), 0.0
+        batch = FIRST_BATCH[name] * jax.device_count()
+        previous = 0.0
         while batch <= largest * jax.device_count():
             config = configured(name, batch, options)
             mesh = sharding.make_mesh(config)
@@ -97,10 +99,12 @@ def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, li
             )
             print(f"compiled in {times.compile_seconds:.0f} s", flush=True)
             if speed > fastest:
-                fastest, best = speed, (batch, options)
+                fastest = speed
+                best = (batch, options)
             if speed < 1.02 * previous:
                 break
-            previous, batch = speed, 2 * batch
+            previous = speed
+            batch = 2 * batch
     if best is None:
         raise UserError(f"{name}: not even the smallest batch fits: try --model.remat full, or fewer layers")
     return best

@@ -121,7 +121,8 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     from slm_jax.training.train_step import make_steps
 
     run = Run(trained.run)
-    config, tokenizer = run.read_config(), load_tokenizer(run)
+    config = run.read_config()
+    tokenizer = load_tokenizer(run)
     steps = make_steps(config, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(steps.init).params
@@ -166,7 +167,8 @@ def measure(text: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the command line."""
-    arguments, command = sys.argv[1:], []
+    arguments = sys.argv[1:]
+    command = []
     if "--" in arguments:
         arguments, command = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 
 VOCAB = 8192
-BATCH, LENGTH = 16, 256
+BATCH = 16
+LENGTH = 256
 SHAPES = {
     "S": {"model.dim": 256, "model.depth": 4, "model.heads": 8, "model.mlp_dim": 1024},
     "M": {"model.dim": 512, "model.depth": 6, "model.heads": 8, "model.mlp_dim": 2048},
@@ -182,7 +183,8 @@ def dense_loss(logits: Any, batch: dict[str, Any], ul_alpha: float) -> Any:
     """Return the loss with a mask over the vocabulary, as in the code published with arXiv:1908.04319."""
     import torch
 
-    ids, labels = batch["input_ids"], batch["labels"]
+    ids = batch["input_ids"]
+    labels = batch["labels"]
     log_p_BxTxV = logits.float().log_softmax(-1)
     earlier_TxS = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     # Tokens that are no candidates are scattered to the label, which is then cleared.
@@ -201,7 +203,8 @@ def worker(row: str, shape: str, terms: str) -> None:
     run = (torch_step if row in TORCH else our_step)(row, shape, terms)
     print(json.dumps([run(1), run(1)]), flush=True)
     for line in sys.stdin:
-        start, used = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
+        used = time.process_time()
         run(int(line))
         print(json.dumps([time.perf_counter() - start, time.process_time() - used]), flush=True)
 
@@ -299,7 +302,8 @@ def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: i
             [theirs[i] / mine[i] for theirs, mine in zip(times[row], times["ours"], strict=True)] for i in (0, 1)
         )
         target = TARGETS.get((row, terms, shape))
-        verdict, goal = "", ""
+        verdict = ""
+        goal = ""
         if target is not None:
             verdict = "reached" if statistics.median(clock) >= target else "NOT reached"
             goal = f">= {target:.2f}"

@@ -94,7 +94,8 @@ def test_wrong_mask_fails(monkeypatch, name):
 def test_dependencies_agree_with_finite_differences():
     """A token has a gradient exactly if changing it changes the logits."""
     model = fresh(window=4)
-    ids, at = np.asarray(random_ids((1, 12))), 9
+    ids = np.asarray(random_ids((1, 12)))
+    at = 9
     seen = masking.dependencies(model, ids, np.array([at]))[0] > 0
     others = np.repeat(ids, 12, axis=0)
     others[np.arange(12), np.arange(12)] = (others[np.arange(12), np.arange(12)] + 1) % VOCAB
@@ -169,7 +170,8 @@ def test_initial_loss_is_within_its_bounds(dim, tied):
 
 
 def test_tied_and_untied_weights_are_distinguished():
-    tied, untied = fresh(), fresh(tie_weights=False)
+    tied = fresh()
+    untied = fresh(tie_weights=False)
     assert weights.tied(tied, True).verdict == weights.tied(untied, False).verdict == OK
     assert weights.tied(tied, False).verdict == FAIL
     assert weights.tied(untied, True).verdict == FAIL
@@ -188,7 +190,8 @@ def test_next_token_labels_pass():
     batch["labels"][:, :5] = IGNORE_INDEX  # a prompt
     assert data.next_token(batch, VOCAB).verdict == OK
     padded = batch | {"attention_mask": np.ones_like(batch["labels"])}
-    padded["labels"][1, 9:], padded["attention_mask"][1, 9:] = IGNORE_INDEX, 0
+    padded["labels"][1, 9:] = IGNORE_INDEX
+    padded["attention_mask"][1, 9:] = 0
     assert data.next_token(padded, VOCAB).verdict == OK
 
 
@@ -258,7 +261,8 @@ def test_indivisible_batch_fails():
 
 def fitted_step(**fields):
     config = tiny_config(mesh__data=1, **fields)
-    mesh, batch = sharding.make_mesh(config), batch_of(config.train.batch_size, config.train.sequence_length)
+    mesh = sharding.make_mesh(config)
+    batch = batch_of(config.train.batch_size, config.train.sequence_length)
     return (*step.memory_fit(config, VOCAB, mesh, sharding.shard_batch(mesh, batch)), mesh, batch)
 
 

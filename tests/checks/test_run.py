@@ -52,7 +52,8 @@ def rows_and_corpus(loaded):
 
 def test_loss_of_a_run_matches_its_log_and_is_below_the_baselines(run, loaded, rows_and_corpus):
     rows, corpus = rows_and_corpus
-    loss, size = trained.held_out_loss(rows), loaded.tokenizer.vocab_size
+    loss = trained.held_out_loss(rows)
+    size = loaded.tokenizer.vocab_size
     assert sum(row.tokens for row in rows) == len(corpus.validation)
     assert loss == pytest.approx(read_metrics(run.metrics)[-1]["val_loss"], rel=1e-6)
     assert trained.matches_log(loss, read_metrics(run.metrics), 40, "float32").verdict == OK

@@ -146,7 +146,8 @@ def stage_names(folder):
 def assert_same_curriculum(first, second):
     assert stage_names(first) == stage_names(second)
     for name in stage_names(first):
-        one, two = first / "stages" / name, second / "stages" / name
+        one = first / "stages" / name
+        two = second / "stages" / name
         for path in (one, two):  # written only where there are samples
             (path / "samples.md").touch()
         assert_same_run(one, two)
@@ -167,7 +168,8 @@ def test_every_stage_is_a_run_and_a_row(finished):
     rows = read_benchmarks(folder / "benchmarks.csv")
     for row, name in zip(rows, stage_names(folder), strict=True):
         run = Run(folder / "stages" / name)
-        steps, config = read_metrics(run.metrics), run.read_config()
+        steps = read_metrics(run.metrics)
+        config = run.read_config()
         last = steps[-1]
         assert [each["step"] for each in steps] == list(range(1, config.train.steps + 1))
         assert run.newest_step() == config.train.steps
@@ -261,7 +263,8 @@ def test_killed_at_random_instants_it_ends_bit_identical(workspace, finished):
     begin = time.monotonic()
     workspace.run("--run", "timed")
     seconds = time.monotonic() - begin
-    random, killed = np.random.default_rng(5), 0
+    random = np.random.default_rng(5)
+    killed = 0
     while killed < 5:
         process = workspace.start("--run", "random")
         try:
@@ -446,7 +449,8 @@ def test_a_finished_stage_is_reported_as_such(finished, caplog):
 
 @pytest.mark.slow
 def test_a_corrupt_last_checkpoint_is_repaired_before_the_next_stage(workspace, finished, tmp_path, caplog):
-    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    whole = tmp_path / "whole"
+    hurt = tmp_path / "hurt"
     (tmp_path / "three.toml").write_text(workspace.more)
     for folder in (whole, hurt):
         shutil.copytree(finished[0], folder)

@@ -18,7 +18,8 @@ class Hub:
     """Serve a folder of data sets until `close`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.requests = folder, []
+        self.folder = folder
+        self.requests = []
         self.drop: list[int] = []  # bytes after which the next answers with data are cut off
         self.skip = 0  # answers with data before these faults
         self.refuse = 0  # answers with data that are 503 instead
@@ -112,13 +113,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self, file):
         data = file.read_bytes()
-        start, stop, status = 0, len(data), 200
+        start = 0
+        stop = len(data)
+        status = 200
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-            start, status = int(found[1]), 206
+            start = int(found[1])
+            status = 206
             stop = min(int(found[2]) + 1, len(data)) if found[2] else len(data)
         is_data = self.command == "GET" and file.suffix in (".parquet", ".jsonl", ".gz", ".json", ".txt")
         if is_data and self.hub.skip:
-            self.hub.skip, is_data = self.hub.skip - 1, False
+            self.hub.skip = self.hub.skip - 1
+            is_data = False
         if is_data and self.hub.refuse:
             self.hub.refuse -= 1
             return self._error(503, "", "try later")

@@ -94,7 +94,8 @@ class ServedHub:
     """A hub, and programs that read from it in processes of their own."""
 
     def __init__(self, folder, home):
-        self.hub, self.home = Hub(folder), home
+        self.hub = Hub(folder)
+        self.home = home
 
     def environment(self):
         """Return the environment of a process; HF_ENDPOINT is read when the libraries are imported."""
@@ -126,7 +127,8 @@ def test_splits_positions_and_dropped_connections(served):
     assert [text for text, _, side in whole if side == "validation"] == [f"Held out {i}. " * 9 for i in range(10)]
     assert sorted(text for text, _, side in whole if side == "train") == sorted(STORIES)
     assert [side for _, _, side in whole] == ["validation"] * 10 + ["train"] * 400
-    served.hub.drop, served.hub.refuse = [300, 2000, 100], 2
+    served.hub.drop = [300, 2000, 100]
+    served.hub.refuse = 2
     first, position = served.read("tinystories", count=137)
     assert not served.hub.drop
     assert first == whole[:137]
@@ -231,7 +233,8 @@ def test_killed_download_resumes_and_is_needed_once(served, tmp_path):
 def test_temporary_loss_of_the_network(served):
     whole, _ = served.read("tinystories")
     served.hub.skip = 2  # the schema and the validation split; the server closes while it sends the next answer
-    served.hub.drop, served.hub.go_away = [100], True
+    served.hub.drop = [100]
+    served.hub.go_away = True
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(["tinystories", {}, None, 10**6, 2])],
         env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

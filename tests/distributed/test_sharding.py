@@ -26,7 +26,8 @@ def run(steps: int = 3, mesh: tuple[int, int, int] = (1, 1, 1), **fields):
     config = tiny_config(**{"optimizer__warmup_steps": 1, **sizes, **fields})
     devices = sharding.make_mesh(config)
     made = make_steps(config, VOCAB, devices)
-    state, losses = made.init(), []
+    state = made.init()
+    losses = []
     for step in range(steps):
         ids = np.asarray(random_ids((8, 33), VOCAB, seed=step))
         batch = sharding.shard_batch(devices, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
@@ -116,7 +117,8 @@ def test_vocabulary_that_does_not_divide_is_rejected():
 def test_array_that_nothing_declares_is_an_error_that_names_it():
     """Parameters and moments alike; scalars need no declaration."""
     config = tiny_config(mesh__fsdp=2)
-    mesh, steps = sharding.make_mesh(config), make_steps(config, VOCAB)
+    mesh = sharding.make_mesh(config)
+    steps = make_steps(config, VOCAB)
     shapes = jax.eval_shape(steps.init)
     undeclared = {path: p for path, p in steps.partitions.items() if path != ("blocks", "mlp", "up", "weight")}
     for tree in (shapes.params, {"opt_state": shapes.opt_state}):
@@ -129,7 +131,8 @@ def test_array_that_nothing_declares_is_an_error_that_names_it():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_moments_are_split_like_their_parameters(name):
     config = tiny_config(mesh__fsdp=2, mesh__tensor=2, optimizer__name=name, health__on_nan="skip")
-    mesh, steps = sharding.make_mesh(config), make_steps(config, VOCAB)
+    mesh = sharding.make_mesh(config)
+    steps = make_steps(config, VOCAB)
     shapes = jax.eval_shape(steps.init)
     shardings = sharding.tree_shardings(mesh, shapes, steps.partitions)
     expected = {}

@@ -13,12 +13,15 @@ class NaiveModel:
     def __init__(self, model: Transformer):
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        self.config, self.vocab_size = model.config, model.vocab_size
+        self.config = model.config
+        self.vocab_size = model.vocab_size
 
     def logits(self, ids) -> np.ndarray:
         """Return the logits of each position, [T, V]."""
-        p, c = self.params, self.config
-        width, groups = c.dim // c.heads, c.kv_heads or c.heads
+        p = self.params
+        c = self.config
+        width = c.dim // c.heads
+        groups = c.kv_heads or c.heads
         t = len(ids)
         angle = np.arange(t)[:, None, None] * c.rope_base ** (-np.arange(0, width, 2) / width)
 
@@ -31,10 +34,14 @@ class NaiveModel:
             attention = block["attention"]
             h = norm(x, block["attention_norm"]["scale"])
             q, k, v = (h @ attention[name]["weight"] for name in ("query", "key", "value"))
-            q, k, v = q.reshape(t, c.heads, width), k.reshape(t, groups, width), v.reshape(t, groups, width)
+            q = q.reshape(t, c.heads, width)
+            k = k.reshape(t, groups, width)
+            v = v.reshape(t, groups, width)
             if c.qk_norm:
-                q, k = norm(q, attention["query_norm"]["scale"]), norm(k, attention["key_norm"]["scale"])
-            q, k = rotated(q, angle), rotated(k, angle)
+                q = norm(q, attention["query_norm"]["scale"])
+                k = norm(k, attention["key_norm"]["scale"])
+            q = rotated(q, angle)
+            k = rotated(k, angle)
             out = np.zeros((t, c.heads, width))
             for i in range(t):
                 first = max(0, i + 1 - c.window) if c.window else 0
@@ -45,7 +52,8 @@ class NaiveModel:
                     out[i, head] = weights / weights.sum() @ v[first : i + 1, group]
             x = x + out.reshape(t, -1) @ attention["out"]["weight"]
             h = norm(x, block["mlp_norm"]["scale"])
-            gate, up = h @ block["mlp"]["gate"]["weight"], h @ block["mlp"]["up"]["weight"]
+            gate = h @ block["mlp"]["gate"]["weight"]
+            up = h @ block["mlp"]["up"]["weight"]
             x = x + (gate / (1 + np.exp(-gate)) * up) @ block["mlp"]["down"]["weight"]
         head = p["embedding"] if c.tie_weights else p["head"]
         return norm(x, p["final_norm"]["scale"]) @ head[: self.vocab_size].T

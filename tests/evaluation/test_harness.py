@@ -76,7 +76,10 @@ def test_rolling_loglikelihood_covers_the_text_in_windows(adapter, loaded):
     text = TEXT[:200]
     ids = np.array(encode_prompt(loaded.tokenizer, text))
     assert len(ids) > 2 * 32
-    naive, value, end, done = NaiveModel(loaded.model), 0.0, 0, 0
+    naive = NaiveModel(loaded.model)
+    value = 0.0
+    end = 0
+    done = 0
     while done < len(ids) - 1:
         end = min(len(ids) - 1, max(32, done + 16))
         begin = max(0, end - 32)

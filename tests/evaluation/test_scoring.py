@@ -24,7 +24,8 @@ def items(lengths, firsts=None, vocab_size=61, seed=0):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 59), st.integers(1, 20), st.integers(1, 20))
 def test_windows_score_every_token_once_with_enough_context(length, first, context, stride):
-    first, stride = min(first, length - 1), min(stride, context)
+    first = min(first, length - 1)
+    stride = min(stride, context)
     scored_tokens = []
     for begin, end, scored in windows(length, first, context, stride):
         assert 0 <= begin < scored <= end < length
@@ -58,7 +59,9 @@ def test_long_texts_match_a_naive_sliding_window(context, stride):
     results = Scorer(model, context, stride, batch_tokens=64).score(sequences)
     step = stride or context // 2
     for (ids, first), scores in zip(sequences, results, strict=True):
-        total, last_input, done = 0.0, 0, first - 1
+        total = 0.0
+        last_input = 0
+        done = first - 1
         for target in range(first, len(ids)):
             if target > last_input:  # a new window: the first is full, later ones advance by `step`
                 last_input = min(len(ids) - 1, max(context, done + step))

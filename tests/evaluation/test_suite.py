@@ -52,7 +52,8 @@ def folder(tmp_path_factory):
         "data.validation_fraction": 0.2,
     }
     options |= {"data.files": (str(path / "text.txt"),), "data.cache": str(path / "cache")}
-    config, run = Config.load(**options), Run(path / "runs" / "tiny")
+    config = Config.load(**options)
+    run = Run(path / "runs" / "tiny")
     with run.lock():
         run.begin(config)
         tokenizer, _ = prepare(config, run)

@@ -105,10 +105,12 @@ def test_lambada(tokenizer, naive, score):
     texts += [TEXT[: 40 * k].rstrip().rpartition(" ")[0] for k in (7, 9)]  # exceed the context
     result = tasks.measure_lambada([{"text": text} for text in texts], tokenizer, score)
     metrics = by_name(result)
-    nats, hits = [], []
+    nats = []
+    hits = []
     for text in texts:
         context, _, word = text.rstrip().rpartition(" ")
-        ids, first = eos_and(tokenizer, context, f" {word}"), len(eos_and(tokenizer, context))
+        ids = eos_and(tokenizer, context, f" {word}")
+        first = len(eos_and(tokenizer, context))
         assert tokenizer.decode(ids[first:]) == f" {word}"
         assert ids[1:].tolist() == tokenizer.encode(text.rstrip())  # without phrases, the tokens of the complete text
         cut = max(0, len(ids) - 1 - 64)
@@ -303,7 +305,8 @@ def runs(tmp_path_factory):
 def test_heldout_text(runs, name):
     run, tokenizer = runs[name]
     model = tiny_model(tokenizer.vocab_size, depth=1, scale=3.0)
-    naive, scorer = NaiveModel(model), Scorer(model, context=512, batch_tokens=2048)
+    naive = NaiveModel(model)
+    scorer = Scorer(model, context=512, batch_tokens=2048)
     documents = heldout.documents_of_run(run, tokenizer)
     assert len(documents.items) >= 4
     result = heldout.measure_heldout(documents, tokenizer, scorer.score, 512, 256)

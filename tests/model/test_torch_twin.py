@@ -15,7 +15,9 @@ from slm_jax.training.train_step import loss_sums  # noqa: E402
 from tests.helpers import FLOAT32, tiny_model  # noqa: E402
 from tests.model import torch_twin  # noqa: E402
 
-B, T, V = 3, 19, 61
+B = 3
+T = 19
+V = 61
 
 MODELS = {
     "plain": {},
@@ -166,7 +168,8 @@ def test_unlikelihood_of_the_twin_matches_its_definition(masked):
 def steps(model, config, count=5):
     """Return (parameters after `count` steps of slm_jax on one batch, a twin of the initial model, the batch)."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    twin, batch = twin_of(model, params), make_batch("right padding")
+    twin = twin_of(model, params)
+    batch = make_batch("right padding")
     graph, _ = nnx.split(model, nnx.Param)
     optimizer = make_optimizer(config, 100, FLOAT32)
 

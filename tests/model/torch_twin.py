@@ -27,8 +27,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
-        self.width, self.window = config.dim // config.heads, config.window
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads or config.heads
+        self.width = config.dim // config.heads
+        self.window = config.window
         self.query = nn.Linear(config.dim, self.heads * self.width, bias=False)
         self.key = nn.Linear(config.dim, self.kv_heads * self.width, bias=False)
         self.value = nn.Linear(config.dim, self.kv_heads * self.width, bias=False)
@@ -121,7 +123,8 @@ class TorchTransformer(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Return logits [B, T, V]."""
-        c, t = self.config, input_ids.shape[1]
+        c = self.config
+        t = input_ids.shape[1]
         positions = torch.arange(t)[None] if positions is None else positions
         cos, sin = angles(positions, c.dim // c.heads, c.rope_base, self.embedding.weight.dtype)
         mask = self._mask(t, attention_mask, segment_ids)
@@ -172,7 +175,8 @@ def unlikelihood(log_p_BxTxV: Tensor, batch: Batch) -> Tensor:
 
 def candidates(batch: Batch) -> Tensor:
     """Return bool [B, T, S]: input_ids[s] is the first occurrence of its id among the candidates of position t."""
-    ids, labels = batch["input_ids"], batch["labels"]
+    ids = batch["input_ids"]
+    labels = batch["labels"]
     real = batch.get("attention_mask", torch.ones_like(ids)) != 0
     segments = batch.get("segment_ids", torch.zeros_like(ids))
     together = real[:, None, :] & (segments[:, :, None] == segments[:, None, :])

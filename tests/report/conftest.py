@@ -75,7 +75,9 @@ def cut_held_out(run, *ends):
     """Replace the held-out documents by ones that end at these tokens, with two bytes per token."""
     path = run.corpus / "validation-00000.documents.npy"
     documents = np.repeat(np.load(path)[:1], len(ends))
-    documents["end"], documents["digest"], documents["bytes"] = ends, range(len(ends)), 2 * np.diff(ends, prepend=0)
+    documents["end"] = ends
+    documents["digest"] = range(len(ends))
+    documents["bytes"] = 2 * np.diff(ends, prepend=0)
     path.unlink()  # it may be a hard link
     np.save(path, documents)
 

@@ -9,7 +9,9 @@ class Element:
     """An element with its attributes and children."""
 
     def __init__(self, tag, attributes):
-        self.tag, self.attributes, self.children = tag, dict(attributes), []
+        self.tag = tag
+        self.attributes = dict(attributes)
+        self.children = []
 
     @property
     def text(self):

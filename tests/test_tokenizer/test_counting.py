@@ -84,7 +84,9 @@ def test_memory_is_bounded_and_common_pretokens_are_kept():
 
 def test_counts_are_too_low_by_at_most_the_undercount():
     """Words appear and disappear, each hundreds of times within its part of the stream."""
-    source, truth, counts = random.Random(3), Counter(), PretokenCounts(limit=300)
+    source = random.Random(3)
+    truth = Counter()
+    counts = PretokenCounts(limit=300)
     for index in range(300):
         words = source.choices(range(index * 5, index * 5 + 100), k=150)
         text = "".join(f" w{word}" for word in [*words, *range(10**6 + index * 50, 10**6 + index * 50 + 50)])
@@ -107,7 +109,8 @@ def test_a_long_text_is_counted_in_chunks(monkeypatch):
 
 def test_sample_is_independent_of_the_order():
     texts = [f"text {index} " * 40 for index in range(50)]
-    forward, backward = PretokenCounts(sample_limit=4000), PretokenCounts(sample_limit=4000)
+    forward = PretokenCounts(sample_limit=4000)
+    backward = PretokenCounts(sample_limit=4000)
     for text in texts:
         forward.add_text(text)
     for text in reversed(texts):

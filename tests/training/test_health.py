@@ -27,7 +27,8 @@ def batch(seed=0):
 def watch(values, config):
     """Return the final statistics of a series of (loss, gradient norm), and the steps that update() skips."""
     update = jax.jit(lambda h, loss, norm: health.update(h, config, loss, norm))
-    state, skipped = health.init(), []
+    state = health.init()
+    skipped = []
     for i, (loss, norm) in enumerate(values):
         state, is_taken, _ = update(state, jnp.float32(loss), jnp.float32(norm))
         if not is_taken:
@@ -129,7 +130,8 @@ def test_select_always_advances_the_schedule(name, is_taken):
 
 def test_healthy_steps_equal_those_without_the_option(watched):
     plain = make_steps(tiny_config(**SMALL), VOCAB)
-    first, second = plain.init(), watched.init()
+    first = plain.init()
+    second = watched.init()
     for i in range(3):
         first, expected = plain.train(first, batch(i))
         second, metrics = watched.train(second, batch(i))

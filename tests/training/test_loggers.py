@@ -107,7 +107,8 @@ def read_wandb(path):
 
 def leveldb_records(data):
     """The records of a LevelDB log with a header of 7 bytes: blocks of 32 KiB with parts of (CRC-32C, length, type)."""
-    at, parts = 7, b""
+    at = 7
+    parts = b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768  # too little room for another part

@@ -64,7 +64,8 @@ def test_auto_chooses_the_largest_microbatch_that_fits(needed):
 
 def test_accumulated_step_equals_the_full_batch(needed):
     """The parameters after a step in microbatches equal those after a full step up to rounding."""
-    batch, results = None, []
+    batch = None
+    results = []
     for gigabytes in (0, 0.7 * needed):
         fitted = fit(train__memory_gb=gigabytes)
         batch = batch_of(fitted.config)

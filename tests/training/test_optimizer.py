@@ -41,7 +41,8 @@ def tree(seed=0):
 
 
 def run(optimizer, steps=3):
-    params, state = tree(), None
+    params = tree()
+    state = None
     state = optimizer.init(params)
     for i in range(steps):
         updates, state = optimizer.update(tree(i + 1), state, params)
@@ -61,8 +62,10 @@ def test_muon_agrees_with_optax():
     updates are close, but not equal to the last digit.
     """
     weights = {name: x for name, x in tree()["blocks"].items() if x.ndim == 3}
-    ours, theirs = scale_by_muon(FLOAT32), optax.contrib.muon(1.0, consistent_rms=0.2)
-    our_state, their_state = ours.init(weights), theirs.init(layers(weights))
+    ours = scale_by_muon(FLOAT32)
+    theirs = optax.contrib.muon(1.0, consistent_rms=0.2)
+    our_state = ours.init(weights)
+    their_state = theirs.init(layers(weights))
     for i in range(3):
         grads = jax.tree.map(lambda x, i=i: x * (i + 1) + 0.1 * i, weights)
         update, our_state = ours.update(grads, our_state)

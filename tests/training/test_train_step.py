@@ -192,7 +192,8 @@ def test_overfitted_batch_has_no_loss_shifted_and_a_high_one_unshifted():
     ids = random_ids((8, 16)).at[:, 0].set(jnp.arange(8))
     batch = shifted_batch(ids)
     state, _, made = train(config, batch, 150)
-    shifted, unshifted = made.evaluate(state.params, batch), made.evaluate(state.params, batch | {"labels": ids})
+    shifted = made.evaluate(state.params, batch)
+    unshifted = made.evaluate(state.params, batch | {"labels": ids})
     assert float(shifted.nll / shifted.tokens) < 0.02
     assert float(unshifted.nll / unshifted.tokens) > np.log(VOCAB)
 
@@ -256,7 +257,8 @@ def test_seed_determines_the_weights():
 def test_dropout_differs_between_steps():
     config = tiny_config(model__dropout=0.5, optimizer__lr=1e-12)
     made = make_steps(config, VOCAB)
-    state, losses = made.init(), []
+    state = made.init()
+    losses = []
     for _ in range(3):
         state, metrics = made.train(state, shifted_batch(random_ids((8, 16))))
         losses.append(float(metrics["loss"]))
@@ -270,7 +272,8 @@ def test_eight_devices_equal_one():
     for devices in (1, 8):
         mesh = sharding.make_mesh(tiny_config(mesh__data=devices))
         made = make_steps(config, VOCAB, mesh)
-        state, losses[devices] = made.init(), []
+        state = made.init()
+        losses[devices] = []
         for step in range(5):
             state, metrics = made.train(state, sharding.shard_batch(mesh, batches.at(step)))
             losses[devices].append(float(metrics["loss"]))
