@@ -80,7 +80,7 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
         tokenizer = load_tokenizer(str(run.tokenizer))
         corpus = open_corpus(run.corpus, tokenizer)
         if _has_changed(config, corpus):
-            logger.info("note: the text has changed since this run began; it continues with the original text")
+            logger.info("note: the text has changed since this run was started; it continues with the original text")
         return tokenizer, corpus
     if has_tokenizer(run):
         tokenizer_path = str(run.tokenizer)
