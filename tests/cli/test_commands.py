@@ -437,15 +437,15 @@ def test_full_disk_is_one_error_line_and_loses_nothing_saved(workspace):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "bogus"])
-def test_a_platform_that_is_not_here_is_one_line(place, platform):
-    place.environment |= {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"}
+def test_a_platform_that_is_not_here_is_one_line(workspace, platform):
+    workspace.environment |= {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"}
     stored = Path(__file__).parents[1] / "run" / "run_0.1.0"
     commands = (
         ("slm_jax.train", "--data.files", "text.txt"),
         ("slm_jax.generate", "--run", stored, "--prompt", "x"),
     )
     for command in commands:
-        error = place.refused(*command)
+        error = workspace.refused(*command)
         assert error.startswith(f"JAX_PLATFORMS={platform}: JAX cannot use such a device here")
         assert error.count("\n") == 1
-    assert not list((place.path / "runs").glob("*/corpus"))
+    assert not list((workspace.path / "runs").glob("*/corpus"))

@@ -30,7 +30,7 @@ SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "ch
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def workspace(tmp_path_factory):
     """Folder with a text file, a run trained on it and its export."""
     path = tmp_path_factory.mktemp("hf")
     (path / "a.txt").write_text("".join(f"Line {i}: the fox sees {i * 7 % 13} dogs.\n" for i in range(400)))
@@ -53,62 +53,66 @@ def first_params(run):
     return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def test_the_command_prints_the_next_steps(source, tmp_path, capsys):
-    export.main(["--run", str(source / "first"), "--to", str(tmp_path / "My Model"), "--dtype", "bfloat16"])
+def test_the_command_prints_the_next_steps(workspace, tmp_path, capsys):
+    export.main(["--run", str(workspace / "first"), "--to", str(tmp_path / "My Model"), "--dtype", "bfloat16"])
     out = capsys.readouterr().out
     assert "step 3, as Qwen3ForCausalLM in bfloat16" in out
     assert "trust_remote_code=True" in out
     assert f"hf upload USER/first '{tmp_path}/My Model'" in out
     with pytest.raises(UserError, match="average 0"):
-        export.main(["--run", str(source / "first"), "--to", str(tmp_path / "x"), "--average", "0"])
+        export.main(["--run", str(workspace / "first"), "--to", str(tmp_path / "x"), "--average", "0"])
     with pytest.raises(UserError, match="not empty"):
-        export.main(["--run", str(source / "first"), "--to", str(source / "out")])
+        export.main(["--run", str(workspace / "first"), "--to", str(workspace / "out")])
     with pytest.raises(UserError, match="no run in"):
-        export.main(["--run", str(source / "nowhere"), "--to", str(tmp_path / "x")])
-    card = (source / "out" / "README.md").read_text()
-    row = json.loads((source / "first" / "metrics.jsonl").read_text().splitlines()[-1])
+        export.main(["--run", str(workspace / "nowhere"), "--to", str(tmp_path / "x")])
+    card = (workspace / "out" / "README.md").read_text()
+    row = json.loads((workspace / "first" / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"step 3: loss {row['val_loss']:.4f}" in card
     assert "- Text: text files, " in card
-    assert str(source) not in card
+    assert str(workspace) not in card
 
 
-def test_a_run_starts_from_the_bits_of_the_folder(source, tmp_path):
-    shutil.copytree(source / "out", tmp_path / "out")
-    tuned = small(source, init__from_hf=str(tmp_path / "out"), model__vocab_multiple=1, train__seed=5, train__steps=2)
+def test_a_run_starts_from_the_bits_of_the_folder(workspace, tmp_path):
+    shutil.copytree(workspace / "out", tmp_path / "out")
+    tuned = small(
+        workspace, init__from_hf=str(tmp_path / "out"), model__vocab_multiple=1, train__seed=5, train__steps=2
+    )
     result = train(tuned, tmp_path / "tuned")
     assert result.step == 2
     assert result.metrics["val_loss"] < 5
     (tmp_path / "tuned" / "checkpoints" / "2").rename(tmp_path / "aside")
     step, initial = first_params(tmp_path / "tuned")
     assert step == 0
-    _, source = first_params(source / "first")
+    _, source = first_params(workspace / "first")
     for name, value in initial.items():
         assert np.array_equal(value, source[name][: len(value)]), name
     again = export.export(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
     card = (again / "README.md").read_text()
     assert "Initialized from the weights of `out`" in card
     assert "the mean of the newest 2 checkpoints" in card
-    assert Run(tmp_path / "tuned").tokenizer.read_bytes() == (source / "out" / "tokenizer.hybtok").read_bytes()
+    assert Run(tmp_path / "tuned").tokenizer.read_bytes() == (workspace / "out" / "tokenizer.hybtok").read_bytes()
 
 
-def test_model_options_default_to_those_of_the_folder(source):
-    folder = str(source / "out")
-    config, _ = parse_args(["--init.from_hf", folder, "--model.dropout", "0.1", "--data.files", str(source / "a.txt")])
+def test_model_options_default_to_those_of_the_folder(workspace):
+    folder = str(workspace / "out")
+    config, _ = parse_args(
+        ["--init.from_hf", folder, "--model.dropout", "0.1", "--data.files", str(workspace / "a.txt")]
+    )
     model = config.model
     assert (model.dim, model.depth, model.heads, model.kv_heads, model.dropout) == (32, 1, 4, 2, 0.1)
-    assert find_initial_weights(config).path == source / "out"
-    assert resolve_tokenizer(config) == str(source / "out" / "tokenizer.hybtok")
+    assert find_initial_weights(config).path == workspace / "out"
+    assert resolve_tokenizer(config) == str(workspace / "out" / "tokenizer.hybtok")
     config, _ = parse_args(["--init.from_hf", folder, "--model.depth", "3", "--model.mlp_dim", "300"])
     with pytest.raises(
         UserError, match=r"(?s)depth: 1 in the folder, 3 in this config.*SwiGLU width: 64 in the folder"
     ):
         find_initial_weights(config)
     with pytest.raises(UserError, match=r"no config\.json"):
-        parse_args(["--init.from_hf", str(source)])
+        parse_args(["--init.from_hf", str(workspace)])
     with pytest.raises(UserError, match="both given"):
-        small(source, init__from_hf=folder, init__from_run=str(source / "first"))
+        small(workspace, init__from_hf=folder, init__from_run=str(workspace / "first"))
     with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
-        small(source, init__from_hf=folder, init__optimizer="carry")
+        small(workspace, init__from_hf=folder, init__optimizer="carry")
 
 
 def padded(folder, to, rows):
@@ -123,51 +127,51 @@ def padded(folder, to, rows):
     return to
 
 
-def test_a_run_starts_from_a_folder_with_a_padded_vocabulary(source, tmp_path):
-    folder = padded(source / "out", tmp_path / "out", 54)
-    tuned = small(source, init__from_hf=str(folder), model__vocab_multiple=1, train__steps=1)
+def test_a_run_starts_from_a_folder_with_a_padded_vocabulary(workspace, tmp_path):
+    folder = padded(workspace / "out", tmp_path / "out", 54)
+    tuned = small(workspace, init__from_hf=str(folder), model__vocab_multiple=1, train__steps=1)
     train(tuned, tmp_path / "tuned")
     (tmp_path / "tuned" / "checkpoints" / "1").rename(tmp_path / "aside")
     _, initial = first_params(tmp_path / "tuned")
-    _, source = first_params(source / "first")
+    _, source = first_params(workspace / "first")
     for name, value in initial.items():
         assert np.array_equal(value, source[name][: len(value)]), name
 
 
-def test_padding_is_told_from_a_different_tokenizer(source, tmp_path):
+def test_padding_is_told_from_a_different_tokenizer(workspace, tmp_path):
     """With a tokenizer from elsewhere, more rows than any padding has are those of other ids."""
     for number, (rows, message) in enumerate(((1023, ""), (1024, "fit no other tokenizer"), (-1, "fit no other"))):
         folder = tmp_path / str(number)
-        shutil.copytree(source / "out", folder)
+        shutil.copytree(workspace / "out", folder)
         (folder / "tokenizer.hybtok").unlink()
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + rows}))
-        given = small(source, init__from_hf=str(folder), tokenizer__path=str(source / "out" / "tokenizer.hybtok"))
+        given = small(workspace, init__from_hf=str(folder), tokenizer__path=str(workspace / "out" / "tokenizer.hybtok"))
         if message:
             with pytest.raises(UserError, match=message):
                 resolve_tokenizer(given)
         else:
-            assert resolve_tokenizer(given) == str(source / "out" / "tokenizer.hybtok")
+            assert resolve_tokenizer(given) == str(workspace / "out" / "tokenizer.hybtok")
 
 
 @pytest.mark.parametrize(
     "change", [{"num_hidden_layers": 10**9}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}]
 )
-def test_sizes_are_checked_before_anything_is_allocated(source, tmp_path, change):
+def test_sizes_are_checked_before_anything_is_allocated(workspace, tmp_path, change):
     folder = tmp_path / "out"
-    shutil.copytree(source / "out", folder)
+    shutil.copytree(workspace / "out", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     given = small(
-        source, init__from_hf=str(folder), **{f"model__{k}": v for k, v in open_folder(str(folder)).model.items()}
+        workspace, init__from_hf=str(folder), **{f"model__{k}": v for k, v in open_folder(str(folder)).model.items()}
     )
     with pytest.raises(UserError, match=r"config\.json describes a model of [\d,]+ parameters.*the weights are"):
         find_initial_weights(given)
 
 
-def test_a_different_tokenizer_is_refused(source, tmp_path):
+def test_a_different_tokenizer_is_refused(workspace, tmp_path):
     folder = tmp_path / "out"
-    shutil.copytree(source / "out", folder)
+    shutil.copytree(workspace / "out", folder)
     rows = open_folder(str(folder)).vocab_size
     for given, message in (
         ({"tokenizer__path": "english-8k"}, "is not the tokenizer of"),
@@ -175,12 +179,12 @@ def test_a_different_tokenizer_is_refused(source, tmp_path):
         ({"tokenizer__lowercase": False}, r"tokenizer\.lowercase: True in .*, False current"),
     ):
         with pytest.raises(UserError, match=message):
-            resolve_tokenizer(small(source, init__from_hf=str(folder), **given))
+            resolve_tokenizer(small(workspace, init__from_hf=str(folder), **given))
     own = tmp_path / "own.hybtok"
     (folder / "tokenizer.hybtok").rename(own)
-    config = small(source, init__from_hf=str(folder), tokenizer__path="english-8k")
+    config = small(workspace, init__from_hf=str(folder), tokenizer__path="english-8k")
     with pytest.raises(UserError, match=rf"has {rows} rows, but the tokenizer english-8k has 8192 ids"):
         resolve_tokenizer(config)
-    assert resolve_tokenizer(small(source, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
+    assert resolve_tokenizer(small(workspace, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
     with pytest.raises(UserError, match=r"give that tokenizer, saved by this project, as --tokenizer\.path"):
-        resolve_tokenizer(small(source, init__from_hf=str(folder)))
+        resolve_tokenizer(small(workspace, init__from_hf=str(folder)))
