@@ -110,6 +110,8 @@ def _parse_task(argument: str) -> TaskSpec:
     known = [*SPECIAL_TASKS, *TASKS]
     title, _, path = argument.partition("=")
     name, _, label = title.partition(":")
+    if argument.endswith("=") and not path:
+        raise UserError(f"--tasks {argument}: the path of the file is empty")
     if name not in known:
         similar = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {similar[0]}?" if similar else ""

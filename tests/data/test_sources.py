@@ -84,6 +84,19 @@ def test_globs_and_folders_are_recursive(tmp_path):
     assert local(tmp_path) == ["packed", "deep"]
 
 
+@pytest.mark.parametrize("path", ["", " "])
+def test_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("private")
+    with pytest.raises(UserError, match=r"data\.files: a path is empty"):
+        local(path)
+    with pytest.raises(UserError, match="a path is empty"):
+        local("a.txt", path)
+    with pytest.raises(UserError, match="names no source"):
+        parse_weight(f"{path}=2")
+    assert local(".") == ["private"]
+
+
 def test_unreadable_files_are_reported(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"line\n<|endoftext|>\ncaf" + b"\xe9 au lait")

@@ -170,6 +170,7 @@ def test_list_describes_every_task(capsys):
         (["blimp=none.jsonl"], "--tasks blimp=none.jsonl: no file matches none.jsonl"),
         (["lambada", "lambada=lambada.jsonl"], "lambada is given twice"),
         (["blimp:a"], "blimp:a needs a file"),
+        (["blimp="], "--tasks blimp=: the path of the file is empty"),
         ([""], "--tasks names no task: give some of heldout"),
         ([","], "--tasks names no task"),
     ],

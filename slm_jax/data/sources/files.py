@@ -37,10 +37,12 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         Each file once, sorted.
 
     Raises:
-        UserError: A pattern matches no file.
+        UserError: A pattern is empty or matches no file.
     """
     result: set[Path] = set()
     for pattern in patterns:
+        if not pattern.strip():  # Path("") is the current folder
+            raise UserError("data.files: a path is empty (an unset variable of the shell?); the current folder is '.'")
         matches = [Path(name) for name in _expand(pattern)]
         files = [path for path in matches if path.is_file()]
         folders = [path for path in matches if path.is_dir()] if not files else []

@@ -26,7 +26,7 @@ def parse_weight(entry: str) -> tuple[str, float]:
     """Split an entry `NAME=WEIGHT` of a mixture; the default weight is 1.
 
     Raises:
-        UserError: The weight is not a positive number.
+        UserError: The weight is not a positive number, or the name is empty.
     """
     name, equals, text = entry.rpartition("=")
     if not equals:
@@ -37,6 +37,8 @@ def parse_weight(entry: str) -> tuple[str, float]:
         weight = 0.0
     if not 0 < weight < float("inf"):
         raise UserError(f"data.mix: {entry}: {text} is not a weight (a number above 0), as in python-docs=0.3")
+    if not name.strip():
+        raise UserError(f"data.mix: {entry} names no source: expected NAME=WEIGHT, as in python-docs=0.3")
     return name, weight
 
 
