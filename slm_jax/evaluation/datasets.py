@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from slm_jax.data.sources.catalog import HubDataset
 from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.file_source import FileSource
-from slm_jax.data.sources.files import ROW_FORMATS, read_rows
+from slm_jax.data.sources.files import ROW_FORMATS, file_format, read_rows
 from slm_jax.data.sources.hub import HubSource, SplitEnd, UnreachableError, check_reachable
 from slm_jax.data.sources.rows import Row, columns_text
 from slm_jax.utils.errors import UserError
@@ -103,7 +103,7 @@ def read_files(path: str, columns: Sequence[str]) -> Dataset:
     """
     files = FileSource((path,)).files
     for file in files:
-        if not set(file.suffixes) & set(ROW_FORMATS):
+        if file_format(file) not in ROW_FORMATS:
             raise UserError(
                 f"{file} is not a .jsonl, .json or .parquet file: expected records with the columns "
                 f"{', '.join(columns)}"

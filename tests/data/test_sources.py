@@ -84,6 +84,16 @@ def test_globs_and_folders_are_recursive(tmp_path):
     assert local(tmp_path) == ["packed", "deep"]
 
 
+def test_suffixes_are_compared_in_lower_case(tmp_path):
+    (tmp_path / "BOOK.TXT").write_text("book")
+    (tmp_path / "ROWS.JSONL").write_text('{"text": "row"}\n')
+    (tmp_path / "Notes.Md.GZ").write_bytes(gzip.compress(b"notes"))
+    (tmp_path / "More.Json.XZ").write_bytes(lzma.compress(b'[{"text": "more"}]'))
+    (tmp_path / "PHOTO.JPG").write_bytes(b"\xff\xd8")
+    assert local(tmp_path) == ["book", "more", "notes", "row"]
+    assert local(tmp_path / "ROWS.JSONL") == ["row"]
+
+
 @pytest.mark.parametrize("path", ["", " "])
 def test_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)

@@ -67,13 +67,18 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _is_text(path: Path) -> bool:
-    name = path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name
-    return name.endswith(_IN_FOLDERS) and not path.name.startswith(".")
+    return file_format(path) in _IN_FOLDERS and not path.name.startswith(".")
 
 
 def file_format(path: Path) -> str:
-    """Return the suffix of a file without that of its compression: `.jsonl` for a.jsonl.gz."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    """Return the suffix of a file in lower case, without that of its compression: `.jsonl` for A.JSONL.gz."""
+    return (path.with_suffix("") if _compression(path) else path).suffix.lower()
+
+
+def _compression(path: Path) -> str:
+    """Return the suffix of a file's compression in lower case; empty: it has none."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED else ""
 
 
 def describe_files(files: Iterable[Path]) -> Any:
@@ -181,11 +186,12 @@ def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[Row | InvalidRow
 
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed according to its suffix (.gz, .xz, .zst)."""
-    if path.suffix == ".gz":
+    compression = _compression(path)
+    if compression == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
+    if compression == ".xz":
         return lzma.open(path, "rb")
-    if path.suffix == ".zst":
+    if compression == ".zst":
         return io.BufferedReader(_ZstFile(path), _ZST_BUFFER)
     return path.open("rb")
 
