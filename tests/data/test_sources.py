@@ -94,6 +94,21 @@ def test_suffixes_are_compared_in_lower_case(tmp_path):
     assert local(tmp_path / "ROWS.JSONL") == ["row"]
 
 
+def test_linked_folders_are_read_once(tmp_path):
+    inner, outer = tmp_path / "texts" / "inner", tmp_path / "outer"
+    inner.mkdir(parents=True)
+    outer.mkdir()
+    (inner / "a.txt").write_text("inner")
+    (outer / "b.txt").write_text("outer")
+    (tmp_path / "texts" / "linked").symlink_to(outer)
+    assert local(tmp_path / "texts") == local(tmp_path / "texts" / "**" / "*.txt") == ["inner", "outer"]
+    (outer / "back").symlink_to(tmp_path / "texts")
+    (inner / "again").symlink_to(outer)
+    assert sorted(local(tmp_path / "texts")) == ["inner", "outer"]
+    (tmp_path / "alias").symlink_to(tmp_path / "texts")
+    assert sorted(local(tmp_path / "alias")) == ["inner", "outer"]
+
+
 @pytest.mark.parametrize("path", ["", " "])
 def test_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     """Return the files that paths, folders and globs name.
 
     Args:
-        patterns: Files, folders (searched recursively for text and row files) and globs (`**` for any depth).
+        patterns: Files, folders (searched for text and row files, linked folders included) and globs (`**` for any depth).
 
     Returns:
         Each file once, sorted.
@@ -47,7 +48,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         files = [path for path in matches if path.is_file()]
         folders = [path for path in matches if path.is_dir()] if not files else []
         for folder in folders:
-            files += [path for path in folder.rglob("*") if path.is_file() and _is_text(path)]
+            files += [path for path in _walk(folder) if path.is_file() and _is_text(path)]
         if folders and not files:
             raise UserError(
                 f"data.files: the folder {pattern} holds no {', '.join(_IN_FOLDERS)}: name its files, "
@@ -64,6 +65,22 @@ def _expand(pattern: str) -> list[str]:
     if path.is_file() or path.is_dir():  # the name of an existing file may contain [ or *
         return [str(path)]
     return glob.glob(str(path), recursive=True)  # noqa: PTH207  Path.glob does not accept absolute patterns
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, linked folders included; each folder once, so that cyclic links end."""
+    visited: set[str] = set()
+    pending = [str(folder)]
+    while pending:
+        for parent, subfolders, names in os.walk(pending.pop(0)):
+            real_path = os.path.realpath(parent)
+            if real_path in visited:
+                subfolders.clear()
+                continue
+            visited.add(real_path)
+            links = (Path(parent, name) for name in sorted(subfolders))
+            pending += [str(link) for link in links if link.is_symlink()]  # os.walk does not follow them
+            yield from (Path(parent, name) for name in names)
 
 
 def _is_text(path: Path) -> bool:
