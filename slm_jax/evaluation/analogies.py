@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.data.sources.files import find_files, open_binary
+from slm_jax.data.sources.files import find_files, open_text
 from slm_jax.evaluation.intervals import binomial_interval
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.utils.errors import UserError
@@ -69,7 +69,7 @@ def read_questions(pattern: str) -> Questions:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        with open_binary(path) as file:
+        with open_text(path) as file:
             return file.read().decode("utf-8").splitlines()
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -87,7 +87,7 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
     """
     texts = []
     num_chars = 0
-    for document in FileSource((pattern,)).read():
+    for document in FileSource((pattern,), remedy="").read():
         if isinstance(document, InvalidRow):
             raise UserError(f"{document.location}: {document.reason}")
         if document.text.strip():

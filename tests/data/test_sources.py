@@ -1,11 +1,14 @@
 """Sources: documents of Python's documentation and of files, complete, in order, from any position."""
 
+import bz2
+import codecs
 import contextlib
 import gzip
 import itertools
 import json
 import lzma
 import sys
+import tarfile
 
 import pytest
 
@@ -107,6 +110,50 @@ def test_linked_folders_are_read_once(tmp_path):
     assert sorted(local(tmp_path / "texts")) == ["inner", "outer"]
     (tmp_path / "alias").symlink_to(tmp_path / "texts")
     assert sorted(local(tmp_path / "alias")) == ["inner", "outer"]
+
+
+UTF16 = "Привет, мир.\n" * 50
+
+
+@pytest.mark.parametrize("encoding_errors", ["strict", "replace"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (UTF16.encode("utf-16"), r"looks like UTF-16; convert it, as in: iconv -f UTF-16 "),
+        (codecs.BOM_UTF16_BE + UTF16.encode("utf-16-be"), "looks like UTF-16; "),
+        (UTF16.encode("utf-32"), "looks like UTF-32; "),
+        (UTF16.encode("utf-16-le"), r"looks like UTF-16 without a byte order mark; .*-f UTF-16LE "),
+        (UTF16.encode("utf-16-be"), r"looks like UTF-16 without a byte order mark; .*-f UTF-16BE "),
+        (gzip.compress(b"text"), r"looks like a gzip file; .*suffix \.gz"),
+        (bz2.compress(b"text"), "looks like a bzip2 file; unpack it"),
+        (b"PK\x03\x04" + bytes(30), "looks like a zip archive"),
+        (b"ARROW1\0\0" + bytes(30), "looks like an Arrow file; convert it to Parquet"),
+        (b"Header\n\0\0\0\0", r"looks like binary data \(a NUL byte at offset 7\)"),
+    ],
+)
+def test_binary_files_are_refused_with_their_format(tmp_path, data, message, encoding_errors):
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "c.jsonl").write_bytes(data)
+    (tmp_path / "d.json").write_bytes(data)
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match=f"{path.name} is not UTF-8 text.* it {message}"):
+            local(path, encoding_errors=encoding_errors)
+
+
+def test_tar_archive_is_refused(tmp_path):
+    (tmp_path / "book.txt").write_text("A book. " * 1000)
+    with tarfile.open(tmp_path / "books.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "book.txt", "book.txt")
+    with pytest.raises(
+        UserError, match=r"books\.tar\.gz is not UTF-8 text once decompressed: it looks like a tar archive"
+    ):
+        local(tmp_path / "books.tar.gz")
+
+
+def test_whole_json_file_may_be_utf16(tmp_path):
+    (tmp_path / "a.json").write_bytes(json.dumps(ROWS, ensure_ascii=False).encode("utf-16"))
+    assert local(tmp_path / "a.json") == [row["text"] for row in ROWS]
 
 
 @pytest.mark.parametrize("path", ["", " "])

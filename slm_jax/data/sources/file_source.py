@@ -11,7 +11,7 @@ from slm_jax.data.sources.files import (
     file_errors,
     file_format,
     find_files,
-    open_binary,
+    open_text,
     parquet_columns,
     read_rows,
 )
@@ -29,6 +29,7 @@ class FileSource:
         separator: str = "<|endoftext|>",
         per_line: bool = False,
         encoding_errors: str = "strict",
+        remedy: str = ", or replace such bytes by U+FFFD with --data.encoding_errors replace",
     ):
         """Find the files.
 
@@ -38,6 +39,7 @@ class FileSource:
             separator: Text files: a line that ends a document; empty: each file is one document.
             per_line: Text files: each line is a document.
             encoding_errors: Bytes that are not UTF-8: `strict` or `replace`, as in `bytes.decode`.
+            remedy: For files that are not UTF-8, what a command offers besides converting them.
 
         Raises:
             UserError: A pattern matches no file, or all files are empty.
@@ -52,6 +54,7 @@ class FileSource:
         self.separator = separator
         self.per_line = per_line
         self.encoding_errors = encoding_errors
+        self.remedy = remedy
 
     def describe(self) -> Any:
         """Return paths, sizes and times of modification of the files."""
@@ -65,7 +68,7 @@ class FileSource:
         """Yield the documents of one file.
 
         Raises:
-            UserError: The file cannot be read, is not UTF-8, or is a Parquet file that lacks a column.
+            UserError: The file cannot be read, is not UTF-8 text, or is a Parquet file that lacks a column.
         """
         kind = file_format(path)
         if kind not in ROW_FORMATS:
@@ -94,7 +97,7 @@ class FileSource:
         document_offset = 0  # bytes before the document
         document_line = 0  # lines before the document
         offset = 0  # bytes read
-        with open_binary(path) as file:
+        with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 is_separator = bool(separator) and line.strip() == separator
                 if self.per_line:
@@ -126,7 +129,7 @@ class FileSource:
             line = lines + data[: error.start].count(b"\n") + 1
             raise UserError(
                 f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start} (line {line}). "
-                "Convert the file, or replace such bytes by U+FFFD with --data.encoding_errors replace"
+                f"Convert the file{self.remedy}"
             ) from None
         return text if offset else text.removeprefix("\ufeff")
 

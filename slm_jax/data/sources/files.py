@@ -17,6 +17,7 @@ from typing import IO, Any
 from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.rows import Row
+from slm_jax.data.sources.sniffing import HEAD_SIZE, describe_binary
 from slm_jax.utils.errors import UserError
 
 ROW_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -32,7 +33,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     """Return the files that paths, folders and globs name.
 
     Args:
-        patterns: Files, folders (searched for text and row files, linked folders included) and globs (`**` for any depth).
+        patterns: Files, folders (searched for text and row files, also in linked folders) and globs (`**`: any depth).
 
     Returns:
         Each file once, sorted.
@@ -134,7 +135,7 @@ def read_rows(path: Path) -> Iterator[Row | InvalidRow]:
         Rows in the order of the file; an InvalidRow for a line that is not valid JSON.
 
     Raises:
-        UserError: The file is damaged or cannot be read, or the library for its format is not installed.
+        UserError: The file is damaged, binary or cannot be read, or the library for its format is not installed.
     """
     kind = file_format(path)
     with file_errors(path):
@@ -143,7 +144,7 @@ def read_rows(path: Path) -> Iterator[Row | InvalidRow]:
         elif kind == ".json":
             yield from _json_rows(path)
         else:
-            with open_binary(path) as file:
+            with open_text(path) as file:
                 yield from _json_lines(file, path)
 
 
@@ -182,6 +183,7 @@ def _json_rows(path: Path) -> Iterator[Row | InvalidRow]:
     try:
         rows = json.loads(data)
     except ValueError:  # one object per line, as in .jsonl
+        _check_text(path, data[:HEAD_SIZE])
         yield from _json_lines(data.splitlines(), path)
         return
     if not isinstance(rows, list):
@@ -199,6 +201,25 @@ def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[Row | InvalidRow
             yield Row(json.loads(line), location)
         except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
             yield InvalidRow("a line is not valid JSON", location)
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """Open a text file as `open_binary` does.
+
+    Raises:
+        UserError: Its beginning is not UTF-8 text but UTF-16, an archive, or other binary data.
+    """
+    with open_binary(path) as file:
+        _check_text(path, file.read(HEAD_SIZE))
+    return open_binary(path)
+
+
+def _check_text(path: Path, head: bytes) -> None:
+    """Raise UserError if the beginning of a file is not UTF-8 text."""
+    if found := describe_binary(head):
+        name, remedy = found
+        content = " once decompressed" if _compression(path) else ""
+        raise UserError(f"{path} is not UTF-8 text{content}: it looks like {name}; {remedy}")
 
 
 def open_binary(path: Path) -> IO[bytes]:
