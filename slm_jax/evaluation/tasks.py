@@ -211,8 +211,22 @@ def arc_question(record: Record) -> Question:
 
 
 def plain_question(record: Record) -> Question:
-    """Return the question of a record with the columns context, choices and answer (counted from 0)."""
-    return Question(_text(record, "context"), _text_list(record, "choices"), _integer(record, "answer"))
+    """Return the question of a record with the columns context, choices and answer (counted from 0).
+
+    Raises:
+        ValueError: A column has the wrong type, or a choice is empty or the same as another one: between equal choices
+            the first would always win. Published data sets are not checked for this, to stay comparable with lm-eval.
+    """
+    choices = _text_list(record, "choices")
+    first_index: dict[str, int] = {}
+    for index, choice in enumerate(choices):
+        text = choice.strip()
+        if not text:
+            raise ValueError(f"choice {index} is empty")
+        if text in first_index:
+            raise ValueError(f"choices {first_index[text]} and {index} are the same")
+        first_index[text] = index
+    return Question(_text(record, "context"), choices, _integer(record, "answer"))
 
 
 def _text(record: Record, column: str) -> str:
