@@ -112,11 +112,11 @@ def read_prompts(options: Options) -> list[str]:
     """
     # The shell adds a final newline to standard input; after a complete line many models would end the text.
     prompts = [
-        _read("standard input", sys.stdin.read).removesuffix("\n") if prompt == "-" else prompt
+        _read("standard input", sys.stdin.read).removeprefix("\ufeff").removesuffix("\n") if prompt == "-" else prompt
         for prompt in options.prompt
     ]
     if options.prompts:
-        text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8"))
+        text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8-sig"))
         prompts += text.removesuffix("\n").split("\n") if text else []
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")

@@ -70,7 +70,7 @@ def read_questions(pattern: str) -> Questions:
 def _read_lines(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
-            return file.read().decode("utf-8").splitlines()
+            return file.read().decode("utf-8-sig").splitlines()
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slm_jax.config.curriculum import Curriculum
-from slm_jax.config.presets import preset_names
+from slm_jax.config.presets import preset_names, read_preset
 from slm_jax.config.schema import Config
 from slm_jax.model.transformer import swiglu_width
 from slm_jax.performance import flops
@@ -114,3 +114,8 @@ def test_widths_are_multiples_of_what_matrix_units_use(name):
     sizes = [side for shape in flops.block_matrices(config.model) for side in shape]
     assert all(size % 128 == 0 for size in (*sizes, vocab_size, config.train.sequence_length))
     assert config.model.dim // config.model.heads in (64, 128)
+
+
+def test_byte_order_mark_of_a_preset_is_ignored(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert read_preset(tmp_path / "mine.toml") == {"train": {"steps": 7}}

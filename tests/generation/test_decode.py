@@ -241,6 +241,9 @@ def test_prompts_are_read_from_options_files_and_standard_input(tmp_path, monkey
         "one",
         "t\u2028w\fo",
     ]
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfThe\r\nA\r\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffpiped\n"))
+    assert read_prompts(Options(prompt=("-",), prompts=str(tmp_path / "bom.txt"))) == ["piped", "The", "A"]
     latin = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", latin)
     for options, message in (
