@@ -4,15 +4,16 @@ Reference scores are for the same data sets and metrics as ours. "lm-eval" is El
 zero-shot.
 """
 
-# Warstadt et al. 2020 (TACL 8, arXiv:1912.00582): individual humans, the majority vote of humans, and GPT-2.
-BLIMP = "chance 50 %; humans 88.6 %, majority vote 96.4 %, GPT-2 81.5 % (Warstadt et al. 2020)"
+# Warstadt et al. 2020 (TACL 8, arXiv:1912.00582): individual humans, the majority vote of humans, and GPT-2
+# large (774 M parameters).
+BLIMP = "chance 50 %; humans 88.6 %, majority vote 96.4 %, GPT-2 large 774M 81.5 % (Warstadt et al. 2020)"
 # lm-eval's lambada_openai with gpt2 (EleutherAI/lm-evaluation-harness issue 2159). The 46 % in the GPT-2 paper are for
 # a different version of the text and with a stop-word filter.
 LAMBADA_ACCURACY = "GPT-2 124M 32.6 % (lm-eval)"
 LAMBADA_PERPLEXITY = "GPT-2 124M 40.1 (lm-eval)"
-# Humans: Zellers et al. 2019 (arXiv:1905.07830); GPT-2: lm-eval's acc_norm.
+# Humans: Zellers et al. 2019 (arXiv:1905.07830); GPT-2: lm-eval's acc_norm (per character).
 HELLASWAG = "humans 95.6 % (Zellers et al. 2019), GPT-2 124M 31.1 % (lm-eval)"
-# Humans: Bisk et al. 2020 (arXiv:1911.11641); GPT-2: lm-eval's acc_norm.
+# Humans: Bisk et al. 2020 (arXiv:1911.11641); GPT-2: lm-eval's acc_norm (per character).
 PIQA = "humans 94.9 % (Bisk et al. 2020), GPT-2 124M 62.5 % (lm-eval)"
 ARC_CHALLENGE = "GPT-2 124M 22.7 % (lm-eval)"
 

@@ -137,7 +137,8 @@ def measure_multiple_choice(
 
     Returns:
         `accuracy`, by the sum of the log-probabilities of a choice's tokens, and `accuracy_norm`, by that sum per byte
-        of the choice: acc and acc_norm of EleutherAI's lm-eval.
+        of the choice. They are acc and, for choices in ASCII, acc_norm of EleutherAI's lm-eval, which divides by
+        characters.
 
     Raises:
         UserError: A record is not a valid question.
