@@ -242,7 +242,7 @@ def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) 
     if kernel == "cudnn":
         problem = _cudnn_problem(dtype, length, width)
     elif kernel == "splash":
-        problem = _splash_problem(length)
+        problem = _splash_problem(dtype, length)
     if not problem:
         return kernel, ""
     if requested != "auto":
@@ -252,9 +252,10 @@ def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) 
 
 def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
     """Return why cuDNN's flash attention cannot run, or "". The conditions are those of `jax.nn`'s implementation."""
-    if jax.default_backend() != "gpu" or not hasattr(jax.devices()[0], "compute_capability"):
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    if jax.default_backend() != "gpu" or not capability[:1].isdigit():  # AMD's are names such as gfx942
         return "there is no NVIDIA GPU"
-    major = int(str(jax.devices()[0].compute_capability).partition(".")[0])
+    major = int(capability.partition(".")[0])
     if major < 8:
         return "it needs a GPU of compute capability 8.0 or higher"
     if dtype != jnp.bfloat16:
@@ -266,10 +267,12 @@ def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
     return f"{length} tokens are an odd number" if length % 2 else ""
 
 
-def _splash_problem(length: int) -> str:
+def _splash_problem(dtype: jnp.dtype, length: int) -> str:
     """Return why splash attention cannot run, or ""."""
     if jax.default_backend() != "tpu":
         return "there is no TPU"
+    if dtype == jnp.float32:  # its kernel requests no precision, so the TPU would round operands to bfloat16
+        return "its products are not of float32 precision"
     # A tile must be a multiple of the TPU's 128 lanes.
     return f"{length} tokens are not a multiple of 128" if length % 128 else ""
 

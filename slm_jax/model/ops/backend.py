@@ -7,6 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+# CDNA 1 to 4, RDNA 3 and 4; not Vega (gfx900, gfx906, gfx90c), nor RDNA 1 and 2 (gfx10).
+_AMD_WITH_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+
 
 def compute_dtype(choice: Literal["auto", "float32", "bfloat16"]) -> jnp.dtype:
     """Return the dtype of the matrix products' operands.
@@ -46,9 +49,9 @@ def _has_bfloat16_units() -> bool:
     backend = jax.default_backend()
     if backend == "tpu":
         return True
-    if backend == "gpu":  # NVIDIA since Ampere (compute capability 8.0), AMD CDNA (gfx9…)
+    if backend == "gpu":  # NVIDIA since Ampere (compute capability 8.0)
         capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
-        return capability.startswith("gfx9") or (capability[:1].isdigit() and float(capability) >= 8.0)
+        return capability.startswith(_AMD_WITH_BFLOAT16) or (capability[:1].isdigit() and float(capability) >= 8.0)
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

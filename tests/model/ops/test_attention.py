@@ -10,6 +10,7 @@ from slm_jax.distributed.partitioning import map_over_batch_and_heads
 from slm_jax.model.ops import attention, describe_attention, naive_attention
 from slm_jax.model.ops.attention_blocks import blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
+from slm_jax.model.ops.backend import _has_bfloat16_units, compute_dtype
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 
@@ -148,3 +149,39 @@ def test_gpu_falls_back_to_blocks_with_a_reason(monkeypatch, dtype, length, widt
     described = describe_attention("auto", dtype, length, width)
     assert described.startswith("attention in blocks (cudnn: ")
     assert reason in described
+
+
+def test_amd_gpus_have_no_cudnn(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": "gfx942"})])
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention in blocks (cudnn: there is no NVIDIA GPU)"
+
+
+def test_float32_on_a_tpu_is_computed_in_full_precision(monkeypatch):
+    """The products of splash attention request no precision: a TPU would round their operands to bfloat16."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by splash attention"
+    assert "float32 precision" in describe_attention("auto", FLOAT32, 256, 64)
+    assert describe_attention("auto", FLOAT32, 256, 64).startswith("attention in blocks")
+    with pytest.raises(UserError, match="float32 precision"):
+        describe_attention("splash", FLOAT32, 256, 64)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ("7.5", FLOAT32),
+        ("8.0", BFLOAT16),
+        ("12.0", BFLOAT16),
+        *((name, FLOAT32) for name in ("gfx900", "gfx906", "gfx90c", "gfx1030")),
+        *((name, BFLOAT16) for name in ("gfx908", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1201")),
+    ],
+)
+def test_gpus_with_bfloat16_units(monkeypatch, capability, dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
+    _has_bfloat16_units.cache_clear()
+    try:
+        assert compute_dtype("auto") == dtype
+    finally:
+        _has_bfloat16_units.cache_clear()
