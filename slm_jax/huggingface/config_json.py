@@ -30,6 +30,7 @@ _DEFAULT_ROPE_THETA = 10_000.0
 _DEFAULT_WINDOW = 4096
 _DEFAULT_MAX_WINDOW_LAYERS = 28
 _DEFAULT_QWEN3_HEAD_DIM = 128
+_DEFAULT_KV_HEADS = {"mistral": 8, "qwen3": 32}  # Llama: as many as heads
 
 
 def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any],
         "dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": heads,
-        "kv_heads": config.get("num_key_value_heads") or heads,
+        "kv_heads": _kv_heads(config),
         # The inner width is 2/3 of mlp_dim, rounded up: this mlp_dim gives the same width again.
         "mlp_dim": 3 * config["intermediate_size"] // 2,
         "mlp_multiple": 1,
@@ -183,7 +184,7 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
 def _unsupported_heads(config: dict[str, Any]) -> Iterator[str]:
     dim = config["hidden_size"]
     heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
+    kv_heads = _kv_heads(config)
     width = config.get("head_dim")
     if not width:
         is_default = config["model_type"] == "qwen3" and "head_dim" not in config
@@ -194,6 +195,12 @@ def _unsupported_heads(config: dict[str, Any]) -> Iterator[str]:
         yield f"head_dim {width}: must be even, as rotary positions pair the channels of a head"
     if kv_heads < 1 or heads % kv_heads:
         yield f"num_key_value_heads {kv_heads}: must divide num_attention_heads {heads}"
+
+
+def _kv_heads(config: dict[str, Any]) -> int:
+    """Return the number of key/value heads; a class has a default for a missing key, not for null."""
+    default = _DEFAULT_KV_HEADS.get(config["model_type"])
+    return config.get("num_key_value_heads", default) or config["num_attention_heads"]
 
 
 def _unsupported_layers(config: dict[str, Any]) -> Iterator[str]:

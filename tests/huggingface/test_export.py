@@ -230,6 +230,17 @@ def test_sliding_windows_as_other_models_declare_them():
         window(use_sliding_window=True, sliding_window=8, max_window_layers=1)
 
 
+@pytest.mark.parametrize(("kind", "missing", "null"), [("llama", 64, 64), ("mistral", 8, 64), ("qwen3", 32, 64)])
+def test_key_value_heads_default_to_those_of_the_class(kind, missing, null):
+    """transformers: a missing key has the default of the class, null means as many as heads."""
+    base = to_config_json(ModelConfig(dim=512, heads=64), 9, LENGTH, "float32") | {"model_type": kind}
+    heads = lambda config: from_config_json(config, "x")[0]["kv_heads"]  # noqa: E731
+    assert heads(base | {"num_key_value_heads": None}) == null
+    assert heads(base | {"num_key_value_heads": 16}) == 16
+    del base["num_key_value_heads"]
+    assert heads(base) == missing
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path, small_tokenizer):
     run = loaded_run(tmp_path, small_tokenizer)
     folder = export(run, tmp_path / "out")
