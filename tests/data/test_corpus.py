@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from slm_jax.data.corpus import build
-from slm_jax.data.corpus.build import CorpusOptions, build_corpus
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus, save_array, write_array
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import UserError, is_disk_full
 from tokenizer import HybridTokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
@@ -405,3 +406,13 @@ def test_source_of_the_readme(tmp_path, tokenizer, small_shards):
     first = [next(items) for _ in range(9)]
     rest = [*source.read(reader.position())]
     assert [*first, *rest] == [*source.read()]
+
+
+@pytest.mark.parametrize("array", [np.arange(300_000, dtype=np.uint16), np.zeros(9000, DOCUMENT_DTYPE)])
+def test_full_disk_is_recognized_when_an_array_is_written(tmp_path, array):
+    with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "wb") as file:  # noqa: PTH123
+        save_array(file, array)
+    assert is_disk_full(caught.value)
+    write_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()

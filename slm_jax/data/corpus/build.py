@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -389,7 +389,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file as a whole or not at all; it is on the disk when this returns."""
-    _write_file(path, lambda file: np.save(file, array))
+    _write_file(path, lambda file: save_array(file, array))
+
+
+def save_array(file: IO[bytes], array: np.ndarray) -> None:
+    """Write an array as `numpy.save` does, but keep the cause of a failure.
+
+    Into a real file NumPy writes with `tofile`, whose OSError has no errno, so that a full disk is not recognized.
+
+    Raises:
+        OSError: Writing failed.
+    """
+    np.save(_WriteOnly(file), array)
+
+
+class _WriteOnly:
+    """A file that NumPy does not recognize as one on the disk."""
+
+    def __init__(self, file: IO[bytes]):
+        self.write = file.write
 
 
 def _write_file(path: Path, write: Callable[[Any], Any]) -> None:
