@@ -99,7 +99,7 @@ def check(options: Options) -> None:
         )
     if problems:
         raise UserError("; ".join(problems))
-    if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("starlette", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{' and '.join(missing)} {verb} not installed: pip install 'slm_jax[serve]' (or -e '.[serve]')"
@@ -194,11 +194,18 @@ def _serve(app: Any, options: Options, model: str, prompt: str, keyed: bool) -> 
     """Run the server until SIGINT or SIGTERM, after printing its address and an example request."""
     import uvicorn
 
+    from slm_jax.serve.connections import BoundedProtocol, connection_limits, on_loop_error
+
+    limits = connection_limits()
+    protocol = type("Protocol", (BoundedProtocol,), {"max_connections": limits.connections})
     config = uvicorn.Config(
         app,
         options.host,
         options.port,
-        log_level="warning",
+        http=protocol,
+        ws="none",
+        backlog=limits.backlog,
+        log_level="error",  # its warnings are about invalid requests: any client could flood the log
         access_log=False,
         lifespan="on",
         server_header=False,
@@ -217,6 +224,11 @@ def _serve(app: Any, options: Options, model: str, prompt: str, keyed: bool) -> 
     logger.info("curl -N %s/v1/completions %s -d %s", address, headers, shlex.quote(body))
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Start to listen."""
+            asyncio.get_running_loop().set_exception_handler(on_loop_error)
+            await super().startup(sockets)
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             """Stop on SIGINT and SIGTERM with status 0; uvicorn itself would raise the signal again."""

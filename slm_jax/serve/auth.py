@@ -27,6 +27,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _DRAIN_FACTOR = 16  # of a refused body, at most this many times the maximum size is read
 _DRAIN_SECONDS = 1  # without new data, after which draining stops
+_MAX_DRAIN_SECONDS = 10
+BODY_SECONDS = 30.0
+"""Time from the headers of a request to the end of its body."""
 _KEY_PATHS = ("/v1/", "/api/", "/metrics")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -69,22 +72,39 @@ class Auth:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
             await send(message)
 
         try:
+            await self._answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server stops, and the time for requests in progress is over
+            if not started:
+                error = ApiError(503, "the server stopped before the response was complete")
+                await AsciiJSONResponse(error.body(), error.status)(scope, receive, send_with_headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check(scope["method"], scope["path"], headers)
             if scope["method"] == "POST":
-                receive = await self._read_body(headers, receive)
+                async with asyncio.timeout(BODY_SECONDS):
+                    receive = await self._read_body(headers, receive)
+        except TimeoutError:
+            error = ApiError(408, f"the body was not complete within {BODY_SECONDS:g} s", code="timeout")
+            await self._refuse(AsciiJSONResponse(error.body(), error.status), receive, send)
+            return
         except ApiError as error:
             extra_headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await self._refuse(AsciiJSONResponse(error.body(), error.status, extra_headers), receive, send_with_headers)
+            await self._refuse(AsciiJSONResponse(error.body(), error.status, extra_headers), receive, send)
             return
-        await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive, send)
 
     async def _refuse(self, response: Response, receive: Receive, send: Send) -> None:
         """Respond immediately, then read what the client is still sending, within bounds.
@@ -97,10 +117,11 @@ class Auth:
         remaining = _DRAIN_FACTOR * self._max_body
         more = True
         with contextlib.suppress(TimeoutError):
-            while more and remaining > 0:
-                message = await asyncio.wait_for(receive(), _DRAIN_SECONDS)
-                remaining -= len(message.get("body", b""))
-                more = message.get("more_body", False)
+            async with asyncio.timeout(_MAX_DRAIN_SECONDS):
+                while more and remaining > 0:
+                    message = await asyncio.wait_for(receive(), _DRAIN_SECONDS)
+                    remaining -= len(message.get("body", b""))
+                    more = message.get("more_body", False)
         await send({"type": "http.response.body", "body": b""})
 
     def _check(self, method: str, path: str, headers: dict[str, str]) -> None:
