@@ -30,8 +30,8 @@ class Options:
 
     On your own text: --data.files 'my/*.txt'
 
-    Exit status: 0 done; 2 invalid usage or data; 130 or 143 stopped by SIGINT or SIGTERM, saved; 75 or 134 another
-    process of the run was lost: run the same command again.
+    Exit status: 0 done; 2 invalid usage or data; 130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP,
+    saved; 75 or 134 another process of the run was lost: run the same command again.
     """
 
     config: Annotated[str, Flag(metavar="NAME|PATH")] = ""

@@ -51,7 +51,7 @@ class Outcome:
 def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str | Path | None = None) -> Outcome:
     """Train a curriculum, or resume its training.
 
-    SIGINT and SIGTERM end it after the current step, with a checkpoint.
+    SIGINT, SIGTERM and SIGHUP end it after the current step, with a checkpoint.
 
     Args:
         curriculum: The curriculum, the name of a preset, the path of a TOML file, or nested dicts.

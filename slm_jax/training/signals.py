@@ -1,12 +1,23 @@
-"""SIGINT and SIGTERM end training after the current step."""
+"""SIGINT, SIGTERM and SIGHUP (the terminal was closed) end training after the current step."""
 
 import contextlib
 import os
 import signal
+import stat
 import sys
 from typing import Any
 
 from slm_jax.distributed import multihost
+
+
+def _leave_closed_terminal() -> None:
+    """Redirect standard output and error to nowhere if they are a terminal: from its end on every write fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # isatty is false for one that is closed already
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _end_process(number: int, _: Any) -> None:
@@ -16,11 +27,12 @@ def _end_process(number: int, _: Any) -> None:
 
 
 class StopSignals:
-    """Handlers of SIGINT and SIGTERM; a context manager.
+    """Handlers of SIGINT, SIGTERM and SIGHUP; a context manager.
 
     A first signal asks the loop to stop after the current step. A second one ends the process at once; in a notebook
-    it acts as it would without these handlers. With several processes, a SIGTERM to any of them stops all after the
-    same step, by JAX's preemption service.
+    it acts as it would without these handlers. SIGHUP never is a second one, since a closed terminal and a logout send
+    it along with others; where it is ignored (nohup) it stays ignored. With several processes, a SIGTERM to any of them
+    stops all after the same step, by JAX's preemption service.
 
     Attributes:
         signal: The signal that was received; None without any.
@@ -37,7 +49,11 @@ class StopSignals:
         return self.signal is not None
 
     def __enter__(self) -> "StopSignals":
-        numbers = (signal.SIGINT, signal.SIGTERM) if multihost.process_count() == 1 else (signal.SIGINT,)
+        numbers: tuple[int, ...] = (
+            (signal.SIGINT, signal.SIGTERM) if multihost.process_count() == 1 else (signal.SIGINT,)
+        )
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            numbers = (*numbers, signal.SIGHUP)
         with contextlib.suppress(ValueError):  # not in the main thread, which then decides
             for number in map(int, numbers):
                 self._previous[number] = signal.signal(number, self._on_signal)
@@ -50,9 +66,15 @@ class StopSignals:
     def _on_signal(self, number: int, _: Any) -> None:
         is_notebook = "ipykernel" in sys.modules or hasattr(sys, "ps1")
         for each, handler in self._previous.items():
-            signal.signal(each, handler if is_notebook else _end_process)
+            if each == signal.SIGHUP:
+                signal.signal(each, signal.SIG_IGN)
+            else:
+                signal.signal(each, handler if is_notebook else _end_process)
         # print and logging are not safe in a signal handler.
-        os.write(2, b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
+        with contextlib.suppress(OSError):  # the terminal was closed
+            os.write(2, b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         if multihost.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX's handler, which tells the other processes
         else:

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 def train(config: Config, run: str | Path | None = None) -> Result:
     """Train a model, or resume its training.
 
-    SIGINT and SIGTERM end training after the current step, with a checkpoint; a second one ends the process at once.
+    SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint; a second one ends the process at
+    once.
 
     Args:
         config: All options, see `Config.load`.

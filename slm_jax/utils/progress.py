@@ -84,8 +84,9 @@ class ProgressBar:
     def show(self, done: int, text: str) -> None:
         """Show that `done` units are done, with a text about the newest one."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
+            with contextlib.suppress(OSError):  # the terminal was closed; SIGHUP is about to arrive
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update(done - self._bar.n)
         elif done % self._every == 0 or done == self._total:
             print(f"step {done}/{self._total}  {text}", file=self._stream, flush=True)
 
@@ -93,7 +94,8 @@ class ProgressBar:
         """Leave the bar as it stands."""
         global _bar
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             _bar = None
 
 

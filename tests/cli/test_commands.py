@@ -1,5 +1,6 @@
 """Commands as users run them: real processes, files and signals."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -347,7 +349,7 @@ def test_second_signal_ends_training_at_once(workspace, number):
     assert workspace.run("slm_jax.train", "--run", "run", "--train.steps", "2")[0] == 0  # what was saved is whole
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_saves_and_the_run_resumes(workspace, number, status):
     process = workspace.start(
         "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "100000"
@@ -363,6 +365,52 @@ def test_signal_saves_and_the_run_resumes(workspace, number, status):
     assert code == 0
     assert f"continuing after step {done}" in err
     assert len(workspace.rows("run")) == done + 2
+
+
+def read_until_closed(descriptor):
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 65536):
+            pass
+
+
+def test_closing_the_terminal_saves(workspace):
+    controller, terminal = os.openpty()
+    command = [sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run"]
+    with subprocess.Popen(
+        [*command, "--train.steps", "100000"],
+        cwd=workspace.path,
+        env=workspace.environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        threading.Thread(target=read_until_closed, args=(controller,), daemon=True).start()
+        metrics = workspace.path / "run" / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+        os.close(controller)
+        for number in (signal.SIGHUP, signal.SIGHUP):  # by the kernel and by the shell
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.wait(120) == 128 + signal.SIGHUP
+    assert saved_arrays(workspace.path / "run" / "checkpoints")[0] == len(workspace.rows("run"))
+
+
+def test_nohup_is_respected(workspace):
+    command = ["nohup", sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run"]
+    with subprocess.Popen(
+        [*command, "--train.steps", "60"],
+        cwd=workspace.path,
+        env=workspace.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        metrics = workspace.path / "run" / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == 0
+    assert len(workspace.rows("run")) == 60
 
 
 def test_corrupt_checkpoint_is_reported_and_skipped(workspace):
