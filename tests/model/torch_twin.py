@@ -19,6 +19,7 @@ from torch.nn import functional
 from slm_jax.config.schema import ModelConfig, OptimizerConfig
 
 IGNORE_INDEX = -100
+EOS_ID = 5
 Batch = Mapping[str, Tensor]
 
 
@@ -165,6 +166,7 @@ def unlikelihood(log_p_BxTxV: Tensor, batch: Batch) -> Tensor:
     """Return the sum over labeled positions t and candidate tokens of -log(1 - p(token)) (arXiv:1908.04319).
 
     The candidates of t are the distinct ids of input_ids[0..t] in its own segment, without padding and t's own label.
+    Without segment_ids, a segment begins at each <EOS>.
     Only their probabilities are gathered: [B, T, S] numbers, not [B, T, V].
     """
     ids = batch["input_ids"]
@@ -178,7 +180,7 @@ def candidates(batch: Batch) -> Tensor:
     ids = batch["input_ids"]
     labels = batch["labels"]
     real = batch.get("attention_mask", torch.ones_like(ids)) != 0
-    segments = batch.get("segment_ids", torch.zeros_like(ids))
+    segments = batch.get("segment_ids", (ids == EOS_ID).cumsum(dim=1))
     together = real[:, None, :] & (segments[:, :, None] == segments[:, None, :])
     earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril(-1)
     repeated = (together & earlier & (ids[:, :, None] == ids[:, None, :])).any(dim=2)
