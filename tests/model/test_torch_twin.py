@@ -156,11 +156,13 @@ def test_unlikelihood_of_the_twin_matches_its_definition(masked):
             if batch["labels"][b, t] == -100:
                 continue
             seen = set()
-            for s in range(t + 1):
+            for s in range(t, -1, -1):
                 real = "attention_mask" not in batch or batch["attention_mask"][b, s]
                 same = "segment_ids" not in batch or batch["segment_ids"][b, s] == batch["segment_ids"][b, t]
                 if real and same:
                     seen.add(int(batch["input_ids"][b, s]))
+                if "segment_ids" not in batch and batch["input_ids"][b, s] == torch_twin.EOS_ID:
+                    break  # the document begins here
             total -= sum(np.log(1 - np.exp(log_p[b, t, c].item())) for c in seen - {int(batch["labels"][b, t])})
     assert torch_twin.unlikelihood(log_p, as_torch(batch)).item() == pytest.approx(total, rel=1e-9)
 
