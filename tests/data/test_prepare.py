@@ -67,7 +67,7 @@ def workspace(tmp_path, caplog):
 def test_second_run_reads_nothing_and_builds_nothing(workspace, monkeypatch):
     _, first = workspace.prepare("one")
     assert any(text.startswith("learning") for text in workspace.messages)
-    monkeypatch.setattr("slm_jax.data.sources.file_source.open_binary", None)
+    monkeypatch.setattr("slm_jax.data.sources.files.open_binary", None)
     _, second = workspace.prepare("two")
     assert first.fingerprint == second.fingerprint
     assert not any(text.startswith(("reading", "learning")) for text in workspace.messages)
