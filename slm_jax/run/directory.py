@@ -260,8 +260,8 @@ def find_run(path: str | None, trained: bool = False) -> Run:
         raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
     run = _run_in(Path(path))
     if run is None:
-        # A run without a checkpoint may be the one that this very command is creating.
-        shown = [run for run in runs if not trained or run.newest_step() is not None][-5:]
+        # The run that this very command is creating has no text yet; checkpoints may be in a bucket.
+        shown = [run for run in runs if run.corpus.is_dir()][-5:]
         known = f"; existing runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
         raise UserError(f"no run in {path} (it has no config.toml){known}")
     return run
