@@ -326,7 +326,7 @@ class HybridTokenizer:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the tokenizer has a vocabulary."""
+        """True if the tokenizer has a vocabulary."""
         return self._frozen is not None
 
     @property

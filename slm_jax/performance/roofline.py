@@ -17,7 +17,7 @@ MatmulShape = tuple[int, int, int]
 """[m, k]·[k, n] as (m, k, n)."""
 
 CONVENTION = "causal half of attention counted"
-"""Which FLOPs of attention MFU counts."""
+"""The FLOPs of attention that MFU counts, in words."""
 
 
 class MeasuredPeak(NamedTuple):

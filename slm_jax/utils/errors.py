@@ -48,7 +48,7 @@ def user_message(error: Exception) -> str | None:
 
 
 def _missing_device(error: Exception) -> str | None:
-    """Return the message for JAX's error about a platform that it was told to use and that is not there."""
+    """Return the message for JAX's error about a requested platform that is not available."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

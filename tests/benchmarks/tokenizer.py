@@ -53,7 +53,7 @@ class Result:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the value reaches the target."""
+        """Return whether the value reaches the target."""
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 

@@ -301,7 +301,7 @@ def test_killed_while_starting(workspace):
 
 
 def test_loser_of_a_race_leaves_the_winner_alone(workspace):
-    """Of two processes that start one new run at the same time, one trains and the other is refused."""
+    """Two processes start one new run at the same time: one trains, the other is refused."""
     args = [*TINY, "--data.files", "text.txt", "--run", "run", "--train.steps", "8"]
     both = [workspace.start("slm_jax.train", *args) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]

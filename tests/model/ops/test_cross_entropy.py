@@ -106,7 +106,7 @@ def test_gradient_of_a_probable_repetition(p, weights, dtype):
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 def test_a_certain_repetition_is_clamped(dtype):
-    """Where 1 - p is below 1e-5 the term is constant, and only the cross entropy has a gradient."""
+    """The term is constant where 1 - p is below 1e-5: only the cross entropy has a gradient there."""
     x, head, labels, context = repetition(1 - 1e-6, label=5)
     loss = lambda head, alpha: cross_entropy(x, head, labels, dtype, LossWeights(0.0, alpha), context).loss  # noqa: E731
     assert float(loss(head, 2.0) - loss(head, 0.0)) == pytest.approx(-2 * np.log(1e-5), rel=1e-6)
