@@ -170,8 +170,8 @@ def _trained(config: Config, run: Run, text: _Text, worst: int) -> Iterator[Find
         yield skipped("held-out loss", "the weights are not finite")
         return
     logger.info("loss of the held-out text")
-    held_out = text.corpus.validation.head(config.eval.max_tokens)
-    losses = trained.row_losses(model, config, held_out)
+    held_out = text.corpus.held_out(config.eval.max_tokens)
+    losses = trained.row_losses(model, config, [part.stream for part in held_out])
     loss = trained.held_out_loss(losses)
     unigram = trained.unigram_loss(text.corpus.train, losses, tokenizer.vocab_size)
     yield trained.below_baselines(loss, unigram, tokenizer.vocab_size)

@@ -1,5 +1,6 @@
 """Checks of a trained model: loss against baselines and the log, generation with and without a cache."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -39,13 +40,13 @@ class RowLoss(NamedTuple):
         return self.nll / self.tokens
 
 
-def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[RowLoss]:
+def row_losses(model: Transformer, config: Config, parts: Sequence[TokenStream]) -> list[RowLoss]:
     """Return the loss of every row of held-out text that has labels.
 
     Args:
         model: The model.
         config: The config of its run.
-        split: Held-out token ids.
+        parts: Held-out token ids of each source.
     """
     graph, params = nnx.split(model, nnx.Param)
 
@@ -64,7 +65,8 @@ def row_losses(model: Transformer, config: Config, split: TokenStream) -> list[R
         return jax.vmap(one)(x_BxTxD, batch["labels"])
 
     rows = []
-    for batch, _ in validation_batches(config, split, config.train.batch_size // config.train.grad_accum_steps):
+    size = config.train.batch_size // config.train.grad_accum_steps
+    for batch, _ in itertools.chain.from_iterable(validation_batches(config, part, size) for part in parts):
         nll_B = np.asarray(losses(params, batch), np.float64)
         counts_B = np.count_nonzero(batch["labels"] != IGNORE_INDEX, axis=1)
         rows += [RowLoss(*each) for each in zip(nll_B, counts_B.tolist(), batch["labels"], strict=True) if each[1]]

@@ -276,7 +276,12 @@ class EvalConfig(Section):
     every: int = option(
         250, "Steps between validations; the last step is always validated.", common=True, resumable=True, ge=1
     )
-    max_tokens: int = option(0, "Largest number of validation tokens; 0: all of them.", ge=0)
+    max_tokens: int = option(
+        0,
+        "Largest number of validation tokens; 0: all of them. In a mixture it is divided among the sources in "
+        "proportion to their held-out text, whole documents and at least one of each.",
+        ge=0,
+    )
     prompts: Strings = option(
         ("",), "Prompts of the sample texts written at each validation; empty: a new document.", resumable=True
     )

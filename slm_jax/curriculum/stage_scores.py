@@ -79,7 +79,7 @@ def score(loaded: LoadedRun, text: Run) -> Row:
     corpus = open_corpus(text.corpus, loaded.tokenizer)
     graph, params = nnx.split(loaded.model, nnx.Param)
     evaluate = jax.jit(lambda params, batch: loss_sums(nnx.merge(graph, params), batch))
-    held_out = corpus.validation.head(config.eval.max_tokens)
+    held_out = corpus.held_out(config.eval.max_tokens)
     return validation.scores(config, held_out, lambda batch: evaluate(params, batch))
 
 

@@ -64,13 +64,7 @@ def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) 
     if not run.corpus.is_dir():
         raise UserError(f"{run.path} has no corpus, and so no held-out text: give a file with --tasks heldout=FILE")
     corpus = open_corpus(run.corpus, tokenizer)
-    parts: list[Documents] = []
-    first = 0
-    for manifest in corpus.manifests:
-        count = len(manifest["validation"]["shards"])
-        stream = TokenStream(corpus.validation.shards[first : first + count]).head(max_tokens)
-        first += count
-        parts.append(_documents_of_stream(stream, tokenizer, manifest["name"]))
+    parts = [_documents_of_stream(part.stream.head(max_tokens), tokenizer, part.name) for part in corpus.held_out()]
     return _concatenated(parts)
 
 

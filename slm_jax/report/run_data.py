@@ -13,7 +13,7 @@ from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import read_manifest, shard_files
-from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, heads
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, concatenate_stages, read_columns
 from slm_jax.run import environment
@@ -78,8 +78,14 @@ class RunData:
         Args:
             split: "train" or "validation".
         """
-        shards = []
+        streams = self._token_streams(split)
+        return None if streams is None else TokenStream([shard for stream in streams for shard in stream.shards])
+
+    def _token_streams(self, split: str) -> list[TokenStream] | None:
+        """Return the tokens of a split of each corpus; None if they cannot be read."""
+        streams = []
         for manifest in self.manifests:
+            shards = []
             for number, entry in enumerate(manifest[split]["shards"]):
                 files = [manifest["folder"] / name for name in shard_files(split, number)]
                 try:
@@ -89,13 +95,17 @@ class RunData:
                 if documents.dtype != DOCUMENT_DTYPE:
                     return None
                 shards.append(Shard(tokens, documents, bool(entry["prompts"])))
-        return TokenStream(shards)
+            streams.append(TokenStream(shards))
+        return streams
 
     @cached_property
     def validation_stream(self) -> TokenStream | None:
         """The tokens used for validation; None if they cannot be read."""
-        stream = self.token_stream("validation")
-        return None if stream is None else stream.head(self.config.eval.max_tokens)
+        streams = self._token_streams("validation")
+        if streams is None:
+            return None
+        used = heads(streams, self.config.eval.max_tokens)
+        return TokenStream([shard for stream in used for shard in stream.shards])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from slm_jax.report.axes import format_compact, format_duration, format_number, 
 from slm_jax.report.escaping import SafeHtml, escape_text
 from slm_jax.report.run_data import ReportData, RunData, is_number
 from slm_jax.report.tokenizer_section import token_counts
-from slm_jax.run.metrics import Row
+from slm_jax.run.metrics import Row, source_scores
 
 _MAX_VALIDATIONS = 30  # rows shown at once; the others are in a collapsible part
 _MAX_NOWRAP = 40  # characters of a benchmark cell that stays on one line
@@ -41,6 +41,14 @@ def validation_section(data: ReportData) -> SafeHtml:
     if rest:
         more = markup.table(header, rest, numbers, "Further validation scores")
         parts.append(markup.collapsible(f"{len(rest)} more", more))
+    newest = columns.validations[-1]
+    losses = source_scores(newest, "val_loss")
+    if losses:
+        bits = source_scores(newest, "val_bits_per_byte")
+        cells = [[name, f"{bits[name]:.4f}" if name in bits else "", f"{losses[name]:.4f}"] for name in losses]
+        note = f"Step {int(newest['step']):,} by source. Above, a source weighs as much as its held-out text."
+        table = markup.table(["source", "bits per byte", "loss"], cells, range(1, 3), "Validation by source")
+        parts += [markup.paragraph(note, "muted"), table]
     return markup.concatenate(parts)
 
 

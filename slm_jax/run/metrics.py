@@ -164,5 +164,23 @@ def scores_text(row: Row) -> str:
         return "no finite numbers"
     return (
         f"loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
-        f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte"
+        f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte{_sources_text(row)}"
     )
+
+
+def source_scores(row: Row, score: str) -> dict[str, float]:
+    """Return a validation score of each source of a mixture by name; empty for one source.
+
+    Args:
+        row: A row with validation scores, with keys such as `val_loss/NAME` for a mixture.
+        score: `val_loss` or `val_bits_per_byte`.
+    """
+    prefix = f"{score}/"
+    values = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _sources_text(row: Row) -> str:
+    """Return the validation scores of the sources of a mixture as text: ` (python-docs 1.532, my 2.112)`."""
+    scores = source_scores(row, "val_bits_per_byte")
+    return f" ({', '.join(f'{name} {value:.3f}' for name, value in scores.items())})" if scores else ""

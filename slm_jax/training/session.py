@@ -36,7 +36,7 @@ class Session:
         compile_step: Compiles the training step for batches like an example, which the loop does for further shapes
             (padded batches have a few widths).
         validate: Returns the scores of parameters on the held-out text: `val_loss`, `val_perplexity`, `val_accuracy`,
-            `val_bits_per_byte`.
+            `val_bits_per_byte`; of a mixture also those of each source, see `validation.scores`.
         generate_samples: Returns a text for each prompt of `eval.prompts`; empty on processes other than the first, or
             if no samples are wanted.
         flops_per_token: Model FLOPs of training on one input token.

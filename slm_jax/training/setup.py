@@ -199,7 +199,7 @@ def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:
 
 def _validation(config: Config, corpus: Corpus, steps: Steps, mesh: jax.sharding.Mesh) -> Callable[[Any], Row]:
     """Return a function from parameters to their scores on the held-out text."""
-    held_out = corpus.validation.head(config.eval.max_tokens)
+    held_out = corpus.held_out(config.eval.max_tokens)
 
     def validate(params: Any) -> Row:
         scores = validation.scores(

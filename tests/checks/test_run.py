@@ -47,7 +47,7 @@ def rows_and_corpus(loaded):
     from slm_jax.data.corpus.corpus import open_corpus
 
     corpus = open_corpus(loaded.run.corpus, loaded.tokenizer)
-    return trained.row_losses(loaded.model, loaded.config, corpus.validation), corpus
+    return trained.row_losses(loaded.model, loaded.config, [corpus.validation]), corpus
 
 
 def test_loss_of_a_run_matches_its_log_and_is_below_the_baselines(run, loaded, rows_and_corpus):

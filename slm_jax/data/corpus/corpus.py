@@ -11,11 +11,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table, heads
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -40,6 +40,18 @@ class MixturePart:
     name: str
 
 
+class HeldOut(NamedTuple):
+    """Held-out text of one source.
+
+    Attributes:
+        name: The name of the source.
+        stream: The text.
+    """
+
+    name: str
+    stream: TokenStream
+
+
 @dataclass(frozen=True)
 class Corpus:
     """An opened corpus, or a mixture of several.
@@ -59,6 +71,22 @@ class Corpus:
     fingerprint: str
     source: Any
     manifests: tuple[dict[str, Any], ...]
+
+    def held_out(self, max_tokens: int = 0) -> list[HeldOut]:
+        """Return the held-out text of each part.
+
+        Args:
+            max_tokens: Divided among the parts in proportion to their held-out text, at least one document of each,
+                so that the parts weigh as much as without a limit; 0: all.
+        """
+        streams = []
+        first = 0
+        for manifest in self.manifests:
+            count = len(manifest["validation"]["shards"])
+            streams.append(self.validation.part(first, first + count))
+            first += count
+        names = [part.name for part in self.parts]
+        return [HeldOut(*pair) for pair in zip(names, heads(streams, max_tokens), strict=True)]
 
 
 def checksum(array: np.ndarray) -> str:

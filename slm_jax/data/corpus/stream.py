@@ -86,6 +86,10 @@ class TokenStream:
         """DOCUMENT_DTYPE [D]; `end` counts from the beginning of the document's shard."""
         return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *(shard.documents for shard in self.shards)])
 
+    def part(self, first: int, last: int) -> "TokenStream":
+        """Return the stream of the shards first..last-1."""
+        return TokenStream(self.shards[first:last], self._byte_table)
+
     def head(self, max_tokens: int) -> "TokenStream":
         """Return the first documents of the stream.
 
@@ -171,6 +175,19 @@ class TokenStream:
             yield index, start - shard_start, end - shard_start
             start = end
             index += 1
+
+
+def heads(streams: Sequence[TokenStream], max_tokens: int) -> list[TokenStream]:
+    """Return the first documents of each stream, in proportion to the lengths of the streams.
+
+    Args:
+        streams: The streams, such as the held-out texts of a mixture.
+        max_tokens: As many documents as fit in this many tokens of all streams together, at least one of each; 0: all.
+    """
+    total = sum(map(len, streams))
+    if not max_tokens or total <= max_tokens:
+        return list(streams)
+    return [stream.head(max(1, max_tokens * len(stream) // total)) for stream in streams]
 
 
 def byte_table(tokenizer: HybridTokenizer) -> np.ndarray:
