@@ -5,7 +5,6 @@ No request can name a file: models and their metrics are those of the command li
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,10 @@ from slm_jax.run.metrics import iter_rows
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
+from slm_jax.serve.errors import ApiError
 from slm_jax.serve.metrics import escape_label, metric
-from slm_jax.serve.schema import ApiError, CompletionRequest
+from slm_jax.serve.schema import CompletionRequest
+from slm_jax.serve.validation import parse_json
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
@@ -122,14 +123,7 @@ class Server:
 
     async def vocabulary(self, request: Request) -> Response:
         """GET and POST /api/…: the requests of the tokenizer view."""
-        body: Any = {}
-        if request.method == "POST":
-            try:
-                body = json.loads(await request.body())
-            except (ValueError, RecursionError):
-                body = None
-            if not isinstance(body, dict):
-                raise ApiError(400, "the body is not a JSON object")
+        body = parse_json(await request.body()) if request.method == "POST" else {}
         path = request.path_params["path"]
         query = dict(request.query_params)
         try:

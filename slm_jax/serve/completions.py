@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
 from slm_jax.serve.engine import Chunk, Engine, QueueFullError, Request
-from slm_jax.serve.schema import ApiError, CompletionRequest
+from slm_jax.serve.errors import ApiError
+from slm_jax.serve.schema import CompletionRequest
 from tokenizer import HybridTokenizer
 from tokenizer.inspect.playground import token_kind
 from tokenizer.vocabulary import MAX_PHRASE
@@ -104,8 +105,9 @@ class Completion:
             message = f"{count:,} texts in one request exceed the server's limit of {self._capacity}"
             raise ApiError(400, message, "n")
         sampling = request.sampling()
-        for prompt in request.prompts():
-            ids = self._encode_prompt(prompt)
+        prompts: Sequence[Any] = request.prompts()
+        for index, prompt in enumerate(prompts):
+            ids = self._encode_prompt(prompt, "prompt" if prompts != request.prompt else f"prompt[{index}]")
             self._prompt_tokens += len(ids)
             for sample in range(request.n):
                 choice = self._choice(len(self.choices), prompt, ids, sampling.with_seed_offset(sample))
@@ -116,19 +118,22 @@ class Completion:
         """Number of requests that the engine accepts at most."""
         return self._engine.slots + self._engine.queue_size
 
-    def _encode_prompt(self, prompt: str | list[int]) -> list[int]:
+    def _encode_prompt(self, prompt: str | list[int], name: str) -> list[int]:
+        """Return the ids of a prompt; `name` is its path in the request."""
         limit = self._limits.prompt_tokens
         # No token has more characters than the longest phrase: a prompt beyond that is refused without encoding it.
         if isinstance(prompt, str) and len(prompt) > MAX_PHRASE * limit:
-            message = f"a prompt has {len(prompt):,} characters; the limit is {limit:,} tokens"
-            raise ApiError(400, message, "prompt")
+            message = f"{name} has {len(prompt):,} characters; the limit is {limit:,} tokens"
+            raise ApiError(400, message, name, "context_length_exceeded")
         ids = encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else prompt
         if len(ids) > limit:
-            message = f"a prompt has {len(ids):,} tokens; the limit is {limit:,}"
-            raise ApiError(400, message, "prompt", "context_length_exceeded")
+            message = f"{name} has {len(ids):,} tokens; the limit is {limit:,}"
+            raise ApiError(400, message, name, "context_length_exceeded")
         size = self._engine.run.model.vocab_size
-        if outside := [id_ for id_ in ids if not 0 <= id_ < size][:3]:
-            raise ApiError(400, f"ids {outside} are outside the vocabulary of {size}", "prompt")
+        invalid = next((index for index, id_ in enumerate(ids) if not 0 <= id_ < size), None)
+        if invalid is not None:
+            message = f"{name}[{invalid}] is {ids[invalid]}: the ids of this model are 0 to {size - 1}"
+            raise ApiError(400, message, f"{name}[{invalid}]")
         return ids
 
     def _choice(self, index: int, prompt: str | list[int], ids: list[int], sampling: Sampling) -> Choice:
@@ -298,7 +303,7 @@ class Completion:
         yield "data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> str:
+def _event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 

@@ -1,60 +1,58 @@
-"""Schema of completion requests, and errors in the format that clients of the OpenAI API expect."""
+"""Schemas of requests: parameters, their types, bounds and defaults."""
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
-import pydantic
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from slm_jax.generation.sampling import Sampling
+from slm_jax.serve.errors import ApiError
+from slm_jax.serve.validation import Body
 
 
-class ApiError(Exception):
-    """An error response.
-
-    Attributes:
-        status: HTTP status.
-        message: Cause and remedy.
-        param: Name of the parameter at fault, if any.
-        code: Machine-readable code, if any.
-    """
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-
-    def body(self) -> dict[str, Any]:
-        """Return the error in OpenAI's format."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a streamed response."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=256, fail_fast=True)]
+IdLists = Annotated[list[Ids], Field(min_length=1, max_length=256, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(Body):
     """Body of POST /v1/completions.
 
     Parameters of OpenAI's API that are not supported are accepted with their default value only.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    unsupported: ClassVar[dict[str, str]] = {
+        "presence_penalty": "leave it out (repetition_penalty is supported)",
+        "frequency_penalty": "leave it out (repetition_penalty is supported)",
+        "logit_bias": "leave it out",
+        "suffix": "leave it out",
+        "best_of": "leave it out, or set it to n",
+    }
+    foreign: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("messages", "tools", "tool_choice", "functions", "function_call", "response_format", "modalities"),
+            "these models have no chat format, send a prompt",
+        ),
+        "max_completion_tokens": "use max_tokens",
+        "max_new_tokens": "use max_tokens",
+        "max_length": "use max_tokens",
+        "top_logprobs": "use logprobs, the number of alternatives",
+        "num_return_sequences": "use n",
+        "inputs": "use prompt",
+        "typical_p": "use top_p or min_p",
+        "do_sample": "use temperature 0 for the most probable tokens",
+    }
 
     model: str | None = None
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=256)] = ""
+    prompt: str | Ids | Texts | IdLists = ""
     max_tokens: Annotated[int, Field(ge=0)] = 16
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -80,27 +78,19 @@ class CompletionRequest(BaseModel):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, tree: Any) -> Any:
-        """Drop nulls: clients write them for parameters they leave out."""
-        if not isinstance(tree, dict):
-            return tree
-        return {name: value for name, value in tree.items() if value is not None or name not in cls.model_fields}
-
-    @classmethod
-    def parse(cls, body: bytes) -> "CompletionRequest":
+    def parse(cls, body: bytes) -> Self:
         """Parse a JSON body.
 
         Raises:
             ApiError: The body is invalid; the message names all problems.
         """
-        try:
-            request = cls.model_validate_json(body)
-        except pydantic.ValidationError as error:
-            raise _to_api_error(error) from None
+        request = super().parse(body)
         if request.best_of not in (None, request.n):
-            raise ApiError(400, f"best_of {request.best_of} is not supported: omit it, or set it to n", "best_of")
+            text = (
+                f"best_of {request.best_of} is not supported, a parameter of OpenAI's API: {cls.unsupported['best_of']}"
+            )
+            raise ApiError(400, text, "best_of")
         if request.max_tokens == 0 and not request.echo:
             raise ApiError(400, "max_tokens 0 needs echo, else the response is empty", "max_tokens")
         return request
@@ -125,24 +115,3 @@ class CompletionRequest(BaseModel):
         """Return the prompts: texts, or lists of ids."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
-
-
-_ALTERNATIVES = {
-    "prompt": "a text, a list of texts, a list of ids, or a list of lists of ids; at most 256, none empty",
-    "stop": "a text or a list of at most 16, each of 1 to 200 characters",
-}
-
-
-def _to_api_error(error: pydantic.ValidationError) -> ApiError:
-    """Return all problems in one line; those of the alternative types of one field are merged."""
-    problems: dict[str, str] = {}
-    for each in error.errors(include_url=False, include_context=False, include_input=False):
-        name = str(each["loc"][0]) if each["loc"] else ""
-        if each["type"] == "extra_forbidden":
-            problems[name] = f"unknown parameter {name!r}"
-        elif each["type"] == "json_invalid":
-            problems[name] = f"the body is not valid JSON ({each['msg']})"
-        else:
-            problems.setdefault(name, f"{name}: {each['msg']}" if name else each["msg"])
-    problems.update({name: f"{name}: should be {text}" for name, text in _ALTERNATIVES.items() if name in problems})
-    return ApiError(400, "; ".join(problems.values()), next(iter(problems)) or None)
