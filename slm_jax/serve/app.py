@@ -24,6 +24,7 @@ from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
+from slm_jax.serve.gate import Gate
 from slm_jax.serve.metrics import escape_label, metric
 from slm_jax.serve.schema import CompletionRequest
 from slm_jax.serve.validation import parse_json
@@ -31,6 +32,9 @@ from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
 WEB = Path(__file__).parent / "web"
+_ENCODING_THREADS = 2
+_MAX_WAITING = 256  # requests whose prompts wait to be encoded; the engines bound those that are encoded
+_MAX_INSPECTIONS = 8  # waiting requests of the page: tokenizer view and curves
 _CURVE_POINTS = 150
 _CURVE_FIELDS = ("loss", "val_loss", "lr", "val_bits_per_byte")
 
@@ -54,6 +58,8 @@ class Server:
         self.engines = engines
         self.limits = limits
         self.responses: dict[int, int] = {}
+        self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
+        self._inspection = Gate(1, _MAX_INSPECTIONS)
         self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
@@ -73,7 +79,7 @@ class Server:
         name, engine = self._engine(body.model)
         completion = Completion(name, engine, body, self.limits)
         # Encoding a long prompt takes a while: in a thread, so that other responses are not delayed.
-        await run_in_threadpool(completion.encode)
+        await self._encoding.run(completion.encode)
         completion.submit()
         if body.stream:
             return EventStream(completion)
@@ -119,20 +125,25 @@ class Server:
     async def curve(self, request: Request) -> Response:
         """GET /api/curve?run=NAME: the learning curves that the page draws."""
         _, engine = self._engine(request.query_params.get("run"))
-        return AsciiJSONResponse(await run_in_threadpool(read_curves, engine.run.run.metrics))
+        return await self._inspection.run(lambda: AsciiJSONResponse(read_curves(engine.run.run.metrics)))
 
     async def vocabulary(self, request: Request) -> Response:
         """GET and POST /api/…: the requests of the tokenizer view."""
         body = parse_json(await request.body()) if request.method == "POST" else {}
         path = request.path_params["path"]
         query = dict(request.query_params)
+
+        def answer() -> Response | None:
+            content = self._vocabularies(path, query, body)
+            return None if content is None else AsciiJSONResponse(content)
+
         try:
-            content = await run_in_threadpool(self._vocabularies, path, query, body)
+            response = await self._inspection.run(answer)
         except TokenizerError as error:
             raise ApiError(400, str(error)) from None
-        if content is None:
+        if response is None:
             raise HTTPException(404)
-        return AsciiJSONResponse(content)
+        return response
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while all engines run, else 503."""
@@ -274,8 +285,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def _on_api_error(request: Request, error: Any) -> Response:
-    headers = {"retry-after": "1"} if error.status == 429 else None
-    return AsciiJSONResponse(error.body(), error.status, headers)
+    return AsciiJSONResponse(error.body(), error.status, error.headers())
 
 
 async def _on_http_error(request: Request, error: Any) -> Response:

@@ -186,7 +186,7 @@ class Completion:
             self._engine.submit([choice.request for choice in self.choices])
         except QueueFullError:
             message = f"the server is busy: {self._capacity} texts are running or waiting. Try again later"
-            raise ApiError(429, message, code="busy") from None
+            raise ApiError(429, message, code="busy", retry_after=1) from None
 
     def cancel(self) -> None:
         """Free the slots of unfinished texts."""

@@ -3,7 +3,9 @@
 import http.client
 import json
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
@@ -239,6 +241,19 @@ def test_errors_as_the_client_library_raises_them(client):
     assert client.models.retrieve("other").vocab_size == 400 or client.models.retrieve("other").vocab_size > 265
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("../tiny")
+
+
+def test_requests_of_the_page_beyond_the_limit_get_429(served, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(served.app, "_vocabularies", lambda *a: release.wait(30) and [])
+    with ThreadPoolExecutor(9) as pool:
+        calls = [pool.submit(send, served, "GET", "/api/vocabularies") for _ in range(9)]
+        wait_until(lambda: served.app._inspection._calls == 9)
+        status, headers, tree = send(served, "GET", "/api/curve")
+        assert (status, headers["retry-after"], tree["error"]["code"]) == (429, "1", "busy")
+        assert send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1})[0] == 200
+        release.set()
+        assert {call.result()[0] for call in calls} == {200}
 
 
 def test_other_sites_and_unknown_hosts_are_refused(served):

@@ -2,15 +2,18 @@
 
 import http.client
 import json
+import select
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.cli import main
-from tokenizer.inspect.playground import MAX_TEXT_CHARACTERS
+from tokenizer.inspect.playground import MAX_TEXT_CHARACTERS, MAX_TEXT_TOKENS
 from tokenizer.inspect.server import open_server
 
 TEXT = "Hello WORLD, שלום 🙂\n\tnaïve"
@@ -84,6 +87,7 @@ def test_lone_surrogates_are_accepted(port):
         ("POST", "/api/cut", {"vocabulary": "../english-8k", "text": "x"}, 400),
         ("POST", "/api/cut", {"vocabulary": "english-8k", "text": 5}, 400),
         ("POST", "/api/cut", {"vocabulary": "english-8k", "text": "x" * (MAX_TEXT_CHARACTERS + 1)}, 400),
+        ("POST", "/api/cut", {"vocabulary": "english-8k", "text": "🦊" * (MAX_TEXT_TOKENS // 4 + 1)}, 400),
         ("POST", "/api/cut", b"x" * (8 * MAX_TEXT_CHARACTERS + 1), 413),
         ("POST", "/api/cut", b"[1]", 400),
         ("POST", "/api/cut", b"{", 400),
@@ -105,6 +109,51 @@ def test_invalid_requests_are_rejected_with_a_message(port, method, path, body, 
 
 def test_a_content_length_of_thousands_of_digits_is_rejected(port):
     assert request(port, "POST", "/api/cut", b"{}", {"Content-Length": "9" * 5000})[0].status == 413
+
+
+def test_requests_and_connections_beyond_the_limits_are_refused():
+    tokenizer = HybridTokenizer.pretrained("english-8k")
+    loading = threading.Event()
+    loaded = threading.Event()
+
+    def load(name):
+        if name == "slow":
+            loading.set()
+            assert loaded.wait(30)
+        return tokenizer
+
+    with open_server(["fast", "slow"], load, 0) as server:
+        port = server.server_address[1]
+        threading.Thread(target=server.serve_forever).start()
+        results = []
+
+        def describe():
+            response, _ = request(port, "GET", "/api/describe?vocabulary=slow")
+            results.append((response.status, response.headers["retry-after"]))
+
+        threads = [threading.Thread(target=describe) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        assert loading.wait(30)
+        while server.calls.acquire(blocking=False):  # until all 16 have come
+            server.calls.release()
+            time.sleep(0.01)
+        refused = request(port, "POST", "/api/cut", {"vocabulary": "fast", "text": "x"})
+        assert refused[0].status == 429
+        assert refused[0].headers["retry-after"] == "1"
+        assert b"busy" in refused[1]
+        loaded.set()
+        for thread in threads:
+            thread.join()
+        assert results == [(200, None)] * 16
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(70)]
+        closed = set()
+        while len(closed) < 6:  # the server closes those that it has no thread for
+            closed.update(select.select(silent, [], [], 30)[0])
+        assert len(closed) == 6
+        for connection in silent:
+            connection.close()
+        server.shutdown()
 
 
 def test_requests_from_other_hosts_and_sites_are_rejected(port):

@@ -17,8 +17,10 @@ from tokenizer.hybrid import HybridTokenizer
 from tokenizer.inspect.results import Explanation
 
 WEB_FOLDER = Path(__file__).parents[1] / "web"
-MAX_TEXT_CHARACTERS = 200_000
+MAX_TEXT_CHARACTERS = 20_000
 """Characters accepted in one tokenization request."""
+MAX_TEXT_TOKENS = 20_000
+"""Tokens in the answer to one tokenization request, which has about 100 bytes for each."""
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _MAX_TREE_DEPTH = 64
 
@@ -33,7 +35,7 @@ def tokenize(tokenizer: HybridTokenizer, text: str) -> dict[str, Any]:
 
     Args:
         tokenizer: A frozen tokenizer.
-        text: At most `MAX_TEXT_CHARACTERS` characters.
+        text: At most `MAX_TEXT_CHARACTERS` characters and `MAX_TEXT_TOKENS` tokens.
 
     Returns:
         ``{"tokens": [[text, kind, id, name], …], "bytes": UTF-8 bytes of the text, "characters": its length}``.
@@ -43,6 +45,8 @@ def tokenize(tokenizer: HybridTokenizer, text: str) -> dict[str, Any]:
     """
     if len(text) > MAX_TEXT_CHARACTERS:
         raise TokenizerError(f"the text has {len(text):,} characters: the maximum is {MAX_TEXT_CHARACTERS:,}")
+    if (count := tokenizer.count(text)) > MAX_TEXT_TOKENS:
+        raise TokenizerError(f"the text has {count:,} tokens: the maximum is {MAX_TEXT_TOKENS:,}")
     tokens = [[*segment, tokenizer.id2token[segment.id]] for segment in tokenizer.segment(text)]
     return {"tokens": tokens, "bytes": len(text_to_bytes(text)), "characters": len(text)}
 

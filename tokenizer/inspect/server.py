@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -24,6 +26,8 @@ SECURITY_HEADERS = {
 }
 _MAX_BODY_BYTES = 8 * MAX_TEXT_CHARACTERS  # JSON may escape a character as several bytes
 _MAX_DRAINED_BYTES = 64 * MAX_TEXT_CHARACTERS
+_MAX_CALLS = 16  # requests that are answered or wait for it
+_MAX_CONNECTIONS = 64  # each has a thread
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -76,11 +80,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(urlsplit(self.path).path.removeprefix("/api/"), {}, body)
 
     def _answer(self, path: str, query: Mapping[str, str], body: Mapping[str, Any]) -> None:
+        if not self.server.calls.acquire(blocking=False):
+            self._send_error(
+                HTTPStatus.TOO_MANY_REQUESTS, f"the server is busy: {_MAX_CALLS} requests are running or waiting"
+            )
+            return
         try:
-            result = self.server.api(path, query, body)
+            with self.server.lock:  # a tokenizer is loaded once, and threads would only slow each other down
+                result = self.server.api(path, query, body)
         except TokenizerError as error:
             self._send_error(HTTPStatus.BAD_REQUEST, str(error))
             return
+        finally:
+            self.server.calls.release()
         if result is None:
             self._send_error(HTTPStatus.NOT_FOUND, f"not found: /api/{path}")
         else:
@@ -126,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
@@ -136,10 +150,33 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, port: int, api: PlaygroundApi) -> None:
         self.api = api
+        self.lock = threading.Lock()
+        self.calls = threading.BoundedSemaphore(_MAX_CALLS)
+        self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread of its own; close it if there are too many."""
+        if self._connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection until it is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report errors of this program only: a client that disconnects is none."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def open_server(names: list[str], load: Callable[[str], HybridTokenizer], port: int) -> ThreadingHTTPServer:

@@ -67,7 +67,7 @@ export async function playground(root, { first, key = () => "" } = {}) {
   const chosen = first ?? names[0];
   const others = ["", ...names.filter((name) => name !== chosen), chosen];
   const panels = [new Panel(names, chosen, card, key), new Panel(others, "", card, key)];
-  const input = el("textarea", { id: "play-text", rows: "6", spellcheck: "false", maxlength: "200000" });
+  const input = el("textarea", { id: "play-text", rows: "6", spellcheck: "false", maxlength: "20000" });
   const second = panels[1].select;
   const head = second.parentElement;
   second.setAttribute("aria-label", "Second vocabulary");
