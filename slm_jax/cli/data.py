@@ -135,4 +135,6 @@ def _mode_text(mode: str, corpus: Corpus, config: Config) -> str:
     except UserError as error:
         return f"{mode}: {error}"
     size = f"{config.train.batch_size} x {config.train.sequence_length}"
-    return f"{mode} at {size}: {'; '.join(batches.summary(config.train.steps))}"
+    return (
+        f"{mode} at {size}: {'; '.join([*batches.summary(config.train.steps), *batches.warnings(config.train.steps)])}"
+    )

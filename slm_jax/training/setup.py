@@ -250,6 +250,8 @@ def _log_start(opened: OpenRun) -> None:
         logger.info("continuing after step %d", start)
     for line in opened.batches.summary(opened.config.train.steps):
         logger.info(line)
+    for line in opened.batches.warnings(opened.config.train.steps):
+        logger.warning(line)
     for line in _notices(opened.config, start, opened.rows):
         logger.info("note: %s", line)
 

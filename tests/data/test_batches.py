@@ -202,6 +202,32 @@ def test_mixture_keeps_its_shares_in_every_block():
     assert PaddedBatches(parts[:1], 8, 50, 0).epochs(7) == [3.5]
 
 
+def test_small_weights_get_their_share():
+    assert Mixture([1, 0.004], seed=0).counts.tolist() == [996, 4]  # as before: blocks of 1,000
+    for small, block in ((0.0004, 100_000), (0.00005, 1_000_000), (2e-6, 1_000_000)):
+        mixture = Mixture([1, small], seed=0)
+        assert mixture.counts.sum() == block
+        assert mixture.counts[1] == pytest.approx(block * small, rel=0.02)
+        assert mixture.drawn(3 * block) == (3 * mixture.counts).tolist()
+        draws = np.flatnonzero(mixture._source == 1).tolist()
+        assert [mixture.locate(draw)[1] for draw in draws] == list(range(len(draws)))
+    with pytest.raises(UserError, match="source 2 with weight 1e-07 of 1 would get fewer than one in 1,000,000 rows"):
+        Mixture([1, 1e-7], seed=0)
+    parts = [MixturePart(stream_of([50] * 9), 1, "a"), MixturePart(stream_of([50] * 9, first=450), 1e-5, "b")]
+    for batches in (PackedBatches(parts, 8, 16, 0), PaddedBatches(parts, 8, 50, 0)):
+        assert ["b is never read in 5 steps" in text for text in batches.warnings(5)] == [True]
+        assert list(batches.warnings(1_000_000)) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(weights=st.lists(st.floats(1e-5, 1), min_size=2, max_size=6))
+def test_every_weight_gets_its_share(weights):
+    mixture = Mixture(weights, seed=0)
+    shares = np.array(weights) / sum(weights) * mixture.counts.sum()
+    assert (mixture.counts > 0).all()
+    assert np.abs(mixture.counts - shares).max() < 1
+
+
 def batches_of_all_modes():
     stream = stream_of(LENGTHS * 3)
     parts = [MixturePart(stream, 2, "a"), MixturePart(stream_of([20] * 9, first=500), 1, "b")]

@@ -17,7 +17,7 @@ from slm_jax.data.sources import python_docs
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
-from slm_jax.data.sources.registry import make_source, parse_weight
+from slm_jax.data.sources.registry import make_source, make_sources, parse_weight
 from slm_jax.data.sources.rows import Row, RowMapper
 from slm_jax.utils.errors import UserError
 
@@ -293,3 +293,5 @@ def test_weights_of_a_mixture():
         parse_weight("python-docs=x")
     with pytest.raises(UserError, match="0 is not a weight"):
         parse_weight("python-docs=0")
+    with pytest.raises(UserError, match=r"python-qa with weight 1e-08 of 1 would get fewer than one in 1,000,000 rows"):
+        make_sources(DataConfig(mix=("python-docs=1", "python-qa=1e-8")))

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from slm_jax.data.batches.arrays import Tokens, circular_segments, empty_arrays, read_circular, row
-from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed
+from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed, unused_text
 from slm_jax.data.corpus.corpus import MixturePart
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import IGNORE_INDEX, Arrays
@@ -162,9 +162,11 @@ class PackedBatches:
         if isinstance(tokens, TokenStream | np.ndarray):
             streams: list[Tokens] = [tokens]
             weights = [1.0]
+            self._names = [""]
         else:
             streams = [part.train for part in tokens]
             weights = [part.weight for part in tokens]
+            self._names = [part.name for part in tokens]
         check_packed_size(sum(map(len, streams)), batch_size, length)
         self._batch_size = batch_size
         self._length = length
@@ -206,6 +208,10 @@ class PackedBatches:
     def summary(self, steps: int) -> Iterator[str]:
         """Yield lines for the log: how often training for `steps` steps reads the text."""
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        """Yield what training for `steps` steps leaves out, with a remedy."""
+        yield from unused_text(self._names, self.epochs(steps), steps)
 
     def num_bytes(self, step: int) -> int:
         """Return the UTF-8 bytes of text that the labels of a step encode; over an epoch, those of all its text."""

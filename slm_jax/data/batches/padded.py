@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from slm_jax.data.batches.arrays import empty_arrays, read_circular, row
-from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed
+from slm_jax.data.batches.mixture import Mixture, epochs_text, source_seed, unused_text
 from slm_jax.data.corpus.corpus import MixturePart
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import IGNORE_INDEX, Arrays
@@ -153,6 +153,7 @@ class PaddedBatches:
             _BucketedRows(part.train, batch_size, length, source_seed(seed, k)) for k, part in enumerate(parts)
         ]
         self._mixture = Mixture([part.weight for part in parts], seed) if len(parts) > 1 else None
+        self._names = [part.name for part in parts]
         self.batches = sum(source.count for source in self._sources)
 
     @property
@@ -212,6 +213,10 @@ class PaddedBatches:
         if skipped:
             yield f"{skipped:,} instructions are skipped: their prompt alone fills --train.sequence_length"
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        """Yield what training for `steps` steps leaves out, with a remedy."""
+        yield from unused_text(self._names, self.epochs(steps), steps)
 
 
 def sequential_padded_batches(stream: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:

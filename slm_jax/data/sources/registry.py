@@ -2,6 +2,7 @@
 
 from slm_jax.config.checks import is_source
 from slm_jax.config.schema import DataConfig
+from slm_jax.data.batches.mixture import check_weights
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.data.sources.hub import make_hub_source
@@ -15,11 +16,13 @@ def make_sources(config: DataConfig) -> list[tuple[Source, float]]:
     """Return the sources of a config with their weights: one, or those of a mixture.
 
     Raises:
-        UserError: A source does not exist, or a weight is not a positive number.
+        UserError: A source does not exist, or a weight is not a positive number or too small beside the others.
     """
     if not config.mix:
         return [(make_source(config.source, config), 1.0)]
-    return [(make_source(name, config), weight) for name, weight in map(parse_weight, config.mix)]
+    weights = [parse_weight(entry) for entry in config.mix]
+    check_weights(weights)
+    return [(make_source(name, config), weight) for name, weight in weights]
 
 
 def parse_weight(entry: str) -> tuple[str, float]:
