@@ -190,7 +190,7 @@ class Block(nnx.Module):
         rotary: RotaryTables,
         attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         dropout: float = 0.0,
-        dropout_keys: jax.Array | None = None,
+        dropout_keys: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Return the residual stream after the block.
 
@@ -199,7 +199,7 @@ class Block(nnx.Module):
             rotary: Tables of the tokens' positions.
             attend: Function of queries [B, T, H, K], keys and values [B, T, G, K] that returns [B, T, H, K].
             dropout: Rate of the dropout at the end of each sub-layer.
-            dropout_keys: Two keys [2], one per sub-layer; None disables dropout.
+            dropout_keys: For each sub-layer the keys of the examples [B]; None disables dropout.
         """
         q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
         attention_key, mlp_key = (None, None) if dropout_keys is None else dropout_keys
@@ -207,11 +207,26 @@ class Block(nnx.Module):
         return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
 
 
-def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return x after dropout: zeroed with probability `rate`, scaled by 1 / (1 - rate) elsewhere; x without a key."""
-    if key is None or rate == 0.0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)
+def example_keys(key: jax.Array, count: int) -> jax.Array:
+    """Return the dropout keys [B] of a batch's examples, each derived from `key` and the example's index alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def site_keys(keys_B: jax.Array, site: jax.Array | int) -> jax.Array:
+    """Return the examples' keys [B] for one place where dropout is applied, numbered by `site`."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
+
+
+def drop(x_BxTxD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+    """Return x after dropout: zeroed with probability `rate`, scaled by 1 / (1 - rate) elsewhere; x without keys.
+
+    The mask of an example is a function of its own key and of the position in it, so that it depends neither on the
+    examples computed together with it, nor on the device that computes it, nor on the padding at its end.
+    """
+    if keys_B is None or rate == 0.0:
+        return x_BxTxD
+    kept_BxTxD = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x_BxTxD.shape[1:]))(keys_B)
+    return jnp.where(kept_BxTxD, x_BxTxD / (1.0 - rate), 0.0)
 
 
 class Transformer(nnx.Module):
@@ -282,7 +297,8 @@ class Transformer(nnx.Module):
             attention_mask_BxT: 1 for a real token, 0 for padding, which is never attended to.
             segment_ids_BxT: Attention stays inside a segment.
             positions_BxT: Positions for the rotary angles; 0 to T-1 by default.
-            dropout_key: Key of the step's dropout masks; None disables dropout.
+            dropout_key: Key of the dropout masks, from which each row derives its own by its index; or one key per row,
+                [B] (`example_keys`), where the rows are a part of a larger batch. None disables dropout.
 
         Returns:
             float32 [B, T, D].
@@ -296,26 +312,28 @@ class Transformer(nnx.Module):
             options = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention)
             return ops.attention(q, k, v, self.dtype, *options)
 
-        def layer(x_BxTxD, params_and_keys):
-            layer_params, dropout_keys = params_and_keys
+        def layer(x_BxTxD, params_and_index):
+            layer_params, index = params_and_index
             block = nnx.merge(graph, layer_params)
-            x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, dropout_keys)
+            # Sites: 0 is the embedding, 1 + 2 l and 2 + 2 l are the sub-layers of layer l.
+            keys = None if keys_B is None else (site_keys(keys_B, 1 + 2 * index), site_keys(keys_B, 2 + 2 * index))
+            x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, keys)
             return shard_by_batch(x_BxTxD), None
 
-        keys_Lx2 = None
-        embedding_key = None
+        keys_B = None
+        index_L = None
         if dropout_key is not None and self.dropout:
-            keys_Lx2 = jax.random.split(jax.random.fold_in(dropout_key, 0), (self.config.depth, 2))
-            embedding_key = jax.random.fold_in(dropout_key, 1)
+            keys_B = dropout_key if dropout_key.ndim else example_keys(dropout_key, len(input_ids_BxT))
+            index_L = jnp.arange(self.config.depth)
         x_BxTxD = shard_by_batch(embedding_lookup(self.embedding[...], input_ids_BxT))
-        x_BxTxD = drop(x_BxTxD, self.dropout, embedding_key)
+        x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
         if self.config.scan_layers:
-            x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, keys_Lx2))
+            x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, index_L))
         else:
-            for params_and_keys in unstack_layers((params, keys_Lx2), self.config.depth):
-                x_BxTxD, _ = layer(x_BxTxD, params_and_keys)
+            for params_and_index in unstack_layers((params, index_L), self.config.depth):
+                x_BxTxD, _ = layer(x_BxTxD, params_and_index)
         return self.final_norm(x_BxTxD)
 
     def hidden_cached(

@@ -20,7 +20,7 @@ from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
-from slm_jax.model.transformer import Transformer, resize_vocabulary_rows
+from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
@@ -78,7 +78,7 @@ def loss_sums(
         model: The model.
         batch: int32 arrays [B, T], see `utils.batch`.
         weights: Weights of the terms added to the cross entropy.
-        dropout_key: Key of the dropout masks; None disables dropout.
+        dropout_key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
     """
     x_BxTxD = model.hidden(
         batch["input_ids"],
@@ -107,7 +107,7 @@ def loss_fn(
     Args:
         params: Pure dict of parameters.
         batch: int32 arrays [B, T].
-        key: Key of the dropout masks; None disables dropout.
+        key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
         graph: Graph of the model, from `abstract_model`.
         weights: Weights of the terms added to the cross entropy.
     """
@@ -132,26 +132,28 @@ def gradients(
     Args:
         params: Pure dict of parameters.
         batch: int32 arrays [B, T].
-        key: Key of the dropout masks; None disables dropout. Each microbatch has a key of its own.
+        key: Key of the dropout masks; None disables dropout. The masks of an example are derived from it and the
+            example's index in the batch, so that they are the same in every microbatch.
         graph: Graph of the model.
         weights: Weights of the terms added to the cross entropy.
         grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
     """
     value_and_grad = jax.value_and_grad(functools.partial(loss_fn, graph=graph, weights=weights), has_aux=True)
+    keys_B = None if key is None else example_keys(key, len(batch["input_ids"]))
     if grad_accum_steps == 1:
-        (_, sums), grads = value_and_grad(params, batch, key)
+        (_, sums), grads = value_and_grad(params, batch, keys_B)
     else:
 
-        def accumulate(totals, indexed_microbatch):
-            i, microbatch = indexed_microbatch
-            microbatch_key = None if key is None else jax.random.fold_in(key, i)
-            (_, sums), grads = value_and_grad(params, microbatch, microbatch_key)
+        def accumulate(totals, microbatch_and_keys):
+            (_, sums), grads = value_and_grad(params, *microbatch_and_keys)
             return jax.tree.map(jnp.add, totals, (grads, sums)), None
 
         # Microbatch i takes every grad_accum_steps-th sequence from i on, so that it has sequences of every device.
-        microbatches = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+        microbatches = jax.tree.map(
+            lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys_B)
+        )
         zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
-        (grads, sums), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(grad_accum_steps), microbatches))
+        (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     count = jnp.maximum(sums.tokens, 1.0)
     return jax.tree.map(lambda g: g / count, grads), sums
 

@@ -15,6 +15,7 @@ from slm_jax.distributed import sharding
 from slm_jax.model import ops
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
+from slm_jax.model.transformer import drop, example_keys, site_keys
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.train_step import (
     eval_step,
@@ -120,18 +121,80 @@ def test_gradients_of_microbatches_equal_those_of_the_batch():
         assert largest_difference(accumulated, grads) < 1e-6
 
 
-def test_microbatches_have_different_dropout_masks():
-    """Two equal sequences in two microbatches: their gradients differ only by the dropout masks."""
+@pytest.fixture(scope="module")
+def dropped_gradients():
+    """Return (parameters, batch, key, gradients, sums) of one microbatch, layers unrolled, nothing recomputed."""
     config = tiny_config(model__dropout=0.5)
     params = make_steps(config, VOCAB).init().params
-    batch = shifted_batch(jnp.tile(random_ids((1, 16)), (2, 1)))
-    half = {name: array[:1] for name, array in batch.items()}
+    batch = shifted_batch(random_ids((8, 16)))
+    key = jax.random.key(3)
+    compute = jax.jit(bound_gradients(config))
+    grads, sums = compute(params, batch, key)
+    assert largest_difference(compute(params, batch, None)[0], grads) > 1e-3
+    return params, batch, key, grads, sums
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model__remat": "full", "model__scan_layers": True},
+        {"model__remat": "dots", "train__accumulation": 2},
+        {"train__accumulation": 8, "model__scan_layers": True},
+    ],
+)
+def test_dropout_masks_do_not_depend_on_how_the_step_is_computed(fields, dropped_gradients):
+    """Microbatches are chosen by the free memory: they must not change the run beyond rounding."""
+    params, batch, key, expected, sums = dropped_gradients
+    config = tiny_config(model__dropout=0.5, **fields)
+    compute = jax.jit(bound_gradients(config, grad_accum_steps=config.train.grad_accum_steps))
+    grads, other_sums = compute(params, batch, key)
+    np.testing.assert_allclose(np.array(other_sums), np.array(sums), rtol=1e-6)
+    assert largest_difference(grads, expected) < 1e-6
+
+
+def test_examples_have_dropout_masks_of_their_own(dropped_gradients):
+    """A row with its key gives what it gives elsewhere in a batch and before padding; equal rows differ."""
+    config = tiny_config(model__dropout=0.5)
+    graph, _ = abstract_model(config, VOCAB)
+    model = nnx.merge(graph, dropped_gradients[0])
+    ids = jnp.tile(random_ids((1, 16)), (4, 1))
     key = jax.random.key(0)
-    accumulated, _ = bound_gradients(config, grad_accum_steps=2)(params, batch, key)
-    parts = [bound_gradients(config)(params, half, jax.random.fold_in(key, i))[0] for i in range(2)]
-    assert largest_difference(*parts) > 1e-3
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
-    assert largest_difference(accumulated, mean) < 1e-6
+
+    @jax.jit
+    def compute():
+        moved = model.hidden(ids, dropout_key=example_keys(key, 4)[::-1])
+        return model.hidden(ids, dropout_key=key), moved, model.hidden(ids[:, :11], dropout_key=key)
+
+    together, moved, shorter = compute()
+    assert largest_difference(moved[::-1], together) < 1e-5
+    assert largest_difference(shorter, together[:, :11]) < 1e-5
+    assert all(largest_difference(together[row], together[row - 1]) > 0.1 for row in range(4))
+
+
+def test_every_site_of_dropout_has_a_mask_of_its_own():
+    """The masks of embedding, attention and MLP of two layers: equal in about half of their entries, as if drawn."""
+    keys = example_keys(jax.random.key(0), 2)
+    ones = jnp.ones((2, 16, 32))
+    masks = [np.asarray(drop(ones, 0.5, site_keys(keys, site)) > 0).ravel() for site in range(5)]
+    masks += [np.asarray(drop(ones, 0.5, site_keys(example_keys(jax.random.key(1), 2), 0)) > 0).ravel()]
+    for i, mask in enumerate(masks):
+        assert 0.45 < mask.mean() < 0.55
+        assert all(0.45 < np.mean(mask == other) < 0.55 for other in masks[:i])
+
+
+def test_dropout_masks_are_drawn_where_they_are_used():
+    """The program with dropout moves no more between devices than the one without."""
+    moved = []
+    for rate in (0.0, 0.5):
+        config = tiny_config(model__dropout=rate, model__depth=1, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+        mesh = sharding.make_mesh(config)
+        made = make_steps(config, 64, mesh)
+        batch = {name: jax.ShapeDtypeStruct((8, 16), jnp.int32) for name in ("input_ids", "labels")}
+        program = made.train.lower(jax.eval_shape(made.init), batch).compile().as_text()
+        collectives = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+        moved.append({name: program.count(f" {name}(") for name in collectives})
+    assert moved[0] == moved[1]
+    assert moved[0]["all-reduce"]
 
 
 def test_train_step_applies_the_optimizer_to_the_gradients():
