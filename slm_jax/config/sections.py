@@ -171,7 +171,9 @@ class DataConfig(Section):
         "file", "Text files: each file (or each part up to a separator) or each line is a document."
     )
     encoding_errors: Literal["strict", "replace"] = option(
-        "strict", "Bytes that are not UTF-8; strict: reject the file; replace: read them as U+FFFD."
+        "strict",
+        "Bytes that are not UTF-8; strict: reject the text file, skip the row of other files; replace: read them as "
+        "U+FFFD.",
     )
     text_field: str = option("", "JSONL, Parquet, hub: the column of the text; empty: the source's own, or text.")
     template: str = option(

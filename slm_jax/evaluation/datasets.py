@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from slm_jax.data.sources.catalog import HubDataset
 from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.file_source import FileSource
-from slm_jax.data.sources.files import ROW_FORMATS, file_format, read_rows
+from slm_jax.data.sources.files import ROW_FORMATS, file_format
 from slm_jax.data.sources.hub import HubSource, SplitEnd, UnreachableError, check_reachable
+from slm_jax.data.sources.row_files import read_rows
 from slm_jax.data.sources.rows import Row, columns_text
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import replace_file, user_cache_folder
@@ -131,7 +132,8 @@ def _checked_records(rows: Iterable[Row | InvalidRow], columns: Sequence[str], n
             raise UserError(f"{row.location}: a record is not an object of columns")
         missing = [column for column in columns if row.value.get(column) is None]
         if missing:
-            raise UserError(f"{row.location}: column {missing[0]} is missing (columns: {columns_text(row.value)})")
+            problem = "is empty (null)" if missing[0] in row.value else "is missing"
+            raise UserError(f"{row.location}: column {missing[0]} {problem} (columns: {columns_text(row.value)})")
         records.append(row.value)
     if not records:
         raise UserError(f"{name} has no records")

@@ -9,11 +9,12 @@ import json
 import lzma
 import sys
 import tarfile
+import tracemalloc
 
 import pytest
 
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.sources import python_docs
+from slm_jax.data.sources import file_source, files, python_docs
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
@@ -229,6 +230,85 @@ def test_parquet(tmp_path):
         local(tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_parquet_with_text_that_is_not_utf8(tmp_path, pack):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    raw = pyarrow.array([b"caf\xe9" if i in (1, 1500) else b"text %d" % i for i in range(2000)])
+    table = pyarrow.table({"text": raw.view(pyarrow.string()), "n": list(range(2000))})
+    parquet.write_table(table, tmp_path / "bad")
+    path = tmp_path / ("a.parquet.gz" if pack is gzip.compress else "a.parquet")
+    path.write_bytes(pack((tmp_path / "bad").read_bytes()))
+    items = list(source(path).read())
+    assert [item.text for item in items if isinstance(item, Document)] == [
+        f"text {i}" for i in range(2000) if i not in (1, 1500)
+    ]
+    assert [item for item in items if isinstance(item, InvalidRow)] == [
+        InvalidRow("column text is not UTF-8", f"{path} row {number}") for number in (2, 1501)
+    ]
+    replaced = local(path, encoding_errors="replace")
+    assert len(replaced) == 2000
+    assert (replaced[1], replaced[1500]) == ("caf\ufffd", "caf\ufffd")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_lines_that_are_not_utf8(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b'{"text": "one"}\n{"text": "caf\xe9"}\n{"text": "two"}\n')
+    assert [item for item in source(path).read() if isinstance(item, InvalidRow)] == [
+        InvalidRow("a line is not UTF-8", f"{path} line 2")
+    ]
+    assert local(path) == ["one", "two"]
+    assert local(path, encoding_errors="replace") == ["one", "caf\ufffd", "two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[\n  {"text": "a"},\n  {"text": "b"},\n]\n', "line 3: a comma stands before a closing ]: remove it"),
+        ('{\n  "text": "a",\n}\n', "line 2: a comma stands before a closing }: remove it"),
+        ('[{"text": "a"} {"text": "b"}]', "line 1, column 16: Expecting ',' delimiter"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ('[{"text": "caf\udce9"}]', "byte 0xe9 at offset 14 is not UTF-8"),
+    ],
+)
+def test_damaged_json_file_is_refused_with_its_first_error(tmp_path, text, problem):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as error:
+        local(path)
+    assert str(error.value) == f"{path} is not valid JSON ({problem})"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_decompression_is_bounded(tmp_path, suffix, monkeypatch):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(suffix) or pytest.importorskip("zstandard").compress
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(pack(b"a" * 50_000_000))
+    assert len(local(path)[0]) == 50_000_000  # small enough not to matter
+    monkeypatch.setattr(files, "_ALWAYS_ALLOWED", 1 << 20)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=rf"a\.txt{suffix} decompresses to more than 300 times its size.*: .*unpack it"):
+        local(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000_000
+    monkeypatch.setattr(file_source, "MAX_DOCUMENT", 1000)
+    (tmp_path / "b.txt").write_text("line\n" * 300)
+    with pytest.raises(UserError, match=r"b\.txt has a document of more than .* GB, which is read as a whole"):
+        local(tmp_path / "b.txt")
+
+
+def test_separators_among_text_are_warned_about(tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_text("One.<|endoftext|>Two.\nThree.\n<|endoftext|>\nFour.<|endoftext|>\n")
+    texts = source(path)
+    for _ in range(2):
+        assert len(list(texts.read())) == 2
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: <|endoftext|> stands 2 times among other text, where it does not end")
+
+
 def test_invalid_rows_are_reported_with_their_location(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n{"text": 3}\n\n{"body": "x"}\n[1]\nnonsense\n{"text": null}\n{"text": "too"}\n')
@@ -247,9 +327,9 @@ def test_reading_resumes_at_any_position(tmp_path):
     write_rows(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree\n")
     write_rows(tmp_path / "c.jsonl.gz", ROWS[:3])
-    files = source(tmp_path)
-    assert len(list(files.read())) == 13
-    for each in (files, PythonDocs()):
+    local_files = source(tmp_path)
+    assert len(list(local_files.read())) == 13
+    for each in (local_files, PythonDocs()):
         reader = each.read()
         beginning = list(itertools.islice(each.read(), 20))  # all of the files
         for done, _ in zip(range(1, 15), reader, strict=False):

@@ -185,6 +185,7 @@ def test_invalid_tasks_raise_before_anything_is_measured(tasks, message):
     [
         ('{"text": "A b"}\n{"other": 1}\n', r"bad.jsonl line 2: column text is missing \(columns: other\)"),
         ("[1]\n", "line 1: a record is not an object"),
+        ('{"text": null}\n', r"bad.jsonl line 1: column text is empty \(null\) \(columns: text\)"),
         ("\n", "bad.jsonl has no records"),
         ('{"text": "Word"}\n', "only one word"),
         ('{"text": 5}\n', "record 1: text is not text: 5"),

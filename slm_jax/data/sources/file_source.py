@@ -1,22 +1,28 @@
 """Documents in local files: text, JSON Lines and Parquet, also compressed."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.files import (
+    MAX_DOCUMENT,
     ROW_FORMATS,
     describe_files,
     file_errors,
     file_format,
     find_files,
     open_text,
-    parquet_columns,
-    read_rows,
+    read_lines,
+    too_long_error,
 )
+from slm_jax.data.sources.row_files import parquet_columns, read_rows
 from slm_jax.data.sources.rows import RowMapper
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
+
+logger = logging.getLogger(__name__)
 
 
 class FileSource:
@@ -55,6 +61,7 @@ class FileSource:
         self.per_line = per_line
         self.encoding_errors = encoding_errors
         self.remedy = remedy
+        self._warned = False
 
     def describe(self) -> Any:
         """Return paths, sizes and times of modification of the files."""
@@ -78,7 +85,7 @@ class FileSource:
             return
         if kind == ".parquet":
             self._check_columns(path)
-        for row in read_rows(path):
+        for row in read_rows(path, self.encoding_errors):
             yield row if isinstance(row, InvalidRow) else self.mapper.to_document(row)
 
     def _check_columns(self, path: Path) -> None:
@@ -93,13 +100,16 @@ class FileSource:
     def _texts(self, path: Path) -> Iterator[str]:
         """Yield the documents of a text file, decoded one at a time."""
         separator = self.separator.encode()
+        inline = 0  # separators among other text
         lines: list[bytes] = []  # of the current document
         document_offset = 0  # bytes before the document
         document_line = 0  # lines before the document
         offset = 0  # bytes read
         with open_text(path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(read_lines(file, path), start=1):
                 is_separator = bool(separator) and line.strip() == separator
+                if separator and not is_separator:
+                    inline += line.count(separator)
                 if self.per_line:
                     yield self._decode(line.rstrip(b"\r\n"), path, document_offset, document_line)
                 elif is_separator:
@@ -107,12 +117,29 @@ class FileSource:
                 else:
                     lines.append(line)
                 offset += len(line)
+                if offset - document_offset > MAX_DOCUMENT:
+                    raise too_long_error(path)
                 if self.per_line or is_separator:
                     lines = []
                     document_offset = offset
                     document_line = number
         if lines:
             yield self._decode(b"".join(lines), path, document_offset, document_line)
+        if inline:
+            self._warn_of_inline_separators(path, inline)
+
+    def _warn_of_inline_separators(self, path: Path, count: int) -> None:
+        """Warn once: a source is read several times."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: %s stands %s among other text, where it does not end a document: put each on a line of its own, "
+                "as in sed 's/%s/\\n&\\n/g' OLD > NEW",
+                path,
+                self.separator,
+                plural(count, "time"),
+                self.separator,
+            )
 
     def _decode(self, data: bytes, path: Path, offset: int, lines: int) -> str:
         """Return the text of a document; a byte order mark at the beginning of the file is dropped.

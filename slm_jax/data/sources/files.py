@@ -1,11 +1,10 @@
-"""Find local files, decompress them, and read the rows of JSON, JSON Lines and Parquet files."""
+"""Find local files, and open them: decompressed, and checked to be text."""
 
 import contextlib
+import functools
 import glob
 import gzip
-import importlib
 import io
-import json
 import lzma
 import os
 import sys
@@ -14,9 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.optional import import_optional
-from slm_jax.data.sources.rows import Row
 from slm_jax.data.sources.sniffing import HEAD_SIZE, describe_binary
 from slm_jax.utils.errors import UserError
 
@@ -24,9 +21,12 @@ ROW_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst")
 _IN_FOLDERS = (".txt", ".md", ".rst", *ROW_FORMATS)  # read from a folder; other files must be named
 
-_ROWS_AT_ONCE = 1000  # rows of a Parquet file that are converted to Python objects together
-_ZST_READ = 1 << 17  # bytes of a .zst file that are read at once
-_ZST_BUFFER = 1 << 20  # bytes
+MAX_DOCUMENT = 2 << 30  # bytes; a longer text or line is refused before it is read as a whole
+MAX_EXPANSION = 300  # a compressed file may have so many times its size; text has about 3 to 10 times
+_ALWAYS_ALLOWED = 64 << 20  # bytes of a decompressed file that are not compared with its compressed size
+
+_ZST_READ = 1 << 10  # bytes of a .zst file that are decompressed together, to at most 32 MB
+_BUFFER = 1 << 20  # bytes that are decompressed together
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -99,6 +99,11 @@ def _compression(path: Path) -> str:
     return suffix if suffix in COMPRESSED else ""
 
 
+def is_compressed(path: Path) -> bool:
+    """Return whether a file has the suffix of a compression."""
+    return bool(_compression(path))
+
+
 def describe_files(files: Iterable[Path]) -> Any:
     """Return [path, bytes, time of modification in ns] of each file."""
     states = [(str(path.absolute()), path.stat()) for path in files]
@@ -123,86 +128,6 @@ def _decompression_errors() -> tuple[type[Exception], ...]:
     return (*errors, zstandard.ZstdError) if zstandard else errors
 
 
-def read_rows(path: Path) -> Iterator[Row | InvalidRow]:
-    """Yield the rows of a JSON, JSON Lines or Parquet file, which may be compressed.
-
-    A `.json` file holds a list of rows, a single row, or one row per line.
-
-    Args:
-        path: A file whose `file_format` is one of `ROW_FORMATS`.
-
-    Yields:
-        Rows in the order of the file; an InvalidRow for a line that is not valid JSON.
-
-    Raises:
-        UserError: The file is damaged, binary or cannot be read, or the library for its format is not installed.
-    """
-    kind = file_format(path)
-    with file_errors(path):
-        if kind == ".parquet":
-            yield from _parquet_rows(path)
-        elif kind == ".json":
-            yield from _json_rows(path)
-        else:
-            with open_text(path) as file:
-                yield from _json_lines(file, path)
-
-
-def parquet_columns(path: Path) -> list[str]:
-    """Return the names of the columns of a Parquet file.
-
-    Raises:
-        UserError: The file is not valid Parquet or cannot be read, or pyarrow is not installed.
-    """
-    with file_errors(path), _parquet_file(path) as file:
-        return list(file.schema_arrow.names)
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    number = 0
-    with _parquet_file(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(value, f"{path} row {number}")
-
-
-@contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
-    pyarrow = import_optional("pyarrow", "reading Parquet")
-    parquet = importlib.import_module("pyarrow.parquet")
-    try:
-        yield parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a valid Parquet file: {error}") from None
-
-
-def _json_rows(path: Path) -> Iterator[Row | InvalidRow]:
-    with open_binary(path) as file:
-        data = file.read()
-    try:
-        rows = json.loads(data)
-    except ValueError:  # one object per line, as in .jsonl
-        _check_text(path, data[:HEAD_SIZE])
-        yield from _json_lines(data.splitlines(), path)
-        return
-    if not isinstance(rows, list):
-        rows = [rows]
-    for number, value in enumerate(rows, start=1):
-        yield Row(value, f"{path} row {number}")
-
-
-def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[Row | InvalidRow]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        location = f"{path} line {number}"
-        try:
-            yield Row(json.loads(line), location)
-        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-            yield InvalidRow("a line is not valid JSON", location)
-
-
 def open_text(path: Path) -> IO[bytes]:
     """Open a text file as `open_binary` does.
 
@@ -210,12 +135,16 @@ def open_text(path: Path) -> IO[bytes]:
         UserError: Its beginning is not UTF-8 text but UTF-16, an archive, or other binary data.
     """
     with open_binary(path) as file:
-        _check_text(path, file.read(HEAD_SIZE))
+        check_text(path, file.read(HEAD_SIZE))
     return open_binary(path)
 
 
-def _check_text(path: Path, head: bytes) -> None:
-    """Raise UserError if the beginning of a file is not UTF-8 text."""
+def check_text(path: Path, head: bytes) -> None:
+    """Check the beginning of a file.
+
+    Raises:
+        UserError: It is not UTF-8 text.
+    """
     if found := describe_binary(head):
         name, remedy = found
         content = " once decompressed" if _compression(path) else ""
@@ -223,15 +152,68 @@ def _check_text(path: Path, head: bytes) -> None:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressed according to its suffix (.gz, .xz, .zst)."""
+    """Open a file for reading, decompressed according to its suffix (.gz, .xz, .zst).
+
+    Reading raises UserError where a compressed file has more than `MAX_EXPANSION` times its size: a megabyte can stand
+    for a gigabyte of equal bytes, which would fill the memory.
+    """
     compression = _compression(path)
+    if not compression:
+        return path.open("rb")
+    file: Any
     if compression == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    if compression == ".zst":
-        return io.BufferedReader(_ZstFile(path), _ZST_BUFFER)
-    return path.open("rb")
+        file = gzip.open(path, "rb")  # noqa: SIM115  closed by the reader
+    elif compression == ".xz":
+        file = lzma.open(path, "rb")  # noqa: SIM115
+    else:
+        file = _ZstFile(path)
+    return io.BufferedReader(_BoundedFile(file, path), _BUFFER)
+
+
+def read_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, with their ends.
+
+    Raises:
+        UserError: A line has more than `MAX_DOCUMENT` bytes.
+    """
+    for line in iter(functools.partial(file.readline, MAX_DOCUMENT + 1), b""):
+        if len(line) > MAX_DOCUMENT:
+            raise too_long_error(path)
+        yield line
+
+
+def too_long_error(path: Path) -> UserError:
+    """Return the error for a line or a document of more than `MAX_DOCUMENT` bytes."""
+    return UserError(
+        f"{path} has a document of more than {MAX_DOCUMENT / 1e9:.1f} GB, which is read as a whole: divide it into "
+        "files, by lines with the text of --data.separator, or with --data.document line"
+    )
+
+
+class _BoundedFile(io.RawIOBase):
+    """A decompressed file that ends with an error where it is too large for its compressed size."""
+
+    def __init__(self, file: Any, path: Path):
+        self._file = file
+        self._path = path
+        self._remaining = max(_ALWAYS_ALLOWED, MAX_EXPANSION * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._file.readinto(buffer)
+        self._remaining -= count
+        if self._remaining < 0:
+            raise UserError(
+                f"{self._path} decompresses to more than {MAX_EXPANSION} times its size, as files do that are made to "
+                "fill the memory: if its content is right, unpack it and name the result"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _ZstFile(io.RawIOBase):
