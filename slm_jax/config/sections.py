@@ -195,6 +195,11 @@ class DataConfig(Section):
         gt=0,
         lt=1,
     )
+    max_validation_characters: int = option(
+        20_000_000,
+        "Largest number of characters held out per source; later documents are trained on; 0: no limit.",
+        ge=0,
+    )
     mode: Literal["packed", "segmented", "padded"] = option(
         "packed",
         "packed: windows of full length across documents; segmented: the same, with attention within each document "

@@ -11,7 +11,8 @@ from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, open_corpus
-from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, make_plan
+from slm_jax.data.corpus.plan import make_plan
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.documents import Document, Source
 from slm_jax.data.sources.registry import make_sources
@@ -150,7 +151,12 @@ def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
 def _weighted_sources(config: Config) -> list[WeightedSource]:
     data = config.data
     options = CorpusOptions(
-        data.validation_fraction, data.deduplicate, data.max_documents, data.max_tokens, data.loss_on
+        data.validation_fraction,
+        data.deduplicate,
+        data.max_documents,
+        data.max_tokens,
+        data.loss_on,
+        data.max_validation_characters,
     )
     return [WeightedSource(source, weight, options) for source, weight in make_sources(data)]
 
@@ -196,8 +202,9 @@ def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
 def _training_texts(source: WeightedSource) -> Iterator[str]:
     """Yield the training texts of a source's sample."""
     sample = source.read_sample()
-    fraction = source.options.validation_fraction
-    assigner = SplitAssigner(make_plan(sample, fraction), fraction)
+    options = source.options
+    plan = make_plan(sample, options.validation_fraction)
+    assigner = SplitAssigner(plan, max_held_out=options.max_validation_characters)
     counts = SourceCounts()
     for document in sample:
         for text in assigner.assign(document, counts):
@@ -218,6 +225,13 @@ def _cached_corpus(config: Config, source: WeightedSource, tokenizer: HybridToke
             except UserError as error:
                 logger.warning("%s: building it again", str(error).partition(": remove")[0])
                 cache.remove_folder(entry)
+        for earlier in cache.earlier_entries(entry, source.source.describe(), FORMAT):
+            logger.info(
+                "note: %s was prepared by an earlier version, which cut documents into parts for the held-out split: "
+                "preparing it again, with whole documents. %s may be removed",
+                name,
+                earlier,
+            )
         build_corpus(entry, source.source, tokenizer, source.options, source.sample, config.data.workers)
     return entry
 
@@ -262,7 +276,13 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
             rate = train["bytes"] / train["tokens"]
             text = f"{text_size(train['bytes'])} to train on ({size}, {rate:.2f} bytes per token)"
         yield f"{name}{text}, {text_size(manifest['validation']['bytes'])} held out"
+        if counts.cut:
+            yield (
+                f"{name}note: there are too few documents to hold out whole ones: the beginning of "
+                f"{plural(counts.cut, 'document')} is held out, and {plural(counts.gaps, 'character')} after it are "
+                "not used"
+            )
         if counts.duplicates:
-            yield f"{name}{plural(counts.duplicates, 'exact duplicate')} left out"
+            yield f"{name}{plural(counts.duplicates, 'duplicate')} left out"
         if counts.invalid:
             yield f"{name}{counts.invalid_text()}"

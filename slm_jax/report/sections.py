@@ -16,6 +16,7 @@ from slm_jax.report.escaping import SafeHtml, escape_text
 from slm_jax.report.run_data import ReportData, RunData
 from slm_jax.run.metrics import Row
 from slm_jax.run.samples import Sample
+from slm_jax.utils.formatting import plural
 
 _MAX_SAMPLES = 12  # steps whose samples are shown
 _MAX_CALLS = 20  # entries of environment.json that are listed
@@ -134,8 +135,14 @@ def data_section(data: ReportData) -> SafeHtml:
                 cells += [f"{split['documents']:,}", f"{split['tokens']:,}", f"{split['bytes'] / 1e6:,.2f}"]
             rows.append(cells)
             counts = SourceCounts.from_json(manifest["counts"])
+            if counts.cut:
+                remarks.append(
+                    f"{name}: there are too few documents to hold out whole ones: the beginning of "
+                    f"{plural(counts.cut, 'document')} is held out, and {plural(counts.gaps, 'character')} after it "
+                    "are not used."
+                )
             if counts.duplicates:
-                remarks.append(f"{name}: {counts.duplicates:,} exact duplicates were removed.")
+                remarks.append(f"{name}: {counts.duplicates:,} duplicates were removed.")
             if counts.invalid:
                 remarks.append(f"{name}: {counts.invalid_text()}.")
             if manifest["train"]["prompts"]:

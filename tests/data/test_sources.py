@@ -11,15 +11,17 @@ import sys
 import tarfile
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.sources import file_source, files, python_docs
+from slm_jax.data.sources import file_source, files, python_docs, python_qa
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.registry import make_source, make_sources, parse_weight
 from slm_jax.data.sources.rows import Row, RowMapper
+from slm_jax.data.sources.similar import similar_groups
 from slm_jax.utils.errors import UserError
 
 with contextlib.suppress(ImportError):
@@ -375,3 +377,38 @@ def test_weights_of_a_mixture():
         parse_weight("python-docs=0")
     with pytest.raises(UserError, match=r"python-qa with weight 1e-08 of 1 would get fewer than one in 1,000,000 rows"):
         make_sources(DataConfig(mix=("python-docs=1", "python-qa=1e-8")))
+
+
+def test_similar_texts_are_grouped_as_by_a_comparison_of_all_pairs():
+    """The naive twin compares all windows of all pairs of texts."""
+    random = np.random.default_rng(1)
+    words = [f"word{i}" for i in range(5000)]
+    for _ in range(20):
+        texts = [" ".join(random.choice(words, random.integers(5, 120))) for _ in range(12)]
+        for _ in range(8):  # copy a passage into another text
+            a, b = random.integers(0, 12, 2)
+            start, size = random.integers(0, 500), random.integers(0, 400)
+            texts[b] += "\n  " + texts[a][start : start + size].replace(" ", "\n ")
+        plain = [" ".join(text.split()) for text in texts]
+        windows = [{text[i : i + 50] for i in range(len(text) - 49)} for text in plain]
+        group = list(range(12))
+        for a, b in itertools.permutations(range(12), 2):
+            covered = {
+                i + k for i in range(len(plain[a]) - 49) if plain[a][i : i + 50] in windows[b] for k in range(50)
+            }
+            if len(covered) >= 200:
+                first, second = sorted((group[a], group[b]))
+                group = [first if each == second else each for each in group]
+        assert similar_groups(texts) == group
+    assert similar_groups([]) == []
+    assert similar_groups(["short", "short"]) == [0, 1]
+
+
+def test_python_docs_and_python_qa_hold_out_the_same_modules():
+    docs = {document.text: document.group for document in python_docs.PythonDocs().read()}
+    module_text = dict(named for named in python_docs._named_documents() if named[0])
+    assert docs[module_text["lzma"]] == docs[module_text["bz2"]] != docs[module_text["json"]]
+    groups = {document.text: document.group for document in python_qa.PythonQA().read()}
+    question = "Question: What does json.dumps do?\nAnswer: "
+    assert groups[question] == docs[module_text["json"]]
+    assert groups[question.replace("json.dumps", "bz2.open")] == docs[module_text["lzma"]]

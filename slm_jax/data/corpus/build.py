@@ -21,14 +21,8 @@ import numpy as np
 
 from slm_jax.data.corpus.corpus import FORMAT, SPLITS, checksum, shard_files
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.splitting import (
-    SourceCounts,
-    SourceSample,
-    SplitAssigner,
-    SplitPlan,
-    SplitText,
-    make_plan,
-)
+from slm_jax.data.corpus.plan import SplitPlan, make_plan
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, byte_table
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
 from slm_jax.utils.errors import UserError
@@ -55,6 +49,7 @@ class CorpusOptions:
     max_documents: int = 0
     max_tokens: int = 0
     loss_on: str = "response"
+    max_validation_characters: int = 0
 
 
 class TextGroup(NamedTuple):
@@ -264,7 +259,11 @@ def _resume_assigner(folder: Path, progress: BuildProgress, options: CorpusOptio
             digests[split] += np.load(folder / shard_files(split, number)[1])["digest"].tolist()
     train_digests = digests["train"] if options.deduplicate else ()
     return SplitAssigner(
-        progress.plan, options.validation_fraction, options.deduplicate, train_digests, digests["validation"]
+        progress.plan,
+        options.deduplicate,
+        options.max_validation_characters,
+        train_digests,
+        digests["validation"],
     )
 
 
@@ -322,9 +321,10 @@ class _ShardWriter:
         num_bytes = len(predicted_text.encode("utf-8", "surrogatepass"))
         rest = num_bytes - int(self._byte_table[predicted_ids].sum())
         split = text.split
-        self._ids[split] += [ids.astype(self._dtype), np.array([self._eos], self._dtype)]
+        end = np.array([self._eos] if text.ends else [], self._dtype)
+        self._ids[split] += [ids.astype(self._dtype), end]
         self._bytes[split] += num_bytes
-        self.tokens[split] += ids.size + 1
+        self.tokens[split] += ids.size + end.size
         self._documents[split].append((self.tokens[split], text.digest, num_bytes, prompt_size, rest, 0))
 
     def _write(self, group: TextGroup, done: bool) -> None:

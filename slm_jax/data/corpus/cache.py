@@ -80,6 +80,25 @@ def locked_entry(path: Path, content: str) -> Iterator[None]:
         yield
 
 
+def earlier_entries(entry: Path, source: Any, current: int) -> list[Path]:
+    """Return the corpora of a source in the cache that earlier versions made.
+
+    Args:
+        entry: Where the source's corpus of this version is or will be.
+        source: `Source.describe` of the source.
+        current: The format of this version.
+    """
+    found = []
+    for path in sorted(entry.parent.glob(f"{entry.name.rpartition('-')[0]}-*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["source"] == source and manifest["format"] < current:
+                found.append(path.parent)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged; not needed
+    return found
+
+
 def link_into_run(entry: Path, target: Path) -> None:
     """Put a corpus of the cache into a run's folder, completely or not at all.
 

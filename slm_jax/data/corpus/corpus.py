@@ -2,9 +2,9 @@
 
 A corpus folder holds `manifest.json`, the tokenizer, and numbered shards of the splits `train` and `validation`:
 `train-00000.tokens.npy` are the ids (uint16, or uint32 for more than 65,536) of its documents one after another, each
-followed by <EOS>; `train-00000.documents.npy` has an entry of DOCUMENT_DTYPE for each document. The folder appears
-under its name only when it is complete (see `build`). The folder of a mixture holds several corpora and a manifest that
-lists them with their weights.
+followed by <EOS> (unless it was cut for the split and its end is in the other one); `train-00000.documents.npy` has an
+entry of DOCUMENT_DTYPE for each document. The folder appears under its name only when it is complete (see `build`). The
+folder of a mixture holds several corpora and a manifest that lists them with their weights.
 """
 
 import hashlib
@@ -19,7 +19,10 @@ from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 has the same files, but long documents were cut into parts for the split. Corpora in runs are still read;
+# those in the cache are made again.
+READABLE = (2, FORMAT)
 SPLITS = ("train", "validation")
 # Bytes; the checksums of corpora up to this size are verified whenever they are opened, in a tenth of a second.
 _VERIFIED = 64 << 20
@@ -110,9 +113,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         number = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"manifest.json: {error}") from None
-    if number != FORMAT:
+    if number not in READABLE:
         raise UserError(
-            f"the corpus in {folder} has format {number}, this version reads {FORMAT}: "
+            f"the corpus in {folder} has format {number}, this version reads {' and '.join(map(str, READABLE))}: "
             "remove that folder to build it again"
         )
     return manifest
@@ -141,7 +144,7 @@ def open_corpus(folder: Path, tokenizer: HybridTokenizer, verify: bool | None = 
     checksums = [
         [shard["tokens_sha256"], shard["documents_sha256"]] for split in SPLITS for shard in manifest[split]["shards"]
     ]
-    fingerprint = _hash([FORMAT, manifest["tokenizer"], checksums])
+    fingerprint = _hash([manifest["format"], manifest["tokenizer"], checksums])
     part = MixturePart(train, 1.0, manifest["name"])
     return Corpus(train, validation, (part,), fingerprint, manifest["source"], (manifest,))
 

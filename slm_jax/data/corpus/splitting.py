@@ -1,9 +1,5 @@
-"""Assign documents to training or validation by a hash of their text, and drop exact duplicates.
+"""Read the sample of a source, assign its documents to training or validation by a plan, and drop duplicates."""
 
-The split of a text depends on nothing but the text, so that adding documents moves none from one split to the other.
-"""
-
-import hashlib
 import itertools
 import math
 from collections import Counter
@@ -11,56 +7,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
 
-# Characters; longer documents are cut into parts of this size, so that validation text can be taken from a few novels.
-_PART_SIZE = 10_000
-_MIN_PARTS = 20  # a text of fewer parts is cut into about this many
-_MAX_HASH = 2**64
 SAMPLE_SIZE = 50 << 20  # characters at the beginning of a source, on which decisions about all of it are based
+_MIN_DOCUMENTS = 20  # of the sample, if the source has as many
 _CHARACTERS_PER_TOKEN = 8  # more than a token stands for on average
 _MAX_INVALID = 1000  # invalid rows before the first document; then the source is reported instead of read to its end
 
 
 class SplitText(NamedTuple):
-    """A document, or a part of one, with its split.
+    """A document, or one of the two parts of one that is cut for the split, with its split.
 
     Attributes:
         text: See `Document.text`.
         response: See `Document.response`.
         split: The split.
-        digest: The first 8 bytes of the SHA-256 of text and response.
+        digest: The `document_digest` of the whole document.
+        ends: Whether the document ends here, with an <EOS>.
     """
 
     text: str
     response: str | None
     split: Split
     digest: int
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """Decisions about all of a source that are based on its sample.
-
-    Attributes:
-        part_size: Characters of the parts that long documents are cut into.
-        held_out: The digest of a text that is held out although it is above the fraction; None: not needed.
-        predefined: Whether the source assigns the splits itself.
-    """
-
-    part_size: int
-    held_out: int | None
-    predefined: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON value."""
-        return {"part": self.part_size, "held_out": self.held_out, "own": self.predefined}
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "SplitPlan":
-        """Return the plan of a value of `to_json`."""
-        return cls(saved["part"], saved["held_out"], saved["own"])
+    ends: bool = True
 
 
 @dataclass
@@ -69,10 +41,13 @@ class SourceCounts:
 
     Attributes:
         documents: Documents read, those that were dropped included.
-        duplicates: Texts that were dropped as exact duplicates.
+        duplicates: Documents that were dropped as duplicates: they differ in white space at most.
         empty: Documents without text.
         invalid: Invalid rows by reason.
         examples: The location of the first invalid row of each reason.
+        held_out: Characters that are held out.
+        cut: Documents that were cut for the split.
+        gaps: Characters between the parts of these, which are not used.
     """
 
     documents: int = 0
@@ -80,6 +55,9 @@ class SourceCounts:
     empty: int = 0
     invalid: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    held_out: int = 0
+    cut: int = 0
+    gaps: int = 0
 
     def add_invalid(self, row: InvalidRow) -> None:
         """Count an invalid row."""
@@ -94,13 +72,24 @@ class SourceCounts:
             "empty": self.empty,
             "bad": dict(self.invalid),
             "examples": dict(self.examples),
+            "held_out": self.held_out,
+            "cut": self.cut,
+            "gaps": self.gaps,
         }
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "SourceCounts":
-        """Return the counts of a value of `to_json`."""
-        invalid = Counter(saved["bad"])
-        return cls(saved["documents"], saved["repeats"], saved["empty"], invalid, dict(saved["examples"]))
+        """Return the counts of a value of `to_json`; format 2 of the corpus had no counts of the split."""
+        return cls(
+            documents=saved["documents"],
+            duplicates=saved["repeats"],
+            empty=saved["empty"],
+            invalid=Counter(saved["bad"]),
+            examples=dict(saved["examples"]),
+            held_out=saved.get("held_out", 0),
+            cut=saved.get("cut", 0),
+            gaps=saved.get("gaps", 0),
+        )
 
     def invalid_text(self) -> str:
         """Return a description of the invalid rows; empty if there are none."""
@@ -135,7 +124,7 @@ class SourceSample:
         self.items: list[Document | InvalidRow] = []
         self._rest = iter(reader)
         max_size = min(SAMPLE_SIZE, _CHARACTERS_PER_TOKEN * max_tokens) if max_tokens else SAMPLE_SIZE
-        max_number = 2 * max_documents + _MIN_PARTS if max_documents else math.inf
+        max_number = 2 * max_documents + _MIN_DOCUMENTS if max_documents else math.inf
         counts = SourceCounts()
         size = 0
         number = 0
@@ -169,107 +158,82 @@ def is_empty(document: Document) -> bool:
     return not predicted.strip()
 
 
-def make_plan(documents: list[Document], fraction: float) -> SplitPlan:
-    """Return the plan for a source.
-
-    Long documents are cut into parts, and a text of few parts into about 20 (adding text to such a small one can move
-    parts to the other split). If no hash of the sample is below the fraction, the lowest one is held out.
-
-    Args:
-        documents: The documents of the sample.
-        fraction: The fraction of the texts that is held out for validation.
-
-    Raises:
-        UserError: There is too little text for both splits.
-    """
-    if any(document.split for document in documents):
-        return SplitPlan(_PART_SIZE, None, predefined=True)
-    part_size = _PART_SIZE
-    if sum(1 for document in documents for _ in _parts(document, part_size)) < _MIN_PARTS:
-        # Of three large parts, holding out one would take a third of the text.
-        part_size = max(1, sum(len(document.text) for document in documents) // _MIN_PARTS)
-    digests = {_digest(part) for document in documents for part in _parts(document, part_size)}
-    if len(digests) < 2:
-        raise UserError("the text is too short to be split into training and validation: add more")
-    limit = fraction * _MAX_HASH
-    if all(digest < limit for digest in digests):
-        raise UserError("all of the text would be held out for validation: add more, or lower data.validation_fraction")
-    held_out = None if min(digests) < limit else min(digests)
-    return SplitPlan(part_size, held_out, predefined=False)
-
-
 class SplitAssigner:
-    """Assign texts to train or validation in arrival order, and drop duplicates."""
+    """Assign documents to train or validation in arrival order, and drop duplicates."""
 
     def __init__(
         self,
         plan: SplitPlan,
-        fraction: float,
         deduplicate: bool = True,
+        max_held_out: int = 0,
         train_digests: Iterable[int] = (),
         validation_digests: Iterable[int] = (),
     ):
-        """Start with no texts, or with those assigned before an interruption.
+        """Start with no documents, or with those assigned before an interruption.
 
         Args:
             plan: The plan of the source.
-            fraction: The fraction of the texts that is held out for validation.
-            deduplicate: Whether to drop duplicates of training texts; duplicates of validation texts always are.
-            train_digests: Digests of the training texts assigned before.
-            validation_digests: Digests of the validation texts assigned before.
+            deduplicate: Whether to drop duplicates of training documents; duplicates of held-out ones always are.
+            max_held_out: Characters that are held out at most, except by the source itself; 0: no limit.
+            train_digests: Digests of the training documents assigned before.
+            validation_digests: Digests of the held-out documents assigned before.
         """
         self._plan = plan
-        self._limit = fraction * _MAX_HASH
         self._deduplicate = deduplicate
+        self._max_held_out = max_held_out
         self._train = set(train_digests)
         self._validation = set(validation_digests)
 
-    def assign(self, document: Document, counts: SourceCounts) -> Iterator[SplitText]:
-        """Yield the texts of a document with their splits: none if it is empty or a duplicate, several if it is long.
+    def assign(self, document: Document, counts: SourceCounts) -> list[SplitText]:
+        """Return the text of a document with its split.
 
         Args:
             document: The next document of the source.
             counts: Statistics, which are updated.
+
+        Returns:
+            Nothing if the document is empty or a duplicate, two texts if it is cut for the split.
         """
         counts.documents += 1
         if is_empty(document):
             counts.empty += 1
-            return
-        for part in [document] if self._plan.predefined else _parts(document, self._plan.part_size):
-            digest = _digest(part)
-            # Validation text is never trained on, even where duplicates are kept.
-            if digest in self._validation or digest in self._train:
-                counts.duplicates += 1
-                continue
-            split: Split = part.split or ("validation" if self._is_held_out(digest) else "train")
-            if split == "validation":
+            return []
+        digest = document_digest(document)
+        # Validation text is never trained on, even where duplicates are kept.
+        if digest in self._validation or digest in self._train:
+            counts.duplicates += 1
+            return []
+        texts = self._cut(document, digest, counts) or [
+            SplitText(document.text, document.response, self._split(document, digest, counts), digest)
+        ]
+        for text in texts:
+            if text.split == "validation":
                 self._validation.add(digest)
+                counts.held_out += len(text.text) + len(text.response or "")
             elif self._deduplicate:
                 self._train.add(digest)
-            yield SplitText(part.text, part.response, split, digest)
+        return texts
 
-    def _is_held_out(self, digest: int) -> bool:
-        return digest < self._limit or digest == self._plan.held_out
+    def _split(self, document: Document, digest: int, counts: SourceCounts) -> Split:
+        if self._plan.predefined:
+            return document.split or "train"
+        is_held_out = self._plan.holds_out(split_digest(document) if document.group else digest)
+        # A group is never divided: it has text in common.
+        is_full = bool(self._max_held_out) and counts.held_out >= self._max_held_out and not document.group
+        return "validation" if is_held_out and not is_full else "train"
 
-
-def _parts(document: Document, size: int) -> Iterator[Document]:
-    """Yield a document in parts of about `size` characters; instructions are never cut.
-
-    Cuts are made after a line break, else after a space, else anywhere.
-    """
-    text = document.text
-    if document.response is not None or len(text) <= 1.5 * size:
-        yield document
-        return
-    start = 0
-    while len(text) - start > 1.5 * size:
-        limit = start + size
-        cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) + 1 or limit
-        yield Document(text[start:cut])
-        start = cut
-    yield Document(text[start:])
-
-
-def _digest(document: Document) -> int:
-    text = document.text + (document.response or "")
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    def _cut(self, document: Document, digest: int, counts: SourceCounts) -> list[SplitText]:
+        """Return the two parts of a document that is cut for the split; none if it stays whole."""
+        plan = self._plan
+        remaining = self._max_held_out - counts.held_out
+        if not plan.cut or not can_be_cut(document, plan.min_cut) or (self._max_held_out and remaining <= 0):
+            return []
+        parts = cut_document(document.text, plan.cut, remaining if self._max_held_out else 0)
+        if parts is None:
+            return []
+        counts.cut += 1
+        counts.gaps += len(document.text) - len(parts.held_out) - len(parts.rest)
+        return [
+            SplitText(parts.held_out, None, "validation", digest, ends=False),
+            SplitText(parts.rest, None, "train", digest),
+        ]

@@ -18,11 +18,14 @@ class Document(NamedTuple):
         text: The text; for an instruction, its prompt.
         response: For an instruction, the text that follows the prompt and is encoded separately; None otherwise.
         split: The split that the source itself assigns; None: the hash of the text decides.
+        group: A text that documents with common content share: its hash decides about the split of all of them, also
+            across sources; empty: each text decides for itself.
     """
 
     text: str
     response: str | None = None
     split: Split | None = None
+    group: str = ""
 
 
 class InvalidRow(NamedTuple):

@@ -10,10 +10,12 @@ import platform
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from slm_jax.data.sources.documents import CountingReader, Document
+from slm_jax.data.sources.similar import similar_groups
 from slm_jax.utils.errors import UserError
 
 # Folders without documentation: tests, vendored packages, and packages that vary between installations.
@@ -32,7 +34,11 @@ _MIN_MODULE = 200  # characters; the docstrings of a module that have fewer are 
 
 
 class PythonDocs:
-    """The documentation of Python as a `Source`."""
+    """The documentation of Python as a `Source`.
+
+    Some documents have passages in common (those of `bz2` and `lzma`, for example). They form groups, each of which is
+    either trained on or held out.
+    """
 
     name = "python-docs"
 
@@ -42,7 +48,11 @@ class PythonDocs:
 
     def read(self, position: Any = None) -> CountingReader:
         """Read from a position, the number of documents read before."""
-        return CountingReader(map(Document, documents()), position, platform.python_version())
+        return CountingReader(self._documents(), position, platform.python_version())
+
+    def _documents(self) -> Iterator[Document]:
+        for (_, text), first in zip(_named_documents(), _groups(), strict=True):
+            yield Document(text, group=_named_documents()[first][1])
 
 
 def documents() -> Iterator[str]:
@@ -51,17 +61,36 @@ def documents() -> Iterator[str]:
     Raises:
         UserError: This Python lacks the source files of its library (some frozen or stripped installations).
     """
+    return (text for _, text in _named_documents())
+
+
+def module_groups() -> dict[str, str]:
+    """Return the `Document.group` of each module that has a text."""
+    named = _named_documents()
+    return {name: named[first][1] for (name, _), first in zip(named, _groups(), strict=True) if name}
+
+
+@cache
+def _named_documents() -> tuple[tuple[str, str], ...]:
+    """Return (name of the module or empty, text) of all documents: parsing the library takes seconds."""
     library = Path(sysconfig.get_path("stdlib"))
     topics = library / "pydoc_data" / "topics.py"
     if not topics.is_file():
         raise UserError(
             f"this Python installation has no documentation ({topics} is missing): name text files with --data.files"
         )
-    yield from _topics(topics)
+    named = [("", text) for text in _topics(topics)]
     for name, tree in modules(library):
         text = _module_text(name, tree)
         if len(text) >= _MIN_MODULE:
-            yield text
+            named.append((name, text))
+    return tuple(named)
+
+
+@cache
+def _groups() -> list[int]:
+    """Return the index of the first document of each document's group."""
+    return similar_groups([text for _, text in _named_documents()])
 
 
 def modules(library: Path) -> Iterator[tuple[str, ast.Module]]:

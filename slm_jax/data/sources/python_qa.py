@@ -1,8 +1,8 @@
 """Questions and answers about the standard library: a small instruction set bundled with every Python installation.
 
 Each documented public module, class and function gives a question, and the first sentence of its docstring the answer.
-These sentences occur in `python-docs` as well: after training on that, held-out questions are new, but their answers
-have been seen.
+These sentences occur in `python-docs` as well. Both sources hold out the same modules, so that a held-out answer is not
+in training text of the other source, except where a module repeats a sentence of another one.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
-from slm_jax.data.sources.python_docs import modules
+from slm_jax.data.sources.python_docs import module_groups, modules
 from slm_jax.data.sources.rows import Row, RowMapper
 from slm_jax.utils.errors import UserError
 
@@ -49,8 +49,10 @@ class PythonQA:
         return CountingReader(self._documents(), position, platform.python_version())
 
     def _documents(self) -> Iterator[Document | InvalidRow]:
-        for number, row in enumerate(rows(), start=1):
-            yield self.mapper.to_document(Row(row, f"python-qa, row {number}"))
+        groups = module_groups()
+        for number, (module, row) in enumerate(_rows_of_modules(), start=1):
+            item = self.mapper.to_document(Row(row, f"python-qa, row {number}"))
+            yield item._replace(group=groups.get(module, module)) if isinstance(item, Document) else item
 
 
 def rows() -> Iterator[dict[str, str]]:
@@ -59,6 +61,11 @@ def rows() -> Iterator[dict[str, str]]:
     Raises:
         UserError: This Python lacks the source files of its library.
     """
+    return (row for _, row in _rows_of_modules())
+
+
+def _rows_of_modules() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (name of the module, row)."""
     library = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     for name, tree in modules(library):
@@ -68,7 +75,7 @@ def rows() -> Iterator[dict[str, str]]:
             answer = first_sentence(text)
             if answer and answer not in seen:
                 seen.add(answer)
-                yield {"instruction": question, "output": answer}
+                yield name, {"instruction": question, "output": answer}
     if not seen:
         raise UserError(
             f"this Python installation has no documentation (none in {library}): name text files with --data.files"
