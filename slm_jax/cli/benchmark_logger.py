@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.curriculum.benchmarks import default_file, measure, plot, table
 from slm_jax.run.directory import find_run
@@ -21,7 +22,7 @@ class Options:
     `python -m slm_jax.evaluate` measures more; `python -m slm_jax.report RUN RUN` compares runs.
     """
 
-    run: Annotated[str, Flag(metavar="PATH")] = ""
+    run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders())] = ""
     """Run directory; empty: the newest in runs/."""
     csv: Annotated[str, Flag(metavar="FILE")] = ""
     """CSV file; empty: benchmarks.csv in the run, or in its curriculum. Several runs may share one."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from slm_jax.checks.finding import FAIL, as_json, as_table, count
 from slm_jax.checks.run import DOCUMENTS, check
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.presets import read_toml
 from slm_jax.run.directory import find_run
@@ -23,7 +24,7 @@ class Options:
     Exit status: 0 all checks passed; 1 a check failed; 2 invalid usage.
     """
 
-    run: Annotated[str, Flag(metavar="PATH")] = ""
+    run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders(config=True))] = ""
     """Run directory; if it has a checkpoint, the trained weights are checked."""
     config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
     """Preset in configs/, or a TOML file, that has not been run yet; the options of the config override it."""

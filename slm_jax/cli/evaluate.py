@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
 
@@ -27,7 +28,9 @@ class Options:
 
     tasks: tuple[str, ...] = ()
     """Tasks to measure; `list` describes all. Default: heldout, blimp and lambada, as far as available."""
-    run: str = ""
+    run: Annotated[
+        str, Flag(metavar="PATH", bare=bare_words.run_folders(hint="--tasks heldout={} measures this text"))
+    ] = ""
     """The run directory; empty: the newest in runs/."""
     max_items: int = 0
     """Maximum number of records of each data set, a random subset with a fixed seed; 0: all."""

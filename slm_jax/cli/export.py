@@ -4,9 +4,10 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from slm_jax.cli.options import read_options
+from slm_jax.cli import bare_words
+from slm_jax.cli.options import Flag, read_options
 from slm_jax.huggingface.export import export
 from slm_jax.run.load import load_run
 from slm_jax.utils.errors import UserError
@@ -24,7 +25,7 @@ class Options:
 
     to: str
     """The folder to write; it must be empty or not exist."""
-    run: str = ""
+    run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders())] = ""
     """The run directory; empty: the newest in runs/."""
     average: int = 1
     """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""

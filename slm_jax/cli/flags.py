@@ -10,10 +10,11 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -37,6 +38,8 @@ class Flag:
     """The values are given without the flag's name."""
     repeated: bool = False
     """One value each time the flag is given."""
+    bare: Callable[[Sequence[str]], None] | None = None
+    """The values may also be given without the flag's name; the function refuses words that mean something else."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Option:
     def title(self) -> str:
         """Name as written on a command line."""
         return self.name if self.flag.positional else f"--{self.name}"
+
+    @property
+    def takes_bare_words(self) -> bool:
+        """True if its values may be given without its name."""
+        return self.flag.positional or self.flag.bare is not None
 
     def value(self, words: Sequence[str]) -> Any:
         """Convert the words of the command line.
@@ -228,41 +236,72 @@ def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
         UserError: An unknown option, or a wrong or missing value.
     """
     known = {option.name: option for option in options}
+    target = next((option for option in known.values() if option.takes_bare_words), None)
     parser = _Parser(add_help=False, allow_abbrev=False, usage="", argument_default=argparse.SUPPRESS)
     for option in known.values():
         if not option.flag.positional:
             nargs = "*" if option.is_list and not option.flag.repeated else "?"
             action = parser.add_argument(f"--{option.name}", dest=option.name, nargs=nargs, action=_Collect)
             typing.cast(_Collect, action).option = option
-    namespace, rest = parser.parse_known_args([_canonical(arg, known) for arg in args])
-    given = {name: known[name].value(words) for name, words in vars(namespace).items()}
-    rest = [arg for arg in rest if arg != "--"]
-    for option in known.values():
-        if option.flag.positional and not any(arg.startswith("-") and arg != "-" for arg in rest):
-            if rest:
-                given[option.name] = option.value(rest)
-            rest = []
-    if rest:
-        raise UserError(f"unknown: {' '.join(rest)} (--help lists the options)")
-    return given
+    end = args.index("--") if "--" in args else len(args)
+    namespace, bare = parser.parse_known_args(list(_canonical(args[:end], known, target is not None)))
+    if unknown := [word for word in bare if word.startswith("-") and word != "-"]:
+        raise UserError(f"unknown: {' '.join(unknown)} (--help lists the options)")
+    bare += args[end + 1 :]
+    words = dict(vars(namespace))
+    if bare and target is None:
+        raise UserError(f"unknown: {' '.join(bare)} (--help lists the options)")
+    if bare and target is not None:
+        words[target.name] = _with_bare_words(target, bare, words.get(target.name, []))
+    return {name: known[name].value(given) for name, given in words.items()}
 
 
-def _canonical(arg: str, known: dict[str, Option]) -> str:
-    """Return an argument with the name of its option as it is declared.
+def _with_bare_words(option: Option, bare: list[str], named: list[str]) -> list[str]:
+    """Return the words of an option that are given without its name, and after these the ones given with it.
 
     Raises:
-        UserError: It is an option that does not exist.
+        UserError: They mean something else, or are too many.
     """
-    if not arg.startswith("--") or arg == "--":
-        return arg
+    if option.flag.bare is not None:
+        option.flag.bare(bare)
+    words = [*bare, *named]
+    if len(words) > 1 and not option.is_list:
+        raise UserError(f"{' '.join(words)}: {option.title} takes one value, not {len(words)}")
+    return words
+
+
+def _canonical(args: Sequence[str], known: dict[str, Option], takes_bare_words: bool) -> Iterator[str]:
+    """Yield the arguments with the names of the options as they are declared.
+
+    Raises:
+        UserError: An option does not exist.
+    """
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        if not arg.startswith("--"):
+            yield arg
+            continue
+        name, equals, value = _option_of(arg, known)
+        is_bool = known[name].type is bool
+        if is_bool and not equals and takes_bare_words and following not in _BOOLEANS:
+            yield f"--{name}=True"  # what follows is no value of it
+        else:
+            yield f"--{name}{equals}{value}"
+
+
+def _option_of(arg: str, known: dict[str, Option]) -> tuple[str, str, str]:
+    """Return the name of an option as it is declared, "=" if its value follows in the same argument, and the value.
+
+    Raises:
+        UserError: The option does not exist.
+    """
     given, equals, value = arg[2:].partition("=")
     name = given.replace("-", "_")
     option = known.get(name)
     if option is not None and not option.flag.positional:
-        return f"--{name}{equals}{value}"
+        return name, equals, value
     positive = known.get(name.removeprefix("no_"))
     if positive is not None and positive.type is bool and not equals and not positive.is_config:
-        return f"--{positive.name}=False"
+        return positive.name, "=", "False"
     hint = f", perhaps you meant --{near}" if (near := nearest_name(name, list(known))) else ""
     where = "--help all lists every option" if any(each.is_config for each in known.values()) else "see --help"
     raise UserError(f"unknown option --{given}{hint} ({where})")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.generation.decode import NO_TOKEN, encode_prompt, generate_ids, stream, suppressed_ids
 from slm_jax.generation.sampling import Sampling
@@ -25,9 +26,12 @@ _EMPTY = "(the model ended the text immediately)"
 
 @dataclass(frozen=True)
 class Options:
-    """Continue texts with the model of a run."""
+    """Continue texts with the model of a run.
 
-    prompt: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
+    python -m slm_jax.generate 'Once upon a time'
+    """
+
+    prompt: Annotated[tuple[str, ...], Flag(metavar="TEXT", repeated=True, bare=bare_words.prompts)] = ()
     """A text to continue (may be repeated); `-`: standard input, without a final newline; "": a new document."""
     prompts: str = ""
     """A file of prompts, one per line (UTF-8)."""

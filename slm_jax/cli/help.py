@@ -33,13 +33,14 @@ def help_text(description: str, prog: str, options: Sequence[Option], topic: str
     """
     own = [option for option in options if not option.is_config]
     config = [option for option in options if option.is_config]
-    sections = list(Sections.model_fields) if config else []
+    shown = {option.group for option in config}
+    sections = [name for name in Sections.model_fields if name in shown]
     if topic and topic not in (*sections, "all"):
         hint = f", perhaps you meant {near}" if (near := nearest_name(topic, [*sections, "all"])) else ""
         raise UserError(f"--help {topic}: there is no such section{hint} ({', '.join([*sections, 'all'])})")
     if topic in sections:
         return "\n".join(_section(topic, config))
-    lines = [wrapped(description), "", *_usage(prog, own, bool(config))]
+    lines = [wrapped(description), "", *_usage(prog, options)]
     for group in dict.fromkeys(option.group for option in own):
         lines += ["", wrapped(group or "Options:")]
         lines += [line for option in own if option.group == group for line in _lines(option)]
@@ -55,10 +56,13 @@ def help_text(description: str, prog: str, options: Sequence[Option], topic: str
     return "\n".join(lines)
 
 
-def _usage(prog: str, own: Sequence[Option], has_config: bool) -> Iterator[str]:
-    words = [f"{option.title} {metavar(option)}" for option in own if option.default is dataclasses.MISSING]
-    words += ["[--option value …]"] if own or has_config else []
-    words += [f"[{metavar(option)}]" for option in own if option.flag.positional]
+def _usage(prog: str, options: Sequence[Option]) -> Iterator[str]:
+    words = [f"{option.title} {metavar(option)}" for option in options if option.default is dataclasses.MISSING]
+    words += ["[--option value …]"] if options else []
+    for option in options:
+        if option.takes_bare_words:
+            several = " …" if option.flag.repeated else ""
+            words.append(f"[{metavar(option)}{several}]")
     yield f"Usage: {' '.join([prog, *words])}"
 
 

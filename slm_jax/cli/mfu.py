@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.presets import read_toml
-from slm_jax.run.directory import Run
+from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Options:
 
     config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
     """Preset in configs/, or a TOML file; the options of the config override it."""
-    run: Annotated[str, Flag(metavar="PATH")] = ""
+    run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders(config=True))] = ""
     """Use the config and the tokenizer of this run."""
     steps: Annotated[int, Flag(metavar="N")] = 10
     """Timed steps."""
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> "Report":
         raise UserError(f"--steps {options.steps}: should be a whole number, 1 or more")
     base = None
     if options.run:
-        run = Run(Path(options.run))
+        run = find_run(options.run)
         base = read_toml(run.config)
         base["tokenizer"] = {**base.get("tokenizer", {}), "path": str(run.tokenizer)}
     config = make_config(overrides, options.config, base)

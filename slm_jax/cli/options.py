@@ -7,10 +7,11 @@ file and a command line get the same messages, all at once.
 import inspect
 import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.flags import Flag, Option, build, command_options, config_options, parse
 from slm_jax.cli.help import help_text, wrapped
 from slm_jax.config.presets import read_preset, read_toml
@@ -74,6 +75,8 @@ def read_options_and_config(
     prog: str,
     description: str = "",
     preset: str = "quickstart",
+    files: bool = False,
+    used: tuple[str, ...] = ("",),
 ) -> tuple[Options, Tree]:
     """Parse the command line of a command that takes every option of the config as well.
 
@@ -83,6 +86,9 @@ def read_options_and_config(
         prog: The command, named in the help.
         description: Description in the help; empty: the docstring of `kind`.
         preset: Preset whose values the help shows as defaults if the command line names none; empty: no preset.
+        files: Words without the name of an option are values of `data.files`.
+        used: How the names of the config's options begin that the command uses. The help lists only these; the others
+            are accepted, so that the command line of a run can be given.
 
     Returns:
         The command's own options, and the given options of the config by dotted name.
@@ -92,13 +98,19 @@ def read_options_and_config(
     """
     args = list(sys.argv[1:] if args is None else args)
     own = list(command_options(kind))
-    _show_help(
-        args, description or inspect.getdoc(kind) or "", prog, [*own, *config_options(_shown_preset(args, preset))]
-    )
-    given = parse([*own, *config_options({})], args)
+    listed = [option for option in config_options(_shown_preset(args, preset)) if option.name.startswith(used)]
+    _show_help(args, description or inspect.getdoc(kind) or "", prog, [*own, *_with_files(listed, files)])
+    given = parse([*own, *_with_files(config_options({}), files)], args)
     names = {option.name for option in own}
     overrides = {name: value for name, value in given.items() if name not in names}
     return build(kind, own, given), overrides
+
+
+def _with_files(options: Iterable[Option], files: bool) -> Iterator[Option]:
+    """Yield the options of the config; if `files`, `data.files` takes the words without the name of an option."""
+    for option in options:
+        is_files = files and option.name == "data.files"
+        yield replace(option, flag=Flag(metavar="FILE …", bare=bare_words.text_files)) if is_files else option
 
 
 def _show_help(args: Sequence[str], description: str, prog: str, options: Sequence[Option]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, nested, read_options_and_config
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.paths import CURRICULUM, RUNS
@@ -35,7 +36,7 @@ class Options:
     saved; 75 or 134 another process of the run was lost: run the same command again.
     """
 
-    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    config: Annotated[str, Flag(metavar="NAME|PATH", bare=bare_words.config_files)] = ""
     """Preset in configs/, or a TOML file with [[stages]]; the options of the config override it in all stages."""
     run: Annotated[str, Flag(metavar="PATH")] = ""
     """Folder of the curriculum (default: runs/NAME of the config); an existing one is resumed."""

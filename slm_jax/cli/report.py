@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.report import terminal
 from slm_jax.report.compare import comparison_html, default_path
@@ -25,7 +26,7 @@ class Options:
         python -m slm_jax.report runs/A runs/B        runs/comparison.html
     """
 
-    runs: Annotated[tuple[str, ...], Flag(positional=True)] = ()
+    runs: Annotated[tuple[str, ...], Flag(positional=True, bare=bare_words.run_folders())] = ()
     """Run directories; none: the newest in runs/."""
     run: str = ""
     """A run directory, as for the other commands."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process
@@ -33,7 +34,7 @@ class Options:
         python -m slm_jax.serve --run runs/A --run runs/B  two runs
     """
 
-    run: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
+    run: Annotated[tuple[str, ...], Flag(metavar="PATH", repeated=True, bare=bare_words.run_folders())] = ()
     """A run directory (may be repeated); none: the newest in runs/."""
     host: str = "127.0.0.1"
     """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, which api_key is required for."""

@@ -28,7 +28,7 @@ class Options:
 
     Without options: on the documentation bundled with Python, a few minutes on two CPU cores, no network.
 
-    On your own text: --data.files 'my/*.txt'
+        python -m slm_jax.train 'my/*.txt'     on your own text (FILE and --data.files are the same)
 
     Exit status: 0 done; 2 invalid usage or data; 130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP,
     saved; 75 or 134 another process of the run was lost: run the same command again.
@@ -49,7 +49,7 @@ def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
     Raises:
         UserError: The command line or the config is invalid.
     """
-    return _config_and_run(*read_options_and_config(Options, args, PROG))
+    return _config_and_run(*read_options_and_config(Options, args, PROG, files=True))
 
 
 def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run]:
@@ -89,7 +89,7 @@ def _require_resumable(run: Run, base: dict[str, Any], overrides: dict[str, Any]
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
-    options, overrides = read_options_and_config(Options, args, PROG)
+    options, overrides = read_options_and_config(Options, args, PROG, files=True)
     config, run = _config_and_run(options, overrides)
     from slm_jax.utils.process import tune_process
 

@@ -44,6 +44,14 @@ class Example:
     inner: Inner = INNER
 
 
+@dataclass(frozen=True)
+class Switch:
+    """Take no words."""
+
+    every: bool = False
+    """Do everything."""
+
+
 def read(*args):
     return read_options(Example, args, "example")
 
@@ -57,6 +65,8 @@ def test_values_of_every_kind():
     )
     assert read("--all", "false").every is read("--no-all").every is False
     assert read("--run", "-", "--run", "").run == ("-", "")
+    assert read("--all", "maybe") == Example(every=True, files=("maybe",))  # no value of --all
+    assert read("x", "--", "--all", "-y").files == ("x", "--all", "-y")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,6 @@ def test_values_of_every_kind():
         (["--run"], "--run needs a value"),
         (["--rate", "fast"], "--rate fast: should be a number"),
         (["--format", "xml"], "--format xml: should be one of 'text', 'json'"),
-        (["--all", "maybe"], "--all maybe: should be one of 'True', 'False'"),
         (["--max_items", "3", "--max-items=4"], "--max_items is given twice"),
         (["-x"], "unknown: -x (--help lists the options)"),
     ],
@@ -78,6 +87,13 @@ def test_values_of_every_kind():
 def test_messages_name_the_flag_the_value_and_the_remedy(args, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         read(*args)
+
+
+def test_a_truth_value_where_no_words_are_taken():
+    with pytest.raises(UserError, match=r"^--every maybe: should be one of 'True', 'False'$"):
+        read_options(Switch, ["--every", "maybe"], "switch")
+    with pytest.raises(UserError, match=r"^unknown: maybe "):
+        read_options(Switch, ["maybe"], "switch")
 
 
 def test_help_fits_the_terminal_and_lists_groups(capsys, monkeypatch):
