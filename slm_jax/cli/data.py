@@ -1,35 +1,70 @@
 """List sources, and prepare or inspect text: `python -m slm_jax.data list | prepare | inspect`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
-
-from slm_jax.cli.options import config_from_args, wrapped
+from slm_jax.cli import bare_words
+from slm_jax.cli.help import wrapped
+from slm_jax.cli.options import Flag, make_config, read_options_and_config
+from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
-from slm_jax.data.batches.modes import make_batches
-from slm_jax.data.corpus import cache
-from slm_jax.data.corpus.corpus import Corpus, open_corpus, read_manifest
-from slm_jax.data.load import load_tokenizer
-from slm_jax.data.prepare import describe_corpus, prepare_cached
-from slm_jax.data.sources.catalog import CATALOG
-from slm_jax.training.tokenizer import resolve_tokenizer
+from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.progress import show_log
 from tokenizer import HybridTokenizer
 
 HELP = """List the sources of text, and prepare text in the cache that all runs share.
 
-  list              the named sources, and the prepared text in the cache
-  prepare           make the tokenizer and the corpus for these options; a run then starts at once
-  inspect [FOLDER]  a corpus (or that of a run, or that of these options): sizes, checksums, padding, samples
+  list             the named sources, and the prepared text in the cache
+  prepare [FILE]   make the tokenizer and the corpus for these options; a run then starts at once
+  inspect [PATH]   sizes, checksums, padding and samples of a corpus: that of a run, of a folder, or of text files
 
---config NAME|PATH   preset in configs/ or a TOML file; every option of training overrides it"""
+python -m slm_jax.data COMMAND --help lists the options."""
 
-_SAMPLES = 3  # documents
-_SAMPLE_CHARACTERS = 240
+_SHAPES_CORPUS = ("data.", "tokenizer.", "init.from_")
+_SHAPES_BATCHES = ("train.batch_size", "train.sequence_length", "train.steps")
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List the named sources of text, and the prepared text in the cache."""
+
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file, which names the cache."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Make the tokenizer and the corpus for these options in the cache that all runs share.
+
+    A run with the same options then starts at once. Other options of training are accepted and have no effect.
+    """
+
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file; the options of the config override it."""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
+    """Use the config and the tokenizer of this run."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Show sizes, checksums, padding and samples of a corpus.
+
+        python -m slm_jax.data inspect runs/NAME      that of a run, in batches of its size
+        python -m slm_jax.data inspect my.txt         that of text files, which is prepared first
+
+    Without a path: that of these options. Other options of training are accepted and have no effect.
+    """
+
+    path: Annotated[tuple[str, ...], Flag(positional=True, metavar="PATH …")] = ()
+    """A run, the folder of a corpus (`data list` names those of the cache), or text files."""
+    config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
+    """Preset in configs/, or a TOML file; the options of the config override it."""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
+    """A run, as for the other commands."""
 
 
 def main() -> None:
@@ -39,102 +74,97 @@ def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(wrapped(HELP))
-    elif command == "list":
-        config = config_from_args(rest, "python -m slm_jax.data list", HELP)
-        print("\n".join(_list(cache.cache_folder(config.data.cache))))
-    elif command == "prepare":
-        config = config_from_args(rest, "python -m slm_jax.data prepare", HELP)
-        tokenizer, entries = prepare_cached(config, resolve_tokenizer(config))
-        for entry in entries:
-            print("\n".join([*describe_corpus(open_corpus(entry.folder, tokenizer)), str(entry.folder)]))
-    elif command == "inspect":
-        folder = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
-        config = config_from_args(rest, "python -m slm_jax.data inspect", HELP)
-        for path, tokenizer in _corpora(folder, config):
-            print("\n".join(_inspect(path, open_corpus(path, tokenizer, verify=True), tokenizer, config)))
+    elif command in _COMMANDS:
+        _COMMANDS[command](rest)
     else:
-        raise UserError(f"unknown command {command}: use list, prepare or inspect")
+        raise UserError(f"unknown command {command}: use {', '.join(_COMMANDS)}")
 
 
-def _list(folder: Path) -> Iterator[str]:
-    """Yield lines about the named sources and the corpora in the cache."""
-    yield "Sources (--data.source):"
-    yield f"  {'python-docs':12} the documentation bundled with this Python, 2.5 MB; no network"
-    yield f"  {'python-qa':12} 4,700 questions about its modules, classes and functions, 0.5 MB; no network"
-    yield f"  {'files':12} your own text, with --data.files"
-    for name, dataset in CATALOG.items():
-        yield f"  {name:12} {dataset.description} (hf:{dataset.repo})"
-    yield "  hf:OWNER/NAME[:CONFIG][:SPLIT]  any data set of the Hugging Face hub"
-    yield f"\nPrepared, in {folder}:"
-    manifests = sorted((folder / "corpora").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    for path in manifests:
-        try:
-            manifest = read_manifest(path.parent)
-        except UserError as error:
-            yield f"  {error}"
-            continue
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
-        train = manifest["train"]
-        yield (
-            f"  {manifest['name']}: {plural(train['tokens'], 'token')} of {text_size(train['bytes'])} to train on, "
-            f"{text_size(manifest['validation']['bytes'])} held out; {text_size(size)} in {path.parent.name}"
+def _list(args: Sequence[str]) -> None:
+    used = ("data.cache",)
+    options, overrides = read_options_and_config(ListOptions, args, "python -m slm_jax.data list", used=used)
+    if unused := [name for name in overrides if name not in used]:
+        raise UserError(f"unknown option --{unused[0]} (data list has no options but --data.cache and --config)")
+    config = make_config(overrides, options.config)
+    from slm_jax.data.corpus import cache
+    from slm_jax.data.inspection import describe_sources
+
+    print("\n".join(describe_sources(cache.cache_folder(config.data.cache))))
+
+
+def _prepare(args: Sequence[str]) -> None:
+    options, overrides = read_options_and_config(
+        PrepareOptions, args, "python -m slm_jax.data prepare", files=True, used=_SHAPES_CORPUS
+    )
+    run = find_run(options.run) if options.run else None
+    config = _config(options.config, overrides, run)
+    from slm_jax.data.corpus.corpus import open_corpus
+    from slm_jax.data.prepare import describe_corpus, prepare_cached
+    from slm_jax.training.tokenizer import resolve_tokenizer
+
+    saved = str(run.tokenizer) if run is not None and run.tokenizer.is_file() else ""
+    tokenizer, entries = prepare_cached(config, saved or resolve_tokenizer(config))
+    for entry in entries:
+        print("\n".join([*describe_corpus(open_corpus(entry.folder, tokenizer)), str(entry.folder)]))
+
+
+def _inspect(args: Sequence[str]) -> None:
+    options, overrides = read_options_and_config(
+        InspectOptions, args, "python -m slm_jax.data inspect", used=(*_SHAPES_CORPUS, *_SHAPES_BATCHES)
+    )
+    words = [*([options.run] if options.run else []), *options.path]
+    folder: Path | None = None
+    run: Run | None = None
+    if options.run or (len(words) == 1 and bare_words.is_run(words[0])):
+        if len(words) > 1:
+            raise UserError(f"{' '.join(words)}: inspect one run at a time")
+        run = find_run(words[0])
+        folder = run.corpus
+        if not folder.is_dir():
+            raise UserError(
+                f"{run.path} has no text (corpus/ is missing): python -m slm_jax.data prepare --run {run.path} makes it"
+            )
+    elif len(words) == 1 and (manifests := [path for path in _manifests(words[0]) if path.is_file()]):
+        folder = manifests[0].parent
+    elif len(words) == 1 and not bare_words.exists(words[0]) and not bare_words.is_glob(words[0]):
+        raise UserError(
+            f"there is no corpus in {words[0]}, nor text: python -m slm_jax.data list shows the prepared ones"
         )
-    for path in sorted((folder / "corpora").glob("*.partial")):
-        yield f"  {path.name}: incomplete; the command that started it resumes it"
-    if not manifests:
-        yield "  nothing yet"
+    elif words:
+        bare_words.text_files(words)
+        overrides["data.files"] = tuple(words)
+    config = _config(options.config, overrides, run)
+    from slm_jax.data.corpus.corpus import open_corpus
+    from slm_jax.data.inspection import inspect_corpus
+
+    for path, tokenizer in _corpora(folder, config):
+        print("\n".join(inspect_corpus(path, open_corpus(path, tokenizer, verify=True), tokenizer, config)))
+
+
+def _manifests(word: str) -> list[Path]:
+    """Return the files that make a path the folder of a corpus, or a run without its config."""
+    return [Path(word, *path) for path in (("manifest.json",), ("corpus", "manifest.json"))]
+
+
+def _config(preset: str, overrides: dict[str, Any], run: Run | None) -> Config:
+    return make_config(overrides, preset, read_toml(run.config) if run is not None else None)
 
 
 def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, HybridTokenizer]]:
-    """Yield (folder, tokenizer) of the corpora to inspect."""
+    """Yield (folder, tokenizer) of the corpora to inspect: those in a folder, or else those of a config."""
+    from slm_jax.data.corpus.corpus import read_manifest
+    from slm_jax.data.load import load_tokenizer
+    from slm_jax.data.prepare import prepare_cached
+    from slm_jax.training.tokenizer import resolve_tokenizer
+
     if folder is None:
         tokenizer, entries = prepare_cached(config, resolve_tokenizer(config))
         for entry in entries:
             yield entry.folder, tokenizer
         return
-    if (folder / "corpus").is_dir():  # the folder of a run
-        folder = folder / "corpus"
-    if not (folder / "manifest.json").is_file():
-        raise UserError(
-            f"there is no corpus in {folder} (no manifest.json): python -m slm_jax.data list shows the prepared ones"
-        )
     mixed = [folder / entry["folder"] for entry in read_manifest(folder).get("mix", ())]
     for path in mixed or [folder]:
         yield path, load_tokenizer(str(path / "tokenizer.hybtok"))
 
 
-def _inspect(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, config: Config) -> Iterator[str]:
-    """Yield lines about a corpus whose checksums were verified."""
-    manifest = corpus.manifests[0]
-    yield f"{manifest['name']} in {folder}"
-    yield f"  fingerprint {corpus.fingerprint[:16]}, tokenizer of {tokenizer.vocab_size} ids, all checksums match"
-    yield f"  options: {', '.join(f'{name} {value}' for name, value in manifest['options'].items())}"
-    for line in describe_corpus(corpus):
-        yield f"  {line}"
-    for name, stream in (("train", corpus.train), ("validation", corpus.validation)):
-        lengths = np.diff(stream.ends, prepend=0)
-        median, high = (int(np.quantile(lengths, q)) for q in (0.5, 0.95))
-        yield (
-            f"  {name}: {plural(stream.num_documents, 'document')} in {plural(len(stream.shards), 'shard')}; tokens "
-            f"per document: median {median:,}, 95th percentile {high:,}, longest {int(lengths.max()):,}"
-        )
-    for mode in ("packed", "padded"):
-        yield f"  {_mode_text(mode, corpus, config)}"
-    ends = corpus.train.ends
-    for number in np.linspace(0, corpus.train.num_documents - 1, _SAMPLES).astype(int):
-        start = int(ends[number - 1]) if number else 0
-        ids = corpus.train[start : min(int(ends[number]), start + _SAMPLE_CHARACTERS)]
-        yield f"  document {number:,}: {tokenizer.decode(ids.tolist())[:_SAMPLE_CHARACTERS]!r}"
-
-
-def _mode_text(mode: str, corpus: Corpus, config: Config) -> str:
-    """Return the summary of a corpus in batches of a mode, or why there are none."""
-    data = config.data.model_copy(update={"mode": mode})
-    try:
-        batches = make_batches(config.model_copy(update={"data": data}), corpus)
-    except UserError as error:
-        return f"{mode}: {error}"
-    size = f"{config.train.batch_size} x {config.train.sequence_length}"
-    return (
-        f"{mode} at {size}: {'; '.join([*batches.summary(config.train.steps), *batches.warnings(config.train.steps)])}"
-    )
+_COMMANDS = {"list": _list, "prepare": _prepare, "inspect": _inspect}
