@@ -1,4 +1,4 @@
-"""The command `python -m slm_jax.serve`: load runs, compile, and serve them over HTTP until a signal."""
+"""The command `python -m slm_jax.serve`: load runs and serve them over HTTP until a signal, compiling meanwhile."""
 
 import asyncio
 import contextlib
@@ -150,6 +150,13 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     check(options)
     api_key = read_key(options.api_key)
+    listening = _listen(options.host, options.port)  # a port in use is reported before anything is loaded
+    with listening:
+        _load_and_serve(options, listening, api_key)
+
+
+def _load_and_serve(options: Options, listening: socket.socket, api_key: str) -> None:
+    """Load the runs and serve them; connections that are opened earlier wait."""
     tune_process()
     from slm_jax.data.load import example_prompt
     from slm_jax.run.load import load_run
@@ -164,16 +171,15 @@ def main(args: Sequence[str] | None = None) -> None:
         context = options.context or loaded.context
         logger.info("%s: step %d, context of %d tokens, %s", name, loaded.step, context, loaded.run.path)
         engines[name] = Engine(loaded, options.slots, options.queue, options.rows, options.context, name)
-    for name, engine in engines.items():
-        seconds = engine.warm_up()
-        logger.info("%s: %d slots in blocks of %d; compiled in %.1f s", name, engine.slots, engine.block_slots, seconds)
     if not is_loopback(options.host):
         access = "with the API key" if api_key else "WITHOUT an API key"
         logger.warning("warning: listening on %s: the network can use this server %s", options.host, access)
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
-    app = Server(engines, limits).application(api_key, [options.host, *options.allow_host], options.max_body)
+    app = Server(engines, limits, warm_up=True).application(
+        api_key, [options.host, *options.allow_host], options.max_body
+    )
     name, engine = next(iter(engines.items()))
-    _serve(app, options, name, example_prompt(engine.run.run), bool(api_key))
+    _serve(app, options, listening, name, example_prompt(engine.run.run))
 
 
 def model_name(path: Path) -> str:
@@ -191,7 +197,7 @@ def _unique(name: str, taken: Collection[str]) -> str:
     return unique
 
 
-def _serve(app: Any, options: Options, model: str, prompt: str, keyed: bool) -> None:
+def _serve(app: Any, options: Options, listening: socket.socket, model: str, prompt: str) -> None:
     """Run the server until SIGINT or SIGTERM, after printing its address and an example request."""
     import uvicorn
 
@@ -214,12 +220,11 @@ def _serve(app: Any, options: Options, model: str, prompt: str, keyed: bool) -> 
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=65536,
     )
-    listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
     local = is_loopback(options.host) or options.host in ("0.0.0.0", "::")
     address = f"http://{'localhost' if local else options.host}:{port}"
     logger.info("\n%s/  (Ctrl-C stops)\n", address)
-    key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
     body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 40, "stream": True}, ensure_ascii=False)
     headers = f"-H 'Content-Type: application/json'{key}"
     logger.info("curl -N %s/v1/completions %s -d %s", address, headers, shlex.quote(body))

@@ -48,15 +48,17 @@ class Server:
         responses: Number of responses by HTTP status.
     """
 
-    def __init__(self, engines: dict[str, Engine], limits: Limits):
+    def __init__(self, engines: dict[str, Engine], limits: Limits, warm_up: bool = False):
         """Create the handlers; the engines are started and closed with the application.
 
         Args:
             engines: The engine of each model, by name; the first is the default model.
             limits: Limits of a request.
+            warm_up: Compile every program that requests will need, while requests are answered.
         """
         self.engines = engines
         self.limits = limits
+        self._warm_up = warm_up
         self.responses: dict[int, int] = {}
         self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
         self._inspection = Gate(1, _MAX_INSPECTIONS)
@@ -146,10 +148,17 @@ class Server:
         return response
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 while all engines run, else 503."""
+        """GET /health: 200 when all engines run and have compiled their programs, else 503.
+
+        Requests are answered while programs are compiled, but the first ones wait for them: a load balancer should
+        send them elsewhere.
+        """
         failed = [name for name, engine in self.engines.items() if engine.failure]
-        content = {"status": "failed" if failed else "ok", "failed": failed}
-        return AsciiJSONResponse(content, 503 if failed else 200)
+        progress = {name: engine.progress for name, engine in self.engines.items()}
+        starting = {name: each._asdict() for name, each in progress.items() if each.done < each.total}
+        status = "failed" if failed else "starting" if starting else "ok"
+        content = {"status": status, "failed": failed, **({"starting": starting} if starting else {})}
+        return AsciiJSONResponse(content, 200 if status == "ok" else 503)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: statistics for Prometheus."""
@@ -241,7 +250,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         for engine in self.engines.values():
-            engine.start()
+            engine.start(self._warm_up)
         try:
             yield
         finally:

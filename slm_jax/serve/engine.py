@@ -113,6 +113,13 @@ class Occupancy(NamedTuple):
     waiting: int
 
 
+class Progress(NamedTuple):
+    """Progress of the warm-up: number of its steps that are done, and of all; 0 of 0 without a warm-up."""
+
+    done: int
+    total: int
+
+
 @dataclass
 class _Prefill:
     """A prompt on its way into a slot."""
@@ -140,6 +147,28 @@ class _Block:
         return [(slot, request) for slot, request in enumerate(self.requests) if request is not None]
 
 
+class _WarmUp:
+    """State of the warm-up: its own block, and the prompts that are still to be served."""
+
+    def __init__(self, block: _Block, prompts: deque[tuple[int, bool]]):
+        self.block: _Block | None = block
+        self.prompts = prompts
+        self.total = len(prompts)
+        self.start = time.perf_counter()
+        self._last_log = self.start
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.total - len(self.prompts), self.total)
+
+    def log(self, name: str) -> None:
+        """Log the progress, at most once in some seconds."""
+        now = time.perf_counter()
+        if now - self._last_log > _LOG_SECONDS:
+            self._last_log = now
+            logger.info("%s: compiling %d of %d (%.0f s)", name, self.progress.done + 1, self.total, now - self.start)
+
+
 class Engine:
     """Continuous batching of one run's model.
 
@@ -164,7 +193,7 @@ class Engine:
         context: int = 0,
         name: str = "",
     ):
-        """Allocate the blocks; nothing is compiled for requests yet, see `warm_up`.
+        """Allocate the blocks; nothing is compiled for requests yet, see `start`.
 
         Args:
             run: The run to serve.
@@ -199,13 +228,26 @@ class Engine:
         self._lock = threading.Lock()
         self._unfinished = 0  # requests submitted and not finished
         self._closing = False
+        self._warm_up: _WarmUp | None = None
         self._thread = threading.Thread(target=self._serve, name=f"engine {self.name}", daemon=True)
 
     # Called from any thread.
 
-    def start(self) -> None:
-        """Start the engine's thread."""
+    def start(self, warm_up: bool = False) -> None:
+        """Start the engine's thread.
+
+        Args:
+            warm_up: Compile every program that requests will need, short prompts and texts first. Requests may be
+                submitted meanwhile: they are served between two programs.
+        """
+        if warm_up:
+            self._warm_up = _WarmUp(self._empty_block(), self._warm_up_prompts())
         self._thread.start()
+
+    @property
+    def progress(self) -> Progress:
+        """Progress of the warm-up."""
+        return self._warm_up.progress if self._warm_up else Progress(0, 0)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Accept all of the requests or none.
@@ -244,27 +286,6 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def warm_up(self) -> float:
-        """Compile every program that requests will need, by serving such requests; call it before `start`.
-
-        Returns:
-            The time it took, in seconds.
-        """
-        start = time.perf_counter()
-        last_log = start
-        # One prompt per chunk size and per block size, then one that shrinks the block to the smallest size.
-        lengths = {1, *(chunk + 1 for chunk in _CHUNKS[:-1]), *(max(c - MAX_STEPS, 1) for c in self._columns)}
-        jobs = [(length, logprobs) for length in [*sorted(lengths), 1] for logprobs in (False, True)]
-        for i, (length, logprobs) in enumerate(jobs):
-            if time.perf_counter() - last_log > _LOG_SECONDS:
-                last_log = time.perf_counter()
-                logger.info("%s: compiling %d of %d (%.0f s)", self.name, i + 1, len(jobs), last_log - start)
-            self.submit([Request([0] * length, 1, Sampling(), lambda chunk: None, logprobs, logprobs, ignore_eos=True)])
-            while self._unfinished:
-                self._round()
-        self.counters = Counters()
-        return time.perf_counter() - start
-
     # Called on the engine's thread.
 
     def _serve(self) -> None:
@@ -294,6 +315,8 @@ class Engine:
         Returns:
             False once the engine is being closed.
         """
+        if self._warm_up and self._warm_up.prompts:
+            self._compile_next(self._warm_up)
         for number, block in enumerate(self._blocks):
             if not self._drain_inbox(wait=number == 0):
                 return False
@@ -308,7 +331,8 @@ class Engine:
         Returns:
             False once the engine is being closed.
         """
-        idle = wait and not self._queue and not self._prefills and not any(block.running() for block in self._blocks)
+        busy = self._queue or self._prefills or (self._warm_up and self._warm_up.prompts)
+        idle = wait and not busy and not any(block.running() for block in self._blocks)
         while True:
             try:
                 request = self._inbox.get(block=idle and not self._closing)
@@ -326,14 +350,44 @@ class Engine:
             self._finish(waiting, Chunk([], [], waiting.finish_request))
         return not self._closing
 
+    def _warm_up_prompts(self) -> deque[tuple[int, bool]]:
+        """Return lengths of prompts that need every program, and whether to compute their log-probabilities."""
+        # One prompt per chunk size and per block size, then one that shrinks the block to the smallest size.
+        chunks = {1, *(chunk + 1 for chunk in _CHUNKS[:-1])}
+        lengths = sorted(chunks | {max(columns - MAX_STEPS, 1) for columns in self._columns})
+        return deque([*((length, False) for length in [*lengths, 1]), *((length, True) for length in sorted(chunks))])
+
+    def _compile_next(self, warm_up: "_WarmUp") -> None:
+        """Serve one request in a block that no client's request is in, and that no statistics count."""
+        block = warm_up.block
+        assert block is not None
+        warm_up.log(self.name)
+        length, logprobs = warm_up.prompts[0]
+        request = Request([0] * length, 1, Sampling(), lambda chunk: None, logprobs, logprobs, ignore_eos=True)
+        prefill = self._start_prefill(request)
+        while prefill.fed < length:
+            self._feed_chunk(prefill)
+        slot = self._insert(block, prefill)
+        self._resize(block, 0)
+        self._call_decode(block, 1)
+        block.requests[slot] = None
+        warm_up.prompts.popleft()
+        if not warm_up.prompts:
+            seconds = time.perf_counter() - warm_up.start
+            message = "%s: %d slots in blocks of %d; compiled in %.1f s"
+            logger.info(message, self.name, self.slots, self.block_slots, seconds)
+            warm_up.block = None
+
+    def _start_prefill(self, request: Request) -> _Prefill:
+        chunk = next((chunk for chunk in _CHUNKS if len(request.prompt_ids) <= chunk), _CHUNKS[-1])
+        return _Prefill(request, self._empty_prompt_cache(chunk), chunk)
+
     def _feed_prompts(self) -> None:
         """Feed the prompts that have a slot to go to, within the prefill budget."""
         free = sum(request is None for block in self._blocks for request in block.requests) - len(self._prefills)
         while self._queue and free > 0:
             free -= 1
-            request = self._queue.popleft()
-            chunk = next((chunk for chunk in _CHUNKS if len(request.prompt_ids) <= chunk), _CHUNKS[-1])
-            self._prefills.append(_Prefill(request, self._empty_prompt_cache(chunk), chunk))
+            self._prefills.append(self._start_prefill(self._queue.popleft()))
         budget = _PREFILL_BUDGET
         while self._prefills and budget > 0:
             prefill = self._prefills[0]
@@ -375,7 +429,11 @@ class Engine:
             self._finish(request, Chunk([], [], "length"))
             return
         free = [block for block in self._blocks if None in block.requests]
-        block = max(free, key=lambda block: len(block.running()))
+        self._insert(max(free, key=lambda block: len(block.running())), prefill)
+
+    def _insert(self, block: _Block, prefill: _Prefill) -> int:
+        """Put a prompt into a free slot of a block; returns the slot."""
+        request = prefill.request
         slot = block.requests.index(None)
         self._resize(block, len(request.prompt_ids))
         block.state = batching.insert(
@@ -387,6 +445,7 @@ class Engine:
             id_mask(request.prompt_ids, self.run.model.vocab_size),
         )
         block.requests[slot] = request
+        return slot
 
     def _resize(self, block: _Block, length: int) -> None:
         """Give a block the columns that its sequences, and one of `length` tokens, need; fewer if half would do."""

@@ -12,7 +12,7 @@ import pytest
 
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
-from slm_jax.serve.engine import Engine
+from slm_jax.serve.engine import Engine, Progress
 from tests.serve.conftest import KEY
 from tests.serve.test_engine import alone, make_request, run
 
@@ -397,6 +397,14 @@ def test_the_api_key_protects_everything_but_the_page():
         assert status(path, f"Bearer {KEY}".encode()) == 200
     assert status("/") == status("/health") == status("/page.js") == 200
     assert status("/", host=b"other.name") == 421
+
+
+def test_health_reports_programs_to_compile(served, monkeypatch):
+    monkeypatch.setattr(Engine, "progress", property(lambda engine: Progress(3, 11 if engine.name == "tiny" else 3)))
+    status, _, tree = send(served, "GET", "/health")
+    assert status == 503
+    assert tree == {"status": "starting", "failed": [], "starting": {"tiny": {"done": 3, "total": 11}}}
+    assert send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1})[0] == 200
 
 
 def test_health_reports_a_failed_engine(served, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -66,7 +67,12 @@ def test_models_are_named_after_their_folders():
 
 def test_a_missing_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no run in"):
-        main(["--run", str(tmp_path)])
+        main(["--run", str(tmp_path), "--port", "0"])
+
+
+def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="Address already in use"):
+        main(["--run", str(tmp_path), "--port", str(other.getsockname()[1])])
 
 
 @pytest.mark.slow

@@ -27,12 +27,13 @@ HALF_BODY = (
 SERVER = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from slm_jax.cli.serve import Options, _serve
+from slm_jax.cli.serve import Options, _listen, _serve
 from slm_jax.serve.auth import Auth
 from slm_jax.utils.progress import show_log
 from tests.serve.test_connections import answer
 show_log()
-_serve(Auth(answer, "", [], 1000), Options(port=int(sys.argv[1])), "tiny", "x", False)
+options = Options(port=int(sys.argv[1]))
+_serve(Auth(answer, "", [], 1000), options, _listen(options.host, options.port), "tiny", "x")
 """
 
 

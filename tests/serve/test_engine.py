@@ -1,6 +1,7 @@
 """Batched requests give the tokens of requests served alone, whichever others join and leave."""
 
 import queue
+import time
 from dataclasses import dataclass, field
 
 import jax
@@ -161,9 +162,26 @@ def test_finish_reason_stop_and_no_eos_among_the_ids(engine, loaded):
         assert (len(ids) == 400) == (request.on_chunk.finish_reason == "length")
 
 
-def test_nothing_is_compiled_after_the_warm_up(loaded):
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timeout"
+        time.sleep(0.01)
+
+
+def test_requests_are_served_during_the_warm_up_and_nothing_is_compiled_after_it(loaded):
     fresh = Engine(loaded, slots=4, queue_size=6, block_slots=2)
-    fresh.warm_up()
+    assert fresh.progress == (0, 0)
+    early = make_request(random_prompt(loaded, 3, 0), 2, ignore_eos=True)
+    fresh.submit([early])
+    fresh.start(warm_up=True)
+    wait_until(lambda: early.on_chunk.finish_reason)
+    done, total = fresh.progress
+    assert done < total
+    wait_until(lambda: fresh.progress == (total, total))
+    assert early.on_chunk.ids == alone(loaded, early.prompt_ids)[:2]
+    assert (fresh.counters.prompt_tokens, fresh.counters.generated_tokens) == (3, 2)  # those of the warm-up not counted
+    assert sum(fresh.counters.finished.values()) == 1
     programs = (
         batching.decode,
         batching.insert,
@@ -177,8 +195,10 @@ def test_nothing_is_compiled_after_the_warm_up(loaded):
         make_request(random_prompt(loaded, n, n), 80, VARIED, logprobs=n % 2 == 0, prompt_logprobs=n > 99)
         for n in (1, 40, 64, 100)
     ]
-    run(fresh, requests)
-    run(fresh, [make_request([7], 3)])
+    for batch in (requests, [make_request([7], 3)]):
+        fresh.submit(batch)
+        wait_until(lambda batch=batch: all(request.on_chunk.finish_reason for request in batch))
+    fresh.close()
     assert [program._cache_size() for program in programs] == before
     assert fresh.counters.generated_tokens > 240
 

@@ -187,6 +187,17 @@ function showError(error) {
   $("error").textContent = error.message;
 }
 
+/** Show the progress of compilation until it is complete; requests are answered meanwhile. */
+async function followCompilation() {
+  const response = await fetch("/health").catch(() => null);
+  const { starting = {} } = (await response?.json().catch(() => null)) ?? {};
+  const models = Object.entries(starting);
+  $("starting").hidden = !models.length;
+  $("starting").textContent = `Compiling: ${models.map(([name, { done, total }]) => `${name} ${done} of ${total}`).join(", ")}. `
+    + "Texts are generated already; the first ones take longer.";
+  if (models.length) setTimeout(followCompilation, 1000);
+}
+
 async function start() {
   try {
     const { data } = await fetchJson("/v1/models", undefined, key);
@@ -209,4 +220,5 @@ $("unlock").addEventListener("submit", (event) => {
   key = $("key").value;
   start();
 });
+followCompilation();
 start();
