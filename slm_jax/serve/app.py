@@ -5,7 +5,7 @@ No request can name a file: models and their metrics are those of the command li
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate
-from slm_jax.serve.metrics import escape_label, metric
-from slm_jax.serve.schema import CompletionRequest
-from slm_jax.serve.validation import parse_json
+from slm_jax.serve.openapi import ENDPOINTS, openapi_document
+from slm_jax.serve.prometheus import server_metrics
+from slm_jax.serve.responses import Curves, Health, ModelBody, ModelList
+from slm_jax.serve.schema import CompletionRequest, CurveQuery, CutRequest, ExplainQuery, VocabularyQuery
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
@@ -60,6 +61,7 @@ class Server:
         self.limits = limits
         self._warm_up = warm_up
         self.responses: dict[int, int] = {}
+        self._document: dict[str, Any] = {}
         self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
         self._inspection = Gate(1, _MAX_INSPECTIONS)
         self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
@@ -76,7 +78,7 @@ class Server:
         return name, self.engines[name]
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions: continue prompts."""
+        """POST /v1/completions: continue prompts, complete or as server-sent events."""
         body = CompletionRequest.parse(await request.body())
         name, engine = self._engine(body.model)
         completion = Completion(name, engine, body, self.limits)
@@ -103,13 +105,14 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: list the models."""
-        return AsciiJSONResponse({"object": "list", "data": [self._model(name) for name in self.engines]})
+        content: ModelList = {"object": "list", "data": [self._model(name) for name in self.engines]}
+        return AsciiJSONResponse(content)
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME: describe a model."""
         return AsciiJSONResponse(self._model(self._engine(request.path_params["name"])[0]))
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str) -> ModelBody:
         run = self.engines[name].run
         return {
             "id": name,
@@ -125,27 +128,43 @@ class Server:
         }
 
     async def curve(self, request: Request) -> Response:
-        """GET /api/curve?run=NAME: the learning curves that the page draws."""
-        _, engine = self._engine(request.query_params.get("run"))
+        """GET /api/curve: the learning curves that the page draws."""
+        _, engine = self._engine(CurveQuery.parse_query(request.query_params).run)
         return await self._inspection.run(lambda: AsciiJSONResponse(read_curves(engine.run.run.metrics)))
 
-    async def vocabulary(self, request: Request) -> Response:
-        """GET and POST /api/…: the requests of the tokenizer view."""
-        body = parse_json(await request.body()) if request.method == "POST" else {}
-        path = request.path_params["path"]
-        query = dict(request.query_params)
+    async def vocabularies(self, request: Request) -> Response:
+        """GET /api/vocabularies: names of the vocabularies of the tokenizer view."""
+        return await self._inspect("vocabularies")
 
-        def answer() -> Response | None:
-            content = self._vocabularies(path, query, body)
-            return None if content is None else AsciiJSONResponse(content)
+    async def describe(self, request: Request) -> Response:
+        """GET /api/describe: size of a vocabulary."""
+        query = VocabularyQuery.parse_query(request.query_params)
+        return await self._inspect("describe", {"vocabulary": query.vocabulary})
+
+    async def cut(self, request: Request) -> Response:
+        """POST /api/cut: tokens of a text."""
+        body = CutRequest.parse(await request.body())
+        return await self._inspect("cut", body=body.model_dump())
+
+    async def explain(self, request: Request) -> Response:
+        """GET /api/explain: what a token is made of."""
+        query = ExplainQuery.parse_query(request.query_params)
+        return await self._inspect("explain", {"vocabulary": query.vocabulary, "id": str(query.id)})
+
+    async def _inspect(self, path: str, query: Mapping[str, str] = {}, body: Mapping[str, Any] = {}) -> Response:
+        def answer() -> Response:
+            if path == "explain" and int(query["id"]) >= self._vocabularies.tokenizer(query["vocabulary"]).vocab_size:
+                raise ApiError(404, f"vocabulary {query['vocabulary']!r} has no id {query['id']}", "id")
+            return AsciiJSONResponse(self._vocabularies(path, query, body))
 
         try:
-            response = await self._inspection.run(answer)
+            return await self._inspection.run(answer)
         except TokenizerError as error:
             raise ApiError(400, str(error)) from None
-        if response is None:
-            raise HTTPException(404)
-        return response
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json: this document."""
+        return AsciiJSONResponse(self._document)
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 when all engines run and have compiled their programs, else 503.
@@ -155,51 +174,23 @@ class Server:
         """
         failed = [name for name, engine in self.engines.items() if engine.failure]
         progress = {name: engine.progress for name, engine in self.engines.items()}
-        starting = {name: each._asdict() for name, each in progress.items() if each.done < each.total}
-        status = "failed" if failed else "starting" if starting else "ok"
-        content = {"status": status, "failed": failed, **({"starting": starting} if starting else {})}
-        return AsciiJSONResponse(content, 200 if status == "ok" else 503)
+        content: Health = {"status": "ok", "failed": failed}
+        if any(each.done < each.total for each in progress.values()):
+            content["status"] = "starting"
+            content["starting"] = {
+                name: {"done": each.done, "total": each.total}
+                for name, each in progress.items()
+                if each.done < each.total
+            }
+        if failed:
+            content["status"] = "failed"
+        return AsciiJSONResponse(content, 200 if content["status"] == "ok" else 503)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: statistics for Prometheus."""
-        return PlainTextResponse("\n".join([*self._metrics(), ""]), media_type="text/plain; version=0.0.4")
-
-    def _metrics(self) -> Iterator[str]:
-        engines = {f'model="{escape_label(name)}"': engine for name, engine in self.engines.items()}
-
-        def samples(name: str, value: Callable[[Engine], float]) -> Iterator[str]:
-            return (f"{name}{{{labels}}} {value(engine)}" for labels, engine in engines.items())
-
-        responses = (
-            f'slm_http_responses_total{{status="{status}"}} {count}' for status, count in sorted(self.responses.items())
+        return PlainTextResponse(
+            "\n".join([*server_metrics(self.engines, self.responses), ""]), media_type="text/plain; version=0.0.4"
         )
-        yield from metric("slm_http_responses_total", "counter", "HTTP responses by status.", responses)
-        counters = (
-            ("slm_prompt_tokens_total", "Prompt tokens processed.", lambda e: e.counters.prompt_tokens),
-            ("slm_drawn_tokens_total", "Tokens generated.", lambda e: e.counters.generated_tokens),
-        )
-        for name, description, value in counters:
-            yield from metric(name, "counter", description, samples(name, value))
-        finished = [
-            f'slm_texts_total{{{labels},end="{reason}"}} {count}'
-            for labels, engine in engines.items()
-            for reason, count in sorted(engine.counters.finished.items())
-        ]
-        yield from metric("slm_texts_total", "counter", "Finished texts by finish reason.", finished)
-        gauges = (
-            ("slm_texts_writing", "Texts being generated.", lambda e: e.occupancy().running),
-            ("slm_texts_waiting", "Texts waiting for a slot.", lambda e: e.occupancy().waiting),
-            ("slm_slots", "Maximum number of texts generated at the same time.", lambda e: e.slots),
-        )
-        for name, description, value in gauges:
-            yield from metric(name, "gauge", description, samples(name, value))
-        histograms = (
-            ("slm_first_token_seconds", "Time from request to first token.", lambda e: e.counters.first_token),
-            ("slm_text_seconds", "Time from request to end of text.", lambda e: e.counters.request_time),
-        )
-        for name, description, histogram in histograms:
-            lines = (line for labels, engine in engines.items() for line in histogram(engine).lines(name, labels))
-            yield from metric(name, "histogram", description, lines)
 
     def application(self, api_key: str, hosts: list[str], max_body: int) -> Auth:
         """Return the ASGI application.
@@ -209,6 +200,12 @@ class Server:
             hosts: Host names that the server is known by, besides localhost and the machine's name.
             max_body: Maximum size of a request body in bytes.
         """
+        self._document = openapi_document(
+            {each.handler: str(getattr(self, each.handler).__doc__) for each in ENDPOINTS},
+            self.engines,
+            self._vocabularies.names,
+            bool(api_key),
+        )
         files = {
             path.name: path for folder in (playground.WEB_FOLDER, WEB) for path in folder.iterdir() if path.is_file()
         }
@@ -221,14 +218,8 @@ class Server:
             return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
 
         routes = [
-            Route("/v1/completions", self.completions, methods=["POST"]),
+            *(Route(each.path, getattr(self, each.handler), methods=[each.method]) for each in ENDPOINTS),
             Route("/v1/chat/completions", self.chat, methods=["GET", "POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{name}", self.model),
-            Route("/health", self.health),
-            Route("/metrics", self.metrics),
-            Route("/api/curve", self.curve),
-            Route("/api/{path}", self.vocabulary, methods=["GET", "POST"]),
             Route("/", page),
             Route("/{file}", page),
         ]
@@ -307,7 +298,7 @@ async def _on_exception(request: Request, error: Exception) -> Response:
     return AsciiJSONResponse(ApiError(500, "internal error; see the server's log").body(), 500)
 
 
-def read_curves(path: Path) -> dict[str, list[list[float]]]:
+def read_curves(path: Path) -> Curves:
     """Read the learning curves of a run.
 
     Args:

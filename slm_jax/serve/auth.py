@@ -140,7 +140,9 @@ class Auth:
             if not authorization.startswith("Bearer ") or not hmac.compare_digest(digest, self._key):
                 message = "a valid API key is required: Authorization: Bearer KEY"
                 raise ApiError(401, message, code="invalid_api_key")
-        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if method == "POST" and has_body and content_type != "application/json":
             raise ApiError(415, "the body must be JSON: Content-Type: application/json")
 
     def _is_known_host(self, host: str) -> bool:

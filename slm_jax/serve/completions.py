@@ -13,6 +13,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
 from slm_jax.serve.engine import Chunk, Engine, QueueFullError, Request
 from slm_jax.serve.errors import ApiError
+from slm_jax.serve.responses import ChoiceBody, CompletionBody, Logprobs, TokenDetail, Usage
 from slm_jax.serve.schema import CompletionRequest
 from tokenizer import HybridTokenizer
 from tokenizer.inspect.playground import token_kind
@@ -82,11 +83,12 @@ class Completion:
         self._tokenizer = engine.run.tokenizer
         self._loop = asyncio.get_running_loop()
         self._chunks: asyncio.Queue[tuple[Choice, Chunk]] = asyncio.Queue()
-        self._header = {
+        self._header: CompletionBody = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": name,
+            "choices": [],
         }
         self._prompt_tokens = 0
 
@@ -248,7 +250,7 @@ class Completion:
             choice.finish_reason = chunk.finish_reason
         return text, tokens
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Return the token counts so far."""
         generated = sum(choice.generated for choice in self.choices)
         return {
@@ -257,13 +259,14 @@ class Completion:
             "total_tokens": self._prompt_tokens + generated,
         }
 
-    def _format_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _format_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> ChoiceBody:
         request = self.request
-        result: dict[str, Any] = {
+        finish_reason: Any = choice.finish_reason or None
+        result: ChoiceBody = {
             "index": choice.index,
             "text": text,
             "logprobs": None,
-            "finish_reason": choice.finish_reason or None,
+            "finish_reason": finish_reason,
         }
         if request.logprobs is not None:
             result["logprobs"] = format_logprobs(self._tokenizer, tokens, request.logprobs)
@@ -271,7 +274,7 @@ class Completion:
             result["details"] = format_details(self._tokenizer, tokens)
         return result
 
-    async def response(self) -> dict[str, Any]:
+    async def response(self) -> CompletionBody:
         """Return the complete response.
 
         Raises:
@@ -307,7 +310,7 @@ def _event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: int) -> dict[str, Any]:
+def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: int) -> Logprobs:
     """Return log-probabilities in OpenAI's format.
 
     Args:
@@ -334,7 +337,7 @@ def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: 
     }
 
 
-def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[TokenDetail]:
     """Return the tokens as the page shows them: id, text, name, kind, log-probability, most probable alternatives."""
     names = tokenizer.id2token
     return [

@@ -1,6 +1,8 @@
 """Errors in the format that clients of the OpenAI API expect."""
 
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # as pydantic requires before Python 3.12
 
 
 class ErrorDetail(TypedDict):

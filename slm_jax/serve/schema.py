@@ -7,7 +7,8 @@ from pydantic import Field
 
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.errors import ApiError
-from slm_jax.serve.validation import Body
+from slm_jax.serve.validation import Body, Query
+from tokenizer.inspect.playground import MAX_TEXT_CHARACTERS
 
 
 class StreamOptions(Body):
@@ -115,3 +116,29 @@ class CompletionRequest(Body):
         """Return the prompts: texts, or lists of ids."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+class CutRequest(Body):
+    """Body of POST /api/cut."""
+
+    vocabulary: str
+    # The maximum is checked by the playground: pydantic's would refuse lone surrogates.
+    text: Annotated[str, Field(json_schema_extra={"maxLength": MAX_TEXT_CHARACTERS})]
+
+
+class VocabularyQuery(Query):
+    """Parameters of GET /api/describe."""
+
+    vocabulary: str
+
+
+class ExplainQuery(VocabularyQuery):
+    """Parameters of GET /api/explain."""
+
+    id: Annotated[int, Field(ge=0, lt=10**9)]
+
+
+class CurveQuery(Query):
+    """Parameters of GET /api/curve."""
+
+    run: str | None = None

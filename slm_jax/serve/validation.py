@@ -7,6 +7,7 @@ union they list one error for each alternative. What is allowed is described fro
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pydantic
@@ -18,6 +19,14 @@ _MAX_PROBLEMS = 10
 _MAX_VALUE = 60  # characters of a value in a message
 
 
+def _allow_nulls(schema: dict[str, Any]) -> None:
+    """Add null to the types of parameters that may be left out."""
+    for name, node in schema.get("properties", {}).items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in node.get("anyOf", ()):
+            rest = {key: node.pop(key) for key in ("default", "title") if key in node}
+            schema["properties"][name] = {"anyOf": [*node.get("anyOf", [node]), {"type": "null"}], **rest}
+
+
 class Body(BaseModel):
     """Base class of JSON bodies and of objects in them: strict types, no unknown parameters, null as left out.
 
@@ -26,7 +35,7 @@ class Body(BaseModel):
         foreign: Text for parameters that are not declared, but that clients of similar servers send.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_allow_nulls)
     unsupported: ClassVar[dict[str, str]] = {}
     foreign: ClassVar[dict[str, str]] = {}
 
@@ -45,11 +54,29 @@ class Body(BaseModel):
         Raises:
             ApiError: The body is invalid; the message names all problems.
         """
-        tree = parse_json(body)
+        return cls._validate(parse_json(body))
+
+    @classmethod
+    def _validate(cls, tree: dict[str, Any]) -> Self:
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
             raise _to_api_error(cls, tree, error) from None
+
+
+class Query(Body):
+    """Base class of query strings: numbers are texts, unknown parameters are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=False, json_schema_extra=None)
+
+    @classmethod
+    def parse_query(cls, query: Mapping[str, str]) -> Self:
+        """Parse the parameters of a query string.
+
+        Raises:
+            ApiError: They are invalid; the message names all problems.
+        """
+        return cls._validate(dict(query))
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -103,6 +130,8 @@ def _to_api_error(model: type[Body], tree: dict[str, Any], error: pydantic.Valid
 
 def _locate(tree: Any, location: tuple[str | int, ...], kind: str) -> _Problem:
     """Follow a location of pydantic, which also names the alternatives of unions, through the body."""
+    if kind == "missing":
+        return _Problem(location, None, kind)
     path: list[str | int] = []
     for part in location:
         is_key = isinstance(tree, dict) and part in tree
@@ -136,6 +165,8 @@ def _message(model: type[Body], problem: _Problem) -> str:
         return f"{path} must not contain a lone surrogate, half of a UTF-16 character, as {value} does"
     schema = model.model_json_schema()
     allowed = _allowed(schema["properties"][name], schema)
+    if problem.kind == "missing":
+        return f"{name} is required: {allowed}"
     if len(problem.path) == 1:
         return f"{name} must be {allowed}, not {value}"
     if "$ref" in _alternatives(schema["properties"][name])[0]:

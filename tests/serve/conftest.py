@@ -1,5 +1,6 @@
 """Fixtures: a tiny model with its tokenizer, an engine over it, and a real server on a loopback port."""
 
+import contextlib
 import json
 import threading
 from dataclasses import dataclass
@@ -72,24 +73,34 @@ class Served:
     app: object
 
 
-@pytest.fixture(scope="session")
-def served(loaded, tokenizer, tmp_path_factory):
-    """Server of two runs on a free port."""
-    pytest.importorskip("starlette")
+@contextlib.contextmanager
+def serve(engines, limits, max_body=10_000):
+    """Serve engines on a free port."""
     uvicorn = pytest.importorskip("uvicorn")
     from slm_jax.serve.app import Server
-    from slm_jax.serve.completions import Limits
 
-    other = loaded_run(tmp_path_factory.mktemp("runs") / "other", tokenizer, seed=1)
-    runs = {"tiny": loaded, "other": other}
-    engines = {name: Engine(run, slots=4, queue_size=6, block_slots=2) for name, run in runs.items()}
-    server = Server(engines, Limits(prompt_tokens=300, max_tokens=100_000, seconds=60))
-    config = uvicorn.Config(server.application("", [], 10_000), "127.0.0.1", 0, log_level="error", lifespan="on")
+    server = Server(engines, limits)
+    config = uvicorn.Config(server.application("", [], max_body), "127.0.0.1", 0, log_level="error", lifespan="on")
     running = uvicorn.Server(config)
     listening = config.bind_socket()
     listening.listen()  # clients that connect before it runs wait
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
-    yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engines, server)
-    running.should_exit = True
-    thread.join()
+    try:
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engines, server)
+    finally:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def served(loaded, tokenizer, tmp_path_factory):
+    """Server of two runs on a free port."""
+    pytest.importorskip("starlette")
+    from slm_jax.serve.completions import Limits
+
+    other = loaded_run(tmp_path_factory.mktemp("runs") / "other", tokenizer, seed=1)
+    runs = {"tiny": loaded, "other": other}
+    engines = {name: Engine(run, slots=4, queue_size=6, block_slots=2) for name, run in runs.items()}
+    with serve(engines, Limits(prompt_tokens=300, max_tokens=100_000, seconds=60)) as served:
+        yield served

@@ -1,0 +1,131 @@
+"""Schemas of responses, which type checkers compare with the code and the OpenAPI document is generated from."""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # as pydantic requires before Python 3.12
+
+# Lists rather than tuples, whose `prefixItems` many tools for OpenAPI do not support.
+Candidate = Annotated[list[int | str | float], Field(min_length=3, max_length=3)]
+"""A probable token: [id, name, log-probability]."""
+TokenRow = Annotated[list[str | int], Field(min_length=4, max_length=4)]
+"""A token of a text: [text, kind, id, name]."""
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""A point of a curve: [step, value]."""
+Curves = dict[str, list[Point]]
+"""Points of each curve."""
+
+
+class Logprobs(TypedDict):
+    """Log-probabilities in OpenAI's format; null for the first token of a text, which nothing precedes."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TokenDetail(TypedDict):
+    """A token as the page shows it; `top` lists the most probable tokens."""
+
+    id: int
+    text: str
+    name: str
+    kind: str
+    logprob: float | None
+    top: list[Candidate]
+
+
+class ChoiceBody(TypedDict):
+    """One text; in a stream, its new part."""
+
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    details: NotRequired[list[TokenDetail]]
+
+
+class Usage(TypedDict):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionBody(TypedDict):
+    """Response of POST /v1/completions, complete or the data of one event.
+
+    In a stream, `usage` is only there with `stream_options.include_usage`, and null before the last event.
+    """
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[ChoiceBody]
+    usage: NotRequired[Usage | None]
+
+
+class ModelBody(TypedDict):
+    """A run that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    step: int
+    parameters: int
+    context: int
+    vocab_size: int
+    max_prompt_tokens: int
+    max_tokens: int
+
+
+class ModelList(TypedDict):
+    """All runs that are served."""
+
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+class WarmUpProgress(TypedDict):
+    """Number of programs' requests that are done, and of all."""
+
+    done: int
+    total: int
+
+
+class Health(TypedDict):
+    """State of the server: `failed` names engines, `starting` has those that are compiling."""
+
+    status: Literal["ok", "starting", "failed"]
+    failed: list[str]
+    starting: NotRequired[dict[str, WarmUpProgress]]
+
+
+class VocabularyBody(TypedDict):
+    """Size of a vocabulary, and number of its entries of each kind."""
+
+    size: int
+    kinds: dict[str, int]
+
+
+class TokensBody(TypedDict):
+    """Tokens of a text, and its length."""
+
+    tokens: list[TokenRow]
+    bytes: int
+    characters: int
+
+
+class TokenTree(TypedDict):
+    """A token and what it is made of; the id is null for a text that is not one token."""
+
+    id: int | None
+    name: str | None
+    kind: str
+    text: str
+    bytes: str
+    parts: list["TokenTree"]
