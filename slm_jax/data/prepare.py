@@ -85,7 +85,8 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
         return tokenizer, corpus
     if has_tokenizer(run):
         tokenizer_path = str(run.tokenizer)
-    tokenizer, entries = prepare_cached(config, tokenizer_path)
+    # If a run has lost its corpus, that may have been removed because it was damaged, with the cache's copy of it.
+    tokenizer, entries = prepare_cached(config, tokenizer_path, verify=True if run.tokenizer.is_file() else None)
     parts = []
     for entry in entries:
         corpus = open_corpus(entry.folder, tokenizer)
@@ -103,17 +104,22 @@ def has_tokenizer(run: Run) -> bool:
     """Return whether a run has a tokenizer that `prepare` uses: it has data, or has lost them with the cache.
 
     A run on another file system than the cache has a symbolic link to its corpus. If the cache was emptied, the corpus
-    is built again, with the run's tokenizer.
+    is built again, with the run's tokenizer. The same holds if a damaged corpus was removed after training had begun.
     """
-    return run.corpus.is_dir() or (run.corpus.is_symlink() and run.tokenizer.is_file())
+    if run.corpus.is_dir():
+        return True
+    return run.tokenizer.is_file() and (run.corpus.is_symlink() or run.newest_step() is not None)
 
 
-def prepare_cached(config: Config, tokenizer_path: str = "") -> tuple[HybridTokenizer, list[CachedCorpus]]:
+def prepare_cached(
+    config: Config, tokenizer_path: str = "", verify: bool | None = None
+) -> tuple[HybridTokenizer, list[CachedCorpus]]:
     """Prepare the tokenizer and the corpora of a config's sources in the shared cache.
 
     Args:
         config: The options `data` and `tokenizer`.
         tokenizer_path: Path or name of the tokenizer; empty: learn one.
+        verify: See `open_corpus`; damaged corpora are built again.
 
     Returns:
         The tokenizer, and the corpus of each source.
@@ -127,7 +133,9 @@ def prepare_cached(config: Config, tokenizer_path: str = "") -> tuple[HybridToke
         tokenizer = load_tokenizer(tokenizer_path)
     else:
         tokenizer = _learned_tokenizer(config, sources, folder)
-    return tokenizer, [CachedCorpus(_cached_corpus(config, source, tokenizer, folder), source) for source in sources]
+    return tokenizer, [
+        CachedCorpus(_cached_corpus(config, source, tokenizer, folder, verify), source) for source in sources
+    ]
 
 
 def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
@@ -212,7 +220,9 @@ def _training_texts(source: WeightedSource) -> Iterator[str]:
                 yield text.text + (text.response or "")
 
 
-def _cached_corpus(config: Config, source: WeightedSource, tokenizer: HybridTokenizer, folder: Path) -> Path:
+def _cached_corpus(
+    config: Config, source: WeightedSource, tokenizer: HybridTokenizer, folder: Path, verify: bool | None
+) -> Path:
     """Return the folder in the cache with the corpus of a source, which is built if it is missing or damaged."""
     name = source.source.name
     key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
@@ -220,7 +230,7 @@ def _cached_corpus(config: Config, source: WeightedSource, tokenizer: HybridToke
     with cache.locked_entry(entry, name):
         if entry.is_dir():
             try:
-                open_corpus(entry, tokenizer)
+                open_corpus(entry, tokenizer, verify)
                 return entry
             except UserError as error:
                 logger.warning("%s: building it again", str(error).partition(": remove")[0])

@@ -12,7 +12,7 @@ import numpy as np
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
-from slm_jax.data.corpus.corpus import read_manifest, shard_files
+from slm_jax.data.corpus.corpus import open_array, read_manifest, shard_files
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, heads
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, concatenate_stages, read_columns
@@ -89,10 +89,9 @@ class RunData:
             for number, entry in enumerate(manifest[split]["shards"]):
                 files = [manifest["folder"] / name for name in shard_files(split, number)]
                 try:
-                    tokens, documents = (np.load(file, mmap_mode="r") for file in files)
-                except (OSError, ValueError, EOFError):  # the run was copied without its corpus
-                    return None
-                if documents.dtype != DOCUMENT_DTYPE:
+                    tokens = open_array(files[0], np.dtype(manifest["dtype"]), entry["tokens"])
+                    documents = open_array(files[1], DOCUMENT_DTYPE, entry["documents"])
+                except (OSError, ValueError):  # the run was copied without its corpus, or it is damaged
                     return None
                 shards.append(Shard(tokens, documents, bool(entry["prompts"])))
             streams.append(TokenStream(shards))

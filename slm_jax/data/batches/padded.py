@@ -78,7 +78,7 @@ def check_padded_size(parts: Sequence[MixturePart], length: int) -> None:
         UserError: The prompts of a source leave no tokens for a response.
     """
     for part in parts:
-        if not any((shard.documents["prompt"] < length).any() for shard in part.train.shards):
+        if not any((shard.verified_documents()["prompt"] < length).any() for shard in part.train.shards):
             raise UserError(
                 f"{part.name}: every prompt fills a row of {length} tokens, which leaves none for a response: raise "
                 "--train.sequence_length"

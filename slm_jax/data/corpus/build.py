@@ -19,11 +19,12 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import FORMAT, SPLITS, checksum, shard_files
+from slm_jax.data.corpus.corpus import FORMAT, SPLITS, shard_files
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, byte_table
+from slm_jax.data.corpus.verification import block_checksums, checksum
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_file
@@ -343,6 +344,7 @@ class _ShardWriter:
                     "bytes": self._bytes[split],
                     "prompts": int(np.count_nonzero(documents["prompt"])),
                     "tokens_sha256": checksum(tokens),
+                    "tokens_crc32": block_checksums(tokens),
                     "documents_sha256": checksum(documents),
                 }
             )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table, heads
+from slm_jax.data.corpus.verification import ShardVerifier
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 
@@ -24,7 +25,8 @@ FORMAT = 3
 # those in the cache are made again.
 READABLE = (2, FORMAT)
 SPLITS = ("train", "validation")
-# Bytes; the checksums of corpora up to this size are verified whenever they are opened, in a tenth of a second.
+# Bytes; corpora up to this size are verified whenever they are opened, in a tenth of a second; larger ones block by
+# block, as they are read.
 _VERIFIED = 64 << 20
 
 
@@ -92,18 +94,17 @@ class Corpus:
         return [HeldOut(*pair) for pair in zip(names, heads(streams, max_tokens), strict=True)]
 
 
-def checksum(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's content."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
 def shard_files(split: str, number: int) -> tuple[str, str]:
     """Return the names of a shard's two files, tokens and documents."""
     return f"{split}-{number:05d}.tokens.npy", f"{split}-{number:05d}.documents.npy"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, mixture: Path | None = None) -> dict[str, Any]:
     """Read the manifest of a corpus folder.
+
+    Args:
+        folder: The folder.
+        mixture: The folder of the mixture that the corpus is a part of, for the error messages.
 
     Raises:
         UserError: It is damaged, or of another version of the format.
@@ -112,35 +113,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         number = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"manifest.json: {error}") from None
+        raise _damaged(folder, f"manifest.json: {error}", mixture) from None
     if number not in READABLE:
         raise UserError(
             f"the corpus in {folder} has format {number}, this version reads {' and '.join(map(str, READABLE))}: "
-            "remove that folder to build it again"
+            f"remove {mixture or folder} to build it again"
         )
     return manifest
 
 
-def open_corpus(folder: Path, tokenizer: HybridTokenizer, verify: bool | None = None) -> Corpus:
+def open_corpus(
+    folder: Path, tokenizer: HybridTokenizer, verify: bool | None = None, mixture: Path | None = None
+) -> Corpus:
     """Open the corpus in a folder, memory-mapped.
 
     Args:
         folder: The folder of a corpus or a mixture.
         tokenizer: The tokenizer it was built with.
-        verify: Whether to compare every checksum; None: only if the corpus is small. Sizes are always compared.
+        verify: Whether to compare every checksum; None: now if the corpus is small, else those of each block when it is
+            first read (see `verification`). Sizes are always compared.
+        mixture: The folder of the mixture that the corpus is a part of, for the error messages.
 
     Raises:
         UserError: The corpus is damaged (names the shard), or was built with another tokenizer.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, mixture)
     if "mix" in manifest:
         return _open_mixture(folder, manifest, tokenizer, verify)
     if manifest["tokenizer"] != tokenizer.fingerprint:
         raise UserError(
-            f"the corpus in {folder} was built with another tokenizer: remove that folder to build it again"
+            f"the corpus in {folder} was built with another tokenizer: remove {mixture or folder} to build it again"
         )
     table = byte_table(tokenizer)
-    train, validation = (TokenStream(_open_shards(folder, split, manifest, verify), table) for split in SPLITS)
+    opening = _Opening(folder, manifest, tokenizer.vocab_size, verify, mixture)
+    train, validation = (TokenStream(opening.shards(split), table) for split in SPLITS)
     checksums = [
         [shard["tokens_sha256"], shard["documents_sha256"]] for split in SPLITS for shard in manifest[split]["shards"]
     ]
@@ -153,7 +159,7 @@ def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: HybridToken
     corpora: list[Corpus] = []
     parts: list[MixturePart] = []
     for entry in manifest["mix"]:
-        corpus = open_corpus(folder / entry["folder"], tokenizer, verify)
+        corpus = open_corpus(folder / entry["folder"], tokenizer, verify, folder)
         corpora.append(corpus)
         parts.append(MixturePart(corpus.train, entry["weight"], entry["name"]))
     table = byte_table(tokenizer)
@@ -164,42 +170,75 @@ def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: HybridToken
     return Corpus(train, validation, tuple(parts), fingerprint, manifest["source"], manifests)
 
 
-def _open_shards(folder: Path, split: str, manifest: dict[str, Any], verify: bool | None) -> list[Shard]:
-    try:
-        entries = manifest[split]["shards"]
-        if verify is None:
-            verify = sum(manifest[each]["tokens"] for each in SPLITS) * 2 <= _VERIFIED
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder, f"manifest.json: {error}") from None
-    shards = []
-    for number, entry in enumerate(entries):
-        arrays = []
-        for name, kind in zip(shard_files(split, number), ("tokens", "documents"), strict=True):
-            try:
-                dtype = DOCUMENT_DTYPE if kind == "documents" else np.dtype(manifest["dtype"])
-                arrays.append(_open_array(folder / name, kind, dtype, entry, verify))
-            except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-                raise _damaged(folder, f"{name}: {error}") from None
-        shards.append(Shard(arrays[0], arrays[1], bool(entry["prompts"])))
-    return shards
+class _Opening:
+    """The opening of a corpus folder."""
+
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], vocab_size: int, verify: bool | None, mixture: Path | None
+    ):
+        self._folder = folder
+        self._manifest = manifest
+        self._vocab_size = vocab_size
+        self._verify = verify
+        self._mixture = mixture
+
+    def shards(self, split: str) -> list[Shard]:
+        """Memory-map the shards of a split, and verify them now or let them be verified as they are read.
+
+        Raises:
+            UserError: A shard or the manifest is damaged.
+        """
+        try:
+            entries = self._manifest[split]["shards"]
+            size = sum(self._manifest[each]["tokens"] for each in SPLITS) * 2
+            numbered = list(enumerate(entries))
+        except (KeyError, TypeError) as error:
+            raise self._error(f"manifest.json: {error}") from None
+        return [self._shard(shard_files(split, number), entry, size <= _VERIFIED) for number, entry in numbered]
+
+    def _shard(self, names: tuple[str, str], entry: dict[str, Any], is_small: bool) -> Shard:
+        try:
+            tokens = open_array(self._folder / names[0], np.dtype(self._manifest["dtype"]), entry["tokens"])
+            documents = open_array(self._folder / names[1], DOCUMENT_DTYPE, entry["documents"])
+            verifier = ShardVerifier(names, tokens, documents, entry, self._vocab_size, self._error)
+            prompts = bool(entry["prompts"])
+            if self._verify or (self._verify is None and is_small):
+                verifier.verify_all()
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._error(str(error)) from None
+        return Shard(tokens, documents, prompts, verifier if self._verify is None and not is_small else None)
+
+    def _error(self, problem: str) -> UserError:
+        return _damaged(self._folder, problem, self._mixture)
 
 
-def _open_array(path: Path, kind: str, dtype: np.dtype, entry: dict[str, Any], verify: bool) -> np.ndarray:
-    """Memory-map one file of a shard and compare it with its entry in the manifest.
+def open_array(path: Path, dtype: np.dtype, size: int) -> np.memmap:
+    """Memory-map a .npy file with one axis.
+
+    NumPy evaluates the header of a damaged file in several ways, with exceptions of several kinds.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, EOFError: The file is damaged.
+        OSError: The file cannot be read.
+        ValueError: It is not an array of this type and size; the text names the file.
     """
-    array = np.load(path, mmap_mode="r")
-    if (array.size, array.dtype) != (entry[kind], dtype):
-        raise ValueError(f"{array.size} {kind}, not {entry[kind]}")
-    if verify and checksum(array) != entry[f"{kind}_sha256"]:
-        raise ValueError("its checksum is not that of the manifest")
+    array: np.memmap
+    try:
+        array = np.load(path, mmap_mode="r")
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path.name}: its header is damaged ({type(error).__name__})") from None
+    if (getattr(array, "shape", None), array.dtype) != ((size,), dtype):
+        raise ValueError(f"{path.name}: an array of {array.size:,} {array.dtype}, not {size:,} {dtype}")
+    if array.offset + array.nbytes != path.stat().st_size:
+        raise ValueError(f"{path.name}: its header is damaged (the data do not begin at byte {array.offset})")
     return array
 
 
-def _damaged(folder: Path, problem: str) -> UserError:
-    return UserError(f"the corpus in {folder} is damaged ({problem}): remove that folder to build it again")
+def _damaged(folder: Path, problem: object, mixture: Path | None = None) -> UserError:
+    return UserError(f"the corpus in {folder} is damaged ({problem}): remove {mixture or folder} to build it again")
 
 
 def _hash(content: Any) -> str:

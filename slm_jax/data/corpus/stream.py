@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_jax.data.corpus.verification import ShardVerifier
 from tokenizer import HybridTokenizer
 from tokenizer.vocabulary import FIRST_BYTE
 
@@ -28,11 +29,23 @@ class Shard(NamedTuple):
         tokens: Token ids, uint16 or uint32 [N].
         documents: DOCUMENT_DTYPE [D].
         prompts: Whether a document has a prompt, which is not predicted.
+        verifier: Verifies what is read for the first time; None: that was done, or is not wanted.
     """
 
     tokens: np.ndarray
     documents: np.ndarray
     prompts: bool = False
+    verifier: ShardVerifier | None = None
+
+    def verified_documents(self) -> np.ndarray:
+        """Return the documents.
+
+        Raises:
+            UserError: They are damaged.
+        """
+        if self.verifier is not None:
+            self.verifier.verify_documents()
+        return self.documents
 
 
 class TokenStream:
@@ -73,18 +86,20 @@ class TokenStream:
     @cached_property
     def num_bytes(self) -> int:
         """UTF-8 bytes of all text that is predicted."""
-        return sum(int(shard.documents["bytes"].sum()) for shard in self.shards)
+        return sum(int(shard.verified_documents()["bytes"].sum()) for shard in self.shards)
 
     @property
     def ends(self) -> np.ndarray:
         """int64 [D]: the index after the <EOS> of each document."""
-        ends = [shard.documents["end"] + start for shard, start in zip(self.shards, self._starts, strict=False)]
+        ends = [
+            shard.verified_documents()["end"] + start for shard, start in zip(self.shards, self._starts, strict=False)
+        ]
         return np.concatenate([np.zeros(0, np.int64), *ends])
 
     @property
     def documents(self) -> np.ndarray:
         """DOCUMENT_DTYPE [D]; `end` counts from the beginning of the document's shard."""
-        return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *(shard.documents for shard in self.shards)])
+        return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *(shard.verified_documents() for shard in self.shards)])
 
     def part(self, first: int, last: int) -> "TokenStream":
         """Return the stream of the shards first..last-1."""
@@ -100,12 +115,12 @@ class TokenStream:
             return self
         kept: list[Shard] = []
         for shard, start in zip(self.shards, self._starts, strict=False):
-            count = int(np.searchsorted(shard.documents["end"] + start, max_tokens, side="right"))
+            count = int(np.searchsorted(shard.verified_documents()["end"] + start, max_tokens, side="right"))
             if not kept:
                 count = max(count, 1)
             if count:
                 documents = shard.documents[:count]
-                kept.append(Shard(shard.tokens[: documents["end"][-1]], documents, shard.prompts))
+                kept.append(Shard(shard.tokens[: documents["end"][-1]], documents, shard.prompts, shard.verifier))
             if count < shard.documents.size:
                 break
         return TokenStream(kept, self._byte_table)
@@ -167,11 +182,18 @@ class TokenStream:
             begin = end
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (shard, start, stop within the shard) of the spans that make up start..stop-1."""
+        """Yield (shard, start, stop within the shard) of the spans that make up start..stop-1.
+
+        Raises:
+            UserError: Tokens or documents that are read for the first time are damaged.
+        """
         index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             shard_start = int(self._starts[index])
             end = min(stop, int(self._starts[index + 1]))
+            verifier = self.shards[index].verifier
+            if verifier is not None:
+                verifier.verify(start - shard_start, end - shard_start)
             yield index, start - shard_start, end - shard_start
             start = end
             index += 1
