@@ -201,7 +201,7 @@ def _serve(app: Any, options: Options, listening: socket.socket, model: str, pro
     """Run the server until SIGINT or SIGTERM, after printing its address and an example request."""
     import uvicorn
 
-    from slm_jax.serve.connections import BoundedProtocol, connection_limits, on_loop_error
+    from slm_jax.serve.connections import BoundedProtocol, LogLimit, connection_limits, on_loop_error
 
     limits = connection_limits()
     protocol = type("Protocol", (BoundedProtocol,), {"max_connections": limits.connections})
@@ -218,8 +218,8 @@ def _serve(app: Any, options: Options, listening: socket.socket, model: str, pro
         server_header=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=65536,
     )
+    logging.getLogger("uvicorn.error").addFilter(LogLimit())
     port = listening.getsockname()[1]
     local = is_loopback(options.host) or options.host in ("0.0.0.0", "::")
     address = f"http://{'localhost' if local else options.host}:{port}"

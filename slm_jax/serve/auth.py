@@ -30,6 +30,8 @@ _DRAIN_SECONDS = 1  # without new data, after which draining stops
 _MAX_DRAIN_SECONDS = 10
 BODY_SECONDS = 30.0
 """Time from the headers of a request to the end of its body."""
+_MAX_BODIES = 64
+"""Maximum size of all incomplete bodies together, as a multiple of the maximum size of one."""
 _KEY_PATHS = ("/v1/", "/api/", "/metrics")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -63,6 +65,7 @@ class Auth:
         """
         self._app = app
         self._max_body = max_body
+        self._buffered = 0  # bytes of bodies that are incomplete
         self._key = _digest(api_key) if api_key else b""
         self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
@@ -101,7 +104,7 @@ class Auth:
             await self._refuse(AsciiJSONResponse(error.body(), error.status), receive, send)
             return
         except ApiError as error:
-            extra_headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+            extra_headers = {"www-authenticate": "Bearer"} if error.status == 401 else error.headers()
             await self._refuse(AsciiJSONResponse(error.body(), error.status, extra_headers), receive, send)
             return
         await self._app(scope, receive, send)
@@ -161,25 +164,30 @@ class Auth:
         """Read the whole body and return a `receive` that replays it.
 
         Raises:
-            ApiError: The body exceeds the maximum size, or the client disconnects.
+            ApiError: The body or all incomplete bodies exceed their maximum size, or the client disconnects.
         """
         too_large = ApiError(413, f"the body exceeds {self._max_body:,} bytes")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body:
             raise too_large
-        parts: list[bytes] = []
-        size = 0
+        data = bytearray()
         more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ApiError(400, "the client disconnected before the body was complete")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > self._max_body:
-                raise too_large
-        body: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the client disconnected before the body was complete")
+                part = message.get("body", b"")
+                data += part
+                self._buffered += len(part)
+                more = message.get("more_body", False)
+                if len(data) > self._max_body:
+                    raise too_large
+                if self._buffered > _MAX_BODIES * self._max_body:
+                    raise ApiError(429, "the server is busy: too many requests are being sent", None, "busy", 1)
+        finally:
+            self._buffered -= len(data)
+        body: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": bytes(data), "more_body": False}]
 
         async def replay() -> MutableMapping[str, Any]:
             return body.pop() if body else await receive()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import resource
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 HEADER_SECONDS = 10.0
 """Time from the first byte of a request, or from the connection, to the end of its headers."""
+MAX_HEADER_BYTES = 65_536
+"""Size of the headers of a request beyond which its connection is closed (httptools has no limit)."""
 WRITE_SECONDS = 60.0
 """Time after which a client that reads nothing of its response is disconnected."""
 _MAX_CONNECTIONS = 1024
@@ -55,6 +58,28 @@ def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
         logger.warning("warning: no descriptor is free for a new connection; raise the limit (ulimit -n)")
 
 
+class LogLimit(logging.Filter):
+    """Pass a number of records a minute, so that repeated errors cannot fill a disk; the rest is counted."""
+
+    def __init__(self, records: int = 20, seconds: float = 60.0):
+        super().__init__()
+        self._records = records
+        self._seconds = seconds
+        self._start = -seconds
+        self._count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a record; the first one of a period says how many were left out before."""
+        now = time.monotonic()
+        if now - self._start >= self._seconds:
+            if self._count > self._records:
+                logger.warning("warning: %d more errors were not logged", self._count - self._records)
+            self._start = now
+            self._count = 0
+        self._count += 1
+        return self._count <= self._records
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with time limits and a maximum number of connections.
 
@@ -66,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _header_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _opened = 0.0
+    _header_bytes = 0  # received since the last complete headers, while no request is in progress
     _partial = False  # the headers of a request have begun and are incomplete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,6 +119,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._in_progress():
             self._await_headers()
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self.transport.abort()
 
     def on_headers_complete(self) -> None:
         """Start a request."""
@@ -100,6 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
         self._partial = False
+        self._header_bytes = 0
         super().on_headers_complete()
 
     def pause_writing(self) -> None:

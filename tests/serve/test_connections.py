@@ -18,7 +18,7 @@ pytest.importorskip("httptools")
 
 from slm_jax.serve import auth, connections  # noqa: E402
 from slm_jax.serve.auth import AsciiJSONResponse, Auth  # noqa: E402
-from slm_jax.serve.connections import BoundedProtocol, connection_limits  # noqa: E402
+from slm_jax.serve.connections import BoundedProtocol, LogLimit, connection_limits  # noqa: E402
 
 HALF_BODY = (
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
@@ -44,12 +44,12 @@ async def answer(scope, receive, send):
             await receive()
             await send({"type": f"lifespan.{kind}.complete"})
         return
-    await AsciiJSONResponse("OK")(scope, receive, send)
+    await AsciiJSONResponse("x" * 20_000_000 if scope["path"] == "/large" else "OK")(scope, receive, send)
 
 
 @pytest.fixture
-def port():
-    """Port of a server of at most five connections."""
+def server():
+    """Server of at most five connections."""
     protocol = type("Protocol", (BoundedProtocol,), {"max_connections": 5})
     config = uvicorn.Config(Auth(answer, "", [], 1000), "127.0.0.1", 0, http=protocol, ws="none", log_level="error")
     running = uvicorn.Server(config)
@@ -57,9 +57,16 @@ def port():
     listening.listen()
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
-    yield listening.getsockname()[1]
+    running.port = listening.getsockname()[1]
+    yield running
     running.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def port(server):
+    """Its port."""
+    return server.port
 
 
 def get(port, timeout=5):
@@ -96,6 +103,55 @@ def test_a_connection_without_complete_headers_is_closed(port, monkeypatch, firs
         data = read_all(client)
         assert 0.2 < time.monotonic() - start < 5
         assert data.count(b"HTTP/1.1 200") == first.count(b"\r\n\r\n")
+
+
+def test_endless_headers_are_cut_off(port):
+    with open_socket(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ") as client:
+        with contextlib.suppress(OSError):
+            client.sendall(b"x" * 10_000_000 + b"\r\n\r\n")
+        assert read_all(client) == b""
+
+
+def test_a_small_request_after_many_on_one_connection_is_answered(port):
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1000 + b"\r\n\r\n"
+    with open_socket(port) as client:
+        for _ in range(100):  # more than the limit of one header in all
+            client.sendall(request)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_that_arrive_are_bounded_together(port, monkeypatch):
+    monkeypatch.setattr(auth, "_MAX_BODIES", 2)
+    half = HALF_BODY.replace(b"Length: 99", b"Length: 999") + b" " * 799
+    clients = [open_socket(port, half) for _ in range(2)]
+    with open_socket(port, half) as third:
+        answer = read_all(third)
+    assert answer.startswith(b"HTTP/1.1 429")
+    assert b"retry-after: 1" in answer
+    for client in clients:
+        client.sendall(b" " * 199)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.close()
+    with open_socket(port, half + b" " * 199) as fourth:
+        assert fourth.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_reads_nothing_is_disconnected(server, port, monkeypatch):
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.3)
+    with open_socket(port, b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
+        assert client.recv(1)
+        start = time.monotonic()
+        while server.server_state.connections:
+            assert time.monotonic() - start < 10
+            time.sleep(0.05)
+
+
+def test_repeated_errors_are_logged_within_a_limit(caplog):
+    limit = LogLimit(records=3, seconds=0.2)
+    assert [limit.filter(None) for _ in range(5)] == [True, True, True, False, False]
+    time.sleep(0.25)
+    assert limit.filter(None)
+    assert "2 more errors were not logged" in caplog.text
 
 
 def test_a_half_sent_body_is_answered_with_408(port, monkeypatch):
