@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from slm_jax.run.metrics import iter_rows
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
-from slm_jax.serve.completions import Completion, Limits
+from slm_jax.serve.completions import Completion, Limits, format_event
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate
@@ -266,6 +266,13 @@ class EventStream(Response):
             await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+        except asyncio.CancelledError:  # the server stops
+            sending.cancel()
+            error = ApiError(503, "the server stopped before the text was complete")
+            last = {"type": "http.response.body", "body": format_event(error.body()).encode(), "more_body": False}
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(send(last), 1)  # a client that does not read cannot be told
+            raise
         finally:
             self._completion.cancel()
             for task in (sending, disconnect):

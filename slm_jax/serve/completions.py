@@ -295,18 +295,19 @@ class Completion:
         deltas = self.deltas()
         try:
             async for choice, text, tokens in deltas:
-                yield _event({**self._header, "choices": [self._format_choice(choice, text, tokens)], **usage})
+                yield format_event({**self._header, "choices": [self._format_choice(choice, text, tokens)], **usage})
         except ApiError as error:
-            yield _event(error.body())
+            yield format_event(error.body())
             return
         finally:
             await deltas.aclose()
         if usage:
-            yield _event({**self._header, "choices": [], "usage": self.usage()})
+            yield format_event({**self._header, "choices": [], "usage": self.usage()})
         yield "data: [DONE]\n\n"
 
 
-def _event(content: Mapping[str, Any]) -> str:
+def format_event(content: Mapping[str, Any]) -> str:
+    """Return a server-sent event with JSON data."""
     return f"data: {json.dumps(content)}\n\n"
 
 

@@ -83,8 +83,8 @@ class LogLimit(logging.Filter):
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with time limits and a maximum number of connections.
 
-    At the maximum, a new connection replaces the oldest one without a request in progress, so that clients that only
-    hold connections do not keep others out; it is refused if there is none.
+    At the maximum, a new connection replaces the oldest one without a complete request, so that clients that only hold
+    connections, or send half a request, do not keep others out; it is refused if there is none.
     """
 
     max_connections = _MAX_CONNECTIONS
@@ -102,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) <= self.max_connections:
             return
         connections: Any = self.connections
-        others = [each for each in connections if each is not self and not each._in_progress()]
+        others = [each for each in connections if each is not self and not each._is_complete()]
         oldest: Any = min(others, key=lambda each: each._opened, default=self)
         self.connections.discard(oldest)
         oldest.transport.abort()
@@ -145,7 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close the connection when its request is answered; at once if the request is incomplete."""
-        if self._in_progress() and self.cycle.more_body:
+        if self._in_progress() and not self._is_complete():
             self.transport.close()
         else:
             super().shutdown()
@@ -163,6 +163,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _in_progress(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_complete(self) -> bool:
+        """Return whether a request has been received as a whole and is being answered."""
+        return self._in_progress() and not self.cycle.more_body
 
     def _await_headers(self) -> None:
         if self._header_timer is None:

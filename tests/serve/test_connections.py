@@ -180,6 +180,13 @@ def test_idle_connections_make_room_for_new_ones(port):
         client.close()
 
 
+def test_half_sent_bodies_make_room_for_new_connections(port):
+    clients = [open_socket(port, HALF_BODY) for _ in range(20)]
+    assert get(port) == b'"OK"'
+    for client in clients:
+        client.close()
+
+
 def test_limits_are_below_the_descriptor_limit(monkeypatch):
     for limit in (64, 256, 1024, resource.RLIM_INFINITY):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
