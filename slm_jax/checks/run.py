@@ -4,8 +4,8 @@
     failed = [each for each in check(run="runs/NAME") if each.verdict == "FAIL"]
 
 Before training (a config, or a run without a checkpoint) everything that a run uses is made as the run makes it:
-tokenizer, corpus, a batch, the compiled step, untrained weights. Of a trained run the newest weights are checked, and
-the files that training wrote.
+tokenizer, corpus, a batch, the compiled step, untrained weights. Of a trained run the weights of one checkpoint are
+checked, and the files that training wrote.
 """
 
 import logging
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from slm_jax.checks.finding import FAIL, Finding, finding, skipped
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,11 @@ _CACHED = 32  # tokens of the text that is fed through the cache
 
 
 def check(
-    run: str | Path | None = None, config: Config | None = None, worst: int = 3, documents: int = DOCUMENTS
+    run: str | Path | None = None,
+    config: Config | None = None,
+    worst: int = 3,
+    documents: int = DOCUMENTS,
+    step: Step = None,
 ) -> list[Finding]:
     """Check a run, or a config that has not been run yet.
 
@@ -37,6 +42,7 @@ def check(
         config: A config without a run, or another config for the run.
         worst: Held-out texts that are shown, those with the highest loss.
         documents: Documents of a hub source that are read if no run has them; 0: all, as in training.
+        step: The checkpoint of the run, see `load_run`.
 
     Returns:
         One finding per check.
@@ -48,7 +54,7 @@ def check(
     if config is None:
         assert folder is not None
         config = folder.read_config()
-    return list(_findings(config, folder, worst, documents))
+    return list(_findings(config, folder, worst, documents, step))
 
 
 class _Text(NamedTuple):
@@ -70,7 +76,7 @@ def _attempt(name: str, run_check: Callable[[], Finding]) -> Finding:
         return finding(name, False, f"{type(error).__name__}: {error}".splitlines()[0][:200], "", [last])
 
 
-def _findings(config: Config, run: Run | None, worst: int, documents: int) -> Iterator[Finding]:
+def _findings(config: Config, run: Run | None, worst: int, documents: int, step: Step) -> Iterator[Finding]:
     from slm_jax.checks import data as texts
 
     with tempfile.TemporaryDirectory(prefix="slm_jax_check") as scratch:
@@ -92,7 +98,7 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int) -> It
         yield _attempt("ids in range", lambda: texts.ids_in_range(batch, splits, tokenizer.vocab_size))
         yield _attempt("tokenizer round trip", lambda: texts.lossless(tokenizer, samples))
         if run is not None and run.newest_step() is not None:
-            yield from _trained(config, run, text, worst)
+            yield from _trained(config, run, text, worst, step)
         else:
             yield from _untrained(config, text)
 
@@ -140,27 +146,29 @@ def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
     yield _attempt("one step", lambda: step.one_step(fitted, state, mesh, step.filled(widest, batch)))
 
 
-def _trained(config: Config, run: Run, text: _Text, worst: int) -> Iterator[Finding]:
-    """Check the newest checkpoint and the files that training wrote."""
+def _trained(config: Config, run: Run, text: _Text, worst: int, choice: Step) -> Iterator[Finding]:
+    """Check the checkpoints, the chosen one in detail, and the files that training wrote."""
     from slm_jax.checks import trained, weights
     from slm_jax.run.load import load_run
     from slm_jax.run.metrics import read_metrics
 
-    newest = run.newest_step()
-    logger.info("checkpoint of step %s", newest)
+    logger.info("checkpoints")
+    yield _attempt("checkpoint", lambda: trained.complete_checkpoints(run))
     try:
-        loaded = load_run(str(run.path))
+        loaded = load_run(str(run.path), step=choice)
     except UserError as error:
-        yield finding("checkpoint", False, str(error), "the newest one can be read")
+        yield finding("weights", False, str(error), "a checkpoint that can be read")
         return
+    logger.info("weights of %s", loaded.step_text)
     model = loaded.model
     step = loaded.step
     tokenizer = text.tokenizer
-    yield finding("checkpoint", step == newest, f"step {step}, the newest is of {newest}", "the newest one can be read")
     rows: list[dict[str, Any]] = []
     try:
         rows = read_metrics(run.metrics)
-        yield _attempt("metrics", lambda: trained.metrics_rows(rows, step))
+        newest = run.newest_step() or step
+        yield _attempt("metrics", lambda: trained.metrics_rows(rows, newest))
+        yield _attempt("overfitting", lambda: trained.overfitting(rows, newest, loaded.step_text, config))
     except UserError as error:
         yield finding("metrics", False, str(error), "a row for each step")
     finite = weights.finite_weights(model)

@@ -19,7 +19,11 @@ from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
+from slm_jax.run.checkpoint import open_folder, steps_in, verify_checkpoint
+from slm_jax.run.directory import Run
 from slm_jax.run.metrics import Row
+from slm_jax.run.trend import Trend
+from slm_jax.training.overfitting import remedies
 from slm_jax.utils.batch import IGNORE_INDEX, Batch
 from tokenizer import HybridTokenizer
 
@@ -197,3 +201,38 @@ def metrics_rows(rows: Sequence[Row], step: int) -> Finding:
     ]
     found = f"{len(steps)} rows, checkpoint of step {step}{missing}"
     return finding("metrics", ok and not problems, found, f"steps 1 to {step} or more, each once", problems[:4])
+
+
+def complete_checkpoints(run: Run) -> Finding:
+    """Check that the files of every checkpoint are those that were written."""
+    folder = open_folder(run.checkpoints)
+    steps = steps_in(folder)
+    problems = []
+    for step in steps:
+        try:
+            verify_checkpoint(folder, step)
+        except Exception as error:  # anything may come of reading a corrupt file
+            problems.append(f"step {step}: {error}")
+    found = f"{len(steps) - len(problems)} of {len(steps)} ({', '.join(map(str, steps))})"
+    return finding("checkpoint", bool(steps) and not problems, found, "every checkpoint is as it was saved", problems)
+
+
+def overfitting(rows: Sequence[Row], step: int, used: str, config: Config) -> Finding:
+    """Check that the validation loss has not risen by more than 1 % from its lowest value.
+
+    Args:
+        rows: The rows of `metrics.jsonl`.
+        step: The last step with a checkpoint.
+        used: The checkpoint that was loaded.
+        config: The config of the run.
+    """
+    trend = Trend.from_rows(row for row in rows if row["step"] <= step)
+    if trend.newest is None or trend.best is None:
+        return skipped("overfitting", "no validation was logged")
+    ok = not trend.has_risen
+    found = (
+        f"validation loss {trend.newest.loss:.3f} at step {trend.newest.step}" if trend.newest.loss else "not finite"
+    )
+    expected = f"at most 1 % above the lowest, {trend.best.loss:.3f} at step {trend.best.step}"
+    details = [] if ok else [f"what helps: {remedies(trend.best.step, config)}", f"these checks use {used}"]
+    return finding("overfitting", ok, found, expected, details)

@@ -26,6 +26,8 @@ class Options:
 
     run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders(config=True))] = ""
     """Run directory; if it has a checkpoint, the trained weights are checked."""
+    step: Annotated[str, Flag(metavar="best|last|N")] = ""
+    """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
     """Preset in configs/, or a TOML file, that has not been run yet; the options of the config override it."""
     format: Literal["table", "json"] = "table"
@@ -60,7 +62,8 @@ def main(args: Sequence[str] | None = None) -> int:
     tune_process()
     show_log()
     print(f"checking {run.path if run else 'the config'}", file=sys.stderr)
-    findings = check(run.path if run else None, config, worst=options.worst, documents=options.documents)
+    path = run.path if run else None
+    findings = check(path, config, worst=options.worst, documents=options.documents, step=options.step)
     if options.format == "json":
         print(as_json({"run": str(run.path) if run else None}, findings))
     else:

@@ -13,7 +13,7 @@ from slm_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the newest model of a run: held-out text, BLiMP, LAMBADA, word analogies, multiple choice.
+    """Measure the model of a run: held-out text, BLiMP, LAMBADA, word analogies, multiple choice.
 
     Tasks are separated by spaces or commas. NAME=FILE measures a data set of your own, NAME:LABEL=FILE one of several
     for the same task.
@@ -32,6 +32,8 @@ class Options:
         str, Flag(metavar="PATH", bare=bare_words.run_folders(hint="--tasks heldout={} measures this text"))
     ] = ""
     """The run directory; empty: the newest in runs/."""
+    step: Annotated[str, Flag(metavar="best|last|N")] = ""
+    """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     max_items: int = 0
     """Maximum number of records of each data set, a random subset with a fixed seed; 0: all."""
     max_tokens: int = 1_000_000
@@ -76,6 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
     evaluation = suite.evaluate(
         options.run or None,
         options.tasks,
+        step=options.step,
         context=options.context,
         stride=options.stride,
         max_items=options.max_items,

@@ -27,6 +27,8 @@ class Options:
     """The folder to write; it must be empty or not exist."""
     run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders())] = ""
     """The run directory; empty: the newest in runs/."""
+    step: Annotated[str, Flag(metavar="best|last|N")] = ""
+    """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
     """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -54,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     if options.average < 1:
         raise UserError(f"average {options.average} must be 1 or more")
-    loaded = load_run(options.run or None, options.average)
+    loaded = load_run(options.run or None, options.average, options.step)
     folder = export(
         loaded,
         options.to,
@@ -69,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     size = sum(path.stat().st_size for path in folder.iterdir())
     repository = shlex.quote(loaded.run.path.absolute().name)
     print(
-        f"exported {loaded.run.path}, step {loaded.step:,}, as {architecture} in {options.dtype}: "
+        f"exported run {loaded.run.path}, {loaded.step_text}, as {architecture} in {options.dtype}: "
         f"{size / 1e6:,.1f} MB in {folder}\n"
     )
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")

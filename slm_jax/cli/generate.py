@@ -37,6 +37,8 @@ class Options:
     """A file of prompts, one per line (UTF-8)."""
     run: str = ""
     """The run directory; empty: the newest in runs/."""
+    step: Annotated[str, Flag(metavar="best|last|N")] = ""
+    """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
     """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""
     samples: int = 1
@@ -69,7 +71,8 @@ def main(args: Sequence[str] | None = None) -> None:
     tune_process()
     _check(options)
     prompts = read_prompts(options)
-    loaded = load_run(options.run or None, options.average)
+    loaded = load_run(options.run or None, options.average, options.step)
+    logger.info("run %s, %s", loaded.run.path, loaded.step_text)
     suppress = _suppressed(loaded, options.suppress)
     context = options.context or loaded.context
     ids = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]

@@ -36,6 +36,8 @@ class Options:
 
     run: Annotated[tuple[str, ...], Flag(metavar="PATH", repeated=True, bare=bare_words.run_folders())] = ()
     """A run directory (may be repeated); none: the newest in runs/."""
+    step: Annotated[str, Flag(metavar="best|last|N")] = ""
+    """The checkpoint of each run; empty: the best if the validation does not improve any more, otherwise the last."""
     host: str = "127.0.0.1"
     """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, which api_key is required for."""
     port: int = 8000
@@ -166,10 +168,10 @@ def _load_and_serve(options: Options, listening: socket.socket, api_key: str) ->
 
     engines: dict[str, Engine] = {}
     for path in options.run or (None,):
-        loaded = load_run(path)
+        loaded = load_run(path, step=options.step)
         name = _unique(model_name(loaded.run.path.resolve()), engines)
         context = options.context or loaded.context
-        logger.info("%s: step %d, context of %d tokens, %s", name, loaded.step, context, loaded.run.path)
+        logger.info("%s: run %s, %s, context of %d tokens", name, loaded.run.path, loaded.step_text, context)
         engines[name] = Engine(loaded, options.slots, options.queue, options.rows, options.context, name)
     if not is_loopback(options.host):
         access = "with the API key" if api_key else "WITHOUT an API key"

@@ -5,10 +5,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, read_options_and_config
 from slm_jax.config.presets import read_toml
@@ -18,6 +18,9 @@ from slm_jax.run.directory import Run, curriculum_of, find_run, new_run
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from slm_jax.run.selection import Selection  # imports JAX
 
 PROG = "python -m slm_jax.train"
 
@@ -128,19 +131,43 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
     from slm_jax.data.load import example_prompt
     from slm_jax.run.metrics import scores_text
     from slm_jax.run.samples import read_samples
+    from slm_jax.run.selection import select_checkpoint
     from slm_jax.utils.formatting import duration
 
-    row = result.metrics
+    selection = select_checkpoint(run)
     name = f"--run {shlex.quote(str(run.path))}"
-    samples = read_samples(run.samples)
+    samples = {sample.step: sample for sample in read_samples(run.samples)}
     if samples:
-        sample = "\n\n* * *\n\n".join(samples[-1].texts)
-        print(f"\nSample (earlier ones are in {run.samples}):\n\n{sample}\n")
-    print(f"{result.step} steps, {duration(seconds)} in this call.", end=" ")
-    if "val_loss" in row:
-        print(f"Validation: {scores_text(row)}.")
+        step, sample = selection.step, samples.get(selection.step)
+        if sample is None:
+            step, sample = list(samples.items())[-1]
+        text = "\n\n* * *\n\n".join(sample.texts)
+        print(f"\nSample of step {step} (others are in {run.samples}):\n\n{text}\n")
+    steps = run.read_config().train.steps
+    early = f" of {steps}: stopped early (train.stop_early)," if result.step < steps else ""
+    print(f"{result.step} steps{early}, {duration(seconds)} in this call.", end=" ")
+    if "val_loss" in result.metrics:
+        print(f"Validation: {scores_text(result.metrics)}.")
+    for line in best_lines(result, selection):
+        print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")
     prompt = next(filter(None, run.read_config().eval.prompts), None) or example_prompt(run)
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
-    print(f"  {PROG} {name} --train.steps {2 * result.step}    # train further")
+    if not result.trend.since_best:
+        print(f"  {PROG} {name} --train.steps {2 * result.step}    # train further")
     print(f"  {PROG} --data.files 'my/*.txt'    # your own text")
+
+
+def best_lines(result: Result, selection: "Selection") -> Iterator[str]:
+    """Yield what the summary says about the best validation, if it is not the last one."""
+    best = result.trend.best
+    if best is None or best.loss is None or not result.trend.since_best:
+        return
+    yield f"The best validation was at step {best.step}: loss {best.loss:.3f}, {best.bits_per_byte:.3f} bits per byte."
+    if selection.step == best.step:
+        yield (
+            f"generate, serve, evaluate, export and a run that starts with this one use step {best.step}; "
+            f"--step last: step {selection.last}."
+        )
+    else:
+        yield f"Its checkpoint was not kept (checkpoint.keep_best): the commands use step {selection.step}."

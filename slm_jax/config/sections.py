@@ -111,6 +111,14 @@ class TrainConfig(Section):
         ge=1,
         le=MAX_STEPS,
     )
+    stop_early: int = option(
+        0,
+        "End the run when this many validations in a row (every eval.every steps) were not better than the best one "
+        "before them; 0: never.",
+        common=True,
+        resumable=True,
+        ge=0,
+    )
     batch_size: int = option(16, "Sequences per optimizer step, over all devices.", common=True, ge=1)
     sequence_length: int = option(256, "Tokens per sequence.", common=True, ge=2)
     accumulation: int = option(
@@ -237,7 +245,8 @@ class InitConfig(Section):
 
     from_run: str = option(
         "",
-        "Start from the newest weights of this run and use its tokenizer (fine-tuning); empty: random weights.",
+        "Start from the weights of this run (the best ones, if its validation did not improve any more at the end, "
+        "otherwise the newest) and use its tokenizer (fine-tuning); empty: random weights.",
         common=True,
     )
     from_hf: str = option(
@@ -260,7 +269,7 @@ class CheckpointConfig(Section):
     )
     keep: int = option(2, "Newest checkpoints kept.", resumable=True, ge=1)
     keep_best: int = option(
-        0,
+        1,
         "Checkpoints with the best validation (bits per byte), saved and kept in addition; 0: none.",
         resumable=True,
         ge=0,

@@ -15,6 +15,7 @@ from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
 from slm_jax.run.results import Row, read_stage_scores, write_stage_scores
+from slm_jax.run.selection import select_checkpoint
 from slm_jax.training import validation
 from slm_jax.training.train_step import loss_sums
 from slm_jax.utils.formatting import text_table
@@ -42,7 +43,7 @@ def update(folder: Path, stages: Sequence[Run]) -> None:
     loaded: LoadedRun | None = None
     for model, text in pairs:
         key = (model.path.name, text.path.name)
-        if any((row["after"], row["text"], row["step"]) == (*key, model.newest_step()) for row in rows):
+        if any((row["after"], row["text"], row["step"]) == (*key, select_checkpoint(model).step) for row in rows):
             continue
         if loaded is None or loaded.run.path != model.path:
             loaded = None  # frees the previous model first

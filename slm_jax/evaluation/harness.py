@@ -36,21 +36,30 @@ class HarnessModel:
     Requests are the harness's `Instance` objects, of which only `args` is read.
     """
 
-    def __init__(self, run: str = "", context: int = 0, batch_tokens: int = 0, batch_size: Any = 16, **_: Any) -> None:
-        """Load the newest model of a run.
+    def __init__(
+        self,
+        run: str = "",
+        context: int = 0,
+        batch_tokens: int = 0,
+        batch_size: Any = 16,
+        step: str | int = "",
+        **_: Any,
+    ) -> None:
+        """Load the model of a run.
 
         Args:
             run: The run directory; empty: the newest in runs/.
             context: Maximum number of input tokens; 0: the trained length.
             batch_tokens: Tokens scored per batch; 0: a default for the device.
             batch_size: Number of texts generated at a time.
+            step: The checkpoint: best, last, or the number of a step; empty: as for `load_run`.
             _: Other arguments that the harness passes (device, max_batch_size), which are ignored.
 
         Raises:
             UserError: The run cannot be loaded.
         """
         super().__init__()
-        loaded = load_run(run or None)
+        loaded = load_run(run or None, step=step)
         self._model = loaded.model
         self._tokenizer = loaded.tokenizer
         self._scorer = Scorer(loaded.model, int(context) or loaded.context, batch_tokens=int(batch_tokens))

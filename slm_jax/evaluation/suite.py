@@ -25,6 +25,7 @@ from slm_jax.evaluation.scoring import Scorer
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
 from slm_jax.run.results import read_evaluation, update_evaluation
+from slm_jax.run.selection import Step, select_checkpoint
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_table
 from slm_jax.utils.progress import show_log, waiting
@@ -130,6 +131,7 @@ def evaluate(
     run: str | Path | LoadedRun | None = None,
     tasks: Sequence[str] = (),
     *,
+    step: Step = None,
     context: int = 0,
     stride: int = 0,
     max_items: int = 0,
@@ -137,7 +139,7 @@ def evaluate(
     batch_tokens: int = 0,
     save: bool = True,
 ) -> Evaluation:
-    """Measure tasks on the newest model of a run and store the results in its `evaluation.json`.
+    """Measure tasks on the model of a run and store the results in its `evaluation.json`.
 
     A task that cannot be measured, for lack of a network or a file, is logged and added to `Evaluation.missing`; the
     others are still measured.
@@ -145,6 +147,7 @@ def evaluate(
     Args:
         run: A run directory or a loaded run; None: the newest run in runs/.
         tasks: Arguments as for `parse_tasks`; empty: `DEFAULT_TASKS`.
+        step: The checkpoint, see `load_run`; of a run that is not loaded.
         context: Maximum number of input tokens; 0: the trained length.
         stride: Tokens that each further window of a long text scores; 0: half the context.
         max_items: Maximum number of records of each data set, a random subset with a fixed seed; 0: all.
@@ -160,7 +163,8 @@ def evaluate(
     """
     show_log()
     specs = parse_tasks(tasks or DEFAULT_TASKS)
-    loaded = run if isinstance(run, LoadedRun) else load_run(str(run) if run is not None else None)
+    loaded = run if isinstance(run, LoadedRun) else load_run(None if run is None else str(run), step=step)
+    logger.info("run %s, %s", loaded.run.path, loaded.step_text)
     if save:
         read_evaluation(loaded.run.path)  # report a damaged file before anything is measured
     scorer = Scorer(loaded.model, context or loaded.context, stride, batch_tokens)
@@ -276,14 +280,14 @@ def _result_rows(title: str, result: TaskResult, step: int) -> list[dict[str, An
 
 
 def unmeasured_tasks(run: Run, tasks: Sequence[str]) -> list[str]:
-    """Return those task arguments that were not yet measured on a run's newest model with the default options.
+    """Return those task arguments that were not yet measured on a run's model with the default options.
 
     Raises:
         UserError: A task is unknown, or `evaluation.json` is damaged.
     """
     measured = read_evaluation(run.path).tasks
     options = {
-        "step": run.newest_step(),
+        "step": select_checkpoint(run).step,
         "context": run.read_config().train.sequence_length,
         "max_items": 0,
         "max_tokens": MAX_TOKENS,

@@ -9,11 +9,12 @@ A checkpoint is a folder named after its step. It appears under that name only w
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,36 @@ def _list(folder: epath.Path) -> list[epath.Path]:
 def _is_committed(path: epath.Path) -> bool:
     """Return whether a folder that is named after a step is a complete checkpoint."""
     return not checksums.is_remote(path) or any(file.name == _COMMITTED for file in _list(path))
+
+
+def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint, which are not verified.
+
+    Raises:
+        OSError: They cannot be read; a bucket's library raises errors of its own.
+        ValueError: They are damaged.
+    """
+    position = json.loads((folder / str(step) / "position" / "metadata").read_text())
+    if not isinstance(position, dict) or position.get("step") != step:
+        raise checksums.DamagedError("its position is of another step")
+    return position
+
+
+def verify_checkpoint(folder: epath.Path, step: int) -> bool:
+    """Verify the files of a checkpoint.
+
+    Returns:
+        True if they are what was written; False for a checkpoint of the first version, which wrote no checksums.
+
+    Raises:
+        DamagedError: A file is missing or differs from its checksum.
+        OSError: A file cannot be read; a bucket's library raises errors of its own.
+    """
+    if checksums.verify(folder / str(step)):
+        return True
+    if "score" in read_position(folder, step):  # the versions that store it write checksums, too
+        raise checksums.DamagedError("its checksums.json is missing")
+    return False
 
 
 @contextlib.contextmanager
@@ -224,7 +255,7 @@ class Checkpoints:
 
     def _read_score(self, step: int) -> float | None:
         try:
-            return self._read_position(step).get("score")
+            return read_position(self._folder, step).get("score")
         except Exception:  # corrupt, which is reported when it is restored
             return None
 
@@ -269,8 +300,8 @@ class Checkpoints:
         for step in reversed(steps_in(self._folder)):
             path = self._folder / str(step)
             try:
-                is_verified = checksums.verify(path)
-                position = self._read_position(step)
+                is_verified = verify_checkpoint(self._folder, step)
+                position = read_position(self._folder, step)
             except Exception as error:  # anything may come of reading a corrupt file
                 damaged.append(step)
                 _warn_of_damage(step, error)
@@ -293,13 +324,6 @@ class Checkpoints:
                 "backup, or start another --run"
             )
         return None
-
-    def _read_position(self, step: int) -> dict[str, Any]:
-        args = _Items(position=ocp.args.JsonRestore())
-        position = self._writer.restore(self._folder / str(step), args=args).position
-        if position["step"] != step:
-            raise checksums.DamagedError(f"it was saved as step {position['step']}")
-        return dict(position)
 
     def _move_aside(self, step: int) -> None:
         if not self._is_first:
@@ -331,12 +355,15 @@ def _write_errors(folder: epath.Path) -> Iterator[None]:
         ) from None
 
 
-def read_newest(folder: Path | epath.Path, item: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Read some fields of the state from the newest valid checkpoint; the folder is not changed.
+def read_fields(
+    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None = None
+) -> tuple[dict[str, Any], int]:
+    """Read some fields of the state from the first valid checkpoint of some; the folder is not changed.
 
     Args:
         folder: The folder of the checkpoints.
         item: Shapes, dtypes and shardings of the fields to read.
+        steps: Steps in the order in which they are tried; None: all, newest first.
 
     Returns:
         The fields, and the step. Corrupt checkpoints are logged and skipped.
@@ -344,55 +371,62 @@ def read_newest(folder: Path | epath.Path, item: dict[str, Any]) -> tuple[dict[s
     Raises:
         UserError: There is no valid checkpoint.
     """
-    for fields in _read(folder, item):
+    for fields in _read(folder, item, steps):
         return fields
+    if steps is not None and len(steps) == 1:
+        raise UserError(f"the checkpoint of step {steps[0]} in {folder} cannot be used: choose another step")
     raise UserError(f"no usable checkpoint in {folder}")
 
 
-def read_params(folder: Path | epath.Path, target: Any, average: int = 1) -> tuple[Any, int]:
-    """Read the parameters of the newest valid checkpoint, or average those of the newest few.
+def read_params(
+    folder: Path | epath.Path, target: Any, average: int = 1, steps: Sequence[int] | None = None
+) -> tuple[Any, int]:
+    """Read the parameters of a checkpoint, or average those of several.
 
     Args:
         folder: The folder of the checkpoints.
         target: Shapes, dtypes and shardings of the parameters.
-        average: Number of newest checkpoints to average with equal weights, in float64 (Vaswani et al. 2017, section
-            6.1, average the last 5 or 20).
+        average: Number of checkpoints to average with equal weights, in float64 (Vaswani et al. 2017, section 6.1,
+            average the last 5 or 20).
+        steps: Steps in the order in which they are tried; None: all, newest first.
 
     Returns:
-        The parameters, and the step of the newest checkpoint. Corrupt checkpoints are logged and skipped.
+        The parameters, and the step of the first valid checkpoint. Corrupt checkpoints are logged and skipped.
 
     Raises:
         UserError: There are fewer valid checkpoints than `average`.
     """
     if average == 1:
-        fields, step = read_newest(folder, {"params": target})
+        fields, step = read_fields(folder, {"params": target}, steps)
         return fields["params"], step
     total = None
-    steps = []
-    for fields, step in itertools.islice(_read(folder, {"params": target}), average):
+    averaged = []
+    for fields, step in itertools.islice(_read(folder, {"params": target}, steps), average):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), fields["params"])
         total = wide if total is None else jax.tree.map(np.add, total, wide)
-        steps.append(step)
-    if len(steps) < average:
+        averaged.append(step)
+    if len(averaged) < average:
         raise UserError(
-            f"{folder} holds {len(steps)} complete checkpoints, of steps {steps}, not {average} to average: ask for "
-            "fewer, or train with a larger --checkpoint.keep"
+            f"{folder} holds {len(averaged)} complete checkpoints, of steps {averaged}, not {average} to average: ask "
+            "for fewer, or train with a larger --checkpoint.keep"
         )
     mean = jax.tree.map(lambda x, t: jax.device_put((x / average).astype(t.dtype), t.sharding), total, target)
-    return mean, steps[0]
+    return mean, averaged[0]
 
 
-def _read(folder: Path | epath.Path, item: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield some fields of the state, and the step, of every valid checkpoint, newest first."""
+def _read(
+    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield some fields of the state, and the step, of every valid checkpoint of `steps`; None: all, newest first."""
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     restore = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     root = open_folder(folder)
     with _quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        for step in reversed(steps_in(root)):
+        for step in reversed(steps_in(root)) if steps is None else steps:
             path = root / str(step)
             is_verified = False
             try:
-                is_verified = checksums.verify(path)
+                is_verified = verify_checkpoint(root, step)
                 fields = reader.restore(path, args=ocp.args.Composite(state=restore)).state
                 jax.block_until_ready(fields)
             except Exception as error:  # anything may come of reading a corrupt file

@@ -32,7 +32,7 @@ def verify(folder: epath.Path) -> bool:
     """Verify the files of a checkpoint.
 
     Returns:
-        True if they are what was written; False if there are no checksums (the first version wrote none).
+        True if they are what was written; False if there is no file of checksums.
 
     Raises:
         DamagedError: A file is missing or differs from its checksum.

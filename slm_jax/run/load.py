@@ -10,6 +10,7 @@ from slm_jax.model.params import abstract_model
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.checkpoint import read_params
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.selection import Step, select_checkpoint
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError
 
@@ -23,7 +24,8 @@ class LoadedRun:
         config: The config that it was trained with.
         tokenizer: Its tokenizer.
         model: The model on the first device, with float32 parameters.
-        step: The step of the (newest) checkpoint that the parameters are from.
+        step: The step of the checkpoint that the parameters are from; the newest one, if several were averaged.
+        step_text: That step among the checkpoints of the run: "step 125 (best; last is 300)".
     """
 
     run: Run
@@ -31,6 +33,7 @@ class LoadedRun:
     tokenizer: HybridTokenizer
     model: Transformer
     step: int
+    step_text: str = ""
 
     @property
     def context(self) -> int:
@@ -50,24 +53,31 @@ def load_tokenizer(run: Run) -> HybridTokenizer:
         raise UserError(str(error)) from None
 
 
-def load_run(path: str | None = None, average: int = 1) -> LoadedRun:
-    """Load the newest valid checkpoint of a run.
+def load_run(path: str | None = None, average: int = 1, step: Step = None) -> LoadedRun:
+    """Load a checkpoint of a run.
 
     Args:
         path: The run directory, or a curriculum, which stands for its newest stage; None: the newest run in `runs/`.
         average: Number of newest checkpoints whose parameters are averaged.
+        step: "best" (fewest validation bits per byte), "last", or the number of a step. None: the best checkpoint if
+            the newest validation is not the best one, otherwise the last checkpoint. Where the chosen one is corrupt,
+            the next best or the one before is used, with a warning; that of a given number is an error.
 
     Returns:
         The model with its config and tokenizer.
 
     Raises:
-        UserError: There is no such run, or it has not enough valid checkpoints.
+        UserError: There is no such run or checkpoint, or it has not enough valid checkpoints.
     """
     run = find_run(path, trained=True)
     config = run.read_config()
     tokenizer = load_tokenizer(run)
+    if average > 1 and step not in (None, "", "last"):
+        raise UserError(f"average {average} is of the newest checkpoints: leave out step {step}, or give average 1")
+    selection = select_checkpoint(run, "last" if average > 1 else step)
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params, step = read_params(run.checkpoints, target, average=average)
-    return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), step)
+    params, used = read_params(run.checkpoints, target, average, selection.candidates)
+    text = selection.describe(used) if average == 1 else f"mean of {average} checkpoints up to step {used}"
+    return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), used, text)

@@ -1,6 +1,6 @@
 """The training loop: step, measure, validate, save.
 
-    while steps are left and no signal came:
+    while steps are left and no signal came:       nor has `train.stop_early` ended the run
         take the next batch                        made by a thread while the device computes
         dispatch the step                          the device is never waited for
         write the row of the step before           its metrics are ready by now
@@ -34,7 +34,7 @@ def run_loop(session: Session) -> Result:
     """Train until the last step of the config or a signal, and save the state.
 
     Args:
-        session: A run with steps left.
+        session: A run with steps left, which was not stopped early.
 
     Returns:
         The last step and its metrics.
@@ -61,7 +61,9 @@ def run_loop(session: Session) -> Result:
         state = session.state
         step = session.start
         saved = session.start
-        while step < config.train.steps and not stop.requested(step):
+        patience = config.train.stop_early
+        is_last = False
+        while not is_last and not stop.requested(step):
             batch, num_bytes = prefetcher.next()
             step += 1
             train_step = _step_for(session, state, batch, recorder)
@@ -70,16 +72,17 @@ def run_loop(session: Session) -> Result:
             is_last = step == config.train.steps
             if is_last or step % config.eval.every == 0:
                 recorder.validate(state.params, step)
+                is_last = is_last or recorder.trend.is_over(patience)
             if session.checkpoints.due(step, recorder.score) or is_last:
                 _save(session, state, step, recorder, metrics)
                 saved = step
         recorder.flush()
         recorder.report_data_wait(prefetcher.wait_seconds)
         if saved != step:  # stopped by a signal
-            session.checkpoints.save(step, resume.state_to_save(state), session.compatibility)
+            session.checkpoints.save(step, resume.state_to_save(state), recorder.position)
         session.checkpoints.wait()  # here, where a first signal does not end the process
-    stopped_by = stop.signal if step < config.train.steps else None
-    return Result(run.path, step, recorder.last_row, stopped_by, stop.signal)
+    stopped_by = None if is_last else stop.signal
+    return Result(run.path, step, recorder.last_row, stopped_by, stop.signal, recorder.trend)
 
 
 def _step_for(session: Session, state: TrainState, batch: Batch, recorder: StepRecorder) -> TrainStep:
@@ -96,4 +99,4 @@ def _save(session: Session, state: Any, step: int, recorder: StepRecorder, metri
     score = recorder.score
     recorder.flush()
     metrics.flush()
-    session.checkpoints.save(step, resume.state_to_save(state), session.compatibility, score)
+    session.checkpoints.save(step, resume.state_to_save(state), recorder.position, score)

@@ -17,6 +17,7 @@ from slm_jax.distributed import multihost
 from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text
 from slm_jax.run.samples import append_samples
 from slm_jax.training import health
+from slm_jax.training.overfitting import rise_text
 from slm_jax.training.session import Session
 from slm_jax.utils.progress import ProgressBar
 
@@ -28,6 +29,7 @@ class StepRecorder:
 
     Attributes:
         last_row: The newest row.
+        trend: The validations so far.
     """
 
     def __init__(self, session: Session, metrics: MetricsWriter):
@@ -48,6 +50,8 @@ class StepRecorder:
         self._devnull = None if self._is_first else open(os.devnull, "w")  # noqa: SIM115, PTH123
         self._progress = ProgressBar(config.train.steps, session.start, config.log.every, self._devnull)
         self.last_row = metrics.last
+        self.trend = session.trend
+        self._rise_is_reported = session.trend.has_risen  # by the call before
         self._pending: tuple[int, dict[str, Any], Row] | None = None  # step, metrics on the device, further fields
         # Time of steps and validations, without compilation: in total, and before this call.
         self._seconds = metrics.seconds
@@ -71,6 +75,11 @@ class StepRecorder:
     def score(self) -> float | None:
         """Validation bits per byte after the newest step, if it was measured."""
         return None if self._pending is None else self._pending[2].get("val_bits_per_byte")
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """JSON values to store with a checkpoint of the newest step."""
+        return self._session.compatibility | {"validation": self.trend.to_json()}
 
     def record(self, step: int, metrics: dict[str, Any], num_bytes: int) -> None:
         """Take the metrics of a step and write the row of the step before.
@@ -144,6 +153,7 @@ class StepRecorder:
         began = self._wait_for_step()
         scores = self._session.validate(params)
         self._pending[2].update(scores)
+        self.trend = self.trend.add(step, scores["val_loss"], scores["val_bits_per_byte"])
         texts = self._session.generate_samples(params)
         if texts:
             append_samples(self._session.run.samples, step, texts)
@@ -151,6 +161,15 @@ class StepRecorder:
         self._seconds += elapsed
         self._step_began += elapsed  # not a part of the step's time
         logger.info("step %d: validation %s", step, scores_text(scores))
+        self._report_rise()
+
+    def _report_rise(self) -> None:
+        """Warn of a rising validation loss: once, until it falls below its lowest value."""
+        self._rise_is_reported &= self.trend.since_best > 0
+        if self._rise_is_reported or not self.trend.has_risen:
+            return
+        self._rise_is_reported = True
+        logger.warning(rise_text(self.trend, self.last_row.get("loss"), self._config))
 
     @contextlib.contextmanager
     def pause(self, text: str) -> Iterator[None]:

@@ -1,8 +1,10 @@
 """The outcome of training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from slm_jax.run.trend import Trend
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Result:
         metrics: The last row of `metrics.jsonl`.
         stopped_by: The signal that ended training before its last step.
         signal: The signal that was received, also during the last step.
+        trend: The newest validation and the best one.
     """
 
     run: Path
@@ -22,3 +25,4 @@ class Result:
     metrics: dict[str, Any]
     stopped_by: int | None = None
     signal: int | None = None
+    trend: Trend = field(default_factory=Trend)

@@ -1,13 +1,14 @@
 """Resume a run from its newest checkpoint, and refuse one of another text, tokenizer or config."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.trend import Trend
 from slm_jax.training import health
 from slm_jax.training.train_step import Steps, TrainState
 from slm_jax.utils.errors import UserError
@@ -64,9 +65,21 @@ def state_to_save(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "health" or value}
 
 
-def restore(
-    checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, current: dict[str, Any]
-) -> tuple[TrainState | None, int]:
+class Restored(NamedTuple):
+    """What a run continues with.
+
+    Attributes:
+        state: The training state; None without a checkpoint.
+        start: The number of steps taken.
+        trend: The validations up to then; None if the checkpoint stores none (none at all, or an earlier version).
+    """
+
+    state: TrainState | None
+    start: int
+    trend: Trend | None
+
+
+def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, current: dict[str, Any]) -> Restored:
     """Restore the newest valid checkpoint of a run onto the devices of this call.
 
     Args:
@@ -74,9 +87,6 @@ def restore(
         steps: The functions of the run.
         mesh: The devices; they may be others than those that the checkpoint was saved on.
         current: `compatibility` of this call.
-
-    Returns:
-        The state and the number of steps taken, or None and 0 without a checkpoint.
 
     Raises:
         UserError: All checkpoints are corrupt, or the newest valid one is not compatible.
@@ -90,10 +100,11 @@ def restore(
 
     restored = checkpoints.restore_newest(target)
     if restored is None:
-        return None, 0
+        return Restored(None, 0, None)
     fields, position = restored
     state = TrainState(**fields)
     if current["health"] != bool(state.health):  # the options of `health` were changed
         statistics = jax.device_put(health.init(), sharding.replicated(mesh)) if current["health"] else ()
         state = state._replace(health=statistics)
-    return state, position["step"]
+    trend = Trend.from_json(position["validation"]) if "validation" in position else None
+    return Restored(state, position["step"], trend)

@@ -12,6 +12,7 @@ from slm_jax.data.batches.prefetch import TrainingBatches
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import Row
+from slm_jax.run.trend import Trend
 from slm_jax.training.train_step import TrainState
 from slm_jax.utils.batch import Batch
 
@@ -27,6 +28,7 @@ class Session:
         run: The run directory.
         checkpoints: The checkpoints of the run.
         compatibility: Stored with each checkpoint and checked on resume, see `resume.compatibility`.
+        trend: The validations before this call; stored with each checkpoint as well.
         start: The number of steps taken before this call.
         state: The training state after these steps; the first step donates its arrays.
         batches: The training batches.
@@ -47,6 +49,7 @@ class Session:
     run: Run
     checkpoints: Checkpoints
     compatibility: dict[str, Any]
+    trend: Trend
     start: int
     state: TrainState
     batches: TrainingBatches

@@ -30,6 +30,7 @@ from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.run.metrics import Row, read_metrics
+from slm_jax.run.trend import Trend
 from slm_jax.training import memory, resume, validation, warm_start
 from slm_jax.training.result import Result
 from slm_jax.training.schedule import make_schedule
@@ -60,6 +61,7 @@ class OpenRun:
         compatibility: Stored with each checkpoint, see `resume.compatibility`.
         state: The restored state, or that of a warm start; None for a run that starts with random weights.
         start: The number of steps taken.
+        trend: The validations up to then.
         rows: The rows of `metrics.jsonl`, which may include steps after the newest checkpoint.
     """
 
@@ -74,14 +76,15 @@ class OpenRun:
     compatibility: dict[str, Any]
     state: TrainState | None
     start: int
+    trend: Trend
     rows: list[Row]
 
     @property
     def finished(self) -> Result | None:
-        """The result of earlier calls, if they took all steps."""
-        if self.start < self.config.train.steps:
+        """The result of earlier calls, if they took all steps or stopped early."""
+        if self.start < self.config.train.steps and not self.trend.is_over(self.config.train.stop_early):
             return None
-        return Result(self.run.path, self.start, self.rows[-1] if self.rows else {})
+        return Result(self.run.path, self.start, self.rows[-1] if self.rows else {}, trend=self.trend)
 
 
 @contextlib.contextmanager
@@ -110,13 +113,15 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     _log_devices(config, mesh)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
         compatibility = resume.compatibility(config, corpus.fingerprint, tokenizer.fingerprint)
-        state, start = resume.restore(checkpoints, steps, mesh, compatibility)
+        state, start, trend = resume.restore(checkpoints, steps, mesh, compatibility)
         if state is None and initial is not None:
             state = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
             checkpoints.save(0, resume.state_to_save(state), compatibility)
             checkpoints.wait()  # from here on the run does not need the other one
             logger.info("starting with the weights of %s", initial.path)
         rows = read_metrics(run.metrics)
+        if trend is None:
+            trend = Trend.from_rows(row for row in rows if row["step"] <= start)
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
         opened = OpenRun(
@@ -131,6 +136,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             compatibility=compatibility,
             state=state,
             start=start,
+            trend=trend,
             rows=rows,
         )
         _log_start(opened)
@@ -178,6 +184,7 @@ def compile_session(opened: OpenRun) -> Session:
         run=run,
         checkpoints=opened.checkpoints,
         compatibility=opened.compatibility,
+        trend=opened.trend,
         start=opened.start,
         state=state,
         batches=opened.batches,
@@ -240,8 +247,10 @@ def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
 def _log_start(opened: OpenRun) -> None:
     """Log where training starts, and what may be unexpected about it."""
     start = opened.start
-    if start == opened.config.train.steps:
-        if curriculum_of(opened.run):  # the curriculum decides how long its stages are
+    if opened.finished:
+        if start < opened.config.train.steps:
+            logger.info("this run was stopped early: %d steps are done. To train further: --train.stop_early 0", start)
+        elif curriculum_of(opened.run):  # the curriculum decides how long its stages are
             logger.info("this stage is finished: %d steps are done", start)
         else:
             logger.info("this run is finished: %d steps are done. To train further: --train.steps %d", start, 2 * start)

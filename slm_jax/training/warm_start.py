@@ -1,11 +1,12 @@
 """Warm start: begin a run with the weights of another run or of a Hugging Face folder.
 
 Used for fine-tuning and for the stages of a curriculum. The config and tokenizer of the source are read and compared
-first; then its newest weights become the state of step 0, with its optimizer state if `init.optimizer` is `keep`. That
-state is saved as the new run's first checkpoint. From then on the new run does not depend on its source, and ends with
-the same bits wherever it is interrupted.
+first; then its weights (of the checkpoint that `run.selection` chooses) become the state of step 0, with its optimizer
+state if `init.optimizer` is `keep`. That state is saved as the new run's first checkpoint. From then on the new run
+does not depend on its source, and ends with the same bits wherever it is interrupted.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,16 @@ import jax
 
 from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.schema import Config, format_problems
-from slm_jax.distributed import sharding
+from slm_jax.distributed import multihost, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
-from slm_jax.run.checkpoint import read_newest
+from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.selection import select_checkpoint
 from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class SourceRun(NamedTuple):
@@ -92,7 +96,10 @@ def initial_state(
     wanted = {"params": target.params}
     if keeps_optimizer:
         wanted["opt_state"] = target.opt_state
-    saved, _ = read_newest(source.run.checkpoints, wanted)
+    selection = select_checkpoint(source.run)
+    candidates = multihost.broadcast_from_first(lambda: selection.candidates)
+    saved, step = read_fields(source.run.checkpoints, wanted, candidates)
+    logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
     state = steps.init()
     state = state._replace(params=saved["params"])
     if keeps_optimizer:

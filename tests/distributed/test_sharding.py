@@ -9,7 +9,7 @@ import pytest
 from slm_jax import load_run, train
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
-from slm_jax.run.checkpoint import read_newest
+from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.training.train_step import make_steps
@@ -177,7 +177,7 @@ def test_run_resumes_on_any_mesh(tmp_path):
         config = Config.load(**{**fields, **sizes})
         steps = make_steps(config, load_run(str(run.path)).tokenizer.vocab_size)
         target = sharding.abstract_arrays(sharding.make_mesh(config), jax.eval_shape(steps.init), steps.partitions)
-        saved, _ = read_newest(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
+        saved, _ = read_fields(run.checkpoints, {"params": target.params, "opt_state": target.opt_state})
         assert jax.tree.leaves(saved)[0].sharding.mesh.size == np.prod(mesh)
         restored.append(jax.device_get(saved))
     assert largest_difference(restored[0], restored[1]) == largest_difference(restored[0], restored[2]) == 0

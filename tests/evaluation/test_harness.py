@@ -49,7 +49,7 @@ def loaded():
 @pytest.fixture
 def adapter(loaded, monkeypatch):
     """The request methods without the harness."""
-    monkeypatch.setattr(harness, "load_run", lambda path: loaded)
+    monkeypatch.setattr(harness, "load_run", lambda path, step: loaded)
     return harness.HarnessModel("here", batch_size="2")
 
 
@@ -135,7 +135,7 @@ def test_a_local_harness_task(loaded, monkeypatch, tmp_path):
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(harness, "load_run", lambda path: loaded)
+    monkeypatch.setattr(harness, "load_run", lambda path, step: loaded)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": TEXT[:k]}) + "\n" for k in (30, 140)))
     (tmp_path / "mine.yaml").write_text(YAML.format(

@@ -219,7 +219,8 @@ def test_an_empty_continuation_is_reported(monkeypatch, capsys, caplog, samples)
     tokenizer.add_text("a b c")
     tokenizer.freeze_vocab()
     eos = tokenizer.token2id["<EOS>"]
-    run = SimpleNamespace(tokenizer=tokenizer, model=None, context=8)
+    place = {"run": SimpleNamespace(path="runs/a"), "step_text": "step 2 (last)"}
+    run = SimpleNamespace(tokenizer=tokenizer, model=None, context=8, **place)
     monkeypatch.setattr(generate_module, "load_run", lambda *_: run)
     monkeypatch.setattr(generate_module, "stream", lambda *_: iter([np.array([eos])]))
     monkeypatch.setattr(generate_module, "generate_ids", lambda *_: [[eos], [eos]])
@@ -227,7 +228,7 @@ def test_an_empty_continuation_is_reported(monkeypatch, capsys, caplog, samples)
     out = capsys.readouterr().out
     assert "a\n" in out
     assert "the model ended" not in out
-    assert caplog.messages == ["(the model ended the text immediately)"] * samples
+    assert caplog.messages == ["run runs/a, step 2 (last)", *["(the model ended the text immediately)"] * samples]
 
 
 def test_prompts_are_read_from_options_files_and_standard_input(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from slm_jax.cli.options import config_from_args
 from slm_jax.config.schema import Config
-from slm_jax.run.checkpoint import read_newest
+from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
@@ -49,7 +49,7 @@ def saved(run):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     item = {name: getattr(shapes, name) for name in ("params", "opt_state", "step")}
     item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), item)
-    state, step = read_newest(Run(run).checkpoints, item)
+    state, step = read_fields(Run(run).checkpoints, item)
     return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(state)}
 
 
