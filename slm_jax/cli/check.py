@@ -9,7 +9,6 @@ from slm_jax.checks.finding import FAIL, as_json, as_table, count
 from slm_jax.checks.run import DOCUMENTS, check
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.config.presets import read_toml
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 
@@ -54,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
     run = None
     if options.run or not (options.config or overrides):
         run = find_run(options.run or None)
-    config = make_config(overrides, options.config, read_toml(run.config) if run is not None else None)
+    config = make_config(overrides, options.config, run.read_options() if run is not None else None)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # texts on any terminal
     from slm_jax.utils.process import tune_process
     from slm_jax.utils.progress import show_log

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.config.presets import read_toml
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 
@@ -50,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> "Report":
     base = None
     if options.run:
         run = find_run(options.run)
-        base = read_toml(run.config)
+        base = run.read_options()
         base["tokenizer"] = {**base.get("tokenizer", {}), "path": str(run.tokenizer)}
     config = make_config(overrides, options.config, base)
     from slm_jax.training.mfu import as_json, as_text, measure, vocabulary

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from slm_jax.cli import bare_words
 from slm_jax.cli.flags import Flag, Option, build, command_options, config_options, parse
 from slm_jax.cli.help import help_text, wrapped
-from slm_jax.config.presets import read_preset, read_toml
+from slm_jax.config.presets import read_preset
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import find_run
 
@@ -186,7 +186,7 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
 def _initial_model(overrides: dict[str, Any], tree: Tree) -> Tree:
     """Return the section `model` of the run or folder that training starts from, nothing without one."""
     if start := overrides.get("init.from_run"):
-        return {"model": read_toml(find_run(start, trained=True).config).get("model", {})}
+        return {"model": find_run(start, trained=True).read_options().get("model", {})}
     if folder := overrides.get("init.from_hf"):
         # Imports JAX, which is not needed to check other options.
         from slm_jax.huggingface.import_folder import open_folder

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, read_options_and_config
-from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run, curriculum_of, find_run, new_run
@@ -65,7 +64,7 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
         run = Run(Path(options.run))
     base = None
     if run is not None and run.exists():
-        base = read_toml(run.config)
+        base = run.read_options()
         if not options.config:
             _require_resumable(run, base, overrides)
         if {"train.batch_size", "train.accumulation"} & overrides.keys() and "train.microbatch" not in overrides:

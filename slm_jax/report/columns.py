@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.run.metrics import Row, damaged_line, iter_rows
+from slm_jax.run.metrics import Row, iter_rows
 from slm_jax.utils.errors import UserError
 
 FIELDS = "step loss accuracy lr grad_norm tokens input_tokens bytes seconds tokens_per_second mfu time skipped".split()
@@ -79,7 +79,8 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
         has_scores = row.get("val_loss") is not None
         for field in (*_REQUIRED, *_SCORES) if has_scores else _REQUIRED:
             if not isinstance(row.get(field), int | float):
-                raise damaged_line(path, number, f"{field} is not a number")
+                problem = f"line {number}: {field} is not a number"
+                raise UserError(f"{path} is damaged ({problem}): restore it, or remove that line")
         rows.append([row.get(field) for field in FIELDS])
         if has_scores:
             validations.append(row)

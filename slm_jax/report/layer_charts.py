@@ -22,7 +22,7 @@ def read_layer_rows(run_data: RunData) -> list[Row]:
     """Read the rows of layers.jsonl up to the last step with metrics; damaged lines are ignored."""
     if not len(run_data.columns):
         return []
-    rows = [row for _, row in iter_rows(run_data.run.layers, skip_damaged=True) if row["step"] <= run_data.step]
+    rows = [row for _, row in iter_rows(run_data.run.layers, quiet=True) if row["step"] <= run_data.step]
     return rows[:: -(-len(rows) // _MAX_ROWS) or 1]
 
 

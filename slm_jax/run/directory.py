@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, locked_folder, replace_text
+
+_CONFIG_HEADER = "# The resolved options of a run. After an edit by hand, shorten the last line to '# end'."
+_CONFIG_END = "# end"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints: `checkpoint.folder` (also of a bucket), or a folder in the run."""
-        section = read_toml(self.config).get("checkpoint", {}) if self.exists() else {}
+        section = self.read_options().get("checkpoint", {}) if self.exists() else {}
         if not section.get("folder"):
             return self.path / "checkpoints"
         from etils import epath  # slow to import; reads buckets as well
@@ -126,17 +130,29 @@ class Run:
         except Exception as error:  # no permission; a bucket's library raises errors of its own
             raise UserError(f"the folder of checkpoints {folder} cannot be read ({error})") from None
 
+    def read_options(self) -> dict[str, Any]:
+        """Return the saved options as nested dicts, not validated.
+
+        Raises:
+            UserError: There is no config, or it is damaged.
+        """
+        tree = read_toml(self.config)
+        _verify_config(self.config, tree)
+        return tree
+
     def read_config(self) -> Config:
         """Return the saved config.
 
         Raises:
-            UserError: There is none, or it does not fit this version.
+            UserError: There is none, it is damaged, or it does not fit this version.
         """
-        return Config.from_tree(read_toml(self.config), origin=str(self.config))
+        return Config.from_tree(self.read_options(), origin=str(self.config))
 
     def save_config(self, config: Config) -> None:
-        """Replace the saved config."""
-        replace_text(self.config, config.to_toml())
+        """Replace the saved config. Its last line holds a checksum of the lines above it."""
+        text = f"{_CONFIG_HEADER}\n\n{config.to_toml()}"
+        checksum = f"{zlib.crc32(text.encode()):08x}"
+        replace_text(self.config, f"{text}\n{_CONFIG_END}, CRC-32 of the lines above: {checksum}\n")
 
     def begin(self, config: Config) -> None:
         """Start a run in the locked directory, or check that an existing one can be resumed with a config.
@@ -224,6 +240,26 @@ class Run:
                 folder = Path(checkpoints)
                 locks.enter_context(locked_folder(folder, f"saving its checkpoints in {folder}", "--checkpoint.folder"))
             yield
+
+
+def _verify_config(path: Path, tree: dict[str, Any]) -> None:
+    """Check that the config of a run is complete: one that is cut at the end of a line is still valid TOML.
+
+    Raises:
+        UserError: It is not.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    body, _, last = text.rstrip("\n").rpartition("\n")
+    if last.startswith(_CONFIG_END):
+        checksum = last.removeprefix(_CONFIG_END).rpartition(" ")[2]
+        if checksum and checksum != f"{zlib.crc32(body.encode()):08x}":
+            raise UserError(
+                f"{path} differs from its checksum: it is damaged, restore it; or if you edited it, shorten its last "
+                f"line to {_CONFIG_END!r}"
+            )
+    # Earlier versions wrote no such line, but every option; mesh.tensor is the last one of the first version.
+    elif text.startswith(_CONFIG_HEADER) or "tensor" not in tree.get("mesh", {}):
+        raise UserError(f"{path} is damaged: its end is missing. Restore it, or start another --run")
 
 
 def _shapes_corpus(name: str) -> bool:

@@ -1,26 +1,32 @@
 """`metrics.jsonl` and `layers.jsonl` of a run: one JSON object per step, in order.
 
+    {"step": 1, "loss": 7.62, "crc32": "0c5f1b2a"}
+
+The last key is the CRC-32 of the line's text before `, "crc32"`, so that a changed digit is noticed. Earlier versions
+wrote none: rows without it are accepted before the first row that has it. Damaged rows are reported and skipped.
+
 This module has the only writer and the only reader of these files. `metrics.jsonl` has a row for every step; its fields
 are listed in `slm_jax/training/README.md`. `layers.jsonl` has norms of each layer, every `log.layers` steps.
-
-Rows have no checksum: damage is noticed where a line is no longer the row of a step, a changed digit is not.
 """
 
 import json
 import logging
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import replace_text
+from slm_jax.utils.files import replace_file
 from slm_jax.utils.formatting import duration
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+_CHECKED = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}\n')
 
 
 class RowLogger(Protocol):
@@ -36,50 +42,75 @@ class RowLogger(Protocol):
         """Send the remaining rows and release resources."""
 
 
-def iter_rows(path: Path, skip_damaged: bool = False) -> Iterator[tuple[int, Row]]:
-    """Read a file of rows line by line, also while a run is still writing it.
-
-    A last line without its newline (still being written, or cut short by a crash) is left out.
-
-    Args:
-        path: `metrics.jsonl` or `layers.jsonl`; a missing file has no rows.
-        skip_damaged: Skip lines that are not rows instead of raising.
-
-    Yields:
-        Line number (from 1) and row. Every row is a dict with an integer `step`.
+def format_row(row: Row) -> str:
+    """Return a row as a line with its check value.
 
     Raises:
-        UserError: A line is not the row of a step.
+        ValueError: A value is NaN or infinite, which JSON cannot represent.
     """
+    text = json.dumps(row, allow_nan=False)[:-1]
+    return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def _parse_row(line: bytes, needs_check: bool) -> tuple[Row, bool]:
+    """Return the row of a line, without its check value, and whether it has one.
+
+    Raises:
+        ValueError: The line is damaged.
+    """
+    checked = _CHECKED.fullmatch(line)
+    if checked is None and needs_check:
+        raise ValueError("it has no check value")
+    if checked is not None and zlib.crc32(checked[1]) != int(checked[2], 16):
+        raise ValueError("its check value differs")
+    row = json.loads(line)
+    if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+        raise ValueError("it is not the row of a step")
+    row.pop("crc32", None)
+    return row, checked is not None
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes, Row | ValueError]]:
+    """Yield line number (from 1), line, and its row or the problem with it, without an incomplete last line."""
     if not path.is_file():
         return
+    needs_check = False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                row = json.loads(line)
-                if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
-                    raise ValueError("not the row of a step")
-            except ValueError as error:
-                if skip_damaged:
-                    continue
-                raise damaged_line(path, number, error) from None
-            yield number, row
+                row, is_checked = _parse_row(line, needs_check)
+            except (ValueError, RecursionError) as error:
+                yield number, line, ValueError(str(error))
+                continue
+            needs_check |= is_checked
+            yield number, line, row
 
 
-def damaged_line(path: Path, number: int, problem: object) -> UserError:
-    """Return the error for a line that is not a row."""
-    return UserError(f"{path} is damaged (line {number}: {problem}): restore it, or remove that line")
+def iter_rows(path: Path, quiet: bool = False) -> Iterator[tuple[int, Row]]:
+    """Read a file of rows line by line, also while a run is still writing it.
 
+    Damaged lines are skipped with a warning. A last line without its newline (still being written, or cut short by a
+    crash) is left out.
 
-def read_metrics(path: Path) -> list[Row]:
-    """Return all rows of a file, see `iter_rows`.
+    Args:
+        path: `metrics.jsonl` or `layers.jsonl`; a missing file has no rows.
+        quiet: Do not warn.
 
-    Raises:
-        UserError: A line other than an incomplete last one is not the row of a step.
+    Yields:
+        Line number (from 1) and row. Every row is a dict with an integer `step`.
     """
-    return [row for _, row in iter_rows(path)]
+    for number, _, row in _read_lines(path):
+        if not isinstance(row, ValueError):
+            yield number, row
+        elif not quiet:
+            logger.warning("%s, line %d, is damaged and skipped (%s)", path, number, row)
+
+
+def read_metrics(path: Path, quiet: bool = False) -> list[Row]:
+    """Return all rows of a file, see `iter_rows`."""
+    return [row for _, row in iter_rows(path, quiet)]
 
 
 class MetricsWriter:
@@ -91,7 +122,7 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, after_step: int, is_writer: bool = True, loggers: Sequence[RowLogger] = ()):
-        """Open the file for appending.
+        """Open the file for appending; damaged lines among the kept rows stay as they are.
 
         Args:
             path: The file; created if missing.
@@ -99,17 +130,21 @@ class MetricsWriter:
                 run was killed, are dropped: these steps are repeated.
             is_writer: Whether this process writes; the other processes only read.
             loggers: Further destinations of each row. One that raises is removed with a warning.
-
-        Raises:
-            UserError: The file is damaged.
         """
         self._loggers = list(loggers)
         self._is_writer = is_writer
-        kept = [row for row in read_metrics(path) if row["step"] <= after_step]
-        self.last: Row = kept[-1] if kept else {}
+        lines: list[bytes] = []
+        self.last: Row = {}
+        for _, line, row in _read_lines(path):
+            if not isinstance(row, ValueError):
+                if row["step"] > after_step:
+                    break
+                self.last = row
+            lines.append(line)
         self.seconds: float = self.last.get("seconds", 0.0)
         if is_writer:
-            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            with replace_file(path) as partial:
+                partial.write_bytes(b"".join(lines))
         # Line-buffered: other programs see complete rows.
         self._file: TextIO = open(path if is_writer else os.devnull, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, PTH123
 
@@ -119,7 +154,7 @@ class MetricsWriter:
         Raises:
             ValueError: A value is NaN or infinite, which JSON cannot represent.
         """
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.write(format_row(row))
         self._for_each_logger(lambda each: each.log(row))
 
     def flush(self) -> None:

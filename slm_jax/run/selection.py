@@ -117,7 +117,7 @@ def _logged_losses(run: Run, positions: dict[int, dict[str, Any]]) -> dict[int, 
     """Return validation losses of `metrics.jsonl` by step, where a checkpoint has a score but no loss."""
     if all(_score(position) is None or _trend(position) for position in positions.values()):
         return {}
-    rows = (row for _, row in iter_rows(run.metrics, skip_damaged=True))
+    rows = (row for _, row in iter_rows(run.metrics, quiet=True))
     return {row["step"]: row["val_loss"] for row in rows if row.get("val_loss") is not None}
 
 
@@ -197,7 +197,7 @@ def _is_improving(run: Run, position: dict[str, Any], step: int) -> bool:
     """Return whether the newest validation up to the last checkpoint is the best one."""
     trend = _trend(position)
     if trend is None:
-        rows = (row for _, row in iter_rows(run.metrics, skip_damaged=True))
+        rows = (row for _, row in iter_rows(run.metrics, quiet=True))
         trend = Trend.from_rows(row for row in rows if row["step"] <= step)
     return trend.since_best == 0
 

@@ -314,7 +314,7 @@ def read_curves(path: Path) -> Curves:
     Returns:
         Points [step, value] of each field that the page draws; long curves are averaged over segments.
     """
-    rows = [row for _, row in iter_rows(path, skip_damaged=True)]
+    rows = [row for _, row in iter_rows(path, quiet=True)]
     curves = {}
     for name in _CURVE_FIELDS:
         points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)

@@ -63,7 +63,7 @@ class Workspace:
         return err.partition("error: ")[2]
 
 
-CLOCK = {"seconds", "tokens_per_second", "mfu", "eta_seconds", "time"}
+CLOCK = {"seconds", "tokens_per_second", "mfu", "eta_seconds", "time", "crc32"}
 
 
 def without_clock(rows):

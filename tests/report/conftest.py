@@ -8,6 +8,7 @@ import pytest
 
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
+from slm_jax.run.metrics import read_metrics
 from slm_jax.training.train import train
 
 STEPS = 24
@@ -68,7 +69,7 @@ def curriculum(copy, tmp_path):
 
 def rows_of(run):
     """Return the metrics of a run, read without the package."""
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return read_metrics(run.metrics)
 
 
 def cut_held_out(run, *ends):

@@ -76,12 +76,9 @@ def test_read_columns(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "not the row of a step"),
-        (ROW | {"step": "1"}, "not the row of a step"),
         (ROW | {"seconds": None}, "seconds is not a number"),
         (ROW | {"val_loss": 3}, "val_perplexity is not a number"),
         (ROW | {"lr": "high"}, "high"),
-        ([1], "not the row of a step"),
     ],
 )
 def test_an_invalid_row_raises(tmp_path, row, message):

@@ -238,11 +238,15 @@ def test_notes(copy):
     assert "lowest at step 8" in note
 
 
-def test_damaged_files_raise(copy):
+def test_a_damaged_row_is_reported_and_left_out(copy, caplog):
     run = copy()
     run.metrics.write_text(run.metrics.read_text().replace('"loss"', '"lo', 1))
-    with pytest.raises(UserError, match="line 1"):
-        write_report(run.path)
+    data, _ = write_report(run.path)
+    assert "metrics.jsonl, line 1, is damaged and skipped" in caplog.text
+    assert data.last.step == 24
+
+
+def test_damaged_files_raise(copy):
     run = copy("other")
     (run.path / "evaluation.json").write_text('{"results": [{}]}')
     with pytest.raises(UserError, match=r"evaluation\.json is damaged"):

@@ -1,6 +1,7 @@
 """Run directories: which one is found, and which options bind a run."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,39 @@ def test_options_bind_when_something_depends_on_them(runs):
     with pytest.raises(UserError, match=r"model\.dim: 192 saved, 384 current"):
         run.begin(other)
     assert run.read_config() == config  # with a checkpoint, the caller saves it once the run is restored
+
+
+def test_a_config_that_is_cut_or_changed_is_refused(tmp_path):
+    """Cut at the end of a line it is valid TOML, whose missing options would silently be the defaults."""
+    run = Run(tmp_path)
+    config = Config.load("quickstart", **{"data.separator": "# end", "data.files": ("a.txt", "שלום")})
+    run.save_config(config)
+    assert run.read_config() == config
+    assert Config.load(run.config) == config  # as a preset
+    text = run.config.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    for count in range(len(lines)):
+        run.config.write_text("".join(lines[:count]), encoding="utf-8")
+        with pytest.raises(UserError, match="is damaged: its end is missing"):
+            run.read_config()
+    run.config.write_text(text.replace("dim = 192", "dim = 193"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"differs from its checksum.* shorten its last line to '# end'"):
+        run.read_config()
+    edited = [line.replace("dim = 192", "dim = 96") for line in lines[:-1]]
+    run.config.write_text("".join([*edited, "# end\n"]), encoding="utf-8")
+    assert run.read_config().model.dim == 96
+
+
+def test_a_config_of_an_earlier_version_has_no_checksum(tmp_path):
+    run = Run(tmp_path)
+    stored = Run(Path(__file__).parent / "run_0.1.0").config.read_text()
+    run.config.write_text(stored)
+    assert run.read_config().model.dim == 16
+    lines = stored.splitlines(keepends=True)
+    for count in range(len(lines)):
+        run.config.write_text("".join(lines[:count]))
+        with pytest.raises(UserError, match="is damaged"):
+            run.read_config()
 
 
 def test_other_options_of_a_run_are_named_as_they_were_given(tmp_path):
