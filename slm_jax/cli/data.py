@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from slm_jax.cli import bare_words
 from slm_jax.cli.help import wrapped
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
@@ -147,7 +146,7 @@ def _manifests(word: str) -> list[Path]:
 
 
 def _config(preset: str, overrides: dict[str, Any], run: Run | None) -> Config:
-    return make_config(overrides, preset, read_toml(run.config) if run is not None else None)
+    return make_config(overrides, preset, run.read_options() if run is not None else None)
 
 
 def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, HybridTokenizer]]:
