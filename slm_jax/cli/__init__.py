@@ -33,5 +33,31 @@ def run_main(module: str) -> None:
             raise_on_interrupt()
             status = main()
             raise SystemExit(status if isinstance(status, int) else 0)
+    except SystemExit as error:
+        if error.code == 2:
+            leave_threads_behind(2)
+        raise
     finally:
         exit_on_interrupt()  # while the interpreter shuts down
+
+
+def leave_threads_behind(status: int, seconds: float = 2.0) -> None:
+    """End the process if threads are left that would keep it from ending: those of a failed save wait for minutes.
+
+    Args:
+        status: The exit status.
+        seconds: Time in which the threads may end by themselves.
+    """
+    import os
+    import sys
+    import threading
+    import time
+
+    end = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(end - time.monotonic(), 0))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)

@@ -26,7 +26,8 @@ from etils import epath
 from slm_jax.config.schema import CheckpointConfig
 from slm_jax.distributed import multihost
 from slm_jax.run import checksums
-from slm_jax.utils.errors import UserError, is_disk_full
+from slm_jax.run.quiet import quiet_orbax
+from slm_jax.utils.errors import UserError, disk_problem
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +100,6 @@ def verify_checkpoint(folder: epath.Path, step: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Silence Orbax, which logs each phase of a save; errors that matter are raised."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
 class _Handler(ocp.CompositeCheckpointHandler):
     """Handler of the items of a checkpoint, which writes its checksums before it is committed."""
 
@@ -158,7 +147,7 @@ class Checkpoints:
         self._quiet = contextlib.ExitStack()
 
     def __enter__(self) -> "Checkpoints":
-        self._quiet.enter_context(_quiet_orbax())
+        self._quiet.enter_context(quiet_orbax())
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -344,14 +333,14 @@ def _write_errors(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_disk_full(error):
-            problem = f"no space left on the disk for a checkpoint in {folder}: free some"
+        if full := disk_problem(error):
+            problem = f"a checkpoint could not be written to {folder}: {full}"
         elif isinstance(error, OSError):
             problem = f"a checkpoint could not be written to {folder} ({_summary(error)}): fix that"
         else:
             raise
         raise UserError(
-            f"{problem} and give the same command again; it continues from the last complete checkpoint"
+            f"{problem}; then give the same command again, which continues from the last complete checkpoint"
         ) from None
 
 
@@ -421,7 +410,7 @@ def _read(
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     restore = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     root = open_folder(folder)
-    with _quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         for step in reversed(steps_in(root)) if steps is None else steps:
             path = root / str(step)
             is_verified = False

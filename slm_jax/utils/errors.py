@@ -19,8 +19,8 @@ def command_errors() -> Iterator[None]:
     Any other exception is a bug and keeps its traceback.
 
     Raises:
-        SystemExit: With status 2 after a `UserError`, on a full disk or without the device of JAX_PLATFORMS, 130 after
-            Ctrl-C, 141 if the reader of standard output (head, less) has gone.
+        SystemExit: With status 2 after a `UserError`, on a full disk (or quota, or file-size limit) or without the device
+            of JAX_PLATFORMS, 130 after Ctrl-C, 141 if the reader of standard output (head, less) has gone.
     """
     try:
         yield
@@ -41,9 +41,9 @@ def user_message(error: Exception) -> str | None:
     """Return the message for an error that the user can correct, None for any other."""
     if isinstance(error, UserError):
         return str(error)
-    if is_disk_full(error):
+    if problem := disk_problem(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return f"no space left on the disk{where}: free some and give the same command again"
+        return f"{problem}{where}; then give the same command again"
     return _missing_device(error)
 
 
@@ -72,12 +72,26 @@ def _exit(text: str, status: int) -> None:
     raise SystemExit(status) from None
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error or one of its causes is a full disk or quota; some libraries wrap it as text."""
+_DISK_PROBLEMS = {
+    errno.ENOSPC: "no space left on the disk: free some",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file would be larger than allowed: raise the limit (ulimit -f), or use another file system",
+}
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return the problem and its remedy if an error or one of its causes is a full disk, a quota or a size limit.
+
+    Some libraries (TensorStore) raise their own errors with the system's message as text.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
+        for number, problem in _DISK_PROBLEMS.items():
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+                return problem
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error or one of its causes is a full disk, a quota or a limit of file sizes."""
+    return disk_problem(error) is not None
