@@ -98,10 +98,25 @@ def comparison_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
         yield f"Validated on different text: scores are comparable only within each of these groups: {groups}."
     elif len(fingerprints) > 1:
         yield "The tokenizers differ: compare bits per byte, not loss, perplexity or accuracy."
+    yield from _validation_notes(runs, names)
     yield from _evaluation_notes(runs, names)
     devices = {call.get("device") for run in runs for call in run.last.calls[-1:]}
     if len(devices) > 1:
         yield "Trained on different devices: times and speeds are not comparable."
+
+
+def _validation_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
+    """Yield the options that differ although a validation score depends on them: windows, context, predicted tokens."""
+    differing = []
+    for option in ("data.mode", "train.sequence_length", "data.loss_on", "eval.max_tokens"):
+        groups: dict[str, list[str]] = {}
+        for run, name in zip(runs, names, strict=True):
+            groups.setdefault(str(run.last.config.flat()[option]), []).append(name)
+        if len(groups) > 1:
+            values = "; ".join(f"{value}: {', '.join(group)}" for value, group in groups.items())
+            differing.append(f"{option} ({values})")
+    if differing:
+        yield f"Validated in different ways, so the scores and their order are not comparable: {', '.join(differing)}."
 
 
 def _evaluation_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:

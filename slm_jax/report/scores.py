@@ -210,7 +210,7 @@ def benchmarks_section(data: ReportData) -> SafeHtml:
     if not names:
         return SafeHtml("")
     numeric = {i for i, name in enumerate(names) if all(_parse_number(row.get(name, "")) is not None for row in rows)}
-    cells = [[_benchmark_cell(row.get(name, ""), i in numeric) for i, name in enumerate(names)] for row in rows]
+    cells = [[_benchmark_cell(name, row.get(name, ""), i in numeric) for i, name in enumerate(names)] for row in rows]
     header = [name.replace("_", " ") for name in names]
     return markup.table(header, cells, numeric, "Benchmarks", row_headers=False)
 
@@ -223,8 +223,10 @@ def _parse_number(value: str) -> float | None:
         return None
 
 
-def _benchmark_cell(value: str, numeric: bool) -> object:
+def _benchmark_cell(name: str, value: str, numeric: bool) -> object:
     number = _parse_number(value)
     if numeric and number is not None:
+        if name in ("accuracy", "mfu") and math.isfinite(number):
+            return format_percent(number)
         return format_number(number) if math.isfinite(number) else ""
     return SafeHtml(f'<span class="nowrap">{escape_text(value)}</span>') if len(value) < _MAX_NOWRAP else value

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from slm_jax.report.axes import format_duration, format_number
 from slm_jax.report.compare import HEADER, comparison_notes, ranked, run_names, table_rows
 from slm_jax.report.run_data import ReportData
-from slm_jax.report.scores import is_complete_task, metric_text, task_title
+from slm_jax.report.scores import is_complete_task, metric_text, task_title, value_with_interval
 from slm_jax.report.sections import notes
 from slm_jax.run.metrics import scores_text
 from slm_jax.utils.formatting import text_table
@@ -26,7 +26,7 @@ def run_summary(data: ReportData) -> Iterator[str]:
         )
     for row in data.evaluation:
         if is_complete_task(row):
-            yield f"{task_title(row, data)} {metric_text(row)}: {format_number(row['value'])}"
+            yield f"{task_title(row, data)} {metric_text(row)}: {value_with_interval(row)}"
     for note in notes(data):
         yield f"note: {note}"
 

@@ -48,6 +48,30 @@ def test_runs_are_sorted_by_bits_per_byte(copy, capsys):
         assert x_values[lines[1]["x"]][axis][-1] == pytest.approx(end, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        ("data", {"mode": "segmented"}),
+        ("train", {"sequence_length": 8}),
+        ("data", {"loss_on": "all"}),
+        ("eval", {"max_tokens": 10**9}),
+    ],
+    ids=str,
+)
+def test_different_ways_of_validating_are_noted(copy, capsys, section, options):
+    """Their scores differ by more than models do: the length of the windows alone moves the quickstart by 2 %."""
+    first, second = copy("a"), copy("b")
+    main([str(first.path), str(second.path)])
+    assert "Validated in different ways" not in capsys.readouterr().out
+    with_option(second, section, **options)
+    main([str(first.path), str(second.path)])
+    ((name, value),) = options.items()
+    out = capsys.readouterr().out
+    assert "Validated in different ways, so the scores and their order are not comparable" in out
+    assert f"{section}.{name} (" in out
+    assert f"{value}: b" in out
+
+
 def test_different_held_out_text_is_noted(copy, capsys):
     first, second = copy("a"), copy("b")
     path = second.corpus / "validation-00000.documents.npy"

@@ -10,6 +10,7 @@ import pytest
 
 from slm_jax.report.page import report_html, write_report, write_report_after_training
 from slm_jax.report.run_data import read_report_data
+from slm_jax.report.terminal import run_summary
 from slm_jax.run.directory import Run
 from slm_jax.run.samples import read_samples
 from slm_jax.utils.errors import UserError
@@ -267,7 +268,10 @@ def test_evaluation_table(copy):
         make("LAMBADA", "all", "perplexity", 1234.5, low=None, high=None),
     ]
     (run.path / "evaluation.json").write_text(json.dumps({"results": rows}))
-    section = read_page(write_report(run.path)[1]).by_id("evaluation")
+    data, path = write_report(run.path)
+    lines = [line.replace("\xa0", " ") for line in run_summary(data)]
+    assert "BLiMP accuracy: 61.3 % (60.3 % – 62.3 %)" in lines
+    section = read_page(path).by_id("evaluation")
     complete, parts = (table.rows() for table in section.all("table"))
     cells = [cell.replace("\xa0", " ") for cell in complete[1]]
     assert cells == ["BLiMP", "accuracy", "61.3 %", "60.3 % – 62.3 %", "", "100", "24", rows[0]["reference"]]
