@@ -85,7 +85,12 @@ class OptimizerConfig(Section):
     name: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon for hidden matrices, AdamW for all other parameters; adamw: AdamW for all.", common=True
     )
-    lr: float = option(0.01, "Peak learning rate, shared by Muon (RMS-matched) and AdamW.", common=True, gt=0)
+    lr: float = option(
+        0.01,
+        "Peak learning rate; with muon the same for both of its parts. adamw alone needs a lower one, about 0.001.",
+        common=True,
+        gt=0,
+    )
     warmup_steps: int = option(20, "Steps of linear warmup, part of train.steps.", ge=0)
     schedule: Literal["cosine", "wsd", "constant"] = option(
         "wsd", "After warmup; cosine: cosine decay to the final rate; wsd: constant, then linear decay to it."

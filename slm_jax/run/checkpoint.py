@@ -8,18 +8,16 @@ A checkpoint is a folder named after its step. It appears under that name only w
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -293,16 +291,16 @@ class Checkpoints:
                 position = read_position(self._folder, step)
             except Exception as error:  # anything may come of reading a corrupt file
                 damaged.append(step)
-                _warn_of_damage(step, error)
+                warn_of_damage(step, error)
                 continue
             args = _Items(state=ocp.args.StandardRestore(target(position)))
             try:
                 state = jax.block_until_ready(self._writer.restore(path, args=args).state)
             except Exception as error:
                 if is_verified:
-                    raise _mismatch(path, error) from error
+                    raise mismatch_error(path, error) from error
                 damaged.append(step)  # the first version wrote no checksums: this may be corruption or a mismatch
-                _warn_of_damage(step, error)
+                warn_of_damage(step, error)
                 continue
             for each in damaged:
                 self._move_aside(each)
@@ -344,90 +342,7 @@ def _write_errors(folder: epath.Path) -> Iterator[None]:
         ) from None
 
 
-def read_fields(
-    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None = None
-) -> tuple[dict[str, Any], int]:
-    """Read some fields of the state from the first valid checkpoint of some; the folder is not changed.
-
-    Args:
-        folder: The folder of the checkpoints.
-        item: Shapes, dtypes and shardings of the fields to read.
-        steps: Steps in the order in which they are tried; None: all, newest first.
-
-    Returns:
-        The fields, and the step. Corrupt checkpoints are logged and skipped.
-
-    Raises:
-        UserError: There is no valid checkpoint.
-    """
-    for fields in _read(folder, item, steps):
-        return fields
-    if steps is not None and len(steps) == 1:
-        raise UserError(f"the checkpoint of step {steps[0]} in {folder} cannot be used: choose another step")
-    raise UserError(f"no usable checkpoint in {folder}")
-
-
-def read_params(
-    folder: Path | epath.Path, target: Any, average: int = 1, steps: Sequence[int] | None = None
-) -> tuple[Any, int]:
-    """Read the parameters of a checkpoint, or average those of several.
-
-    Args:
-        folder: The folder of the checkpoints.
-        target: Shapes, dtypes and shardings of the parameters.
-        average: Number of checkpoints to average with equal weights, in float64 (Vaswani et al. 2017, section 6.1,
-            average the last 5 or 20).
-        steps: Steps in the order in which they are tried; None: all, newest first.
-
-    Returns:
-        The parameters, and the step of the first valid checkpoint. Corrupt checkpoints are logged and skipped.
-
-    Raises:
-        UserError: There are fewer valid checkpoints than `average`.
-    """
-    if average == 1:
-        fields, step = read_fields(folder, {"params": target}, steps)
-        return fields["params"], step
-    total = None
-    averaged = []
-    for fields, step in itertools.islice(_read(folder, {"params": target}, steps), average):
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), fields["params"])
-        total = wide if total is None else jax.tree.map(np.add, total, wide)
-        averaged.append(step)
-    if len(averaged) < average:
-        raise UserError(
-            f"{folder} holds {len(averaged)} complete checkpoints, of steps {averaged}, not {average} to average: ask "
-            "for fewer, or train with a larger --checkpoint.keep"
-        )
-    mean = jax.tree.map(lambda x, t: jax.device_put((x / average).astype(t.dtype), t.sharding), total, target)
-    return mean, averaged[0]
-
-
-def _read(
-    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None
-) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield some fields of the state, and the step, of every valid checkpoint of `steps`; None: all, newest first."""
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    restore = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-    root = open_folder(folder)
-    with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        for step in reversed(steps_in(root)) if steps is None else steps:
-            path = root / str(step)
-            is_verified = False
-            try:
-                is_verified = verify_checkpoint(root, step)
-                fields = reader.restore(path, args=ocp.args.Composite(state=restore)).state
-                jax.block_until_ready(fields)
-            except Exception as error:  # anything may come of reading a corrupt file
-                if is_verified:
-                    raise _mismatch(path, error) from error
-                if path.exists():  # otherwise a training process has just deleted it
-                    _warn_of_damage(step, error)
-                continue
-            yield dict(fields), step
-
-
-def _mismatch(path: epath.Path, error: Exception) -> Exception:
+def mismatch_error(path: epath.Path, error: Exception) -> Exception:
     """Return the error for a valid checkpoint that cannot be restored."""
     if "RESOURCE_EXHAUSTED" in str(error):
         return error
@@ -437,7 +352,8 @@ def _mismatch(path: epath.Path, error: Exception) -> Exception:
     )
 
 
-def _warn_of_damage(step: int, error: Exception) -> None:
+def warn_of_damage(step: int, error: Exception) -> None:
+    """Log that a checkpoint is skipped."""
     logger.warning("checkpoint %d is corrupt and skipped (%s)", step, _summary(error))
 
 

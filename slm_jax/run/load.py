@@ -8,8 +8,8 @@ from flax import nnx
 from slm_jax.config.schema import Config
 from slm_jax.model.params import abstract_model
 from slm_jax.model.transformer import Transformer
-from slm_jax.run.checkpoint import read_params
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.read_checkpoint import read_params
 from slm_jax.run.selection import Step, select_checkpoint
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError

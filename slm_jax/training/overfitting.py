@@ -4,16 +4,16 @@ from slm_jax.config.schema import Config
 from slm_jax.run.trend import Trend
 
 
-def rise_text(trend: Trend, train_loss: float | None, config: Config) -> str:
+def rise_text(config: Config, trend: Trend, train_loss: float | None) -> str:
     """Return the warning about a validation that has become worse than the best one.
 
     The training loss tells the two causes apart: where it is below the lowest validation loss, the model memorizes its
     text; otherwise training itself does not progress.
 
     Args:
+        config: The config of the run.
         trend: The validations so far, which have risen.
         train_loss: Loss of the newest training step, None if it was skipped.
-        config: The config of the run.
     """
     assert trend.newest is not None
     assert trend.best is not None

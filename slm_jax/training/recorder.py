@@ -17,7 +17,6 @@ from slm_jax.distributed import multihost
 from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text
 from slm_jax.run.samples import append_samples
 from slm_jax.training import health
-from slm_jax.training.overfitting import rise_text
 from slm_jax.training.session import Session
 from slm_jax.utils.progress import ProgressBar
 
@@ -169,7 +168,8 @@ class StepRecorder:
         if self._rise_is_reported or not self.trend.has_risen:
             return
         self._rise_is_reported = True
-        logger.warning(rise_text(self.trend, self.last_row.get("loss"), self._config))
+        if self._is_first:  # all processes have the same scores
+            logger.warning(self._session.rise_text(self.trend, self.last_row.get("loss")))
 
     @contextlib.contextmanager
     def pause(self, text: str) -> Iterator[None]:

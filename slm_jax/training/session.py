@@ -39,6 +39,7 @@ class Session:
             (padded batches have a few widths).
         validate: Returns the scores of parameters on the held-out text: `val_loss`, `val_perplexity`, `val_accuracy`,
             `val_bits_per_byte`; of a mixture also those of each source, see `validation.scores`.
+        rise_text: Returns the warning about a trend that has risen, given the newest training loss.
         generate_samples: Returns a text for each prompt of `eval.prompts`; empty on processes other than the first, or
             if no samples are wanted.
         flops_per_token: Model FLOPs of training on one input token.
@@ -58,6 +59,7 @@ class Session:
     programs: dict[tuple[int, ...], TrainStep]
     compile_step: Callable[[TrainState, Batch], TrainStep]
     validate: Callable[[Any], Row]
+    rise_text: Callable[[Trend, float | None], str]
     generate_samples: Callable[[Any], list[str]]
     flops_per_token: float
     peak_flops: float

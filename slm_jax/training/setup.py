@@ -8,6 +8,7 @@ changed before the run is known to be compatible.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.run.trend import Trend
 from slm_jax.training import memory, resume, validation, warm_start
+from slm_jax.training.expectation import expectation
+from slm_jax.training.overfitting import rise_text
 from slm_jax.training.result import Result
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.session import Session
@@ -193,6 +196,7 @@ def compile_session(opened: OpenRun) -> Session:
         programs={widest["input_ids"].shape: steps.train if debug else fitted.train},
         compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
         validate=_validation(config, opened.corpus, steps, mesh),
+        rise_text=functools.partial(rise_text, config),
         generate_samples=_sampling(config, opened.tokenizer, steps, mesh),
         flops_per_token=flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length),
         peak_flops=peak.flops,
@@ -259,6 +263,9 @@ def _log_start(opened: OpenRun) -> None:
         logger.info("continuing after step %d", start)
     for line in opened.batches.summary(opened.config.train.steps):
         logger.info(line)
+    parameters = flops.parameters(opened.config.model, opened.tokenizer.vocab_size)
+    text_tokens, steps_per_epoch = len(opened.corpus.train), opened.batches.steps_per_epoch
+    logger.info(expectation(opened.config, text_tokens, steps_per_epoch, parameters))
     for line in opened.batches.warnings(opened.config.train.steps):
         logger.warning(line)
     for line in _notices(opened.config, start, opened.rows):

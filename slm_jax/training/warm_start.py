@@ -16,8 +16,8 @@ from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.distributed import multihost, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
-from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.run.selection import select_checkpoint
 from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import Steps, TrainState, make_steps

@@ -19,8 +19,8 @@ def command_errors() -> Iterator[None]:
     Any other exception is a bug and keeps its traceback.
 
     Raises:
-        SystemExit: With status 2 after a `UserError`, on a full disk (or quota, or file-size limit) or without the device
-            of JAX_PLATFORMS, 130 after Ctrl-C, 141 if the reader of standard output (head, less) has gone.
+        SystemExit: With status 2 after a `UserError`, on a full disk (quota, file-size limit) or without the device of
+            JAX_PLATFORMS, 130 after Ctrl-C, 141 if the reader of standard output (head, less) has gone.
     """
     try:
         yield

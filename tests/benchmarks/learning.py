@@ -115,9 +115,9 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     import numpy as np
 
     from slm_jax.data.batches.packed import sequential_batches
-    from slm_jax.run.checkpoint import read_params
     from slm_jax.run.directory import Run
     from slm_jax.run.load import load_tokenizer
+    from slm_jax.run.read_checkpoint import read_params
     from slm_jax.training.train_step import make_steps
 
     run = Run(trained.run)

@@ -9,9 +9,9 @@ import pytest
 from slm_jax import load_run, train
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
-from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
+from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config

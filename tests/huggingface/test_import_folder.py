@@ -15,9 +15,9 @@ from slm_jax.cli import export
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
 from slm_jax.huggingface.import_folder import open_folder
-from slm_jax.run.checkpoint import read_params
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
+from slm_jax.run.read_checkpoint import read_params
 from slm_jax.training.tokenizer import resolve_tokenizer
 from slm_jax.training.train import train
 from slm_jax.training.warm_start import find_initial_weights

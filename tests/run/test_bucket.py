@@ -19,7 +19,8 @@ SCRIPT = """
 import logging
 import sys
 import jax
-from slm_jax.run.checkpoint import Checkpoints, open_folder, read_params, steps_in
+from slm_jax.run.checkpoint import Checkpoints, open_folder, steps_in
+from slm_jax.run.read_checkpoint import read_params
 from slm_jax.config.schema import CheckpointConfig
 from tests.run.test_checkpoint import assert_same, make_state
 

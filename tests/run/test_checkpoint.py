@@ -14,7 +14,8 @@ import pytest
 from etils import epath
 
 from slm_jax.config.schema import CheckpointConfig
-from slm_jax.run.checkpoint import Checkpoints, read_params, steps_in
+from slm_jax.run.checkpoint import Checkpoints, steps_in
+from slm_jax.run.read_checkpoint import read_params
 from slm_jax.utils.errors import UserError
 
 

@@ -135,9 +135,9 @@ def test_a_rise_is_reported_once_with_remedies(run):
 def test_the_two_causes_of_a_rise_are_told_apart():
     config = Config.load()
     trend = Trend().add(1, 3.0, 1.0).add(2, 3.5, 1.2)
-    assert "memorizes its text" in rise_text(trend, 2.0, config)
-    assert "training loss does not fall either: try a lower --optimizer.lr (now 0.01)" in rise_text(trend, 3.6, config)
-    assert "is not finite at step 3" in rise_text(trend.add(3, None, None), None, config)
+    assert "memorizes its text" in rise_text(config, trend, 2.0)
+    assert "training loss does not fall either: try a lower --optimizer.lr (now 0.01)" in rise_text(config, trend, 3.6)
+    assert "is not finite at step 3" in rise_text(config, trend.add(3, None, None), None)
     assert not Trend().add(1, 3.0, 1.0).add(2, 3.02, 1.009).has_risen
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from slm_jax.cli.options import config_from_args
 from slm_jax.config.schema import Config
-from slm_jax.run.checkpoint import read_fields
 from slm_jax.run.directory import Run
+from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.training.train_step import make_steps

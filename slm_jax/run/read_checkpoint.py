@@ -1,0 +1,98 @@
+"""Read parameters from checkpoints without changing them, for everything but the resumption of training."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from slm_jax.run.checkpoint import mismatch_error, open_folder, steps_in, verify_checkpoint, warn_of_damage
+from slm_jax.run.quiet import quiet_orbax
+from slm_jax.utils.errors import UserError
+
+
+def read_fields(
+    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None = None
+) -> tuple[dict[str, Any], int]:
+    """Read some fields of the state from the first valid checkpoint of some; the folder is not changed.
+
+    Args:
+        folder: The folder of the checkpoints.
+        item: Shapes, dtypes and shardings of the fields to read.
+        steps: Steps in the order in which they are tried; None: all, newest first.
+
+    Returns:
+        The fields, and the step. Corrupt checkpoints are logged and skipped.
+
+    Raises:
+        UserError: There is no valid checkpoint.
+    """
+    for fields in _read(folder, item, steps):
+        return fields
+    if steps is not None and len(steps) == 1:
+        raise UserError(f"the checkpoint of step {steps[0]} in {folder} cannot be used: choose another step")
+    raise UserError(f"no usable checkpoint in {folder}")
+
+
+def read_params(
+    folder: Path | epath.Path, target: Any, average: int = 1, steps: Sequence[int] | None = None
+) -> tuple[Any, int]:
+    """Read the parameters of a checkpoint, or average those of several.
+
+    Args:
+        folder: The folder of the checkpoints.
+        target: Shapes, dtypes and shardings of the parameters.
+        average: Number of checkpoints to average with equal weights, in float64 (Vaswani et al. 2017, section 6.1,
+            average the last 5 or 20).
+        steps: Steps in the order in which they are tried; None: all, newest first.
+
+    Returns:
+        The parameters, and the step of the first valid checkpoint. Corrupt checkpoints are logged and skipped.
+
+    Raises:
+        UserError: There are fewer valid checkpoints than `average`.
+    """
+    if average == 1:
+        fields, step = read_fields(folder, {"params": target}, steps)
+        return fields["params"], step
+    total = None
+    averaged = []
+    for fields, step in itertools.islice(_read(folder, {"params": target}, steps), average):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), fields["params"])
+        total = wide if total is None else jax.tree.map(np.add, total, wide)
+        averaged.append(step)
+    if len(averaged) < average:
+        raise UserError(
+            f"{folder} holds {len(averaged)} complete checkpoints, of steps {averaged}, not {average} to average: ask "
+            "for fewer, or train with a larger --checkpoint.keep"
+        )
+    mean = jax.tree.map(lambda x, t: jax.device_put((x / average).astype(t.dtype), t.sharding), total, target)
+    return mean, averaged[0]
+
+
+def _read(
+    folder: Path | epath.Path, item: dict[str, Any], steps: Sequence[int] | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield some fields of the state, and the step, of every valid checkpoint of `steps`; None: all, newest first."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    restore = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+    root = open_folder(folder)
+    with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        for step in reversed(steps_in(root)) if steps is None else steps:
+            path = root / str(step)
+            is_verified = False
+            try:
+                is_verified = verify_checkpoint(root, step)
+                fields = reader.restore(path, args=ocp.args.Composite(state=restore)).state
+                jax.block_until_ready(fields)
+            except Exception as error:  # anything may come of reading a corrupt file
+                if is_verified:
+                    raise mismatch_error(path, error) from error
+                if path.exists():  # otherwise a training process has just deleted it
+                    warn_of_damage(step, error)
+                continue
+            yield dict(fields), step
