@@ -313,6 +313,7 @@ class Checkpoints:
         return None
 
     def _move_aside(self, step: int) -> None:
+        self._scores.pop(step, None)
         if not self._is_first:
             return
         if checksums.is_remote(self._folder):
