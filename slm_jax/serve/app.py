@@ -5,6 +5,7 @@ No request can name a file: models and their metrics are those of the command li
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,7 @@ async def _on_exception(request: Request, error: Exception) -> Response:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read the learning curves of a run.
+    """Read the learning curves of a run; the last result is kept until the file changes.
 
     Args:
         path: metrics.jsonl of the run; it may be growing or missing, and damaged lines are skipped.
@@ -314,11 +315,25 @@ def read_curves(path: Path) -> Curves:
     Returns:
         Points [step, value] of each field that the page draws; long curves are averaged over segments.
     """
-    rows = [row for _, row in iter_rows(path, quiet=True)]
-    curves = {}
-    for name in _CURVE_FIELDS:
-        points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
-        points = points[np.isfinite(points).all(axis=1)]
-        segments = np.array_split(points, min(len(points), _CURVE_POINTS)) if len(points) else []
-        curves[name] = [segment.mean(axis=0).round(6).tolist() for segment in segments]
-    return curves
+    try:
+        status = path.stat()
+    except OSError:
+        return {name: [] for name in _CURVE_FIELDS}
+    return _read_curves(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_curves(path: Path, size: int, mtime_ns: int) -> Curves:
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in _CURVE_FIELDS}
+    for _, row in iter_rows(path, quiet=True):
+        for name, values in points.items():
+            if row.get(name) is not None:
+                values.append((row["step"], row[name]))
+    return {name: _average(np.array(values, float).reshape(-1, 2)) for name, values in points.items()}
+
+
+def _average(points_Nx2: np.ndarray) -> list[list[float]]:
+    """Return the finite points, averaged over segments if there are many."""
+    finite = points_Nx2[np.isfinite(points_Nx2).all(axis=1)]
+    segments = np.array_split(finite, min(len(finite), _CURVE_POINTS)) if len(finite) else []
+    return [segment.mean(axis=0).round(6).tolist() for segment in segments]

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,19 @@ def serve(args: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     for line in process.stderr:
         print(line, end="", flush=True)
         if address := re.match(r"http://localhost:(\d+)/", line):
+            wait_until_compiled(int(address[1]))
             return process, int(address[1])
     raise SystemExit("the server did not start")
+
+
+def wait_until_compiled(port: int) -> None:
+    """Wait for status 200 of /health, which has 503 while programs are compiled."""
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://localhost:{port}/health"):
+                return
+        except OSError:
+            time.sleep(0.2)
 
 
 def main() -> None:

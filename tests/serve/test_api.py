@@ -364,6 +364,21 @@ def test_curves_skip_damaged_and_incomplete_metrics_rows(tmp_path):
     assert read_curves(path)["loss"] == [[1, 2.0]]
 
 
+def test_curves_are_read_again_only_when_the_file_has_changed(tmp_path, monkeypatch):
+    pytest.importorskip("starlette")
+    from slm_jax.serve import app
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n')
+    first = app.read_curves(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "iter_rows", lambda *a, **k: pytest.fail("read again"))
+        assert app.read_curves(path) == first
+    with path.open("a") as file:
+        file.write('{"step": 2, "loss": 1.0}\n')
+    assert app.read_curves(path)["loss"] == [[1, 2.0], [2, 1.0]]
+
+
 def test_the_api_key_protects_everything_but_the_page():
     """Without a server: authentication is a middleware."""
     import asyncio
