@@ -11,8 +11,9 @@ from typing import Any
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
-from slm_jax.serve.engine import Chunk, Engine, QueueFullError, Request
+from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
+from slm_jax.serve.requests import Chunk, QueueFullError, Request
 from slm_jax.serve.responses import ChoiceBody, CompletionBody, Logprobs, TokenDetail, Usage
 from slm_jax.serve.schema import CompletionRequest
 from tokenizer import HybridTokenizer

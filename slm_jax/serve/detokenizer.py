@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from slm_jax.serve.engine import TokenLogprob
+from slm_jax.serve.requests import TokenLogprob
 from tokenizer import HybridTokenizer
 
 

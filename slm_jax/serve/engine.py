@@ -12,9 +12,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from slm_jax.run.load import LoadedRun
 from slm_jax.serve import batching
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, SlotInputs, TokenMasks
 from slm_jax.serve.metrics import Counters
+from slm_jax.serve.requests import Chunk, Occupancy, Progress, QueueFullError, Request, TokenLogprob
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,89 +36,6 @@ _CHUNKS = (16, 64, 256)  # sizes of a prefill chunk: the smallest that holds the
 _PREFILL_BUDGET = 512  # maximum number of prompt tokens fed between two decoding calls
 _ROUND_SECONDS = 0.1  # approximate time of a round over all blocks, and so between two chunks of a request
 _LOG_SECONDS = 2.0  # time between two log lines of the warm-up
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may wait."""
-
-
-class TokenLogprob(NamedTuple):
-    """The model's prediction of one token.
-
-    Attributes:
-        logprob: Log-probability of the token.
-        top: The most probable ids with their log-probabilities, in descending order.
-    """
-
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-class Chunk(NamedTuple):
-    """New tokens of a request.
-
-    Attributes:
-        ids: The new ids.
-        logprobs: One per id if the request has them computed, else empty.
-        finish_reason: Empty except in the last chunk: "stop" (an id that ends a sequence, not part of `ids`),
-            "length", "cancelled", "error", or the reason passed to `Request.finish`.
-    """
-
-    ids: list[int]
-    logprobs: list[TokenLogprob]
-    finish_reason: str = ""
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt and how to continue it.
-
-    Attributes:
-        prompt_ids: Ids of the prompt, at least one.
-        max_tokens: Maximum number of tokens to generate.
-        sampling: Sampling settings; `no_repeat_ngram` is not supported here.
-        on_chunk: Called on the engine's thread with each chunk; the last one has a `finish_reason`.
-        logprobs: Deliver a `TokenLogprob` with each generated id.
-        prompt_logprobs: Deliver the ids of the prompt from the second on first, with a `TokenLogprob` each.
-        ignore_eos: Never sample the id that ends a sequence.
-        finish_request: Reason to finish before the end, set by `finish`.
-        submitted_at: `time.perf_counter()` at creation.
-        generated: Number of generated tokens so far.
-    """
-
-    prompt_ids: Sequence[int]
-    max_tokens: int
-    sampling: Sampling
-    on_chunk: Callable[[Chunk], None]
-    logprobs: bool = False
-    prompt_logprobs: bool = False
-    ignore_eos: bool = False
-    finish_request: str = ""
-    submitted_at: float = field(default_factory=time.perf_counter)
-    generated: int = 0
-
-    @property
-    def length(self) -> int:
-        """Number of tokens so far, prompt included."""
-        return len(self.prompt_ids) + self.generated
-
-    def finish(self, reason: str) -> None:
-        """Ask the engine, from any thread, to finish the request in its next round; the first reason counts."""
-        self.finish_request = self.finish_request or reason
-
-
-class Occupancy(NamedTuple):
-    """Number of requests that are decoded, and that wait."""
-
-    running: int
-    waiting: int
-
-
-class Progress(NamedTuple):
-    """Progress of the warm-up: number of its steps that are done, and of all; 0 of 0 without a warm-up."""
-
-    done: int
-    total: int
 
 
 @dataclass

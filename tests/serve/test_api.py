@@ -12,7 +12,8 @@ import pytest
 
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
-from slm_jax.serve.engine import Engine, Progress
+from slm_jax.serve.engine import Engine
+from slm_jax.serve.requests import Progress
 from tests.serve.conftest import KEY
 from tests.serve.test_engine import alone, make_request, run
 

@@ -12,7 +12,8 @@ import pytest
 from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve import batching
-from slm_jax.serve.engine import Engine, QueueFullError, Request
+from slm_jax.serve.engine import Engine
+from slm_jax.serve.requests import QueueFullError, Request
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT, loaded_run
 
