@@ -185,7 +185,21 @@ def test_read_params_averages_the_newest(tmp_path):
         read_params(tmp_path / "a", target, average=4)
 
 
-def test_a_checkpoint_without_checksums_is_read(tmp_path):
+def test_a_checkpoint_that_has_lost_its_checksums_is_damaged(tmp_path, caplog):
+    save(tmp_path / "a", 1, 2)
+    (tmp_path / "a" / "2" / "checksums.json").unlink()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(make_state)["params"]
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    assert read_params(tmp_path / "a", target)[1] == 1
+    state, position = restore(tmp_path / "a")
+    assert position["step"] == 1
+    assert_same(state, make_state(1))
+    assert all("checkpoint 2 is corrupt" in line and "checksums.json is missing" in line for line in caplog.messages)
+    assert (tmp_path / "a" / "damaged" / "2").is_dir()
+
+
+def test_a_checkpoint_of_the_first_version_is_read(tmp_path):
     """Orbax's CheckpointManager writes one, as the first version of this project did."""
     with ocp.CheckpointManager(tmp_path / "a") as manager:
         position = ocp.args.JsonSave({"step": 7, "seed": 0})
