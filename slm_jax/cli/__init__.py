@@ -26,10 +26,12 @@ def run_main(module: str) -> None:
     import importlib
 
     from slm_jax.utils.errors import command_errors
+    from slm_jax.utils.process import without_garbage_collection
 
     try:
         with command_errors():
-            main = importlib.import_module(module).main
+            with without_garbage_collection():
+                main = importlib.import_module(module).main
             raise_on_interrupt()
             status = main()
             raise SystemExit(status if isinstance(status, int) else 0)

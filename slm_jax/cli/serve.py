@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.process import tune_process
+from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
 
 logger = logging.getLogger(__name__)
@@ -159,12 +159,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _load_and_serve(options: Options, listening: socket.socket, api_key: str) -> None:
     """Load the runs and serve them; connections that are opened earlier wait."""
-    tune_process()
-    from slm_jax.data.load import example_prompt
-    from slm_jax.run.load import load_run
-    from slm_jax.serve.app import Server
-    from slm_jax.serve.completions import Limits
-    from slm_jax.serve.engine import Engine
+    with without_garbage_collection():
+        tune_process()
+        from slm_jax.data.load import example_prompt
+        from slm_jax.run.load import load_run
+        from slm_jax.serve.app import Server
+        from slm_jax.serve.completions import Limits
+        from slm_jax.serve.engine import Engine
 
     engines: dict[str, Engine] = {}
     for path in options.run or (None,):

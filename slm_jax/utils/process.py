@@ -1,12 +1,15 @@
 """Settings of a command's own process. Nothing here is called on import, or by the library."""
 
+import contextlib
 import ctypes
+import gc
 import hashlib
 import logging
 import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.utils.files import user_cache_folder
@@ -30,6 +33,23 @@ def tune_process(deterministic: bool = False) -> None:
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_cache_folder() / "xla" / _processor_hash())
     _keep_compiled_programs(folder)
     _remove_damaged_programs(Path(folder))
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Import modules without garbage collections, and exempt from later ones what they define.
+
+    Nothing of it is garbage, but JAX, Flax and Orbax make so many objects that collections take a quarter of their
+    import, and as long again when the process exits.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _keep_freed_memory() -> None:

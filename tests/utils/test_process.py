@@ -1,8 +1,13 @@
 """Settings of a command's own process."""
 
+import gc
 import os
 import subprocess
 import sys
+
+import pytest
+
+from slm_jax.utils import process
 
 PROGRAM = """
 import jax
@@ -44,3 +49,17 @@ def test_other_warnings_are_printed_and_the_import_has_no_side_effects(tmp_path)
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "UserWarning: something else" in done.stderr
+
+
+def test_no_garbage_is_collected_during_imports_and_what_they_define_is_exempt():
+    before = gc.get_freeze_count()
+    try:
+        with process.without_garbage_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+        with pytest.raises(ImportError), process.without_garbage_collection():
+            raise ImportError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
