@@ -103,7 +103,7 @@ def test_schemathesis_finds_nothing(loaded, tmp_path):
         code = "from schemathesis.cli import schemathesis; schemathesis()"
         command = [sys.executable, "-c", code, "--config-file", "schemathesis.toml", "run", "--checks", "all"]
         command += ["--phases", "coverage,fuzzing,stateful", "--max-examples", "50", "--seed", "1", "--no-color"]
-        command += ["--request-timeout", "120"]  # programs may be compiled first
+        command += ["--request-timeout", "120", "--max-response-time", "120"]  # programs are compiled first
         command += ["--continue-on-failure", f"{served.url}/openapi.json"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
