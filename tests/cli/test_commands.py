@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.programs import PROGRAMS
+from tests.processes import command_environment, kill_at_random_instants, wait_for
+from tests.runs import assert_same_run, read_rows, saved_arrays, without_clock
 
 TINY = (
     "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
@@ -34,9 +35,7 @@ def workspace(tmp_path):
 class Workspace:
     def __init__(self, path):
         self.path = path
-        self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        self.environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS], "JAX_PLATFORMS": "cpu"}
-        self.environment["XDG_CACHE_HOME"] = str(path / "cache")
+        self.environment = command_environment(path / "cache")
 
     def start(self, module, *args):
         command = [sys.executable, "-m", module, *map(str, args)]
@@ -53,7 +52,7 @@ class Workspace:
         return self.run("slm_jax.train", *TINY, "--data.files", "text.txt", *args)
 
     def rows(self, run):
-        return [json.loads(line) for line in (self.path / run / "metrics.jsonl").read_text().splitlines()]
+        return read_rows(self.path / run)
 
     def refused(self, module, *args):
         """Return the error message of a command that must exit with status 2 and no traceback."""
@@ -61,39 +60,6 @@ class Workspace:
         assert status == 2, err
         assert "Traceback" not in err
         return err.partition("error: ")[2]
-
-
-CLOCK = {"seconds", "tokens_per_second", "mfu", "eta_seconds", "time", "crc32"}
-
-
-def without_clock(rows):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
-
-
-def saved_arrays(folder):
-    """Return the step of the newest checkpoint and its arrays by name."""
-    import orbax.checkpoint as ocp
-
-    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    tree = ocp.StandardCheckpointer().restore(folder.absolute() / str(step) / "state")
-    import jax
-
-    return step, {
-        jax.tree_util.keystr(path): np.asarray(jax.random.key_data(x) if "key" in str(getattr(x, "dtype", "")) else x)
-        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-
-
-def assert_same_run(first: Path, second: Path):
-    step, arrays = saved_arrays(first / "checkpoints")
-    other_step, others = saved_arrays(second / "checkpoints")
-    assert step == other_step
-    assert arrays.keys() == others.keys()
-    for name in arrays:
-        assert np.array_equal(arrays[name], others[name]), name
-    read = lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
-    assert without_clock(read(first)) == without_clock(read(second))
-    assert (first / "samples.md").read_text() == (second / "samples.md").read_text()
 
 
 def test_text_to_model_to_text(workspace):
@@ -198,15 +164,6 @@ def test_two_processes_do_not_train_one_run(workspace):
     first.communicate()
 
 
-def wait_for(condition, process, seconds=120.0):
-    """Wait until the condition holds; the process must not end before that."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        os.sched_yield()
-
-
 LONG = ("--train.steps", "60", "--checkpoint.every", "7", "--eval.every", "20")
 # Every policy with state between steps: best and permanent checkpoints, statistics, skipped batches.
 CAREFUL = (*LONG, "--checkpoint.keep_best", "1", "--checkpoint.keep_every", "14", "--health.on_spike", "skip")
@@ -262,22 +219,15 @@ def test_killed_at_bad_instants_ends_bit_identical(workspace, instants):
 
 @pytest.mark.slow
 def test_killed_at_random_instants_ends_bit_identical(workspace):
-    kills = 12
     begin = time.monotonic()
     assert workspace.train("--run", "whole", *LONG)[0] == 0
     seconds = time.monotonic() - begin
-    random = np.random.default_rng(kills)
-    killed = 0
-    while killed < kills:
-        process = workspace.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *LONG)
-        try:  # any instant, from the first import to the last write
-            process.wait(timeout=random.uniform(0.1, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # it was faster: again from the start
-            shutil.rmtree(workspace.path / "killed")
+    kill_at_random_instants(
+        lambda: workspace.start("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "killed", *LONG),
+        (0.1 * seconds, 0.9 * seconds),
+        kills=12,
+        begin_again=lambda: shutil.rmtree(workspace.path / "killed"),
+    )
     assert workspace.train("--run", "killed", *LONG)[0] == 0
     assert_same_run(workspace.path / "whole", workspace.path / "killed")
 
@@ -323,11 +273,11 @@ def test_divergence_is_reported_before_it_is_saved(workspace):
 
 @pytest.mark.slow
 def test_on_four_devices_then_on_one(workspace):
-    workspace.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    workspace.environment = command_environment(workspace.path / "cache", devices=4)
     status, _, err = workspace.train("--run", "run", "--train.steps", "6")
     assert status == 0
     assert "4 x CPU" in err
-    workspace.environment["XLA_FLAGS"] = ""
+    workspace.environment = command_environment(workspace.path / "cache")
     assert workspace.run("slm_jax.train", "--run", "run", "--train.steps", "8")[0] == 0
     assert len(workspace.rows("run")) == 8
 

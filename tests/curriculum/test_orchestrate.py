@@ -11,7 +11,6 @@ import tomllib
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -30,8 +29,8 @@ from slm_jax.run.results import read_benchmarks, read_stage_scores
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
-from tests.cli.test_commands import assert_same_run, wait_for, without_clock
-from tests.programs import PROGRAMS
+from tests.processes import command_environment, kill_at_random_instants, wait_for
+from tests.runs import assert_same_run, without_clock
 
 ROOT = Path(stages_module.__file__).parents[2]
 
@@ -107,7 +106,7 @@ class Workspace:
         self.text = f'{SHARED}\n[data]\ncache = "{path}/cache"\n' + STAGES.format(path=path)
         self.more = self.text + TASKS.format(path=path)
         (path / "two.toml").write_text(self.text)
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS]}
+        self.environment = command_environment(path / "cache") | {"PYTHONPATH": str(ROOT)}
 
     def start(self, *args):
         command = [sys.executable, "-m", "slm_jax.orchestrator", "--config", "two.toml", *map(str, args)]
@@ -263,18 +262,12 @@ def test_killed_at_random_instants_it_ends_bit_identical(workspace, finished):
     begin = time.monotonic()
     workspace.run("--run", "timed")
     seconds = time.monotonic() - begin
-    random = np.random.default_rng(5)
-    killed = 0
-    while killed < 5:
-        process = workspace.start("--run", "random")
-        try:
-            process.wait(timeout=random.uniform(0.2, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # it was faster: again from the start
-            shutil.rmtree(workspace.path / "random")
+    kill_at_random_instants(
+        lambda: workspace.start("--run", "random"),
+        (0.2 * seconds, 0.9 * seconds),
+        kills=5,
+        begin_again=lambda: shutil.rmtree(workspace.path / "random"),
+    )
     workspace.run("--run", "random")
     assert_same_curriculum(finished[0], workspace.path / "random")
 

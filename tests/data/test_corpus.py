@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,6 +22,7 @@ from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssig
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.utils.errors import UserError, is_disk_full
+from tests.processes import kill_at_random_instants
 from tokenizer import HybridTokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
@@ -283,8 +284,9 @@ from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.sources.file_source import FileSource
 from tokenizer import HybridTokenizer
 build.GROUP_SIZE, build.SHARD_SIZE, splitting.SAMPLE_SIZE = 20_000, 20_000, 50_000
-build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
-             HybridTokenizer.pretrained("english-8k"), CorpusOptions(0.1), workers=2)
+if not Path(sys.argv[1]).exists():  # it does if the last process was killed after its last write
+    build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
+                 HybridTokenizer.pretrained("english-8k"), CorpusOptions(0.1), workers=2)
 """
 
 
@@ -301,21 +303,14 @@ def test_build_killed_at_random_instants_ends_with_the_same_files(tmp_path, kill
     begin = time.monotonic()
     subprocess.run([*command, tmp_path / "complete", tmp_path / "text.jsonl"], env=environment, check=True)
     seconds = time.monotonic() - begin
-    killed = 0
-    while killed < kills:
-        process = subprocess.Popen([*command, tmp_path / "cut", tmp_path / "text.jsonl"], env=environment)
-        try:
-            process.wait(timeout=random.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0 and killed < kills:
-            for path in (tmp_path / "cut").iterdir():
-                path.unlink()
-            (tmp_path / "cut").rmdir()
-    if not (tmp_path / "cut").is_dir():
-        subprocess.run([*command, tmp_path / "cut", tmp_path / "text.jsonl"], env=environment, check=True)
+    cut = [*command, tmp_path / "cut", tmp_path / "text.jsonl"]
+    kill_at_random_instants(
+        lambda: subprocess.Popen(cut, env=environment),
+        (0.2 * seconds, seconds),
+        kills,
+        begin_again=lambda: shutil.rmtree(tmp_path / "cut"),
+    )
+    subprocess.run(cut, env=environment, check=True)
     assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
 
 

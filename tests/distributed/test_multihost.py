@@ -17,8 +17,8 @@ from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.utils.errors import UserError
-from tests.cli.test_commands import CLOCK
-from tests.programs import PROGRAMS
+from tests.processes import command_environment
+from tests.runs import without_clock
 
 FIELDS = (
     "--model.dim 32 --model.heads 4 --model.mlp_dim 96 --model.depth 2 --model.vocab_multiple 2 --train.batch_size 8 "
@@ -39,12 +39,7 @@ def start(folder, run, processes, devices, *more, own=None):
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS],
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
+    environment = command_environment(folder / "cache", devices)
     started = []
     for i in range(processes):
         together = ["--coordinator", address, "--processes", processes, "--process", i] if processes > 1 else []
@@ -71,7 +66,7 @@ def finish(started, timeout=240):
 
 
 def rows(folder, run):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(Run(folder / run).metrics)]
+    return without_clock(read_metrics(Run(folder / run).metrics))
 
 
 def assert_close(some, others):

@@ -20,7 +20,6 @@ from slm_jax.run.metrics import read_metrics, scores_text
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
-from tests.programs import PROGRAMS
 
 SMALL = {
     "model__depth": 1,
@@ -41,19 +40,9 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     lines = (f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs." for i in range(200))
     (folder / "text.txt").write_text("\n".join(lines))
-    kept = {
-        "jax_compilation_cache_dir": os.environ[PROGRAMS],
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in kept}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        for name, value in kept.items():
-            jax.config.update(name, value)
         yield str(folder / "text.txt")
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture
