@@ -16,7 +16,7 @@ from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.presets import read_preset, read_toml
 from slm_jax.curriculum import benchmarks
 from slm_jax.curriculum.orchestrate import Outcome, orchestrate
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, lifecycle, multihost
 
 PROG = "python -m slm_jax.orchestrator"
 
@@ -53,30 +53,35 @@ def parse_args(args: Sequence[str]) -> tuple[Curriculum, Path]:
 
 
 def _curriculum_and_folder(options: Options, overrides: dict[str, Any]) -> tuple[Curriculum, Path]:
-    saved = Path(options.run) / CURRICULUM if options.run else None
-    if saved is not None and saved.is_file() and not options.config:
-        tree = read_toml(saved)
-        origin = str(saved)
-    else:
-        origin = options.config or "curriculum-offline"
-        tree = read_preset(origin, curricula=True)
+    # By the first process only: a network file system might tell the others for a while that there are no files.
+    tree, origin = agreement.from_first("curriculum", lambda: _read(options))
     curriculum = Curriculum.from_tree(tree, nested(overrides), origin)
     return curriculum, Path(options.run) if options.run else RUNS / curriculum.name
+
+
+def _read(options: Options) -> tuple[dict[str, Any], str]:
+    """Return the curriculum of a command line as nested dicts, and the file or preset that it is from."""
+    saved = Path(options.run) / CURRICULUM if options.run else None
+    if saved is not None and saved.is_file() and not options.config:
+        return read_toml(saved), str(saved)
+    origin = options.config or "curriculum-offline"
+    return read_preset(origin, curricula=True), origin
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     options, overrides = read_options_and_config(Options, args, PROG, preset="")
-    curriculum, folder = _curriculum_and_folder(options, overrides)
-    multihost.initialize(**vars(options.multihost))
+    lifecycle.initialize(**vars(options.multihost))
+    with lifecycle.exit_together():
+        curriculum, folder = _curriculum_and_folder(options, overrides)
     from slm_jax.utils.process import tune_process
 
     tune_process()
     start = time.monotonic()
     again = f"{PROG} --run {shlex.quote(str(folder))}"
     try:
-        with multihost.exit_together():
+        with lifecycle.exit_together():
             outcome = orchestrate(curriculum, folder)
     except KeyboardInterrupt:  # between steps, or a second one
         started = (folder / CURRICULUM).is_file()

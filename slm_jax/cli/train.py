@@ -5,14 +5,15 @@ import shlex
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, read_options_and_config
+from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, nested, read_options_and_config
 from slm_jax.config.schema import Config
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, lifecycle, multihost
 from slm_jax.run.directory import Run, curriculum_of, find_run, new_run
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
@@ -73,6 +74,33 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
     return config, run or new_run(config)
 
 
+def _agreed_config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run]:
+    """Return the config and the run of the command line, as the first process finds them.
+
+    The other processes do not look for the run: a network file system might remember for a while that its files did not
+    exist.
+
+    Raises:
+        UserError: The command line is invalid, or differs between processes.
+    """
+    if multihost.process_count() == 1:
+        return _config_and_run(options, overrides)
+    per_host = {name: value for name, value in overrides.items() if name in Config.fields_with("per_host")}
+    given = {"config": options.config, "run": options.run, "resume": options.resume}
+    given |= {name: value for name, value in overrides.items() if name not in per_host}
+    agreement.require_same("the options", lambda: given, "give the same command to all processes")
+
+    def find() -> tuple[str, str]:
+        config, run = _config_and_run(options, overrides)
+        return config.to_toml(), str(run.path)
+
+    text, path = agreement.from_first("config and run", find)
+    tree = tomllib.loads(text)
+    for section, fields in nested(per_host).items():
+        tree[section] = tree.get(section, {}) | fields
+    return Config.from_tree(tree), Run(Path(path))
+
+
 def _require_resumable(run: Run, base: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Refuse options that conflict with those of a run, before the two are mixed into one config and validated.
 
@@ -92,15 +120,16 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     options, overrides = read_options_and_config(Options, args, PROG, files=True)
-    config, run = _config_and_run(options, overrides)
+    lifecycle.initialize(**vars(options.multihost))
+    with lifecycle.exit_together():
+        config, run = _agreed_config_and_run(options, overrides)
     from slm_jax.utils.process import tune_process
 
-    tune_process(config.train.deterministic)
-    multihost.initialize(**vars(options.multihost))
+    tune_process(config.train.deterministic)  # before a device is opened
     start = time.monotonic()
     again = f"{PROG} --run {shlex.quote(str(run.path))}"
     try:
-        with multihost.exit_together():
+        with lifecycle.exit_together():
             result = train(config, run.path)
     except KeyboardInterrupt:  # before the first step, or a second one
         print(

@@ -14,6 +14,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from slm_jax.config.curriculum import Curriculum, Stage
 from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, multihost
 from slm_jax.run.directory import Run, stages_in
 from slm_jax.run.results import BENCHMARKS, append_benchmark
 from slm_jax.training.result import Result
@@ -63,16 +64,28 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
     Raises:
         UserError: The curriculum is invalid, or differs from what was trained before; all problems are named.
     """
-    show_log(only_warnings=not multihost.is_first())
+    show_log(multihost.log_prefix())
     if isinstance(curriculum, dict):
         curriculum = Curriculum.from_tree(curriculum)
     elif not isinstance(curriculum, Curriculum):
         curriculum = Curriculum.load(curriculum)
-    folder = Path(path or RUNS / curriculum.name)
+    folder = Path(agreement.from_first("folder of the curriculum", lambda: str(path or RUNS / curriculum.name)))
     logger.info("curriculum: %s", folder)
+    agreement.require_same("the curriculum", partial(_shared, curriculum), "give the same command to all processes")
     with _locked(folder):
-        multihost.broadcast_from_first(lambda: _begin(folder, curriculum))
+        agreement.from_first("start of the curriculum", lambda: _begin(folder, curriculum))
         return _run_stages(folder, curriculum)
+
+
+def _shared(curriculum: Curriculum) -> dict[str, Any]:
+    """Return what all processes must agree on: all but the options that may differ between hosts."""
+    values: dict[str, Any] = curriculum.options.model_dump(mode="json")
+    for stage in curriculum.stages:
+        values[f"{stage.title}: epochs"] = stage.epochs
+        for name, value in stage.config.flat().items():
+            if name not in Config.fields_with("per_host"):
+                values[f"{stage.title}: {name}"] = value
+    return values
 
 
 @contextlib.contextmanager
@@ -204,12 +217,12 @@ def _run_stages(folder: Path, curriculum: Curriculum) -> Outcome:
     for stage in curriculum.stages:
         run = Run(stage.folder(folder))
         later = [each for each in curriculum.stages if each.number > stage.number]
-        if later and Run(later[0].folder(folder)).newest_step() is not None:
+        if later and agreement.from_first("next stage", Run(later[0].folder(folder)).newest_step) is not None:
             _measure(folder, curriculum, stage)  # a kill may have come between its last step and its measurement
             continue
         # A finished stage is trained as well: if its last checkpoint is corrupt, its steps are repeated before the
         # next stage starts with its weights.
-        config = _stage_config(stage, folder)
+        config = _agreed(_stage_config(stage, folder))
         if multihost.is_first() and run.exists() and run.corpus.is_dir():
             run.save_config(_relocated(run.read_config(), stage, folder))
         config = _with_steps(stage, config, run)
@@ -224,14 +237,20 @@ def _run_stages(folder: Path, curriculum: Curriculum) -> Outcome:
     return Outcome(folder, results)
 
 
+def _agreed(config: Config) -> Config:
+    """Return the config with the previous stage that the first process has found in the folder."""
+    previous = agreement.from_first("previous stage", lambda: config.init.from_run)
+    return config.model_copy(update={"init": config.init.model_copy(update={"from_run": previous})})
+
+
 def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
     """Return the config with the number of steps of the stage's epochs, for which its text is prepared."""
     if stage.epochs is None:
         return config
     is_first = multihost.is_first()
     with run.lock() if is_first else contextlib.nullcontext():
-        multihost.broadcast_from_first(lambda: run.begin(config))
-        steps = multihost.broadcast_from_first(lambda: _steps_of_epochs(config, run, stage.epochs or 0))
+        agreement.from_first("start of the stage", lambda: run.begin(config))
+        steps = agreement.from_first("steps of the stage", lambda: _steps_of_epochs(config, run, stage.epochs or 0))
         config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
         if is_first:
             run.save_config(config)

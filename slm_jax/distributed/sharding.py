@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.config.checks import any_of, batch_devices_problem, multiples
 from slm_jax.config.schema import Config
+from slm_jax.distributed import multihost
 from slm_jax.distributed.partitioning import BATCH_AXES, DATA, FSDP, TENSOR, Partitions, partition_of
 from slm_jax.utils.errors import UserError
 
@@ -29,6 +30,10 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
         UserError: If devices, batch or processes do not divide as the mesh requires; names the nearest sizes that do.
     """
+    if jax.process_count() != multihost.process_count():
+        raise UserError(
+            f"the {jax.process_count()} processes are not connected: call jax.distributed.initialize() first"
+        )
     available = jax.device_count()
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     wanted = max(data, 1) * fsdp * tensor

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from slm_jax.config.schema import CheckpointConfig
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, multihost
 from slm_jax.run import checksums
 from slm_jax.run.quiet import quiet_orbax
 from slm_jax.utils.errors import UserError, disk_problem
@@ -46,7 +47,7 @@ def open_folder(folder: str | Path | epath.Path) -> epath.Path:
     except ImportError as error:
         raise UserError(f"{text} needs a library that reads buckets: pip install gcsfs ({error})") from None
     except Exception as error:  # a bucket's library raises errors of its own
-        raise UserError(f"the folder of checkpoints {text} cannot be read ({_summary(error)})") from None
+        raise UserError(f"the folder of checkpoints {text} cannot be read ({agreement.summary(error)})") from None
     return path
 
 
@@ -81,8 +82,13 @@ def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
     return position
 
 
-def verify_checkpoint(folder: epath.Path, step: int) -> bool:
-    """Verify the files of a checkpoint.
+def verify_checkpoint(folder: epath.Path, step: int, part: tuple[int, int] = (0, 1)) -> bool:
+    """Verify the files of a checkpoint, see `checksums.verify`.
+
+    Args:
+        folder: The folder of the checkpoints.
+        step: The step.
+        part: (index, count): the part of the files whose checksums are compared.
 
     Returns:
         True if they are what was written; False for a checkpoint of the first version, which wrote no checksums.
@@ -91,7 +97,7 @@ def verify_checkpoint(folder: epath.Path, step: int) -> bool:
         DamagedError: A file is missing or differs from its checksum.
         OSError: A file cannot be read; a bucket's library raises errors of its own.
     """
-    if checksums.verify(folder / str(step)):
+    if checksums.verify(folder / str(step), part):
         return True
     if "score" in read_position(folder, step):  # the versions that store it write checksums, too
         raise checksums.DamagedError("its checksums.json is missing")
@@ -137,8 +143,10 @@ class Checkpoints:
         self._is_first = multihost.is_first()
         if self._is_first:
             self._clean()
-        self._writer = ocp.AsyncCheckpointer(_Handler())
-        self._scores = {step: self._read_score(step) for step in steps_in(self._folder)} if config.keep_best else {}
+        self._handler = _Handler()
+        self._writer = ocp.AsyncCheckpointer(self._handler)
+        scores = agreement.from_first("scores of the checkpoints", self._read_scores)
+        self._scores: dict[int, float | None] = {int(step): score for step, score in scores.items()}
         self._saved_at = time.monotonic()
         self._finishing: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -175,6 +183,7 @@ class Checkpoints:
             return True
         if config.minutes and self._agreed(step, time.monotonic() - self._saved_at >= 60 * config.minutes):
             return True
+        # The scores are those of the first process in all.
         return score is not None and step in self._best(self._scores | {step: score})
 
     def save(self, step: int, state: Any, position: dict[str, Any], score: float | None = None) -> None:
@@ -240,6 +249,10 @@ class Checkpoints:
         measured = sorted((s, step) for step, s in scores.items() if s is not None and math.isfinite(s))
         return [step for _, step in measured[: self._config.keep_best]]
 
+    def _read_scores(self) -> dict[str, float | None]:
+        """Return the scores of the checkpoints by step, as text; those that `keep_best` compares."""
+        return {str(step): self._read_score(step) for step in steps_in(self._folder)} if self._config.keep_best else {}
+
     def _read_score(self, step: int) -> float | None:
         try:
             return read_position(self._folder, step).get("score")
@@ -250,7 +263,7 @@ class Checkpoints:
         """Return the decision of the first process, since clocks differ; every ten steps, since all wait for it."""
         if multihost.process_count() == 1:
             return due
-        return step % 10 == 0 and multihost.broadcast_from_first(lambda: due)
+        return step % 10 == 0 and agreement.from_first("time of a checkpoint", lambda: due)
 
     def _delete(self, step: int) -> None:
         """Remove a checkpoint: first its name, then its files, so that no incomplete one is ever visible."""
@@ -284,33 +297,38 @@ class Checkpoints:
             UserError: All checkpoints are corrupt, or a valid one does not have the target's arrays.
         """
         damaged: list[int] = []
-        for step in reversed(steps_in(self._folder)):
-            path = self._folder / str(step)
-            try:
-                is_verified = verify_checkpoint(self._folder, step)
-                position = read_position(self._folder, step)
-            except Exception as error:  # anything may come of reading a corrupt file
+        for step in newest_first(self._folder):
+            checked = agreement.attempt(f"verification of checkpoint {step}", partial(self._verify, step))
+            if checked.errors:
                 damaged.append(step)
-                warn_of_damage(step, error)
+                warn_of_damage(step, checked)
                 continue
-            args = _Items(state=ocp.args.StandardRestore(target(position)))
-            try:
-                state = jax.block_until_ready(self._writer.restore(path, args=args).state)
-            except Exception as error:
-                if is_verified:
-                    raise mismatch_error(path, error) from error
-                damaged.append(step)  # the first version wrote no checksums: this may be corruption or a mismatch
-                warn_of_damage(step, error)
+            first: Any = agreement.from_first(f"position of checkpoint {step}", partial(getattr, checked, "value"))
+            is_verified, position = first
+            restored = agreement.attempt(f"restoring checkpoint {step}", partial(self._restore, step, target(position)))
+            if restored.errors:
+                raise_mismatch(self._folder / str(step), restored, is_verified)
+                damaged.append(step)
+                warn_of_damage(step, restored)
                 continue
             for each in damaged:
                 self._move_aside(each)
-            return state, position
+            return restored.value, position
         if damaged:
             raise UserError(
                 f"no checkpoint in {self._folder} can be read (of steps {damaged}, see above): restore one from a "
                 "backup, or start another --run"
             )
         return None
+
+    def _verify(self, step: int) -> tuple[bool, dict[str, Any]]:
+        """Verify this process's part of a checkpoint; return whether it has checksums, and its position."""
+        return verify_checkpoint(self._folder, step, multihost.part()), read_position(self._folder, step)
+
+    def _restore(self, step: int, target: Any) -> Any:
+        """Read this process's part of a state. By the handler: the checkpointer would wait for processes that fail."""
+        args = _Items(state=ocp.args.StandardRestore(target))
+        return jax.block_until_ready(self._handler.restore(self._folder / str(step), args=args).state)
 
     def _move_aside(self, step: int) -> None:
         self._scores.pop(step, None)
@@ -335,12 +353,27 @@ def _write_errors(folder: epath.Path) -> Iterator[None]:
         if full := disk_problem(error):
             problem = f"a checkpoint could not be written to {folder}: {full}"
         elif isinstance(error, OSError):
-            problem = f"a checkpoint could not be written to {folder} ({_summary(error)}): fix that"
+            problem = f"a checkpoint could not be written to {folder} ({agreement.summary(error)}): fix that"
         else:
             raise
         raise UserError(
             f"{problem}; then give the same command again, which continues from the last complete checkpoint"
         ) from None
+
+
+def newest_first(folder: epath.Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder as the first process sees them, newest first."""
+    return agreement.from_first("checkpoints", lambda: steps_in(folder))[::-1]
+
+
+def raise_mismatch(path: epath.Path, outcome: agreement.Outcome[Any], is_verified: bool) -> None:
+    """Raise the error for a valid checkpoint that no process can restore.
+
+    One that some processes have restored fits the config: the others could not read it. The first version wrote no
+    checksums, so that it cannot be known whether such a checkpoint is corrupt or does not fit.
+    """
+    if is_verified and outcome.error is not None and len(outcome.errors) == multihost.process_count():
+        raise mismatch_error(path, outcome.error) from outcome.error
 
 
 def mismatch_error(path: epath.Path, error: Exception) -> Exception:
@@ -349,14 +382,24 @@ def mismatch_error(path: epath.Path, error: Exception) -> Exception:
         return error
     return UserError(
         f"the checkpoint {path} is complete, but its arrays do not match this config: it was saved with another one, "
-        f"or by another version of this program ({_summary(error)})"
+        f"or by another version of this program ({agreement.summary(error)})"
     )
 
 
-def warn_of_damage(step: int, error: Exception) -> None:
-    """Log that a checkpoint is skipped."""
-    logger.warning("checkpoint %d is corrupt and skipped (%s)", step, _summary(error))
+def warn_of_damage(step: int, outcome: agreement.Outcome[Any], path: epath.Path | None = None) -> None:
+    """Warn of a checkpoint that cannot be read: each process of its own error, the first one of all.
 
-
-def _summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    Args:
+        step: The step of the checkpoint.
+        outcome: What failed.
+        path: The checkpoint, if it may be missing because a training process has just deleted it.
+    """
+    if path is not None and not path.exists():
+        return
+    if outcome.error is not None:
+        logger.warning("checkpoint %d is corrupt and skipped (%s)", step, agreement.summary(outcome.error))
+    if multihost.is_first():
+        for process in outcome.errors.keys() - {0}:
+            logger.warning(
+                "checkpoint %d is skipped: process %d cannot read it (%s)", step, process, outcome.errors[process]
+            )

@@ -22,14 +22,19 @@ class DamagedError(ValueError):
 def write(folder: epath.Path) -> None:
     """Write the size and CRC-32 of every file of a folder to `checksums.json` in it."""
     with (folder / _NAME).open("w") as file:
-        json.dump(_checksums(folder), file)
+        json.dump(_checksums(folder, sorted(_files(folder, ""))), file)
         file.flush()
         if not is_remote(folder):
             os.fsync(file.fileno())
 
 
-def verify(folder: epath.Path) -> bool:
-    """Verify the files of a checkpoint.
+def verify(folder: epath.Path, part: tuple[int, int] = (0, 1)) -> bool:
+    """Verify the files of a checkpoint: the size of each, and the CRC-32 of a part of them.
+
+    Args:
+        folder: The checkpoint.
+        part: (index, count): which part this is of how many, whose files are about equally large together. The parts
+            of all processes are all files.
 
     Returns:
         True if they are what was written; False if there is no file of checksums.
@@ -41,18 +46,33 @@ def verify(folder: epath.Path) -> bool:
         expected = json.loads((folder / _NAME).read_text())
     except FileNotFoundError:
         return False
-    actual = _checksums(folder)
-    for name, value in expected.items():
-        if name not in actual:
+    sizes = {name: (folder / name).stat().length for name in _files(folder, "")}
+    for name, (size, _) in expected.items():
+        if name not in sizes:
             raise DamagedError(f"{name} is missing")
-        if actual[name] != value:
+        if sizes[name] != size:
+            raise DamagedError(f"{name} has {sizes[name]} bytes, not {size}")
+    files = _part(expected, *part)
+    actual = _checksums(folder, files)
+    for name in files:
+        if actual[name] != expected[name]:
             raise DamagedError(f"{name} differs from its checksum")
     return True
 
 
-def _checksums(folder: epath.Path) -> dict[str, list[int]]:
+def _part(table: dict[str, list[int]], index: int, count: int) -> list[str]:
+    """Return the files of one of several parts of a table: each file, largest first, goes to the smallest part."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(table, key=lambda name: (-table[name][0], name)):
+        smallest = sizes.index(min(sizes))
+        parts[smallest].append(name)
+        sizes[smallest] += table[name][0]
+    return parts[index]
+
+
+def _checksums(folder: epath.Path, files: list[str]) -> dict[str, list[int]]:
     """Return {file: [bytes, CRC-32]}: detects accidental damage, not forgery, at 1 GB a second per core."""
-    files = sorted(_files(folder, ""))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # zlib.crc32 releases the interpreter's lock
         return dict(zip(files, pool.map(lambda name: _checksum(folder / name), files), strict=True))
 

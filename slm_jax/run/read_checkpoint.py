@@ -1,7 +1,9 @@
 """Read parameters from checkpoints without changing them, for everything but the resumption of training."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from slm_jax.run.checkpoint import mismatch_error, open_folder, steps_in, verify_checkpoint, warn_of_damage
+from slm_jax.distributed import agreement, multihost
+from slm_jax.run.checkpoint import newest_first, open_folder, raise_mismatch, verify_checkpoint, warn_of_damage
 from slm_jax.run.quiet import quiet_orbax
 from slm_jax.utils.errors import UserError
 
@@ -81,18 +84,25 @@ def _read(
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     restore = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     root = open_folder(folder)
-    with quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        for step in reversed(steps_in(root)) if steps is None else steps:
+    reader = ocp.CompositeCheckpointHandler()  # by the handler: a checkpointer would wait for processes that fail
+    args = ocp.args.Composite(state=restore)
+    with quiet_orbax(), contextlib.closing(reader):
+        for step in newest_first(root) if steps is None else steps:
             path = root / str(step)
-            is_verified = False
-            try:
-                is_verified = verify_checkpoint(root, step)
-                fields = reader.restore(path, args=ocp.args.Composite(state=restore)).state
-                jax.block_until_ready(fields)
-            except Exception as error:  # anything may come of reading a corrupt file
-                if is_verified:
-                    raise mismatch_error(path, error) from error
-                if path.exists():  # otherwise a training process has just deleted it
-                    warn_of_damage(step, error)
+            checked = agreement.attempt(
+                f"verification of checkpoint {step}", partial(verify_checkpoint, root, step, multihost.part())
+            )
+            if checked.errors:
+                warn_of_damage(step, checked, path)
                 continue
-            yield dict(fields), step
+            restored = agreement.attempt(f"restoring checkpoint {step}", partial(_read_state, reader, path, args))
+            if restored.errors:
+                raise_mismatch(path, restored, bool(checked.value))
+                warn_of_damage(step, restored, path)
+                continue
+            yield restored.value or {}, step
+
+
+def _read_state(reader: ocp.CompositeCheckpointHandler, path: epath.Path, args: Any) -> dict[str, Any]:
+    """Return fields of the state of a checkpoint."""
+    return dict(jax.block_until_ready(reader.restore(path, args=args).state))

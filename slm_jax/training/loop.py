@@ -63,7 +63,7 @@ def run_loop(session: Session) -> Result:
         saved = session.start
         patience = config.train.stop_early
         is_last = False
-        while not is_last and not stop.requested(step):
+        while not is_last and not stop.requested():
             batch, num_bytes = prefetcher.next()
             step += 1
             train_step = _step_for(session, state, batch, recorder)

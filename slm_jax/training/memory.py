@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from slm_jax.config.schema import Config
-from slm_jax.distributed import multihost, sharding
+from slm_jax.distributed import agreement, sharding
 from slm_jax.training.train_step import Steps, make_steps
 from slm_jax.utils.batch import Batch
 from slm_jax.utils.errors import UserError
@@ -33,8 +33,8 @@ class FittedStep:
         config: The config with the microbatch that was chosen.
         steps: The functions of the run.
         train: `steps.train`, compiled.
-        needed: Bytes of one device during a step.
-        limit: Bytes of one device that a step may take.
+        needed: Bytes of one device during a step; the largest of all processes.
+        limit: Bytes of one device that a step may take; the smallest of all processes.
     """
 
     config: Config
@@ -68,7 +68,7 @@ def compile_to_fit(
     Raises:
         UserError: If the requested microbatch does not fit (names one that does), or if none does.
     """
-    limit = multihost.minimum(memory_limit(config, mesh)) + resident
+    limit = agreement.minimum("free memory", memory_limit(config, mesh) + resident)
     requested = config.train.microbatch
     candidates = _grad_accum_candidates(config, mesh.shape["data"] * mesh.shape["fsdp"])
     if requested == "auto":
@@ -123,8 +123,10 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # the TPU compiler rejects programs that do not fit
             raise
-        return FittedStep(config, steps, None, 2 * limit, limit)
-    return FittedStep(config, steps, train, needed_memory(train), limit)
+        train = None
+    own = 2 * limit if train is None else needed_memory(train)
+    needed = max(agreement.gather(f"memory of a step with microbatch {microbatch}", lambda: own))
+    return FittedStep(config, steps, train, needed, limit)
 
 
 def needed_memory(compiled: Any) -> int:

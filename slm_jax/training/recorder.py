@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, multihost
 from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text
 from slm_jax.run.samples import append_samples
 from slm_jax.training import health
@@ -150,7 +150,9 @@ class StepRecorder:
         """
         assert self._pending is not None
         began = self._wait_for_step()
-        scores = self._session.validate(params)
+        own = self._session.validate(params)
+        # What is kept and when to stop depends on the scores: not on sums that one process has rounded otherwise.
+        scores = agreement.from_first("validation scores", lambda: own)
         self._pending[2].update(scores)
         self.trend = self.trend.add(step, scores["val_loss"], scores["val_bits_per_byte"])
         texts = self._session.generate_samples(params)

@@ -22,7 +22,7 @@ from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.data.batches.padded import PaddedBatches
 from slm_jax.data.corpus.corpus import Corpus
-from slm_jax.distributed import multihost, sharding
+from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.performance import flops
@@ -38,7 +38,7 @@ from slm_jax.training.overfitting import rise_text
 from slm_jax.training.result import Result
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.session import Session
-from slm_jax.training.tokenizer import prepare_data
+from slm_jax.training.tokenizer import prepare_data_together
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
@@ -109,8 +109,9 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
         )
     mesh = sharding.make_mesh(config)
-    initial = warm_start.find_initial_weights(config) if run.newest_step() is None else None
-    tokenizer, corpus = multihost.first_process_first(lambda: prepare_data(config, run))
+    has_checkpoint = agreement.from_first("newest checkpoint", run.newest_step) is not None
+    initial = None if has_checkpoint else warm_start.find_initial_weights(config)
+    tokenizer, corpus = prepare_data_together(config, run)
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     _log_devices(config, mesh)
@@ -124,7 +125,8 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             logger.info("starting with the weights of %s", initial.path)
         rows = read_metrics(run.metrics)
         if trend is None:
-            trend = Trend.from_rows(row for row in rows if row["step"] <= start)
+            earlier = Trend.from_rows(row for row in rows if row["step"] <= start)
+            trend = Trend.from_json(agreement.from_first("validations so far", earlier.to_json))
         if start > config.train.steps:
             raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
         opened = OpenRun(
@@ -165,13 +167,20 @@ def compile_session(opened: OpenRun) -> Session:
     parameters = flops.parameters(config.model, vocab_size)
     with _waiting_on_first(f"compiling a model of {parameters / 1e6:.2f} M parameters"):
         widest = sharding.shard_batch(mesh, opened.batches.empty_batch())
-        # Fewer accumulation steps than before would round differently.
-        accum_steps = run.read_config().train.grad_accum_steps
+        # Other accumulation steps than before would round differently.
+        accum_steps = agreement.from_first("microbatch of the run", lambda: run.read_config().train.grad_accum_steps)
         resident = sharding.bytes_per_device(opened.state)
         fitted = memory.compile_to_fit(config, vocab_size, mesh, widest, resident, accum_steps)
         state = opened.steps.init() if opened.state is None else opened.state
     logger.info(memory.describe(fitted, config))
     config = fitted.config
+    if opened.start and config.train.grad_accum_steps != accum_steps:
+        logger.info(
+            "note: each step now has %d microbatches, before %d: its sums are rounded in another order, so that the "
+            "results are not bit-identical to those of a run without this interruption",
+            config.train.grad_accum_steps,
+            accum_steps,
+        )
     steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
@@ -266,8 +275,9 @@ def _log_start(opened: OpenRun) -> None:
     parameters = flops.parameters(opened.config.model, opened.tokenizer.vocab_size)
     text_tokens, steps_per_epoch = len(opened.corpus.train), opened.batches.steps_per_epoch
     logger.info(expectation(opened.config, text_tokens, steps_per_epoch, parameters))
-    for line in opened.batches.warnings(opened.config.train.steps):
-        logger.warning(line)
+    if multihost.is_first():  # they are the same in all processes
+        for line in opened.batches.warnings(opened.config.train.steps):
+            logger.warning(line)
     for line in _notices(opened.config, start, opened.rows):
         logger.info("note: %s", line)
 

@@ -42,9 +42,9 @@ class StopSignals:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def requested(self, step: int) -> bool:
-        """Return whether to stop after a step. With several processes all must ask for every step."""
-        if multihost.process_count() > 1 and multihost.stop_requested(step):
+    def requested(self) -> bool:
+        """Return whether to stop now. With several processes all must ask after every step."""
+        if multihost.process_count() > 1 and multihost.stop_requested():
             self.signal = int(signal.SIGTERM)
         return self.signal is not None
 

@@ -1,9 +1,10 @@
 """The tokenizer of a run, which must be that of its initial weights; and the preparation of its data with it."""
 
 from slm_jax.config.schema import Config, TokenizerConfig
-from slm_jax.data.corpus.corpus import Corpus
+from slm_jax.data.corpus.corpus import Corpus, open_corpus
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.prepare import has_tokenizer, prepare
+from slm_jax.distributed import agreement, multihost
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
@@ -16,6 +17,31 @@ def prepare_data(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
         UserError: The text cannot be read or is too small, or the tokenizer is not that of the initial weights.
     """
     return prepare(config, run, "" if has_tokenizer(run) else resolve_tokenizer(config))
+
+
+def prepare_data_together(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
+    """Prepare the data of a run in the first process; the others open what it has made, and never write.
+
+    Raises:
+        UserError: As in `prepare_data`, or if a process does not see the same text; in all processes.
+    """
+    opened: list[tuple[HybridTokenizer, Corpus]] = []
+    agreement.from_first("preparation of the data", lambda: opened.append(prepare_data(config, run)))
+
+    def fingerprints() -> dict[str, str]:
+        if not multihost.is_first():
+            if not run.corpus.is_dir():
+                raise UserError(
+                    f"{run.corpus} cannot be read (a link to a cache on another host?): use a --data.cache that all "
+                    "hosts see"
+                )
+            tokenizer = load_tokenizer(str(run.tokenizer))
+            opened.append((tokenizer, open_corpus(run.corpus, tokenizer)))
+        tokenizer, corpus = opened[0]
+        return {"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint}
+
+    agreement.require_same("the data", fingerprints, "all hosts must see the same file system")
+    return opened[0]
 
 
 def resolve_tokenizer(config: Config) -> str:

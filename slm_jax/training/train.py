@@ -11,16 +11,18 @@ instant, resumes it and ends with the same parameters and metrics.
 
 import contextlib
 import logging
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.config.schema import Config
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, multihost
 from slm_jax.run.directory import Run, new_run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.training.result import Result
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import PARTIAL
 from slm_jax.utils.progress import show_log
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,15 @@ def train(config: Config, run: str | Path | None = None) -> Result:
         UserError: The config does not fit the run, the data or the devices, training has diverged, or a file cannot be
             read or written.
     """
-    show_log(only_warnings=not multihost.is_first())
+    show_log(multihost.log_prefix())
     config = _with_absolute_checkpoint_folder(config)
-    multihost.require_same_options({k: v for k, v in config.flat().items() if k not in Config.fields_with("per_host")})
-    directory = Run(Path(multihost.broadcast_from_first(lambda: str(run or new_run(config).path))))
+    shared = {name: value for name, value in config.flat().items() if name not in Config.fields_with("per_host")}
+    agreement.require_same("the options", lambda: shared, "give the same command to all processes")
+    directory = Run(Path(agreement.from_first("run directory", lambda: str(run or new_run(config).path))))
     logger.info("run: %s", directory.path)
     with _locked(directory, config):
-        multihost.broadcast_from_first(lambda: directory.begin(config))
-        if not directory.exists():
-            raise UserError(f"{directory.path.absolute()} is missing: all processes must see the same file system")
+        agreement.from_first("start of the run", lambda: directory.begin(config))
+        _require_shared(directory)
         # These import JAX: until here an invalid option is reported without waiting for it.
         from slm_jax.training.loop import run_loop
         from slm_jax.training.setup import compile_session, open_run
@@ -90,6 +92,36 @@ def _locked(run: Run, config: Config) -> Iterator[None]:
             if is_new and not run.corpus.is_dir():
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
+
+
+def _require_shared(run: Run) -> None:
+    """Refuse a run directory that is not the same for all processes.
+
+    The file that all of them look for has a new name each time: a network file system may remember for a while that a
+    file did not exist, or what was in it.
+
+    Raises:
+        UserError: A process does not see it; names the process.
+    """
+    if multihost.process_count() == 1:
+        return
+
+    def make() -> str:
+        name = f".{secrets.token_hex(8)}{PARTIAL}"
+        (run.path / name).touch()
+        return name
+
+    mark = run.path / agreement.from_first("mark in the run directory", make)
+
+    def find() -> None:
+        if not mark.exists():
+            raise UserError(f"{run.path.absolute()} is not that of process 0: all must see the same file system")
+
+    try:
+        agreement.gather("view of the run directory", find)
+    finally:
+        if multihost.is_first():
+            mark.unlink()
 
 
 def _with_absolute_checkpoint_folder(config: Config) -> Config:

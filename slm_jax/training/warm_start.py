@@ -7,18 +7,21 @@ does not depend on its source, and ends with the same bits wherever it is interr
 """
 
 import logging
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.schema import Config, format_problems
-from slm_jax.distributed import multihost, sharding
+from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.read_checkpoint import read_fields
-from slm_jax.run.selection import select_checkpoint
+from slm_jax.run.selection import Selection, select_checkpoint
 from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
@@ -60,7 +63,9 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
         return folder
     if not config.init.from_run:
         return None
-    run = find_run(config.init.from_run, trained=True)
+    # The newest run, or the newest stage of a curriculum, as the first process sees them.
+    path = agreement.from_first("initial weights", lambda: str(find_run(config.init.from_run, trained=True).path))
+    run = Run(Path(path))
     source = SourceRun(run, run.read_config())
     if problems := list(weight_conflicts(config, source.config)):
         listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -96,9 +101,8 @@ def initial_state(
     wanted = {"params": target.params}
     if keeps_optimizer:
         wanted["opt_state"] = target.opt_state
-    selection = select_checkpoint(source.run)
-    candidates = multihost.broadcast_from_first(lambda: selection.candidates)
-    saved, step = read_fields(source.run.checkpoints, wanted, candidates)
+    selection = Selection(**agreement.from_first("initial checkpoint", lambda: asdict(select_checkpoint(source.run))))
+    saved, step = read_fields(source.run.checkpoints, wanted, selection.candidates)
     logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
     state = steps.init()
     state = state._replace(params=saved["params"])
@@ -111,11 +115,20 @@ def initial_state(
 def _with_folder_weights(state: TrainState, folder: Folder, vocab_size: int) -> TrainState:
     """Return a state with the parameters of a folder; each process puts the parts that its devices hold."""
     values = read_parameters(folder, state.params, vocab_size)
+    agreement.require_same(
+        f"the weights of {folder.path}", lambda: _checksums(values), "give all hosts the same folder"
+    )
 
     def put(value: Any, old: jax.Array) -> jax.Array:
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: value[index])
 
     return state._replace(params=jax.tree.map(put, values, state.params))
+
+
+def _checksums(values: Any) -> dict[str, str]:
+    """Return the CRC-32 of each array, which detects that hosts have different copies of a folder."""
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    return {jax.tree_util.keystr(path): f"{zlib.crc32(np.ascontiguousarray(leaf).data):08x}" for path, leaf in leaves}
 
 
 def _kept_optimizer_state(saved: Any, saved_config: Config, new: Any, new_config: Config) -> Any:

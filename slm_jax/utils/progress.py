@@ -21,9 +21,11 @@ _bar: Any = None  # the bar on the terminal, if there is one
 class _StderrHandler(logging.Handler):
     """Write the bare message to the current `sys.stderr`, above a progress bar."""
 
+    prefix = ""
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)
+            text = self.prefix + self.format(record)
             if _bar is not None:
                 _bar.write(text, file=_bar.fp)
             else:
@@ -32,22 +34,28 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
-def show_log(only_warnings: bool = False) -> None:
+def show_log(prefix: str = "") -> None:
     """Print the library's log messages of level INFO and above to stderr, unless the program handles them itself.
 
     Does nothing if the logger `slm_jax` or the root logger has been set up already. The import of Orbax does not count:
     it calls `logging.basicConfig` without arguments (through absl), which shows warnings only.
 
     Args:
-        only_warnings: Print level WARNING and above, as processes of a run do other than the first one.
+        prefix: Text before each message, of a process of a run other than the first one; such a process prints level
+            WARNING and above only.
     """
-    if only_warnings:
+    if prefix:
         _root.setLevel(logging.WARNING)
+        for handler in _root.handlers:
+            if isinstance(handler, _StderrHandler):
+                handler.prefix = prefix
     handlers = logging.getLogger().handlers
     is_set_up = handlers and (_root.isEnabledFor(logging.INFO) or not all(map(_is_default, handlers)))
     if _root.handlers or is_set_up:
         return
-    _root.addHandler(_StderrHandler())
+    handler = _StderrHandler()
+    handler.prefix = prefix
+    _root.addHandler(handler)
     _root.propagate = False  # else the default handler prints each message again
     if _root.level == logging.NOTSET:
         _root.setLevel(logging.INFO)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from slm_jax.cli.options import MultihostOptions, read_options
-from slm_jax.distributed import multihost
+from slm_jax.distributed import agreement, lifecycle, multihost
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.utils.errors import UserError
@@ -25,13 +25,6 @@ FIELDS = (
     "--train.sequence_length 32 --tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 8 "
     "--eval.max_tokens 500 --train.dtype float32 --data.files text.txt --eval.every 5 --checkpoint.every 5"
 ).split()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    text = "".join(f"Line {i}: the quick brown fox jumps over {i * 7 % 13} lazy dogs.\n" for i in range(900))
-    (tmp_path / "text.txt").write_text(text)
-    return tmp_path
 
 
 def start(folder, run, processes, devices, *more, own=None):
@@ -122,7 +115,7 @@ def test_lost_process_ends_the_others_with_a_message_within_a_minute(folder, los
     begin = time.monotonic()
     status, error = finish(started, timeout=60)[1 - lost]
     assert time.monotonic() - begin < 60
-    assert status in (multihost.PROCESS_LOST, -signal.SIGABRT)
+    assert status in (lifecycle.PROCESS_LOST, -signal.SIGABRT)
     assert "another process of this run has ended or cannot be reached" in error
     steps = rows(folder, "run")[-1]["step"] + 3
     for status, error in finish(start(folder, "run", 2, 2, "--train.steps", steps)):
@@ -131,11 +124,12 @@ def test_lost_process_ends_the_others_with_a_message_within_a_minute(folder, los
 
 
 PRINT_PROCESS = """
-from slm_jax.distributed import multihost
-multihost.initialize()
+from slm_jax.distributed import agreement, lifecycle, multihost
+lifecycle.initialize()
 import jax
 devices = jax.config.values["jax_cuda_visible_devices"]
-print(multihost.process_count(), multihost.is_first(), multihost.broadcast_from_first(lambda: "agreed"), devices)
+print(multihost.process_count(), multihost.is_first(), agreement.from_first("test", lambda: "agreed"), devices)
+assert (jax.process_count(), jax.process_index()) == multihost.part()[::-1]
 """
 
 
@@ -189,8 +183,9 @@ def test_different_options_are_reported_by_every_process(folder):
     started = start(folder, "run", 2, 1, "--train.steps", 4, own=[[], ["--optimizer.lr", 0.5]])
     (first, error), (second, other_error) = finish(started)
     assert (first, second) == (2, 2)
-    assert "a process was given other options than the first one" in error
-    assert "optimizer.lr: 0.01 in the first process, 0.5 in this one" in other_error
+    message = "error: the options of process 1 differ: optimizer.lr is not given in process 0, 0.5 in process 1"
+    assert f"\n{message}" in error
+    assert f"\nprocess 1: {message}" in other_error
     assert not (folder / "run").exists()
 
 
@@ -205,10 +200,10 @@ def test_different_options_are_reported_by_every_process(folder):
 )
 def test_invalid_multihost_options_are_rejected(args, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        multihost.initialize(**vars(read_options(MultihostOptions, args, "x")))
+        lifecycle.initialize(**vars(read_options(MultihostOptions, args, "x")))
 
 
 def test_single_process_connects_to_nothing():
-    multihost.initialize(**vars(read_options(MultihostOptions, ["--processes", "1"], "x")))
+    lifecycle.initialize(**vars(read_options(MultihostOptions, ["--processes", "1"], "x")))
     assert multihost.process_count() == 1
-    assert multihost.broadcast_from_first(lambda: 7) == multihost.minimum(7) == 7
+    assert agreement.from_first("x", lambda: 7) == agreement.minimum("x", 7) == 7

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
+from slm_jax.run.directory import Run
+from slm_jax.training import memory
 from slm_jax.training.memory import compile_to_fit, describe, memory_limit, needed_memory
+from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
-from tests.helpers import random_ids, tiny_config
+from tests.helpers import TINY, random_ids, tiny_config
 
 FIELDS = {"train__batch_size": 24, "train__sequence_length": 128, "optimizer__name": "adamw", "mesh__data": 1}
 
@@ -88,3 +92,25 @@ def test_resumed_run_keeps_its_accumulation(needed):
     config = tiny_config(**FIELDS)
     fitted = compile_to_fit(config, 61, sharding.make_mesh(config), batch_of(config), min_grad_accum_steps=4)
     assert fitted.config.train.microbatch == 6
+
+
+def test_resume_with_more_microbatches_says_that_bits_differ(tmp_path, caplog, monkeypatch):
+    """A run resumes with its own microbatches unless they do not fit any more."""
+    (tmp_path / "text.txt").write_text("".join(f"Line {i}: {i * 7 % 13} lazy dogs.\n" for i in range(300)))
+    fields = {"tokenizer.vocab_size": 300, "data.files": str(tmp_path / "text.txt"), "data.cache": str(tmp_path)}
+    fields |= {**TINY, "model.depth": 1, "mesh.data": 1, "eval.sample_tokens": 0, "eval.max_tokens": 100}
+
+    def resume(steps):
+        caplog.clear()
+        with caplog.at_level("INFO", "slm_jax"):
+            train(Config.load(**{**fields, "train.steps": steps}), tmp_path / "run")
+        return [message for message in caplog.messages if "bit-identical" in message]
+
+    assert resume(1) == []
+    assert resume(2) == []
+    plans = iter([1 << 60])  # the first program does not fit, the next one does
+    monkeypatch.setattr(memory, "needed_memory", lambda compiled: next(plans, 0))
+    (note,) = resume(3)
+    assert note.startswith("note: each step now has 8 microbatches, before 1:")
+    assert resume(4) == []  # needed is 0 now; the 8 of the last call are kept
+    assert Run(tmp_path / "run").read_config().train.microbatch == 1
