@@ -23,6 +23,7 @@ from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.distributed import agreement, multihost
+from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import Run, stages_in
 from slm_jax.run.results import BENCHMARKS, append_benchmark
 from slm_jax.training.result import Result
@@ -71,6 +72,7 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
         curriculum = Curriculum.load(curriculum)
     folder = Path(agreement.from_first("folder of the curriculum", lambda: str(path or RUNS / curriculum.name)))
     logger.info("curriculum: %s", folder)
+    require_same_software()
     agreement.require_same("the curriculum", partial(_shared, curriculum), "give the same command to all processes")
     with _locked(folder):
         agreement.from_first("start of the curriculum", lambda: _begin(folder, curriculum))

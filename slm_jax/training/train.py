@@ -18,6 +18,7 @@ from pathlib import Path
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, multihost
+from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import Run, new_run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.training.result import Result
@@ -47,6 +48,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     """
     show_log(multihost.log_prefix())
     config = _with_absolute_checkpoint_folder(config)
+    require_same_software()
     shared = {name: value for name, value in config.flat().items() if name not in Config.fields_with("per_host")}
     agreement.require_same("the options", lambda: shared, "give the same command to all processes")
     directory = Run(Path(agreement.from_first("run directory", lambda: str(run or new_run(config).path))))

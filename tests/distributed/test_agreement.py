@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from slm_jax import load_run
+from slm_jax.distributed import software
 from slm_jax.run import checksums
 from slm_jax.run.directory import Run
 from tests.distributed.test_multihost import FIELDS, finish, rows
@@ -138,6 +139,29 @@ def test_processes_with_read_errors_stale_lookups_and_little_memory_agree(folder
     assert rows(folder, "run") == rows(folder, "other")
     pairs = zip(parameters(folder, "run"), parameters(folder, "other"), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_other_sources_on_one_host_are_refused(folder):
+    for package in ("slm_jax", "tokenizer"):
+        shutil.copytree(ROOT / package, folder / "changed" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    optimizer = folder / "changed" / "slm_jax" / "training" / "optimizer.py"
+    optimizer.write_text(optimizer.read_text() + "\nRATE = 1.01\n")
+    results = finish(start(folder, "run", 2, "--train.steps", 4, paths=[ROOT, folder / "changed"]))
+    assert [status for status, _ in results] == [2, 2], results
+    for _, error in results:
+        assert "error: the software of process 1 differ: slm_jax/training/optimizer.py is" in error
+        assert "in process 1: install the same versions and sources" in error
+    assert not (folder / "run").exists()
+
+
+def test_software_lists_versions_sources_and_settings(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=1 --xla_force_host_platform_device_count=2 --xla_dump_to=/x --xla_a=1")
+    found = software.software()
+    assert found["jax"] == jax.__version__
+    assert found["numpy"] == np.__version__
+    assert len(found["tokenizer/vocabulary.py"]) == 12
+    assert found["jax_threefry_partitionable"] is True
+    assert found["XLA_FLAGS"] == ["--xla_a=1", "--xla_b=1"]
 
 
 def test_parts_of_the_verification_are_all_files_once(tmp_path):
