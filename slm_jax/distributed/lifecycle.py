@@ -23,6 +23,11 @@ PROCESS_LOST = 75
 
 _EXIT_DELAY = 5  # seconds
 _HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process counts as lost
+_JOIN_TIMEOUT = 300  # seconds that processes wait for each other at the start; a cluster may start them one by one
+_NOT_JOINED_MESSAGE = b"""
+error: not all processes of this run have joined in time, so this one ends. Run the same command on every host, each
+with a --process of its own, and check that all of them reach the --coordinator
+"""
 _PROCESS_LOST_MESSAGE = b"""
 error: another process of this run has ended or cannot be reached, so this one ends too. Run the same command again on
 every host: the run resumes from its last checkpoint
@@ -57,12 +62,14 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     # Lets a SIGTERM to one process stop all of them after the same step, see `stop_requested`.
     jax.config.update("jax_enable_preemption_service", True)
     show_log()
-    logger.info("waiting for the other processes…")
+    logger.info("waiting for the other processes, %d minutes at most…", _JOIN_TIMEOUT // 60)
+    _explain_abort(_NOT_JOINED_MESSAGE)
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
+            initialization_timeout=_JOIN_TIMEOUT,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT,
         )

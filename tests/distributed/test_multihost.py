@@ -123,6 +123,42 @@ def test_lost_process_ends_the_others_with_a_message_within_a_minute(folder, los
     assert [row["step"] for row in rows(folder, "run")] == list(range(1, steps + 1))
 
 
+JOIN = """
+import os, signal, sys
+from slm_jax.distributed import agreement, lifecycle, multihost
+lifecycle._JOIN_TIMEOUT = 10
+if sys.argv[3] == "before":
+    os.kill(os.getpid(), signal.SIGKILL)
+lifecycle.initialize(sys.argv[1], 2, int(sys.argv[2]))
+if sys.argv[3] == "after":
+    os.kill(os.getpid(), signal.SIGKILL)
+agreement.from_first("x", lambda: 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("before", "not all processes of this run have joined in time"),
+        ("after", "another process of this run has ended or cannot be reached"),
+    ],
+)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_process_lost_while_joining_ends_the_others_with_a_message(lost, when, message):
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([sys.executable, "-c", JOIN, address, str(i), when if i == lost else "never"], **pipes)
+        for i in range(2)
+    ]
+    status, error = finish(started, timeout=60)[1 - lost]
+    assert status in (lifecycle.PROCESS_LOST, -signal.SIGABRT), error
+    assert message in error
+
+
 PRINT_PROCESS = """
 from slm_jax.distributed import agreement, lifecycle, multihost
 lifecycle.initialize()
