@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,33 @@ def verify_checkpoint(folder: epath.Path, step: int, part: tuple[int, int] = (0,
     return False
 
 
+@dataclass(frozen=True)
+class _WhenWritten:
+    """The last of the futures of a save, which Orbax waits for in order."""
+
+    run: Callable[[], None]
+
+    def result(self, timeout: float | None = None) -> None:
+        """Do the work."""
+        self.run()
+
+    def cancel(self) -> None:
+        """Do nothing: the work is not started before its turn."""
+
+
 class _Handler(ocp.CompositeCheckpointHandler):
     """Handler of the items of a checkpoint, which writes its checksums before it is committed."""
 
     def __init__(self) -> None:
         super().__init__(state=ocp.StandardCheckpointHandler(), position=ocp.JsonCheckpointHandler())
+
+    async def async_save(self, directory: epath.Path, args: Any) -> list[Any]:
+        """Start to save; with several processes each adds the checksums of its own files when these are written."""
+        futures = list(await super().async_save(directory, args) or [])
+        if multihost.process_count() > 1:
+            arrays = self._current_temporary_paths["state"].get()
+            futures.append(_WhenWritten(partial(checksums.write_part, directory, arrays, multihost.process_index())))
+        return futures
 
     def finalize(self, directory: epath.Path) -> None:
         """Write the checksums: Orbax calls this on one process, in its thread, when all files are written."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 _NAME = "checksums.json"
+_PART = "checksums.part-"  # of one process, while a checkpoint is being written
 _WRITTEN_LATER = {_NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}  # by Orbax's commit; not needed to restore
 
 
@@ -19,10 +20,33 @@ class DamagedError(ValueError):
     """A file of a checkpoint differs from what was written."""
 
 
+def write_part(folder: epath.Path, arrays: epath.Path, process: int) -> None:
+    """Write the checksums of the array data that one of several processes has written, for `write`.
+
+    Each process reads what it has written itself, from its own page cache or at its share of the traffic to a bucket.
+
+    Args:
+        folder: The checkpoint that is being written.
+        arrays: The folder of its item "state", which may have a temporary name.
+        process: The number of the process.
+    """
+    prefix = f"ocdbt.process_{process}/d/"  # OCDBT never changes these files, and merging refers to them
+    path = arrays / prefix
+    names = list(_files(path, prefix)) if path.exists() else []
+    table = {f"state/{name}": values for name, values in _checksums(arrays, names).items()}
+    (folder / f"{_PART}{process}").write_text(json.dumps(table))
+
+
 def write(folder: epath.Path) -> None:
-    """Write the size and CRC-32 of every file of a folder to `checksums.json` in it."""
+    """Write the size and CRC-32 of every file of a folder to `checksums.json` in it; uses those of `write_part`."""
+    table: dict[str, list[int]] = {}
+    for path in [path for path in folder.iterdir() if path.name.startswith(_PART)]:
+        table |= json.loads(path.read_text())
+        path.unlink()
+    names = sorted(_files(folder, ""))
+    table |= _checksums(folder, [name for name in names if name not in table])
     with (folder / _NAME).open("w") as file:
-        json.dump(_checksums(folder, sorted(_files(folder, ""))), file)
+        json.dump({name: table[name] for name in names}, file)
         file.flush()
         if not is_remote(folder):
             os.fsync(file.fileno())
