@@ -226,6 +226,7 @@ class Checkpoints:
         position = position | {"step": step, "score": score}
         args = _Items(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         with _write_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)  # Orbax's threads would wait ten minutes for it
             self._writer.save(self._folder / str(step), args=args, force=True)
         self._saved_at = time.monotonic()
         self._finishing = threading.Thread(target=self._finish, name="checkpoint", daemon=True)

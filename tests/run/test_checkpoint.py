@@ -1,9 +1,11 @@
 """Checkpoints are atomic, verified byte by byte, kept by policy, and failures are reported."""
 
+import errno
 import json
 import math
 import random
 import shutil
+import threading
 import time
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 from etils import epath
 
 from slm_jax.config.schema import CheckpointConfig
+from slm_jax.run import checksums
 from slm_jax.run.checkpoint import Checkpoints, steps_in
 from slm_jax.run.read_checkpoint import read_params
 from slm_jax.utils.errors import UserError
@@ -146,17 +149,31 @@ def test_when_a_checkpoint_is_due(tmp_path):
         assert not checkpoints.due(22) or time.monotonic() > end + 60e-4
 
 
-def test_a_failed_save_is_reported_at_the_next_step(tmp_path):
+def test_a_failed_save_is_reported_at_the_next_step(tmp_path, monkeypatch):
+    def fail(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
     with pytest.raises(UserError, match="could not be written to") as caught:  # noqa: SIM117, PT012
         with Checkpoints(tmp_path / "a", CheckpointConfig(every=10)) as checkpoints:
             checkpoints.save(1, make_state(), {})
             checkpoints.wait()
-            shutil.rmtree(tmp_path / "a")
-            (tmp_path / "a").write_text("a file where the folder was")
+            monkeypatch.setattr(checksums, "write", fail)  # in Orbax's thread, after the arrays
             checkpoints.save(2, make_state(), {})
             checkpoints._finishing.join()  # meanwhile: more steps
             checkpoints.due(3)
     assert "continues from the last complete checkpoint" in str(caught.value)
+    assert steps_in(epath.Path(tmp_path / "a")) == [1]
+
+
+def test_a_missing_folder_is_reported_at_once(tmp_path):
+    """Threads of Orbax would wait ten minutes for it, and the end of the process for them."""
+    with pytest.raises(UserError, match="could not be written to"):  # noqa: SIM117, PT012
+        with Checkpoints(tmp_path / "a", CheckpointConfig(every=10)) as checkpoints:
+            shutil.rmtree(tmp_path / "a")
+            (tmp_path / "a").write_text("a file where the folder was")
+            before = threading.enumerate()
+            checkpoints.save(2, make_state(), {})
+    assert not [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path):
