@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,13 +13,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from slm_jax import load_run
 from slm_jax.distributed import software
 from slm_jax.run import checksums
 from slm_jax.run.directory import Run
-from tests.distributed.test_multihost import FIELDS, finish, rows
+from tests.distributed.test_multihost import FIELDS, finish, rows, wait_for_step
 from tests.programs import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +112,7 @@ def parameters(folder, run):
     return [np.asarray(x) for x in jax.tree.leaves(load_run(str(folder / run)).model)]
 
 
+@pytest.mark.slow
 def test_processes_with_read_errors_stale_lookups_and_little_memory_agree(folder):
     """Steps, microbatch and data are those of all; a run that falls back equals one that never went further."""
     # A step of 12 sequences takes 2.2 MB of each device, of 6 sequences 1.4 MB, and nine tenths of 1.9 MB are free.
@@ -162,6 +166,63 @@ def test_software_lists_versions_sources_and_settings(monkeypatch):
     assert len(found["tokenizer/vocabulary.py"]) == 12
     assert found["jax_threefry_partitionable"] is True
     assert found["XLA_FLAGS"] == ["--xla_a=1", "--xla_b=1"]
+
+
+@pytest.mark.slow
+def test_nan_in_one_process_is_skipped_by_all(folder):
+    """The update is left out in every process: the parts of the state that the others hold stay consistent."""
+    options = ("--train.steps", 8, "--health.on_nan", "skip", "--mesh.fsdp")
+    faults = [{"nan": [5, 6]}] * 2  # row 6 of 8 is computed by process 1
+    for run, processes in (("two", 2), ("one", 1)):
+        for status, error in finish(start(folder, run, processes, *options, processes, faults=faults)):
+            assert status == 0, error
+        records = rows(folder, run)
+        assert [row["skipped"] for row in records] == [0, 0, 0, 0, 0, 1, 1, 1]
+        assert records[5].pop("loss") is records[5].pop("grad_norm") is None
+    pairs = zip(parameters(folder, "two"), parameters(folder, "one"), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+STAGES = """
+[[stages]]
+name = "first"
+train.steps = 14
+
+[[stages]]
+name = "second"
+train.steps = 12
+optimizer.lr = 0.003
+"""
+
+
+@pytest.mark.slow
+def test_curriculum_of_two_processes_survives_kills(folder):
+    """A kill in the first stage, a signal in the second: the same bits as without."""
+    (folder / "two.toml").write_text(STAGES)
+    fields = [*FIELDS, "--config", "two.toml"]
+
+    def begin(run):
+        return start(folder, run, 2, command="orchestrator", fields=fields)
+
+    for status, error in finish(begin("whole")):
+        assert status == 0, error
+    rng = random.Random(os.environ.get("SLM_JAX_TEST_SEED", "0"))
+    first, second = "killed/stages/01-first", "killed/stages/02-second"
+    started = begin("killed")
+    wait_for_step(folder, first, rng.randrange(1, 14), started)
+    started[rng.randrange(2)].kill()
+    assert all(status != 0 for status, _ in finish(started))
+    started = begin("killed")
+    wait_for_step(folder, second, rng.randrange(1, 6), started)
+    started[rng.randrange(2)].send_signal(signal.SIGTERM)
+    assert {status for status, _ in finish(started)} <= {0, 143}  # 0: it had come too late
+    for status, error in finish(begin("killed")):
+        assert status == 0, error
+    for stage in ("01-first", "02-second"):
+        assert rows(folder, f"killed/stages/{stage}") == rows(folder, f"whole/stages/{stage}")
+    pairs = zip(parameters(folder, "killed"), parameters(folder, "whole"), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_parts_of_the_verification_are_all_files_once(tmp_path):
