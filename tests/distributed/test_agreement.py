@@ -21,7 +21,7 @@ from slm_jax.distributed import software
 from slm_jax.run import checksums
 from slm_jax.run.directory import Run
 from tests.distributed.test_multihost import FIELDS, finish, rows, wait_for_step
-from tests.programs import PROGRAMS
+from tests.processes import command_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,13 +39,8 @@ def start(folder, run, processes, *more, faults=(), paths=(), command="train", f
     started = []
     for i in range(processes):
         path = [str(paths[i])] if paths else []
-        environment = os.environ | {
-            "XLA_FLAGS": "",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS],
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "PYTHONPATH": os.pathsep.join([*path, str(ROOT)]),
-        }
+        environment = command_environment(folder / "cache")
+        environment["PYTHONPATH"] = os.pathsep.join([*path, str(ROOT)])
         together = ["--coordinator", address, "--processes", processes, "--process", i] if processes > 1 else []
         options = [command, "--run", run, *fields, *together, *more]
         words = [sys.executable, "-m", "tests.distributed.launch", json.dumps(faults[i] if faults else {}), *options]
