@@ -39,7 +39,7 @@ class Options:
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint of each run; empty: the best if the validation does not improve any more, otherwise the last."""
     host: str = "127.0.0.1"
-    """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, which api_key is required for."""
+    """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, with api_key or allow_no_key."""
     port: int = 8000
     """The port; 0: any free one."""
     api_key: str = ""

@@ -34,8 +34,10 @@ from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
 WEB = Path(__file__).parent / "web"
-_ENCODING_THREADS = 2
+_ENCODING_THREADS = 4
 _MAX_WAITING = 256  # requests whose prompts wait to be encoded; the engines bound those that are encoded
+_LONG_CHARACTERS = 20_000  # prompts beyond take 20 ms and more, and wait for each other, not others for them
+_MAX_LONG_WAITING = 32
 _MAX_INSPECTIONS = 8  # waiting requests of the page: tokenizer view and curves
 _CURVE_POINTS = 150
 _CURVE_FIELDS = ("loss", "val_loss", "lr", "val_bits_per_byte")
@@ -64,6 +66,7 @@ class Server:
         self.responses: dict[int, int] = {}
         self._document: dict[str, Any] = {}
         self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
+        self._long_encoding = Gate(1, _MAX_LONG_WAITING)
         self._inspection = Gate(1, _MAX_INSPECTIONS)
         self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
 
@@ -84,7 +87,9 @@ class Server:
         name, engine = self._engine(body.model)
         completion = Completion(name, engine, body, self.limits)
         # Encoding a long prompt takes a while: in a thread, so that other responses are not delayed.
-        await self._encoding.run(completion.encode)
+        characters = sum(map(len, body.prompts()))
+        gate = self._long_encoding if characters > _LONG_CHARACTERS else self._encoding
+        await gate.run(completion.encode)
         completion.submit()
         if body.stream:
             return EventStream(completion)

@@ -12,6 +12,7 @@ import pytest
 
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.generation.sampling import Sampling
+from slm_jax.serve.completions import Completion
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.requests import Progress
 from tests.serve.conftest import KEY
@@ -252,6 +253,26 @@ def test_requests_of_the_page_beyond_the_limit_get_429(served, monkeypatch):
         wait_until(lambda: served.app._inspection._calls == 9)
         status, headers, tree = send(served, "GET", "/api/curve")
         assert (status, headers["retry-after"], tree["error"]["code"]) == (429, "1", "busy")
+        assert send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1})[0] == 200
+        release.set()
+        assert {call.result()[0] for call in calls} == {200}
+
+
+def test_short_prompts_do_not_wait_for_long_ones(served, monkeypatch):
+    release = threading.Event()
+    encode = Completion.encode
+
+    def slow(completion):
+        if len(completion.request.prompt) > 100:
+            assert release.wait(30)
+        encode(completion)
+
+    monkeypatch.setattr(Completion, "encode", slow)
+    monkeypatch.setattr("slm_jax.serve.app._LONG_CHARACTERS", 100)
+    with ThreadPoolExecutor(6) as pool:
+        body = {"prompt": "It " * 50, "max_tokens": 1}
+        calls = [pool.submit(send, served, "POST", "/v1/completions", body) for _ in range(6)]
+        wait_until(lambda: served.app._long_encoding._calls == 6)
         assert send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1})[0] == 200
         release.set()
         assert {call.result()[0] for call in calls} == {200}
