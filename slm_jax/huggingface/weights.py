@@ -233,11 +233,19 @@ def weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{index} is damaged: download the folder again") from None
     else:
         files = [folder / SINGLE]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not _is_file(file)]:
         pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
         hint = f" ({pickles[0]} is not read, as such files can contain code)" if pickles else ""
-        raise UserError(f"{folder}: {missing[0]} is missing{hint}; weights are read from safetensors only")
+        raise UserError(f"{folder}: {missing[0][:100]} is missing{hint}; weights are read from safetensors only")
     return files
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file; a damaged index may name one that no file system can have."""
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 def _open(path: Path) -> Any:

@@ -15,6 +15,7 @@ from slm_jax.cli import export
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
 from slm_jax.huggingface.import_folder import open_folder
+from slm_jax.huggingface.weights import weight_files
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
 from slm_jax.run.read_checkpoint import read_params
@@ -167,6 +168,14 @@ def test_sizes_are_checked_before_anything_is_allocated(workspace, tmp_path, cha
     )
     with pytest.raises(UserError, match=r"config\.json describes a model of [\d,]+ parameters.*the weights are"):
         find_initial_weights(given)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "../../etc/passwd", "a\0b"])
+def test_an_index_with_an_impossible_name_is_refused(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r"is missing; weights are read from safetensors only") as error:
+        weight_files(tmp_path)
+    assert len(str(error.value)) < 300
 
 
 def test_a_different_tokenizer_is_refused(workspace, tmp_path):
