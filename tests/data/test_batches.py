@@ -175,7 +175,19 @@ def test_truncated_and_skipped_responses_are_counted():
     rows = PaddedRows(stream, 16)
     assert (rows.truncated_responses, rows.skipped, len(rows)) == (1, 1, 3)
     batches = PaddedBatches([MixturePart(stream, 1.0, "")], 4, 16, 0)
-    assert [note.partition(" ")[0] for note in batches.summary(5)] == ["1", "1", "5"]
+    assert [note.partition(" ")[0] for note in batches.summary(5)] == ["5"]
+    assert list(batches.warnings(5)) == [
+        "1 of 4 responses are longer than a row of 16 tokens and lose their end: --train.sequence_length 30 would hold "
+        "all of them whole",
+        "1 of 4 instructions are skipped, because their prompt alone fills a row of 16 tokens: --train.sequence_length "
+        "30 would hold all of them whole",
+    ]
+    sizes = [40] * 90 + [100] * 8 + [1000] * 2
+    (note,) = PaddedBatches([MixturePart(stream_of(sizes, prompts=[4] * 100), 1.0, "")], 4, 64, 0).warnings(100)
+    assert note == (
+        "10 of 100 responses are longer than a row of 64 tokens and lose their end: --train.sequence_length 128 would "
+        "hold 95% of them whole, 1000 all"
+    )
     labels = [batches.at(step)["labels"] for step in range(batches.batches)]
     assert label_counts({"labels": each} for each in labels) == Counter(
         [*range(4, 9), EOS, *range(13, 25), *range(61, 68), EOS]

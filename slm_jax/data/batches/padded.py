@@ -12,8 +12,11 @@ from slm_jax.data.corpus.corpus import MixturePart
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import IGNORE_INDEX, Arrays
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 
 _BUCKETS = 4  # widths of batches: quarters of the longest row
+_MOST = 0.95  # of the instructions should fit
+_LENGTH_STEP = 64  # a recommended row length is a multiple of this
 
 
 def bucket_widths(length: int) -> list[int]:
@@ -33,6 +36,7 @@ class PaddedRows:
         sizes: The tokens of each row, int32 [R].
         truncated_responses: Number of instructions that lose the end of their response.
         skipped: Number of instructions without a row.
+        instruction_sizes: The tokens of each instruction, prompt and end included, int64 [I].
     """
 
     def __init__(self, stream: TokenStream, length: int):
@@ -46,6 +50,7 @@ class PaddedRows:
         self.stream = stream
         self.truncated_responses = int(np.count_nonzero(~is_text & (prompts < length) & (sizes > length)))
         self.skipped = int(np.count_nonzero(~is_text & (prompts >= length)))
+        self.instruction_sizes = sizes[~is_text]
         index_in_document = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
         self.starts = np.repeat(starts, rows) + index_in_document * length
         self.sizes = np.minimum(length, np.repeat(ends, rows) - self.starts).astype(np.int32)
@@ -205,18 +210,34 @@ class PaddedBatches:
         return [count / source.count for count, source in zip(drawn, self._sources, strict=True)]
 
     def summary(self, steps: int) -> Iterator[str]:
-        """Yield lines for the log: what is lost, how often `steps` steps read the text, and the share of padding."""
-        truncated = sum(source.rows.truncated_responses for source in self._sources)
-        skipped = sum(source.rows.skipped for source in self._sources)
-        if truncated:
-            yield f"{truncated:,} responses are longer than --train.sequence_length and lose their end"
-        if skipped:
-            yield f"{skipped:,} instructions are skipped: their prompt alone fills --train.sequence_length"
+        """Yield lines for the log: how often `steps` steps read the text, and the share of padding."""
         yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
 
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""
+        truncated = sum(source.rows.truncated_responses for source in self._sources)
+        skipped = sum(source.rows.skipped for source in self._sources)
+        if truncated or skipped:
+            sizes = np.concatenate([source.rows.instruction_sizes for source in self._sources])
+            if truncated:
+                yield (
+                    f"{truncated:,} of {plural(sizes.size, 'response')} are longer than a row of {self._length} tokens "
+                    f"and lose their end: {self._fitting_length(sizes)}"
+                )
+            if skipped:
+                yield (
+                    f"{skipped:,} of {plural(sizes.size, 'instruction')} are skipped, because their prompt alone fills "
+                    f"a row of {self._length} tokens: {self._fitting_length(sizes)}"
+                )
         yield from unused_text(self._names, self.epochs(steps), steps)
+
+    def _fitting_length(self, sizes: np.ndarray) -> str:
+        """Return the sequence lengths that hold most instructions, and all of them, as advice."""
+        longest = int(sizes.max())
+        most = -(-int(np.quantile(sizes, _MOST, method="higher")) // _LENGTH_STEP) * _LENGTH_STEP
+        if self._length < most < longest:
+            return f"--train.sequence_length {most} would hold {_MOST:.0%} of them whole, {longest} all"
+        return f"--train.sequence_length {longest} would hold all of them whole"
 
 
 def sequential_padded_batches(stream: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
