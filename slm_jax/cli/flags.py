@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from slm_jax.config.option import former_values_of, traits_of
-from slm_jax.config.schema import nearest_name
+from slm_jax.config.schema import format_problems, nearest_name
 from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
@@ -189,6 +189,26 @@ def config_options(preset: dict[str, Any]) -> Iterator[Option]:
         )
 
 
+class InvalidValuesError(UserError):
+    """Values of a wrong type, all of a command line.
+
+    Attributes:
+        problems: The message for each.
+        valid: The other values by name of the option.
+    """
+
+    def __init__(self, problems: Sequence[str], valid: dict[str, Any]):
+        """Create the error.
+
+        Args:
+            problems: The message for each value.
+            valid: The other values by name of the option.
+        """
+        super().__init__(problems[0] if len(problems) == 1 else format_problems("command line", list(problems)))
+        self.problems = list(problems)
+        self.valid = valid
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser that raises UserError instead of exiting."""
 
@@ -233,7 +253,8 @@ def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
         The values that were given, by name of the option.
 
     Raises:
-        UserError: An unknown option, or a wrong or missing value.
+        UserError: An unknown option.
+        InvalidValuesError: Wrong or missing values.
     """
     known = {option.name: option for option in options}
     target = next((option for option in known.values() if option.takes_bare_words), None)
@@ -253,7 +274,16 @@ def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"unknown: {' '.join(bare)} (--help lists the options)")
     if bare and target is not None:
         words[target.name] = _with_bare_words(target, bare, words.get(target.name, []))
-    return {name: known[name].value(given) for name, given in words.items()}
+    values = {}
+    problems = []
+    for name, given in words.items():
+        try:
+            values[name] = known[name].value(given)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidValuesError(problems, values)
+    return values
 
 
 def _with_bare_words(option: Option, bare: list[str], named: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from slm_jax.cli import bare_words
-from slm_jax.cli.flags import Flag, Option, build, command_options, config_options, parse
+from slm_jax.cli.flags import Flag, InvalidValuesError, Option, build, command_options, config_options, parse
 from slm_jax.cli.help import help_text, wrapped
 from slm_jax.config.presets import read_preset
 from slm_jax.config.schema import Config
@@ -100,8 +100,13 @@ def read_options_and_config(
     own = list(command_options(kind))
     listed = [option for option in config_options(_shown_preset(args, preset)) if option.name.startswith(used)]
     _show_help(args, description or inspect.getdoc(kind) or "", prog, [*own, *_with_files(listed, files)])
-    given = parse([*own, *_with_files(config_options({}), files)], args)
     names = {option.name for option in own}
+    try:
+        given = parse([*own, *_with_files(config_options({}), files)], args)
+    except InvalidValuesError as error:
+        valid = {name: value for name, value in error.valid.items() if name not in names}
+        # Bounds of the other values are reported at the same time; rules between options need all values.
+        raise InvalidValuesError([*error.problems, *Config.single_problems(nested(valid))], valid) from None
     overrides = {name: value for name, value in given.items() if name not in names}
     return build(kind, own, given), overrides
 

@@ -108,13 +108,7 @@ class Config(Sections):
     @classmethod
     def _problems(cls, tree: Tree, error: pydantic.ValidationError) -> list[str]:
         """Return the problems of single options, then those between the other options."""
-        messages: dict[str, str] = {}
-        for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"][:2])
-            if name in messages:  # an option of several types has one error per type
-                messages[name] += f", or {_expectation(item)}"
-            else:
-                messages[name] = describe_error(name, item)
+        messages = _single_problems(error)
         valid = {
             section: {key: value for key, value in fields.items() if f"{section}.{key}" not in messages}
             for section, fields in tree.items()
@@ -122,6 +116,15 @@ class Config(Sections):
         }
         across = cross_checks(cls.model_validate(valid))
         return [*messages.values(), *(text for names, text in across if not messages.keys() & set(names))]
+
+    @classmethod
+    def single_problems(cls, tree: Tree) -> list[str]:
+        """Return the problems of single options given as nested dicts, none of those between options."""
+        try:
+            cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            return list(_single_problems(error).values())
+        return []
 
     def to_toml(self) -> str:
         """Return the config as TOML with the description of each option as a comment.
@@ -143,6 +146,18 @@ class Config(Sections):
         """Return the options that differ: `{"train.steps": (value here, value in other)}`."""
         own, others = self.flat(), other.flat()
         return {name: (own[name], others[name]) for name in own if own[name] != others[name]}
+
+
+def _single_problems(error: pydantic.ValidationError) -> dict[str, str]:
+    """Return the message for each invalid option by its dotted name."""
+    messages: dict[str, str] = {}
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"][:2])
+        if name in messages:  # an option of several types has one error per type
+            messages[name] += f", or {_expectation(item)}"
+        else:
+            messages[name] = describe_error(name, item)
+    return messages
 
 
 def format_problems(origin: str, problems: list[str]) -> str:

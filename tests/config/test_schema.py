@@ -140,6 +140,22 @@ def test_nearest_option(name, near):
         train.parse_args([name, "3"])
 
 
+def test_all_wrong_values_of_a_command_line_are_reported_at_once():
+    wrong = "--train.steps many --model.depth x --optimizer.name sgd --data.files --train.batch_size 0 --model.dim 100"
+    with pytest.raises(UserError) as error:
+        config_from_args(wrong.split(), "x", "x")
+    assert str(error.value).splitlines() == [
+        "command line: 5 problems:",
+        "  - --train.steps many: should be a whole number",
+        "  - --model.depth x: should be a whole number",
+        "  - --optimizer.name sgd: should be one of 'muon', 'adamw'",
+        "  - --data.files needs at least one value",
+        "  - train.batch_size = 0: should be greater than or equal to 1",
+    ]
+    with pytest.raises(UserError, match=r"^--train\.steps many: should be a whole number$"):
+        config_from_args(["--train.steps", "many"], "x", "x")
+
+
 def test_option_without_values():
     with pytest.raises(UserError, match=r"--data\.files needs at least one value"):
         config_from_args(["--data.files"], "x", "x")
