@@ -20,6 +20,7 @@ from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.run.results import BENCHMARKS, Benchmark, file_errors
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import text_table
+from slm_jax.utils.labels import source_labels
 
 # Columns of the text table, with their formats.
 _TABLE = {
@@ -34,6 +35,18 @@ _TABLE = {
     "mfu": ".0%",
 }
 _MAX_WIDTH = 32  # of a cell of the text table
+
+
+def _dataset_text(config: Config) -> str:
+    """Return the labels of a config's sources, those of a mixture with their weights: `python-docs=1 my=3`."""
+    data = config.data
+    if not data.mix:
+        return " ".join(source_labels(data.files or (data.source,)))
+    entries = [entry.rpartition("=") for entry in data.mix]  # a name without a weight is the last of the three
+    labels = source_labels([name or last for name, _, last in entries])
+    return " ".join(
+        f"{label}={last}" if equals else label for label, (_, equals, last) in zip(labels, entries, strict=True)
+    )
 
 
 def measure(run: Run) -> Benchmark:
@@ -61,7 +74,7 @@ def measure(run: Run) -> Benchmark:
         model=f"{config.model.dim}x{config.model.depth}",
         device=call["device"],
         parameters=flops.parameters(config.model, load_tokenizer(run).vocab_size),
-        dataset=" ".join(config.data.mix or config.data.files or (config.data.source,)),
+        dataset=_dataset_text(config),
         sequence_length=config.train.sequence_length,
         steps=row["step"],
         items=row["step"] * config.train.batch_size,

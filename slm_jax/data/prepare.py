@@ -19,6 +19,7 @@ from slm_jax.data.sources.registry import make_sources
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
+from slm_jax.utils.labels import source_labels
 from tokenizer import HybridTokenizer, TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -88,9 +89,10 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
     # If a run has lost its corpus, that may have been removed because it was damaged, with the cache's copy of it.
     tokenizer, entries = prepare_cached(config, tokenizer_path, verify=True if run.tokenizer.is_file() else None)
     parts = []
-    for entry in entries:
+    labels = source_labels([entry.source.source.name for entry in entries])
+    for entry, label in zip(entries, labels, strict=True):
         corpus = open_corpus(entry.folder, tokenizer)
-        parts.append(MixturePart(corpus.train, entry.source.weight, entry.source.source.name))
+        parts.append(MixturePart(corpus.train, entry.source.weight, label))
     check_size(config, parts)
     tokenizer.save(run.tokenizer)
     _store(entries, run.corpus)

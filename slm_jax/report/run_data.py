@@ -22,6 +22,7 @@ from slm_jax.run.load import load_tokenizer
 from slm_jax.run.metrics import Row
 from slm_jax.run.results import BENCHMARKS, read_benchmark_cells, read_evaluation, read_stage_scores
 from slm_jax.run.samples import Sample, read_samples
+from slm_jax.utils.labels import source_labels
 from tokenizer import HybridTokenizer
 
 
@@ -228,14 +229,21 @@ def _read_run_data(path: Path, previous: list[RunData], is_stage: bool) -> RunDa
 
 
 def _read_manifests(folder: Path) -> list[dict[str, Any]]:
-    """Return the manifest of each corpus of a mixture, with its "weight" and "folder"; none before there is text."""
+    """Return the manifest of each corpus of a mixture, none before there is text.
+
+    "weight" and "folder" are added, and "name" is the label of the source.
+    """
     if not (folder / "manifest.json").is_file():
         return []
     manifest = read_manifest(folder)
     if "mix" not in manifest:
-        return [manifest | {"folder": folder, "weight": 1.0}]
-    parts = [(folder / entry["folder"], entry["weight"]) for entry in manifest["mix"]]
-    return [read_manifest(part) | {"folder": part, "weight": weight} for part, weight in parts]
+        return [manifest | {"folder": folder, "weight": 1.0, "name": source_labels([manifest["name"]])[0]}]
+    labels = source_labels([entry["name"] for entry in manifest["mix"]])
+    return [
+        read_manifest(folder / entry["folder"])
+        | {"folder": folder / entry["folder"], "weight": entry["weight"], "name": label}
+        for entry, label in zip(manifest["mix"], labels, strict=True)
+    ]
 
 
 def _read_evaluation(folder: Path, stage: str) -> list[Row]:

@@ -18,6 +18,7 @@ import numpy as np
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table, heads
 from slm_jax.data.corpus.verification import ShardVerifier
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.labels import source_labels
 from tokenizer import HybridTokenizer
 
 FORMAT = 3
@@ -37,7 +38,7 @@ class MixturePart:
     Attributes:
         train: Its training split.
         weight: Its share of the training batches, not normalized.
-        name: The name of its source.
+        name: The label of its source.
     """
 
     train: TokenStream
@@ -49,7 +50,7 @@ class HeldOut(NamedTuple):
     """Held-out text of one source.
 
     Attributes:
-        name: The name of the source.
+        name: The label of the source.
         stream: The text.
     """
 
@@ -151,17 +152,18 @@ def open_corpus(
         [shard["tokens_sha256"], shard["documents_sha256"]] for split in SPLITS for shard in manifest[split]["shards"]
     ]
     fingerprint = _hash([manifest["format"], manifest["tokenizer"], checksums])
-    part = MixturePart(train, 1.0, manifest["name"])
+    part = MixturePart(train, 1.0, source_labels([manifest["name"]])[0])
     return Corpus(train, validation, (part,), fingerprint, manifest["source"], (manifest,))
 
 
 def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: HybridTokenizer, verify: bool | None) -> Corpus:
     corpora: list[Corpus] = []
     parts: list[MixturePart] = []
-    for entry in manifest["mix"]:
+    labels = source_labels([entry["name"] for entry in manifest["mix"]])
+    for entry, label in zip(manifest["mix"], labels, strict=True):
         corpus = open_corpus(folder / entry["folder"], tokenizer, verify, folder)
         corpora.append(corpus)
-        parts.append(MixturePart(corpus.train, entry["weight"], entry["name"]))
+        parts.append(MixturePart(corpus.train, entry["weight"], label))
     table = byte_table(tokenizer)
     train = TokenStream([shard for corpus in corpora for shard in corpus.train.shards], table)
     validation = TokenStream([shard for corpus in corpora for shard in corpus.validation.shards], table)
