@@ -106,10 +106,13 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], shard: tuple[int, int]
     return {name: put(array) for name, array in batch.items()}
 
 
-def gather_to_one_device(mesh: Mesh, tree: Any) -> Any:
-    """Return a tree of distributed arrays gathered to the first device of each process; a collective operation."""
-    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
-        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+def is_replicated(tree: Any) -> bool:
+    """Return whether every device of the mesh holds all arrays of a tree in full."""
+    return all(x.is_fully_replicated for x in jax.tree.leaves(tree))
+
+
+def local_replica(tree: Any) -> Any:
+    """Return the arrays of a replicated tree as those of the first device of this process; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 

@@ -12,18 +12,23 @@ more, so texts of any length are generated in bounded memory. Pass the length th
 `load_run(path).context`): the model has seen no larger distance. A text within the context is continued exactly as by
 the full forward pass; beyond it, attention slides along.
 
+Parameters that are split over several devices stay split: each device multiplies its part, and activations move between
+devices, no matrices of the blocks. The state of the generation is replicated. All processes of the mesh must then call
+`generate_ids` with the same arguments.
+
 Shapes: B sequences, L columns (padding, prompts, generated tokens), V vocabulary.
 """
 
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.generation.sampling import Sampling, SamplingArrays, ban_ngrams, penalize, sample, stack_sampling
 from slm_jax.model import ops
@@ -56,7 +61,7 @@ class _Inputs(NamedTuple):
 
     start_B: Any  # int32: first column of each prompt
     first: Any  # int32 scalar: the first generated column
-    uniform_BxLx2: jax.Array  # float32 in [0, 1): the random numbers of each token of each sequence
+    uniform_BxLx2: Any  # float32 in [0, 1): the random numbers of each token of each sequence
     sampling: SamplingArrays
     suppressed_V: Any  # bool: never sampled
     stops_V: Any  # bool: these end a sequence; exempt from penalty and n-gram rule
@@ -86,17 +91,31 @@ def prepare_weights(graph: nnx.GraphDef, params: Any) -> DecodeWeights:
     """
     model: Transformer = nnx.merge(graph, params)
 
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def to_dtype(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         # The scales of norms stay float32; only matrices are multiplied in dtype.
         return leaf.astype(model.dtype) if any(getattr(key, "key", None) == "weight" for key in path) else leaf
 
-    blocks = jax.tree_util.tree_map_with_path(cast, nnx.state(model.blocks, nnx.Param))
+    blocks = jax.tree_util.tree_map_with_path(to_dtype, nnx.state(model.blocks, nnx.Param))
     head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
     return DecodeWeights(params, unstack_layers(blocks, model.config.depth), head_VxD)
 
 
+def _mesh_of(params: Any) -> Mesh | None:
+    """Return the mesh that parameters are split over; None if one device holds them."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return cast("Mesh", sharding.mesh)
+    return None
+
+
+def _replicate(state: _State, mesh: Mesh | None) -> _State:
+    """Return the state constrained to be held in full by every device of the mesh."""
+    return state if mesh is None else jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec()))
+
+
 def _feed(
-    graph: nnx.GraphDef, weights: DecodeWeights, state: _State, inputs: _Inputs, width: int, window: int
+    graph: nnx.GraphDef, weights: DecodeWeights, state: _State, inputs: _Inputs, width: int, window: int, mesh: Any
 ) -> _State:
     """Run the model on the next `width` columns of the history and keep the logits of the last one."""
     model: Transformer = nnx.merge(graph, weights.params)
@@ -106,10 +125,10 @@ def _feed(
     positions_BxT = jnp.where(ids_BxT < 0, -1, positions_BxT)
     x_BxTxD, cache = model.hidden_cached(jnp.maximum(ids_BxT, 0), positions_BxT, state.cache, window, weights.layers)
     logits_BxV = ops.einsum("bd,vd->bv", x_BxTxD[:, -1], weights.head_VxD, model.dtype)
-    return state._replace(cache=cache, logits_BxV=logits_BxV)
+    return _replicate(state._replace(cache=cache, logits_BxV=logits_BxV), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "capacity", "chunk", "window"))
+@functools.partial(jax.jit, static_argnames=("graph", "capacity", "chunk", "window", "mesh"))
 def _prefill(
     graph: nnx.GraphDef,
     weights: DecodeWeights,
@@ -118,6 +137,7 @@ def _prefill(
     capacity: int,
     chunk: int,
     window: int,
+    mesh: Mesh | None,
 ) -> _State:
     """Run the model on the prompts, in chunks of columns: bounded memory, and one program for prompts of any length."""
     b = len(history_BxL)
@@ -132,13 +152,19 @@ def _prefill(
         logits_BxV=jnp.zeros((b, v), jnp.float32),
         ended_B=jnp.zeros(b, bool),
     )
-    feed = functools.partial(_feed, graph, weights, inputs=inputs, width=chunk, window=window)
-    return jax.lax.fori_loop(0, inputs.first // chunk, lambda _, state: feed(state), state)
+    feed = functools.partial(_feed, graph, weights, inputs=inputs, width=chunk, window=window, mesh=mesh)
+    return jax.lax.fori_loop(0, inputs.first // chunk, lambda _, state: feed(state), _replicate(state, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "window"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("graph", "window", "mesh"), donate_argnames="state")
 def _decode(
-    graph: nnx.GraphDef, weights: DecodeWeights, state: _State, inputs: _Inputs, until: jax.Array, window: int
+    graph: nnx.GraphDef,
+    weights: DecodeWeights,
+    state: _State,
+    inputs: _Inputs,
+    until: jax.Array,
+    window: int,
+    mesh: Mesh | None,
 ) -> _State:
     """Generate columns up to `until`, or until every sequence has ended."""
 
@@ -152,7 +178,7 @@ def _decode(
             seen_BxV=state.seen_BxV.at[rows_B, jnp.maximum(token_B, 0)].max(token_B >= 0),
             ended_B=state.ended_B | inputs.stops_V[jnp.maximum(token_B, 0)],
         )
-        return _feed(graph, weights, state, inputs, 1, window)
+        return _feed(graph, weights, state, inputs, 1, window, mesh)
 
     return jax.lax.while_loop(lambda state: (state.column < until) & ~jnp.all(state.ended_B), step, state)
 
@@ -240,28 +266,31 @@ def _segments(
     """Yield tokens int32 [B, N] as they are generated: one segment unless streaming."""
     settings = _check(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
     graph, params = nnx.split(model, nnx.Param)
+    mesh = _mesh_of(params)
     chunk = min(max(_power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
     history_BxL, first = _pad_prompts(prompts, max_tokens, chunk)
     length = history_BxL.shape[1]
     window = min((w for w in (context, model.config.window) if w), default=0)
     window = 0 if window >= length else window
     capacity = min(length, _round_up(window + chunk - 1, chunk)) if window else length
+    uniform_BxLx2 = _uniforms(*_seeds(sampling, len(prompts)), length)
     inputs = _Inputs(
         start_B=np.array([first - len(prompt) for prompt in prompts], np.int32),
         first=np.int32(first),
-        uniform_BxLx2=_uniforms(*_seeds(sampling, len(prompts)), length),
+        # An array of one device of this process cannot be an argument of a program of several processes.
+        uniform_BxLx2=uniform_BxLx2 if mesh is None else np.asarray(uniform_BxLx2),
         sampling=stack_sampling(settings),
         suppressed_V=id_mask(suppress, model.vocab_size),
         stops_V=id_mask(stop, model.vocab_size),
     )
     weights = prepare_weights(graph, params)
-    state = _prefill(graph, weights, history_BxL, inputs, capacity, chunk, window)
+    state = _prefill(graph, weights, history_BxL, inputs, capacity, chunk, window, mesh)
     column = first
     end = first + max_tokens
     count = 1 if streaming else max_tokens
     while column < end:
         clock = time.perf_counter()
-        state = _decode(graph, weights, state, inputs, np.int32(min(column + count, end)), window)
+        state = _decode(graph, weights, state, inputs, np.int32(min(column + count, end)), window, mesh)
         previous = column
         column = int(state.column)
         yield np.array(state.history_BxL)[:, previous:column]  # a copy: the next call donates the buffer

@@ -206,7 +206,7 @@ def compile_session(opened: OpenRun) -> Session:
         compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
         validate=_validation(config, opened.corpus, steps, mesh),
         rise_text=functools.partial(rise_text, config),
-        generate_samples=_sampling(config, opened.tokenizer, steps, mesh),
+        generate_samples=_sampling(config, opened.tokenizer, steps),
         flops_per_token=flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length),
         peak_flops=peak.flops,
     )
@@ -230,9 +230,7 @@ def _validation(config: Config, corpus: Corpus, steps: Steps, mesh: jax.sharding
     return validate
 
 
-def _sampling(
-    config: Config, tokenizer: HybridTokenizer, steps: Steps, mesh: jax.sharding.Mesh
-) -> Callable[[Any], list[str]]:
+def _sampling(config: Config, tokenizer: HybridTokenizer, steps: Steps) -> Callable[[Any], list[str]]:
     """Return a function from parameters to sample texts, one for each prompt, prompts included."""
     prompts = config.eval.prompts
     sampling = Sampling(seed=config.train.seed)  # fixed: the samples of two steps differ by the model only
@@ -240,12 +238,14 @@ def _sampling(
     def generate_samples(params: Any) -> list[str]:
         if not (config.eval.sample_tokens and prompts):
             return []
-        params = sharding.gather_to_one_device(mesh, params)
-        if not multihost.is_first():
-            return []
+        if sharding.is_replicated(params):
+            if not multihost.is_first():
+                return []
+            params = sharding.local_replica(params)  # one device is enough
+        # Otherwise the parameters stay split and all processes generate: in full they may not fit on a device.
         model = steps.model(params)
         texts = generate(model, tokenizer, prompts, config.eval.sample_tokens, sampling, config.train.sequence_length)
-        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)] if multihost.is_first() else []
 
     return generate_samples
 

@@ -9,12 +9,15 @@ import pytest
 from slm_jax import load_run, train
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
+from slm_jax.generation import decode
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.read_checkpoint import read_fields
+from slm_jax.training import setup
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config
+from tokenizer import HybridTokenizer
 
 VOCAB = 64
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
@@ -76,6 +79,64 @@ def test_dropout_draws_the_same_on_every_mesh():
     _, expected, _ = run(model__dropout=0.3)
     _, losses, _ = run(mesh=(2, 2, 2), model__dropout=0.3)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def sample_texts(sizes):
+    """Return the samples of an untrained model during training, generated on a mesh, and its vocabulary's size."""
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text("the quick brown fox jumps over the lazy dogs. " * 9)
+    tokenizer.freeze_vocab(vocab_size=272)
+    fields = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), sizes, strict=True))
+    config = tiny_config(**fields, eval__sample_tokens=12, eval__prompts=["the quick", "dogs"])
+    made = make_steps(config, tokenizer.vocab_size, sharding.make_mesh(config))
+    return setup._sampling(config, tokenizer, made)(made.init().params), tokenizer.vocab_size
+
+
+@pytest.fixture(scope="module")
+def samples_of_one_device():
+    return sample_texts((1, 1, 1))[0]
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 2, 4), (8, 1, 1)])
+def test_samples_are_generated_with_split_parameters(mesh, monkeypatch, samples_of_one_device):
+    """Each device holds its part of the matrices only, and no program of generation gathers them."""
+    programs, resident = [], []
+
+    def observe(name):
+        function = getattr(decode, name)
+
+        def call(graph, params, *args, **kwargs):
+            programs.append(function.lower(graph, params, *args, **kwargs).compile().as_text())
+            result = function(graph, params, *args, **kwargs)
+            resident.extend([params, result] if name == "prepare_weights" else [])
+            return result
+
+        monkeypatch.setattr(decode, name, call)
+
+    for name in ("prepare_weights", "_prefill", "_decode"):
+        observe(name)
+    texts, vocab_size = sample_texts(mesh)
+    assert texts == samples_of_one_device
+    for tree in resident:
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        # The scales of norms are replicated.
+        assert sharding.bytes_per_device(tree) < whole / (mesh[1] * mesh[2]) + 2000
+    gathered = {shape for text in programs for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)}
+    # Activations of the two sequences, and the rows of the embedding where "tensor" splits them.
+    assert all(shape.startswith(("2,", f"{vocab_size},")) for shape in gathered), gathered
+
+
+def test_validation_gathers_one_layer_at_a_time():
+    config = tiny_config(mesh__fsdp=8, model__depth=4, model__scan_layers=True)
+    mesh = sharding.make_mesh(config)
+    made = make_steps(config, VOCAB, mesh)
+    batch = {name: jax.ShapeDtypeStruct((8, 16), np.int32) for name in ("input_ids", "labels")}
+    params = jax.eval_shape(made.init).params
+    params = sharding.abstract_arrays(mesh, params, made.partitions)
+    program = made.evaluate.lower(params, batch).compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", program)
+    assert gathered
+    assert max(np.prod(list(map(int, shape.split(",")))) for shape in gathered) <= 32 * 64
 
 
 def test_initial_parameters_are_bit_identical_on_every_mesh():
