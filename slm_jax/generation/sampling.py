@@ -2,7 +2,10 @@
 
 The settings are arrays of the compiled program, one value per sequence, so that changing one compiles nothing. They
 are applied in this order: repetition penalty, no-repeat n-grams, suppressed ids, temperature, top-k, top-p, min-p.
-Names and order are those of Hugging Face transformers. A setting that no sequence uses is skipped at run time.
+They are those of Hugging Face transformers, in its order, with one exception: ids that end a text are exempt from the
+repetition penalty and from the n-gram rule. A prompt begins with `<EOS>`, for which transformers would lower the
+probability of the end from the first token on, so that texts would not end where the model ends them. A setting that no
+sequence uses is skipped at run time.
 
 Shapes: B sequences, V vocabulary, L columns of the history of ids.
 """
@@ -34,9 +37,10 @@ class Sampling:
     min_p: float = 0.0
     """Sample from tokens at least this fraction as probable as the most probable one; 0: from all."""
     repetition_penalty: float = 1.0
-    """Above 1: makes ids of the prompt and the text less probable (CTRL, arXiv:1909.05858); 1: no penalty."""
+    """Above 1: makes tokens of the prompt and the text less probable, except the end of the text (CTRL,
+    arXiv:1909.05858); 1: no penalty."""
     no_repeat_ngram: int = 0
-    """Never repeat an n-gram of this many tokens in prompt and text; 0: no such rule."""
+    """Never repeat an n-gram of this many tokens in prompt and text, unless it ends the text; 0: no such rule."""
     seed: int = 0
     """Random seed; the same seed gives the same text."""
 

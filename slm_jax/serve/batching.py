@@ -85,7 +85,7 @@ class TokenMasks(NamedTuple):
 
     Attributes:
         suppressed_V: bool, ids that are never sampled.
-        stops_V: bool, ids that end a sequence; exempt from the repetition penalty.
+        stops_V: bool, ids that end a sequence; exempt from the repetition penalty (see generation/sampling.py).
     """
 
     suppressed_V: Any

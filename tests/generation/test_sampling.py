@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax.generation import sampling
+from slm_jax.generation import decode, sampling
 from slm_jax.generation.sampling import (
     Sampling,
     penalize,
@@ -168,6 +168,39 @@ def test_logits_processors_equal_those_of_transformers():
     weights = np.asarray(sampling._truncate(shifted, stack_sampling([settings] * 4)))
     expected = torch.softmax(warped, -1).numpy()
     np.testing.assert_allclose(weights / weights.sum(-1, keepdims=True), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stops", [[], [0]])
+def test_next_token_is_that_of_transformers_but_for_the_end_of_the_text(stops):
+    """Greedy decoding with both rules; with a stop id the scores of transformers are kept as they were at that id."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    generator = np.random.default_rng(0)
+    rows, length, vocab_size = 200, 12, 9
+    ids = generator.integers(0, vocab_size, (rows, length)).astype(np.int32)
+    ids[:, 0] = 0  # a text begins with <EOS>
+    logits = generator.normal(0, 2, (rows, vocab_size)).astype(np.float32)
+    scores = torch.tensor(logits)
+    for processor in (transformers.RepetitionPenaltyLogitsProcessor(1.5), transformers.NoRepeatNGramLogitsProcessor(2)):
+        scores = processor(torch.tensor(ids, dtype=torch.int64), scores)
+    with_the_end_penalized = scores.argmax(-1).numpy()
+    scores[:, stops] = torch.tensor(logits)[:, stops]
+    seen_BxV = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], ids].set(True)
+    settings = stack_sampling([Sampling(temperature=0, repetition_penalty=1.5, no_repeat_ngram=2)] * rows)
+    inputs = decode._Inputs(
+        start_B=jnp.zeros(rows, jnp.int32),
+        first=jnp.int32(length),
+        uniform_BxLx2=jnp.zeros((rows, length, 2)),
+        sampling=settings,
+        suppressed_V=jnp.zeros(vocab_size, bool),
+        stops_V=decode.id_mask(stops, vocab_size),
+    )
+    state = decode._State(
+        None, jnp.asarray(ids), jnp.int32(length), seen_BxV, jnp.asarray(logits), jnp.zeros(rows, bool)
+    )
+    tokens = np.asarray(decode._sample_next(state, inputs))
+    assert (tokens == scores.argmax(-1).numpy()).all()
+    assert (tokens != with_the_end_penalized).any() == bool(stops)
 
 
 def test_ban_of_every_id_yields_but_suppression_holds():
