@@ -186,7 +186,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     dtype = args.dtype or str(ops.compute_dtype("auto"))
     sampling = Sampling() if args.sample else Sampling(temperature=0)
-    print(f"slm_jax in {dtype}, baselines in float32, {args.threads} threads, {PROMPT} to {LENGTH} tokens; {sampling}")
+    print(
+        f"slm_jax with {dtype} products, PyTorch baselines in float32; {args.threads} threads, {PROMPT} to {LENGTH} "
+        f"tokens; {sampling}"
+    )
     print(
         "| shape | batch | slm_jax, ms/step | baseline | ms/step | ratio, wall clock | ratio, processor time | target |"
     )

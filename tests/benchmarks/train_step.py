@@ -4,8 +4,10 @@ Each row of the table is a process of its own, configured as users configure it 
 its defaults). All take turns in every round. The result is the ratio of times within a round, its median and quartiles
 over the rounds, in wall-clock and in processor time (more reliable on a shared machine, but it includes threads that
 spin). Both sides train the same model on the same batch with the same loss terms, clipping and AdamW, on all cores.
-PyTorch uses fused attention, loss and AdamW. `dense` is the unlikelihood term as its authors published it; the other
-rows gather only the probabilities that it needs.
+PyTorch uses fused attention, loss and AdamW; "fp32" rows multiply in float32, "bf16" rows under autocast to bfloat16.
+The row `ours` multiplies in what `train.dtype` auto chooses, bfloat16 where the processor has units for it; the output
+says which. Parameters are float32 on both sides. `dense` is the unlikelihood term as its authors published it; the
+other rows gather only the probabilities that it needs.
 
     --only ROW …      rows in addition to `ours` (a part of the name suffices)
     --terms plain ul  without, with the unlikelihood term
@@ -19,6 +21,8 @@ Needs the extra `bench`. On a shared machine use the ratios, not the tokens/s.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import statistics
@@ -295,7 +299,7 @@ def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: i
     finally:
         for process in processes:
             process.stop()
-    print(f"\n{shape}, {terms}: {rounds} rounds of {steps} steps")
+    print(f"\n{shape}, {terms}: {rounds} rounds of {steps} steps; {precisions()}")
     print(f"{'time / ours, median (quartiles)':32}{'clock':>18}{'processors':>20}{'target':>9}{'':14}{'tokens/s':>9}")
     for row in rows:
         clock, used = (
@@ -309,6 +313,17 @@ def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: i
             goal = f">= {target:.2f}"
         rate = BATCH * LENGTH * steps / statistics.median(both[0] for both in times[row])
         print(f"{row:28}{quartiles(clock):>22}{quartiles(used):>20}{goal:>9}  {verdict:12}{rate:9,.0f}", flush=True)
+
+
+def precisions() -> str:
+    """Return one phrase on the precision of the products of both sides."""
+    from slm_jax.model import ops
+
+    version = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else "not installed"
+    return (
+        f"ours: {ops.compute_dtype('auto')} products where the row names no precision; PyTorch {version}: float32 "
+        "products in fp32 rows, autocast to bfloat16 in bf16 rows"
+    )
 
 
 def measure_memory(shape: str, terms: str) -> None:
