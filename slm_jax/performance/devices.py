@@ -72,6 +72,8 @@ _GEFORCE = "2 x CUDA cores x boost clock of NVIDIA's GeForce comparison page"
 _P100 = "NVIDIA Tesla P100 data sheet"
 _V100 = "NVIDIA Tesla V100 data sheet"
 _A100 = "NVIDIA A100 data sheet"
+_GH200 = "NVIDIA GH200 Grace Hopper Superchip data sheet"
+_MI300X = "AMD Instinct MI300X data sheet (matrix products, without sparsity)"
 _H100 = "NVIDIA H100 data sheet"
 _H200 = "NVIDIA H200 data sheet"
 
@@ -121,18 +123,35 @@ _DEVICE_NAMES: dict[str, Device] = {
     "Tesla V100S-PCIE-32GB": _gpu(None, 16.4, 32, 1134, _V100),
     "Tesla T4": _gpu(None, 8.1, 16, 300, "NVIDIA T4 data sheet"),
     "NVIDIA A10": _gpu(125, 31.2, 24, 600, "NVIDIA A10 data sheet"),
+    "NVIDIA A10G": _gpu(70, 35, 24, 600, "NVIDIA A10G data sheet (AWS; bfloat16: half of 140 with sparsity)"),
+    "NVIDIA A30": _gpu(165, 10.3, 24, 933, "NVIDIA A30 data sheet (bfloat16: half of 330 with sparsity)"),
+    "NVIDIA A40": _gpu(149.7, 37.4, 48, 696, "NVIDIA A40 data sheet (bfloat16: half of 299.4 with sparsity)"),
+    "NVIDIA RTX A6000": _gpu(154.8, 38.7, 48, 768, "NVIDIA RTX A6000 data sheet (tensor: half of 309.7 with sparsity)"),
     "NVIDIA A100-PCIE-40GB": _gpu(312, 19.5, 40, 1555, _A100),
     "NVIDIA A100-SXM4-40GB": _gpu(312, 19.5, 40, 1555, _A100),
     "NVIDIA A100 80GB PCIe": _gpu(312, 19.5, 80, 1935, _A100),
     "NVIDIA A100-SXM4-80GB": _gpu(312, 19.5, 80, 2039, _A100),
     "NVIDIA L4": _gpu(121, 30.3, 24, 300, "NVIDIA L4 data sheet (bfloat16: half of 242 with sparsity)"),
+    "NVIDIA RTX 6000 Ada Generation": _gpu(
+        364.25, 91.1, 48, 960, "NVIDIA RTX 6000 Ada data sheet (bfloat16: a quarter of 1,457 in float8 with sparsity)"
+    ),
     "NVIDIA L40S": _gpu(362, 91.6, 48, 864, "NVIDIA L40S data sheet"),
     "NVIDIA H100 80GB HBM3": _gpu(989.5, 67, 80, 3350, f"{_H100}, SXM (bfloat16: half of 1,979 with sparsity)"),
     "NVIDIA H100 PCIe": _gpu(756.5, 51, 80, 2000, f"{_H100}, PCIe (bfloat16: half of 1,513 with sparsity)"),
     "NVIDIA H100 NVL": _gpu(835.5, 60, 94, 3900, f"{_H100}, NVL (bfloat16: half of 1,671 with sparsity)"),
     "NVIDIA H200": _gpu(989.5, 67, 141, 4800, f"{_H200}, SXM (bfloat16: half of 1,979 with sparsity)"),
     "NVIDIA H200 NVL": _gpu(835.5, 60, 141, 4800, f"{_H200}, NVL (bfloat16: half of 1,671 with sparsity)"),
+    "NVIDIA GH200 480GB": _gpu(989.5, 67, 96, 4000, f"{_GH200}, HBM3 (bfloat16: half of 1,979 with sparsity)"),
+    "NVIDIA GH200 144G HBM3e": _gpu(989.5, 67, 144, 4900, f"{_GH200}, HBM3e (bfloat16: half of 1,979 with sparsity)"),
+    "NVIDIA GB200": _gpu(
+        2500, 80, 186, 8000, "NVIDIA GB200 NVL72 data sheet, one of 72 GPUs (bfloat16: half of 5,000 with sparsity)"
+    ),
     "NVIDIA B200": _gpu(2250, 80, 180, 8000, "NVIDIA Blackwell Architecture Technical Brief, HGX B200"),
+    "AMD Instinct MI300A": _gpu(
+        980.6, 122.6, 128, 5300, "AMD Instinct MI300A data sheet (matrix products, no sparsity)"
+    ),
+    "AMD Instinct MI300X": _gpu(1307.4, 163.4, 192, 5300, _MI300X),
+    "AMD Instinct MI300X OAM": _gpu(1307.4, 163.4, 192, 5300, _MI300X),
     "NVIDIA GeForce RTX 3090 Ti": _geforce(10752, 1860, 24, 1008),
     "NVIDIA GeForce RTX 3090": _geforce(10496, 1695, 24, 936, _GA102),
     "NVIDIA GeForce RTX 3080 Ti": _geforce(10240, 1665, 12, 912),

@@ -3,8 +3,9 @@
 A product of [m, k] and [k, n] takes 2·m·k·n FLOPs. Model FLOPs are those of the matrix products that the mathematics
 needs, whatever the implementation recomputes or skips; element-wise operations (norms, softmax, rotations) are not
 counted, as is customary (PaLM, arXiv:2204.02311, appendix B). A token attends to the `mean_context` keys that the
-causal window leaves; with causal=False it attends to all T, the convention of earlier work, which includes the masked
-half of the attention square.
+causal window leaves; with causal=False it attends to all T, the convention of PaLM and nanochat, which includes the
+masked half of the attention square. Where attention stays inside a document (segmented and padded batches), a token
+attends to the earlier tokens of its document only: the training step counts them (`train_step.mean_context`).
 """
 
 import math
@@ -73,6 +74,37 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int, c
 def train_flops_per_token(config: ModelConfig, vocab_size: int, length: int, causal: bool = True) -> float:
     """Return the FLOPs of one token's training step: the backward pass costs two forward passes."""
     return 3 * forward_flops_per_token(config, vocab_size, length, causal)
+
+
+class TokenFlops(NamedTuple):
+    """Model FLOPs of training on one token, which depend on the number of keys that it attends to.
+
+    Attributes:
+        fixed: FLOPs of the matrices.
+        per_key: FLOPs of attention for each attended key.
+        context: Attended keys in a full window, on average.
+    """
+
+    fixed: float
+    per_key: float
+    context: float
+
+    def at(self, context: Any = None) -> Any:
+        """Return the FLOPs of a token, float or an array of floats.
+
+        Args:
+            context: Attended keys on average, a number or an array; None: those of a full window.
+        """
+        return self.fixed + self.per_key * (self.context if context is None else context)
+
+
+def token_flops(config: ModelConfig, vocab_size: int, length: int) -> TokenFlops:
+    """Return the FLOPs of one token's training step for windows of `length` tokens, by attended keys."""
+    return TokenFlops(
+        fixed=6.0 * matmul_parameters(config, vocab_size),
+        per_key=12.0 * config.depth * config.dim,
+        context=mean_context(length, config.window),
+    )
 
 
 def optimizer_flops(config: ModelConfig, name: str, iterations: int = 5) -> float:

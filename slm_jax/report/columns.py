@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.performance.flops import TokenFlops
 from slm_jax.run.metrics import Row, iter_rows
 from slm_jax.utils.errors import UserError
 
-FIELDS = "step loss accuracy lr grad_norm tokens input_tokens bytes seconds tokens_per_second mfu time skipped".split()
+FIELDS = (
+    "step loss accuracy lr grad_norm tokens input_tokens mean_context bytes seconds tokens_per_second mfu time skipped"
+).split()
 AXES = ("step", "tokens", "seconds", "flops")
 _REQUIRED = ("step", "tokens", "seconds", "tokens_per_second", "mfu")
 _SCORES = ("val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte")
@@ -63,12 +66,12 @@ class Columns:
         return np.searchsorted(self["step"], [row["step"] for row in self.validations])
 
 
-def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
+def read_columns(path: Path, token_flops: TokenFlops = TokenFlops(0.0, 0.0, 0.0)) -> Columns:
     """Read a metrics file; an incomplete last line is ignored.
 
     Args:
         path: `metrics.jsonl`; a missing file has no rows.
-        flops_per_token: Model FLOPs of training on one token.
+        token_flops: Model FLOPs of training on one token.
 
     Raises:
         UserError: The file is damaged.
@@ -92,7 +95,10 @@ def read_columns(path: Path, flops_per_token: float = 0.0) -> Columns:
     # Runs of earlier versions have no input_tokens.
     inputs = fields["input_tokens"]
     fields["input_tokens"] = np.where(np.isnan(inputs), fields["tokens"], inputs)
-    fields["flops"] = fields["input_tokens"] * flops_per_token
+    # Rows of full windows, and of earlier versions, have no mean_context.
+    context = fields["mean_context"]
+    context = np.where(np.isnan(context), token_flops.context, context)
+    fields["flops"] = fields["input_tokens"] * token_flops.at(context)
     return Columns(fields, validations, dict.fromkeys(AXES, 0.0))
 
 

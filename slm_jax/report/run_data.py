@@ -60,8 +60,11 @@ class RunData:
 
     @property
     def flops_per_token(self) -> float:
-        """Model FLOPs of training on one token."""
-        return _flops_per_token(self.config, self.vocab_size)
+        """Model FLOPs of training on one token, on average."""
+        tokens = self.columns["input_tokens"].sum()
+        if not tokens:
+            return float(_token_flops(self.config, self.vocab_size).at())
+        return float(self.columns["flops"].sum() / tokens)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -211,15 +214,15 @@ def read_report_data(path: Path | None) -> ReportData:
     )
 
 
-def _flops_per_token(config: Config, vocab_size: int) -> float:
-    return flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length)
+def _token_flops(config: Config, vocab_size: int) -> flops.TokenFlops:
+    return flops.token_flops(config.model, vocab_size, config.train.sequence_length)
 
 
 def _read_run_data(path: Path, previous: list[RunData], is_stage: bool) -> RunData:
     run = Run(path)
     config = run.read_config()
     tokenizer = load_tokenizer(run) if run.tokenizer.is_file() else None
-    columns = read_columns(run.metrics, _flops_per_token(config, tokenizer.vocab_size if tokenizer else 0))
+    columns = read_columns(run.metrics, _token_flops(config, tokenizer.vocab_size if tokenizer else 0))
     if previous:
         columns = columns.with_offsets(previous[-1].columns.end)
     stage = ""

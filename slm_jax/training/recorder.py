@@ -111,7 +111,7 @@ class StepRecorder:
         row = health.check(row, self._config.health, self._advice())  # before a checkpoint of this step is saved
         if self._layers is not None and step % self._config.log.layers == 0:
             self._layers.write(health.layer_norms_record(step, layers))
-        row |= self._timing(step, row["input_tokens"])
+        row |= self._timing(step, row["input_tokens"], row.get("mean_context"))
         self._metrics.write(row)
         self._progress.show(step, progress_text(row))
         self.last_row = row
@@ -122,8 +122,8 @@ class StepRecorder:
             "last checkpoint"
         )
 
-    def _timing(self, step: int, input_tokens: int) -> Row:
-        """Return the fields of a row that depend on the clock."""
+    def _timing(self, step: int, input_tokens: int, context: float | None) -> Row:
+        """Return the fields of a row that depend on the clock; see `Session.flops_per_token` for the context."""
         now = time.perf_counter()
         elapsed = now - self._step_began
         self._step_began = now
@@ -136,7 +136,7 @@ class StepRecorder:
         return {
             "seconds": self._seconds,
             "tokens_per_second": rate,
-            "mfu": rate * self._session.flops_per_token / self._session.peak_flops,
+            "mfu": rate * self._session.flops_per_token(context) / self._session.peak_flops,
             "eta_seconds": (self._config.train.steps - step) * self._step_seconds,
             "time": time.time(),
         }

@@ -42,7 +42,8 @@ class Session:
         rise_text: Returns the warning about a trend that has risen, given the newest training loss.
         generate_samples: Returns a text for each prompt of `eval.prompts`; empty on processes other than the first, or
             if no samples are wanted.
-        flops_per_token: Model FLOPs of training on one input token.
+        flops_per_token: Returns the model FLOPs of training on one input token, given the keys that it attends to on
+            average (None: those of a full window).
         peak_flops: FLOP/s that the MFU is relative to.
     """
 
@@ -61,5 +62,5 @@ class Session:
     validate: Callable[[Any], Row]
     rise_text: Callable[[Trend, float | None], str]
     generate_samples: Callable[[Any], list[str]]
-    flops_per_token: float
+    flops_per_token: Callable[[float | None], float]
     peak_flops: float

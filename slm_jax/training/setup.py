@@ -207,7 +207,7 @@ def compile_session(opened: OpenRun) -> Session:
         validate=_validation(config, opened.corpus, steps, mesh),
         rise_text=functools.partial(rise_text, config),
         generate_samples=_sampling(config, opened.tokenizer, steps),
-        flops_per_token=flops.train_flops_per_token(config.model, vocab_size, config.train.sequence_length),
+        flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length).at,
         peak_flops=peak.flops,
     )
 

@@ -212,6 +212,8 @@ def train_step(
         metrics |= diagnostics
     metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
     metrics["input_tokens"] = _count_input_tokens(batch)
+    if "attention_mask" in batch or "segment_ids" in batch:
+        metrics["mean_context"] = mean_context(batch, config.model.window)
     if config.log.layers:
         trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
         metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
@@ -222,6 +224,28 @@ def _count_input_tokens(batch: Batch) -> jax.Array:
     """Return the number of tokens that are not padding, int32."""
     mask = batch.get("attention_mask")
     return jnp.int32(batch["input_ids"].size) if mask is None else jnp.sum(mask)
+
+
+def mean_context(batch: Batch, window: int) -> jax.Array:
+    """Return the number of keys that a token attends to, itself included: the mean over all that are not padding.
+
+    Args:
+        batch: int32 arrays [B, T], with segment_ids or attention_mask.
+        window: Size of the causal window; 0: no window.
+
+    Returns:
+        float32 scalar.
+    """
+    ids_BxT = batch["input_ids"]
+    real_BxT = batch.get("attention_mask", jnp.ones_like(ids_BxT)).astype(bool)
+    segments_BxT = jnp.where(real_BxT, batch.get("segment_ids", jnp.zeros_like(ids_BxT)), -1)
+    index_T = jnp.arange(ids_BxT.shape[1])
+    is_start_BxT = jnp.pad(segments_BxT[:, 1:] != segments_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    start_BxT = jax.lax.cummax(jnp.where(is_start_BxT, index_T, 0), axis=1)
+    keys_BxT = index_T - start_BxT + 1
+    keys_BxT = jnp.minimum(keys_BxT, window) if window else keys_BxT
+    total = jnp.sum(jnp.where(real_BxT, keys_BxT, 0), dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(real_BxT, dtype=jnp.float32), 1.0)
 
 
 def eval_step(params: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:

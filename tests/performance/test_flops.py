@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -33,6 +34,16 @@ def test_training_costs_three_forward_passes():
     forward = flops.forward_flops_per_token(config, 2048, 256)
     assert flops.train_flops_per_token(config, 2048, 256) == 3 * forward
     assert forward == 2 * flops.matmul_parameters(config, 2048) + 4 * 4 * 192 * 128.5
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_flops_by_attended_keys_are_those_of_full_windows(window):
+    config = ModelConfig(window=window)
+    by_keys = flops.token_flops(config, 2048, 256)
+    assert by_keys.at() == pytest.approx(flops.train_flops_per_token(config, 2048, 256))
+    assert by_keys.at(np.array([1.0, 64.5])).tolist() == pytest.approx(
+        [flops.train_flops_per_token(ModelConfig(), 2048, length) for length in (1, 128)]
+    )
 
 
 SHAPES = {

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from slm_jax.performance.flops import TokenFlops
 from slm_jax.report.axes import (
     Scale,
     format_compact,
@@ -62,10 +63,13 @@ SCORES = {"val_loss": 1.5, "val_perplexity": 4.5, "val_accuracy": 0.5, "val_bits
 
 def test_read_columns(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [ROW | {"val_loss": None}, ROW | SCORES | {"step": 2, "loss": None, "tokens": 9, "input_tokens": 12}]
+    rows = [
+        ROW | {"val_loss": None},
+        ROW | SCORES | {"step": 2, "loss": None, "tokens": 9, "input_tokens": 12, "mean_context": 3},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    columns = read_columns(path, flops_per_token=10.0)
-    assert columns.x["flops"].tolist() == [80, 200]
+    columns = read_columns(path, TokenFlops(10.0, 2.0, 5.0))
+    assert columns.x["flops"].tolist() == [8 * 20, 8 * 20 + 12 * 16]
     assert columns["step"].tolist() == [1, 2]
     assert columns.x["tokens"].tolist() == [8, 17]
     assert columns.bits_per_byte[0] == pytest.approx(2.0 / math.log(2) / 2)

@@ -23,6 +23,7 @@ from slm_jax.training.train_step import (
     init_state,
     loss_fn,
     make_steps,
+    mean_context,
     resize_vocabulary,
     train_step,
 )
@@ -298,6 +299,30 @@ def test_input_tokens_and_predicted_tokens_are_counted():
         metrics = [train(config, inputs, 1)[1] for inputs in (batch, batch | {"attention_mask": mask})]
         assert [int(row["input_tokens"]) for row in metrics] == [8 * 16, 8 * 16 - 5 * 4]
         assert int(metrics[0]["tokens"]) == int((batch["labels"] >= 0).sum())
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_mean_context_counts_the_attended_keys(window):
+    """Compare with the attention mask: segments, padding on both sides, both, neither."""
+    ids = random_ids((3, 12))
+    mask = jnp.ones((3, 12), jnp.int32).at[0, 9:].set(0).at[1, :4].set(0)
+    segments = jnp.cumsum(random_ids((3, 12), vocab_size=3, seed=1) == 0, axis=1, dtype=jnp.int32)
+    for extra in (
+        {"attention_mask": mask},
+        {"segment_ids": segments},
+        {"attention_mask": mask, "segment_ids": segments},
+    ):
+        valid = extra.get("attention_mask", jnp.ones_like(ids))
+        attended = ops.causal_mask(12, window, valid, extra.get("segment_ids")) & (valid > 0)[:, :, None]
+        expected = float(attended.sum() / valid.sum())
+        assert float(mean_context({"input_ids": ids, **extra}, window)) == pytest.approx(expected)
+
+
+def test_mean_context_is_a_metric_where_attention_is_limited_by_documents():
+    state, batch = make_steps(tiny_config(), VOCAB), shifted_batch(random_ids((8, 16)))
+    segmented = batch | {"segment_ids": jnp.broadcast_to(jnp.arange(16) // 4, (8, 16)).astype(jnp.int32)}
+    metrics = [jax.eval_shape(state.train, jax.eval_shape(state.init), inputs)[1] for inputs in (batch, segmented)]
+    assert ["mean_context" in row for row in metrics] == [False, True]
 
 
 def test_run_compiles_the_step_once():
