@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, nested, read_options_and_config
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, lifecycle, multihost
-from slm_jax.run.directory import Run, curriculum_of, find_run, new_run
+from slm_jax.run.directory import Run, curriculum_of, find_run
+from slm_jax.run.naming import new_run
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
@@ -46,8 +47,8 @@ class Options:
     multihost: MultihostOptions = SINGLE_HOST
 
 
-def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
-    """Return the config and the run of a command line.
+def parse_args(args: Sequence[str]) -> tuple[Config, Run | None]:
+    """Return the config and the run of a command line; None: a new one, which is not created yet.
 
     Raises:
         UserError: The command line or the config is invalid.
@@ -55,7 +56,7 @@ def parse_args(args: Sequence[str]) -> tuple[Config, Run]:
     return _config_and_run(*read_options_and_config(Options, args, PROG, files=True))
 
 
-def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run]:
+def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run | None]:
     run: Run | None = None
     if options.resume:
         run = find_run(options.run or None, trained=True)
@@ -71,7 +72,7 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
         if {"train.batch_size", "train.accumulation"} & overrides.keys() and "train.microbatch" not in overrides:
             base["train"] = {**base.get("train", {}), "microbatch": "auto"}  # the saved one fitted the saved batch
     config = make_config(overrides, options.config, base)
-    return config, run or new_run(config)
+    return config, run
 
 
 def _agreed_config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config, Run]:
@@ -84,7 +85,8 @@ def _agreed_config_and_run(options: Options, overrides: dict[str, Any]) -> tuple
         UserError: The command line is invalid, or differs between processes.
     """
     if multihost.process_count() == 1:
-        return _config_and_run(options, overrides)
+        config, run = _config_and_run(options, overrides)
+        return config, run or new_run(config)
     per_host = {name: value for name, value in overrides.items() if name in Config.fields_with("per_host")}
     given = {"config": options.config, "run": options.run, "resume": options.resume}
     given |= {name: value for name, value in overrides.items() if name not in per_host}
@@ -92,7 +94,7 @@ def _agreed_config_and_run(options: Options, overrides: dict[str, Any]) -> tuple
 
     def find() -> tuple[str, str]:
         config, run = _config_and_run(options, overrides)
-        return config.to_toml(), str(run.path)
+        return config.to_toml(), str((run or new_run(config)).path)
 
     text, path = agreement.from_first("config and run", find)
     tree = tomllib.loads(text)

@@ -18,9 +18,6 @@ stage in stages/01-NAME, stages/02-NAME…
 """
 
 import contextlib
-import hashlib
-import re
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +32,7 @@ from slm_jax.utils.files import is_partial, locked_folder, replace_text
 
 _CONFIG_HEADER = "# The resolved options of a run. After an edit by hand, shorten the last line to '# end'."
 _CONFIG_END = "# end"
+UNUSED = ".unused"  # marks a directory that `naming.new_run` has created, until the run begins
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,10 @@ class Run:
         except OSError as error:  # no permission, or the name is too long
             raise UserError(f"cannot read {self.path}: {error.strerror}") from None
 
+    def is_new(self) -> bool:
+        """Return whether the directory does not exist, or was created by `naming.new_run` and holds nothing yet."""
+        return not self.exists() and (not self.path.exists() or (self.path / UNUSED).exists())
+
     def newest_step(self) -> int | None:
         """Return the step of the newest checkpoint, None without any.
 
@@ -172,6 +174,7 @@ class Run:
         if not self.exists():
             self._require_empty()
             self.save_config(config)
+            (self.path / UNUSED).unlink(missing_ok=True)
             return
         has_checkpoint = self.newest_step() is not None
         if not has_checkpoint and not self.corpus.is_dir():
@@ -218,7 +221,7 @@ class Run:
 
     def _require_empty(self) -> None:
         """Raise UserError if the directory holds files that are not those of a run."""
-        if not {path.name for path in self.path.iterdir() if not is_partial(path)} - {".lock"}:
+        if not {path.name for path in self.path.iterdir() if not is_partial(path)} - {".lock", UNUSED}:
             return
         if (self.path / CURRICULUM).is_file():
             raise UserError(f"{self.path} is a curriculum: python -m slm_jax.orchestrator --run {self.path}")
@@ -265,15 +268,6 @@ def _verify_config(path: Path, tree: dict[str, Any]) -> None:
 def _shapes_corpus(name: str) -> bool:
     """Return whether the corpus or the tokenizer of a run depends on an option; `data.mode` only shapes batches."""
     return name.startswith(("data.", "tokenizer.", "init.from_")) and name != "data.mode"
-
-
-def new_run(config: Config) -> Run:
-    """Return an unused directory `runs/SOURCE-DIMxDEPTH-TIME-HASH` for a run; it is not created."""
-    digest = hashlib.sha256(config.to_toml().encode()).hexdigest()[:4]
-    source = re.sub(r"[^A-Za-z0-9.]+", "-", "mix" if config.data.mix else config.data.source)
-    name = f"{source}-{config.model.dim}x{config.model.depth}-{time.strftime('%Y%m%d-%H%M%S')}-{digest}"
-    taken = sum(1 for _ in RUNS.glob(f"{name}*"))
-    return Run(RUNS / (f"{name}-{taken + 1}" if taken else name))
 
 
 def find_run(path: str | None, trained: bool = False) -> Run:

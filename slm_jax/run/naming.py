@@ -52,7 +52,7 @@ def _text_name(config: Config) -> str:
 def _size_name(config: Config) -> str:
     """Return about how many parameters a config's model has, as `850k`, `3m` or `1b`; the vocabulary is an estimate."""
     model = config.model
-    inner = model.mlp_dim or 8 * model.dim // 3
+    inner = -(-2 * model.mlp_dim // (3 * model.mlp_multiple)) * model.mlp_multiple  # as `transformer.swiglu_width`
     kv_dim = (model.kv_heads or model.heads) * model.dim // model.heads
     tables = config.tokenizer.vocab_size * (1 if model.tie_weights else 2)
     count = model.depth * model.dim * (2 * model.dim + 2 * kv_dim + 3 * inner) + tables * model.dim

@@ -19,8 +19,9 @@ from pathlib import Path
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
-from slm_jax.run.directory import Run, new_run
+from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
+from slm_jax.run.naming import new_run
 from slm_jax.training.result import Result
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import PARTIAL
@@ -86,7 +87,7 @@ def _locked(run: Run, config: Config) -> Iterator[None]:
     if not multihost.is_first():
         yield
         return
-    is_new = not run.exists() and not run.path.exists()
+    is_new = run.is_new()
     with run.lock(config.checkpoint.folder):
         try:
             yield

@@ -1,13 +1,18 @@
 """Run directories: which one is found, and which options bind a run."""
 
 import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
+from slm_jax.performance import flops
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.naming import new_run
+from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 
 
@@ -100,3 +105,51 @@ def test_other_options_of_a_run_are_named_as_they_were_given(tmp_path):
         parse_args(["--run", str(run.path), "--model.dim", "100"])  # not divisible by the saved model.heads
     more = ["--run", str(run.path), "--train.batch_size", "16", "--train.steps", "7", "--checkpoint.folder", "there"]
     assert parse_args(more)[0].train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "python-docs"),
+        ({"data.files": ("../My Plays/*.txt",), "model.mlp_dim": 100}, "my-plays"),
+        ({"data.files": ("texts/plays.v2.txt.gz", "b.txt"), "model.depth": 10}, "plays"),
+        ({"data.source": "hf:owner/Name:config", "model.dim": 64, "model.heads": 2}, "name-config"),
+        ({"data.mix": ("python-docs=1", "a.txt=2"), "model.dim": 2304, "model.heads": 18, "model.depth": 60}, "mix"),
+        ({"model.heads": 6, "model.kv_heads": 1, "model.tie_weights": False}, "python-docs"),
+    ],
+)
+def test_names_of_new_runs_are_short(tmp_path, monkeypatch, fields, name):
+    monkeypatch.chdir(tmp_path)
+    config = Config.load(**fields)
+    match = re.fullmatch(rf"runs/{name}-(\d{{1,3}})([kmb])-\d{{4}}", str(new_run(config).path))
+    parameters = flops.parameters(config.model, config.tokenizer.vocab_size)
+    unit = {"k": 1e3, "m": 1e6, "b": 1e9}[match[2]]
+    assert abs(int(match[1]) * unit - parameters) <= 0.5 * unit + 0.03 * parameters
+
+
+def test_runs_that_start_at_the_same_time_get_different_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: new_run(Config()), range(40)))
+    assert len({run.path for run in runs}) == 40
+    ends = {re.fullmatch(r"python-docs-\d+m-\d{4}-?(\d*)", run.path.name)[1] for run in runs}
+    assert ends == {"", *(str(number) for number in range(2, 41))}
+    run = runs[0]
+    assert run.is_new()
+    with pytest.raises(UserError, match="there is no run in"):
+        find_run(None)
+    run.begin(Config())
+    assert not run.is_new()
+    assert [path.name for path in run.path.iterdir()] == ["config.toml"]
+    mine = Run(tmp_path / "mine")
+    assert mine.is_new()
+    mine.path.mkdir()
+    assert not mine.is_new()  # made by the user
+
+
+def test_directory_of_a_run_without_text_is_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match=r"empty\.txt is empty"):
+        train(Config.load(**{"data.files": ("empty.txt",), "data.cache": "cache"}))
+    assert list((tmp_path / "runs").iterdir()) == []
