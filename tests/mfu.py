@@ -123,6 +123,7 @@ def test_accelerator_benchmark_runs(tmp_path):
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_file_runs_as_a_script(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "mfu.py"), *OPTIONS, "--steps", "3", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)

@@ -60,6 +60,7 @@ def test_help_reads_like_a_table_of_contents():
     assert "ModuleType" not in text
 
 
+@pytest.mark.slow  # mypy reads everything; tests/test_tokenizer/test_typing.py is its quick sibling
 def test_a_typed_program_can_use_it(tmp_path):
     pytest.importorskip("mypy")
     script = tmp_path / "consumer.py"

@@ -137,6 +137,7 @@ def test_splits_positions_and_dropped_connections(served):
     assert rest == whole[137:]
 
 
+@pytest.mark.slow
 def test_lines_are_joined_to_articles_from_any_position(served):
     whole, _ = served.read("wikitext")
     train = [text for text, _, side in whole if side == "train"]
@@ -195,6 +196,7 @@ data.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_download_resumes_and_is_needed_once(served, tmp_path):
     def prepare(cache):
         return subprocess.Popen(

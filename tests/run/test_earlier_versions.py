@@ -63,6 +63,7 @@ def test_it_is_continued_as_text_and_exported(stored, tmp_path):
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
+@pytest.mark.slow
 def test_it_is_served(stored):
     pytest.importorskip("uvicorn")
     arguments = ["--run", str(stored), "--port", "0", "--slots", "2", "--max_prompt", "16", "--max_tokens", "8"]

@@ -223,7 +223,13 @@ def test_a_run_that_was_refused_can_be_started_again_with_other_options(start, t
 
 
 @pytest.mark.parametrize(
-    "change", [{"model__attention": "naive"}, {"model__scan_layers": True}, {"model__remat": "full"}], ids=str
+    "change",
+    [
+        {"model__attention": "naive"},
+        pytest.param({"model__scan_layers": True}, marks=pytest.mark.slow),
+        pytest.param({"model__remat": "full"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_execution_options_may_change_on_resume(start, tmp_path, change, caplog):
     """The checkpoint is restored, and the losses agree with those of an unchanged run up to rounding."""
