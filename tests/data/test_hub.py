@@ -76,15 +76,16 @@ from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources import hub
 from slm_jax.data.sources.registry import make_source
 from slm_jax.utils.errors import UserError
-name, fields, start, count, wait = json.loads(sys.argv[1])
+wait, *requests = json.loads(sys.argv[1])
 hub.RETRY_WAITS = (wait,) * 4
 time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, wait))  # the libraries retry as well
-try:
-    reader = make_source(name, DataConfig(source=name, **fields)).read(start)
-    items = [[*item] for _, item in zip(range(count), reader)]
-    print(json.dumps([items, reader.position()]))
-except UserError as error:
-    print(json.dumps(["error", str(error)]))
+for name, fields, start, count in requests:
+    try:
+        reader = make_source(name, DataConfig(source=name, **fields)).read(start)
+        items = [[item.text, item.response, item.split] for _, item in zip(range(count), reader)]
+        print(json.dumps([items, reader.position()]))
+    except UserError as error:
+        print(json.dumps(["error", str(error)]))
 sys.stdout.flush()
 import os; os._exit(0)
 """
@@ -105,14 +106,18 @@ class ServedHub:
 
     def read(self, name, start=None, count=10**6, wait=0.01, **fields):
         """Return (items as lists, position after them), or ("error", message); `wait` seconds between retries."""
-        arguments = json.dumps([name, fields, start, count, wait])
+        (result,) = self.read_all([name, fields, start, count], wait=wait)
+        return result
+
+    def read_all(self, *requests, wait=0.01):
+        """Return the results of several requests [name, fields, start, count], read by one process in this order."""
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, arguments],
+            [sys.executable, "-c", PROGRAM, json.dumps([wait, *requests])],
             env=self.environment(), text=True, capture_output=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.err = done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return [json.loads(line) for line in done.stdout.splitlines()[-len(requests) :]]
 
 
 @pytest.fixture
@@ -148,12 +153,12 @@ def test_lines_are_joined_to_articles_from_any_position(served):
 
 
 def test_instructions_and_configurations(served):
-    alpaca, _ = served.read("alpaca")
+    names = ("alpaca", "dolly", "wikipedia:he")
+    (alpaca, _), (dolly, _), (hebrew, _) = served.read_all(*([name, {}, None, 10**6] for name in names))
     assert [response for _, response, _ in alpaca] == [task["output"] for task in TASKS]
     assert alpaca[1][0].endswith("### Instruction:\nAdd 1.\n\n### Input:\n1\n\n### Response:\n")
-    dolly, _ = served.read("dolly")
     assert dolly == alpaca
-    assert served.read("wikipedia:he")[0] == [["שלום " * 9, None, None]]
+    assert hebrew == [["שלום " * 9, None, None]]
 
 
 def test_any_hub_id_and_its_errors(served):
@@ -169,8 +174,8 @@ def test_any_hub_id_and_its_errors(served):
         ("hf:no/where", ""): "the hub has no data set no/where (or it is private: set HF_TOKEN)",
         ("wikipedia:xx", ""): "20231101.xx",
     }
-    for (name, field), expected in errors.items():
-        kind, text = served.read(name, text_field=field)
+    results = served.read_all(*([name, {"text_field": field}, None, 10**6] for name, field in errors))
+    for (kind, text), expected in zip(results, errors.values(), strict=True):
         assert kind == "error"
         assert expected in text
     served.hub.gated.add("some/rows")
@@ -238,7 +243,7 @@ def test_temporary_loss_of_the_network(served):
     served.hub.drop = [100]
     served.hub.go_away = True
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(["tinystories", {}, None, 10**6, 2])],
+        [sys.executable, "-c", PROGRAM, json.dumps([2, ["tinystories", {}, None, 10**6]])],
         env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
