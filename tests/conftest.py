@@ -41,7 +41,9 @@ MAX_WORKERS = 8
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """Distribute the whole suite to one worker per processor, unless -n is given; run single files in this process."""
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not hasattr(config.option, "numprocesses"):
+    if hasattr(config, "workerinput") or not hasattr(config.option, "numprocesses"):
+        return  # a worker, which must not have workers of its own; or no pytest-xdist
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return
     workers = min(_processors(), MAX_WORKERS)
     if workers > 1 and config.option.numprocesses is None and not (config.option.usepdb or config.option.collectonly):
