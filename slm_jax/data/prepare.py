@@ -10,13 +10,14 @@ from slm_jax.config.schema import Config
 from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
-from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, open_corpus
+from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, open_corpus, read_manifest
+from slm_jax.data.corpus.disjoint import copy_without, exclusion_key, find_exclusions, read_digests
 from slm_jax.data.corpus.plan import make_plan
-from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner
+from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.documents import Document, Source
 from slm_jax.data.sources.registry import make_sources
-from slm_jax.run.directory import Run
+from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
@@ -135,9 +136,10 @@ def prepare_cached(
         tokenizer = load_tokenizer(tokenizer_path)
     else:
         tokenizer = _learned_tokenizer(config, sources, folder)
-    return tokenizer, [
+    entries = [
         CachedCorpus(_cached_corpus(config, source, tokenizer, folder, verify), source) for source in sources
     ]
+    return tokenizer, _disjoint(entries, _corpora_of_weights(config))
 
 
 def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
@@ -183,7 +185,7 @@ def _learned_tokenizer(config: Config, sources: Sequence[WeightedSource], folder
             except TokenizerError as error:
                 logger.warning("%s; learning it again", error)
         logger.info("reading %s", ", ".join(source.source.name for source in sources))
-        texts = [text for source in sources for text in _training_texts(source)]
+        texts = list(_training_texts(sources))
         logger.info("learning a tokenizer of up to %d entries", options.vocab_size)
         tokenizer = HybridTokenizer(lowercase=options.lowercase, byte_limit=options.byte_limit)
         for text in texts:
@@ -209,17 +211,26 @@ def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
     return cache.cache_key(key)
 
 
-def _training_texts(source: WeightedSource) -> Iterator[str]:
-    """Yield the training texts of a source's sample."""
+def _training_texts(sources: Sequence[WeightedSource]) -> Iterator[str]:
+    """Yield the training texts of sources' samples, without documents that another source holds out."""
+    samples = [_split_sample(source) for source in sources]
+    held_out = [{text.digest for text in texts if text.split == "validation"} for texts in samples]
+    for index, texts in enumerate(samples):
+        others = set().union(*(digests for number, digests in enumerate(held_out) if number != index))
+        others -= held_out[index]  # documents that both cut
+        for text in texts:
+            if text.split == "train" and text.digest not in others:
+                yield text.text + (text.response or "")
+
+
+def _split_sample(source: WeightedSource) -> list[SplitText]:
+    """Return the documents of a source's sample with their splits."""
     sample = source.read_sample()
     options = source.options
     plan = make_plan(sample, options.validation_fraction)
     assigner = SplitAssigner(plan, max_held_out=options.max_validation_characters)
     counts = SourceCounts()
-    for document in sample:
-        for text in assigner.assign(document, counts):
-            if text.split == "train":
-                yield text.text + (text.response or "")
+    return [text for document in sample for text in assigner.assign(document, counts)]
 
 
 def _cached_corpus(
@@ -246,6 +257,52 @@ def _cached_corpus(
             )
         build_corpus(entry, source.source, tokenizer, source.options, source.sample, config.data.workers)
     return entry
+
+
+def _disjoint(entries: list[CachedCorpus], trained: Sequence[Path]) -> list[CachedCorpus]:
+    """Return corpora without documents that are on the other side in another one.
+
+    Args:
+        entries: The corpora of the sources.
+        trained: The corpora of the runs that the weights come from.
+    """
+    if len(entries) == 1 and not trained:
+        return entries
+    digests = [read_digests(entry.folder)[0] for entry in entries]
+    before = [each for folder in trained for each in read_digests(folder)]
+    result = []
+    for entry, exclusion in zip(entries, find_exclusions(digests, before), strict=True):
+        folder = entry.folder
+        if not exclusion.is_empty:
+            key = cache.cache_key(exclusion_key(folder, exclusion))
+            folder = folder.with_name(f"{folder.name.rpartition('-')[0]}-{key}")
+            with cache.locked_entry(folder, entry.source.source.name):
+                if not folder.is_dir():
+                    copy_without(entry.folder, folder, exclusion)
+        result.append(CachedCorpus(folder, entry.source))
+    return result
+
+
+def _corpora_of_weights(config: Config) -> list[Path]:
+    """Return the corpora of the runs that the initial weights of a config come from, directly or through others."""
+    folders: list[Path] = []
+    seen = set()
+    while config.init.from_run:
+        try:
+            run = find_run(config.init.from_run)
+            if run.path.resolve() in seen:
+                break
+            seen.add(run.path.resolve())
+            config = run.read_config()
+            manifest = read_manifest(run.corpus)
+        except UserError as error:
+            logger.info("note: held-out text is not compared with that of %s: %s", config.init.from_run, error)
+            break
+        if manifest["format"] == FORMAT:
+            folders.append(run.corpus)
+        else:
+            logger.info("note: held-out text is not compared with that of %s, made by an earlier version", run.path)
+    return folders
 
 
 def _store(entries: Sequence[CachedCorpus], target: Path) -> None:
@@ -288,6 +345,14 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
             rate = train["bytes"] / train["tokens"]
             text = f"{text_size(train['bytes'])} to train on ({size}, {rate:.2f} bytes per token)"
         yield f"{name}{text}, {text_size(manifest['validation']['bytes'])} held out"
+        excluded = manifest.get("excluded", {})
+        if excluded.get("train"):
+            yield f"{name}{plural(excluded['train'], 'document')} left out of training: held out elsewhere"
+        if excluded.get("validation"):
+            count = plural(excluded["validation"], "held-out document")
+            yield f"{name}{count} left out: the initial weights were trained on them"
+        if excluded.get("all_seen"):
+            yield f"{name}note: the initial weights were trained on all held-out documents: their scores say little"
         if counts.cut:
             yield (
                 f"{name}note: there are too few documents to hold out whole ones: the beginning of "

@@ -287,7 +287,6 @@ class _ShardWriter:
     def _clear(self) -> None:
         self._ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._documents: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
-        self._bytes = dict.fromkeys(SPLITS, 0)
         self.tokens = dict.fromkeys(SPLITS, 0)
 
     def add(self, group: TextGroup, ids: list[np.ndarray]) -> None:
@@ -324,7 +323,6 @@ class _ShardWriter:
         split = text.split
         end = np.array([self._eos] if text.ends else [], self._dtype)
         self._ids[split] += [ids.astype(self._dtype), end]
-        self._bytes[split] += num_bytes
         self.tokens[split] += ids.size + end.size
         self._documents[split].append((self.tokens[split], text.digest, num_bytes, prompt_size, rest, 0))
 
@@ -334,26 +332,41 @@ class _ShardWriter:
                 continue
             tokens = np.concatenate(self._ids[split])
             documents = np.array(self._documents[split], DOCUMENT_DTYPE)
-            tokens_file, documents_file = shard_files(split, len(self._progress.shards[split]))
-            write_array(self._folder / tokens_file, tokens)
-            write_array(self._folder / documents_file, documents)
-            self._progress.shards[split].append(
-                {
-                    "tokens": tokens.size,
-                    "documents": documents.size,
-                    "bytes": self._bytes[split],
-                    "prompts": int(np.count_nonzero(documents["prompt"])),
-                    "tokens_sha256": checksum(tokens),
-                    "tokens_crc32": block_checksums(tokens),
-                    "documents_sha256": checksum(documents),
-                }
-            )
+            shards = self._progress.shards[split]
+            shards.append(write_shard(self._folder, split, len(shards), tokens, documents))
         self._progress.position = group.position
         self._progress.version = group.version
         self._progress.counts = group.counts
         self._progress.done = done
         self._progress.save(self._folder)
         self._clear()
+
+
+def write_shard(folder: Path, split: str, number: int, tokens: np.ndarray, documents: np.ndarray) -> dict[str, Any]:
+    """Write the files of a shard.
+
+    Args:
+        folder: The folder of the corpus.
+        split: The split.
+        number: The number of the shard.
+        tokens: Token ids, uint16 or uint32 [N].
+        documents: DOCUMENT_DTYPE [D].
+
+    Returns:
+        The entry of the shard in the manifest.
+    """
+    tokens_file, documents_file = shard_files(split, number)
+    write_array(folder / tokens_file, tokens)
+    write_array(folder / documents_file, documents)
+    return {
+        "tokens": tokens.size,
+        "documents": documents.size,
+        "bytes": int(documents["bytes"].sum(dtype=np.int64)),
+        "prompts": int(np.count_nonzero(documents["prompt"])),
+        "tokens_sha256": checksum(tokens),
+        "tokens_crc32": block_checksums(tokens),
+        "documents_sha256": checksum(documents),
+    }
 
 
 def _strings(texts: list[SplitText]) -> list[str]:

@@ -121,6 +121,14 @@ def link_into_run(entry: Path, target: Path) -> None:
     partial.rename(target)
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """Create a hard link to a file, or a copy where the file system has no hard links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 def _symlink(link: Path, folder: Path) -> bool:
     """Create a symbolic link to a folder; return False if the file system does not support it."""
     try:
