@@ -134,10 +134,13 @@ def _inspect(args: Sequence[str]) -> None:
         overrides["data.files"] = tuple(words)
     config = _config(options.config, overrides, run)
     from slm_jax.data.corpus.corpus import open_corpus
-    from slm_jax.data.inspection import inspect_corpus
+    from slm_jax.data.inspection import inspect_corpus, overlap_summary
 
+    corpora = []
     for path, tokenizer in _corpora(folder, config):
-        print("\n".join(inspect_corpus(path, open_corpus(path, tokenizer, verify=True), tokenizer, config)))
+        corpora.append(open_corpus(path, tokenizer, verify=True))
+        print("\n".join(inspect_corpus(path, corpora[-1], tokenizer, config)))
+    print(overlap_summary(corpora, folder, tokenizer, config))
 
 
 def _manifests(word: str) -> list[Path]:

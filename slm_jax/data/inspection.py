@@ -1,13 +1,15 @@
 """Describe the sources of text, the prepared text in the cache, and one corpus: `python -m slm_jax.data`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from slm_jax.config.schema import Config
+from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import make_batches
-from slm_jax.data.corpus.corpus import Corpus, read_manifest
+from slm_jax.data.corpus.corpus import FORMAT, Corpus, open_corpus, read_manifest
+from slm_jax.data.overlap import corpus_overlap, stored_overlap
 from slm_jax.data.prepare import describe_corpus
 from slm_jax.data.sources.catalog import CATALOG
 from slm_jax.utils.errors import UserError
@@ -44,6 +46,7 @@ def describe_sources(folder: Path) -> Iterator[str]:
         yield (
             f"  {manifest['name']}: {plural(train['tokens'], 'token')} of {text_size(train['bytes'])} to train on, "
             f"{text_size(manifest['validation']['bytes'])} held out; {text_size(size)} in {path.parent.name}"
+            f"{' (made by an earlier version, no longer used)' if manifest['format'] < FORMAT else ''}"
         )
     for path in sorted((folder / "corpora").glob("*.partial")):
         yield f"  {path.name}: incomplete; the command that started it resumes it"
@@ -80,6 +83,25 @@ def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, con
         start = int(ends[number - 1]) if number else 0
         ids = corpus.train[start : min(int(ends[number]), start + _SAMPLE_CHARACTERS)]
         yield f"  document {number:,}: {tokenizer.decode(ids.tolist())[:_SAMPLE_CHARACTERS]!r}"
+
+
+def overlap_summary(corpora: Sequence[Corpus], folder: Path | None, tokenizer: HybridTokenizer, config: Config) -> str:
+    """Return one line about held-out text that is also training text of these corpora or of the initial weights.
+
+    Args:
+        corpora: The corpora that are trained on together.
+        folder: The folder of the corpus or mixture, in which the figure is kept for the report; None: none.
+        tokenizer: Their tokenizer.
+        config: The option `init.from_run`.
+    """
+    earlier = [run.corpus for run in runs_of_weights(config)[0]]
+    if folder is not None:
+        overlap = stored_overlap(folder, tokenizer, earlier)
+        assert overlap is not None
+    else:
+        opened = [open_corpus(path, tokenizer, verify=False) for path in earlier]
+        overlap = corpus_overlap(corpora, tokenizer, opened)
+    return overlap.summary()
 
 
 def _mode_text(mode: str, corpus: Corpus, config: Config) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.config.schema import Config
+from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
@@ -17,7 +18,7 @@ from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssig
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.documents import Document, Source
 from slm_jax.data.sources.registry import make_sources
-from slm_jax.run.directory import Run, find_run
+from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
@@ -136,10 +137,8 @@ def prepare_cached(
         tokenizer = load_tokenizer(tokenizer_path)
     else:
         tokenizer = _learned_tokenizer(config, sources, folder)
-    entries = [
-        CachedCorpus(_cached_corpus(config, source, tokenizer, folder, verify), source) for source in sources
-    ]
-    return tokenizer, _disjoint(entries, _corpora_of_weights(config))
+    entries = [CachedCorpus(_cached_corpus(config, source, tokenizer, folder, verify), source) for source in sources]
+    return tokenizer, _disjoint(entries, tokenizer, _corpora_of_weights(config), verify)
 
 
 def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
@@ -241,13 +240,8 @@ def _cached_corpus(
     key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
     entry = folder / "corpora" / f"{cache.slug(name)}-{key}"
     with cache.locked_entry(entry, name):
-        if entry.is_dir():
-            try:
-                open_corpus(entry, tokenizer, verify)
-                return entry
-            except UserError as error:
-                logger.warning("%s: building it again", str(error).partition(": remove")[0])
-                cache.remove_folder(entry)
+        if _is_usable(entry, tokenizer, verify):
+            return entry
         for earlier in cache.earlier_entries(entry, source.source.describe(), FORMAT):
             logger.info(
                 "note: %s was prepared by an earlier version, which cut documents into parts for the held-out split: "
@@ -259,12 +253,29 @@ def _cached_corpus(
     return entry
 
 
-def _disjoint(entries: list[CachedCorpus], trained: Sequence[Path]) -> list[CachedCorpus]:
+def _is_usable(entry: Path, tokenizer: HybridTokenizer, verify: bool | None) -> bool:
+    """Return whether a corpus is in the cache; a damaged one is removed."""
+    if not entry.is_dir():
+        return False
+    try:
+        open_corpus(entry, tokenizer, verify)
+    except UserError as error:
+        logger.warning("%s: building it again", str(error).partition(": remove")[0])
+        cache.remove_folder(entry)
+        return False
+    return True
+
+
+def _disjoint(
+    entries: list[CachedCorpus], tokenizer: HybridTokenizer, trained: Sequence[Path], verify: bool | None
+) -> list[CachedCorpus]:
     """Return corpora without documents that are on the other side in another one.
 
     Args:
         entries: The corpora of the sources.
+        tokenizer: Their tokenizer.
         trained: The corpora of the runs that the weights come from.
+        verify: See `open_corpus`.
     """
     if len(entries) == 1 and not trained:
         return entries
@@ -277,32 +288,21 @@ def _disjoint(entries: list[CachedCorpus], trained: Sequence[Path]) -> list[Cach
             key = cache.cache_key(exclusion_key(folder, exclusion))
             folder = folder.with_name(f"{folder.name.rpartition('-')[0]}-{key}")
             with cache.locked_entry(folder, entry.source.source.name):
-                if not folder.is_dir():
+                if not _is_usable(folder, tokenizer, verify):
                     copy_without(entry.folder, folder, exclusion)
         result.append(CachedCorpus(folder, entry.source))
     return result
 
 
 def _corpora_of_weights(config: Config) -> list[Path]:
-    """Return the corpora of the runs that the initial weights of a config come from, directly or through others."""
-    folders: list[Path] = []
-    seen = set()
-    while config.init.from_run:
-        try:
-            run = find_run(config.init.from_run)
-            if run.path.resolve() in seen:
-                break
-            seen.add(run.path.resolve())
-            config = run.read_config()
-            manifest = read_manifest(run.corpus)
-        except UserError as error:
-            logger.info("note: held-out text is not compared with that of %s: %s", config.init.from_run, error)
-            break
-        if manifest["format"] == FORMAT:
-            folders.append(run.corpus)
-        else:
-            logger.info("note: held-out text is not compared with that of %s, made by an earlier version", run.path)
-    return folders
+    """Return the corpora of the runs that the initial weights of a config come from."""
+    runs, missing = runs_of_weights(config)
+    earlier = [run for run in runs if read_manifest(run.corpus)["format"] < FORMAT]
+    reasons = [missing] if missing else []
+    reasons += [f"{run.path} was made by an earlier version" for run in earlier]
+    for reason in reasons:
+        logger.info("note: held-out text is not compared with all text that the weights were trained on: %s", reason)
+    return [run.corpus for run in runs if run not in earlier]
 
 
 def _store(entries: Sequence[CachedCorpus], target: Path) -> None:

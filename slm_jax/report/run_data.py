@@ -12,8 +12,10 @@ import numpy as np
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
+from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.corpus.corpus import open_array, read_manifest, shard_files
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, heads
+from slm_jax.data.overlap import Overlap, stored_overlap
 from slm_jax.performance import flops
 from slm_jax.report.columns import Columns, concatenate_stages, read_columns
 from slm_jax.run import environment
@@ -22,8 +24,11 @@ from slm_jax.run.load import load_tokenizer
 from slm_jax.run.metrics import Row
 from slm_jax.run.results import BENCHMARKS, read_benchmark_cells, read_evaluation, read_stage_scores
 from slm_jax.run.samples import Sample, read_samples
+from slm_jax.utils.errors import UserError
 from slm_jax.utils.labels import source_labels
 from tokenizer import HybridTokenizer
+
+_MAX_OVERLAP_TOKENS = 8_000_000  # training tokens that are compared with held-out text for a report, in some seconds
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,17 @@ class RunData:
                 shards.append(Shard(tokens, documents, bool(entry["prompts"])))
             streams.append(TokenStream(shards))
         return streams
+
+    @cached_property
+    def overlap(self) -> Overlap | None:
+        """Held-out text that is also training text; None if it was not measured, and would take long."""
+        if self.tokenizer is None or not self.manifests:
+            return None
+        earlier = [run.corpus for run in runs_of_weights(self.config)[0]]
+        try:
+            return stored_overlap(self.run.corpus, self.tokenizer, earlier, _MAX_OVERLAP_TOKENS)
+        except UserError:  # the run was copied without its corpus
+            return None
 
     @cached_property
     def validation_stream(self) -> TokenStream | None:
@@ -182,7 +198,11 @@ class ReportData:
         It identifies the text, independently of the tokenizer.
         """
         stream = self.last.validation_stream
-        return hashlib.sha256(np.sort(stream.documents["digest"]).tobytes()).hexdigest() if stream else ""
+        if not stream:
+            return ""
+        documents = stream.documents[np.argsort(stream.documents["digest"], kind="stable")]
+        # A document that is cut for the split has the same digest wherever it is cut.
+        return hashlib.sha256(documents["digest"].tobytes() + documents["bytes"].tobytes()).hexdigest()
 
 
 def read_report_data(path: Path | None) -> ReportData:

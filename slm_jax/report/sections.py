@@ -145,14 +145,38 @@ def data_section(data: ReportData) -> SafeHtml:
                 remarks.append(f"{name}: {counts.duplicates:,} duplicates were removed.")
             if counts.invalid:
                 remarks.append(f"{name}: {counts.invalid_text()}.")
+            excluded = manifest.get("excluded", {})
+            if excluded.get("train"):
+                remarks.append(f"{name}: {excluded['train']:,} documents are held out elsewhere and not trained on.")
+            if excluded.get("validation"):
+                remarks.append(
+                    f"{name}: {excluded['validation']:,} held-out documents were left out, because the initial weights "
+                    "were trained on them."
+                )
+            if excluded.get("all_seen"):
+                remarks.append(f"{name}: the initial weights were trained on all held-out documents.")
             if manifest["train"]["prompts"]:
                 remarks.append(f"{name}: prompts are not predicted; the sizes in MB are those of the responses.")
+        remarks += _overlap_remark(stage)
     if not rows:
         return SafeHtml("")
     header = ["source", "share of batches", "documents", "tokens", "MB of text"]
     header += ["held-out documents", "held-out tokens", "held-out MB"]
     table = markup.table(header, rows, range(1, 8), "Data")
     return markup.concatenate([table, *(markup.paragraph(remark, "small") for remark in remarks)])
+
+
+def _overlap_remark(stage: RunData) -> Iterator[str]:
+    """Yield how much held-out text is also training text."""
+    prefix = f"{stage.stage}: " if stage.stage else ""
+    if stage.overlap is not None:
+        summary = stage.overlap.summary()
+        yield f"{prefix}{summary if prefix else summary[0].upper() + summary[1:]}."
+    elif stage.manifests:
+        yield (
+            f"{prefix}How much held-out text is also training text was not measured: python -m slm_jax.data inspect "
+            f"{stage.run.path} does."
+        )
 
 
 def config_section(data: ReportData) -> SafeHtml:

@@ -92,7 +92,9 @@ def _bytes_per_token(manifest: dict[str, Any], split: str) -> str:
     part = manifest[split]
     if not part["tokens"] or part["prompts"]:
         return ""
-    num_tokens = part["tokens"] - part["documents"]  # without the <EOS> of each document, which stands for no text
+    # Without the <EOS> of each document, which stands for no text. A document that was cut has one in `train` only.
+    ended = part["documents"] - (manifest["counts"].get("cut", 0) if split == "validation" else 0)
+    num_tokens = part["tokens"] - ended
     return f"{part['bytes'] / max(num_tokens, 1):.3f}"
 
 

@@ -71,6 +71,13 @@ def test_comments_of_a_preset_follow_from_its_values(name):
         assert config.optimizer.lr == 0.01
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_hold_out_as_much_text_as_they_validate_on(name):
+    """Four to five characters a token; text from the web is held out up to the cap, a twentieth is far more."""
+    config = Config.load(name)
+    assert 4 * config.eval.max_tokens < config.data.max_validation_characters < 50_000_000
+
+
 @pytest.mark.parametrize("name", preset_names(curricula=True))
 def test_comments_of_a_curriculum_follow_from_its_values(name):
     stages = Curriculum.load(name).stages

@@ -226,6 +226,8 @@ def test_commands(workspace):
     shown = workspace.command("inspect", folder).communicate()[0]
     for expected in ("all checksums match", "median", "padded at", "% padding", "document 0: 'Line "):
         assert expected in shown
+    assert "note: there are too few documents to hold out whole ones: the beginning of 1 document is held out" in shown
+    assert "held-out text that is also in training text: 0.0% of the documents, " in shown
     assert workspace.command("inspect", *workspace.options).communicate()[0] == shown
     file = workspace.path / folder / "train-00000.documents.npy"
     file.write_bytes(file.read_bytes()[:-1])

@@ -63,15 +63,15 @@ def test_key_values_and_validation_scores(trained):
     ]
 
 
-@pytest.mark.parametrize(("max_tokens", "kept"), [(0, 541), (300, 200)])
+@pytest.mark.parametrize(("max_tokens", "kept"), [(0, 510), (300, 200)])
 def test_baselines_against_a_loop_over_the_tokens(copy, max_tokens, kept):
     """Validation uses complete documents, as many as fit into eval.max_tokens."""
     run = copy()
-    cut_held_out(run, 200, 400, 541)
+    cut_held_out(run, 200, 400, 510)
     with_option(run, "eval", max_tokens=max_tokens)
     tokenizer = HybridTokenizer.load(run.tokenizer)
     ids = {side: np.load(run.corpus / f"{side}-00000.tokens.npy").tolist() for side in ("train", "validation")}
-    assert len(ids["validation"]) == 541
+    assert len(ids["validation"]) == 510
     ids["validation"] = ids["validation"][:kept]
     uses = {i: ids["train"].count(i) for i in range(tokenizer.vocab_size)}
     total = len(ids["train"]) + tokenizer.vocab_size
@@ -100,6 +100,17 @@ def test_tokenizer_properties(trained):
     sizes = [len(row[0].replace("·", " ").encode()) for row in longest]
     assert sizes == sorted(sizes, reverse=True)
     assert [int(row[2]) for row in longest] == sizes
+
+
+def test_split_and_overlap_are_stated(trained):
+    text = read_page(trained / "report.html").by_id("data").text
+    assert (
+        "too few documents to hold out whole ones: the beginning of 1 document is held out, and 809 characters" in text
+    )
+    assert "Held-out text that is also in training text: 0.0% of the documents, " in text
+    saved = json.loads((trained / "corpus" / "overlap.json").read_text())
+    matched = saved["matched"] / saved["characters"]
+    assert f", {matched:.1%} of the characters in matches of 50 and more." in text
 
 
 def test_a_tokenized_sample(copy):

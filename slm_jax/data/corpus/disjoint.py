@@ -17,6 +17,7 @@ import numpy as np
 from slm_jax.data.corpus.build import write_json, write_shard
 from slm_jax.data.corpus.cache import link_or_copy, remove_folder
 from slm_jax.data.corpus.corpus import SPLITS, read_manifest, shard_files
+from slm_jax.data.corpus.verification import checksum
 from slm_jax.utils.errors import UserError
 
 
@@ -164,7 +165,12 @@ def _copy_shards(
         elif kept.any():
             ends = documents["end"]
             lengths = np.diff(ends, prepend=0)
-            tokens = np.load(files[0], mmap_mode="r")[np.repeat(kept, lengths)]
+            tokens = np.load(files[0])
+            if checksum(tokens) != entry["tokens_sha256"]:
+                raise UserError(
+                    f"the corpus in {source} is damaged ({files[0].name}): remove {source} to build it again"
+                )
+            tokens = tokens[np.repeat(kept, lengths)]
             documents = documents[kept]
             documents["end"] = np.cumsum(lengths[kept])
             shards.append(write_shard(target, split, len(shards), tokens, documents))

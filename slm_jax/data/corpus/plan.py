@@ -8,10 +8,12 @@ departs from the hash: by other whole documents, or, for want of such, by cuttin
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_windows import normalize_space
 
 _MAX_HASH = 2**64
 # The share of the characters that is held out may be this many times the fraction.
@@ -78,12 +80,16 @@ def document_digest(document: Document) -> int:
 
 def split_digest(document: Document) -> int:
     """Return the digest that decides about the split of a document: that of its group, or its own."""
-    return _digest(document.group) if document.group else document_digest(document)
+    return _group_digest(document.group) if document.group else document_digest(document)
+
+
+@lru_cache(maxsize=1024)  # a group may have thousands of documents
+def _group_digest(group: str) -> int:
+    return _digest(group)
 
 
 def _digest(text: str) -> int:
-    normalized = " ".join(text.split())
-    return int.from_bytes(hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(normalize_space(text).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def make_plan(documents: Sequence[Document], fraction: float) -> SplitPlan:
