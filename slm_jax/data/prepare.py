@@ -16,7 +16,7 @@ from slm_jax.data.corpus.disjoint import copy_without, exclusion_key, find_exclu
 from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.load import load_tokenizer
-from slm_jax.data.sources.documents import Document, Source
+from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.registry import make_sources
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
@@ -43,11 +43,11 @@ class WeightedSource:
     options: CorpusOptions
     sample: SourceSample | None = None
 
-    def read_sample(self) -> list[Document]:
-        """Return the documents of the sample, which is read only once."""
+    def read_sample(self) -> SourceSample:
+        """Return the sample, which is read only once."""
         if self.sample is None:
             self.sample = SourceSample(self.source.read(), self.options.max_documents, self.options.max_tokens)
-        return self.sample.documents()
+        return self.sample
 
 
 @dataclass(frozen=True)
@@ -225,11 +225,12 @@ def _training_texts(sources: Sequence[WeightedSource]) -> Iterator[str]:
 def _split_sample(source: WeightedSource) -> list[SplitText]:
     """Return the documents of a source's sample with their splits."""
     sample = source.read_sample()
+    documents = sample.documents()
     options = source.options
-    plan = make_plan(sample, options.validation_fraction)
+    plan = make_plan(documents, options.validation_fraction, sample.complete)
     assigner = SplitAssigner(plan, max_held_out=options.max_validation_characters)
     counts = SourceCounts()
-    return [text for document in sample for text in assigner.assign(document, counts)]
+    return [text for document in documents for text in assigner.assign(document, counts)]
 
 
 def _cached_corpus(

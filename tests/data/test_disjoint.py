@@ -48,7 +48,7 @@ def test_exclusions_of_random_corpora_as_by_sets():
 def test_copy_without_documents(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(build, "GROUP_SIZE", 500)
     monkeypatch.setattr(build, "SHARD_SIZE", 200)
-    monkeypatch.setattr("slm_jax.data.corpus.splitting.SAMPLE_SIZE", 500)  # no shard ends within the sample
+    monkeypatch.setattr("slm_jax.data.corpus.splitting.SAMPLE_SIZE", 5000)  # no shard ends within the sample
     build_corpus(tmp_path / "a", ListSource(TEXTS), tokenizer, CorpusOptions(0.2))
     before = open_corpus(tmp_path / "a", tokenizer)
     digests = read_digests(tmp_path / "a")[0]

@@ -80,6 +80,19 @@ def test_where_whole_documents_do_not_fit_each_is_cut_once(sizes):
     assert counts.gaps == sum(len(each.text) for each in documents) - sum(len(t.text) for t in train + validation)
 
 
+@pytest.mark.parametrize("size", [300, 3000])
+def test_beginning_of_a_source_decides_about_no_more_than_it_shows(size):
+    """More documents follow those of the sample: their hash decides, and the sample has both splits."""
+    for seed in range(30):
+        documents = [document(f"{seed}-{i}", size) for i in range(4)]
+        plan = make_plan(documents, 0.2, complete=False)
+        assert not plan.cut
+        assert plan.limit == int(0.2 * 2**64)
+        held_out = [plan.holds_out(split_digest(each)) for each in documents]
+        assert 0 < sum(held_out) < 4
+    assert make_plan([document(i, 1_200_000) for i in range(4)], 0.05, complete=False).cut == 0.05
+
+
 def test_cuts_of_random_texts():
     random = np.random.default_rng(0)
     for _ in range(300):

@@ -178,7 +178,7 @@ def _build_shards(
     if progress is None:
         if sample is None:
             sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
-        plan = make_plan(sample.documents(), options.validation_fraction)
+        plan = make_plan(sample.documents(), options.validation_fraction, sample.complete)
         progress = BuildProgress(plan, len(sample.items))
         tokenizer.save(tokenizer_file)
         progress.save(partial)

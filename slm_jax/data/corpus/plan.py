@@ -20,6 +20,7 @@ _MAX_HASH = 2**64
 _LOWEST = 0.25
 _HIGHEST = 2.0
 _FEW = 20  # documents; fewer are cut if none of them can be held out, and so is one with more than half of the text
+_LARGE = 1_000_000  # characters; if the documents of a sample are larger on average, all of the source are few
 _SMALL = 0.01  # of the text; smaller documents are trained on whole where others are cut
 _MIN_CUT = 40  # characters; shorter documents are not cut
 _MIN_HELD_OUT = 200  # characters, or a fifth of the document; less is not worth validating on
@@ -92,12 +93,13 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(normalize_space(text).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def make_plan(documents: Sequence[Document], fraction: float) -> SplitPlan:
+def make_plan(documents: Sequence[Document], fraction: float, complete: bool = True) -> SplitPlan:
     """Return the plan for a source.
 
     Args:
         documents: The documents of the sample; none is empty.
         fraction: The fraction of the text that is held out for validation.
+        complete: Whether these are all documents of the source.
 
     Raises:
         UserError: There is too little text for both splits.
@@ -105,15 +107,19 @@ def make_plan(documents: Sequence[Document], fraction: float) -> SplitPlan:
     if any(document.split for document in documents):
         return SplitPlan(predefined=True)
     sizes = _group_sizes(documents)
-    plan = _by_hash(sizes, fraction) or _by_size(sizes, fraction) or _one_document(sizes, fraction)
+    total = sum(sizes.values())
+    is_few = len(sizes) < _FEW
+    plan = _by_hash(sizes, fraction)
+    if plan is None and (complete or not is_few):
+        plan = _by_size(sizes, fraction)
+    if plan is None and complete:
+        plan = _one_document(sizes, fraction)
+    if plan is None and (is_few or max(sizes.values()) > total / 2) and (complete or total > _LARGE * len(sizes)):
+        plan = _cut(documents, fraction, max(_MIN_CUT, int(_SMALL * total)))
+    if plan is None and not complete and len(sizes) > 1:
+        plan = _by_hash_of_more(sizes, fraction)
     if plan is not None:
         return plan
-    total = sum(sizes.values())
-    min_cut = max(_MIN_CUT, int(_SMALL * total))
-    if len(sizes) < _FEW or max(sizes.values()) > total / 2:
-        parts = (cut_document(each.text, fraction) for each in documents if can_be_cut(each, min_cut))
-        if any(part is not None for part in parts):
-            return SplitPlan(cut=fraction, min_cut=min_cut)
     if len(sizes) < 2:
         raise UserError("the text is too short to be split into training and validation: add more")
     if fraction > 0.5:
@@ -164,6 +170,19 @@ def _one_document(sizes: dict[int, int], fraction: float) -> SplitPlan | None:
     total = sum(sizes.values())
     fitting = [d for d, size in sizes.items() if _LOWEST * fraction <= size / total <= _HIGHEST * fraction]
     return SplitPlan(held_out=min(fitting)) if fitting and len(sizes) > 1 else None
+
+
+def _cut(documents: Sequence[Document], fraction: float, min_cut: int) -> SplitPlan | None:
+    """Cut all documents that are not too short."""
+    parts = (cut_document(each.text, fraction) for each in documents if can_be_cut(each, min_cut))
+    return SplitPlan(cut=fraction, min_cut=min_cut) if any(part is not None for part in parts) else None
+
+
+def _by_hash_of_more(sizes: dict[int, int], fraction: float) -> SplitPlan:
+    """Hold out by the hash, since more documents follow; the sample has some of both splits, however small it is."""
+    limit = int(fraction * _MAX_HASH)
+    lowest, highest = min(sizes), max(sizes)
+    return SplitPlan(limit, (highest,) if highest < limit else (), None if lowest < limit else lowest)
 
 
 def _most(sizes: dict[int, int], fraction: float) -> float:

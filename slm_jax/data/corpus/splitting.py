@@ -107,6 +107,7 @@ class SourceSample:
     Attributes:
         reader: The reader, whose position is that after the last item read.
         items: The first items.
+        complete: Whether these are all items of the source.
     """
 
     def __init__(self, reader: Reader, max_documents: int = 0, max_tokens: int = 0):
@@ -122,6 +123,7 @@ class SourceSample:
         """
         self.reader = reader
         self.items: list[Document | InvalidRow] = []
+        self.complete = False
         self._rest = iter(reader)
         max_size = min(SAMPLE_SIZE, _CHARACTERS_PER_TOKEN * max_tokens) if max_tokens else SAMPLE_SIZE
         max_number = 2 * max_documents + _MIN_DOCUMENTS if max_documents else math.inf
@@ -140,6 +142,7 @@ class SourceSample:
                 number += 1
             if size >= max_size or number >= max_number:
                 return
+        self.complete = True
         if not size:
             raise UserError(f"there is no text to train on; {counts.invalid_text() or 'all documents are empty'}")
 
