@@ -81,6 +81,10 @@ def cut_held_out(run, *ends):
     documents["bytes"] = 2 * np.diff(ends, prepend=0)
     path.unlink()  # it may be a hard link
     np.save(path, documents)
+    manifest = json.loads((run.corpus / "manifest.json").read_text())
+    manifest["validation"]["shards"][0]["documents"] = len(ends)
+    (run.corpus / "manifest.json").unlink()
+    (run.corpus / "manifest.json").write_text(json.dumps(manifest))
 
 
 def with_option(run, section, **values):
