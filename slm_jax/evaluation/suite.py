@@ -28,7 +28,8 @@ from slm_jax.run.results import read_evaluation, update_evaluation
 from slm_jax.run.selection import Step, select_checkpoint
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_table
-from slm_jax.utils.progress import show_log, waiting
+from slm_jax.utils.progress import show_log
+from slm_jax.utils.waiting import waiting
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from slm_jax.training.tokenizer import prepare_data_together
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
-from slm_jax.utils.progress import waiting
+from slm_jax.utils.waiting import waiting
 from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)

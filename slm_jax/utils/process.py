@@ -8,11 +8,11 @@ import logging
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.utils.files import user_cache_folder
+from slm_jax.utils.progress import write_line
 
 # XLA flag: no sums by atomic additions, no choice between algorithms by measured speed (it implies
 # xla_gpu_exclude_nondeterministic_ops, openxla/xla#12520). Read when JAX starts its devices.
@@ -100,7 +100,7 @@ class _WarningsHandler(logging.Handler):
     """Print warnings on the current `sys.stderr`, as Python does without `logging.captureWarnings`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(record.getMessage())
+        write_line(record.getMessage().removesuffix("\n"))
 
 
 class _DamagedProgramFilter(logging.Filter):
@@ -114,7 +114,7 @@ class _DamagedProgramFilter(logging.Filter):
         damaged = re.search(r"Error reading persistent compilation cache entry for '(\w+)'", record.getMessage())
         if damaged is None:
             return True
-        sys.stderr.write(f"a cached program ({damaged[1]}) is damaged: it is compiled again\n")
+        write_line(f"a cached program ({damaged[1]}) is damaged: it is compiled again")
         for path in self._folder.glob(f"{damaged[1]}-*"):
             path.unlink(missing_ok=True)
         return False

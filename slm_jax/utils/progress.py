@@ -1,4 +1,4 @@
-"""Progress and log output on stderr: one bar at a time, log lines above it.
+"""Progress and log output on stderr: one bar or counter at a time, all other lines above it.
 
 The library logs through `logging.getLogger(__name__)`. Commands, and public functions that take long, call
 `show_log` first; it changes nothing where the program has set up logging of its own.
@@ -7,15 +7,20 @@ The library logs through `logging.getLogger(__name__)`. Commands, and public fun
 import contextlib
 import logging
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _root = logging.getLogger("slm_jax")
-_bar: Any = None  # the bar on the terminal, if there is one
+shown: Any = None  # the tqdm bar or counter (waiting.py) on the last line of the terminal, if there is one
+
+
+def write_line(text: str) -> None:
+    """Print a line on stderr, above the bar or counter that is shown there."""
+    if shown is not None:
+        shown.write(text, file=shown.fp)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 class _StderrHandler(logging.Handler):
@@ -25,11 +30,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.prefix + self.format(record)
-            if _bar is not None:
-                _bar.write(text, file=_bar.fp)
-            else:
-                print(text, file=sys.stderr, flush=True)
+            write_line(self.prefix + self.format(record))
         except Exception:
             self.handleError(record)
 
@@ -84,10 +85,10 @@ class ProgressBar:
         self._total = total
         self._bar = None
         if self._stream.isatty():
-            global _bar
+            global shown
             form = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=total, initial=done, bar_format=form, file=self._stream, dynamic_ncols=True)
-            _bar = self._bar
+            shown = self._bar
 
     def show(self, done: int, text: str) -> None:
         """Show that `done` units are done, with a text about the newest one."""
@@ -100,33 +101,8 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        global _bar
+        global shown
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.close()
-            _bar = None
-
-
-@contextlib.contextmanager
-def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Show `text… 3 s` while the block runs: the seconds are counted on a terminal, elsewhere two lines are printed."""
-    stream = stream or sys.stderr
-    start = time.monotonic()
-    done = threading.Event()
-
-    def count() -> None:
-        while not done.wait(1.0):
-            print(f"\r{text}… {time.monotonic() - start:.0f} s", end="", file=stream, flush=True)
-
-    counter = threading.Thread(target=count, daemon=True) if stream.isatty() else None
-    print(f"{text}…", end="" if counter else "\n", file=stream, flush=True)
-    if counter:
-        counter.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if counter:
-            counter.join()
-        line = f"\r{text}… {{:.1f}} s" if counter else f"{text}: {{:.1f}} s"
-        print(line.format(time.monotonic() - start), file=stream, flush=True)
+            shown = None
