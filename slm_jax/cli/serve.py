@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
+from slm_jax.config.paths import RUNS
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
@@ -32,12 +33,15 @@ class Options:
 
         python -m slm_jax.serve                            the newest run, on http://localhost:8000
         python -m slm_jax.serve --run runs/A --run runs/B  two runs
+        python -m slm_jax.serve runs/                      the newest run of a folder; the page shows all of them
     """
 
     run: Annotated[tuple[str, ...], Flag(metavar="PATH", repeated=True, bare=bare_words.run_folders())] = ()
-    """A run directory (may be repeated); none: the newest in runs/."""
+    """A run directory, or a folder of runs (may be repeated); none: the newest in runs/, whose runs the page shows."""
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint of each run; empty: the best if the validation does not improve any more, otherwise the last."""
+    follow: bool = False
+    """Load new checkpoints of the served runs as training saves them; without it, the page offers them."""
     host: str = "127.0.0.1"
     """The address to listen on; 127.0.0.1: this machine only; 0.0.0.0: the network, with api_key or allow_no_key."""
     port: int = 8000
@@ -100,6 +104,8 @@ def check(options: Options) -> None:
             f"host {options.host!r} lets the network use this server without a key: "
             "set --api_key KEY (or @FILE), or --allow_no_key if everybody may use it"
         )
+    if options.follow and options.step not in ("", "last"):
+        problems.append(f"step {options.step} is one checkpoint, but follow loads the newest: give one of them")
     if problems:
         raise UserError("; ".join(problems))
     if missing := [name for name in ("starlette", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]:
@@ -166,10 +172,12 @@ def _load_and_serve(options: Options, listening: socket.socket, api_key: str) ->
         from slm_jax.serve.app import Server
         from slm_jax.serve.completions import Limits
         from slm_jax.serve.engine import Engine
+        from slm_jax.serve.runs import model_name
 
     engines: dict[str, Engine] = {}
-    for path in options.run or (None,):
-        loaded = load_run(path, step=options.step)
+    paths, folders = find_runs(options.run)
+    for path in paths:
+        loaded = load_run(path, step=options.step or ("last" if options.follow else ""))
         name = _unique(model_name(loaded.run.path.resolve()), engines)
         context = options.context or loaded.context
         logger.info("%s: run %s, %s, context of %d tokens", name, loaded.run.path, loaded.step_text, context)
@@ -178,16 +186,37 @@ def _load_and_serve(options: Options, listening: socket.socket, api_key: str) ->
         access = "with the API key" if api_key else "WITHOUT an API key"
         logger.warning("warning: listening on %s: the network can use this server %s", options.host, access)
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
-    app = Server(engines, limits, warm_up=True).application(
+    app = Server(engines, limits, True, folders, options.follow).application(
         api_key, [options.host, *options.allow_host], options.max_body
     )
     name, engine = next(iter(engines.items()))
     _serve(app, options, listening, name, example_prompt(engine.run.run))
 
 
-def model_name(path: Path) -> str:
-    """Return the name by which clients request a run: the folder's; for a stage of a curriculum CURRICULUM-STAGE."""
-    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "stages" else path.name
+def find_runs(given: Sequence[str]) -> tuple[list[str | None], list[Path]]:
+    """Return the runs to serve, and the folders whose runs the page shows.
+
+    Args:
+        given: Run directories, or folders of runs, which stand for the newest one in them with a checkpoint.
+
+    Raises:
+        UserError: A folder of runs has no run with a checkpoint.
+    """
+    from slm_jax.serve.runs import runs_in
+
+    if not given:
+        return [None], [RUNS]
+    paths: list[str | None] = []
+    folders = []
+    for word in given:
+        runs = [] if bare_words.is_run(word) else runs_in(Path(word))
+        trained = [run for run in runs if run.newest_step() is not None]
+        if runs and not trained:
+            raise UserError(f"no run in {word} has a checkpoint: train one with python -m slm_jax.train")
+        if runs:
+            folders.append(Path(word))
+        paths.append(str(trained[0].path) if trained else word)
+    return paths, folders
 
 
 def _unique(name: str, taken: Collection[str]) -> str:

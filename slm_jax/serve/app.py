@@ -5,13 +5,11 @@ No request can name a file: models and their metrics are those of the command li
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,16 +18,24 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from slm_jax.run.metrics import iter_rows
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits, format_event
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate
+from slm_jax.serve.live import LiveView
 from slm_jax.serve.openapi import ENDPOINTS, openapi_document
 from slm_jax.serve.prometheus import server_metrics
-from slm_jax.serve.responses import Curves, Health, ModelBody, ModelList
-from slm_jax.serve.schema import CompletionRequest, CurveQuery, CutRequest, ExplainQuery, VocabularyQuery
+from slm_jax.serve.responses import Health, ModelBody, ModelList
+from slm_jax.serve.schema import (
+    CompletionRequest,
+    CurveQuery,
+    CutRequest,
+    ExplainQuery,
+    LoadRequest,
+    ReportQuery,
+    VocabularyQuery,
+)
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
@@ -39,8 +45,6 @@ _MAX_WAITING = 256  # requests whose prompts wait to be encoded; the engines bou
 _LONG_CHARACTERS = 20_000  # prompts beyond take 20 ms and more, and wait for each other, not others for them
 _MAX_LONG_WAITING = 32
 _MAX_INSPECTIONS = 8  # waiting requests of the page: tokenizer view and curves
-_CURVE_POINTS = 150
-_CURVE_FIELDS = ("loss", "val_loss", "lr", "val_bits_per_byte")
 
 
 class Server:
@@ -52,13 +56,22 @@ class Server:
         responses: Number of responses by HTTP status.
     """
 
-    def __init__(self, engines: dict[str, Engine], limits: Limits, warm_up: bool = False):
+    def __init__(
+        self,
+        engines: dict[str, Engine],
+        limits: Limits,
+        warm_up: bool = False,
+        folders: Sequence[Path] = (),
+        follow: bool = False,
+    ):
         """Create the handlers; the engines are started and closed with the application.
 
         Args:
             engines: The engine of each model, by name; the first is the default model.
             limits: Limits of a request.
             warm_up: Compile every program that requests will need, while requests are answered.
+            folders: Folders whose runs the page shows as well.
+            follow: Load the newest checkpoint of a served run when there is a new one.
         """
         self.engines = engines
         self.limits = limits
@@ -68,6 +81,8 @@ class Server:
         self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
         self._long_encoding = Gate(1, _MAX_LONG_WAITING)
         self._inspection = Gate(1, _MAX_INSPECTIONS)
+        self._live = LiveView(engines, folders)
+        self._follow = follow
         self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
@@ -134,9 +149,22 @@ class Server:
         }
 
     async def curve(self, request: Request) -> Response:
-        """GET /api/curve: the learning curves that the page draws."""
-        _, engine = self._engine(CurveQuery.parse_query(request.query_params).run)
-        return await self._inspection.run(lambda: AsciiJSONResponse(read_curves(engine.run.run.metrics)))
+        """GET /api/curve: the learning curves that the page draws; with an ETag, so that polling is cheap."""
+        query = CurveQuery.parse_query(request.query_params)
+        name = next(iter(self.engines)) if query.run is None else query.run
+        return await self._inspection.run(self._live.curve, name, query.width, request.headers.get("if-none-match"))
+
+    async def runs(self, request: Request) -> Response:
+        """GET /api/runs: the runs that the page shows, with their progress."""
+        return await self._inspection.run(self._live.runs)
+
+    async def report(self, request: Request) -> Response:
+        """GET /api/report: the report of a run, without access to this server."""
+        return await self._inspection.run(self._live.report, ReportQuery.parse_query(request.query_params).run)
+
+    async def load(self, request: Request) -> Response:
+        """POST /api/load: serve the newest checkpoint of a run from now on."""
+        return await self._live.load(LoadRequest.parse(await request.body()).run)
 
     async def vocabularies(self, request: Request) -> Response:
         """GET /api/vocabularies: names of the vocabularies of the tokenizer view."""
@@ -248,9 +276,12 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         for engine in self.engines.values():
             engine.start(self._warm_up)
+        following = asyncio.ensure_future(self._live.follow()) if self._follow else None
         try:
             yield
         finally:
+            if following is not None:
+                following.cancel()
             for engine in self.engines.values():
                 await run_in_threadpool(engine.close)
 
@@ -309,36 +340,3 @@ async def _on_http_error(request: Request, error: Any) -> Response:
 
 async def _on_exception(request: Request, error: Exception) -> Response:
     return AsciiJSONResponse(ApiError(500, "internal error; see the server's log").body(), 500)
-
-
-def read_curves(path: Path) -> Curves:
-    """Read the learning curves of a run; the last result is kept until the file changes.
-
-    Args:
-        path: metrics.jsonl of the run; it may be growing or missing, and damaged lines are skipped.
-
-    Returns:
-        Points [step, value] of each field that the page draws; long curves are averaged over segments.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return {name: [] for name in _CURVE_FIELDS}
-    return _read_curves(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _read_curves(path: Path, size: int, mtime_ns: int) -> Curves:
-    points: dict[str, list[tuple[float, float]]] = {name: [] for name in _CURVE_FIELDS}
-    for _, row in iter_rows(path, quiet=True):
-        for name, values in points.items():
-            if row.get(name) is not None:
-                values.append((row["step"], row[name]))
-    return {name: _average(np.array(values, float).reshape(-1, 2)) for name, values in points.items()}
-
-
-def _average(points_Nx2: np.ndarray) -> list[list[float]]:
-    """Return the finite points, averaged over segments if there are many."""
-    finite = points_Nx2[np.isfinite(points_Nx2).all(axis=1)]
-    segments = np.array_split(finite, min(len(finite), _CURVE_POINTS)) if len(finite) else []
-    return [segment.mean(axis=0).round(6).tolist() for segment in segments]

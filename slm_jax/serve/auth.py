@@ -81,7 +81,10 @@ class Auth:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                own = {name.lower() for name, _ in message.get("headers", ())}
+                extra = [
+                    (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in own
+                ]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
             await send(message)
 

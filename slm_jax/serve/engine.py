@@ -45,6 +45,7 @@ class _Prefill:
     request: Request
     cache: Any
     chunk: int
+    weights: Any
     fed: int = 0
     logits_V: Any = None
 
@@ -55,6 +56,7 @@ class _Block:
 
     state: batching.Block
     requests: list[Request | None]  # by slot
+    weights: Any  # those that its requests began with
     step_seconds: float = 0.0  # of a decoding step, at the last call
 
     @property
@@ -191,6 +193,24 @@ class Engine:
         for request in requests:
             self._inbox.put(request)
 
+    def replace_weights(self, run: LoadedRun) -> None:
+        """Use another checkpoint of the run for the requests that begin from now on; the others end with theirs.
+
+        Nothing is compiled: the shapes are the same. May be called from any thread.
+
+        Args:
+            run: The run, loaded again.
+
+        Raises:
+            UserError: Its weights have other shapes.
+        """
+        params = nnx.state(run.model, nnx.Param)
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), params)
+        if shapes != jax.tree.map(lambda x: (x.shape, x.dtype), nnx.state(self.run.model, nnx.Param)):
+            raise UserError(f"{run.run.path} has weights of other shapes than those that are served: start again")
+        self._weights = prepare_weights(self._graph, params)
+        self.run = run
+
     def occupancy(self) -> Occupancy:
         """Return the number of running and of waiting requests."""
         running = sum(len(block.running()) for block in self._blocks)
@@ -298,11 +318,13 @@ class Engine:
 
     def _start_prefill(self, request: Request) -> _Prefill:
         chunk = next((chunk for chunk in _CHUNKS if len(request.prompt_ids) <= chunk), _CHUNKS[-1])
-        return _Prefill(request, self._empty_prompt_cache(chunk), chunk)
+        return _Prefill(request, self._empty_prompt_cache(chunk), chunk, self._weights)
 
     def _feed_prompts(self) -> None:
         """Feed the prompts that have a slot to go to, within the prefill budget."""
-        free = sum(request is None for block in self._blocks for request in block.requests) - len(self._prefills)
+        # A block computes with one set of weights: after `replace_weights`, an empty one takes the new ones.
+        usable = [block for block in self._blocks if block.weights is self._weights or not block.running()]
+        free = sum(request is None for block in usable for request in block.requests) - len(self._prefills)
         while self._queue and free > 0:
             free -= 1
             self._prefills.append(self._start_prefill(self._queue.popleft()))
@@ -313,10 +335,13 @@ class Engine:
                 self._prefills.popleft()
                 self._finish(prefill.request, Chunk([], [], prefill.request.finish_request))
                 continue
-            budget -= prefill.chunk
-            self._feed_chunk(prefill)
+            if prefill.fed < len(prefill.request.prompt_ids):
+                budget -= prefill.chunk
+                self._feed_chunk(prefill)
             if prefill.fed == len(prefill.request.prompt_ids):
-                self._admit(self._prefills.popleft())
+                if not self._admit(prefill):
+                    break  # until a block is empty
+                self._prefills.popleft()
 
     def _feed_chunk(self, prefill: _Prefill) -> None:
         """Feed the next chunk of a prompt, and deliver its log-probabilities if they were asked for."""
@@ -327,7 +352,7 @@ class Engine:
         prefill.fed += len(ids)
         prefill.cache, prefill.logits_V, logprobs = batching.prefill_chunk(
             self._graph,
-            self._weights,
+            prefill.weights,
             prefill.cache,
             _pad(ids, prefill.chunk),
             np.int32(first),
@@ -339,15 +364,26 @@ class Engine:
         if logprobs is not None and len(next_ids):
             request.on_chunk(Chunk(next_ids.tolist(), _token_logprobs(logprobs, len(next_ids))))
 
-    def _admit(self, prefill: _Prefill) -> None:
-        """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time."""
+    def _admit(self, prefill: _Prefill) -> bool:
+        """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time.
+
+        Returns:
+            False if no block with its weights has a free slot, and none is empty.
+        """
         request = prefill.request
+        free = [
+            block
+            for block in self._blocks
+            if None in block.requests and (block.weights is prefill.weights or not block.running())
+        ]
+        if not free and request.max_tokens > 0:
+            return False
         self.counters.prompt_tokens += len(request.prompt_ids)
-        if request.max_tokens < 1:
+        if request.max_tokens > 0:
+            self._insert(max(free, key=lambda block: len(block.running())), prefill)
+        else:
             self._finish(request, Chunk([], [], "length"))
-            return
-        free = [block for block in self._blocks if None in block.requests]
-        self._insert(max(free, key=lambda block: len(block.running())), prefill)
+        return True
 
     def _insert(self, block: _Block, prefill: _Prefill) -> int:
         """Put a prompt into a free slot of a block; returns the slot."""
@@ -363,6 +399,7 @@ class Engine:
             id_mask(request.prompt_ids, self.run.model.vocab_size),
         )
         block.requests[slot] = request
+        block.weights = prefill.weights
         return slot
 
     def _resize(self, block: _Block, length: int) -> None:
@@ -432,7 +469,7 @@ class Engine:
             sampling=stack_sampling([request.sampling for request in requests]),
         )
         block.state, ids_BxN, logprobs = batching.decode(
-            self._graph, self._weights, block.state, inputs, self._masks, np.int32(steps), self.window
+            self._graph, block.weights, block.state, inputs, self._masks, np.int32(steps), self.window
         )
         return np.asarray(ids_BxN), logprobs
 
@@ -449,7 +486,7 @@ class Engine:
 
     def _empty_block(self) -> _Block:
         state = batching.empty_block(self._graph, self._weights, self.block_slots, self._columns[0])
-        return _Block(state, [None] * self.block_slots)
+        return _Block(state, [None] * self.block_slots, self._weights)
 
     def _empty_prompt_cache(self, chunk: int) -> Any:
         columns = -(-(self.window + chunk - 1) // chunk) * chunk

@@ -12,8 +12,46 @@ TokenRow = Annotated[list[str | int], Field(min_length=4, max_length=4)]
 """A token of a text: [text, kind, id, name]."""
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 """A point of a curve: [step, value]."""
-Curves = dict[str, list[Point]]
-"""Points of each curve."""
+
+
+class Curves(TypedDict):
+    """Points of each curve, means of `width` steps."""
+
+    width: int
+    loss: list[Point]
+    val_loss: list[Point]
+    val_bits_per_byte: list[Point]
+    lr: list[Point]
+
+
+class RunBody(TypedDict):
+    """A run that the page shows.
+
+    `loaded` is the step of the served model, `saved` that of the newest checkpoint, `step` that of the newest metrics,
+    `steps` the planned ones. `held_out` and `tokenizer` are digests: losses of runs with the same can be compared.
+    """
+
+    id: str
+    loaded: int | None
+    saved: int | None
+    step: int
+    steps: int
+    report: bool
+    held_out: str
+    tokenizer: str
+
+
+class RunsBody(TypedDict):
+    """All runs that the page shows."""
+
+    runs: list[RunBody]
+
+
+class LoadedBody(TypedDict):
+    """The step that a model is served at."""
+
+    id: str
+    step: int
 
 
 class Logprobs(TypedDict):

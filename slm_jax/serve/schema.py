@@ -142,3 +142,16 @@ class CurveQuery(Query):
     """Parameters of GET /api/curve."""
 
     run: str | None = None
+    width: Annotated[int, Field(ge=0, le=10**9)] = 0
+
+
+class ReportQuery(Query):
+    """Parameters of GET /api/report."""
+
+    run: str
+
+
+class LoadRequest(Body):
+    """Body of POST /api/load."""
+
+    run: str

@@ -22,9 +22,11 @@ CONTEXT = 128
 KEY = "a secret"
 
 
-def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "float32") -> LoadedRun:
+def loaded_run(path, tokenizer: HybridTokenizer, seed: int = 0, dtype: str = "float32", depth: int = 1) -> LoadedRun:
     """Return a run of an untrained model, with weights scaled up so that its predictions differ clearly."""
-    config: Config = tiny_config(train__sequence_length=CONTEXT, model__depth=1, train__seed=seed, train__dtype=dtype)
+    config: Config = tiny_config(
+        train__sequence_length=CONTEXT, model__depth=depth, train__seed=seed, train__dtype=dtype
+    )
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
 

@@ -376,29 +376,36 @@ def test_health_metrics_and_curve(served):
     assert curve["loss"][0][1] == pytest.approx(5, abs=0.01)
 
 
+def test_the_page_polls_cheaply_and_loads_only_served_runs(served, loaded):
+    (tiny, other) = send(served, "GET", "/api/runs")[2]["runs"]
+    assert (tiny["id"], tiny["loaded"], tiny["saved"], tiny["step"]) == ("tiny", 300, None, 300)
+    assert other["id"] == "other"
+    status, headers, _ = send(served, "GET", "/api/curve?run=tiny&width=4")
+    assert (status, headers["cache-control"]) == (200, "no-cache")
+    again = send(served, "GET", "/api/curve?run=tiny&width=4", headers={"If-None-Match": headers["etag"]})
+    assert (again[0], again[2]) == (304, "")
+    assert send(served, "GET", "/api/curve?run=tiny&width=x")[0] == 400
+    for body, expected in (({}, 400), ({"run": 3}, 400), ({"run": "../tiny"}, 404), ({"run": "none"}, 404)):
+        assert send(served, "POST", "/api/load", body)[0] == expected
+    status, _, tree = send(served, "POST", "/api/load", {"run": "tiny"})  # it has no tokenizer file, nor a checkpoint
+    assert (status, str(loaded.run.path) in tree["error"]["message"]) == (409, True)
+    assert send(served, "GET", "/api/report?run=tiny")[0] == 404
+    loaded.run.report.write_text("<script>1</script>")
+    status, headers, content = send(served, "GET", "/api/report?run=tiny")
+    loaded.run.report.unlink()
+    assert (status, content) == (200, "<script>1</script>")
+    assert headers.get_all("content-security-policy")[0].startswith("sandbox allow-scripts; default-src 'none'")
+    assert len(headers.get_all("content-security-policy")) == 1
+
+
 def test_curves_skip_damaged_and_incomplete_metrics_rows(tmp_path):
     pytest.importorskip("starlette")
-    from slm_jax.serve.app import read_curves
+    from slm_jax.serve.runs import read_curves
 
     path = tmp_path / "metrics.jsonl"
     assert read_curves(path)["loss"] == []
     path.write_text('{"step": 1, "loss": 2.0}\nnonsense\n{"step": 2, "loss": null}\n{"step": 3, "lo')
     assert read_curves(path)["loss"] == [[1, 2.0]]
-
-
-def test_curves_are_read_again_only_when_the_file_has_changed(tmp_path, monkeypatch):
-    pytest.importorskip("starlette")
-    from slm_jax.serve import app
-
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n')
-    first = app.read_curves(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(app, "iter_rows", lambda *a, **k: pytest.fail("read again"))
-        assert app.read_curves(path) == first
-    with path.open("a") as file:
-        file.write('{"step": 2, "loss": 1.0}\n')
-    assert app.read_curves(path)["loss"] == [[1, 2.0], [2, 1.0]]
 
 
 def test_the_api_key_protects_everything_but_the_page():

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.cli.serve import Options, check, is_loopback, main, model_name, read_key
+from slm_jax.cli.serve import Options, check, is_loopback, main, read_key
+from slm_jax.serve.runs import model_name
 from slm_jax.utils.errors import UserError
 
 pytest.importorskip("starlette")

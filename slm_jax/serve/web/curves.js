@@ -82,20 +82,109 @@ function chart({ title, unit, lines }, runs) {
   return el("figure", { class: "chart card" }, head, svg, readout);
 }
 
-/** Fill an element with the charts of one or two runs. `key` returns the API key. */
-export async function curves(root, names, key) {
-  const options = (chosen) => names.map((name) => el("option", { value: name, selected: name === chosen }, name));
-  const selects = [el("select", { "aria-label": "Run" }, ...options(names[0]))];
-  if (names.length > 1) selects.push(el("select", { "aria-label": "Second run" }, ...options(names[1])));
+const POLL_MS = 4000;
+const count = (value) => value.toLocaleString("en");
+
+/** The line about one run: its progress, a newer checkpoint than the one that is served, its report. */
+function runStatus(run, { key, load }) {
+  const parts = [`${run.id}: step ${count(run.step)} of ${count(run.steps)}`];
+  if (run.loaded !== null) parts.push(`step ${count(run.loaded)} is served`);
+  const line = el("p", { class: "run-status small" }, el("span", {}, parts.join(", ")));
+  if (run.loaded !== null && run.saved !== null && run.saved !== run.loaded) {
+    line.append(el("button", { type: "button", class: "load", onclick: (event) => load(run, event.target) },
+      `Load step ${count(run.saved)}`));
+  }
+  if (run.report && !key()) {
+    line.append(el("a", { href: `/api/report?run=${encodeURIComponent(run.id)}`, target: "_blank", rel: "noopener" }, "Report"));
+  }
+  return line;
+}
+
+/** Why the losses of two runs cannot be compared; "" if they can. */
+function caution([first, second]) {
+  if (!second) return "";
+  if (first.held_out !== second.held_out || !first.held_out) {
+    return "These runs are validated on different text: their validation losses and bits per byte cannot be compared.";
+  }
+  if (first.tokenizer !== second.tokenizer) {
+    return "These runs have different tokenizers: compare their bits per byte, not their losses per token.";
+  }
+  return "";
+}
+
+/** Fetch the curves of runs with the same number of steps per point. */
+async function fetchCurves(runs, key) {
+  const fetchOne = (run, width = 0) =>
+    fetchJson(`/api/curve?run=${encodeURIComponent(run.id)}${width ? `&width=${width}` : ""}`, undefined, key());
+  const points = await Promise.all(runs.map((run) => fetchOne(run)));
+  const width = Math.max(...points.map((each) => each.width));
+  return Promise.all(points.map((each, index) => (each.width === width ? each : fetchOne(runs[index], width))));
+}
+
+/**
+ * Fill an element with the charts of one or two runs, and follow them while they train.
+ * `key` returns the API key; `onload` is called with the step that each model is served at.
+ */
+export async function curves(root, key, onload = () => {}) {
+  const fetchRuns = async () => (await fetchJson("/api/runs", undefined, key())).runs;
+  let runs = await fetchRuns();
+  const select = (label, chosen, none) => el("select", { "aria-label": label },
+    ...(none ? [el("option", { value: "" }, "no second run")] : []),
+    ...runs.map((run) => el("option", { value: run.id, selected: run.id === chosen }, run.id)));
+  const served = runs.filter((run) => run.loaded !== null);
+  const selects = [select("Run", runs[0]?.id)];
+  if (runs.length > 1) selects.push(select("Second run", served[1]?.id ?? "", true));
+  const status = el("div", { class: "run-states", role: "status" });
+  const note = el("p", { class: "caution small", role: "note", hidden: true });
   const charts = el("div", { class: "charts" });
-  const draw = async () => {
-    const chosen = [...new Set(selects.map((select) => select.value))];
-    const runs = await Promise.all(chosen.map(async (name) =>
-      ({ name, points: await fetchJson(`/api/curve?run=${encodeURIComponent(name)}`, undefined, key()) })));
-    const figures = CHARTS.map((spec) => chart(spec, runs)).filter(Boolean);
-    charts.replaceChildren(...(figures.length ? figures : ["This run has no metrics.jsonl."]));
+  let shown = "";
+  const fill = (chosen, points) => {
+    const state = JSON.stringify([chosen.map((run) => run.id), points]);
+    if (state === shown) return;
+    shown = state;
+    const focused = [...charts.querySelectorAll("svg")].indexOf(document.activeElement);
+    const figures = CHARTS.map((spec) => chart(spec, chosen.map((run, i) => ({ name: run.id, points: points[i] })))).filter(Boolean);
+    charts.replaceChildren(...(figures.length ? figures : ["This run has no metrics yet."]));
+    if (focused >= 0) charts.querySelectorAll("svg")[focused]?.focus({ preventScroll: true });
   };
-  selects.forEach((select) => select.addEventListener("change", draw));
-  root.replaceChildren(el("div", { class: "actions" }, ...selects), charts);
+  let states = "";
+  const draw = async () => {
+    const ids = [...new Set(selects.map((each) => each.value))].filter(Boolean);
+    const chosen = ids.map((id) => runs.find((run) => run.id === id)).filter(Boolean);
+    const newStates = JSON.stringify(chosen.map(({ id, step, steps, loaded, saved, report }) => [id, step, steps, loaded, saved, report]));
+    if (newStates !== states) { // else the button would lose the focus
+      states = newStates;
+      status.replaceChildren(...chosen.map((run) => runStatus(run, { key, load })));
+    }
+    note.textContent = caution(chosen);
+    note.hidden = !note.textContent;
+    fill(chosen, await fetchCurves(chosen, key));
+  };
+  const refresh = async () => {
+    runs = await fetchRuns();
+    runs.filter((run) => run.loaded !== null).forEach((run) => onload(run.id, run.loaded));
+    for (const list of selects) {
+      const known = new Set([...list.options].map((option) => option.value));
+      list.append(...runs.filter((run) => !known.has(run.id)).map((run) => el("option", { value: run.id }, run.id)));
+    }
+    await draw();
+  };
+  const load = async (run, button) => {
+    button.disabled = true;
+    button.textContent = "loading…";
+    try {
+      await fetchJson("/api/load", { run: run.id }, key());
+      await refresh();
+    } catch (error) {
+      button.replaceWith(el("span", { class: "problem", role: "alert" }, error.message));
+    }
+  };
+  const poll = async () => {
+    if (!document.hidden && root.offsetParent) await refresh().catch(() => {}); // the server may be back later
+    setTimeout(poll, POLL_MS);
+  };
+  selects.forEach((each) => each.addEventListener("change", draw));
+  root.replaceChildren(el("div", { class: "actions" }, ...selects), status, note, charts);
   await draw();
+  setTimeout(poll, POLL_MS);
 }

@@ -124,6 +124,10 @@ function setUpGeneration(models) {
   $("panels").replaceChildren(...(models.length > 1 ? panels : panels.slice(0, 1)).map((panel) => panel.box));
   $("legend").replaceChildren(legend());
   $("max_tokens").max = models[0].max_tokens;
+  const onload = (id, step) => {
+    models.find((model) => model.id === id).step = step;
+    panels.forEach((panel) => panel.describe());
+  };
   let current; // the AbortController of the text being generated
   const stop = () => current?.abort();
   $("generation-form").addEventListener("submit", async (event) => {
@@ -149,6 +153,7 @@ function setUpGeneration(models) {
     $("panels").classList.toggle("probability-colors", $("color-by").value === "probability");
     $("legend").hidden = $("color-by").value !== "kind";
   });
+  return onload;
 }
 
 /** Set up the tabs by the ARIA tab pattern: arrow keys move between them; a view is built when it is first shown. */
@@ -198,14 +203,25 @@ async function followCompilation() {
   if (models.length) setTimeout(followCompilation, 1000);
 }
 
+/** Show how many programs are compiled, until all are: the first texts wait for them. */
+async function showStart() {
+  const health = await fetch("/health").then((response) => response.json()).catch(() => ({}));
+  const starting = Object.entries(health.starting ?? {});
+  $("starting").hidden = !starting.length;
+  $("starting").textContent = starting.length ? `The server is compiling: ${starting.map(([name, { done, total }]) =>
+    `${name} ${done} of ${total}`).join(", ")}. Texts may be generated now, but the first ones take longer.` : "";
+  if (starting.length) setTimeout(showStart, 500);
+}
+
 async function start() {
   try {
     const { data } = await fetchJson("/v1/models", undefined, key);
     $("unlock").hidden = true;
-    setUpGeneration(data);
+    const onload = setUpGeneration(data);
     document.body.dataset.ready = "yes";
+    showStart();
     setUpTabs({
-      training: () => curves($("training"), data.map((model) => model.id), apiKey),
+      training: () => curves($("training"), apiKey, onload),
       tokenizer: () => playground($("tokenizer"), { first: data[0].id, key: apiKey }),
     });
   } catch (error) {

@@ -1,0 +1,122 @@
+"""The page in a real Chromium beside a training process that goes on: curves, checkpoints, other runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("selenium")
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from selenium.webdriver.common.by import By
+
+from tests.programs import PROGRAMS
+from tests.serve.browser import chromium, open_browser
+from tests.serve.test_page import warnings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (chromium() and shutil.which("chromedriver")), reason="Chromium or chromedriver is not installed"
+    ),
+]
+
+TINY = (
+    "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
+    "--tokenizer.vocab_size 400 --eval.sample_tokens 0 --eval.max_tokens 500 --eval.every 200 --checkpoint.every 100"
+).split()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a command in a folder with texts; the commands end with the test."""
+    for name in "ab":
+        text = "".join(f"Line {i} of {name}: the quick fox jumps over {i * 7 % 13} dogs.\n" for i in range(600))
+        (tmp_path / f"{name}.txt").write_text(text)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS], "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    processes = []
+
+    def start(*args):
+        command = [sys.executable, "-m", *args]
+        log = (tmp_path / f"log-{len(processes)}").open("w+")
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log))
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_for(value, seconds=120):
+    """Wait until a function returns something true, and return it."""
+    end = time.monotonic() + seconds
+    while not (result := value()):
+        assert time.monotonic() < end, "timeout"
+        time.sleep(0.1)
+    return result
+
+
+def test_the_page_follows_a_training_run(start, tmp_path):
+    other, _ = start("slm_jax.train", "a.txt", *TINY, "--run", "runs/other", "--train.steps", "300")
+    assert other.wait(120) == 0
+    training, _ = start("slm_jax.train", "b.txt", *TINY, "--run", "runs/mine", "--train.steps", "1000000")
+    wait_for(lambda: (tmp_path / "runs" / "mine" / "checkpoints" / "100").is_dir())
+    _, log = start("slm_jax.serve", "runs/", "--port", "0", "--slots", "2")
+    (address,) = wait_for(lambda: re.findall(r"http://localhost:\d+", (tmp_path / log.name).read_text())[:1])
+    with open_browser() as browser:
+        browser.get(f"{address}/#training")
+
+        def text(selector):
+            return " | ".join(each.text for each in browser.find_elements(By.CSS_SELECTOR, selector))
+
+        def step():
+            found = re.search(r"mine: step ([\d,]+) of 1,000,000", text(".run-states"))
+            return int(found[1].replace(",", "")) if found else 0
+
+        first = wait_for(step)
+        chart = text(".readout")
+        assert wait_for(lambda: step() > first)
+        assert wait_for(lambda: text(".readout") != chart)
+        button = wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "button.load"))[0]
+        saved = int(re.sub(r"\D", "", button.text))
+        button.click()
+        served = wait_for(lambda: re.search(r", step ([\d,]+) is served", text(".run-states")))
+        assert wait_for(
+            lambda: (
+                (served := re.search(r", step ([\d,]+) is served", text(".run-states")))
+                and int(served[1].replace(",", "")) >= saved
+            )
+        ), served
+        browser.execute_script(
+            "const s = document.querySelectorAll('#training select')[1]; s.value = 'other';"
+            "s.dispatchEvent(new Event('change'))"
+        )
+        wait_for(lambda: "other: step 300 of 300" in text(".run-states"))
+        assert "validated on different text" in text(".caution")
+        assert text(".run-states a") == "Report"
+        if folder := os.environ.get("SCREENSHOTS"):
+            browser.save_screenshot(f"{folder}/live.png")
+        browser.find_element(By.CSS_SELECTOR, ".run-states a").click()
+        wait_for(lambda: len(browser.window_handles) == 2)
+        browser.switch_to.window(browser.window_handles[1])
+        wait_for(lambda: "other" in browser.title)
+        assert browser.find_elements(By.CSS_SELECTOR, "svg path")
+        browser.close()
+        browser.switch_to.window(browser.window_handles[0])
+        assert warnings(browser) == []
+    assert training.poll() is None
+
+
+def test_the_server_follows_a_training_run(start, tmp_path):
+    start("slm_jax.train", "a.txt", *TINY, "--run", "run", "--train.steps", "1000000")
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "100").is_dir())
+    _, log = start("slm_jax.serve", "run", "--follow", "--port", "0", "--slots", "2")
+    shown = wait_for(lambda: re.findall(r"run: serving step (\d+)", (tmp_path / log.name).read_text())[1:])
+    assert int(shown[-1]) > 100
