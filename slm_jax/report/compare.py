@@ -10,7 +10,7 @@ import numpy as np
 from slm_jax.report import markup
 from slm_jax.report.axes import format_compact, format_duration, format_percent
 from slm_jax.report.charts import Chart, Line, SharedX, render
-from slm_jax.report.columns import AXES
+from slm_jax.report.columns import AXES, smoothing_width
 from slm_jax.report.curves import PERCENT, RunLines, Values, with_controls
 from slm_jax.report.escaping import SafeHtml
 from slm_jax.report.markup import Section
@@ -19,7 +19,8 @@ from slm_jax.report.scores import is_complete_task, value_with_interval
 from slm_jax.report.sections import config_differences
 from slm_jax.run.metrics import Row
 
-POINTS = 300  # per line
+POINTS = 300  # of the longest line
+_MIN_POINTS = 20  # of a line
 HEADER = ["run", "bits per byte", "loss", "accuracy", "parameters", "vocab", "steps", "tokens", "FLOPs", "time"]
 HEADER += ["state"]
 
@@ -147,13 +148,16 @@ def _method(row: Row) -> str:
 
 
 def _curves(runs: list[ReportData], names: list[str], shared_x: SharedX) -> SafeHtml:
+    lengths = [len(run.columns) for run in runs if len(run.columns)]
+    if not lengths:
+        return SafeHtml("")
+    # As many steps per point and per average in all runs: the mean of more steps varies less.
+    smoothing = smoothing_width(min(lengths))
     drawn = [
-        (color, RunLines(run, POINTS), name)
+        (color, RunLines(run, max(_MIN_POINTS, POINTS * len(run.columns) // max(lengths)), smoothing), name)
         for color, (run, name) in enumerate(zip(runs, names, strict=True))
         if len(run.columns)
     ]
-    if not drawn:
-        return SafeHtml("")
 
     def lines(
         values: str | Values, smooth: bool = False
@@ -173,7 +177,7 @@ def _curves(runs: list[ReportData], names: list[str], shared_x: SharedX) -> Safe
         Chart("Speed", "tokens per second", speed, axes=AXES, log=False, include_zero=True),
         Chart("Model FLOPs utilization", "share of the peak", lines("mfu"), axes=AXES, **PERCENT),
     ]
-    note = "Smoothed lines are moving averages over a fiftieth of a run's steps."
+    note = f"Smoothed lines are moving averages over {smoothing} steps, a fiftieth of the shortest run."
     return with_controls((render(chart, shared_x) for chart in charts), AXES, note)
 
 

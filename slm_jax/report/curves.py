@@ -32,13 +32,15 @@ Values = Callable[[Columns], np.ndarray]
 class RunLines:
     """The metrics of a run as lines of few points, with gaps between stages, across which nothing is averaged."""
 
-    def __init__(self, data: ReportData, points: int):
+    def __init__(self, data: ReportData, points: int, smoothing_steps: int = 0):
         """Divide the points among the stages.
 
         Args:
             data: The run, with at least one row.
             points: Approximate number of points of all stages together.
+            smoothing_steps: Width of the moving averages; 0: by the length of each stage.
         """
+        self._smoothing_steps = smoothing_steps
         self.stages = [stage.columns for stage in data.stages if len(stage.columns)]
         num_rows = sum(map(len, self.stages))
         self.buckets = [
@@ -70,7 +72,9 @@ class RunLines:
         mean, low, high = (join_with_gaps([arrays[i] for arrays in reduced]) for i in range(3))
         smooth_line = None
         if smooth and sum(map(len, y)) >= _MIN_ROWS_TO_SMOOTH:
-            smooth_line = self._last([moving_average(array, smoothing_width(len(array))) for array in y])
+            smooth_line = self._last(
+                [moving_average(array, self._smoothing_steps or smoothing_width(len(array))) for array in y]
+            )
         limits = (low, high) if band and not self.all_rows else None
         return Line(name, self.x, mean, limits, smooth_line, color=color)
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,10 +73,16 @@ def notes(data: ReportData) -> Iterator[str]:
         yield f"{state}.{last}"
 
 
+def steps_text(steps: Sequence[int]) -> str:
+    """Return a list of steps in words; digits are not grouped, because "499, 1,000" reads like one number."""
+    *others, last = map(str, steps)
+    return f"steps {', '.join(others)} and {last}" if others else f"step {steps[0]:,}"
+
+
 def _stage_notes(stage: RunData) -> Iterator[str]:
     resumed = [call["step"] for call in stage.calls if isinstance(call.get("step"), int) and call["step"] > 0]
     if resumed:
-        yield f"Resumed after step {', '.join(f'{step:,}' for step in resumed)}."
+        yield f"Resumed after {steps_text(resumed)}."
     skipped = stage.columns["skipped"]
     if np.isfinite(skipped).any() and np.nanmax(skipped) > 0:
         yield f"{int(np.nanmax(skipped)):,} batches were skipped because of a non-finite or spiking loss or gradient."

@@ -245,7 +245,7 @@ def test_notes(copy):
     calls = json.loads(run.environment.read_text())["calls"]
     run.environment.write_text(json.dumps({"calls": [*calls, calls[0] | {"step": 8}, calls[0] | {"step": 16}]}))
     note = read_page(write_report(run.path)[1]).one("div", "note").text
-    assert "Resumed after step 8, 16." in note
+    assert "Resumed after steps 8 and 16." in note
     assert "2 batches were skipped" in note
     assert "lowest at step 8" in note
 
