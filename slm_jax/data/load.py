@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError
@@ -32,13 +33,16 @@ def example_prompt(run: Run) -> str:
     """Return a prompt to try a run's model with.
 
     Returns:
-        The first two to four words of a held-out document; "The" if the run has no data, or no document begins so.
+        The first two to four words of a held-out document; of instructions, a whole held-out prompt, as the model was
+        trained to answer it; "The" if the run has no data, or no document begins so.
     """
     try:
         tokenizer = load_tokenizer(str(run.tokenizer))
         stream = open_corpus(run.corpus, tokenizer, verify=False).validation
     except UserError:  # a run may be kept without its text
         return _DEFAULT_PROMPT
+    if stream.has_prompts:
+        return _shortest_prompt(stream, tokenizer) or _DEFAULT_PROMPT
     ends = stream.ends[:_PROMPT_DOCUMENTS].tolist()
     for start, end in zip([0, *ends], ends, strict=False):
         ids = stream[start : min(end - 1, start + _PROMPT_TOKENS)]  # without the <EOS>
@@ -50,3 +54,15 @@ def example_prompt(run: Run) -> str:
         if len(words) > 1 and len(text) <= _PROMPT_CHARACTERS and text.isprintable():
             return text
     return _DEFAULT_PROMPT
+
+
+def _shortest_prompt(stream: TokenStream, tokenizer: HybridTokenizer) -> str:
+    """Return the shortest prompt of the first documents, "" if none can be shown on a terminal."""
+    documents = stream.shards[0].documents[:_PROMPT_DOCUMENTS]
+    ends = documents["end"].tolist()
+    prompts = []
+    for start, length in zip([0, *ends], documents["prompt"].tolist(), strict=False):
+        text = tokenizer.decode(stream[start : start + length].tolist())
+        if text.strip() and all(character.isprintable() or character == "\n" for character in text):
+            prompts.append(text)
+    return min(prompts, key=len, default="")

@@ -1,5 +1,6 @@
 """Preparation of a run's data: made once, shared by runs and processes, rebuilt where it was lost or damaged."""
 
+import json
 import logging
 import os
 import re
@@ -101,6 +102,17 @@ def test_example_prompt_is_the_beginning_of_a_held_out_document(workspace):
     (workspace.path / "long.txt").write_text(text)
     workspace.prepare("two", data__files=(str(workspace.path / "long.txt"),), tokenizer__vocab_size=300)
     assert load.example_prompt(Run(workspace.path / "two")) == "The"  # two words are longer than a prompt
+
+
+def test_example_prompt_of_instructions_is_a_whole_prompt(workspace):
+    rows = [{"instruction": f"Name {'the very ' * (i % 5)}number {i}.", "output": f"It is {i}."} for i in range(300)]
+    (workspace.path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {"data__files": (str(workspace.path / "tasks.jsonl"),), "data__template": "alpaca"}
+    workspace.prepare("run", **tasks)
+    prompt = load.example_prompt(Run(workspace.path / "run"))
+    assert re.fullmatch(
+        r"Below is an instruction.*### Instruction:\nName number \d+\.\n\n### Response:\n", prompt, re.S
+    )
 
 
 def test_on_another_file_system_small_text_is_copied_and_large_text_linked(workspace, monkeypatch):
