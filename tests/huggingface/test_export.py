@@ -331,6 +331,7 @@ def test_the_card_states_what_the_run_recorded(tmp_path, small_tokenizer):
     rows[4] |= {"val_loss": 1.0}
     run = loaded_run(tmp_path, small_tokenizer, "".join(json.dumps(row) + "\n" for row in rows), window=9)
     results = [{"task": "blimp", "group": "agreement", "metric": "accuracy", "value": 0.61234, "low": 0.6, "high": 0.7}]
+    results += [{**results[0], "group": f"syntax / agreement / paradigm_{number}"} for number in range(67)]
     (run.run.path / "evaluation.json").write_text(json.dumps({"results": results}))
     run.run.samples.write_bytes(b"\n## Step 3\n\n    Once upon\n    a time\xff\n\n## Step 8\n\n    later\n")
     folder = export(run, tmp_path / "out", name="Tiny", license="mit")
@@ -342,6 +343,9 @@ def test_the_card_states_what_the_run_recorded(tmp_path, small_tokenizer):
     assert "7 steps of 16 x 32 tokens (packed), 400 predicted tokens, 7.0 minutes" in card
     assert "step 3: loss 3.2500, perplexity 25.79, bits per byte 1.5000, next-token accuracy 31.2%" in card
     assert "| blimp | agreement | accuracy | 0.6123 | 0.6000 to 0.7000 |" in card
+    table, _, details = card.partition("<details>\n<summary>All 67 paradigms</summary>\n\n| task")
+    assert "paradigm_" not in table
+    assert details.partition("</details>")[0].count("paradigm_") == 67
     assert "Once upon\na time\ufffd\n" in card
     assert "later" not in card  # generated after the exported step
     assert str(tmp_path) not in card
