@@ -140,8 +140,10 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_tokenizer_argument(inspect)
     inspect.add_argument("--text", help="show the tokens of this text")
     inspect.add_argument("--token", help="explain this token (its text or its id)")
-    inspect.add_argument("--merges", type=int, default=0, metavar="N", help="show the N most used merges")
-    inspect.add_argument("--preview", type=int, default=10, metavar="N", help="number of entries to show (default: 10)")
+    inspect.add_argument("--merges", type=_count, default=0, metavar="N", help="show the N most used merges")
+    inspect.add_argument(
+        "--preview", type=_count, default=10, metavar="N", help="number of entries to show (default: 10)"
+    )
 
     compare = add_command("compare", _compare, "compare with other installed tokenizers on your text", _COMPARE)
     compare.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns of UTF-8 text")
@@ -165,6 +167,14 @@ def _build_parser() -> argparse.ArgumentParser:
         "--port", type=int, default=8765, metavar="N", help="port on the loopback interface (default: 8765)"
     )
     return parser
+
+
+def _count(word: str) -> int:
+    """Convert a word of the command line to a number that is not negative."""
+    value = int(word)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{word}: should be 0 or more")
+    return value
 
 
 def _add_tokenizer_argument(command: argparse.ArgumentParser) -> None:

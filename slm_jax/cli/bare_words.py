@@ -10,7 +10,7 @@ from pathlib import Path
 from slm_jax.config.checks import is_source
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import preset_names
-from slm_jax.run.directory import Run
+from slm_jax.run.directory import Run, stages_in
 from slm_jax.utils.errors import UserError
 
 
@@ -85,7 +85,9 @@ def is_glob(word: str) -> bool:
 
 def is_run(word: str) -> bool:
     """Return whether a word is the path of a run or curriculum."""
-    return exists(word) and (Run(Path(word)).exists() or (Path(word) / CURRICULUM).is_file())
+    return exists(word) and (
+        Run(Path(word)).exists() or (Path(word) / CURRICULUM).is_file() or bool(stages_in(Path(word)))
+    )
 
 
 def _refuse_configs(word: str) -> None:

@@ -49,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if file.is_dir():
             raise UserError(f"--{name} {file} is a folder: give a file")
     if run is not None and not options.show:
+        if not path.parent.is_dir():
+            print(f"note: the folder {path.parent} does not exist: created", file=sys.stderr)
         added = append_benchmark(path, measure(run))
         print(f"{path}: {'row added' if added else 'already has this row'}", file=sys.stderr)
     rows = read_benchmarks(path)

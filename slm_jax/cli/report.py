@@ -55,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError("a run is given twice: give each run once")
+        if missing := [str(path) for path in paths if not bare_words.is_run(str(path))]:
+            raise UserError(f"no run in {', '.join(missing)}")
         runs = [read_report_data(path) for path in paths]
         target = to or default_path(runs)
         write_page(target, comparison_html(runs))

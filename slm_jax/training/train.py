@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.config.schema import Config
+from slm_jax.data.sources.files import find_files
 from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import Run
@@ -52,7 +53,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     require_same_software()
     shared = {name: value for name, value in config.flat().items() if name not in Config.fields_with("per_host")}
     agreement.require_same("the options", lambda: shared, "give the same command to all processes")
-    directory = Run(Path(agreement.from_first("run directory", lambda: str(run or new_run(config).path))))
+    directory = Run(Path(agreement.from_first("run directory", lambda: _directory(config, run))))
     logger.info("run: %s", directory.path)
     with _locked(directory, config):
         agreement.from_first("start of the run", lambda: directory.begin(config))
@@ -66,6 +67,13 @@ def train(config: Config, run: str | Path | None = None) -> Result:
         if multihost.is_first():
             _write_curve_and_report(directory)
         return result
+
+
+def _directory(config: Config, run: str | Path | None) -> str:
+    """Return the directory of a run; missing text files are reported before a new one is named."""
+    if config.data.source == "files" and not (run and Run(Path(run)).corpus.is_dir()):
+        find_files(config.data.files)
+    return str(run or new_run(config).path)
 
 
 def _write_curve_and_report(run: Run) -> None:

@@ -9,7 +9,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def text_size(count: int) -> str:
-    """Return a number of bytes of text in kB or MB (10^3, 10^6), so that a small text does not read as 0.00 MB."""
+    """Return a number of bytes of text in bytes, kB or MB (10^3, 10^6): a small text does not read as 0.0 kB."""
+    if count < 1000:
+        return plural(count, "byte")
     return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.2f} MB"
 
 

@@ -45,10 +45,17 @@ def test_inspect(trained):
     shown = done.stdout.decode()
     assert "vocab_size=700" in shown
     assert "special tokens: <PAD> " in shown
-    assert " <EOS> " in shown
+    assert " <EOS> <RES>\ncase marks: <UP> <CAPS>\n" in shown
     assert "most used merges" in shown
     uses = [int(line.split()[2]) for line in shown.split("text = left + right\n")[1].split("\n")[:5]]
     assert uses == sorted(uses, reverse=True)
+
+
+def test_inspect_refuses_negative_numbers(trained):
+    for option in ("--merges", "--preview"):
+        done = run("inspect", trained, option, "-1")
+        assert done.returncode == 2
+        assert b"-1: should be 0 or more" in done.stderr
 
 
 def test_inspect_prints_only_what_was_requested(trained):

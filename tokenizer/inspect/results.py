@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tokenizer.vocabulary import CASE_MARKS
+
 
 class Segment(NamedTuple):
     """One token of a text.
@@ -128,7 +130,11 @@ class Status:
 
     def _frozen_lines(self) -> list[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items() if count)
-        lines = [f"frozen: {self.vocab_size} ids ({kinds})", f"special tokens: {' '.join(self.special)}"]
+        marks = [name for name in self.special if name in CASE_MARKS]
+        special = [name for name in self.special if name not in CASE_MARKS]
+        lines = [f"frozen: {self.vocab_size} ids ({kinds})", f"special tokens: {' '.join(special)}"]
+        if marks:
+            lines.append(f"case marks: {' '.join(marks)}")
         if self.preview:
             lines.append(f"{'uses':>10}  first entries")
         return lines
