@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
-from slm_jax.huggingface.export import export
-from slm_jax.run.load import load_run
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.process import without_garbage_collection
 from slm_jax.utils.progress import show_log
 
 
@@ -56,6 +55,10 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     if options.average < 1:
         raise UserError(f"average {options.average} must be 1 or more")
+    with without_garbage_collection():
+        from slm_jax.huggingface.export import export
+        from slm_jax.run.load import load_run
+
     loaded = load_run(options.run or None, options.average, options.step)
     folder = export(
         loaded,

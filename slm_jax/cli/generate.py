@@ -7,16 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
-from slm_jax.generation.decode import NO_TOKEN, encode_prompt, generate_ids, stream, suppressed_ids
-from slm_jax.generation.sampling import Sampling
-from slm_jax.run.load import LoadedRun, load_run
+from slm_jax.generation.settings import Sampling
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.process import tune_process
+from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
+
+if TYPE_CHECKING:
+    from slm_jax.run.load import LoadedRun
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     options = read_options(Options, args, "python -m slm_jax.generate")
     show_log()
-    tune_process()
     _check(options)
     prompts = read_prompts(options)
+    with without_garbage_collection():
+        tune_process()
+        from slm_jax.generation.decode import encode_prompt
+        from slm_jax.run.load import load_run
+
     loaded = load_run(options.run or None, options.average, options.step)
     logger.info("run %s, %s", loaded.run.path, loaded.step_text)
     suppress = _suppressed(loaded, options.suppress)
@@ -102,8 +107,10 @@ def _check(options: Options) -> None:
         raise UserError("; ".join(problems))
 
 
-def _suppressed(loaded: LoadedRun, names: Sequence[str]) -> list[int]:
+def _suppressed(loaded: "LoadedRun", names: Sequence[str]) -> list[int]:
     """Return the ids that are never generated: the special ones, and the tokens that the user names."""
+    from slm_jax.generation.decode import suppressed_ids
+
     token2id = loaded.tokenizer.token2id
     if unknown := [name for name in names if name not in token2id]:
         command = f"python -m tokenizer inspect {shlex.quote(str(loaded.run.tokenizer))}"
@@ -138,9 +145,11 @@ def _read(name: str, read: Callable[[], str]) -> str:
 
 
 def _stream_one(
-    loaded: LoadedRun, prompt: str, ids: list[int], options: Options, context: int, suppress: list[int]
+    loaded: "LoadedRun", prompt: str, ids: list[int], options: Options, context: int, suppress: list[int]
 ) -> None:
     """Print one prompt and its continuation, token by token."""
+    from slm_jax.generation.decode import NO_TOKEN, stream
+
     eos = loaded.tokenizer.token2id["<EOS>"]
     decoder = loaded.tokenizer.stream_decoder()
     empty = True
@@ -156,12 +165,14 @@ def _stream_one(
 
 
 def _generate_all(
-    loaded: LoadedRun, prompts: list[str], ids: list[list[int]], options: Options, context: int, suppress: list[int]
+    loaded: "LoadedRun", prompts: list[str], ids: list[list[int]], options: Options, context: int, suppress: list[int]
 ) -> None:
     """Print all samples of all prompts, batch by batch.
 
     Sample i of a prompt has the seed `seed + i`, so that its text does not depend on the other prompts.
     """
+    from slm_jax.generation.decode import generate_ids
+
     eos = loaded.tokenizer.token2id["<EOS>"]
     jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.samples)]
     for start in range(0, len(jobs), options.batch_size):

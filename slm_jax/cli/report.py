@@ -8,10 +8,6 @@ from typing import Annotated
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
-from slm_jax.report import terminal
-from slm_jax.report.compare import comparison_html, default_path
-from slm_jax.report.page import write_page, write_report
-from slm_jax.report.run_data import read_report_data
 from slm_jax.utils.errors import UserError
 
 
@@ -45,6 +41,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = read_options(Options, args, "python -m slm_jax.report")
+    from slm_jax.report import terminal
+    from slm_jax.report.compare import comparison_html, default_path
+    from slm_jax.report.page import write_page, write_report
+    from slm_jax.report.run_data import read_report_data
+
     paths = [Path(run) for run in (options.run, *options.runs) if run]
     to = Path(options.to) if options.to else None
     if to is not None and to.is_dir():

@@ -61,7 +61,7 @@ class LiveView:
         """
         version = self._list.version(name)
         if version is None:
-            raise ApiError(404, f"there is no run {name!r}: GET /api/runs lists them", "run")
+            raise ApiError(404, f"there is no run {name!r}: GET /api/runs lists them", "model", "model_not_found")
         headers = {"etag": f'"{version}-{width}"', "cache-control": "no-cache"}
         if known == headers["etag"]:
             return Response(status_code=304, headers=headers)

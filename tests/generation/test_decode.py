@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slm_jax.cli import generate as generate_module
 from slm_jax.cli.generate import Options, main, read_prompts
 from slm_jax.generation import decode as generation
 from slm_jax.generation.decode import NO_TOKEN, Sampling, generate_ids, stream
@@ -221,9 +220,9 @@ def test_an_empty_continuation_is_reported(monkeypatch, capsys, caplog, samples)
     eos = tokenizer.token2id["<EOS>"]
     place = {"run": SimpleNamespace(path="runs/a"), "step_text": "step 2 (last)"}
     run = SimpleNamespace(tokenizer=tokenizer, model=None, context=8, **place)
-    monkeypatch.setattr(generate_module, "load_run", lambda *_: run)
-    monkeypatch.setattr(generate_module, "stream", lambda *_: iter([np.array([eos])]))
-    monkeypatch.setattr(generate_module, "generate_ids", lambda *_: [[eos], [eos]])
+    monkeypatch.setattr("slm_jax.run.load.load_run", lambda *_: run)
+    monkeypatch.setattr("slm_jax.generation.decode.stream", lambda *_: iter([np.array([eos])]))
+    monkeypatch.setattr("slm_jax.generation.decode.generate_ids", lambda *_: [[eos], [eos]])
     main(["--prompt", "a\n", "--samples", str(samples)])
     out = capsys.readouterr().out
     assert "a\n" in out

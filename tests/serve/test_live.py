@@ -28,7 +28,7 @@ pytestmark = [
 
 TINY = (
     "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
-    "--tokenizer.vocab_size 400 --eval.sample_tokens 0 --eval.max_tokens 500 --eval.every 200 --checkpoint.every 100"
+    "--tokenizer.vocab_size 400 --eval.sample_tokens 0 --eval.max_tokens 500 --eval.every 500 --checkpoint.every 500"
 ).split()
 
 
@@ -44,8 +44,9 @@ def start(tmp_path):
 
     def start(*args):
         command = [sys.executable, "-m", *args]
-        log = (tmp_path / f"log-{len(processes)}").open("w+")
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log))
+        log = tmp_path / f"log-{len(processes)}"
+        with log.open("w") as output:
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output))
         return processes[-1], log
 
     yield start
@@ -54,11 +55,11 @@ def start(tmp_path):
         process.wait()
 
 
-def wait_for(value, seconds=120):
-    """Wait until a function returns something true, and return it."""
+def wait_for(value, seconds=120, about=None):
+    """Wait until a function returns something true, and return it; the file `about` explains why it does not."""
     end = time.monotonic() + seconds
     while not (result := value()):
-        assert time.monotonic() < end, "timeout"
+        assert time.monotonic() < end, about.read_text() if about else "timeout"
         time.sleep(0.1)
     return result
 
@@ -67,9 +68,9 @@ def test_the_page_follows_a_training_run(start, tmp_path):
     other, _ = start("slm_jax.train", "a.txt", *TINY, "--run", "runs/other", "--train.steps", "300")
     assert other.wait(120) == 0
     training, _ = start("slm_jax.train", "b.txt", *TINY, "--run", "runs/mine", "--train.steps", "1000000")
-    wait_for(lambda: (tmp_path / "runs" / "mine" / "checkpoints" / "100").is_dir())
+    wait_for(lambda: (tmp_path / "runs" / "mine" / "checkpoints" / "500").is_dir())
     _, log = start("slm_jax.serve", "runs/", "--port", "0", "--slots", "2")
-    (address,) = wait_for(lambda: re.findall(r"http://localhost:\d+", (tmp_path / log.name).read_text())[:1])
+    (address,) = wait_for(lambda: re.findall(r"http://localhost:\d+", log.read_text())[:1], about=log)
     with open_browser() as browser:
         browser.get(f"{address}/#training")
 
@@ -116,7 +117,7 @@ def test_the_page_follows_a_training_run(start, tmp_path):
 
 def test_the_server_follows_a_training_run(start, tmp_path):
     start("slm_jax.train", "a.txt", *TINY, "--run", "run", "--train.steps", "1000000")
-    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "100").is_dir())
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "500").is_dir())
     _, log = start("slm_jax.serve", "run", "--follow", "--port", "0", "--slots", "2")
-    shown = wait_for(lambda: re.findall(r"run: serving step (\d+)", (tmp_path / log.name).read_text())[1:])
-    assert int(shown[-1]) > 100
+    shown = wait_for(lambda: re.findall(r"run: serving step (\d+)", log.read_text())[1:], about=log)
+    assert int(shown[-1]) > 500

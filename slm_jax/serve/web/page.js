@@ -198,7 +198,7 @@ async function followCompilation() {
   const { starting = {} } = (await response?.json().catch(() => null)) ?? {};
   const models = Object.entries(starting);
   $("starting").hidden = !models.length;
-  $("starting").textContent = `Compiling: ${models.map(([name, { done, total }]) => `${name} ${done} of ${total}`).join(", ")}. `
+  $("starting").textContent = `Compiling: ${models.map(([name, { done, total }]) => `${name} (${done} of ${total})`).join(", ")}. `
     + "Texts are generated already; the first ones take longer.";
   if (models.length) setTimeout(followCompilation, 1000);
 }
@@ -209,7 +209,7 @@ async function showStart() {
   const starting = Object.entries(health.starting ?? {});
   $("starting").hidden = !starting.length;
   $("starting").textContent = starting.length ? `The server is compiling: ${starting.map(([name, { done, total }]) =>
-    `${name} ${done} of ${total}`).join(", ")}. Texts may be generated now, but the first ones take longer.` : "";
+    `${name} (${done} of ${total})`).join(", ")}. Texts may be generated now, but the first ones take longer.` : "";
   if (starting.length) setTimeout(showStart, 500);
 }
 
