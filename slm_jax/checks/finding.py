@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from slm_jax.utils.formatting import text_table
 
 OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
+DOCUMENTS = 2000  # documents of a hub source that are read if no run has them
 
 
 class Finding(NamedTuple):

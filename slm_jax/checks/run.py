@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm_jax.checks.finding import FAIL, Finding, finding, skipped
+from slm_jax.checks.finding import DOCUMENTS, FAIL, Finding, finding, skipped
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.selection import Step
@@ -24,7 +24,6 @@ from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = 2000  # documents of a hub source that are read if no run has them
 _CACHED = 32  # tokens of the text that is fed through the cache
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from slm_jax.checks.finding import FAIL, as_json, as_table, count
-from slm_jax.checks.run import DOCUMENTS, check
+from slm_jax.checks.finding import DOCUMENTS, FAIL, as_json, as_table, count
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.run.directory import find_run
@@ -55,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         run = find_run(options.run or None)
     config = make_config(overrides, options.config, run.read_options() if run is not None else None)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # texts on any terminal
+    from slm_jax.checks.run import check
     from slm_jax.utils.process import tune_process
     from slm_jax.utils.progress import show_log
 

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn")
 
 from selenium.webdriver.common.by import By
 
-from tests.programs import PROGRAMS
+from tests.processes import command_environment
 from tests.serve.browser import chromium, open_browser
 from tests.serve.test_page import warnings
 
@@ -38,8 +38,7 @@ def start(tmp_path):
     for name in "ab":
         text = "".join(f"Line {i} of {name}: the quick fox jumps over {i * 7 % 13} dogs.\n" for i in range(600))
         (tmp_path / f"{name}.txt").write_text(text)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ[PROGRAMS], "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = command_environment(tmp_path / "cache")
     processes = []
 
     def start(*args):
