@@ -1,5 +1,6 @@
 """The runs that the page shows: those that are served and the others of a folder, also while they train."""
 
+import functools
 import hashlib
 import json
 import math
@@ -92,7 +93,7 @@ class RunList:
                     "steps": steps,
                     "report": run.report.is_file(),
                     "held_out": _held_out_digest(run),
-                    "tokenizer": _digest(run.tokenizer),
+                    "tokenizer": _tokenizer_digest(run),
                 }
             )
         return described
@@ -218,20 +219,31 @@ def _last_step(path: Path) -> int:
 
 def _held_out_digest(run: Run) -> str:
     """Return a digest of the text that a run is validated on; "" if that is not known."""
-    digests = []
     try:
-        files = sorted(run.corpus.glob("**/validation-*.documents.npy"))
-        digests = [np.load(file, mmap_mode="r")["digest"] for file in files]
         limit = run.read_options().get("eval", {}).get("max_tokens", 0)
-    except (OSError, ValueError, EOFError, IndexError, UserError):
+    except UserError:
         return ""
-    if not digests:
-        return ""
-    documents = np.sort(np.concatenate(digests)).tobytes()
-    return hashlib.sha256(documents + str(limit).encode()).hexdigest()[:16]
+    digest = _documents_digest(run.corpus, _modified(run.corpus / "manifest.json"))
+    return f"{digest}-{limit}" if digest else ""
 
 
-def _digest(path: Path) -> str:
+@functools.lru_cache(maxsize=2 * _MAX_LISTED)
+def _documents_digest(corpus: Path, modified: float) -> str:
+    """Return a digest of the held-out documents of a corpus; it depends on the text, not on the tokenizer."""
+    try:
+        files = sorted(corpus.glob("**/validation-*.documents.npy"))
+        digests = [np.load(file, mmap_mode="r")["digest"] for file in files]
+    except (OSError, ValueError, EOFError, IndexError):
+        return ""
+    return hashlib.sha256(np.sort(np.concatenate(digests)).tobytes()).hexdigest()[:16] if digests else ""
+
+
+def _tokenizer_digest(run: Run) -> str:
+    return _file_digest(run.tokenizer, _modified(run.tokenizer))
+
+
+@functools.lru_cache(maxsize=2 * _MAX_LISTED)
+def _file_digest(path: Path, modified: float) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:

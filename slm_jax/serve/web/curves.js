@@ -22,7 +22,7 @@ const format = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 ? value.t
 
 function chart({ title, unit, lines }, runs) {
   const series = runs.flatMap(({ name, points }, number) => lines.flatMap(([field, label], index) => points[field]?.length
-    ? [{ name: [runs.length > 1 ? name : "", label].filter(Boolean).join(", "), points: points[field], number, faint: index > 0 }] : []));
+    ? [{ name: [runs.length > 1 ? name : "", label].filter(Boolean).join(", "), points: points[field], number, faint: index > 0, dots: field.startsWith("val_") }] : []));
   if (!series.length) return null;
   const all = series.flatMap((s) => s.points);
   const [x0, x1] = [0, Math.max(...all.map((p) => p[0]))];
@@ -40,10 +40,10 @@ function chart({ title, unit, lines }, runs) {
   for (const step of ticks(x0, x1, 6)) {
     svg.append(el("text", { x: x(step), y: HEIGHT - BOTTOM + 20, "text-anchor": "middle" }, step.toLocaleString("en")));
   }
-  for (const { points, number, faint } of [...series].reverse()) {
+  for (const { points, number, faint, dots } of [...series].reverse()) {
     const path = points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
     svg.append(el("path", { class: `line-${number + 1}${faint ? " faint" : ""}`, d: path, fill: "none" }));
-    if (points.length <= 40) {
+    if (dots && points.length <= 40) {
       svg.append(...points.map(([step, value]) => el("circle", { class: `line-${number + 1}`, cx: x(step), cy: y(value), r: 3 })));
     }
   }
@@ -127,6 +127,7 @@ async function fetchCurves(runs, key) {
  */
 export async function curves(root, key, onload = () => {}) {
   const fetchRuns = async () => (await fetchJson("/api/runs", undefined, key())).runs;
+  root.replaceChildren(el("p", { class: "muted" }, "Loading…"));
   let runs = await fetchRuns();
   const select = (label, chosen, none) => el("select", { "aria-label": label },
     ...(none ? [el("option", { value: "" }, "no second run")] : []),

@@ -198,19 +198,9 @@ async function followCompilation() {
   const { starting = {} } = (await response?.json().catch(() => null)) ?? {};
   const models = Object.entries(starting);
   $("starting").hidden = !models.length;
-  $("starting").textContent = `Compiling: ${models.map(([name, { done, total }]) => `${name} (${done} of ${total})`).join(", ")}. `
+  $("starting").textContent = `Compiling: ${models.map(([name, { done, total }]) => `${name} ${done} of ${total}`).join(", ")}. `
     + "Texts are generated already; the first ones take longer.";
   if (models.length) setTimeout(followCompilation, 1000);
-}
-
-/** Show how many programs are compiled, until all are: the first texts wait for them. */
-async function showStart() {
-  const health = await fetch("/health").then((response) => response.json()).catch(() => ({}));
-  const starting = Object.entries(health.starting ?? {});
-  $("starting").hidden = !starting.length;
-  $("starting").textContent = starting.length ? `The server is compiling: ${starting.map(([name, { done, total }]) =>
-    `${name} (${done} of ${total})`).join(", ")}. Texts may be generated now, but the first ones take longer.` : "";
-  if (starting.length) setTimeout(showStart, 500);
 }
 
 async function start() {
@@ -219,7 +209,6 @@ async function start() {
     $("unlock").hidden = true;
     const onload = setUpGeneration(data);
     document.body.dataset.ready = "yes";
-    showStart();
     setUpTabs({
       training: () => curves($("training"), apiKey, onload),
       tokenizer: () => playground($("tokenizer"), { first: data[0].id, key: apiKey }),
