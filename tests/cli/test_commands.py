@@ -125,13 +125,15 @@ def test_finished_run_is_reported_and_can_be_extended(workspace):
 def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace):
     (workspace.path / "empty.txt").write_text("")
     (workspace.path / "latin.txt").write_bytes(b"abc\xff")
-    (workspace.path / "short.txt").write_text("too short to train on")
+    (workspace.path / "tiny.txt").write_text("too short")
+    (workspace.path / "short.txt").write_text("Too short to train on. " * 99)
     messages = {
         ("--model.dims", "3"): "unknown option --model.dims, perhaps you meant --model.dim",
         ("--config", "quikstart"): "perhaps you meant quickstart",
         ("--data.files", "none*.txt"): "no file matches none*.txt",
         ("--data.files", "empty.txt"): "empty.txt is empty",
         ("--data.files", "latin.txt"): "not UTF-8: byte 0xff at offset 3",
+        ("--data.files", "tiny.txt"): "too short to be split",
         ("--data.files", "short.txt"): "but one batch takes 16 x 256 = 4,096",
         ("--tokenizer.path", "nowhere"): "nowhere",
         ("--resume",): "there is no run",
