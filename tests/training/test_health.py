@@ -135,7 +135,7 @@ def test_healthy_steps_equal_those_without_the_option(watched):
     for i in range(3):
         first, expected = plain.train(first, batch(i))
         second, metrics = watched.train(second, batch(i))
-    assert largest_difference(first.params, second.params) < 1e-6  # different programs round differently
+    assert largest_difference(first.params, second.params) < 1e-5  # programs round differently, and Muon amplifies it
     diagnostics = {"skipped", "in_a_row", "is_spike", "loss_limit", "grad_norm_limit", "layers"}
     assert set(metrics) - set(expected) == diagnostics
 
