@@ -108,3 +108,8 @@ def test_what_training_imports_can_be_read_in_an_evening():
 @pytest.mark.parametrize("package", ["slm_jax", "tokenizer"])
 def test_few_files_lie_beside_the_folders(package):
     assert len(list((ROOT / package).glob("*.py"))) <= 16
+
+
+def test_no_module_asks_for_the_default_backend():
+    """Programs are compiled for the devices of a mesh: see slm_jax/distributed/platform.py."""
+    assert [str(path) for path in MODULES.values() if "default_backend" in path.read_text(encoding="utf-8")] == []

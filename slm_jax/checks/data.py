@@ -11,6 +11,7 @@ from slm_jax.checks.finding import Finding, finding, shortened
 from slm_jax.checks.uncached import run_uncached
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.data.corpus.stream import TokenStream
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
 from slm_jax.training.train_step import loss_sums
@@ -40,6 +41,7 @@ class _Oracle:
         self._names = names_BxT
         self._rows = rows_VxD
         self.dtype = jnp.dtype("float32")
+        self.platform = Platform.default()
         self.vocab_size = len(rows_VxD)
 
     def hidden(self, *_: Any, **__: Any) -> jax.Array:

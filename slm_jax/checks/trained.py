@@ -63,7 +63,12 @@ def row_losses(model: Transformer, config: Config, parts: Sequence[TokenStream])
         def one(x_TxD: jax.Array, labels_T: jax.Array) -> jax.Array:
             head_VxD = merged.head_weight()
             return ops.cross_entropy(
-                x_TxD[None], head_VxD, labels_T[None], merged.dtype, vocab_size=merged.vocab_size
+                x_TxD[None],
+                head_VxD,
+                labels_T[None],
+                merged.dtype,
+                vocab_size=merged.vocab_size,
+                platform=merged.platform,
             ).nll
 
         return jax.vmap(one)(x_BxTxD, batch["labels"])

@@ -40,7 +40,7 @@ def make_mesh(config: Config) -> Mesh:
     if wanted > available:
         requested = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
         raise UserError(
-            f"mesh asks for {wanted} devices ({requested}), there are {available} ({jax.default_backend()}): "
+            f"mesh asks for {wanted} devices ({requested}), there are {available} ({jax.devices()[0].platform}): "
             f"use smaller sizes"
         )
     if not data and available % (fsdp * tensor):

@@ -125,7 +125,7 @@ class Scorer:
         """
         self._graph, self._params = nnx.split(model, nnx.Param)
         self.context = context
-        self.batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else _BATCH_TOKENS)
+        self.batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if model.platform.name == "cpu" else _BATCH_TOKENS)
         self.stride = min(stride or (context + 1) // 2, context)
 
     def score(self, items: Sequence[Item]) -> list[TokenScores]:

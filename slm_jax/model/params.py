@@ -10,17 +10,23 @@ from flax import nnx
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed.partitioning import Partition, Partitions
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import compute_dtype
 from slm_jax.model.transformer import Transformer
 
 
-def abstract_model(config: Config, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
+def abstract_model(config: Config, vocab_size: int, platform: Platform | None = None) -> tuple[nnx.GraphDef, Any]:
     """Return the graph and the abstract parameters of the config's Transformer, without creating any array.
+
+    Args:
+        config: The config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        platform: The hardware that the model runs on; None: JAX's first device.
 
     Returns:
         (graph, params): `nnx.merge(graph, arrays)` is the model; params is a pure dict of `jax.ShapeDtypeStruct`.
     """
-    graph, params = nnx.split(_abstract_transformer(config, vocab_size), nnx.Param)
+    graph, params = nnx.split(_abstract_transformer(config, vocab_size, platform), nnx.Param)
     return graph, nnx.to_pure_dict(params)
 
 
@@ -56,9 +62,11 @@ def collect_partitions(model: nnx.Module) -> Partitions:
     return partitions
 
 
-def _abstract_transformer(config: Config, vocab_size: int) -> Transformer:
-    dtype = compute_dtype(config.train.dtype)
-    return nnx.eval_shape(lambda: Transformer(config.model, vocab_size, dtype=dtype, rngs=nnx.Rngs(0)))
+def _abstract_transformer(config: Config, vocab_size: int, platform: Platform | None = None) -> Transformer:
+    dtype = compute_dtype(config.train.dtype, platform)
+    return nnx.eval_shape(
+        lambda: Transformer(config.model, vocab_size, dtype=dtype, platform=platform, rngs=nnx.Rngs(0))
+    )
 
 
 def pure_params(model: Transformer) -> dict[str, Any]:

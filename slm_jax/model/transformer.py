@@ -32,6 +32,7 @@ from slm_jax.distributed.partitioning import (
     embedding_lookup,
     shard_by_batch,
 )
+from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import Cache, KVCache
 
@@ -70,7 +71,9 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """x·w without bias, float32 result; the weight [in, out] is drawn from normal(0, INIT_STD)."""
 
-    def __init__(self, inputs: int, outputs: int, partition: Partition, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, partition: Partition, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs
+    ):
         """Create the layer.
 
         Args:
@@ -78,13 +81,15 @@ class Linear(nnx.Module):
             outputs: Size of the last axis of the result.
             partition: Mesh axes that the input and the output axis of the weight are split over.
             dtype: Dtype of the product's operands.
+            platform: The hardware that the product runs on.
             rngs: Source of the initial weight.
         """
         self.weight = nnx.Param(normal_init(rngs, (inputs, outputs)), partition=partition)
         self.dtype = dtype
+        self.platform = platform
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.matmul(x, self.weight[...], self.dtype)
+        return ops.matmul(x, self.weight[...], self.dtype, self.platform)
 
 
 def rotary_tables(positions_BxT: jax.Array | np.ndarray, width: int, base: float) -> RotaryTables:
@@ -118,15 +123,15 @@ def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | n
 class Attention(nnx.Module):
     """The projections of causal self-attention with rotary positions and grouped queries."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
         """Create the projections from normal(0, INIT_STD); dtype is that of the products' operands."""
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
         self.width = config.dim // config.heads
-        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), dtype, rngs)
-        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, rngs)
-        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, rngs)
-        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), dtype, rngs)
+        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
+        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
+        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
+        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), dtype, platform, rngs)
         self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.dtype = dtype
@@ -163,12 +168,12 @@ def swiglu_width(config: ModelConfig) -> int:
 class SwiGLU(nnx.Module):
     """(silu(x·gate) * x·up)·down (arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
         """Create the three matrices from normal(0, INIT_STD); dtype is that of the products' operands."""
         width = swiglu_width(config)
-        self.gate = Linear(config.dim, width, (FSDP, TENSOR), dtype, rngs)
-        self.up = Linear(config.dim, width, (FSDP, TENSOR), dtype, rngs)
-        self.down = Linear(width, config.dim, (TENSOR, FSDP), dtype, rngs)
+        self.gate = Linear(config.dim, width, (FSDP, TENSOR), dtype, platform, rngs)
+        self.up = Linear(config.dim, width, (FSDP, TENSOR), dtype, platform, rngs)
+        self.down = Linear(width, config.dim, (TENSOR, FSDP), dtype, platform, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -177,12 +182,12 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + swiglu(norm(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
         """Create one layer; dtype is that of the matrix products' operands."""
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, dtype, rngs)
+        self.attention = Attention(config, dtype, platform, rngs)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config, dtype, rngs)
+        self.mlp = SwiGLU(config, dtype, platform, rngs)
 
     def __call__(
         self,
@@ -236,6 +241,7 @@ class Transformer(nnx.Module):
         config: The model's configuration.
         vocab_size: Entries of the vocabulary, V.
         dtype: Dtype of the matrix products' operands.
+        platform: The hardware that the model runs on, by which operations choose their implementation.
         dropout: Current dropout rate.
         embedding: float32 [V', D], with V' the vocabulary padded to a multiple of `vocab_multiple`.
         blocks: One Block whose parameters are stacked over the layers, [L, …].
@@ -244,7 +250,13 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, vocab_size: int, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        *,
+        dtype: jnp.dtype = jnp.dtype("float32"),
+        platform: Platform | None = None,
+        rngs: nnx.Rngs,
     ):
         """Create a model with random parameters.
 
@@ -252,15 +264,18 @@ class Transformer(nnx.Module):
             config: Sizes and options.
             vocab_size: Entries of the tokenizer's vocabulary.
             dtype: Dtype of the matrix products' operands; parameters are float32 in any case.
+            platform: The hardware that the model runs on; None: JAX's first device.
             rngs: Source of the initial parameters, its stream `params`.
         """
         self.config = config
         self.vocab_size = vocab_size
         self.dtype = dtype
+        platform = platform or Platform.default()
+        self.platform = platform
         self.dropout = config.dropout
         padded_size = round_up(vocab_size, config.vocab_multiple)
         self.embedding = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
-        create_blocks = nnx.vmap(lambda layer_rngs: Block(config, dtype, layer_rngs))
+        create_blocks = nnx.vmap(lambda layer_rngs: Block(config, dtype, platform, layer_rngs))
         self.blocks: Block = nnx.split_rngs(splits=config.depth)(create_blocks)(rngs)
         self.final_norm = RMSNorm(config.dim, config.norm_eps)
         head = None
@@ -309,7 +324,7 @@ class Transformer(nnx.Module):
         graph, params = nnx.split(self.blocks)
 
         def attend(q, k, v):
-            options = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention)
+            options = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention, self.platform)
             return ops.attention(q, k, v, self.dtype, *options)
 
         def layer(x_BxTxD, params_and_index):
@@ -376,7 +391,7 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache of `capacity` columns for `batch` sequences, which share one column per token."""
         shape = (batch * (self.config.kv_heads or self.config.heads), capacity, self.head_width)
-        dtype = ops.cache_dtype(self.dtype)
+        dtype = ops.cache_dtype(self.dtype, self.platform)
         return KVCache(
             keys=tuple(jnp.zeros(shape, dtype) for _ in range(self.config.depth)),
             values=tuple(jnp.zeros(shape, dtype) for _ in range(self.config.depth)),

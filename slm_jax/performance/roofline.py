@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slm_jax.config.schema import Config
+from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.performance import devices, flops
 
@@ -35,7 +36,7 @@ class MeasuredPeak(NamedTuple):
 
 
 def measure_peak(dtype: jnp.dtype, shapes: Sequence[MatmulShape] = (), seconds: float = 0.5) -> MeasuredPeak:
-    """Measure the fastest matrix product of one device.
+    """Measure the fastest matrix product of one device, JAX's first.
 
     Large square products are measured, and on CPU the given shapes too: there no shape is best for all (tall products
     can be twice as fast as square ones), and a peak below the step's own products would give an MFU above 100 %.
@@ -46,7 +47,7 @@ def measure_peak(dtype: jnp.dtype, shapes: Sequence[MatmulShape] = (), seconds: 
         seconds: Stop once there was no better result for this time; at most four times as long in all, because a
             machine that other programs use is rarely idle.
     """
-    if jax.default_backend() == "cpu":
+    if Platform.default().name == "cpu":
         chained = 1
         candidates = [(512, 512, 512), (1024, 1024, 1024), *shapes]
     else:  # several products per call, so that the overhead of a call does not count
@@ -118,7 +119,7 @@ class MfuBaseline(NamedTuple):
 
 def mfu_baseline(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> MfuBaseline:
     """Return the vendor's peak in the config's compute dtype, or the measured peak of an unknown device."""
-    dtype = ops.compute_dtype(config.train.dtype)
+    dtype = ops.compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
     device = devices.find(mesh.devices.flat[0].device_kind)
     vendor_peak = device.peak(dtype) if device is not None else None
     if vendor_peak is not None:

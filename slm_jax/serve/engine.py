@@ -127,9 +127,9 @@ class Engine:
         self.run = run
         self.name = name or run.run.path.name
         self.queue_size = queue_size
-        self.block_slots = min(block_slots or (8 if jax.default_backend() == "cpu" else slots), slots)
-        self.slots = -(-slots // self.block_slots) * self.block_slots
         model = run.model
+        self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
+        self.slots = -(-slots // self.block_slots) * self.block_slots
         self.window = min(w for w in (context or run.context, model.config.window or run.context) if w)
         self.eos = run.tokenizer.token2id["<EOS>"]
         self.counters = Counters()

@@ -23,6 +23,7 @@ from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.data.batches.padded import PaddedBatches
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import agreement, multihost, sharding
+from slm_jax.distributed.platform import Platform
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.performance import flops
@@ -186,7 +187,7 @@ def compile_session(opened: OpenRun) -> Session:
         run.save_config(config)
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
-    precision = ops.describe_precision(config.train.dtype)
+    precision = ops.describe_precision(config.train.dtype, Platform.of_mesh(mesh))
     environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
     part = sharding.batch_shard(mesh)
     # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
@@ -254,9 +255,12 @@ def _sampling(config: Config, tokenizer: HybridTokenizer, steps: Steps) -> Calla
 
 def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
     model = config.model
-    dtype = ops.compute_dtype(config.train.dtype)
-    attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, model.dim // model.heads)
-    logger.info("%s, %s, %s", sharding.describe(mesh), ops.describe_precision(config.train.dtype), attention)
+    platform = Platform.of_mesh(mesh)
+    dtype = ops.compute_dtype(config.train.dtype, platform)
+    width = model.dim // model.heads
+    attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, width, platform)
+    precision = ops.describe_precision(config.train.dtype, platform)
+    logger.info("%s, %s, %s", sharding.describe(mesh), precision, attention)
 
 
 def _log_start(opened: OpenRun) -> None:

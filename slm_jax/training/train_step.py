@@ -18,6 +18,7 @@ from flax import nnx
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
+from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
 from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
@@ -94,9 +95,9 @@ def loss_sums(
         if segments_BxT is None:
             segments_BxT = jnp.cumsum(batch["input_ids"] == _EOS_ID, axis=-1, dtype=jnp.int32)
         context = ops.ContextTokens.from_batch(batch["input_ids"], batch.get("attention_mask"), segments_BxT)
-    return ops.cross_entropy(
-        x_BxTxD, model.head_weight(), batch["labels"], model.dtype, weights, context, model.vocab_size
-    )
+    head_VxD = model.head_weight()
+    rest = (model.dtype, weights, context, model.vocab_size, model.platform)
+    return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
 
 
 def loss_fn(
@@ -253,11 +254,14 @@ def eval_step(params: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums
     return loss_sums(nnx.merge(graph, params), batch)
 
 
-def init_state(config: Config, vocab_size: int, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    config: Config, vocab_size: int, optimizer: optax.GradientTransformation, platform: Platform | None = None
+) -> TrainState:
     """Return the state before the first step, drawn from `train.seed`."""
     key = jax.random.key(config.train.seed)
     rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-    model = Transformer(config.model, vocab_size, dtype=ops.compute_dtype(config.train.dtype), rngs=rngs)
+    dtype = ops.compute_dtype(config.train.dtype, platform)
+    model = Transformer(config.model, vocab_size, dtype=dtype, platform=platform, rngs=rngs)
     params = pure_params(model)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -274,16 +278,18 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     Args:
         config: The run's config.
         vocab_size: Entries of the tokenizer's vocabulary.
-        mesh: Devices that hold the state, split as the parameters declare; None: one device.
+        mesh: Devices that hold the state, split as the parameters declare, and that the programs are compiled for;
+            None: JAX's first device.
 
     Raises:
         UserError: If a parameter does not divide over the mesh.
     """
-    graph, _ = abstract_model(config, vocab_size)
+    platform = Platform.default() if mesh is None else Platform.of_mesh(mesh)
+    graph, _ = abstract_model(config, vocab_size, platform)
     partitions = {**declared_partitions(config, vocab_size), **health.PARTITIONS}
-    dtype = ops.compute_dtype(config.train.dtype)
+    dtype = ops.compute_dtype(config.train.dtype, platform)
     optimizer = make_optimizer(config.optimizer, config.train.steps, dtype, partitions)
-    init = functools.partial(init_state, config, vocab_size, optimizer)
+    init = functools.partial(init_state, config, vocab_size, optimizer, platform)
     train = functools.partial(train_step, config=config, graph=graph, optimizer=optimizer)
     evaluate = functools.partial(eval_step, graph=graph)
     merge = functools.partial(nnx.merge, graph)

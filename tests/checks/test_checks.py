@@ -61,7 +61,7 @@ def test_correct_model_sees_the_visible_tokens(fields):
 def attention_that(monkeypatch, mask):
     """Make the model attend with another mask: mask(length, window, valid, segments) -> bool [B or 1, T, T]."""
 
-    def attend(q, k, v, dtype, window=0, valid=None, segments=None, implementation="auto"):
+    def attend(q, k, v, dtype, window=0, valid=None, segments=None, implementation="auto", platform=None):
         return ops.masked_attention(q, k, v, mask(q.shape[1], window, valid, segments), dtype)
 
     monkeypatch.setattr(ops, "attention", attend)

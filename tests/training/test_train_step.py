@@ -12,6 +12,7 @@ from flax import nnx
 
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
+from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
@@ -323,6 +324,29 @@ def test_mean_context_is_a_metric_where_attention_is_limited_by_documents():
     segmented = batch | {"segment_ids": jnp.broadcast_to(jnp.arange(16) // 4, (8, 16)).astype(jnp.int32)}
     metrics = [jax.eval_shape(state.train, jax.eval_shape(state.init), inputs)[1] for inputs in (batch, segmented)]
     assert ["mean_context" in row for row in metrics] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["cpu", "tpu"])
+def test_step_is_traced_for_the_platform_of_its_model(name):
+    """A TPU's operations in a program that is traced where there is none: nothing asks for the present device."""
+    platform = Platform(name)
+    config = tiny_config(train__dtype="auto", train__sequence_length=128, model__scan_layers=True)
+    graph, params = abstract_model(config, VOCAB, platform)
+    batch = {name: jax.ShapeDtypeStruct((8, 128), jnp.int32) for name in ("input_ids", "labels")}
+    compute = functools.partial(gradients, graph=graph, weights=LossWeights())
+    program = str(jax.make_jaxpr(lambda params, batch: compute(params, batch, None))(params, batch))
+    dtype = ops.compute_dtype("auto", platform)
+    assert nnx.merge(graph, params).platform == platform
+    assert ("pallas_call" in program) == (name == "tpu")  # splash attention
+    assert ("optimization_barrier" in program) == (name == "cpu")  # transposes for the bfloat16 units of CPUs
+    assert ops.cache_dtype(dtype, platform) == (jnp.float32 if name == "cpu" else jnp.bfloat16)
+
+
+def test_steps_take_the_platform_of_their_mesh():
+    config = tiny_config()
+    mesh = sharding.make_mesh(config)
+    steps = make_steps(config, VOCAB, mesh)
+    assert steps.model(jax.eval_shape(steps.init).params).platform == Platform.of_mesh(mesh) == Platform("cpu")
 
 
 def test_run_compiles_the_step_once():

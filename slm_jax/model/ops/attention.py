@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.distributed.partitioning import map_over_batch_and_heads
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops.attention_blocks import MASKED, blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
 from slm_jax.model.ops.matmul import einsum
@@ -93,13 +94,13 @@ def masked_attention(
     return out.reshape(b, t, h, k)
 
 
-def cache_dtype(dtype: jnp.dtype) -> jnp.dtype:
+def cache_dtype(dtype: jnp.dtype, platform: Platform) -> jnp.dtype:
     """Return the dtype that a cache of keys and values is stored in.
 
     On CPU it is float32, holding values rounded to `dtype`: XLA would convert all of a bfloat16 cache to float32 at
     every step (batch 8, 256 tokens, 8 heads of 32: 1.1 ms per layer and step in place of 0.15).
     """
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
+    return jnp.dtype(jnp.float32) if platform.name == "cpu" else dtype
 
 
 def _round_to(x: jax.Array, dtype: jnp.dtype, storage_dtype: jnp.dtype) -> jax.Array:
@@ -180,6 +181,7 @@ def attention(
     valid_BxT: jax.Array | None = None,
     segment_ids_BxT: jax.Array | None = None,
     implementation: str = "auto",
+    platform: Platform | None = None,
 ) -> jax.Array:
     """Return causal self-attention over T tokens. Products are in dtype, the softmax in float32.
 
@@ -192,6 +194,7 @@ def attention(
         valid_BxT: 0 for padding, which is never attended to.
         segment_ids_BxT: Attention stays inside a segment.
         implementation: The value of `model.attention`, see `choose_attention`.
+        platform: The hardware that the program is compiled for; None: JAX's first device.
 
     Returns:
         float32 [B, T, H, K]. The outputs of padding queries are unspecified.
@@ -199,7 +202,8 @@ def attention(
     Raises:
         UserError: If the named implementation cannot run.
     """
-    name, _ = choose_attention(implementation, dtype, q_BxTxHxK.shape[1], q_BxTxHxK.shape[3])
+    _, length, _, width = q_BxTxHxK.shape
+    name, _ = choose_attention(implementation, dtype, length, width, platform)
     arrays = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     if name == "naive":
         return naive_attention(*arrays, dtype, window, valid_BxT, segment_ids_BxT)
@@ -217,7 +221,9 @@ _FAST: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) -> tuple[str, str]:
+def choose_attention(
+    requested: str, dtype: jnp.dtype, length: int, width: int, platform: Platform | None = None
+) -> tuple[str, str]:
     """Choose the implementation of attention.
 
     Args:
@@ -226,23 +232,25 @@ def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) 
         dtype: Compute dtype.
         length: Tokens of a sequence, T.
         width: Channels of a head, K.
+        platform: The hardware; None: JAX's first device.
 
     Returns:
-        (implementation, reason): the reason why it is not the backend's kernel, or "".
+        (implementation, reason): the reason why it is not the platform's kernel, or "".
 
     Raises:
         UserError: If an implementation that was requested by name cannot run.
     """
     if requested in ("blocks", "naive"):
         return requested, ""
+    platform = platform or Platform.default()
     kernel = requested
     if requested == "auto":
-        kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "blocks")
+        kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform.name, "blocks")
     problem = ""
     if kernel == "cudnn":
-        problem = _cudnn_problem(dtype, length, width)
+        problem = _cudnn_problem(dtype, length, width, platform)
     elif kernel == "splash":
-        problem = _splash_problem(dtype, length)
+        problem = _splash_problem(dtype, length, platform)
     if not problem:
         return kernel, ""
     if requested != "auto":
@@ -250,10 +258,10 @@ def choose_attention(requested: str, dtype: jnp.dtype, length: int, width: int) 
     return "blocks", f"{kernel}: {problem}"
 
 
-def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
+def _cudnn_problem(dtype: jnp.dtype, length: int, width: int, platform: Platform) -> str:
     """Return why cuDNN's flash attention cannot run, or "". The conditions are those of `jax.nn`'s implementation."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    if jax.default_backend() != "gpu" or not capability[:1].isdigit():  # AMD's are names such as gfx942
+    capability = platform.capability
+    if platform.name != "gpu" or not capability[:1].isdigit():  # AMD's are names such as gfx942
         return "there is no NVIDIA GPU"
     major = int(capability.partition(".")[0])
     if major < 8:
@@ -267,9 +275,9 @@ def _cudnn_problem(dtype: jnp.dtype, length: int, width: int) -> str:
     return f"{length} tokens are an odd number" if length % 2 else ""
 
 
-def _splash_problem(dtype: jnp.dtype, length: int) -> str:
+def _splash_problem(dtype: jnp.dtype, length: int, platform: Platform) -> str:
     """Return why splash attention cannot run, or ""."""
-    if jax.default_backend() != "tpu":
+    if platform.name != "tpu":
         return "there is no TPU"
     if dtype == jnp.float32:  # its kernel requests no precision, so the TPU would round operands to bfloat16
         return "its products are not of float32 precision"
@@ -277,8 +285,10 @@ def _splash_problem(dtype: jnp.dtype, length: int) -> str:
     return f"{length} tokens are not a multiple of 128" if length % 128 else ""
 
 
-def describe_attention(requested: str, dtype: jnp.dtype, length: int, width: int) -> str:
+def describe_attention(
+    requested: str, dtype: jnp.dtype, length: int, width: int, platform: Platform | None = None
+) -> str:
     """Return one phrase on the implementation that runs, and why; arguments and errors as in `choose_attention`."""
-    name, reason = choose_attention(requested, dtype, length, width)
+    name, reason = choose_attention(requested, dtype, length, width, platform)
     text = {"blocks": "in blocks", "naive": "naive", "cudnn": "by cuDNN", "splash": "by splash attention"}[name]
     return f"attention {text}" + (f" ({reason})" if reason else "")

@@ -7,21 +7,24 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from slm_jax.distributed.platform import Platform
+
 # CDNA 1 to 4, RDNA 3 and 4; not Vega (gfx900, gfx906, gfx90c), nor RDNA 1 and 2 (gfx10).
 _AMD_WITH_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 
 
-def compute_dtype(choice: Literal["auto", "float32", "bfloat16"]) -> jnp.dtype:
+def compute_dtype(choice: Literal["auto", "float32", "bfloat16"], platform: Platform | None = None) -> jnp.dtype:
     """Return the dtype of the matrix products' operands.
 
     Parameters, optimizer state, norms, softmax and the loss are float32 in any case.
 
     Args:
         choice: The value of `train.dtype`; "auto" is bfloat16 if the hardware has units for it, else float32.
+        platform: The hardware; None: JAX's first device.
     """
     if choice != "auto":
         return jnp.dtype(choice)
-    return jnp.dtype(jnp.bfloat16 if _has_bfloat16_units() else jnp.float32)
+    return jnp.dtype(jnp.bfloat16 if _has_bfloat16_units(platform or Platform.default()) else jnp.float32)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -32,9 +35,9 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def describe_precision(choice: Literal["auto", "float32", "bfloat16"]) -> str:
-    """Return one phrase on the precision of products and parameters, and the reason."""
-    dtype = compute_dtype(choice)
+def describe_precision(choice: Literal["auto", "float32", "bfloat16"], platform: Platform | None = None) -> str:
+    """Return one phrase on the precision of products and parameters, and the reason; arguments as `compute_dtype`."""
+    dtype = compute_dtype(choice, platform)
     if choice != "auto":
         reason = "train.dtype"
     elif dtype == jnp.bfloat16:
@@ -45,12 +48,11 @@ def describe_precision(choice: Literal["auto", "float32", "bfloat16"]) -> str:
 
 
 @functools.cache
-def _has_bfloat16_units() -> bool:
-    backend = jax.default_backend()
-    if backend == "tpu":
+def _has_bfloat16_units(platform: Platform) -> bool:
+    if platform.name == "tpu":
         return True
-    if backend == "gpu":  # NVIDIA since Ampere (compute capability 8.0)
-        capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
+    if platform.name == "gpu":  # NVIDIA since Ampere (compute capability 8.0)
+        capability = platform.capability
         return capability.startswith(_AMD_WITH_BFLOAT16) or (capability[:1].isdigit() and float(capability) >= 8.0)
     try:
         flags = Path("/proc/cpuinfo").read_text()

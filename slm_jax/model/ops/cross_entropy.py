@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.distributed.partitioning import sum_over_batch
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops.matmul import einsum, transposed_dot_f32
 from slm_jax.utils.batch import IGNORE_INDEX
 
@@ -159,6 +160,7 @@ def cross_entropy(
     weights: LossWeights = LossWeights(),
     context: ContextTokens | None = None,
     vocab_size: int = 0,
+    platform: Platform | None = None,
 ) -> LossSums:
     """Return the sums of the next-token loss of hidden states under the output head.
 
@@ -172,15 +174,22 @@ def cross_entropy(
         weights: Weights of the additional terms.
         context: Tokens of the batch, required if `weights.ul_alpha` is not 0.
         vocab_size: Rows of the head that are vocabulary entries, the rest is padding; 0: all.
+        platform: The hardware that the gradients are written for; None: JAX's first device.
     """
     assert context is not None or not weights.ul_alpha, "the unlikelihood term needs the context"
     context = context if weights.ul_alpha else None
     # Each device sums over its own sequences: XLA would sum the head's gradient over all devices once per chunk.
-    f = functools.partial(_split_and_sum, dtype=dtype, weights=weights, vocab_size=vocab_size or len(head_VxD))
+    f = functools.partial(
+        _split_and_sum,
+        dtype=dtype,
+        weights=weights,
+        vocab_size=vocab_size or len(head_VxD),
+        platform=platform or Platform.default(),
+    )
     return sum_over_batch(f, x_BxTxD, head_VxD, labels_BxT, context, replicated=(1,))
 
 
-def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab_size):
+def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab_size, platform):
     """Pad T to a multiple of the chunks, split into chunks and sum over them."""
     b, t, d = x_BxTxD.shape
     # Split along T, not B: a chunk contains positions of every sequence, and the head's rows of the text's own tokens
@@ -193,7 +202,7 @@ def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab
     context = jax.tree.map(lambda array_BxT: jnp.pad(array_BxT, padding), context)
     x_SxBxCxD = x_BxTxD.reshape(b, chunks, size, d).swapaxes(0, 1)
     labels_SxBxC = labels_BxT.reshape(b, chunks, size).swapaxes(0, 1)
-    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size)
+    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform)
 
 
 def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int) -> jax.Array:
@@ -263,9 +272,10 @@ def _zero_sums() -> LossSums:
     return LossSums(zero, zero, zero, zero)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform):
     """Return the sums without gradients; differentiation uses `_forward` instead."""
+    del platform
     head_VxD = head_VxD.astype(dtype)
     rows_BxTxD: Any = None if context is None else head_VxD[context.ids_BxT]
 
@@ -282,7 +292,7 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     return jax.lax.scan(add_chunk, _zero_sums(), (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC)))[0]
 
 
-def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size):
+def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform):
     """Return the sums, and the gradients of `loss` by the hidden states and the head."""
     head_VxD = head_VxD.astype(dtype)
     vocab_V = jnp.arange(len(head_VxD))
@@ -315,7 +325,8 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0).astype(dtype)
         dx_BxCxD += einsum("bcv,vd->bcd", dlogits_BxCxV, head_VxD, dtype)
         positions = x_BxCxD.shape[0] * x_BxCxD.shape[1]
-        dhead_VxD += transposed_dot_f32(dlogits_BxCxV.reshape(positions, -1), x_BxCxD.reshape(positions, -1))
+        dlogits_NxV = dlogits_BxCxV.reshape(positions, -1)
+        dhead_VxD += transposed_dot_f32(dlogits_NxV, x_BxCxD.reshape(positions, -1), platform)
         return (jax.tree.map(jnp.add, total, sums), dhead_VxD, drows_BxTxD), dx_BxCxD
 
     start = (
@@ -335,7 +346,7 @@ def _starts(labels_SxBxC: jax.Array) -> jax.Array:
     return jnp.arange(labels_SxBxC.shape[0]) * labels_SxBxC.shape[2]
 
 
-def _backward(dtype, weights, vocab_size, residuals, g):
+def _backward(dtype, weights, vocab_size, platform, residuals, g):
     """Scale the gradients that the forward pass computed; g holds the gradient of each field of LossSums."""
     dx_SxBxCxD, dhead_VxD = residuals
     return dx_SxBxCxD * g.loss, dhead_VxD * g.loss, None, None

@@ -15,6 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops.backend import precision
 
 
@@ -33,53 +34,56 @@ def naive_matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return einsum("...i,io->...o", x, w_IxO, dtype)
 
 
-def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform | None = None) -> jax.Array:
     """Return x·w with the operands rounded to dtype, accumulated in float32.
 
     Args:
         x: float32 [..., I].
         w_IxO: float32 weight.
         dtype: float32 or bfloat16.
+        platform: The hardware that the gradients are written for; None: JAX's first device.
 
     Returns:
         float32 [..., O]. The gradients are float32 too.
     """
     if dtype == jnp.float32:
         return naive_matmul(x, w_IxO, dtype)
-    y_NxO = _matmul(x.reshape(-1, x.shape[-1]), w_IxO, dtype)
+    y_NxO = _matmul(x.reshape(-1, x.shape[-1]), w_IxO, dtype, platform or Platform.default())
     return y_NxO.reshape(*x.shape[:-1], w_IxO.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return _forward(x_NxI, w_IxO, dtype)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform) -> jax.Array:
+    return _forward(x_NxI, w_IxO, dtype, platform)[0]
 
 
-def _forward(x_NxI, w_IxO, dtype):
+def _forward(x_NxI, w_IxO, dtype, platform):
+    del platform
     x_NxI, w_IxO = x_NxI.astype(dtype), w_IxO.astype(dtype)
     y_NxO = jax.lax.dot_general(x_NxI, w_IxO, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return y_NxO, (x_NxI, w_IxO)
 
 
-def _backward(dtype, residuals, g_NxO):
+def _backward(dtype, platform, residuals, g_NxO):
     x_NxI, w_IxO = residuals
     g_NxO = g_NxO.astype(dtype)
     # dx = g·wᵀ contracts the last axis of both, dw = xᵀ·g the first axis of both.
     dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return dx_NxI, transposed_dot_f32(x_NxI, g_NxO)
+    return dx_NxI, transposed_dot_f32(x_NxI, g_NxO, platform)
 
 
 _matmul.defvjp(_forward, _backward)
 
 
-def transposed_dot_f32(a_NxI: jax.Array, b_NxO: jax.Array) -> jax.Array:
+def transposed_dot_f32(a_NxI: jax.Array, b_NxO: jax.Array, platform: Platform) -> jax.Array:
     """Return aᵀ·b in float32 [I, O], computed on the bfloat16 units (see the top of the file).
 
     Args:
         a_NxI: Left operand, float32 or bfloat16.
         b_NxO: Right operand, of the same dtype.
+        platform: The hardware that the product runs on.
     """
-    if jax.default_backend() != "cpu" or a_NxI.dtype == jnp.float32:
+    if platform.name != "cpu" or a_NxI.dtype == jnp.float32:
         return einsum("ni,no->io", a_NxI, b_NxO, a_NxI.dtype)
     a_1xIxN = jax.lax.optimization_barrier(a_NxI.T)[None]
     dims = (((2,), (1,)), ((0,), (0,)))

@@ -1,5 +1,7 @@
 """Test every implementation of attention against the naive one: values and gradients, every mask, any length."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import map_over_batch_and_heads
+from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import attention, describe_attention, naive_attention
 from slm_jax.model.ops.attention_blocks import blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
-from slm_jax.model.ops.backend import _has_bfloat16_units, compute_dtype
+from slm_jax.model.ops.backend import compute_dtype
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 
@@ -140,31 +143,27 @@ def test_unavailable_implementation_is_rejected_by_name():
     ("dtype", "length", "width", "reason"),
     [(FLOAT32, 256, 64, "bfloat16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
 )
-def test_gpu_falls_back_to_blocks_with_a_reason(monkeypatch, dtype, length, width, reason):
-    """The hardware is simulated, the choice of the implementation is real."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = type("Device", (), {"compute_capability": "9.0"})
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by cuDNN"
-    described = describe_attention("auto", dtype, length, width)
+def test_gpu_falls_back_to_blocks_with_a_reason(dtype, length, width, reason):
+    hopper = Platform("gpu", "9.0")
+    assert describe_attention("auto", BFLOAT16, 256, 64, hopper) == "attention by cuDNN"
+    described = describe_attention("auto", dtype, length, width, hopper)
     assert described.startswith("attention in blocks (cudnn: ")
     assert reason in described
 
 
-def test_amd_gpus_have_no_cudnn(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": "gfx942"})])
-    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention in blocks (cudnn: there is no NVIDIA GPU)"
+def test_amd_gpus_have_no_cudnn():
+    described = describe_attention("auto", BFLOAT16, 256, 64, Platform("gpu", "gfx942"))
+    assert described == "attention in blocks (cudnn: there is no NVIDIA GPU)"
 
 
-def test_float32_on_a_tpu_is_computed_in_full_precision(monkeypatch):
+def test_float32_on_a_tpu_is_computed_in_full_precision():
     """The products of splash attention request no precision: a TPU would round their operands to bfloat16."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert describe_attention("auto", BFLOAT16, 256, 64) == "attention by splash attention"
-    assert "float32 precision" in describe_attention("auto", FLOAT32, 256, 64)
-    assert describe_attention("auto", FLOAT32, 256, 64).startswith("attention in blocks")
+    tpu = Platform("tpu")
+    assert describe_attention("auto", BFLOAT16, 256, 64, tpu) == "attention by splash attention"
+    assert "float32 precision" in describe_attention("auto", FLOAT32, 256, 64, tpu)
+    assert describe_attention("auto", FLOAT32, 256, 64, tpu).startswith("attention in blocks")
     with pytest.raises(UserError, match="float32 precision"):
-        describe_attention("splash", FLOAT32, 256, 64)
+        describe_attention("splash", FLOAT32, 256, 64, tpu)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +176,13 @@ def test_float32_on_a_tpu_is_computed_in_full_precision(monkeypatch):
         *((name, BFLOAT16) for name in ("gfx908", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1201")),
     ],
 )
-def test_gpus_with_bfloat16_units(monkeypatch, capability, dtype):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
-    _has_bfloat16_units.cache_clear()
-    try:
-        assert compute_dtype("auto") == dtype
-    finally:
-        _has_bfloat16_units.cache_clear()
+def test_gpus_with_bfloat16_units(capability, dtype):
+    assert compute_dtype("auto", Platform("gpu", capability)) == dtype
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm", "gpu", "tpu", "cpu"])
+def test_platform_of_a_device(name):
+    """Devices of a topology carry the plugin's name; only GPUs have a capability."""
+    device = SimpleNamespace(platform=name, compute_capability="9.0")
+    is_gpu = name in ("cuda", "rocm", "gpu")
+    assert Platform.of_device(device) == Platform("gpu" if is_gpu else name, "9.0" if is_gpu else "")
