@@ -111,11 +111,6 @@ def is_replicated(tree: Any) -> bool:
     return all(x.is_fully_replicated for x in jax.tree.leaves(tree))
 
 
-def gather(tree: Any) -> Any:
-    """Return a tree of split arrays with each of them held in full by every device; a collective operation."""
-    return jax.jit(lambda x: x, out_shardings=replicated(jax.tree.leaves(tree)[0].sharding.mesh))(tree)
-
-
 def local_replica(tree: Any) -> Any:
     """Return the arrays of a replicated tree as those of the first device of this process; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

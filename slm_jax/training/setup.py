@@ -239,16 +239,14 @@ def _sampling(config: Config, tokenizer: HybridTokenizer, steps: Steps) -> Calla
     def generate_samples(params: Any) -> list[str]:
         if not (config.eval.sample_tokens and prompts):
             return []
-        if multihost.process_count() > 1 and not sharding.is_replicated(params):
-            params = sharding.gather(params)  # the first process generates alone
         if sharding.is_replicated(params):
             if not multihost.is_first():
                 return []
             params = sharding.local_replica(params)  # one device is enough
-        # Otherwise the parameters stay split: in full they may not fit on a device.
+        # Otherwise the parameters stay split and all processes generate: in full they may not fit on a device.
         model = steps.model(params)
         texts = generate(model, tokenizer, prompts, config.eval.sample_tokens, sampling, config.train.sequence_length)
-        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)] if multihost.is_first() else []
 
     return generate_samples
 

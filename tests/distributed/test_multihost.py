@@ -16,6 +16,7 @@ from slm_jax.cli.options import MultihostOptions, read_options
 from slm_jax.distributed import agreement, lifecycle, multihost
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
+from slm_jax.run.samples import read_samples
 from slm_jax.utils.errors import UserError
 from tests.processes import command_environment
 from tests.runs import without_clock
@@ -90,6 +91,10 @@ def test_run_of_two_processes_resumes_on_one(folder):
         status, error = finish(start(folder, run, 1, 1, *options))[0]
         assert status == 0, error
     assert_close(rows(folder, "two"), rows(folder, "one"))
+    # Generated with parameters split over both processes, and by one device.
+    split, alone = (read_samples(Run(folder / run).samples) for run in ("two", "one"))
+    assert split == alone
+    assert any(sample.step == 5 for sample in split)
 
 
 @pytest.mark.slow
