@@ -18,6 +18,7 @@ stage in stages/01-NAME, stages/02-NAME…
 """
 
 import contextlib
+import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, locked_folder, replace_text
+
+logger = logging.getLogger(__name__)
 
 _CONFIG_HEADER = "# The resolved options of a run. After an edit by hand, shorten the last line to '# end'."
 _CONFIG_END = "# end"
@@ -274,27 +277,55 @@ def find_run(path: str | None, trained: bool = False) -> Run:
     """Find a run.
 
     Args:
-        path: A run directory; a curriculum stands for its newest stage; None: the newest run in `runs/`.
+        path: A run directory; a curriculum stands for its newest stage; None: the newest run in `runs/` that can be
+            read; the others are skipped with a warning.
         trained: Without a path, consider only runs with a checkpoint.
 
     Raises:
-        UserError: There is no such run; the newest runs are named.
+        UserError: There is no such run (the newest runs are named), or that in `path` cannot be read.
     """
-    candidates = [run for folder in RUNS.glob("*") if (run := _run_in(folder)) is not None]
-    runs = sorted(candidates, key=lambda run: run.path.stat().st_mtime)
     if path is None:
-        usable = [run for run in runs if not trained or run.newest_step() is not None]
-        if usable:
-            return usable[-1]
-        kind = "no run with a checkpoint" if runs else "no run"
-        raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
+        return _newest_run(trained)
     run = _run_in(Path(path))
     if run is None:
         # The run that this very command is creating has no text yet; checkpoints may be in a bucket.
-        shown = [run for run in runs if run.corpus.is_dir()][-5:]
+        shown = [run for run in _runs_by_age() if run.corpus.is_dir()][-5:]
         known = f"; existing runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
         raise UserError(f"no run in {path} (it has no config.toml){known}")
     return run
+
+
+def _newest_run(trained: bool) -> Run:
+    """Return the newest run in `runs/` that can be read, with `trained` the newest one with a checkpoint."""
+    runs = _runs_by_age()
+    for run in reversed(runs):
+        try:
+            run.read_options()
+            if not trained or run.newest_step() is not None:
+                return run
+        except UserError as error:
+            _warn_of_skipped(run.path, error)
+    kind = "no run with a checkpoint" if runs else "no run"
+    raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
+
+
+def _runs_by_age() -> list[Run]:
+    """Return the runs in `runs/`, the newest last; folders that cannot be read are skipped with a warning."""
+    aged = []
+    for folder in RUNS.glob("*"):
+        try:
+            run = _run_in(folder)
+            if run is not None:
+                aged.append((run.path.stat().st_mtime, run))
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except (UserError, OSError) as error:
+            _warn_of_skipped(folder, error)
+    return [run for _, run in sorted(aged, key=lambda each: each[0])]
+
+
+def _warn_of_skipped(folder: Path, error: Exception) -> None:
+    logger.warning("%s is skipped in the search for the newest run: %s", folder, error)
 
 
 def _run_in(folder: Path) -> Run | None:

@@ -40,6 +40,27 @@ def test_resume_takes_the_newest_run_with_a_checkpoint(runs):
         parse_args(["--resume"])
 
 
+def test_a_damaged_run_is_skipped_unless_it_is_named(runs, caplog):
+    (runs / "curriculum" / "stages" / "01-a").mkdir(parents=True)
+    (runs / "curriculum" / "stages" / "01-a" / "config.toml").write_text("[train\n")
+    config = Run(runs / "new").config
+    config.write_text("".join(config.read_text().splitlines(keepends=True)[:-3]))
+    os.utime(runs / "new", (1e9, 1e9))
+    assert find_run(None).path.name == "refused"
+    assert find_run(None, trained=True).path.name == "old"
+    assert parse_args(["--resume"])[1].path.name == "old"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert sum("runs/new is skipped" in each and "its end is missing" in each for each in warnings) == 3
+    assert sum("runs/curriculum is skipped" in each and "not valid TOML" in each for each in warnings) == 3
+    assert find_run("runs/refused").path.name == "refused"
+    with pytest.raises(UserError, match="its end is missing"):
+        parse_args(["--resume", "--run", "runs/new"])
+    with pytest.raises(UserError, match=r"runs/curriculum/.* is not valid TOML"):
+        find_run("runs/curriculum")
+    with pytest.raises(UserError, match=r"no run in missing"):
+        find_run("missing")
+
+
 def test_options_bind_when_something_depends_on_them(runs):
     run = Run(runs / "new")
     config = Config()
