@@ -264,6 +264,38 @@ def test_keys_of_the_saved_progress(tmp_path, tokenizer, small_shards, monkeypat
     assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
 
 
+def test_a_damaged_partial_build_starts_again(tmp_path, tokenizer, small_shards, monkeypatch, caplog):
+    """A damaged header is an exception of any kind in NumPy, and damaged digests would change what is deduplicated."""
+    source = ListSource(TEXTS)
+    build_corpus(tmp_path / "complete", source, tokenizer, CorpusOptions(0.2))
+    write = build._write_file
+
+    def interrupted(path, content):
+        if path.name == "train-00005.tokens.npy":
+            raise Killed
+        write(path, content)
+
+    name = "train-00002.documents.npy"
+    content = (tmp_path / "complete" / name).read_bytes()
+    swapped = content[:-30] + bytes(byte ^ 1 for byte in content[-30:])
+    for damaged in (b"", content[:60], content[:-1], b"\x80\x04K\x01.", content.replace(b"{", b"[", 1), swapped, None):
+        monkeypatch.setattr(build, "_write_file", interrupted)
+        with pytest.raises(Killed):
+            build_corpus(tmp_path / "cut", source, tokenizer, CorpusOptions(0.2))
+        file = tmp_path / "cut.partial" / name
+        file.unlink()
+        if damaged is not None:
+            file.write_bytes(damaged)
+        (tmp_path / "cut.partial" / "tokenizer.hybtok").write_bytes(b"damaged")
+        monkeypatch.setattr(build, "_write_file", write)
+        caplog.clear()
+        build_corpus(tmp_path / "cut", source, tokenizer, CorpusOptions(0.2))
+        assert "cut.partial is damaged (" in caplog.text
+        assert "preparing list from its beginning" in caplog.text
+        assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
+        shutil.rmtree(tmp_path / "cut")
+
+
 def test_two_writers_of_a_file_use_different_temporary_files(tmp_path):
     path = tmp_path / "a.json"
 

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import FORMAT, SPLITS, shard_files
+from slm_jax.data.corpus.corpus import FORMAT, SPLITS, open_array, shard_files
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
@@ -174,13 +174,21 @@ def _build_shards(
 ) -> BuildProgress:
     """Write the tokenizer and the shards that are missing."""
     progress = BuildProgress.load(partial)
-    tokenizer_file = partial / "tokenizer.hybtok"
+    if progress is not None and not progress.done:
+        try:
+            for split in SPLITS:
+                _read_digests(partial, progress, split)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): preparing %s from its beginning", partial, error, source.name)
+            shutil.rmtree(partial)
+            partial.mkdir()
+            progress = None
+    tokenizer.save(partial / "tokenizer.hybtok")
     if progress is None:
         if sample is None:
             sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
         plan = make_plan(sample.documents(), options.validation_fraction, sample.complete)
         progress = BuildProgress(plan, len(sample.items))
-        tokenizer.save(tokenizer_file)
         progress.save(partial)
         _write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)
     elif not progress.done:
@@ -254,18 +262,29 @@ def _groups(
 
 def _resume_assigner(folder: Path, progress: BuildProgress, options: CorpusOptions) -> SplitAssigner:
     """Return an assigner that knows the texts of the shards on disk."""
-    digests: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for number in range(len(progress.shards[split])):
-            digests[split] += np.load(folder / shard_files(split, number)[1])["digest"].tolist()
-    train_digests = digests["train"] if options.deduplicate else ()
     return SplitAssigner(
         progress.plan,
         options.deduplicate,
         options.max_validation_characters,
-        train_digests,
-        digests["validation"],
+        _read_digests(folder, progress, "train") if options.deduplicate else (),
+        _read_digests(folder, progress, "validation"),
     )
+
+
+def _read_digests(folder: Path, progress: BuildProgress, split: str) -> list[int]:
+    """Return the digests of the texts of a split in the shards on disk.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: A file, or its entry, is damaged.
+    """
+    digests: list[int] = []
+    for number, entry in enumerate(progress.shards[split]):
+        name = shard_files(split, number)[1]
+        documents = open_array(folder / name, DOCUMENT_DTYPE, entry["documents"])
+        if checksum(documents) != entry["documents_sha256"]:
+            raise ValueError(f"{name}: its checksum is not that of progress.json")
+        digests += documents["digest"].tolist()
+    return digests
 
 
 class _ShardWriter:
