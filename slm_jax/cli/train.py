@@ -1,5 +1,6 @@
 """The command `python -m slm_jax.train`."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -15,7 +16,7 @@ from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, lifecycle, multihost
 from slm_jax.run.directory import Run, curriculum_of, find_run
-from slm_jax.run.naming import new_run
+from slm_jax.run.naming import new_run, removed_if_unused
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
@@ -127,11 +128,11 @@ def main(args: Sequence[str] | None = None) -> None:
         config, run = _agreed_config_and_run(options, overrides)
     from slm_jax.utils.process import tune_process
 
-    tune_process(config.train.deterministic)  # before a device is opened
     start = time.monotonic()
     again = f"{PROG} --run {shlex.quote(str(run.path))}"
     try:
-        with lifecycle.exit_together():
+        with lifecycle.exit_together(), removed_if_unused(run) if multihost.is_first() else contextlib.nullcontext():
+            tune_process(config.train.deterministic)  # before a device is opened
             result = train(config, run.path)
     except KeyboardInterrupt:  # before the first step, or a second one
         print(

@@ -24,7 +24,7 @@ from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
-from slm_jax.run.directory import Run, stages_in
+from slm_jax.run.directory import UNUSED, Run, stages_in
 from slm_jax.run.results import BENCHMARKS, append_benchmark
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
@@ -112,7 +112,7 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
     from slm_jax.data.sources.registry import make_sources
     from slm_jax.evaluation.suite import parse_tasks
 
-    names = {entry.name for entry in folder.iterdir() if not is_partial(entry)} - {".lock"}
+    names = {entry.name for entry in folder.iterdir() if not is_partial(entry)} - {".lock", UNUSED}
     if names and CURRICULUM not in names:
         content = "a run" if Run(folder).exists() else "files"
         raise UserError(f"{folder} holds {content} but no curriculum: use another --run")
@@ -134,6 +134,7 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
         raise UserError(f"{folder} cannot be trained:{listed}{hint if started else ''}")
     stage_scores.forget(folder, [run.name for run in started])
     replace_text(folder / CURRICULUM, curriculum.to_toml())
+    (folder / UNUSED).unlink(missing_ok=True)
     _make_tokenizer(folder, curriculum)
 
 

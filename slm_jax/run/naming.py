@@ -1,7 +1,9 @@
 """Names of new runs: short, and different for runs that start at the same time."""
 
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 
 from slm_jax.config.paths import RUNS
 from slm_jax.config.schema import Config
@@ -36,6 +38,19 @@ def new_run(config: Config) -> Run:
             raise UserError(f"cannot create {run.path}: {error.strerror}. Use another folder: --run DIR") from None
         return run
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def removed_if_unused(run: Run) -> Iterator[None]:
+    """Remove a directory that `new_run` has created when the block ends, unless a run has begun in it."""
+    try:
+        yield
+    finally:
+        if not run.exists() and (run.path / UNUSED).exists():
+            with contextlib.suppress(OSError):  # it holds other files
+                for name in (UNUSED, ".lock"):
+                    (run.path / name).unlink(missing_ok=True)
+                run.path.rmdir()
 
 
 def _text_name(config: Config) -> str:

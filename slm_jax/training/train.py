@@ -22,7 +22,7 @@ from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
-from slm_jax.run.naming import new_run
+from slm_jax.run.naming import new_run, removed_if_unused
 from slm_jax.training.result import Result
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import PARTIAL
@@ -105,7 +105,7 @@ def _locked(run: Run, config: Config) -> Iterator[None]:
         yield
         return
     is_new = run.is_new()
-    with run.lock(config.checkpoint.folder):
+    with removed_if_unused(run), run.lock(config.checkpoint.folder):
         try:
             yield
         except BaseException:

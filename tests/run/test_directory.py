@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from slm_jax.cli import train as train_command
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
 from slm_jax.performance import flops
+from slm_jax.report.run_data import read_report_data
 from slm_jax.run.directory import Run, find_run
-from slm_jax.run.naming import new_run
+from slm_jax.run.naming import new_run, removed_if_unused
 from slm_jax.training.train import train
+from slm_jax.utils import process
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import locked_folder
 
 
 @pytest.fixture
@@ -174,3 +178,39 @@ def test_directory_of_a_run_without_text_is_removed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"empty\.txt is empty"):
         train(Config.load(**{"data.files": ("empty.txt",), "data.cache": "cache"}))
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_directory_that_was_not_used_is_removed(tmp_path, monkeypatch):
+    """Whatever ends the command between the creation of the directory and the first file of the run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text\n")
+
+    def raise_error(error):
+        raise error
+
+    monkeypatch.setattr(train_command.os, "_exit", lambda status: raise_error(SystemExit(status)))
+    for error, end in ((UserError("refused"), UserError), (KeyboardInterrupt(), SystemExit), (OSError(), OSError)):
+        monkeypatch.setattr(process, "tune_process", lambda *_, error=error: raise_error(error))
+        with pytest.raises(end):
+            train_command.main(["a.txt"])
+        assert list((tmp_path / "runs").iterdir()) == []
+    config = Config.load(**{"data.files": ("a.txt",), "checkpoint.folder": "saved"})
+    with locked_folder(tmp_path / "saved", "", ""), pytest.raises(UserError, match="another process is saving"):
+        train(config)
+    assert list((tmp_path / "runs").iterdir()) == []
+    run = new_run(config)
+    with removed_if_unused(run):
+        (run.path / "notes.txt").write_text("mine")
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+
+
+def test_directory_left_by_a_killed_process_is_ignored(runs):
+    unused = new_run(Config())
+    assert find_run(None).path.name == "new"
+    for search in (find_run, read_report_data):
+        with pytest.raises(UserError, match=f"no run in {unused.path} "):
+            search(str(unused.path) if search is find_run else unused.path)
+    assert new_run(Config()).path.name == f"{unused.path.name}-2"
+    with unused.lock():
+        unused.begin(Config())
+    assert find_run(None).path == unused.path
