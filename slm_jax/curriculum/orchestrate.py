@@ -26,6 +26,7 @@ from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import UNUSED, Run, stages_in
 from slm_jax.run.results import BENCHMARKS, append_benchmark
+from slm_jax.run.trend import Trend
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
@@ -165,17 +166,30 @@ def _changed_options(folder: Path, stage: Stage, run: Run) -> Iterator[str]:
         return
     saved = run.read_config()
     config = _stage_config(stage, folder)
-    is_done = run.newest_step() == saved.train.steps
+    trend = _newest_trend(run, saved)
+    is_stopped_early = trend.is_over(saved.train.stop_early)
+    is_done = is_stopped_early or run.newest_step() == saved.train.steps
     differences = run.conflicts(_relocated(saved, stage, folder), config)
     if is_done and stage.epochs is None and config.train.steps != saved.train.steps:
         # The next stage has started with its weights: more steps would change what was trained.
         differences["train.steps"] = (saved.train.steps, config.train.steps)
+    if is_stopped_early and not trend.is_over(config.train.stop_early):  # it would be trained further
+        differences["train.stop_early"] = (saved.train.stop_early, config.train.stop_early)
     for name, (old, new) in differences.items():
         yield f"{stage.title} was started with another {name}: {old!r} saved, {new!r} current"
     if is_done and stage.epochs is not None:
         steps = _steps_of_epochs(config, run, stage.epochs)
         if steps != saved.train.steps:
             yield f"{stage.title} had {saved.train.steps} steps: {stage.epochs:g} epochs are {steps}"
+
+
+def _newest_trend(run: Run, saved: Config) -> Trend:
+    """Return the validations of a stage up to its newest checkpoint; none if they cannot end the stage."""
+    if not saved.train.stop_early:
+        return Trend()
+    from slm_jax.run.selection import newest_trend  # imports JAX
+
+    return newest_trend(run)
 
 
 def _stage_config(stage: Stage, folder: Path) -> Config:

@@ -188,18 +188,29 @@ def select_checkpoint(run: Run, step: Step = None) -> Selection:
             return Selection(tuple(newest_first), None, last)
         measured = sorted((each.bits_per_byte, each.step) for each in saved if each.bits_per_byte is not None)
         return Selection(tuple(each for _, each in measured), best, last)
-    if choice == "" and best is not None and not _is_improving(run, positions[last], last):
+    if choice == "" and best is not None and _trend_up_to(run, positions[last], last).since_best:
         return Selection((best, *(each for each in newest_first if each != best)), best, last)
     return Selection(tuple(newest_first), best, last)
 
 
-def _is_improving(run: Run, position: dict[str, Any], step: int) -> bool:
-    """Return whether the newest validation up to the last checkpoint is the best one."""
+def newest_trend(run: Run) -> Trend:
+    """Return the validations of a run up to its newest checkpoint; none without a checkpoint.
+
+    Raises:
+        UserError: The folder of the checkpoints cannot be read.
+    """
+    folder = open_folder(run.checkpoints)
+    steps = _steps(folder)
+    return _trend_up_to(run, _read_position(folder, steps[-1]), steps[-1]) if steps else Trend()
+
+
+def _trend_up_to(run: Run, position: dict[str, Any], step: int) -> Trend:
+    """Return the trend that a checkpoint stores; of earlier versions, that of the rows of `metrics.jsonl`."""
     trend = _trend(position)
     if trend is None:
         rows = (row for _, row in iter_rows(run.metrics, quiet=True))
         trend = Trend.from_rows(row for row in rows if row["step"] <= step)
-    return trend.since_best == 0
+    return trend
 
 
 def _steps_text(saved: Sequence[SavedCheckpoint]) -> str:

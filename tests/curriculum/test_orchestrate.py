@@ -338,6 +338,37 @@ def test_started_stages_cannot_be_changed(workspace, finished):
             orchestrate(workspace.path / "two.toml", bad)
 
 
+def test_a_stage_that_was_stopped_early_is_finished(workspace, tmp_path, monkeypatch):
+    """It is not trained further, and the options that ended it are fixed, also before the next stage is started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    early = workspace.text.replace("train.steps = 8", "train.steps = 40\ntrain.stop_early = 2\noptimizer.lr = 0.5")
+    first = early.partition('[[stages]]\nname = "mixed"')[0]
+    folder = tmp_path / "early"
+
+    def outcome(text, **overrides):
+        (tmp_path / "early.toml").write_text(text)
+        return orchestrate(Curriculum.load(tmp_path / "early.toml", **{"curriculum.evaluate": (), **overrides}), folder)
+
+    end = outcome(first).results[0].step
+    assert end < 40
+    (result,) = outcome(first).results
+    assert (result.step, result.trend.since_best) == (end, 2)
+    rows = Run(folder / "stages" / "01-plain").metrics.read_bytes()
+    for name, value in (("stop_early", 0), ("stop_early", 3), ("steps", 50)):
+        saved = {"stop_early": 2, "steps": 40}[name]
+        for text in (first, early):
+            changed = text.replace(f"train.{name} = {saved}", f"train.{name} = {value}")
+            with pytest.raises(
+                UserError, match=rf"\(plain\) was started with another train\.{name}: {saved} saved, {value}"
+            ):
+                outcome(changed)
+    assert [result.step for result in outcome(first.replace("stop_early = 2", "stop_early = 1")).results] == [end]
+    outcome(early)
+    assert stage_names(folder) == ["01-plain", "02-mixed"]
+    assert Run(folder / "stages" / "01-plain").metrics.read_bytes() == rows
+
+
 def test_all_problems_are_reported_at_once_with_their_stage(workspace, tmp_path):
     text = SHARED.replace("batch_size = 4", "batch_size = 0") + """
 [[stages]]
