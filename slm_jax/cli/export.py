@@ -29,7 +29,7 @@ class Options:
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
-    """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""
+    """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the exported weights; bfloat16 halves the files and keeps 8 bits of precision."""
     license: str = ""

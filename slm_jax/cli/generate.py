@@ -41,7 +41,7 @@ class Options:
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
-    """Number of newest checkpoints whose parameters are averaged; 1: the newest checkpoint alone."""
+    """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
     samples: int = 1
     """Continuations per prompt."""
     max_tokens: int = 200

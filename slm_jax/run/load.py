@@ -58,7 +58,7 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
 
     Args:
         path: The run directory, or a curriculum, which stands for its newest stage; None: the newest run in `runs/`.
-        average: Number of newest checkpoints whose parameters are averaged.
+        average: Number of newest checkpoints whose parameters are averaged; above 1, `step` must be None or "last".
         step: "best" (fewest validation bits per byte), "last", or the number of a step. None: the best checkpoint if
             the newest validation is not the best one, otherwise the last checkpoint. Where the chosen one is corrupt,
             the next best or the one before is used, with a warning; that of a given number is an error.
@@ -67,7 +67,8 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
         The model with its config and tokenizer.
 
     Raises:
-        UserError: There is no such run or checkpoint, or it has not enough valid checkpoints.
+        UserError: There is no such run or checkpoint, it has not enough valid checkpoints, or a step was given together
+            with `average`.
     """
     run = find_run(path, trained=True)
     config = run.read_config()

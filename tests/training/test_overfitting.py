@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slm_jax.checks import FAIL, OK, trained
+from slm_jax.cli import export as export_command
 from slm_jax.cli import generate as generate_command
 from slm_jax.cli import train as command
 from slm_jax.config.schema import Config
@@ -109,6 +110,28 @@ def test_the_best_checkpoint_is_kept_named_and_used(run, capsys, tmp_path):
     assert f"Sample of step {best} " in printed
     assert "train further" not in printed
     assert generate_command.main(["--run", str(path), "--prompt", "ab", "--max_tokens", "2", "--step", "last"]) is None
+
+
+def test_an_average_is_of_the_newest_checkpoints(run, tmp_path):
+    path = str(run.result.run)
+    best = run.result.trend.best.step
+    for step in ("best", best, str(best)):
+        with pytest.raises(
+            UserError, match=rf"average 2 is of the newest checkpoints: leave out step {step}, or give av"
+        ):
+            load_run(path, average=2, step=step)
+        words = ["--run", path, "--average", "2", "--step", str(step)]
+        for command_of, more in (
+            (generate_command, ["--prompt", "ab"]),
+            (export_command, ["--to", str(tmp_path / "x")]),
+        ):
+            with pytest.raises(UserError, match=f"leave out step {step}"):
+                command_of.main([*words, *more])
+    for step in (None, "last"):
+        loaded = load_run(path, average=2, step=step)
+        assert (loaded.step, loaded.step_text) == (40, "mean of 2 checkpoints up to step 40")
+        ends = [load_run(path, step=each).model.embedding[...] for each in ("best", "last")]
+        assert np.allclose(loaded.model.embedding[...], (np.asarray(ends[0]) + np.asarray(ends[1])) / 2, atol=1e-6)
 
 
 def test_a_corrupt_choice_is_replaced_only_where_none_was_made(run, tmp_path, caplog):
