@@ -11,7 +11,7 @@ from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
-from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, open_corpus, read_manifest
+from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, mixture_fingerprint, open_corpus, read_manifest
 from slm_jax.data.corpus.disjoint import copy_without, exclusion_key, find_exclusions, read_digests
 from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
@@ -78,7 +78,7 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
         The run's tokenizer and corpus.
 
     Raises:
-        UserError: The text cannot be read, is too small, or does not fit the tokenizer.
+        UserError: The text cannot be read, is too small, or does not fit the tokenizer or the checkpoints of the run.
     """
     if run.corpus.is_dir():
         tokenizer = load_tokenizer(str(run.tokenizer))
@@ -90,18 +90,39 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
         tokenizer_path = str(run.tokenizer)
     # If a run has lost its corpus, that may have been removed because it was damaged, with the cache's copy of it.
     tokenizer, entries = prepare_cached(config, tokenizer_path, verify=True if run.tokenizer.is_file() else None)
-    parts = []
+    corpora = [open_corpus(entry.folder, tokenizer) for entry in entries]
     labels = source_labels([entry.source.source.name for entry in entries])
-    for entry, label in zip(entries, labels, strict=True):
-        corpus = open_corpus(entry.folder, tokenizer)
-        parts.append(MixturePart(corpus.train, entry.source.weight, label))
-    check_size(config, parts)
+    weights = [entry.source.weight for entry in entries]
+    check_size(config, [MixturePart(c.train, w, label) for c, w, label in zip(corpora, weights, labels, strict=True)])
+    _require_same_text(run, [(corpus.fingerprint, weight) for corpus, weight in zip(corpora, weights, strict=True)])
     tokenizer.save(run.tokenizer)
     _store(entries, run.corpus)
     corpus = open_corpus(run.corpus, tokenizer)
     for line in describe_corpus(corpus):
         logger.info("%s", line)
     return tokenizer, corpus
+
+
+def _require_same_text(run: Run, parts: Sequence[tuple[str, float]]) -> None:
+    """Refuse to store a corpus in a run that was trained on another one, and would be evaluated on this one.
+
+    Args:
+        run: The run, which has lost its corpus if it has a checkpoint.
+        parts: Fingerprint and weight of each corpus that is to be stored.
+
+    Raises:
+        UserError: The newest checkpoint is of another text.
+    """
+    if run.newest_step() is None:
+        return
+    from slm_jax.run.selection import newest_position  # imports JAX
+
+    saved = newest_position(run).get("corpus")
+    if saved not in (None, mixture_fingerprint(parts) if len(parts) > 1 else parts[0][0]):
+        raise UserError(
+            f"{run.corpus} is missing and cannot be prepared again: the text has changed, or an earlier version of "
+            "this program split it in another way. Restore it from a backup, or start another --run"
+        )
 
 
 def has_tokenizer(run: Run) -> bool:

@@ -199,9 +199,19 @@ def newest_trend(run: Run) -> Trend:
     Raises:
         UserError: The folder of the checkpoints cannot be read.
     """
+    step = run.newest_step()
+    return Trend() if step is None else _trend_up_to(run, newest_position(run), step)
+
+
+def newest_position(run: Run) -> dict[str, Any]:
+    """Return the JSON values that the newest checkpoint of a run stores; none without one, or if it is corrupt.
+
+    Raises:
+        UserError: The folder of the checkpoints cannot be read.
+    """
     folder = open_folder(run.checkpoints)
     steps = _steps(folder)
-    return _trend_up_to(run, _read_position(folder, steps[-1]), steps[-1]) if steps else Trend()
+    return _read_position(folder, steps[-1]) if steps else {}
 
 
 def _trend_up_to(run: Run, position: dict[str, Any], step: int) -> Trend:

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
+from slm_jax.training.train import train
+from slm_jax.utils.errors import UserError
 
 STORED = Path(__file__).parent / "run_0.1.0"
 
@@ -94,3 +97,23 @@ def test_it_is_resumed(stored):
     assert rows[:6] == rows_before
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 9))
     assert "## Step 8" in (stored / "samples.md").read_text()
+
+
+def test_its_text_cannot_be_prepared_again(tmp_path):
+    """This version holds out other text: the run would be trained on what it is evaluated on, or the reverse."""
+    run = Run(shutil.copytree(STORED, tmp_path / "run"))
+    tokens = next(run.corpus.glob("train-*.tokens.npy"))
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-2] + bytes(byte ^ 1 for byte in content[-2:]))
+    saved = run.read_config()
+    config = saved.model_copy(update={"mesh": saved.mesh.model_copy(update={"data": 1})})
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})})
+    with pytest.raises(UserError, match=r"is damaged \(.*\) and of an earlier version.* restore it from a backup"):
+        train(longer, run.path)
+    shutil.rmtree(run.corpus)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"is missing and cannot be prepared again: .* Restore it from a backup"):
+            train(longer, run.path)
+    assert not run.corpus.exists()
+    shutil.copytree(STORED / "corpus", run.corpus)
+    assert train(config, run.path).step == 6

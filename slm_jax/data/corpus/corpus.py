@@ -9,6 +9,7 @@ folder of a mixture holds several corpora and a manifest that lists them with th
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,9 +168,20 @@ def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: HybridToken
     table = byte_table(tokenizer)
     train = TokenStream([shard for corpus in corpora for shard in corpus.train.shards], table)
     validation = TokenStream([shard for corpus in corpora for shard in corpus.validation.shards], table)
-    fingerprint = _hash([[corpus.fingerprint, part.weight] for corpus, part in zip(corpora, parts, strict=True)])
+    fingerprint = mixture_fingerprint(
+        [(corpus.fingerprint, part.weight) for corpus, part in zip(corpora, parts, strict=True)]
+    )
     manifests = tuple(corpus.manifests[0] for corpus in corpora)
     return Corpus(train, validation, tuple(parts), fingerprint, manifest["source"], manifests)
+
+
+def mixture_fingerprint(parts: Sequence[tuple[str, float]]) -> str:
+    """Return the fingerprint of a mixture.
+
+    Args:
+        parts: Fingerprint and weight of each corpus, in order.
+    """
+    return _hash([list(part) for part in parts])
 
 
 class _Opening:
@@ -213,6 +225,11 @@ class _Opening:
         return Shard(tokens, documents, prompts, verifier if self._verify is None and not is_small else None)
 
     def _error(self, problem: str) -> UserError:
+        if self._manifest["format"] != FORMAT:
+            return UserError(
+                f"the corpus in {self._folder} is damaged ({problem}) and of an earlier version, which split text in "
+                "another way: restore it from a backup, or start another --run"
+            )
         return _damaged(self._folder, problem, self._mixture)
 
 
