@@ -76,10 +76,10 @@ def run_loop(session: Session) -> Result:
             if session.checkpoints.due(step, recorder.score) or is_last:
                 _save(session, state, step, recorder, metrics)
                 saved = step
+        if saved != step:  # stopped by a signal
+            _save(session, state, step, recorder, metrics)
         recorder.flush()
         recorder.report_data_wait(prefetcher.wait_seconds)
-        if saved != step:  # stopped by a signal
-            session.checkpoints.save(step, resume.state_to_save(state), recorder.position)
         session.checkpoints.wait()  # here, where a first signal does not end the process
     stopped_by = None if is_last else stop.signal
     return Result(run.path, step, recorder.last_row, stopped_by, stop.signal, recorder.trend)

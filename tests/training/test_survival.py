@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from slm_jax.run import checksums
+from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
-from slm_jax.run.metrics import read_metrics, scores_text
+from slm_jax.run.metrics import MetricsWriter, read_metrics, scores_text
+from slm_jax.run.selection import list_checkpoints
+from slm_jax.training import recorder
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
@@ -134,6 +137,34 @@ def test_a_first_signal_does_not_interrupt_the_last_checkpoint(start, monkeypatc
     result = start(steps=2)
     assert (result.step, result.stopped_by, result.signal) == (2, None, signal.SIGTERM)
     assert Run(result.run).newest_step() == 2
+
+
+def test_a_checkpoint_of_a_signal_has_its_score_and_its_rows_on_disk(start, monkeypatch):
+    """Without `keep_best` no validation saves a checkpoint: the one of the signal is the only one."""
+    events = []
+
+    def append_and_stop(path, step, texts, append=recorder.append_samples):
+        append(path, step, texts)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def flush(self, flush=MetricsWriter.flush):
+        flush(self)
+        events.append(len(read_metrics(Path(self._file.name))))
+
+    def save(self, step, *args, save=Checkpoints.save):
+        events.append(f"saved {step}")
+        save(self, step, *args)
+
+    monkeypatch.setattr(recorder, "append_samples", append_and_stop)
+    monkeypatch.setattr(MetricsWriter, "flush", flush)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    fields = {"checkpoint__every": 9, "checkpoint__keep_best": 0, "eval__every": 2, "eval__sample_tokens": 2}
+    result = start(steps=9, **fields)
+    assert (result.step, result.stopped_by) == (2, signal.SIGTERM)
+    assert events == [2, "saved 2"]
+    (checkpoint,) = list_checkpoints(Run(result.run))
+    assert checkpoint.bits_per_byte == result.metrics["val_bits_per_byte"]
+    assert checkpoint.loss == result.metrics["val_loss"]
 
 
 def test_checkpoint_folder_is_absolute_and_locked(start, tmp_path, monkeypatch):
