@@ -175,13 +175,7 @@ def compile_session(opened: OpenRun) -> Session:
         state = opened.steps.init() if opened.state is None else opened.state
     logger.info(memory.describe(fitted, config))
     config = fitted.config
-    if opened.start and config.train.grad_accum_steps != accum_steps:
-        logger.info(
-            "note: each step now has %d microbatches, before %d: its sums are rounded in another order, so that the "
-            "results are not bit-identical to those of a run without this interruption",
-            config.train.grad_accum_steps,
-            accum_steps,
-        )
+    _log_other_microbatches(opened.start, accum_steps, config.train.grad_accum_steps)
     steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
@@ -211,6 +205,17 @@ def compile_session(opened: OpenRun) -> Session:
         flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length).at,
         peak_flops=peak.flops,
     )
+
+
+def _log_other_microbatches(start: int, before: int, now: int) -> None:
+    """Log that a resumed run has other microbatches than before."""
+    if start and now != before:
+        logger.info(
+            "note: each step now has %d microbatches, before %d: its sums are rounded in another order, so that the "
+            "results are not bit-identical to those of a run without this interruption",
+            now,
+            before,
+        )
 
 
 def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:
