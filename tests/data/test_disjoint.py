@@ -172,3 +172,25 @@ def test_tokenizer_does_not_learn_from_what_another_source_holds_out(tmp_path, m
     assert 150 < len(set(learned)) < len(TEXTS)
     held_out = {text.strip() for text in TEXTS} - set(learned)
     assert len(held_out) == 4 or len(held_out) == 3
+
+
+def test_a_damaged_corpus_is_reported_not_compared(tmp_path, tokenizer):
+    """Changed digests would let held-out text into the training text, with checksums of its own in the copy."""
+    build_corpus(tmp_path / "a", ListSource(TEXTS), tokenizer, CorpusOptions(0.2))
+    digests = read_digests(tmp_path / "a")[0]
+    (exclusion,) = find_exclusions([digests], [CorpusDigests(digests.validation[:0], digests.train[:2], {})])
+    for name in ("train-00000.documents.npy", "train-00000.tokens.npy"):
+        file = tmp_path / "a" / name
+        content = file.read_bytes()
+        flipped = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+        for damaged in (flipped, content[:-1], content.replace(b"{", b"[", 1)):
+            file.write_bytes(damaged)
+            if "documents" in name:
+                with pytest.raises(UserError, match=rf"a is damaged \({name}: .*remove that folder"):
+                    read_digests(tmp_path / "a")
+            with pytest.raises(UserError, match=rf"a is damaged \({name}: .*remove that folder"):
+                copy_without(tmp_path / "a", tmp_path / "b", exclusion)
+            assert not (tmp_path / "b").exists()
+        file.write_bytes(content)
+    copy_without(tmp_path / "a", tmp_path / "b", exclusion)
+    assert open_corpus(tmp_path / "b", tokenizer, verify=True).train.num_documents == digests.train.size - 2

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import FORMAT, SPLITS, open_array, shard_files
+from slm_jax.data.corpus.corpus import FORMAT, SPLITS, read_documents, shard_files
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
@@ -279,11 +279,7 @@ def _read_digests(folder: Path, progress: BuildProgress, split: str) -> list[int
     """
     digests: list[int] = []
     for number, entry in enumerate(progress.shards[split]):
-        name = shard_files(split, number)[1]
-        documents = open_array(folder / name, DOCUMENT_DTYPE, entry["documents"])
-        if checksum(documents) != entry["documents_sha256"]:
-            raise ValueError(f"{name}: its checksum is not that of progress.json")
-        digests += documents["digest"].tolist()
+        digests += read_documents(folder, split, number, entry)["digest"].tolist()
     return digests
 
 

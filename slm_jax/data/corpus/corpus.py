@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table, heads
-from slm_jax.data.corpus.verification import ShardVerifier
+from slm_jax.data.corpus.verification import ShardVerifier, checksum
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.labels import source_labels
 from tokenizer import HybridTokenizer
@@ -254,6 +254,28 @@ def open_array(path: Path, dtype: np.dtype, size: int) -> np.memmap:
     if array.offset + array.nbytes != path.stat().st_size:
         raise ValueError(f"{path.name}: its header is damaged (the data do not begin at byte {array.offset})")
     return array
+
+
+def read_documents(folder: Path, split: str, number: int, entry: dict[str, Any]) -> np.ndarray:
+    """Read the documents of a shard without its tokens.
+
+    Args:
+        folder: The folder of the corpus.
+        split: The split.
+        number: The number of the shard.
+        entry: Its entry in the manifest.
+
+    Returns:
+        DOCUMENT_DTYPE [D], memory-mapped.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: The file or the entry is damaged.
+    """
+    name = shard_files(split, number)[1]
+    documents = open_array(folder / name, DOCUMENT_DTYPE, entry["documents"])
+    if checksum(documents) != entry["documents_sha256"]:
+        raise ValueError(f"{name}: its checksum is not that of the manifest")
+    return documents
 
 
 def _damaged(folder: Path, problem: object, mixture: Path | None = None) -> UserError:

@@ -5,9 +5,10 @@ come from) are compared by the digests that every corpus stores; those on differ
 shares the files of all other shards.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from slm_jax.data.corpus.build import write_json, write_shard
 from slm_jax.data.corpus.cache import link_or_copy, remove_folder
-from slm_jax.data.corpus.corpus import SPLITS, read_manifest, shard_files
+from slm_jax.data.corpus.corpus import SPLITS, open_array, read_documents, read_manifest, shard_files
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.utils.errors import UserError
 
@@ -72,10 +73,21 @@ def read_digests(folder: Path) -> list[CorpusDigests]:
 
 
 def _documents(folder: Path, split: str, manifest: dict[str, Any]) -> np.ndarray:
+    with _reading(folder):
+        shards = enumerate(manifest[split]["shards"])
+        return np.concatenate([read_documents(folder, split, number, entry) for number, entry in shards])
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Report what comes of reading a damaged corpus.
+
+    Raises:
+        UserError: It is damaged.
+    """
     try:
-        files = [folder / shard_files(split, number)[1] for number in range(len(manifest[split]["shards"]))]
-        return np.concatenate([np.load(file) for file in files])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the corpus in {folder} is damaged ({error}): remove that folder to build it again") from None
 
 
@@ -134,7 +146,7 @@ def copy_without(source: Path, target: Path, exclusion: Exclusion) -> None:
     excluded: dict[str, Any] = {"all_seen": exclusion.all_seen}
     for split, digests in zip(SPLITS, (exclusion.train, exclusion.validation), strict=True):
         before = manifest[split]["documents"]
-        shards = _copy_shards(source, partial, split, manifest[split]["shards"], digests)
+        shards = _copy_shards(source, partial, split, manifest, digests)
         if not shards:
             shutil.rmtree(partial)
             raise UserError(
@@ -150,13 +162,14 @@ def copy_without(source: Path, target: Path, exclusion: Exclusion) -> None:
 
 
 def _copy_shards(
-    source: Path, target: Path, split: str, entries: Sequence[dict[str, Any]], digests: np.ndarray
+    source: Path, target: Path, split: str, manifest: dict[str, Any], digests: np.ndarray
 ) -> list[dict[str, Any]]:
     """Copy the shards of a split without some documents; return the entries of the manifest."""
     shards: list[dict[str, Any]] = []
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(manifest[split]["shards"]):
         files = [source / name for name in shard_files(split, number)]
-        documents = np.load(files[1])
+        with _reading(source):
+            documents = np.array(read_documents(source, split, number, entry))
         kept = ~np.isin(documents["digest"], digests)
         if kept.all():
             for file, name in zip(files, shard_files(split, len(shards)), strict=True):
@@ -165,15 +178,13 @@ def _copy_shards(
         elif kept.any():
             ends = documents["end"]
             lengths = np.diff(ends, prepend=0)
-            tokens = np.load(files[0])
-            if checksum(tokens) != entry["tokens_sha256"]:
-                raise UserError(
-                    f"the corpus in {source} is damaged ({files[0].name}): remove {source} to build it again"
-                )
-            tokens = tokens[np.repeat(kept, lengths)]
+            with _reading(source):
+                tokens = open_array(files[0], np.dtype(manifest["dtype"]), entry["tokens"])
+                if checksum(tokens) != entry["tokens_sha256"]:
+                    raise ValueError(f"{files[0].name}: its checksum is not that of the manifest")
             documents = documents[kept]
             documents["end"] = np.cumsum(lengths[kept])
-            shards.append(write_shard(target, split, len(shards), tokens, documents))
+            shards.append(write_shard(target, split, len(shards), tokens[np.repeat(kept, lengths)], documents))
     return shards
 
 
