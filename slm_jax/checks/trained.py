@@ -213,11 +213,14 @@ def complete_checkpoints(run: Run) -> Finding:
     folder = open_folder(run.checkpoints)
     steps = steps_in(folder)
     problems = []
-    for step in steps:
+    for step in list(steps):
         try:
             verify_checkpoint(folder, step)
         except Exception as error:  # anything may come of reading a corrupt file
-            problems.append(f"step {step}: {error}")
+            if step in steps_in(folder):
+                problems.append(f"step {step}: {error}")
+            else:
+                steps.remove(step)  # a training process has just deleted it
     found = f"{len(steps) - len(problems)} of {len(steps)} ({', '.join(map(str, steps))})"
     return finding("checkpoint", bool(steps) and not problems, found, "every checkpoint is as it was saved", problems)
 

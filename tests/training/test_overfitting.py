@@ -174,6 +174,20 @@ def test_check_names_overfitting(run):
     assert trained.complete_checkpoints(Run(path)).verdict == OK
 
 
+def test_check_accepts_that_training_deletes_a_checkpoint_meanwhile(run, tmp_path, monkeypatch):
+    path = shutil.copytree(run.result.run, tmp_path / "run")
+    best = run.result.trend.best.step
+
+    def delete_first(folder, step, verify=trained.verify_checkpoint):
+        if step == best:
+            shutil.rmtree(path / "checkpoints" / str(best))
+        return verify(folder, step)
+
+    monkeypatch.setattr(trained, "verify_checkpoint", delete_first)
+    found = trained.complete_checkpoints(Run(path))
+    assert (found.verdict, found.found) == (OK, "1 of 1 (40)")
+
+
 def test_a_run_is_stopped_early_also_after_a_crash(run, text, tmp_path, caplog, monkeypatch):
     """Two validations after the best one end the run; a killed one stops at the same step with the same weights."""
     config = config_of(text, train__stop_early=2)
