@@ -121,7 +121,9 @@ class Run:
 
     def is_new(self) -> bool:
         """Return whether the directory does not exist, or was created by `naming.new_run` and holds nothing yet."""
-        return not self.exists() and (not self.path.exists() or (self.path / UNUSED).exists())
+        if self.exists():
+            return False
+        return not self.path.exists() or ((self.path / UNUSED).exists() and not self._holds_other_files())
 
     def newest_step(self) -> int | None:
         """Return the step of the newest checkpoint, None without any.
@@ -224,11 +226,15 @@ class Run:
 
     def _require_empty(self) -> None:
         """Raise UserError if the directory holds files that are not those of a run."""
-        if not {path.name for path in self.path.iterdir() if not is_partial(path)} - {".lock", UNUSED}:
+        if not self._holds_other_files():
             return
         if (self.path / CURRICULUM).is_file():
             raise UserError(f"{self.path} is a curriculum: python -m slm_jax.orchestrator --run {self.path}")
         raise UserError(f"{self.path} holds files but no run (no config.toml): use another --run or an empty folder")
+
+    def _holds_other_files(self) -> bool:
+        """Return whether the directory holds files besides the lock and the mark of an unused one."""
+        return bool({path.name for path in self.path.iterdir() if not is_partial(path)} - {".lock", UNUSED})
 
     @contextlib.contextmanager
     def lock(self, checkpoints: str = "") -> Iterator[None]:

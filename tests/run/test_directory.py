@@ -214,3 +214,15 @@ def test_directory_left_by_a_killed_process_is_ignored(runs):
     with unused.lock():
         unused.begin(Config())
     assert find_run(None).path == unused.path
+
+
+def test_files_in_an_unused_directory_are_never_removed(tmp_path, monkeypatch):
+    """They are the user's: the directory was left by a killed process, and is no longer empty."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text\n")
+    run = new_run(Config())
+    (run.path / "notes.txt").write_text("mine")
+    assert not run.is_new()
+    with pytest.raises(UserError, match="holds files but no run"):
+        train(Config.load(**{"data.files": ("a.txt",), "data.cache": "cache"}), run.path)
+    assert (run.path / "notes.txt").read_text() == "mine"
