@@ -325,7 +325,7 @@ def _measure(folder: Path, curriculum: Curriculum, stage: Stage) -> None:
 
 
 def _evaluate(run: Run, tasks: Sequence[str]) -> None:
-    """Measure the tasks that were not measured on the run's newest model, or on another data set."""
+    """Measure the tasks that were not measured on the run's default checkpoint, or on another data set."""
     from slm_jax.evaluation import suite
 
     remaining = suite.unmeasured_tasks(run, tasks)

@@ -66,8 +66,8 @@ def forget(folder: Path, stages: Sequence[str]) -> None:
 def score(loaded: LoadedRun, text: Run) -> Row:
     """Score a model on the held-out text of a run.
 
-    The batches are those that the run itself validates with, so that its own model gets the scores of its last
-    validation.
+    The batches are those that the run itself validates with, so that its own model gets the scores of the validation at
+    its checkpoint.
 
     Args:
         loaded: The model.
