@@ -190,7 +190,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
 
 
 def best_lines(result: Result, selection: "Selection") -> Iterator[str]:
-    """Yield what the summary says about the best validation, if it is not the last one."""
+    """Yield the lines of the summary about the best validation, if it is not the last one."""
     best = result.trend.best
     if best is None or best.loss is None or not result.trend.since_best:
         return

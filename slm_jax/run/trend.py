@@ -56,7 +56,7 @@ class Trend:
 
     @property
     def has_risen(self) -> bool:
-        """Whether the newest validation is more than 1 % above the best one, or not finite."""
+        """True if the newest validation is more than 1 % above the best one, or not finite."""
         if self.best is None or self.newest is None:
             return False
         newest, best = self.newest.bits_per_byte, self.best.bits_per_byte

@@ -1,4 +1,4 @@
-"""What clients of an engine exchange with it: requests, chunks of tokens, and its state."""
+"""Messages between an engine and its clients: requests, chunks of tokens, and the state of the engine."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What to expect from a text and a model before they are trained: too much repetition, or too little training.
+"""Expectations of a text and a model before they are trained: too much repetition, or too little training.
 
 The rule is coarse, and its two numbers are from the literature:
 

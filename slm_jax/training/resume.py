@@ -66,7 +66,7 @@ def state_to_save(state: TrainState) -> dict[str, Any]:
 
 
 class Restored(NamedTuple):
-    """What a run continues with.
+    """The state that a run continues with.
 
     Attributes:
         state: The training state; None without a checkpoint.

@@ -52,7 +52,7 @@ class Exclusion(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to leave out, and nothing to state."""
+        """True if there is nothing to leave out, and nothing to state."""
         return not (self.train.size or self.validation.size or self.all_seen)
 
 
