@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.config.paths import RUNS
+from slm_jax.run.directory import first_readable
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
@@ -210,12 +211,12 @@ def find_runs(given: Sequence[str]) -> tuple[list[str | None], list[Path]]:
     folders = []
     for word in given:
         runs = [] if bare_words.is_run(word) else runs_in(Path(word))
-        trained = [run for run in runs if run.newest_step() is not None]
-        if runs and not trained:
+        newest = first_readable(runs, trained=True)
+        if runs and newest is None:
             raise UserError(f"no run in {word} has a checkpoint: train one with python -m slm_jax.train")
         if runs:
             folders.append(Path(word))
-        paths.append(str(trained[0].path) if trained else word)
+        paths.append(word if newest is None else str(newest.path))
     return paths, folders
 
 

@@ -20,7 +20,7 @@ stage in stages/01-NAME, stages/02-NAME…
 import contextlib
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -304,15 +304,28 @@ def find_run(path: str | None, trained: bool = False) -> Run:
 def _newest_run(trained: bool) -> Run:
     """Return the newest run in `runs/` that can be read, with `trained` the newest one with a checkpoint."""
     runs = _runs_by_age()
-    for run in reversed(runs):
+    run = first_readable(reversed(runs), trained)
+    if run is None:
+        kind = "no run with a checkpoint" if runs else "no run"
+        raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
+    return run
+
+
+def first_readable(runs: Iterable[Run], trained: bool = False) -> Run | None:
+    """Return the first of some runs that can be read; those before it are skipped with a warning.
+
+    Args:
+        runs: The runs.
+        trained: Consider only runs with a checkpoint.
+    """
+    for run in runs:
         try:
             run.read_options()
             if not trained or run.newest_step() is not None:
                 return run
         except UserError as error:
             _warn_of_skipped(run.path, error)
-    kind = "no run with a checkpoint" if runs else "no run"
-    raise UserError(f"there is {kind} in {RUNS.absolute()}: train one with python -m slm_jax.train")
+    return None
 
 
 def _runs_by_age() -> list[Run]:

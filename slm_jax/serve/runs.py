@@ -1,5 +1,6 @@
 """The runs that the page shows: those that are served and the others of a folder, also while they train."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -31,7 +32,8 @@ def runs_in(folder: Path) -> list[Run]:
     """Return the runs in a folder, and the stages of the curricula in it, the newest first."""
     runs: list[Run] = []
     for path in folder.glob("*"):
-        runs += [Run(path)] if Run(path).exists() else [Run(stage) for stage in stages_in(path)]
+        with contextlib.suppress(UserError, OSError):  # a folder that this user cannot read
+            runs += [Run(path)] if Run(path).exists() else [Run(stage) for stage in stages_in(path)]
     return sorted(runs, key=lambda run: _modified(run.metrics) or _modified(run.config), reverse=True)
 
 
@@ -233,7 +235,7 @@ def _documents_digest(corpus: Path, modified: float) -> str:
     try:
         files = sorted(corpus.glob("**/validation-*.documents.npy"))
         digests = [np.load(file, mmap_mode="r")["digest"] for file in files]
-    except (OSError, ValueError, EOFError, IndexError):
+    except Exception:  # NumPy evaluates the header of a damaged file, with exceptions of any kind
         return ""
     return hashlib.sha256(np.sort(np.concatenate(digests)).tobytes()).hexdigest()[:16] if digests else ""
 

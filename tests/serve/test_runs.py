@@ -1,6 +1,7 @@
 """The runs that the page shows, and a newer checkpoint for requests that begin."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_folders_of_runs_can_be_served(tmp_path):
     (tmp_path / "runs" / "a" / "checkpoints" / "3").rmdir()
     with pytest.raises(UserError, match=r"no run in .*runs has a checkpoint"):
         find_runs([folder])
+
+
+def test_damaged_and_unused_folders_do_not_hinder_a_folder_of_runs(tmp_path, caplog):
+    folder = tmp_path / "runs"
+    run = make_run(folder / "a", 3, (3,), held_out=(1, 2))
+    documents = run.corpus / "validation-00000.documents.npy"
+    documents.write_bytes(documents.read_bytes().replace(b"{", b"[", 1))
+    damaged = make_run(folder / "b", 3, (3,))
+    damaged.config.write_text("[train\n")
+    os.utime(folder / "a" / "metrics.jsonl", (1, 1))
+    (folder / "c").mkdir()
+    (folder / "c" / ".unused").touch()
+    assert find_runs([str(folder)]) == ([f"{folder}/a"], [folder])
+    assert f"{folder}/b is skipped" in caplog.text
+    assert [(each["id"], each["held_out"]) for each in RunList(dict, [folder]).describe()] == [("a", "")]
 
 
 def test_requests_end_with_the_weights_that_they_began_with(engine, loaded, tokenizer, tmp_path):
