@@ -73,15 +73,10 @@ def _directory(config: Config, run: str | Path | None) -> str:
     """Return the directory of a run; missing text files are reported before a new one is named.
 
     Raises:
-        UserError: A text file is missing. The directory that a command has created for a new run is removed.
+        UserError: A text file is missing.
     """
     if config.data.source == "files" and not (run and Run(Path(run)).corpus.is_dir()):
-        try:
-            find_files(config.data.files)
-        except UserError:
-            if run and Run(Path(run)).is_new():
-                shutil.rmtree(run, ignore_errors=True)
-            raise
+        find_files(config.data.files)
     return str(run or new_run(config).path)
 
 
