@@ -18,7 +18,7 @@ TOKENS_PER_PARAMETER = 20
 _WORTH_NAMING = 1.25  # a longer run is proposed if it is at least this much longer
 
 
-def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parameters: int) -> str:
+def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parameters: int, start: int = 0) -> str:
     """Return one line: tokens per parameter, epochs, what they lead to, and what to change if they do not fit.
 
     Args:
@@ -26,6 +26,7 @@ def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parame
         text_tokens: Tokens of the training text.
         steps_per_epoch: Steps that read it once.
         parameters: Parameters of the model.
+        start: Steps that are done. A resumed run keeps its text and model, so that no other ones are proposed.
     """
     steps = config.train.steps
     epochs = steps / steps_per_epoch
@@ -37,10 +38,13 @@ def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parame
     )
     enough_epochs = max(1, math.floor(MAX_EPOCHS * steps_per_epoch))
     if epochs > MAX_EPOCHS and per_parameter < TOKENS_PER_PARAMETER and steps > enough_epochs:
-        changes = [f"--train.steps {enough_epochs} ({MAX_EPOCHS} epochs)", *_smaller(config.model), "more text"]
+        changes = [f"--train.steps {enough_epochs} ({MAX_EPOCHS} epochs)"] if enough_epochs > start else []
+        if not start:
+            changes += [*_smaller(config.model), "more text"]
         if not config.train.stop_early:
             changes.append("--train.stop_early 2")
-        return f"{facts}: likely to overfit. To change: {', '.join(changes)}"
+        remedy = f". To change: {', '.join(changes)}" if changes else ""
+        return f"{facts}: likely to overfit{remedy}"
     is_fresh = not (config.init.from_run or config.init.from_hf)
     enough = math.ceil(TOKENS_PER_PARAMETER / per_parameter * steps_per_epoch)
     longer, reason = min((enough_epochs, f"{MAX_EPOCHS} epochs"), (enough, f"{TOKENS_PER_PARAMETER} per parameter"))

@@ -129,7 +129,10 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             earlier = Trend.from_rows(row for row in rows if row["step"] <= start)
             trend = Trend.from_json(agreement.from_first("validations so far", earlier.to_json))
         if start > config.train.steps:
-            raise UserError(f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}")
+            raise UserError(
+                f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}: "
+                "give more steps, or another --run"
+            )
         opened = OpenRun(
             config=config,
             run=run,
@@ -283,7 +286,7 @@ def _log_start(opened: OpenRun) -> None:
         logger.info(line)
     parameters = flops.parameters(opened.config.model, opened.tokenizer.vocab_size)
     text_tokens, steps_per_epoch = len(opened.corpus.train), opened.batches.steps_per_epoch
-    logger.info(expectation(opened.config, text_tokens, steps_per_epoch, parameters))
+    logger.info(expectation(opened.config, text_tokens, steps_per_epoch, parameters, start))
     if multihost.is_first():  # they are the same in all processes
         for line in opened.batches.warnings(opened.config.train.steps):
             logger.warning(line)

@@ -19,6 +19,15 @@ def test_a_small_text_is_likely_to_be_overfitted():
     assert "likely to overfit. To change: --train.steps 57 (4 epochs), --model.dim 96 --model.mlp_dim 384" in line
 
 
+def test_a_resumed_run_is_told_only_what_can_still_change():
+    arguments = (59_000, 300 / 20.69, 1_900_000)
+    line = expectation(config_of(300), *arguments, start=50)
+    assert line.endswith("likely to overfit. To change: --train.steps 57 (4 epochs), --train.stop_early 2")
+    line = expectation(config_of(300), *arguments, start=100)
+    assert line.endswith("likely to overfit. To change: --train.stop_early 2")
+    assert expectation(config_of(300, **{"train.stop_early": 3}), *arguments, start=100).endswith("likely to overfit")
+
+
 def test_the_default_preset_fits_its_text():
     line = expectation(config_of(500), 699_205, 170.7, 1_970_000)
     assert "overfit" not in line
