@@ -74,7 +74,8 @@ def test_the_page_follows_a_training_run(start, tmp_path):
         browser.get(f"{address}/#training")
 
         def text(selector):
-            return " | ".join(each.text for each in browser.find_elements(By.CSS_SELECTOR, selector))
+            script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText).join(' | ')"
+            return browser.execute_script(script, selector)  # at once: the page replaces elements
 
         def step():
             found = re.search(r"mine: step ([\d,]+) of 1,000,000", text(".run-states"))
@@ -84,9 +85,8 @@ def test_the_page_follows_a_training_run(start, tmp_path):
         chart = text(".readout")
         assert wait_for(lambda: step() > first)
         assert wait_for(lambda: text(".readout") != chart)
-        button = wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "button.load"))[0]
-        saved = int(re.sub(r"\D", "", button.text))
-        button.click()
+        saved = int(re.sub(r"\D", "", wait_for(lambda: text("button.load"))))
+        browser.execute_script("document.querySelector('button.load').click()")
         served = wait_for(lambda: re.search(r", step ([\d,]+) is served", text(".run-states")))
         assert wait_for(
             lambda: (
