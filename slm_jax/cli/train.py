@@ -175,7 +175,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         text = "\n\n* * *\n\n".join(sample.texts)
         print(f"\nSample of step {step} (others are in {run.samples}):\n\n{text}\n")
     steps = run.read_config().train.steps
-    early = f" of {steps}: stopped early (train.stop_early)," if result.step < steps else ""
+    early = f" of {steps}: stopped early (train.stop_early)" if result.step < steps else ""
     print(f"{result.step} steps{early}, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in result.metrics:
         print(f"Validation: {scores_text(result.metrics)}.")

@@ -7,8 +7,8 @@ from slm_jax.run.trend import Trend
 def rise_text(config: Config, trend: Trend, train_loss: float | None) -> str:
     """Return the warning about a validation that has become worse than the best one.
 
-    The training loss tells the two causes apart: where it is below the lowest validation loss, the model memorizes its
-    text; otherwise training itself does not progress.
+    The training loss tells the two causes apart: where it is below the lowest validation loss, the model seems to
+    memorize its text; otherwise training itself does not progress.
 
     Args:
         config: The config of the run.
@@ -24,7 +24,7 @@ def rise_text(config: Config, trend: Trend, train_loss: float | None) -> str:
         text += " (kept)"
     if train_loss is None or best.loss is None or train_loss >= best.loss:
         return f"{text}; the training loss does not fall either: try a lower --optimizer.lr (now {config.optimizer.lr})"
-    memorizes = f"the model memorizes its text (training loss {train_loss:.3f})"
+    memorizes = f"the model seems to memorize its text (training loss {train_loss:.3f})"
     return f"{text}; {memorizes}. What helps: {remedies(best.step, config)}"
 
 
@@ -36,8 +36,8 @@ def remedies(step: int, config: Config) -> str:
         config: The config of the run.
     """
     dropout = min(config.model.dropout + 0.1, 0.5)
-    items = [f"fewer steps (--train.steps {step}, or --train.stop_early 2)", f"--model.dropout {dropout:.1f}"]
-    items.append("more text, or a smaller model")
-    if not (config.init.from_run or config.init.from_hf):
-        items.append("a trained model as the base (--init.from_run)")
-    return ", ".join(items)
+    stop = "" if config.train.stop_early else ", or --train.stop_early 2"
+    changes = f"fewer steps (--train.steps {step}{stop}), --model.dropout {dropout:.1f}"
+    if config.init.from_run or config.init.from_hf:  # the size of the model is that of its initial weights
+        return f"{changes}, or more text"
+    return f"{changes}, more text, a smaller model, or a trained one as the base (--init.from_run)"

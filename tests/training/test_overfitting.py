@@ -158,7 +158,9 @@ def test_a_rise_is_reported_once_with_remedies(run):
 def test_the_two_causes_of_a_rise_are_told_apart():
     config = Config.load()
     trend = Trend().add(1, 3.0, 1.0).add(2, 3.5, 1.2)
-    assert "memorizes its text" in rise_text(config, trend, 2.0)
+    assert "memorize its text" in rise_text(config, trend, 2.0)
+    stopping = Config.load(**{"train.stop_early": 1, "init.from_run": "runs/a"})
+    assert rise_text(stopping, trend, 2.0).endswith("fewer steps (--train.steps 1), --model.dropout 0.1, or more text")
     assert "training loss does not fall either: try a lower --optimizer.lr (now 0.01)" in rise_text(config, trend, 3.6)
     assert "is not finite at step 3" in rise_text(config, trend.add(3, None, None), None)
     assert not Trend().add(1, 3.0, 1.0).add(2, 3.02, 1.009).has_risen
@@ -188,7 +190,7 @@ def test_check_accepts_that_training_deletes_a_checkpoint_meanwhile(run, tmp_pat
     assert (found.verdict, found.found) == (OK, "1 of 1 (40)")
 
 
-def test_a_run_is_stopped_early_also_after_a_crash(run, text, tmp_path, caplog, monkeypatch):
+def test_a_run_is_stopped_early_also_after_a_crash(run, text, tmp_path, caplog, capsys, monkeypatch):
     """Two validations after the best one end the run; a killed one stops at the same step with the same weights."""
     config = config_of(text, train__stop_early=2)
     best = run.result.trend.best.step
@@ -207,6 +209,8 @@ def test_a_run_is_stopped_early_also_after_a_crash(run, text, tmp_path, caplog, 
     for name in ("whole", "killed"):
         result = train(config, tmp_path / name)
         assert (result.step, result.stopped_by, result.trend.best.step, result.trend.since_best) == (end, None, best, 2)
+    command.print_summary(Run(tmp_path / "whole"), result, 1.0)
+    assert f"{end} steps of 40: stopped early (train.stop_early), 0:01 in this call." in capsys.readouterr().out
     whole, killed = (load_run(str(tmp_path / name), step="last") for name in ("whole", "killed"))
     assert whole.step == killed.step == end
     assert np.array_equal(whole.model.embedding[...], killed.model.embedding[...])
