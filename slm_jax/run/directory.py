@@ -295,8 +295,10 @@ def find_run(path: str | None, trained: bool = False) -> Run:
     run = _run_in(Path(path))
     if run is None:
         # The run that this very command is creating has no text yet; checkpoints may be in a bucket.
-        shown = [run for run in _runs_by_age() if run.corpus.is_dir()][-5:]
-        known = f"; existing runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
+        named = [run for run in _runs_by_age() if run.corpus.is_dir()]
+        shown = named[-5:]
+        kind = "existing" if shown == named else "newest"
+        known = f"; {kind} runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
         raise UserError(f"no run in {path} (it has no config.toml){known}")
     return run
 
