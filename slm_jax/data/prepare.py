@@ -372,7 +372,7 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
             yield f"{name}{plural(excluded['train'], 'document')} left out of training: held out elsewhere"
         if excluded.get("validation"):
             count = plural(excluded["validation"], "held-out document")
-            yield f"{name}{count} left out: the initial weights were trained on them"
+            yield f"{name}{count} left out of validation: the initial weights were trained on this text"
         if excluded.get("all_seen"):
             yield f"{name}note: the initial weights were trained on all held-out documents: their scores say little"
         if counts.cut:

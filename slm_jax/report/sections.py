@@ -148,16 +148,17 @@ def data_section(data: ReportData) -> SafeHtml:
                     "are not used."
                 )
             if counts.duplicates:
-                remarks.append(f"{name}: {counts.duplicates:,} duplicates were removed.")
+                remarks.append(f"{name}: removed {plural(counts.duplicates, 'duplicate')}.")
             if counts.invalid:
                 remarks.append(f"{name}: {counts.invalid_text()}.")
             excluded = manifest.get("excluded", {})
             if excluded.get("train"):
-                remarks.append(f"{name}: {excluded['train']:,} documents are held out elsewhere and not trained on.")
+                count = plural(excluded["train"], "document")
+                remarks.append(f"{name}: left {count} out of training, held out elsewhere.")
             if excluded.get("validation"):
+                count = plural(excluded["validation"], "held-out document")
                 remarks.append(
-                    f"{name}: {excluded['validation']:,} held-out documents were left out, because the initial weights "
-                    "were trained on them."
+                    f"{name}: left {count} out of validation: the initial weights were trained on this text."
                 )
             if excluded.get("all_seen"):
                 remarks.append(f"{name}: the initial weights were trained on all held-out documents.")

@@ -73,7 +73,7 @@ def test_copy_without_documents(tmp_path, tokenizer, monkeypatch):
     assert shared[0] == shared[1]
     lines = list(describe_corpus(after))
     assert f"{shard + 2} documents left out of training: held out elsewhere" in lines
-    assert "1 held-out document left out: the initial weights were trained on them" in lines
+    assert "1 held-out document left out of validation: the initial weights were trained on this text" in lines
     (everything,) = find_exclusions([digests], [CorpusDigests(digests.validation, digests.train, {})])
     assert everything.all_seen
     with pytest.raises(UserError, match="list: all of its training text is held out"):
