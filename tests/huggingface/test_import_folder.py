@@ -57,7 +57,7 @@ def first_params(run):
 def test_the_command_prints_the_next_steps(workspace, tmp_path, capsys):
     export.main(["--run", str(workspace / "first"), "--to", str(tmp_path / "My Model"), "--dtype", "bfloat16"])
     out = capsys.readouterr().out
-    assert "step 3, as Qwen3ForCausalLM in bfloat16" in out
+    assert "step 3 (best and last), as Qwen3ForCausalLM in bfloat16" in out
     assert "trust_remote_code=True" in out
     assert f"hf upload USER/first '{tmp_path}/My Model'" in out
     with pytest.raises(UserError, match="average 0"):
