@@ -106,7 +106,7 @@ def check(options: Options) -> None:
             "set --api_key KEY (or @FILE), or --allow_no_key if everybody may use it"
         )
     if options.follow and options.step not in ("", "last"):
-        problems.append(f"step {options.step} is one checkpoint, but follow loads the newest: give one of them")
+        problems.append(f"--step {options.step} stays at one checkpoint, --follow loads the newest: give one of them")
     if problems:
         raise UserError("; ".join(problems))
     if missing := [name for name in ("starlette", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]:

@@ -163,7 +163,7 @@ class Server:
         return await self._inspection.run(self._live.report, ReportQuery.parse_query(request.query_params).run)
 
     async def load(self, request: Request) -> Response:
-        """POST /api/load: serve the newest checkpoint of a run from now on."""
+        """POST /api/load: serve the newest checkpoint of a run that the server has loaded."""
         return await self._live.load(LoadRequest.parse(await request.body()).run)
 
     async def vocabularies(self, request: Request) -> Response:
