@@ -174,19 +174,20 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
             step, sample = list(samples.items())[-1]
         text = "\n\n* * *\n\n".join(sample.texts)
         print(f"\nSample of step {step} (others are in {run.samples}):\n\n{text}\n")
-    steps = run.read_config().train.steps
-    early = f" of {steps}: stopped early (train.stop_early)" if result.step < steps else ""
+    config = run.read_config()
+    early = f" of {config.train.steps}: stopped early (train.stop_early)" if result.step < config.train.steps else ""
     print(f"{result.step} steps{early}, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in result.metrics:
         print(f"Validation: {scores_text(result.metrics)}.")
     for line in best_lines(result, selection):
         print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")
-    prompt = next(filter(None, run.read_config().eval.prompts), None) or example_prompt(run)
+    prompt = next(filter(None, config.eval.prompts), None) or example_prompt(run)
     print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     if not result.trend.since_best:
         print(f"  {PROG} {name} --train.steps {2 * result.step}    # train further")
-    print(f"  {PROG} --data.files 'my/*.txt'    # your own text")
+    if not (config.data.files or config.data.mix):
+        print(f"  {PROG} --data.files 'my/*.txt'    # your own text")
 
 
 def best_lines(result: Result, selection: "Selection") -> Iterator[str]:

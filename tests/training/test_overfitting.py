@@ -109,6 +109,7 @@ def test_the_best_checkpoint_is_kept_named_and_used(run, capsys, tmp_path):
     assert f"use step {best}; --step last: step 40" in printed
     assert f"Sample of step {best} " in printed
     assert "train further" not in printed
+    assert "your own text" not in printed  # it is
     assert generate_command.main(["--run", str(path), "--prompt", "ab", "--max_tokens", "2", "--step", "last"]) is None
 
 
