@@ -49,7 +49,8 @@ def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parame
     enough = math.ceil(TOKENS_PER_PARAMETER / per_parameter * steps_per_epoch)
     longer, reason = min((enough_epochs, f"{MAX_EPOCHS} epochs"), (enough, f"{TOKENS_PER_PARAMETER} per parameter"))
     if is_fresh and longer > _WORTH_NAMING * steps:
-        return f"{facts}: the model would still improve with more steps, up to about --train.steps {longer} ({reason})"
+        verdict = "the model would probably still improve with more steps, up to about"
+        return f"{facts}: {verdict} --train.steps {longer} ({reason})"
     return f"{facts}: text, model and steps fit"
 
 
