@@ -127,8 +127,7 @@ def _inspect(args: Sequence[str]) -> None:
         folder = manifests[0].parent
     elif len(words) == 1 and not bare_words.exists(words[0]) and not bare_words.is_glob(words[0]):
         raise UserError(
-            f"there is no file, folder, run or prepared text {words[0]} "
-            "(python -m slm_jax.data list shows prepared text)"
+            f"no file, folder, run or prepared text {words[0]!r} (python -m slm_jax.data list shows prepared text)"
         )
     elif words:
         bare_words.text_files(words)

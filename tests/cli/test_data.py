@@ -56,7 +56,7 @@ def test_the_text_of_a_run_is_prepared_with_its_tokenizer(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("inspect", "none"), "there is no file, folder, run or prepared text none "),
+        (("inspect", "none"), "no file, folder, run or prepared text 'none' "),
         (("inspect", "--run", "none"), r"no run in none .*existing runs: runs/mine"),
         (("prepare", "--run", "none"), "no run in none"),
         (("inspect", "runs/mine", "my.txt"), "is a run"),

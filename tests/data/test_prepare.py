@@ -247,5 +247,5 @@ def test_commands(workspace):
     assert "train-00000.documents.npy" in process.communicate()[1]
     assert process.returncode == 2
     process = workspace.command("inspect", "nowhere")
-    assert "there is no corpus in nowhere" in process.communicate()[1]
+    assert "no file, folder, run or prepared text 'nowhere'" in process.communicate()[1]
     assert process.returncode == 2

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from slm_jax.cli import export
 from slm_jax.cli.train import parse_args
 from slm_jax.config.schema import Config
+from slm_jax.huggingface.export import export as export_run
 from slm_jax.huggingface.import_folder import open_folder
 from slm_jax.huggingface.weights import weight_files
 from slm_jax.run.directory import Run
@@ -87,7 +88,7 @@ def test_a_run_starts_from_the_bits_of_the_folder(workspace, tmp_path):
     _, source = first_params(workspace / "first")
     for name, value in initial.items():
         assert np.array_equal(value, source[name][: len(value)]), name
-    again = export.export(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
+    again = export_run(load_run(str(tmp_path / "tuned")), tmp_path / "again", average=2)
     card = (again / "README.md").read_text()
     assert "Initialized from the weights of `out`" in card
     assert "the mean of the newest 2 checkpoints" in card
