@@ -122,12 +122,15 @@ class Auth:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         remaining = _DRAIN_FACTOR * self._max_body
         more = True
+        now = asyncio.get_running_loop().time
+        end = now() + _MAX_DRAIN_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_DRAIN_SECONDS):
-                while more and remaining > 0:
-                    message = await asyncio.wait_for(receive(), _DRAIN_SECONDS)
-                    remaining -= len(message.get("body", b""))
-                    more = message.get("more_body", False)
+            while more and remaining > 0:
+                # Not `wait_for` within a `timeout`: up to Python 3.11 it may swallow the cancellation.
+                async with asyncio.timeout_at(min(end, now() + _DRAIN_SECONDS)):
+                    message = await receive()
+                remaining -= len(message.get("body", b""))
+                more = message.get("more_body", False)
         await send({"type": "http.response.body", "body": b""})
 
     def _check(self, method: str, path: str, headers: dict[str, str]) -> None:
