@@ -32,6 +32,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+settings.register_profile("thorough", max_examples=300)  # in .ci/run; the default is 100
 settings.register_profile("long", max_examples=25_000)  # pytest -m slow --hypothesis-profile long
 
 MAX_WORKERS = 8

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slm_jax.cli import train as train_command
+from slm_jax.utils.errors import UserError
 from tests.processes import command_environment, kill_at_random_instants, wait_for
 from tests.runs import assert_same_run, read_rows, saved_arrays, without_clock
 
@@ -122,7 +124,7 @@ def test_finished_run_is_reported_and_can_be_extended(workspace):
     assert len(workspace.rows("run")) == 9
 
 
-def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace):
+def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace, monkeypatch):
     (workspace.path / "empty.txt").write_text("")
     (workspace.path / "latin.txt").write_bytes(b"abc\xff")
     (workspace.path / "tiny.txt").write_text("too short")
@@ -138,12 +140,19 @@ def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace):
         ("--tokenizer.path", "nowhere"): "nowhere",
         ("--resume",): "there is no run",
     }
+    monkeypatch.chdir(workspace.path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace.path / "cache"))
+    monkeypatch.setattr("slm_jax.utils.process.tune_process", lambda deterministic: None)
     for args, expected in messages.items():
-        assert expected in workspace.refused("slm_jax.train", *args)
+        with pytest.raises(UserError, match=re.escape(expected)):
+            train_command.main(args)
+    for args in (("--model.dims", "3"), ("--data.files", "short.txt")):  # without JAX, and with it
+        assert messages[args] in workspace.refused("slm_jax.train", *args)
     runs = workspace.path / "runs"
     assert not runs.exists() or not list(runs.iterdir())
 
 
+@pytest.mark.slow
 def test_mistake_can_be_corrected_in_the_same_run(workspace):
     workspace.refused("slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run", "--train.batch_size", "4000")
     assert workspace.train("--run", "run", "--train.steps", "3")[0] == 0
@@ -234,6 +243,7 @@ def test_killed_at_random_instants_ends_bit_identical(workspace):
     assert_same_run(workspace.path / "whole", workspace.path / "killed")
 
 
+@pytest.mark.slow
 def test_killed_while_starting(workspace):
     """A kill at the worst instants leaves half a config, half a corpus, half a row, half a sample."""
     run = workspace.path / "begun"
@@ -373,6 +383,7 @@ def test_nohup_is_respected(workspace):
     assert len(workspace.rows("run")) == 60
 
 
+@pytest.mark.slow
 def test_corrupt_checkpoint_is_reported_and_skipped(workspace):
     assert workspace.train("--run", "whole", *LONG)[0] == 0
     shutil.copytree(workspace.path / "whole", workspace.path / "hurt")

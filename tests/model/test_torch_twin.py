@@ -122,7 +122,13 @@ def assert_equal_to_twin(options, masked, terms=LossWeights()):
         assert_close(gradient, expected_gradients[name])
 
 
-@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+QUICK = ("plain", "scanned, recomputed", "linear layers saved", "padded", "everything", "another epsilon")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(MODELS[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS],
+)
 def test_every_model_equals_its_twin(options):
     assert_equal_to_twin(options, "none")
 

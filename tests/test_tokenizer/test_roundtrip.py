@@ -43,7 +43,7 @@ def test_corpus(tok):
     check(tok, corpus())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(text=any_text)
 def test_any_text(tok, text):
     check(tok, text)
@@ -57,7 +57,7 @@ def test_any_text_exhaustively(tok, text):
     check(tok, text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(text=any_text)
 def test_single_edge_equals_the_table_of_edges(tok, text):
     vocabulary = tok._vocabulary
@@ -87,7 +87,7 @@ def test_invalid_ids_are_rejected(tok, wrong, count):
             tok.decode(ids)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(texts=st.lists(any_text, max_size=5))
 def test_batch_equals_single(tok, texts):
     rows, mask = tok.encode_batch(texts)
@@ -111,7 +111,7 @@ def test_pretokens_concatenate_to_the_text(text):
         assert all(0 < len(part) <= MAX_PRETOKEN for part in parts)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(data=st.data())
 def test_streaming_equals_decoding_for_any_ids(tok, data):
     """Ids that no text encodes to, as a model generates them."""
@@ -133,7 +133,7 @@ def test_text_never_encodes_to_special_tokens(tok):
     assert tok.token2id["<EOS>"] == 5
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(data=st.data())
 def test_arrays_decode_like_lists(tok, data):
     """Compare the NumPy decoder with the plain one for any ids, short and long."""
@@ -143,7 +143,7 @@ def test_arrays_decode_like_lists(tok, data):
     assert tok.decode(ids) == tok.decode(np.array(ids, dtype=np.uint16)) == tok._decoder.to_text(ids)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None)
 @given(left=any_text, right=any_text)
 def test_encoding_is_additive_between_pretokens(tok, left, right):
     """encode(a) + encode(b) == encode(a + b) if b starts with white space and a does not end with it."""

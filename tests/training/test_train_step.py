@@ -408,8 +408,15 @@ def test_gradients_are_reduced_once_per_step():
     assert not any("all-reduce(" in body for body in bodies)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "name"),
+    [
+        (True, "adamw"),
+        (False, "muon"),
+        pytest.param(True, "muon", marks=pytest.mark.slow),
+        pytest.param(False, "adamw", marks=pytest.mark.slow),
+    ],
+)
 def test_resized_state_keeps_its_old_rows(name, tied):
     """Parameters and moments of old ids stay bit-identical, moments of new ones are 0, and training continues."""
     config = tiny_config(optimizer__name=name, model__tie_weights=tied)
