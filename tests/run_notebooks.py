@@ -58,8 +58,9 @@ def tidy(notebook: nbformat.NotebookNode, folder: str) -> None:
     """Remove what differs between machines from stored outputs: absolute paths, and the version of Python."""
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        cell["outputs"] = merged_streams(outputs)
+        if cell.cell_type != "code":
+            continue
+        cell["outputs"] = merged_streams(cell["outputs"])
         for output in cell["outputs"]:
             if output.output_type == "stream":
                 output.text = re.sub(rf"(/private)?{re.escape(folder)}/?", "", output.text)

@@ -1,4 +1,4 @@
-"""The notebooks: one installation cell, which names the right cause when it fails."""
+"""The notebooks: one installation cell, which names the right cause when it fails, and stored outputs."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+STORED = NOTEBOOKS[:2]  # those that were run at full size
 NO_CLONE = "git could not clone"
 OLD_JAX = "may be too old"
 OTHER = "the last lines of pip above name the cause"
@@ -97,3 +98,18 @@ def test_another_failure_of_pip_is_shown(environment, tmp_path):
     assert "pyproject.toml" in done.stdout
     assert NO_CLONE not in done.stderr
     assert OLD_JAX not in done.stderr
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_outputs_of_a_real_run_are_stored(path):
+    """Every code cell was run, in order and without an error; at least one of its outputs is a picture."""
+    code_cells = cells(path)
+    assert [cell["execution_count"] for cell in code_cells] == list(range(1, len(code_cells) + 1))
+    outputs = [output for cell in code_cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    text = "".join("".join(output.get("text", [])) for output in outputs)
+    assert text.strip()
+    assert "/tmp" not in text  # a path of the machine that ran it
+    assert "/home" not in text
+    assert path.stat().st_size < 400_000
