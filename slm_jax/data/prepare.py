@@ -94,7 +94,8 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
     labels = source_labels([entry.source.source.name for entry in entries])
     weights = [entry.source.weight for entry in entries]
     check_size(config, [MixturePart(c.train, w, label) for c, w, label in zip(corpora, weights, labels, strict=True)])
-    _require_same_text(run, [(corpus.fingerprint, weight) for corpus, weight in zip(corpora, weights, strict=True)])
+    parts = [(corpus.fingerprint, weight) for corpus, weight in zip(corpora, weights, strict=True)]
+    _require_same_text(run, parts, tokenizer)
     tokenizer.save(run.tokenizer)
     _store(entries, run.corpus)
     corpus = open_corpus(run.corpus, tokenizer)
@@ -103,21 +104,28 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
     return tokenizer, corpus
 
 
-def _require_same_text(run: Run, parts: Sequence[tuple[str, float]]) -> None:
+def _require_same_text(run: Run, parts: Sequence[tuple[str, float]], tokenizer: HybridTokenizer) -> None:
     """Refuse to store a corpus in a run that was trained on another one, and would be evaluated on this one.
 
     Args:
         run: The run, which has lost its corpus if it has a checkpoint.
         parts: Fingerprint and weight of each corpus that is to be stored.
+        tokenizer: The tokenizer that is to be stored.
 
     Raises:
-        UserError: The newest checkpoint is of another text.
+        UserError: The newest checkpoint is of another tokenizer or text.
     """
     if run.newest_step() is None:
         return
     from slm_jax.run.selection import newest_position  # imports JAX
 
-    saved = newest_position(run).get("corpus")
+    position = newest_position(run)
+    if position.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(
+            f"the checkpoint of step {run.newest_step()} has another tokenizer: {position['tokenizer']} saved, "
+            f"{tokenizer.fingerprint} current. Restore what the run was started with, or start another --run"
+        )
+    saved = position.get("corpus")
     if saved not in (None, mixture_fingerprint(parts) if len(parts) > 1 else parts[0][0]):
         raise UserError(
             f"{run.corpus} is missing and cannot be prepared again: the text has changed, or an earlier version of "
