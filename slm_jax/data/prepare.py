@@ -18,7 +18,7 @@ from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssig
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.registry import make_sources
-from slm_jax.run.directory import Run
+from slm_jax.run.directory import Run, other_input_error
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
@@ -115,16 +115,15 @@ def _require_same_text(run: Run, parts: Sequence[tuple[str, float]], tokenizer: 
     Raises:
         UserError: The newest checkpoint is of another tokenizer or text.
     """
-    if run.newest_step() is None:
+    step = run.newest_step()
+    if step is None:
         return
     from slm_jax.run.selection import newest_position  # imports JAX
 
     position = newest_position(run)
-    if position.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-        raise UserError(
-            f"the checkpoint of step {run.newest_step()} has another tokenizer: {position['tokenizer']} saved, "
-            f"{tokenizer.fingerprint} current. Restore what the run was started with, or start another --run"
-        )
+    saved_tokenizer = position.get("tokenizer", tokenizer.fingerprint)
+    if saved_tokenizer != tokenizer.fingerprint:
+        raise other_input_error(step, "tokenizer", saved_tokenizer, tokenizer.fingerprint)
     saved = position.get("corpus")
     if saved not in (None, mixture_fingerprint(parts) if len(parts) > 1 else parts[0][0]):
         raise UserError(

@@ -274,6 +274,14 @@ def _verify_config(path: Path, tree: dict[str, Any]) -> None:
         raise UserError(f"{path} is damaged: its end is missing. Restore it, or start another --run")
 
 
+def other_input_error(step: int, description: str, saved: object, current: object) -> UserError:
+    """Return the error for a checkpoint that was saved with another tokenizer, text or seed than training has now."""
+    return UserError(
+        f"the checkpoint of step {step} has another {description}: {saved} saved, {current} current. Restore what the "
+        "run was started with, or start another --run"
+    )
+
+
 def _shapes_corpus(name: str) -> bool:
     """Return whether the corpus or the tokenizer of a run depends on an option; `data.mode` only shapes batches."""
     return name.startswith(("data.", "tokenizer.", "init.from_")) and name != "data.mode"

@@ -8,6 +8,7 @@ import jax
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.directory import other_input_error
 from slm_jax.run.trend import Trend
 from slm_jax.training import health
 from slm_jax.training.train_step import Steps, TrainState
@@ -45,10 +46,7 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """
     for name, description in (("tokenizer", "tokenizer"), ("corpus", "text"), ("seed", "seed")):
         if name in saved and saved[name] != current[name]:
-            raise UserError(
-                f"the checkpoint of step {saved['step']} has another {description}: {saved[name]} saved, "
-                f"{current[name]} current. Restore what the run was started with, or start another --run"
-            )
+            raise other_input_error(saved["step"], description, saved[name], current[name])
     resumable = Config.fields_with("resumable")
     for name, value in saved.get("config", {}).items():
         if name in resumable or not name.startswith(_BINDING):
