@@ -308,7 +308,7 @@ class EventStream(Response):
             error = ApiError(503, "the server stopped before the text was complete")
             last = {"type": "http.response.body", "body": format_event(error.body()).encode(), "more_body": False}
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(send(last), 1)  # a client that does not read cannot be told
+                await asyncio.wait_for(send(last), 1)  # not received by a client that does not read
             raise
         finally:
             self._completion.cancel()

@@ -1,4 +1,4 @@
-"""The page in a real Chromium beside a training process that goes on: curves, checkpoints, other runs."""
+"""The page in a real Chromium beside a running training process: curves, checkpoints, other runs."""
 
 import os
 import re
