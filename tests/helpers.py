@@ -1,5 +1,7 @@
 """Configs, models, ids and comparisons that several tests use."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 from slm_jax.config.schema import Config, ModelConfig
 from slm_jax.model.params import is_matrix
 from slm_jax.model.transformer import Transformer
+from tokenizer import HybridTokenizer
 
 FLOAT32 = jnp.dtype("float32")
 BFLOAT16 = jnp.dtype("bfloat16")
@@ -38,6 +41,15 @@ def tiny_model(vocab_size: int = 61, seed: int = 0, scale: float = 5.0, **fields
     tree = nnx.to_pure_dict(params)
     tree = jax.tree_util.tree_map_with_path(lambda path, x: x * scale if is_matrix(path, x) else x, tree)
     return nnx.merge(graph, tree)
+
+
+def learned_tokenizer(texts: Iterable[str], vocab_size: int = 400) -> HybridTokenizer:
+    """Return a tokenizer learned from some texts."""
+    tokenizer = HybridTokenizer()
+    for text in texts:
+        tokenizer.add_text(text)
+    tokenizer.freeze_vocab(vocab_size=vocab_size)
+    return tokenizer
 
 
 def random_ids(shape: tuple[int, ...], vocab_size: int = 61, seed: int = 0) -> jax.Array:

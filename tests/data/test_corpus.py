@@ -22,6 +22,7 @@ from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssig
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.utils.errors import UserError, is_disk_full
+from tests.helpers import learned_tokenizer
 from tests.processes import kill_at_random_instants
 from tokenizer import HybridTokenizer
 
@@ -66,11 +67,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = HybridTokenizer()
-    for text in TEXTS:
-        made.add_text(text)
-    made.freeze_vocab(vocab_size=400)
-    return made
+    return learned_tokenizer(TEXTS)
 
 
 @pytest.fixture

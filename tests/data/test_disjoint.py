@@ -14,16 +14,13 @@ from slm_jax.data.prepare import describe_corpus, prepare
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from tests.data.test_corpus import TEXTS, ListSource, decoded
+from tests.helpers import learned_tokenizer
 from tokenizer import HybridTokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = HybridTokenizer()
-    for text in TEXTS:
-        made.add_text(text)
-    made.freeze_vocab(vocab_size=400)
-    return made
+    return learned_tokenizer(TEXTS)
 
 
 def test_exclusions_of_random_corpora_as_by_sets():

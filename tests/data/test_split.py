@@ -13,7 +13,7 @@ from slm_jax.data.corpus.splitting import SourceCounts, SplitAssigner
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
 from tests.data.test_corpus import Killed, ListSource, contents
-from tokenizer import HybridTokenizer
+from tests.helpers import learned_tokenizer
 
 
 def document(number, size):
@@ -164,10 +164,7 @@ def test_plan_is_restored():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = HybridTokenizer()
-    made.add_text(document(0, 5000).text)
-    made.freeze_vocab(vocab_size=400)
-    return made
+    return learned_tokenizer([document(0, 5000).text])
 
 
 @pytest.mark.parametrize("sizes", [[40_000], [3000] * 300])
