@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-STORED = NOTEBOOKS[:2]  # those that were run at full size
 NO_CLONE = "git could not clone"
 OLD_JAX = "may be too old"
 OTHER = "the last lines of pip above name the cause"
@@ -100,7 +99,7 @@ def test_another_failure_of_pip_is_shown(environment, tmp_path):
     assert OLD_JAX not in done.stderr
 
 
-@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_of_a_real_run_are_stored(path):
     """Every code cell was run, in order and without an error; at least one of its outputs is a picture."""
     code_cells = cells(path)
