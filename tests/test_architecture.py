@@ -22,6 +22,7 @@ LAYERS = (
     {"data", "serve"},
     {"evaluation", "report", "huggingface"},
     {"training"},
+    {"planning"},
     {"curriculum", "checks"},
     {"cli"},
 )

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "export to the Hugging Face layout",
     "data": "list, prepare and inspect training text",
     "mfu": "model FLOPs utilization of the training step",
+    "plan": "memory and speed of a step on a TPU or GPU that is not present",
     "tokenizer": "train, encode, decode, inspect, compare, serve",
 }
 

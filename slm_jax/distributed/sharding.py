@@ -9,6 +9,7 @@ fsdp     splits the batch as well, and every matrix with its moments (ZeRO-3, ar
 tensor   splits attention heads, the inner width of the SwiGLU and the vocabulary (Megatron-LM, arXiv:1909.08053)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,8 +25,12 @@ from slm_jax.utils.errors import UserError
 MESH_AXES = (DATA, FSDP, TENSOR)
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of `mesh.data` x `mesh.fsdp` x `mesh.tensor` devices; `mesh.data` 0 takes all that are left.
+
+    Args:
+        config: The run's config.
+        devices: Devices to use; None: all of JAX's.
 
     Raises:
         UserError: If devices, batch or processes do not divide as the mesh requires; names the nearest sizes that do.
@@ -34,13 +39,14 @@ def make_mesh(config: Config) -> Mesh:
         raise UserError(
             f"the {jax.process_count()} processes are not connected: call jax.distributed.initialize() first"
         )
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     wanted = max(data, 1) * fsdp * tensor
     if wanted > available:
         requested = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
         raise UserError(
-            f"mesh asks for {wanted} devices ({requested}), there are {available} ({jax.devices()[0].platform}): "
+            f"mesh asks for {wanted} devices ({requested}), there are {available} ({devices[0].platform}): "
             f"use smaller sizes"
         )
     if not data and available % (fsdp * tensor):
@@ -57,7 +63,7 @@ def make_mesh(config: Config) -> Mesh:
         raise UserError(
             f"mesh takes {used} of the {available} devices of {jax.process_count()} processes: it must take all"
         )
-    return jax.make_mesh(sizes, MESH_AXES, devices=jax.devices()[:used], axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices[:used], axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_shard(mesh: Mesh) -> tuple[int, int]:

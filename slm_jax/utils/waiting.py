@@ -1,14 +1,17 @@
-"""A line that counts the seconds of a long operation."""
+"""Long operations: a line that counts their seconds, and Ctrl-C while they run."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TextIO, TypeVar
 
 from slm_jax.utils import progress
+
+T = TypeVar("T")
 
 
 class _Counter:
@@ -68,6 +71,24 @@ def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
         yield
     finally:
         _print(f"{text}: {time.monotonic() - start:.1f} s", stream)
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """Return the result of a function that runs in another thread, so that Ctrl-C is handled at once.
+
+    Python handles signals in its main thread only, between two instructions: a compiler that runs there for minutes
+    delays them. After Ctrl-C the thread is left behind; it ends with the process.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def _print(line: str, stream: TextIO) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from slm_jax.config.schema import Config
+from slm_jax.data.batches import packed, padded
 from slm_jax.data.batches.packed import PackedBatches, check_packed_size, sequential_batches
 from slm_jax.data.batches.padded import PaddedBatches, check_padded_size, sequential_padded_batches
 from slm_jax.data.corpus.corpus import Corpus, MixturePart
@@ -21,6 +22,14 @@ def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatche
         return PaddedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed)
     segments = config.data.mode == "segmented"
     return PackedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed, segments)
+
+
+def empty_batch(config: Config) -> Arrays:
+    """Return a batch without content, of the largest shape that the batches of a config have."""
+    train = config.train
+    if config.data.mode == "padded":
+        return padded.empty_batch(train.batch_size, train.sequence_length)
+    return packed.empty_batch(train.batch_size, train.sequence_length, config.data.mode == "segmented")
 
 
 def check_size(config: Config, parts: Sequence[MixturePart]) -> None:

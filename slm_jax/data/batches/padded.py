@@ -90,7 +90,8 @@ def check_padded_size(parts: Sequence[MixturePart], length: int) -> None:
             )
 
 
-def _empty_batch(rows: int, width: int) -> Arrays:
+def empty_batch(rows: int, width: int) -> Arrays:
+    """Return a batch without content, int32 [rows, width], with attention_mask."""
     return empty_arrays(rows, width) | {"attention_mask": np.zeros((rows, width), np.int32)}
 
 
@@ -168,7 +169,7 @@ class PaddedBatches:
 
     def empty_batch(self) -> Arrays:
         """Return a batch without content, of the largest shape that batches have."""
-        return _empty_batch(self._batch_size, self._length)
+        return empty_batch(self._batch_size, self._length)
 
     def _locate(self, step: int) -> tuple[PaddedRows, int, list[int]]:
         """Return (rows of the source, width, indices of the rows) of a step's batch."""
@@ -189,7 +190,7 @@ class PaddedBatches:
         """
         rows, width, members = self._locate(step)
         size = self._batch_size // num_shards
-        batch = _empty_batch(size, width)
+        batch = empty_batch(size, width)
         for i, index in enumerate(members[shard * size : (shard + 1) * size]):
             rows.write(index, row(batch, i))
         return batch
@@ -244,7 +245,7 @@ def sequential_padded_batches(stream: TokenStream, batch_size: int, length: int)
     """Yield (batch [B, length], UTF-8 bytes of text that it predicts) of every row of a stream once, in order."""
     rows = PaddedRows(stream, length)
     for start in range(0, len(rows), batch_size):
-        batch = _empty_batch(batch_size, length)
+        batch = empty_batch(batch_size, length)
         members = range(start, min(start + batch_size, len(rows)))
         for i, index in enumerate(members):
             rows.write(index, row(batch, i))

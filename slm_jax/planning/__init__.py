@@ -1,0 +1,1 @@
+"""Plans of a training step for devices that are not present: memory, FLOPs, bytes, collectives."""

@@ -1,0 +1,133 @@
+"""The real training step, compiled for described devices.
+
+The step is that of `make_steps`, with the mesh of the described devices, so that the same kernels are chosen as on
+them. GPU programs are compiled without autotuning, for which a GPU has to be present: a chip may choose other tiles for
+its products, with other scratch memory.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.modes import empty_batch
+from slm_jax.distributed import sharding
+from slm_jax.distributed.partitioning import BATCH_AXES
+from slm_jax.planning.cudnn import described_gpu
+from slm_jax.planning.targets import Target
+from slm_jax.training import memory
+from slm_jax.training.train_step import make_steps
+
+_GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # autotuning measures kernels on a GPU
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Program(NamedTuple):
+    """A training step compiled for described devices; all figures are of one device.
+
+    Attributes:
+        rows: Sequences computed at once.
+        grad_accum_steps: Microbatches of a step.
+        state_bytes: Memory of the training state, as the compiler lays it out.
+        batch_bytes: Memory of the batch.
+        temp_bytes: Temporary memory: activations, gradients and intermediate results of the optimizer.
+        needed_bytes: State, batch and temporary memory together.
+        compiler_flops: FLOPs of a step as the compiler counts them (those of its kernels are not included); None if it
+            reports none.
+        bytes_accessed: Bytes that a step reads from and writes to memory by the compiler's estimate; None if it reports
+            none.
+        compile_seconds: Time to compile, tracing included.
+        hlo: The compiled program as text; "" of one that does not fit.
+    """
+
+    rows: int
+    grad_accum_steps: int
+    state_bytes: int
+    batch_bytes: int
+    temp_bytes: int
+    needed_bytes: int
+    compiler_flops: float | None
+    bytes_accessed: float | None
+    compile_seconds: float
+    hlo: str
+
+
+def split_batch(config: Config, rows: int, batch_devices: int) -> Config:
+    """Return the config with a microbatch of `rows` sequences on each device."""
+    train = config.train.model_copy(update={"microbatch": rows * batch_devices, "accumulation": 1})
+    return config.model_copy(update={"train": train})
+
+
+def compile_program(config: Config, vocab_size: int, target: Target, devices: Sequence[Any], rows: int) -> Program:
+    """Compile the training step of a config.
+
+    Args:
+        config: The config.
+        vocab_size: Entries of the tokenizer's vocabulary.
+        target: The kind of device.
+        devices: Compile-only devices, from `describe_devices`.
+        rows: Sequences that each device computes at once.
+
+    Returns:
+        The program. If a TPU's compiler rejects it because it does not fit, only the memory that it states is known.
+
+    Raises:
+        UserError: If model or batch do not divide over the devices.
+    """
+    start = time.perf_counter()
+    mesh = sharding.make_mesh(config, devices)
+    batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    config = split_batch(config, rows, batch_devices)
+    steps = make_steps(config, vocab_size, mesh)
+    state = sharding.abstract_arrays(mesh, jax.eval_shape(steps.init), steps.partitions)
+    by_batch = jax.NamedSharding(mesh, jax.P(BATCH_AXES))
+    arrays = empty_batch(config)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_batch) for name, x in arrays.items()}
+    batch_bytes = sum(x.nbytes for x in arrays.values()) // batch_devices
+    gpu = target.gpu
+    with described_gpu(gpu.capability) if gpu else contextlib.nullcontext():
+        lowered = steps.train.lower(state, batch)
+    try:
+        compiled = lowered.compile(compiler_options=_GPU_OPTIONS if gpu else None)
+    except jax.errors.JaxRuntimeError as error:
+        needed = _stated_need(str(error))
+        if needed is None:
+            raise
+        seconds = time.perf_counter() - start
+        state_bytes = _shard_bytes(state)
+        temp_bytes = max(needed - state_bytes - batch_bytes, 0)
+        unknown = (state_bytes, batch_bytes, temp_bytes, needed, None, None, seconds, "")
+        return Program(rows, config.train.grad_accum_steps, *unknown)
+    plan = compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
+    return Program(
+        rows=rows,
+        grad_accum_steps=config.train.grad_accum_steps,
+        state_bytes=plan.argument_size_in_bytes - batch_bytes,
+        batch_bytes=batch_bytes,
+        temp_bytes=plan.temp_size_in_bytes,
+        needed_bytes=memory.needed_memory(compiled),
+        compiler_flops=costs.get("flops"),
+        bytes_accessed=costs.get("bytes accessed"),
+        compile_seconds=time.perf_counter() - start,
+        hlo=compiled.as_text(),
+    )
+
+
+def _stated_need(message: str) -> int | None:
+    """Return the bytes that a TPU's compiler states in its message about a program that does not fit, or None."""
+    stated = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return int(float(stated[1]) * _UNITS[stated[2]]) if stated and "RESOURCE_EXHAUSTED" in message else None
+
+
+def _shard_bytes(tree: Any) -> int:
+    """Return the bytes of one device's part of abstract arrays."""
+    leaves = jax.tree.leaves(tree)
+    return sum(
+        jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype).size * leaf.dtype.itemsize
+        for leaf in leaves
+    )
