@@ -148,7 +148,12 @@ class TrainConfig(Section):
         "Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",
         common=True,
     )
-
+    residual_dtype: Literal["auto", "float32", "compute"] = option(
+        "auto",
+        "Dtype of the residual stream and of all activations; compute: that of the matrix products; auto: float32 on "
+        "CPUs, compute on GPUs and TPUs.",
+        execution=True,
+    )
     debug: bool = option(
         False, "Stop at the first NaN and report the step and the operation that produced it (slow).", resumable=True
     )

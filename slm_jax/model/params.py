@@ -11,7 +11,7 @@ from flax import nnx
 from slm_jax.config.schema import Config
 from slm_jax.distributed.partitioning import Partition, Partitions
 from slm_jax.distributed.platform import Platform
-from slm_jax.model.ops import compute_dtype
+from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
 
 
@@ -63,10 +63,8 @@ def collect_partitions(model: nnx.Module) -> Partitions:
 
 
 def _abstract_transformer(config: Config, vocab_size: int, platform: Platform | None = None) -> Transformer:
-    dtype = compute_dtype(config.train.dtype, platform)
-    return nnx.eval_shape(
-        lambda: Transformer(config.model, vocab_size, dtype=dtype, platform=platform, rngs=nnx.Rngs(0))
-    )
+    policy = Policy.choose(config, platform)
+    return nnx.eval_shape(lambda: Transformer(config.model, vocab_size, policy=policy, rngs=nnx.Rngs(0)))
 
 
 def pure_params(model: Transformer) -> dict[str, Any]:

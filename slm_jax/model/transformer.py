@@ -1,9 +1,9 @@
 """The model: a decoder-only Transformer in Flax NNX.
 
 RMSNorm before each sub-layer, rotary position embeddings, causal attention with an optional local window and grouped
-queries, SwiGLU, a tied or untied output head, no biases. Parameters are float32; matrix products run in `dtype` and
-accumulate in float32. The parameters of all blocks are stacked, [L, …] each: a few large arrays are faster to update,
-shard and save than many small ones.
+queries, SwiGLU, a tied or untied output head, no biases. Parameters are float32; the dtypes of products and activations
+are those of the `Policy` (precision.py). The parameters of all blocks are stacked, [L, …] each: a few large arrays are
+faster to update, shard and save than many small ones.
 
 Each parameter declares the axes of the mesh that it is split over where it is created (distributed/partitioning.py).
 The first matrices of a sub-layer are split by columns over "tensor", the last one by rows, so that a sub-layer needs
@@ -35,6 +35,7 @@ from slm_jax.distributed.partitioning import (
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import Cache, KVCache
+from slm_jax.model.precision import Policy
 
 INIT_STD = 0.02
 """Standard deviation of the initial matrices."""
@@ -57,7 +58,7 @@ def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (arXiv:1910.07467)."""
+    """x / rms(x) * scale, computed in float32, in the dtype of x (arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float):
         """Create a norm over the last axis, of size `dim`; `eps` is added to the mean square."""
@@ -65,31 +66,29 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32), partition=REPLICATED)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.scale[...]
+        x_f32 = x.astype(jnp.float32)
+        y_f32 = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps) * self.scale[...]
+        return y_f32.astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """x·w without bias, float32 result; the weight [in, out] is drawn from normal(0, INIT_STD)."""
+    """x·w without bias, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD)."""
 
-    def __init__(
-        self, inputs: int, outputs: int, partition: Partition, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs):
         """Create the layer.
 
         Args:
             inputs: Size of the last axis of x.
             outputs: Size of the last axis of the result.
             partition: Mesh axes that the input and the output axis of the weight are split over.
-            dtype: Dtype of the product's operands.
-            platform: The hardware that the product runs on.
+            policy: Dtype of the product's operands, and the hardware that it runs on.
             rngs: Source of the initial weight.
         """
         self.weight = nnx.Param(normal_init(rngs, (inputs, outputs)), partition=partition)
-        self.dtype = dtype
-        self.platform = platform
+        self.policy = policy
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.matmul(x, self.weight[...], self.dtype, self.platform)
+        return ops.matmul(x, self.weight[...], self.policy.compute, self.policy.platform)
 
 
 def rotary_tables(positions_BxT: jax.Array | np.ndarray, width: int, base: float) -> RotaryTables:
@@ -115,29 +114,28 @@ def rotary_tables(positions_BxT: jax.Array | np.ndarray, width: int, base: float
 
 
 def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
-    """Return x with each pair of channels (i, i + K/2) rotated by the angle of its position."""
-    a, b = jnp.split(x_BxTxHxK, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    """Return x with each pair of channels (i, i + K/2) rotated by the angle of its position, in the dtype of x."""
+    a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxK.dtype)
 
 
 class Attention(nnx.Module):
     """The projections of causal self-attention with rotary positions and grouped queries."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
-        """Create the projections from normal(0, INIT_STD); dtype is that of the products' operands."""
+    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
+        """Create the projections from normal(0, INIT_STD)."""
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
         self.width = config.dim // config.heads
-        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
-        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
-        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), dtype, platform, rngs)
-        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), dtype, platform, rngs)
+        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs)
+        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs)
+        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs)
+        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs)
         self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
-        self.dtype = dtype
 
     def project(self, x_BxTxD: jax.Array, rotary: RotaryTables) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], float32."""
+        """Return rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], in the dtype of x."""
         b, t, _ = x_BxTxD.shape
         q_BxTxHxK = self.query(x_BxTxD).reshape(b, t, self.heads, self.width)
         k_BxTxGxK = self.key(x_BxTxD).reshape(b, t, self.kv_heads, self.width)
@@ -148,7 +146,7 @@ class Attention(nnx.Module):
         return rotate(q_BxTxHxK, *rotary), rotate(k_BxTxGxK, *rotary), v_BxTxGxK
 
     def merge_heads(self, out_BxTxHxK: jax.Array) -> jax.Array:
-        """Return the output of the sub-layer, float32 [B, T, D]."""
+        """Return the output of the sub-layer, [B, T, D]."""
         return self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1))
 
 
@@ -168,26 +166,27 @@ def swiglu_width(config: ModelConfig) -> int:
 class SwiGLU(nnx.Module):
     """(silu(x·gate) * x·up)·down (arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
-        """Create the three matrices from normal(0, INIT_STD); dtype is that of the products' operands."""
+    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
+        """Create the three matrices from normal(0, INIT_STD)."""
         width = swiglu_width(config)
-        self.gate = Linear(config.dim, width, (FSDP, TENSOR), dtype, platform, rngs)
-        self.up = Linear(config.dim, width, (FSDP, TENSOR), dtype, platform, rngs)
-        self.down = Linear(width, config.dim, (TENSOR, FSDP), dtype, platform, rngs)
+        self.gate = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
+        self.up = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
+        self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate(x).astype(jnp.float32), self.up(x).astype(jnp.float32)
+        return self.down((jax.nn.silu(gate) * up).astype(x.dtype))
 
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + swiglu(norm(x))."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, platform: Platform, rngs: nnx.Rngs):
-        """Create one layer; dtype is that of the matrix products' operands."""
+    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
+        """Create one layer."""
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, dtype, platform, rngs)
+        self.attention = Attention(config, policy, rngs)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config, dtype, platform, rngs)
+        self.mlp = SwiGLU(config, policy, rngs)
 
     def __call__(
         self,
@@ -200,7 +199,7 @@ class Block(nnx.Module):
         """Return the residual stream after the block.
 
         Args:
-            x_BxTxD: Residual stream, float32.
+            x_BxTxD: Residual stream.
             rotary: Tables of the tokens' positions.
             attend: Function of queries [B, T, H, K], keys and values [B, T, G, K] that returns [B, T, H, K].
             dropout: Rate of the dropout at the end of each sub-layer.
@@ -240,8 +239,7 @@ class Transformer(nnx.Module):
     Attributes:
         config: The model's configuration.
         vocab_size: Entries of the vocabulary, V.
-        dtype: Dtype of the matrix products' operands.
-        platform: The hardware that the model runs on, by which operations choose their implementation.
+        policy: Dtypes of products and activations, and the hardware that the model runs on.
         dropout: Current dropout rate.
         embedding: float32 [V', D], with V' the vocabulary padded to a multiple of `vocab_multiple`.
         blocks: One Block whose parameters are stacked over the layers, [L, …].
@@ -254,8 +252,7 @@ class Transformer(nnx.Module):
         config: ModelConfig,
         vocab_size: int,
         *,
-        dtype: jnp.dtype = jnp.dtype("float32"),
-        platform: Platform | None = None,
+        policy: Policy | None = None,
         rngs: nnx.Rngs,
     ):
         """Create a model with random parameters.
@@ -263,19 +260,18 @@ class Transformer(nnx.Module):
         Args:
             config: Sizes and options.
             vocab_size: Entries of the tokenizer's vocabulary.
-            dtype: Dtype of the matrix products' operands; parameters are float32 in any case.
-            platform: The hardware that the model runs on; None: JAX's first device.
+            policy: Dtypes of products and activations, and the hardware; parameters are float32 in any case. None:
+                everything in float32, on JAX's first device.
             rngs: Source of the initial parameters, its stream `params`.
         """
         self.config = config
         self.vocab_size = vocab_size
-        self.dtype = dtype
-        platform = platform or Platform.default()
-        self.platform = platform
+        policy = policy or Policy()
+        self.policy = policy
         self.dropout = config.dropout
         padded_size = round_up(vocab_size, config.vocab_multiple)
         self.embedding = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
-        create_blocks = nnx.vmap(lambda layer_rngs: Block(config, dtype, platform, layer_rngs))
+        create_blocks = nnx.vmap(lambda layer_rngs: Block(config, policy, layer_rngs))
         self.blocks: Block = nnx.split_rngs(splits=config.depth)(create_blocks)(rngs)
         self.final_norm = RMSNorm(config.dim, config.norm_eps)
         head = None
@@ -316,7 +312,7 @@ class Transformer(nnx.Module):
                 [B] (`example_keys`), where the rows are a part of a larger batch. None disables dropout.
 
         Returns:
-            float32 [B, T, D].
+            [B, T, D], in the policy's activation dtype.
         """
         if positions_BxT is None:
             positions_BxT = np.arange(input_ids_BxT.shape[1])[None]
@@ -340,7 +336,8 @@ class Transformer(nnx.Module):
         if dropout_key is not None and self.dropout:
             keys_B = dropout_key if dropout_key.ndim else example_keys(dropout_key, len(input_ids_BxT))
             index_L = jnp.arange(self.config.depth)
-        x_BxTxD = shard_by_batch(embedding_lookup(self.embedding[...], input_ids_BxT))
+        x_BxTxD = embedding_lookup(self.embedding[...], input_ids_BxT).astype(self.policy.activation)
+        x_BxTxD = shard_by_batch(x_BxTxD)
         x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
@@ -370,13 +367,13 @@ class Transformer(nnx.Module):
                 them, so that slicing and casting stay out of the loop.
 
         Returns:
-            (hidden states float32 [B, T, D], the cache with the new tokens).
+            (hidden states [B, T, D] in the policy's activation dtype, the cache with the new tokens).
         """
         rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
         cache, column = cache.reserve(positions_BxT)
         mask = ops.cache_mask(positions_BxT, cache.positions, window or self.config.window)
         keys, values = list(cache.keys), list(cache.values)
-        x_BxTxD = self.embedding[...][input_ids_BxT]
+        x_BxTxD = self.embedding[...][input_ids_BxT].astype(self.policy.activation)
         graph, params = nnx.split(self.blocks)
 
         def attend(layer, q, k, v):
@@ -398,6 +395,16 @@ class Transformer(nnx.Module):
             positions=jnp.full((batch, capacity), -1, jnp.int32),
             written=jnp.zeros((), jnp.int32),
         )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the matrix products' operands."""
+        return self.policy.compute
+
+    @property
+    def platform(self) -> Platform:
+        """The hardware that the model runs on."""
+        return self.policy.platform
 
     @property
     def head_width(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from slm_jax.config.schema import Config
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
+from slm_jax.model.precision import compute_dtype
 from slm_jax.performance import devices, flops
 
 MatmulShape = tuple[int, int, int]
@@ -119,7 +120,7 @@ class MfuBaseline(NamedTuple):
 
 def mfu_baseline(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> MfuBaseline:
     """Return the vendor's peak in the config's compute dtype, or the measured peak of an unknown device."""
-    dtype = ops.compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
+    dtype = compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
     device = devices.find(mesh.devices.flat[0].device_kind)
     vendor_peak = device.peak(dtype) if device is not None else None
     if vendor_peak is not None:

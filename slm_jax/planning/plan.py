@@ -7,6 +7,7 @@ from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
+from slm_jax.model.precision import compute_dtype, describe_precision
 from slm_jax.performance import flops
 from slm_jax.planning import search
 from slm_jax.planning.program import Program, compile_program
@@ -109,7 +110,7 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
     vocab_size = mfu.vocabulary(config)
     devices = describe_devices(target, count or default_devices(config))
     platform = Platform.of_device(devices[0])
-    dtype = ops.compute_dtype(config.train.dtype, platform)
+    dtype = compute_dtype(config.train.dtype, platform)
     peak = target.specification.peak(dtype)
     if peak is None:
         raise UserError(f"--train.dtype {dtype}: {target.name} has no units for it")
@@ -143,7 +144,7 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         target=target,
         devices=mesh.size,
         mesh=sharding.describe(mesh),
-        precision=ops.describe_precision(config.train.dtype, platform),
+        precision=describe_precision(config, platform),
         attention=ops.describe_attention(config.model.attention, dtype, length, width, platform),
         config=config,
         parameters=flops.parameters(config.model, vocab_size),

@@ -23,6 +23,7 @@ from slm_jax.distributed import sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model
+from slm_jax.model.precision import compute_dtype
 from slm_jax.performance import devices, flops
 from slm_jax.performance.roofline import (
     CONVENTION,
@@ -247,7 +248,7 @@ def measure(config: Config, vocab_size: int, steps: int, trace: str = "") -> Rep
     mesh = sharding.make_mesh(config)
     kind = mesh.devices.flat[0].device_kind
     device = devices.find(kind)
-    dtype = ops.compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
+    dtype = compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
     dtypes = [jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)]
     shapes = step_shapes(config, vocab_size)
     measured_peaks = {measured.name: measure_peak(measured, shapes) for measured in dtypes}

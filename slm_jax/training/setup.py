@@ -26,6 +26,7 @@ from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
+from slm_jax.model.precision import compute_dtype, describe_precision
 from slm_jax.performance import flops
 from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.run import environment
@@ -184,7 +185,7 @@ def compile_session(opened: OpenRun) -> Session:
         run.save_config(config)
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
-    precision = ops.describe_precision(config.train.dtype, Platform.of_mesh(mesh))
+    precision = describe_precision(config, Platform.of_mesh(mesh))
     environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
     part = sharding.batch_shard(mesh)
     # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
@@ -262,10 +263,10 @@ def _sampling(config: Config, tokenizer: HybridTokenizer, steps: Steps) -> Calla
 def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
     model = config.model
     platform = Platform.of_mesh(mesh)
-    dtype = ops.compute_dtype(config.train.dtype, platform)
+    dtype = compute_dtype(config.train.dtype, platform)
     width = model.dim // model.heads
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, width, platform)
-    precision = ops.describe_precision(config.train.dtype, platform)
+    precision = describe_precision(config, platform)
     logger.info("%s, %s, %s", sharding.describe(mesh), precision, attention)
 
 

@@ -21,6 +21,7 @@ from slm_jax.distributed.partitioning import Partitions
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
+from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
@@ -260,8 +261,7 @@ def init_state(
     """Return the state before the first step, drawn from `train.seed`."""
     key = jax.random.key(config.train.seed)
     rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-    dtype = ops.compute_dtype(config.train.dtype, platform)
-    model = Transformer(config.model, vocab_size, dtype=dtype, platform=platform, rngs=rngs)
+    model = Transformer(config.model, vocab_size, policy=Policy.choose(config, platform), rngs=rngs)
     params = pure_params(model)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -287,8 +287,8 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     platform = Platform.default() if mesh is None else Platform.of_mesh(mesh)
     graph, _ = abstract_model(config, vocab_size, platform)
     partitions = {**declared_partitions(config, vocab_size), **health.PARTITIONS}
-    dtype = ops.compute_dtype(config.train.dtype, platform)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, dtype, partitions)
+    policy = Policy.choose(config, platform)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, policy.compute, partitions)
     init = functools.partial(init_state, config, vocab_size, optimizer, platform)
     train = functools.partial(train_step, config=config, graph=graph, optimizer=optimizer)
     evaluate = functools.partial(eval_step, graph=graph)

@@ -27,7 +27,7 @@ from flax import nnx  # noqa: E402
 
 from slm_jax.config.schema import ModelConfig  # noqa: E402
 from slm_jax.generation.decode import Sampling, generate_ids  # noqa: E402
-from slm_jax.model import ops  # noqa: E402
+from slm_jax.model.precision import Policy, compute_dtype  # noqa: E402
 from slm_jax.model.transformer import Transformer, swiglu_width  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
@@ -50,7 +50,7 @@ Work = Callable[[np.ndarray], np.ndarray]
 
 def ours(config: ModelConfig, dtype: str, sampling: Sampling) -> Work:
     """Return `generate_ids` of slm_jax with a model of random weights."""
-    model = Transformer(config, VOCAB, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    model = Transformer(config, VOCAB, policy=Policy(jnp.dtype(dtype)), rngs=nnx.Rngs(0))
     return lambda prompts: np.array(generate_ids(model, prompts.tolist(), LENGTH - PROMPT, sampling))
 
 
@@ -184,7 +184,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(args.threads)
-    dtype = args.dtype or str(ops.compute_dtype("auto"))
+    dtype = args.dtype or str(compute_dtype("auto"))
     sampling = Sampling() if args.sample else Sampling(temperature=0)
     print(
         f"slm_jax with {dtype} products, PyTorch baselines in float32; {args.threads} threads, {PROMPT} to {LENGTH} "

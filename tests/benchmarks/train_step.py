@@ -317,11 +317,11 @@ def measure_speed(rows: list[str], shape: str, terms: str, rounds: int, steps: i
 
 def precisions() -> str:
     """Return one phrase on the precision of the products of both sides."""
-    from slm_jax.model import ops
+    from slm_jax.model.precision import compute_dtype
 
     version = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else "not installed"
     return (
-        f"ours: {ops.compute_dtype('auto')} products where the row names no precision; PyTorch {version}: float32 "
+        f"ours: {compute_dtype('auto')} products where the row names no precision; PyTorch {version}: float32 "
         "products in fp32 rows, autocast to bfloat16 in bf16 rows"
     )
 

@@ -15,6 +15,7 @@ from slm_jax.generation import decode as generation
 from slm_jax.generation.decode import NO_TOKEN, Sampling, generate_ids, stream
 from slm_jax.model.ops import cached_attention, masked_attention, write_cache
 from slm_jax.model.ops.attention import cache_mask
+from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_model
@@ -95,7 +96,7 @@ def test_context_does_not_change_a_text_within_it():
 
 def test_bfloat16_logits_stay_close_to_the_full_forward_pass():
     config = tiny_model().config
-    half = Transformer(config, 61, dtype=BFLOAT16, rngs=nnx.Rngs(0))
+    half = Transformer(config, 61, policy=Policy(BFLOAT16), rngs=nnx.Rngs(0))
     assert_greedy(
         half, PROMPTS, generate_ids(half, PROMPTS, 20, GREEDY), tolerance=1e-3
     )  # logits are about 0.1, and bfloat16 has 8 bits of precision

@@ -16,6 +16,7 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
+from slm_jax.model.precision import compute_dtype
 from slm_jax.model.transformer import drop, example_keys, site_keys
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.train_step import (
@@ -335,7 +336,7 @@ def test_step_is_traced_for_the_platform_of_its_model(name):
     batch = {name: jax.ShapeDtypeStruct((8, 128), jnp.int32) for name in ("input_ids", "labels")}
     compute = functools.partial(gradients, graph=graph, weights=LossWeights())
     program = str(jax.make_jaxpr(lambda params, batch: compute(params, batch, None))(params, batch))
-    dtype = ops.compute_dtype("auto", platform)
+    dtype = compute_dtype("auto", platform)
     assert nnx.merge(graph, params).platform == platform
     assert ("pallas_call" in program) == (name == "tpu")  # splash attention
     assert ("optimization_barrier" in program) == (name == "cpu")  # transposes for the bfloat16 units of CPUs

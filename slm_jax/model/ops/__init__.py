@@ -5,7 +5,6 @@ attention_blocks        the implementation for CPU, and for accelerators without
 attention_kernels       cuDNN on NVIDIA GPUs, splash attention on TPUs
 cross_entropy           the loss without [B, T, V] logits
 matmul                  products in bfloat16 or float32 with float32 accumulation
-backend                 the compute dtype and the precision of products
 
 The model calls the operations by way of this package, `ops.attention(…)`, so that a test can replace one.
 """
@@ -21,7 +20,6 @@ from slm_jax.model.ops.attention import (
     naive_attention,
     write_cache,
 )
-from slm_jax.model.ops.backend import compute_dtype, describe_precision
 from slm_jax.model.ops.cross_entropy import ContextTokens, LossSums, LossWeights, cross_entropy, naive_cross_entropy
 from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul
 
@@ -34,10 +32,8 @@ __all__ = [
     "cache_mask",
     "cached_attention",
     "causal_mask",
-    "compute_dtype",
     "cross_entropy",
     "describe_attention",
-    "describe_precision",
     "einsum",
     "masked_attention",
     "matmul",

@@ -82,7 +82,7 @@ def masked_attention(
         dtype: Dtype of the products' operands.
 
     Returns:
-        float32 [B, T, H, K]; zeros for a query that attends to nothing (padding).
+        [B, T, H, K] in the dtype of the queries; zeros for a query that attends to nothing (padding).
     """
     b, t, h, k = q_BxTxHxK.shape
     g = k_BxSxGxK.shape[2]
@@ -91,7 +91,7 @@ def masked_attention(
     scores = jnp.where(mask_BxTxS[:, None, None], scores * k**-0.5, MASKED)
     weights = jnp.where(mask_BxTxS[:, None, None], jax.nn.softmax(scores, axis=-1), 0.0)
     out = einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK, dtype)
-    return out.reshape(b, t, h, k)
+    return out.reshape(b, t, h, k).astype(q_BxTxHxK.dtype)
 
 
 def cache_dtype(dtype: jnp.dtype, platform: Platform) -> jnp.dtype:
@@ -142,7 +142,7 @@ def cached_attention(
         dtype: Compute dtype.
 
     Returns:
-        float32 [B, T, H, K].
+        [B, T, H, K] in the dtype of the queries.
     """
     b, t, h, k = q_BxTxHxK.shape
     n, s, _ = k_NxSxK.shape
@@ -155,7 +155,7 @@ def cached_attention(
     scores = jnp.where(mask_BxTxS[:, None], scores * k**-0.5, MASKED)
     weights = jnp.where(mask_BxTxS[:, None], jax.nn.softmax(scores, axis=-1), 0.0).reshape(n, -1, s)
     out_NxQxK = einsum("nqs,nsk->nqk", _round_to(weights, dtype, storage_dtype), v_NxSxK, storage_dtype)
-    return out_NxQxK.reshape(b, h, t, k).swapaxes(1, 2)
+    return out_NxQxK.reshape(b, h, t, k).swapaxes(1, 2).astype(q_BxTxHxK.dtype)
 
 
 def naive_attention(
@@ -186,9 +186,9 @@ def attention(
     """Return causal self-attention over T tokens. Products are in dtype, the softmax in float32.
 
     Args:
-        q_BxTxHxK: Queries, float32.
-        k_BxTxGxK: Keys, float32.
-        v_BxTxGxK: Values, float32.
+        q_BxTxHxK: Queries, float32 or dtype.
+        k_BxTxGxK: Keys, of the same dtype.
+        v_BxTxGxK: Values, of the same dtype.
         dtype: Dtype of the products' operands.
         window: Tokens that a query attends to, itself included; 0: all earlier ones.
         valid_BxT: 0 for padding, which is never attended to.
@@ -197,7 +197,7 @@ def attention(
         platform: The hardware that the program is compiled for; None: JAX's first device.
 
     Returns:
-        float32 [B, T, H, K]. The outputs of padding queries are unspecified.
+        [B, T, H, K] in the dtype of the queries. The outputs of padding queries are unspecified.
 
     Raises:
         UserError: If the named implementation cannot run.

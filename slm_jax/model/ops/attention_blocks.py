@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slm_jax.model.ops.backend import precision
+from slm_jax.model.precision import precision
 
 _MIN_BLOCK = 64  # queries; more blocks skip more of the masked scores, fewer blocks have larger products
 _MAX_BLOCKS = 8
@@ -83,7 +83,7 @@ def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
         weights = _weights(q_NxRxTxK[:, :, queries], k_NxTxK[:, keys], queries, keys, window, valid, segments)
         out = _dot(weights.astype(dtype), v_NxTxK[:, keys], 2, 1)
         outputs.append(out.reshape(b * g, h // g, -1, width))
-    out_NxRxTxK = jnp.concatenate(outputs, axis=2)
+    out_NxRxTxK = jnp.concatenate(outputs, axis=2).astype(q_BxTxHxK.dtype)
     return _heads_last(out_NxRxTxK, b), (q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments)
 
 
@@ -92,7 +92,8 @@ def _backward(dtype, window, residuals, g_BxTxHxK):
     n, r, t, width = q_NxRxTxK.shape
     b = g_BxTxHxK.shape[0]
     g_NxRxTxK = g_BxTxHxK.swapaxes(1, 2).reshape(n, r, t, width)
-    delta_NxRxT = jnp.sum(g_NxRxTxK * out_NxRxTxK, axis=-1)  # δ, see the top of the file
+    in_dtype = g_BxTxHxK.dtype  # that of queries, keys and values too
+    delta_NxRxT = jnp.sum(g_NxRxTxK * out_NxRxTxK, axis=-1, dtype=jnp.float32)  # δ, see the top of the file
     g_NxRxTxK = jax.lax.optimization_barrier(g_NxRxTxK.astype(dtype))
     dq_blocks = []
     dk_NxTxK = dv_NxTxK = jnp.zeros(k_NxTxK.shape, jnp.float32)
@@ -107,8 +108,8 @@ def _backward(dtype, window, residuals, g_BxTxHxK):
         dq_blocks.append(_dot(dscores, k_NxSxK, 2, 1).reshape(n, r, -1, width))
         dk_NxTxK = dk_NxTxK.at[:, keys].add(_transposed_dot(dscores, q_NxPxK))
         dv_NxTxK = dv_NxTxK.at[:, keys].add(_transposed_dot(weights.astype(dtype), g_NxPxK))
-    dq_NxRxTxK = jnp.concatenate(dq_blocks, axis=2)
-    return _heads_last(dq_NxRxTxK, b), _heads_last(dk_NxTxK[:, None], b), _heads_last(dv_NxTxK[:, None], b), None, None
+    gradients = (jnp.concatenate(dq_blocks, axis=2), dk_NxTxK[:, None], dv_NxTxK[:, None])
+    return *(_heads_last(x.astype(in_dtype), b) for x in gradients), None, None
 
 
 blockwise_attention.defvjp(_forward, _backward)

@@ -32,7 +32,7 @@ def cudnn_attention(
     the scores as a bias.
 
     Args:
-        q_BxTxHxK: Queries, float32; the other arguments up to `window` as in `ops.attention`.
+        q_BxTxHxK: Queries; the other arguments up to `window` as in `ops.attention`.
         k_BxTxGxK: Keys.
         v_BxTxGxK: Values.
         valid_BxT: 0 for padding.
@@ -42,7 +42,7 @@ def cudnn_attention(
         implementation: "cudnn" is requested by name, because JAX would choose XLA's; "xla" is for tests without a GPU.
 
     Returns:
-        float32 [B, T, H, K].
+        [B, T, H, K] in the dtype of the queries.
     """
     mask_Bx1xTxT = None
     if valid_BxT is not None:
@@ -61,7 +61,7 @@ def cudnn_attention(
         local_window_size=(window - 1, 0) if window else None,  # (keys before the query, keys after it)
         implementation=implementation,
     )
-    return out.astype(jnp.float32)
+    return out.astype(q_BxTxHxK.dtype)
 
 
 def splash_attention(
@@ -79,7 +79,7 @@ def splash_attention(
     Padding becomes a segment of its own. T must be a multiple of 128.
 
     Args:
-        q_BxTxHxK: Queries, float32; the other arguments up to `window` as in `ops.attention`.
+        q_BxTxHxK: Queries; the other arguments up to `window` as in `ops.attention`.
         k_BxTxGxK: Keys.
         v_BxTxGxK: Values.
         valid_BxT: 0 for padding.
@@ -89,7 +89,7 @@ def splash_attention(
         interpret: Run the kernel's program on any backend, slowly.
 
     Returns:
-        float32 [B, T, H, K].
+        [B, T, H, K] in the dtype of the queries.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
@@ -104,7 +104,7 @@ def splash_attention(
     kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
     segments = None if segments_BxT is None else splash.SegmentIds(segments_BxT, segments_BxT)
     out_BxHxTxK = jax.vmap(kernel)(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segments)
-    return out_BxHxTxK.swapaxes(1, 2).astype(jnp.float32)
+    return out_BxHxTxK.swapaxes(1, 2).astype(q_BxTxHxK.dtype)
 
 
 @functools.cache

@@ -164,10 +164,10 @@ def cross_entropy(
 ) -> LossSums:
     """Return the sums of the next-token loss of hidden states under the output head.
 
-    Position t is scored against labels[:, t], which already is the next token. Only `loss` has a gradient, in float32.
+    Position t is scored against labels[:, t], which already is the next token. Only `loss` has a gradient.
 
     Args:
-        x_BxTxD: Final hidden states, float32.
+        x_BxTxD: Final hidden states, float32 or dtype.
         head_VxD: Output head, float32.
         labels_BxT: Next tokens, int32; positions with `IGNORE_INDEX` are not counted.
         dtype: Dtype of the products' operands.
@@ -301,6 +301,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     def add_chunk(carry, chunk):
         total, dhead_VxD, drows_BxTxD = carry
         x_BxCxD, labels_BxC, start = chunk
+        in_dtype = x_BxCxD.dtype
         x_BxCxD = x_BxCxD.astype(dtype)
         logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
         sums, log_z_BxC, valid_BxC = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
@@ -327,7 +328,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         positions = x_BxCxD.shape[0] * x_BxCxD.shape[1]
         dlogits_NxV = dlogits_BxCxV.reshape(positions, -1)
         dhead_VxD += transposed_dot_f32(dlogits_NxV, x_BxCxD.reshape(positions, -1), platform)
-        return (jax.tree.map(jnp.add, total, sums), dhead_VxD, drows_BxTxD), dx_BxCxD
+        return (jax.tree.map(jnp.add, total, sums), dhead_VxD, drows_BxTxD), dx_BxCxD.astype(in_dtype)
 
     start = (
         _zero_sums(),
@@ -349,7 +350,7 @@ def _starts(labels_SxBxC: jax.Array) -> jax.Array:
 def _backward(dtype, weights, vocab_size, platform, residuals, g):
     """Scale the gradients that the forward pass computed; g holds the gradient of each field of LossSums."""
     dx_SxBxCxD, dhead_VxD = residuals
-    return dx_SxBxCxD * g.loss, dhead_VxD * g.loss, None, None
+    return dx_SxBxCxD * g.loss.astype(dx_SxBxCxD.dtype), dhead_VxD * g.loss, None, None
 
 
 _chunked.defvjp(_forward, _backward)

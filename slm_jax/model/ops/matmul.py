@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.distributed.platform import Platform
-from slm_jax.model.ops.backend import precision
+from slm_jax.model.precision import precision
 
 
 def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -31,20 +31,20 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax
 
 def naive_matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return what `matmul` computes; the gradients are those that JAX derives."""
-    return einsum("...i,io->...o", x, w_IxO, dtype)
+    return einsum("...i,io->...o", x, w_IxO, dtype).astype(x.dtype)
 
 
 def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform | None = None) -> jax.Array:
     """Return x·w with the operands rounded to dtype, accumulated in float32.
 
     Args:
-        x: float32 [..., I].
+        x: float32 or dtype [..., I].
         w_IxO: float32 weight.
         dtype: float32 or bfloat16.
         platform: The hardware that the gradients are written for; None: JAX's first device.
 
     Returns:
-        float32 [..., O]. The gradients are float32 too.
+        [..., O] in the dtype of x, which the gradient of x has too; the gradient of the weight is float32.
     """
     if dtype == jnp.float32:
         return naive_matmul(x, w_IxO, dtype)
@@ -59,16 +59,18 @@ def _matmul(x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Plat
 
 def _forward(x_NxI, w_IxO, dtype, platform):
     del platform
+    out_dtype = x_NxI.dtype
     x_NxI, w_IxO = x_NxI.astype(dtype), w_IxO.astype(dtype)
-    y_NxO = jax.lax.dot_general(x_NxI, w_IxO, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    y_NxO = jax.lax.dot_general(x_NxI, w_IxO, (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
     return y_NxO, (x_NxI, w_IxO)
 
 
 def _backward(dtype, platform, residuals, g_NxO):
     x_NxI, w_IxO = residuals
+    in_dtype = g_NxO.dtype  # y and g have the dtype that x had
     g_NxO = g_NxO.astype(dtype)
     # dx = g·wᵀ contracts the last axis of both, dw = xᵀ·g the first axis of both.
-    dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=in_dtype)
     return dx_NxI, transposed_dot_f32(x_NxI, g_NxO, platform)
 
 

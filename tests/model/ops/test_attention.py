@@ -13,7 +13,7 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import attention, describe_attention, naive_attention
 from slm_jax.model.ops.attention_blocks import blockwise_attention
 from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
-from slm_jax.model.ops.backend import compute_dtype
+from slm_jax.model.precision import compute_dtype
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 

@@ -1,0 +1,118 @@
+"""The precision of a model's computation: the dtype of each kind of value, chosen for the hardware in one place.
+
+Parameters, gradients, optimizer state, and everything inside norms, softmax and the loss are float32 in any case.
+Two things depend on hardware and options:
+
+compute       the operands of matrix products, which are accumulated in float32 (`train.dtype`)
+activation    the residual stream, and what operations pass to each other: outputs of linear layers, norms, rotations,
+              attention and SwiGLU (`train.residual_dtype`)
+
+GPUs and TPUs are limited by memory traffic between the products, so that activations are kept in the compute dtype. A
+CPU computes bfloat16 elementwise work slowly, so that there they are float32.
+
+An operation computes in float32 and returns the dtype of its input: the dtype of the residual stream, set where the
+embedding is looked up, is that of everything after it.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from slm_jax.config.schema import Config
+from slm_jax.distributed.platform import Platform
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+"""Values of `train.dtype`."""
+
+ResidualChoice = Literal["auto", "float32", "compute"]
+"""Values of `train.residual_dtype`."""
+
+_FLOAT32 = jnp.dtype("float32")
+
+# CDNA 1 to 4, RDNA 3 and 4; not Vega (gfx900, gfx906, gfx90c), nor RDNA 1 and 2 (gfx10).
+_AMD_WITH_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The dtypes that a model computes in; hashable, so that it can be a static argument of a compiled function.
+
+    Attributes:
+        compute: Dtype of the matrix products' operands.
+        activation: Dtype of the residual stream and of the results of all operations but the logits.
+        platform: The hardware that the model runs on, by which operations choose their implementation.
+    """
+
+    compute: jnp.dtype = _FLOAT32
+    activation: jnp.dtype = _FLOAT32
+    platform: Platform = field(default_factory=Platform.default)
+
+    @classmethod
+    def choose(cls, config: Config, platform: Platform | None = None) -> "Policy":
+        """Return the policy of a config on some hardware.
+
+        Args:
+            config: Its options `train.dtype` and `train.residual_dtype`.
+            platform: The hardware; None: JAX's first device.
+        """
+        platform = platform or Platform.default()
+        compute = compute_dtype(config.train.dtype, platform)
+        return cls(compute, _activation_dtype(config.train.residual_dtype, compute, platform), platform)
+
+
+def compute_dtype(choice: DtypeChoice, platform: Platform | None = None) -> jnp.dtype:
+    """Return the dtype of the matrix products' operands.
+
+    Args:
+        choice: The value of `train.dtype`; "auto" is bfloat16 if the hardware has units for it, else float32.
+        platform: The hardware; None: JAX's first device.
+    """
+    if choice != "auto":
+        return jnp.dtype(choice)
+    return jnp.dtype(jnp.bfloat16 if _has_bfloat16_units(platform or Platform.default()) else jnp.float32)
+
+
+def _activation_dtype(choice: ResidualChoice, compute: jnp.dtype, platform: Platform) -> jnp.dtype:
+    """Return the dtype of the residual stream; "auto" is float32 on CPUs, the compute dtype on GPUs and TPUs."""
+    if choice == "auto":
+        choice = "float32" if platform.name == "cpu" else "compute"
+    return compute if choice == "compute" else _FLOAT32
+
+
+def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Return the `precision` argument of a product of operands in dtype.
+
+    HIGHEST for float32, for which GPUs would otherwise use TF32 and TPUs bfloat16.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def describe_precision(config: Config, platform: Platform | None = None) -> str:
+    """Return one phrase on the dtypes of a config, with the reason for that of the products; arguments as `choose`."""
+    policy = Policy.choose(config, platform)
+    if config.train.dtype != "auto":
+        reason = "train.dtype"
+    elif policy.compute == jnp.bfloat16:
+        reason = "this hardware has bfloat16 units"
+    else:
+        reason = "this hardware has no bfloat16 units"
+    what = "products" if policy.activation == _FLOAT32 else "products and activations"
+    return f"{policy.compute} {what} ({reason}), float32 parameters"
+
+
+@functools.cache
+def _has_bfloat16_units(platform: Platform) -> bool:
+    if platform.name == "tpu":
+        return True
+    if platform.name == "gpu":  # NVIDIA since Ampere (compute capability 8.0)
+        capability = platform.capability
+        return capability.startswith(_AMD_WITH_BFLOAT16) or (capability[:1].isdigit() and float(capability) >= 8.0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
