@@ -12,6 +12,7 @@ from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 from slm_jax.utils.progress import show_log
 from tokenizer import HybridTokenizer
 
@@ -46,6 +47,12 @@ class PrepareOptions:
     """Preset in configs/, or a TOML file; the options of the config override it."""
     run: Annotated[str, Flag(metavar="PATH")] = ""
     """Use the config and the tokenizer of this run."""
+    part: Annotated[str, Flag(metavar="I/N")] = ""
+    """Prepare part I of N only, for several processes or hosts that share the cache; 0/N: the tokenizer only."""
+    merge: Annotated[int, Flag(metavar="N")] = 0
+    """Merge N parts; the result has the same bytes as without parts."""
+    ray: Annotated[int, Flag(metavar="N")] = 0
+    """Prepare N parts as tasks of Ray, and merge them (extra [ray])."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def _prepare(args: Sequence[str]) -> None:
     options, overrides = read_options_and_config(
         PrepareOptions, args, "python -m slm_jax.data prepare", files=True, used=_SHAPES_CORPUS
     )
+    part = _part(options)
     run = find_run(options.run) if options.run else None
     config = _config(options.config, overrides, run)
     from slm_jax.data.corpus.corpus import open_corpus
@@ -102,9 +110,51 @@ def _prepare(args: Sequence[str]) -> None:
     from slm_jax.training.tokenizer import resolve_tokenizer
 
     saved = str(run.tokenizer) if run is not None and run.tokenizer.is_file() else ""
-    tokenizer, entries = prepare_cached(config, saved or resolve_tokenizer(config))
+    tokenizer_path = saved or resolve_tokenizer(config)
+    if part is not None:
+        _prepare_part(config, part, tokenizer_path)
+        return
+    if options.ray:
+        from slm_jax.data.ray_runner import prepare_parts
+
+        prepare_parts(config, options.ray, tokenizer_path)
+    tokenizer, entries = prepare_cached(config, tokenizer_path, merge=options.merge or options.ray)
     for entry in entries:
         print("\n".join([*describe_corpus(open_corpus(entry.folder, tokenizer)), str(entry.folder)]))
+
+
+def _part(options: PrepareOptions) -> tuple[int, int] | None:
+    """Return number and count of the part that is asked for.
+
+    Raises:
+        UserError: It is not a part, or the options exclude each other.
+    """
+    given = [f"--{name}" for name in ("part", "merge", "ray") if getattr(options, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: give one of them")
+    for name in ("merge", "ray"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)} is not a number of parts: use 1 or more")
+    if not options.part:
+        return None
+    number, slash, count = options.part.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) <= int(count) and int(count)):
+        raise UserError(f"--part {options.part} is not I/N: use --part 1/3 to --part 3/3, or 0/3 for the tokenizer")
+    return int(number), int(count)
+
+
+def _prepare_part(config: Config, part: tuple[int, int], tokenizer_path: str) -> None:
+    from slm_jax.data.corpus.part_files import Part
+    from slm_jax.data.prepare import prepare_part
+
+    states = prepare_part(config, Part(*part), tokenizer_path)
+    if not part[0]:
+        print("the tokenizer is ready")
+    for state in states:
+        if state is None:
+            print("this text is prepared already")
+        else:
+            print(f"{state.header['name']}: part {part[0]} of {part[1]} has {plural(state.total('tokens'), 'token')}")
 
 
 def _inspect(args: Sequence[str]) -> None:

@@ -213,8 +213,8 @@ def _relocated(config: Config, stage: Stage, folder: Path) -> Config:
 
 def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
     """Save the tokenizer of all stages, unless it is there: a given one, that of the initial weights, or a new one."""
+    from slm_jax.data.learning import learn_tokenizer
     from slm_jax.data.load import load_tokenizer
-    from slm_jax.data.prepare import learn_tokenizer
     from slm_jax.training.tokenizer import resolve_tokenizer
 
     path = Run(folder).tokenizer

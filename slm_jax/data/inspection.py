@@ -50,6 +50,9 @@ def describe_sources(folder: Path) -> Iterator[str]:
         )
     for path in sorted((folder / "corpora").glob("*.partial")):
         yield f"  {path.name}: incomplete; the command that started it resumes it"
+    for path in sorted((folder / "corpora").glob("*.parts-*")):
+        if path.is_dir():
+            yield f"  {path.name}: parts of a corpus, not merged"
     if not manifests:
         yield "  nothing yet"
 

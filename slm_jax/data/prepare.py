@@ -10,44 +10,24 @@ from slm_jax.config.schema import Config
 from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
-from slm_jax.data.corpus.build import CorpusOptions, build_corpus, write_json
+from slm_jax.data.corpus.build import build_corpus
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, mixture_fingerprint, open_corpus, read_manifest
 from slm_jax.data.corpus.disjoint import copy_without, exclusion_key, find_exclusions, read_digests
-from slm_jax.data.corpus.plan import make_plan
-from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
+from slm_jax.data.corpus.merge import complete_parts, merge_parts
+from slm_jax.data.corpus.part_files import Part, PartState
+from slm_jax.data.corpus.parts import build_part
+from slm_jax.data.corpus.splitting import SourceCounts
+from slm_jax.data.corpus.writing import write_json
+from slm_jax.data.learning import WeightedSource, learned_tokenizer, weighted_sources
 from slm_jax.data.load import load_tokenizer
-from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.registry import make_sources
 from slm_jax.run.directory import Run, other_input_error
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
-from tokenizer import HybridTokenizer, TokenizerError
+from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class WeightedSource:
-    """A source of a config.
-
-    Attributes:
-        source: The source.
-        weight: Its weight in the mixture.
-        options: The options that its corpus depends on.
-        sample: Its sample, once that has been read.
-    """
-
-    source: Source
-    weight: float
-    options: CorpusOptions
-    sample: SourceSample | None = None
-
-    def read_sample(self) -> SourceSample:
-        """Return the sample, which is read only once."""
-        if self.sample is None:
-            self.sample = SourceSample(self.source.read(), self.options.max_documents, self.options.max_tokens)
-        return self.sample
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ def has_tokenizer(run: Run) -> bool:
 
 
 def prepare_cached(
-    config: Config, tokenizer_path: str = "", verify: bool | None = None
+    config: Config, tokenizer_path: str = "", verify: bool | None = None, merge: int = 0
 ) -> tuple[HybridTokenizer, list[CachedCorpus]]:
     """Prepare the tokenizer and the corpora of a config's sources in the shared cache.
 
@@ -152,134 +132,93 @@ def prepare_cached(
         config: The options `data` and `tokenizer`.
         tokenizer_path: Path or name of the tokenizer; empty: learn one.
         verify: See `open_corpus`; damaged corpora are built again.
+        merge: Make the corpora that are not in the cache of this many parts; 0: of parts if all are there.
 
     Returns:
         The tokenizer, and the corpus of each source.
 
     Raises:
-        UserError: The text cannot be read or is too small, or the cache cannot be written to.
+        UserError: The text cannot be read or is too small, a part is missing, or the cache cannot be written to.
     """
-    sources = _weighted_sources(config)
-    folder = cache.cache_folder(config.data.cache)
-    if tokenizer_path:
-        tokenizer = load_tokenizer(tokenizer_path)
-    else:
-        tokenizer = _learned_tokenizer(config, sources, folder)
-    entries = [CachedCorpus(_cached_corpus(config, source, tokenizer, folder, verify), source) for source in sources]
+    sources = weighted_sources(config)
+    tokenizer = find_tokenizer(config, tokenizer_path, sources)
+    entries = []
+    for source in sources:
+        folder = _corpus_folder(config, source, tokenizer)
+        with cache.locked_entry(folder, source.source.name):
+            if not _is_usable(folder, tokenizer, verify):
+                _make_corpus(folder, source, tokenizer, config.data.workers, merge)
+        entries.append(CachedCorpus(folder, source))
     return tokenizer, _disjoint(entries, tokenizer, _corpora_of_weights(config), verify)
 
 
-def learn_tokenizer(configs: Sequence[Config]) -> HybridTokenizer:
-    """Learn one tokenizer from the sources of several configs, or find it in the cache.
+def find_tokenizer(config: Config, tokenizer_path: str, sources: Sequence[WeightedSource]) -> HybridTokenizer:
+    """Load a tokenizer, or learn it from the samples of sources if the cache does not have it.
 
     Args:
-        configs: The configs; options of the tokenizer and the cache are taken from the first. A source that occurs in
-            several configs is read once.
+        config: The options of tokenizer and cache.
+        tokenizer_path: Path or name of the tokenizer; empty: learn one.
+        sources: The sources of the config.
+
+    Raises:
+        UserError: There is no such tokenizer, or the text cannot be read or is too small.
+    """
+    if tokenizer_path:
+        return load_tokenizer(tokenizer_path)
+    return learned_tokenizer(config, sources, cache.cache_folder(config.data.cache))
+
+
+def prepare_part(config: Config, part: Part, tokenizer_path: str = "") -> list[PartState | None]:
+    """Prepare a part of each source of a config in the shared cache, for `prepare_cached` with `merge`.
+
+    Args:
+        config: The options `data` and `tokenizer`.
+        part: The part; number 0: the tokenizer only.
+        tokenizer_path: Path or name of the tokenizer; empty: learn one.
+
+    Returns:
+        The state of the part of each source; None if its corpus is complete.
 
     Raises:
         UserError: The text cannot be read or is too small, or the cache cannot be written to.
     """
-    sources: dict[str, WeightedSource] = {}
-    for config in configs:
-        for source in _weighted_sources(config):
-            key = cache.cache_key([source.source.describe(), asdict(source.options)])
-            sources.setdefault(key, source)
-    return _learned_tokenizer(configs[0], list(sources.values()), cache.cache_folder(configs[0].data.cache))
-
-
-def _weighted_sources(config: Config) -> list[WeightedSource]:
-    data = config.data
-    options = CorpusOptions(
-        data.validation_fraction,
-        data.deduplicate,
-        data.max_documents,
-        data.max_tokens,
-        data.loss_on,
-        data.max_validation_characters,
-    )
-    return [WeightedSource(source, weight, options) for source, weight in make_sources(data)]
-
-
-def _learned_tokenizer(config: Config, sources: Sequence[WeightedSource], folder: Path) -> HybridTokenizer:
-    """Return the tokenizer that is learned from the samples of sources, from the cache if it is there."""
-    options = config.tokenizer
-    first = sources[0].source.name
-    path = folder / "tokenizers" / f"{cache.slug(first)}-{_tokenizer_key(config, sources)}.hybtok"
-    with cache.locked_entry(path, f"the tokenizer of {first}"):
-        if path.is_file():
-            try:
-                return HybridTokenizer.load(path)
-            except TokenizerError as error:
-                logger.warning("%s; learning it again", error)
-        logger.info("reading %s", ", ".join(source.source.name for source in sources))
-        texts = list(_training_texts(sources))
-        logger.info("learning a tokenizer of up to %d entries", options.vocab_size)
-        tokenizer = HybridTokenizer(lowercase=options.lowercase, byte_limit=options.byte_limit)
-        for text in texts:
-            tokenizer.add_text(text)
-        try:
-            tokenizer.freeze_vocab(vocab_size=options.vocab_size, boundaries=options.boundaries)
-        except TokenizerError as error:
-            raise UserError(f"tokenizer: {error}") from None
-        tokenizer.save(path)
-        return tokenizer
-
-
-def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
-    """Return a hash of all that a learned tokenizer depends on."""
-    t = config.tokenizer
-    described = [[source.source.describe(), source.weight] for source in sources]
-    options = [asdict(source.options) for source in sources]
-    key: list[Any] = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
-    if all(each == options[0] for each in options):
-        key.append(options[0])
-    else:
-        key.append(options)
-    return cache.cache_key(key)
-
-
-def _training_texts(sources: Sequence[WeightedSource]) -> Iterator[str]:
-    """Yield the training texts of sources' samples, without documents that another source holds out."""
-    samples = [_split_sample(source) for source in sources]
-    held_out = [{text.digest for text in texts if text.split == "validation"} for texts in samples]
-    for index, texts in enumerate(samples):
-        others = set().union(*(digests for number, digests in enumerate(held_out) if number != index))
-        others -= held_out[index]  # documents that both cut
-        for text in texts:
-            if text.split == "train" and text.digest not in others:
-                yield text.text + (text.response or "")
-
-
-def _split_sample(source: WeightedSource) -> list[SplitText]:
-    """Return the documents of a source's sample with their splits."""
-    sample = source.read_sample()
-    documents = sample.documents()
-    options = source.options
-    plan = make_plan(documents, options.validation_fraction, sample.complete)
-    assigner = SplitAssigner(plan, max_held_out=options.max_validation_characters)
-    counts = SourceCounts()
-    return [text for document in documents for text in assigner.assign(document, counts)]
-
-
-def _cached_corpus(
-    config: Config, source: WeightedSource, tokenizer: HybridTokenizer, folder: Path, verify: bool | None
-) -> Path:
-    """Return the folder in the cache with the corpus of a source, which is built if it is missing or damaged."""
-    name = source.source.name
-    key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
-    entry = folder / "corpora" / f"{cache.slug(name)}-{key}"
-    with cache.locked_entry(entry, name):
-        if _is_usable(entry, tokenizer, verify):
-            return entry
-        for earlier in cache.earlier_entries(entry, source.source.describe(), FORMAT):
-            logger.info(
-                "note: %s was prepared by an earlier version, which cut documents into parts for the held-out split: "
-                "preparing it again, with whole documents. %s may be removed",
-                name,
-                earlier,
+    sources = weighted_sources(config)
+    tokenizer = find_tokenizer(config, tokenizer_path, sources)
+    states: list[PartState | None] = []
+    for source in sources if part.number else ():
+        corpus = _corpus_folder(config, source, tokenizer)
+        if corpus.is_dir():
+            states.append(None)
+            continue
+        folder = part.folder(corpus)
+        with cache.locked_entry(folder, f"part {part.number} of {source.source.name}"):
+            states.append(
+                build_part(folder, source.source, tokenizer, source.options, part, source.sample, config.data.workers)
             )
-        build_corpus(entry, source.source, tokenizer, source.options, source.sample, config.data.workers)
-    return entry
+    return states
+
+
+def _corpus_folder(config: Config, source: WeightedSource, tokenizer: HybridTokenizer) -> Path:
+    """Return the folder in the cache for the corpus of a source."""
+    key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
+    return cache.cache_folder(config.data.cache) / "corpora" / f"{cache.slug(source.source.name)}-{key}"
+
+
+def _make_corpus(entry: Path, source: WeightedSource, tokenizer: HybridTokenizer, workers: int, merge: int) -> None:
+    """Build the corpus of a source, or merge its parts."""
+    name = source.source.name
+    parts = merge or complete_parts(entry)
+    if parts:
+        merge_parts(entry, source.source, tokenizer, source.options, parts, workers)
+        return
+    for earlier in cache.earlier_entries(entry, source.source.describe(), FORMAT):
+        logger.info(
+            "note: %s was prepared by an earlier version, which cut documents into parts for the held-out split: "
+            "preparing it again, with whole documents. %s may be removed",
+            name,
+            earlier,
+        )
+    build_corpus(entry, source.source, tokenizer, source.options, source.sample, workers)
 
 
 def _is_usable(entry: Path, tokenizer: HybridTokenizer, verify: bool | None) -> bool:

@@ -53,9 +53,36 @@ def test_the_text_of_a_run_is_prepared_with_its_tokenizer(command):
     assert shown.splitlines()[0].endswith(f" in {folder}")
 
 
+def corpus_files(cache):
+    """Return the files of the only corpus of a cache that is not a lock, by name."""
+    (folder,) = (path for path in (cache / "corpora").iterdir() if path.is_dir())
+    return folder.name, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("last", [("--merge", "2"), ()])
+def test_parts_are_merged_to_the_same_files(command, tmp_path, last):
+    """Without --merge, parts are used if all are there."""
+    args = ("prepare", "my.txt", "--tokenizer.vocab_size", "400", "--data.cache", "parts")
+    assert command(*args, "--part", "0/2") == "the tokenizer is ready\n"
+    assert list((tmp_path / "parts" / "tokenizers").glob("*.hybtok"))
+    assert not (tmp_path / "parts" / "corpora").exists()
+    for number in (2, 1):
+        assert command(*args, "--part", f"{number}/2").startswith(f"my.txt: part {number} of 2 has ")
+    assert "parts of a corpus, not merged" in command("list", "--data.cache", "parts")
+    command(*args, *last)
+    assert corpus_files(tmp_path / "parts") == corpus_files(tmp_path / "cache")
+    assert command(*args, "--part", "1/2") == "this text is prepared already\n"
+    assert command(*args, *last)  # once more, without parts
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("prepare", "my.txt", "--part", "4/3"), "--part 4/3 is not I/N: use --part 1/3 to --part 3/3"),
+        (("prepare", "my.txt", "--part", "1"), "--part 1 is not I/N"),
+        (("prepare", "my.txt", "--part", "1/2", "--merge", "2"), "--part and --merge exclude each other"),
+        (("prepare", "my.txt", "--merge", "-1"), "--merge -1 is not a number of parts"),
+        (("prepare", "my.txt", "--merge", "2"), "part 1 is missing, part 2 is missing of 2"),
         (("inspect", "none"), "no file, folder, run or prepared text 'none' "),
         (("inspect", "--run", "none"), r"no run in none .*existing runs: runs/mine"),
         (("prepare", "--run", "none"), "no run in none"),

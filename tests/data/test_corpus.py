@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm_jax.data.corpus import build
-from slm_jax.data.corpus.build import CorpusOptions, build_corpus, save_array, write_array
+from slm_jax.data.corpus import build, writing
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
+from slm_jax.data.corpus.writing import save_array, write_array
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.utils.errors import UserError, is_disk_full
 from tests.helpers import learned_tokenizer
@@ -215,7 +216,7 @@ def test_interrupted_build_resumes_and_ends_with_the_same_files(tmp_path, tokeni
     items = [x for i, text in enumerate(TEXTS) for x in (text, InvalidRow(f"odd {i % 3}", f"row {i}"), text)]
     build_corpus(tmp_path / "complete", ListSource(items), tokenizer, CorpusOptions(0.2))
     expected = contents(tmp_path / "complete")
-    write = build._write_file
+    write = writing._write_file
     number = 0
     while not (tmp_path / "cut").is_dir():
         number += 1
@@ -227,7 +228,7 @@ def test_interrupted_build_resumes_and_ends_with_the_same_files(tmp_path, tokeni
                 raise Killed
             write(path, content)
 
-        monkeypatch.setattr(build, "_write_file", interrupted)
+        monkeypatch.setattr(writing, "_write_file", interrupted)
         try:
             build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
         except Killed:
@@ -240,14 +241,14 @@ def test_keys_of_the_saved_progress(tmp_path, tokenizer, small_shards, monkeypat
     """A build that an earlier version of this format began is resumed."""
     items = [item for i, text in enumerate(TEXTS) for item in (text, InvalidRow("odd", f"row {i}"))]
     build_corpus(tmp_path / "complete", ListSource(items), tokenizer, CorpusOptions(0.2))
-    write = build._write_file
+    write = writing._write_file
 
     def interrupted(path, content):
         if path.name == "train-00005.tokens.npy":
             raise Killed
         write(path, content)
 
-    monkeypatch.setattr(build, "_write_file", interrupted)
+    monkeypatch.setattr(writing, "_write_file", interrupted)
     with pytest.raises(Killed):
         build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
     file = tmp_path / "cut.partial" / "progress.json"
@@ -256,7 +257,7 @@ def test_keys_of_the_saved_progress(tmp_path, tokenizer, small_shards, monkeypat
     assert saved["head"] > 0
     assert saved["position"] > saved["head"]
     assert len(saved["shards"]["train"]) == 5
-    monkeypatch.setattr(build, "_write_file", write)
+    monkeypatch.setattr(writing, "_write_file", write)
     build_corpus(tmp_path / "cut", ListSource(items), tokenizer, CorpusOptions(0.2))
     assert contents(tmp_path / "cut") == contents(tmp_path / "complete")
 
@@ -265,7 +266,7 @@ def test_a_damaged_partial_build_starts_again(tmp_path, tokenizer, small_shards,
     """A damaged header is an exception of any kind in NumPy, and damaged digests would change what is deduplicated."""
     source = ListSource(TEXTS)
     build_corpus(tmp_path / "complete", source, tokenizer, CorpusOptions(0.2))
-    write = build._write_file
+    write = writing._write_file
 
     def interrupted(path, content):
         if path.name == "train-00005.tokens.npy":
@@ -276,7 +277,7 @@ def test_a_damaged_partial_build_starts_again(tmp_path, tokenizer, small_shards,
     content = (tmp_path / "complete" / name).read_bytes()
     swapped = content[:-30] + bytes(byte ^ 1 for byte in content[-30:])
     for damaged in (b"", content[:60], content[:-1], b"\x80\x04K\x01.", content.replace(b"{", b"[", 1), swapped, None):
-        monkeypatch.setattr(build, "_write_file", interrupted)
+        monkeypatch.setattr(writing, "_write_file", interrupted)
         with pytest.raises(Killed):
             build_corpus(tmp_path / "cut", source, tokenizer, CorpusOptions(0.2))
         file = tmp_path / "cut.partial" / name
@@ -284,7 +285,7 @@ def test_a_damaged_partial_build_starts_again(tmp_path, tokenizer, small_shards,
         if damaged is not None:
             file.write_bytes(damaged)
         (tmp_path / "cut.partial" / "tokenizer.hybtok").write_bytes(b"damaged")
-        monkeypatch.setattr(build, "_write_file", write)
+        monkeypatch.setattr(writing, "_write_file", write)
         caplog.clear()
         build_corpus(tmp_path / "cut", source, tokenizer, CorpusOptions(0.2))
         assert "cut.partial is damaged (" in caplog.text
@@ -297,10 +298,10 @@ def test_two_writers_of_a_file_use_different_temporary_files(tmp_path):
     path = tmp_path / "a.json"
 
     def write_while_another_one_writes(file):
-        build.write_json(path, ["second"])
+        writing.write_json(path, ["second"])
         file.write(b"first")
 
-    build._write_file(path, write_while_another_one_writes)
+    writing._write_file(path, write_while_another_one_writes)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 

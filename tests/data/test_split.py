@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from slm_jax.data.corpus import build
+from slm_jax.data.corpus import build, writing
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.plan import SplitPlan, cut_document, document_digest, make_plan, split_digest
@@ -186,7 +186,7 @@ def test_eos_ends_documents_and_nothing_else(tmp_path, tokenizer, monkeypatch, s
         assert ended == [text.ends for text in expected[name]]
         assert np.count_nonzero(ids == eos) == sum(ended)
         assert stream.num_bytes_between(0, len(stream)) == sum(len(text.encode()) for text in texts)
-    write = build._write_file
+    write = writing._write_file
     for number in itertools.count(1):
         left = iter(range(number))
 
@@ -195,7 +195,7 @@ def test_eos_ends_documents_and_nothing_else(tmp_path, tokenizer, monkeypatch, s
                 raise Killed
             write(path, content)
 
-        monkeypatch.setattr(build, "_write_file", interrupted)
+        monkeypatch.setattr(writing, "_write_file", interrupted)
         try:
             build_corpus(tmp_path / "b", source, tokenizer, options)
             break

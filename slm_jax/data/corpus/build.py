@@ -9,25 +9,25 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import FORMAT, SPLITS, read_documents, shard_files
+from slm_jax.data.corpus.corpus import FORMAT, SPLITS, read_documents
 from slm_jax.data.corpus.encode import encode_groups
+from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_strings, token_dtype
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
-from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
-from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, byte_table
-from slm_jax.data.corpus.verification import block_checksums, checksum
-from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Source
+from slm_jax.data.corpus.splitting import Assignable, SourceCounts, SourceSample, SplitAssigner, SplitText
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
+from slm_jax.data.corpus.writing import write_json, write_shard
+from slm_jax.data.sources.documents import Document, InvalidRow, ReadState, Source
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import is_partial, replace_file
+from slm_jax.utils.files import is_partial
 from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ class TextGroup(NamedTuple):
     """Texts that are encoded together, with the state of the build after them.
 
     Attributes:
-        texts: The texts.
+        texts: The texts; those that a part has encoded need not be encoded again (see `merge`).
         counts: Statistics of the source up to here, see `SourceCounts.to_json`.
         position: The position of the reader; None within the sample, whose items have no positions.
         version: The version of the source.
         last: Whether the source ends here.
     """
 
-    texts: list[SplitText]
+    texts: list[SplitText | EncodedText]
     counts: dict[str, Any]
     position: Any
     version: str
@@ -136,12 +136,45 @@ def build_corpus(
         UserError: The source cannot be read, or has too little text.
     """
     partial = folder.with_name(folder.name + ".partial")  # a fixed name, so that the next build finds it
+
+    def build() -> BuildProgress:
+        return _build_shards(partial, source, tokenizer, options, sample, workers)
+
+    complete_corpus(folder, partial, source, tokenizer, options, build)
+
+
+def complete_corpus(
+    folder: Path,
+    partial: Path,
+    source: Source,
+    tokenizer: HybridTokenizer,
+    options: CorpusOptions,
+    build: Callable[[], BuildProgress],
+) -> None:
+    """Let the shards of a corpus be written, add the manifest, and give the folder its name.
+
+    Args:
+        folder: The folder of the corpus, which appears when it is complete.
+        partial: The folder until then; created if missing.
+        source: The source.
+        tokenizer: The tokenizer.
+        options: Limits, and what is held out and predicted.
+        build: Writes the shards that are missing.
+
+    Raises:
+        UserError: The source cannot be read, or has too little text.
+    """
     partial.mkdir(parents=True, exist_ok=True)
     for path in list(partial.iterdir()):
         if is_partial(path) or path.suffix == ".tmp":  # of a process that was killed; the latter of the tokenizer
             path.unlink()
     try:
-        progress = _build_shards(partial, source, tokenizer, options, sample, workers)
+        progress = build()
+        for split in SPLITS:
+            if not progress.shards[split]:
+                is_limited = options.max_documents or options.max_tokens
+                remedy = "raise data.max_documents or data.max_tokens" if is_limited else "add more"
+                raise UserError(f"{source.name}: no text is left for {split}: {remedy}")
     except UserError:
         if not list(partial.glob("*.tokens.npy")):  # nothing to resume from
             shutil.rmtree(partial)
@@ -153,7 +186,7 @@ def build_corpus(
         "version": progress.version,
         "options": asdict(options),
         "tokenizer": tokenizer.fingerprint,
-        "dtype": _token_dtype(tokenizer).name,
+        "dtype": token_dtype(tokenizer).name,
         "counts": progress.counts,
     }
     for split in SPLITS:
@@ -190,33 +223,42 @@ def _build_shards(
         plan = make_plan(sample.documents(), options.validation_fraction, sample.complete)
         progress = BuildProgress(plan, len(sample.items))
         progress.save(partial)
-        _write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)
+        write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)
     elif not progress.done:
         logger.info("resuming %s after %s tokens", source.name, f"{progress.total('train', 'tokens'):,}")
         reader = source.read(progress.position)
-        _write_shards(partial, iter(reader), reader, source.name, tokenizer, options, progress, workers)
-    for split in SPLITS:
-        if not progress.shards[split]:
-            is_limited = options.max_documents or options.max_tokens
-            remedy = "raise data.max_documents or data.max_tokens" if is_limited else "add more"
-            raise UserError(f"{source.name}: no text is left for {split}: {remedy}")
+        write_shards(partial, iter(reader), reader, source.name, tokenizer, options, progress, workers)
     return progress
 
 
-def _write_shards(
+def write_shards(
     partial: Path,
-    items: Iterator[Document | InvalidRow],
-    reader: Reader,
+    items: Iterator[Document | Assignable | InvalidRow],
+    reader: ReadState,
     name: str,
     tokenizer: HybridTokenizer,
     options: CorpusOptions,
     progress: BuildProgress,
     workers: int,
 ) -> None:
-    """Encode items and write them as shards, until the source or a limit ends."""
+    """Encode items and write them as shards, until the source or a limit ends.
+
+    Args:
+        partial: The folder of the build.
+        items: The items of the source after those of the shards on disk.
+        reader: Their reader.
+        name: The name of the source.
+        tokenizer: The tokenizer, saved in the folder.
+        options: Limits, and what is held out and predicted.
+        progress: The state of the build, which is updated.
+        workers: Processes that encode; 0: one per core.
+
+    Raises:
+        UserError: The source cannot be read, or a worker has died.
+    """
     writer = _ShardWriter(partial, progress, tokenizer, options)
     groups = _groups(items, reader, _resume_assigner(partial, progress, options), progress, options)
-    pairs = ((group, _strings(group.texts)) for group in groups)
+    pairs = ((group, encoded_strings(group.texts)) for group in groups)
     log = _ProgressLog(name)
     with contextlib.closing(encode_groups(pairs, tokenizer, partial / "tokenizer.hybtok", workers)) as encoded:
         for group, ids in encoded:
@@ -227,8 +269,8 @@ def _write_shards(
 
 
 def _groups(
-    items: Iterator[Document | InvalidRow],
-    reader: Reader,
+    items: Iterator[Document | Assignable | InvalidRow],
+    reader: ReadState,
     assigner: SplitAssigner,
     progress: BuildProgress,
     options: CorpusOptions,
@@ -237,7 +279,7 @@ def _groups(
     counts = SourceCounts.from_json(progress.counts)
     sample_items = progress.sample_items if progress.position is None else 0
     trained = progress.total("train", "documents")
-    texts: list[SplitText] = []
+    texts: list[SplitText | EncodedText] = []
     size = 0
     for number, item in enumerate(items, start=1):
         if isinstance(item, InvalidRow):
@@ -249,7 +291,7 @@ def _groups(
                         continue
                     trained += 1
                 texts.append(text)
-                size += len(text.text) + len(text.response or "")
+                size += text.size
         if options.max_documents and trained >= options.max_documents:
             break
         if size >= GROUP_SIZE:
@@ -295,8 +337,7 @@ class _ShardWriter:
         self._progress = progress
         self._options = options
         self._eos = tokenizer.token2id["<EOS>"]
-        self._dtype = _token_dtype(tokenizer)
-        self._byte_table = byte_table(tokenizer)
+        self._encoder = TextEncoder(tokenizer, options.loss_on)
         self._clear()
 
     def _clear(self) -> None:
@@ -309,37 +350,25 @@ class _ShardWriter:
 
         Args:
             group: The texts.
-            ids: The token ids of the `_strings` of the texts.
+            ids: The token ids of the `encoded_strings` of the texts.
         """
         remaining = iter(ids)
         written = self._progress.total("train", "tokens")
         limit = self._options.max_tokens or math.inf
         for text in group.texts:
-            text_ids = next(remaining)
-            response_ids = None if text.response is None else next(remaining)
+            encoded = text if isinstance(text, EncodedText) else self._encoder.encoded(text, remaining)
             if text.split == "validation" or written + self.tokens["train"] < limit:
-                self._add_text(text, text_ids, response_ids)
+                self._add_text(encoded)
         done = group.last or written + self.tokens["train"] >= limit
         if done or (group.position is not None and max(self.tokens.values()) >= SHARD_SIZE):
             self._write(group, done)
 
-    def _add_text(self, text: SplitText, text_ids: np.ndarray, response_ids: np.ndarray | None) -> None:
-        ids = text_ids if response_ids is None else np.concatenate([text_ids, response_ids])
-        if response_ids is not None and self._options.loss_on == "response":
-            prompt_size = text_ids.size
-            predicted_ids = response_ids
-            predicted_text = text.response or ""
-        else:
-            prompt_size = 0
-            predicted_ids = ids
-            predicted_text = text.text + (text.response or "")
-        num_bytes = len(predicted_text.encode("utf-8", "surrogatepass"))
-        rest = num_bytes - int(self._byte_table[predicted_ids].sum())
+    def _add_text(self, text: EncodedText) -> None:
         split = text.split
-        end = np.array([self._eos] if text.ends else [], self._dtype)
-        self._ids[split] += [ids.astype(self._dtype), end]
-        self.tokens[split] += ids.size + end.size
-        self._documents[split].append((self.tokens[split], text.digest, num_bytes, prompt_size, rest, 0))
+        end = np.array([self._eos] if text.ends else [], text.ids.dtype)
+        self._ids[split] += [text.ids, end]
+        self.tokens[split] += text.ids.size + end.size
+        self._documents[split].append((self.tokens[split], text.digest, text.num_bytes, text.prompt_size, text.rest, 0))
 
     def _write(self, group: TextGroup, done: bool) -> None:
         for split in SPLITS:
@@ -355,42 +384,6 @@ class _ShardWriter:
         self._progress.done = done
         self._progress.save(self._folder)
         self._clear()
-
-
-def write_shard(folder: Path, split: str, number: int, tokens: np.ndarray, documents: np.ndarray) -> dict[str, Any]:
-    """Write the files of a shard.
-
-    Args:
-        folder: The folder of the corpus.
-        split: The split.
-        number: The number of the shard.
-        tokens: Token ids, uint16 or uint32 [N].
-        documents: DOCUMENT_DTYPE [D].
-
-    Returns:
-        The entry of the shard in the manifest.
-    """
-    tokens_file, documents_file = shard_files(split, number)
-    write_array(folder / tokens_file, tokens)
-    write_array(folder / documents_file, documents)
-    return {
-        "tokens": tokens.size,
-        "documents": documents.size,
-        "bytes": int(documents["bytes"].sum(dtype=np.int64)),
-        "prompts": int(np.count_nonzero(documents["prompt"])),
-        "tokens_sha256": checksum(tokens),
-        "tokens_crc32": block_checksums(tokens),
-        "documents_sha256": checksum(documents),
-    }
-
-
-def _strings(texts: list[SplitText]) -> list[str]:
-    """Return the strings of texts that are encoded, in order; an instruction has two, prompt and response."""
-    return [part for text in texts for part in (text.text, text.response) if part is not None]
-
-
-def _token_dtype(tokenizer: HybridTokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
 class _ProgressLog:
@@ -410,38 +403,3 @@ class _ProgressLog:
             rate = (tokens - self._first) / (now - self._start)
             logger.info("%s: %s M tokens so far, %.2f M/s", self._name, f"{tokens / 1e6:,.1f}", rate / 1e6)
             self._next = now + _LOG_INTERVAL
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as a whole or not at all; it is on the disk when this returns."""
-    _write_file(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file as a whole or not at all; it is on the disk when this returns."""
-    _write_file(path, lambda file: save_array(file, array))
-
-
-def save_array(file: IO[bytes], array: np.ndarray) -> None:
-    """Write an array as `numpy.save` does, but keep the cause of a failure.
-
-    Into a real file NumPy writes with `tofile`, whose OSError has no errno, so that a full disk is not recognized.
-
-    Raises:
-        OSError: Writing failed.
-    """
-    np.save(_WriteOnly(file), array)
-
-
-class _WriteOnly:
-    """A file that NumPy does not recognize as one on the disk."""
-
-    def __init__(self, file: IO[bytes]):
-        self.write = file.write
-
-
-def _write_file(path: Path, write: Callable[[Any], Any]) -> None:
-    with replace_file(path) as partial, partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may otherwise reach the disk before the content

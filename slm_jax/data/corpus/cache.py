@@ -2,6 +2,7 @@
 
 CACHE/corpora/NAME-KEY/             a corpus (see `corpus`); the key is a hash of everything that it depends on
 CACHE/corpora/NAME-KEY.partial/     a corpus that is being built, or whose build was interrupted
+CACHE/corpora/NAME-KEY.parts-N/     parts of a corpus that are prepared by several processes (see `parts`)
 CACHE/tokenizers/NAME-KEY.hybtok    a learned tokenizer
 """
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.build import write_json, write_shard
 from slm_jax.data.corpus.cache import link_or_copy, remove_folder
 from slm_jax.data.corpus.corpus import SPLITS, open_array, read_documents, read_manifest, shard_files
 from slm_jax.data.corpus.verification import checksum
+from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.utils.errors import UserError
 
 

@@ -208,7 +208,7 @@ def cut_document(text: str, fraction: float, max_held_out: int = 0) -> CutText |
     Returns:
         The two parts; None if the text is too short.
     """
-    size = max(round(fraction * len(text)), min(_MIN_HELD_OUT, len(text) // 5))
+    size = largest_held_out(len(text), fraction)
     size = min(size, max_held_out or size)
     cut = _last_break(text, size // 2, size)
     gap = min(_MAX_GAP, len(text) // 50)
@@ -216,6 +216,16 @@ def cut_document(text: str, fraction: float, max_held_out: int = 0) -> CutText |
     if len(text) < _MIN_CUT or not text[:cut].strip() or not rest.strip():
         return None
     return CutText(text[:cut], rest)
+
+
+def largest_held_out(size: int, fraction: float) -> int:
+    """Return the largest number of characters that `cut_document` holds out of a text.
+
+    Args:
+        size: Characters of the text.
+        fraction: The fraction that is held out.
+    """
+    return max(round(fraction * size), min(_MIN_HELD_OUT, size // 5))
 
 
 def _last_break(text: str, start: int, stop: int) -> int:

@@ -5,7 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
@@ -33,6 +34,106 @@ class SplitText(NamedTuple):
     split: Split
     digest: int
     ends: bool = True
+
+    @property
+    def size(self) -> int:
+        """Characters of the text, and of the response if it has one."""
+        return len(self.text) + len(self.response or "")
+
+
+class Cut(NamedTuple):
+    """The two parts of a document that is cut for the split.
+
+    Attributes:
+        held_out: The part that is held out, with its split.
+        rest: The part that is trained on.
+        gap: Characters between them, which are not used.
+    """
+
+    held_out: Any
+    rest: Any
+    gap: int
+
+
+class Assignable(Protocol):
+    """A document with what its split depends on; its text may be stored in encoded form (see `merge`)."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing to predict."""
+
+    @property
+    def digest(self) -> int:
+        """Its `document_digest`."""
+
+    @property
+    def split_digest(self) -> int:
+        """Its `split_digest`."""
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it belongs to a group."""
+
+    @property
+    def own_split(self) -> Split | None:
+        """The split that the source assigns."""
+
+    def whole(self, split: Split) -> Any:
+        """Return the text of a split, to be encoded or encoded."""
+
+    def cut(self, plan: SplitPlan, max_held_out: int) -> Cut | None:
+        """Return the two parts, see `cut_document`; None if it is not cut."""
+
+
+class ReadDocument:
+    """An `Assignable` of a document that was read."""
+
+    def __init__(self, document: Document):
+        """Wrap a document."""
+        self._document = document
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing to predict."""
+        return is_empty(self._document)
+
+    @cached_property
+    def digest(self) -> int:
+        """Its `document_digest`."""
+        return document_digest(self._document)
+
+    @property
+    def split_digest(self) -> int:
+        """Its `split_digest`."""
+        return split_digest(self._document) if self.has_group else self.digest
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it belongs to a group."""
+        return bool(self._document.group)
+
+    @property
+    def own_split(self) -> Split | None:
+        """The split that the source assigns."""
+        return self._document.split
+
+    def whole(self, split: Split) -> SplitText:
+        """Return the text of a split."""
+        return SplitText(self._document.text, self._document.response, split, self.digest)
+
+    def cut(self, plan: SplitPlan, max_held_out: int) -> Cut | None:
+        """Return the two parts; None if it is not cut."""
+        text = self._document.text
+        if not can_be_cut(self._document, plan.min_cut):
+            return None
+        parts = cut_document(text, plan.cut, max_held_out)
+        if parts is None:
+            return None
+        return Cut(
+            SplitText(parts.held_out, None, "validation", self.digest, ends=False),
+            SplitText(parts.rest, None, "train", self.digest),
+            len(text) - len(parts.held_out) - len(parts.rest),
+        )
 
 
 @dataclass
@@ -187,7 +288,7 @@ class SplitAssigner:
         self._train = set(train_digests)
         self._validation = set(validation_digests)
 
-    def assign(self, document: Document, counts: SourceCounts) -> list[SplitText]:
+    def assign(self, document: Document | Assignable, counts: SourceCounts) -> list[Any]:
         """Return the text of a document with its split.
 
         Args:
@@ -195,48 +296,45 @@ class SplitAssigner:
             counts: Statistics, which are updated.
 
         Returns:
-            Nothing if the document is empty or a duplicate, two texts if it is cut for the split.
+            Nothing if the document is empty or a duplicate, two texts if it is cut for the split: SplitText of a
+            Document, else what `Assignable.whole` and `Assignable.cut` return.
         """
+        if isinstance(document, Document):
+            document = ReadDocument(document)
         counts.documents += 1
-        if is_empty(document):
+        if document.is_empty:
             counts.empty += 1
             return []
-        digest = document_digest(document)
+        digest = document.digest
         # Validation text is never trained on, even where duplicates are kept.
         if digest in self._validation or digest in self._train:
             counts.duplicates += 1
             return []
-        texts = self._cut(document, digest, counts) or [
-            SplitText(document.text, document.response, self._split(document, digest, counts), digest)
-        ]
+        texts = self._cut(document, counts) or [document.whole(self._split(document, counts))]
         for text in texts:
             if text.split == "validation":
                 self._validation.add(digest)
-                counts.held_out += len(text.text) + len(text.response or "")
+                counts.held_out += text.size
             elif self._deduplicate:
                 self._train.add(digest)
         return texts
 
-    def _split(self, document: Document, digest: int, counts: SourceCounts) -> Split:
+    def _split(self, document: Assignable, counts: SourceCounts) -> Split:
         if self._plan.predefined:
-            return document.split or "train"
-        is_held_out = self._plan.holds_out(split_digest(document) if document.group else digest)
+            return document.own_split or "train"
+        is_held_out = self._plan.holds_out(document.split_digest)
         # A group is never divided: it has text in common.
-        is_full = bool(self._max_held_out) and counts.held_out >= self._max_held_out and not document.group
+        is_full = bool(self._max_held_out) and counts.held_out >= self._max_held_out and not document.has_group
         return "validation" if is_held_out and not is_full else "train"
 
-    def _cut(self, document: Document, digest: int, counts: SourceCounts) -> list[SplitText]:
+    def _cut(self, document: Assignable, counts: SourceCounts) -> list[Any]:
         """Return the two parts of a document that is cut for the split; none if it stays whole."""
-        plan = self._plan
         remaining = self._max_held_out - counts.held_out
-        if not plan.cut or not can_be_cut(document, plan.min_cut) or (self._max_held_out and remaining <= 0):
+        if not self._plan.cut or (self._max_held_out and remaining <= 0):
             return []
-        parts = cut_document(document.text, plan.cut, remaining if self._max_held_out else 0)
-        if parts is None:
+        cut = document.cut(self._plan, remaining if self._max_held_out else 0)
+        if cut is None:
             return []
         counts.cut += 1
-        counts.gaps += len(document.text) - len(parts.held_out) - len(parts.rest)
-        return [
-            SplitText(parts.held_out, None, "validation", digest, ends=False),
-            SplitText(parts.rest, None, "train", digest),
-        ]
+        counts.gaps += cut.gap
+        return [cut.held_out, cut.rest]

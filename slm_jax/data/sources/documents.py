@@ -40,7 +40,18 @@ class InvalidRow(NamedTuple):
     location: str
 
 
-class Reader(Protocol):
+class ReadState(Protocol):
+    """The state of one pass over a source."""
+
+    def position(self) -> Any:
+        """Return the position after the last item as a JSON value: `Source.read(position)` resumes there."""
+
+    @property
+    def version(self) -> str:
+        """The state of the source that is read, if it has a name (a commit on the hub); else empty."""
+
+
+class Reader(ReadState, Protocol):
     """One pass over a source in its fixed order."""
 
     def __iter__(self) -> Iterator[Document | InvalidRow]:
@@ -49,13 +60,6 @@ class Reader(Protocol):
         Raises:
             UserError: The source as a whole cannot be read.
         """
-
-    def position(self) -> Any:
-        """Return the position after the last item as a JSON value: `Source.read(position)` resumes there."""
-
-    @property
-    def version(self) -> str:
-        """The state of the source that is read, if it has a name (a commit on the hub); else empty."""
 
 
 class Source(Protocol):

@@ -1,0 +1,401 @@
+"""Encode a part of a source, so that several processes or hosts share the work; `merge` makes the corpus of all parts.
+
+A part encodes documents each by itself. What depends on several documents (duplicates, the split, limits) is decided by
+`merge`, in the order of the source, as one process decides it: the corpus has the same bytes. The source is divided by
+files if there are enough of them, else into groups of about a million characters, which are dealt out in turn; then
+each part reads all of the text, and encodes its groups.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slm_jax.data.corpus.build import GROUP_SIZE, CorpusOptions
+from slm_jax.data.corpus.cache import remove_folder
+from slm_jax.data.corpus.corpus import FORMAT
+from slm_jax.data.corpus.encode import encode_groups
+from slm_jax.data.corpus.encoded import TextEncoder, encoded_strings, token_dtype
+from slm_jax.data.corpus.part_files import (
+    CUT,
+    DOCUMENT,
+    EMPTY,
+    INVALID,
+    OWN_SPLITS,
+    PART_FORMAT,
+    PIECE,
+    RECORD_DTYPE,
+    REPEATED,
+    Part,
+    PartState,
+    chunk_files,
+    json_checksum,
+    read_groups,
+)
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, make_plan, split_digest
+from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty
+from slm_jax.data.corpus.verification import checksum
+from slm_jax.data.corpus.writing import write_array, write_json
+from slm_jax.data.sources.documents import Document, InvalidRow, Source
+from slm_jax.data.sources.file_source import FileSource
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import is_partial
+from tokenizer import HybridTokenizer
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SIZE = 1 << 22  # tokens after which a chunk is written; a part resumes after the last one
+_FILES_PER_PART = 2  # with fewer files than this, groups are dealt out instead
+_RESERVE = 1.25  # of a limit of documents or tokens is prepared; if it is not enough, `merge` encodes the rest
+_RATE_SAMPLE = 1 << 18  # characters that the number of tokens per character is estimated from
+
+
+def file_owners(source: Source, options: CorpusOptions, count: int) -> list[int] | None:
+    """Return the part of each file of a source, from 0; None if groups are dealt out instead.
+
+    Large files are dealt first, each to the part with the least so far. With a limit of documents or tokens only the
+    beginning of the source is needed, which all parts read.
+    """
+    if not isinstance(source, FileSource) or len(source.files) < _FILES_PER_PART * count:
+        return None
+    if options.max_documents or options.max_tokens:
+        return None
+    sizes = [path.stat().st_size for path in source.files]
+    loads = [0] * count
+    owners = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda each: (-sizes[each], each)):
+        owner = loads.index(min(loads))
+        owners[index] = owner
+        loads[owner] += sizes[index]
+    return owners
+
+
+def build_part(
+    folder: Path,
+    source: Source,
+    tokenizer: HybridTokenizer,
+    options: CorpusOptions,
+    part: Part,
+    sample: SourceSample | None = None,
+    workers: int = 0,
+) -> PartState:
+    """Encode a part of a source, or resume a part that was interrupted.
+
+    Args:
+        folder: The folder of the part.
+        source: The source.
+        tokenizer: The tokenizer.
+        options: The options of the corpus.
+        part: The part.
+        sample: The sample of the source if it has been read.
+        workers: Processes that encode; 0: one per core.
+
+    Returns:
+        The state of the complete part.
+
+    Raises:
+        UserError: The source cannot be read, has too little text, or has changed since the part was begun.
+    """
+    if sample is None:
+        sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
+    documents = sample.documents()
+    plan = make_plan(documents, options.validation_fraction, sample.complete)
+    owners = file_owners(source, options, part.total)
+    header = {
+        "format": [PART_FORMAT, FORMAT, GROUP_SIZE],
+        "name": source.name,
+        "source": source.describe(),
+        "options": asdict(options),
+        "tokenizer": tokenizer.fingerprint,
+        "plan": json.loads(json.dumps(plan.to_json())),
+        "sample_items": len(sample.items),
+        "files": owners is not None,
+    }
+    state, seen = _resumed(folder, json.loads(json.dumps(header)), token_dtype(tokenizer))
+    if state.done:
+        return state
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [path for path in folder.iterdir() if is_partial(path)]:  # of a process that was killed
+        path.unlink()
+    tokenizer.save(folder / "tokenizer.hybtok")
+    division = _Division(source, part, owners, _Limits(options, plan, documents, tokenizer))
+    _write_chunks(folder, state, division, _Drafts(plan, options, seen), tokenizer, workers)
+    return state
+
+
+def _resumed(folder: Path, header: dict[str, Any], dtype: np.dtype) -> tuple[PartState, set[int]]:
+    """Return the state of a part on disk, and the digests of its documents; a new one if it cannot be used."""
+    state = PartState.load(folder)
+    seen: set[int] = set()
+    if state is not None:
+        try:
+            if state.header != header:
+                raise ValueError("it was made by another version")
+            for group in read_groups(folder, state, dtype):
+                kinds = group.records["kind"]
+                seen.update(group.records["digest"][(kinds == DOCUMENT) | (kinds == CUT)].tolist())
+            if state.groups and not state.done:
+                logger.info("resuming after %s tokens of this part", f"{state.total('tokens'):,}")
+            return state, seen
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): preparing this part from its beginning", folder, error)
+            remove_folder(folder)
+    return PartState(header), set()
+
+
+def _write_chunks(
+    folder: Path,
+    state: PartState,
+    division: "_Division",
+    drafts: "_Drafts",
+    tokenizer: HybridTokenizer,
+    workers: int,
+) -> None:
+    """Encode the groups of a part that are not on disk."""
+    writer = _ChunkWriter(folder, state, tokenizer)
+    groups = itertools.islice(division, state.groups, None)
+    drafted = ((group, drafts.of(group)) for group in groups)
+    pairs = ((each, encoded_strings([text for draft in each[1] for text in draft.texts])) for each in drafted)
+    with contextlib.closing(encode_groups(pairs, tokenizer, folder / "tokenizer.hybtok", workers)) as encoded:
+        for (group, group_drafts), ids in encoded:
+            if state.groups and group.version != state.version:
+                raise UserError(
+                    f"{state.header['name']} is at version {group.version} now, this part was begun with "
+                    f"{state.version}: set --data.revision, or remove {folder} to begin it again"
+                )
+            state.version = group.version
+            writer.add(group, group_drafts, iter(ids))
+    state.done = True
+    state.limited = division.limited
+    state.version = division.version
+    writer.write()
+
+
+class _Limits:
+    """An estimate of when enough of a source was read for the limits of documents and tokens."""
+
+    def __init__(
+        self, options: CorpusOptions, plan: SplitPlan, documents: Sequence[Document], tokenizer: HybridTokenizer
+    ):
+        fraction = 0.0 if plan.predefined else max(options.validation_fraction, plan.cut)
+        share = _RESERVE / max(1.0 - fraction, 0.01)
+        self._documents = options.max_documents * share
+        self._characters = 0.0
+        if options.max_tokens:
+            texts = []
+            size = 0
+            for document in documents:
+                texts.append(document.text[:_RATE_SAMPLE])
+                size += len(texts[-1])
+                if size >= _RATE_SAMPLE:
+                    break
+            tokens = sum(ids.size + 1 for ids in tokenizer.encode_arrays(texts))
+            self._characters = options.max_tokens * share * size / tokens
+
+    def reached(self, documents: int, characters: int) -> bool:
+        """Return whether this many documents or characters, without the source's own validation text, are enough."""
+        return bool(
+            (self._documents and documents >= self._documents) or (self._characters and characters >= self._characters)
+        )
+
+
+class _Group(NamedTuple):
+    """A group of a part before it is encoded; the attributes are those of StoredGroup."""
+
+    unit: int
+    position: Any
+    version: str
+    items: list[Document | InvalidRow]
+
+
+class _Division:
+    """The groups of a part in the order of the source; it can be iterated once.
+
+    Attributes:
+        limited: After the iteration: whether it ended at a limit.
+        version: After the iteration: the version of the source.
+    """
+
+    def __init__(self, source: Source, part: Part, owners: list[int] | None, limits: _Limits):
+        self._source = source
+        self._part = part
+        self._owners = owners
+        self._limits = limits
+        self.limited = False
+        self.version = ""
+
+    def __iter__(self) -> Iterator[_Group]:
+        return self._groups() if self._owners is None else self._groups_of_files(self._owners)
+
+    def _groups_of_files(self, owners: list[int]) -> Iterator[_Group]:
+        assert isinstance(self._source, FileSource)
+        for index, owner in enumerate(owners):
+            if owner != self._part.number - 1:
+                continue
+            items: list[Document | InvalidRow] = []
+            size = 0
+            for item in self._source.documents(self._source.files[index]):
+                items.append(item)
+                size += _size(item)
+                if size >= GROUP_SIZE:
+                    yield _Group(index, None, "", items)
+                    items = []
+                    size = 0
+            yield _Group(index, None, "", items)
+
+    def _groups(self) -> Iterator[_Group]:
+        reader = self._source.read()
+        items: list[Document | InvalidRow] = []
+        unit = size = documents = characters = 0
+        for item in reader:
+            is_own = unit % self._part.total == self._part.number - 1
+            if is_own:
+                items.append(item)
+            size += _size(item)
+            if isinstance(item, Document) and item.split != "validation" and not is_empty(item):
+                documents += 1
+                characters += _size(item)
+            if size >= GROUP_SIZE:
+                self.version = reader.version
+                if is_own:
+                    yield _Group(unit, reader.position(), reader.version, items)
+                    items = []
+                unit += 1
+                size = 0
+                if self._limits.reached(documents, characters):
+                    self.limited = True
+                    return
+        self.version = reader.version
+        if unit % self._part.total == self._part.number - 1:
+            yield _Group(unit, None, reader.version, items)
+
+
+def _size(item: Document | InvalidRow) -> int:
+    """Return the characters of an item; at least 1, so that a group of empty items ends as well."""
+    return 1 + len(item.text) + len(item.response or "") if isinstance(item, Document) else 1
+
+
+class _Draft(NamedTuple):
+    """The record of an item before its texts are encoded.
+
+    Attributes:
+        kind: The kind of the record.
+        values: Its fields `digest`, `split_digest`, `size`, `split`, `grouped` and `response`.
+        texts: The texts to encode: one, or the pieces of a document that is cut.
+        invalid: Reason and location of an invalid row.
+    """
+
+    kind: int
+    values: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
+    texts: tuple[SplitText, ...] = ()
+    invalid: tuple[str, str] | None = None
+
+
+class _Drafts:
+    """Make the drafts of items; duplicates within the part are not encoded, since they are dropped in any case."""
+
+    def __init__(self, plan: SplitPlan, options: CorpusOptions, seen: set[int]):
+        self._plan = plan
+        self._deduplicate = options.deduplicate
+        self._seen = seen
+
+    def of(self, group: _Group) -> list[_Draft]:
+        """Return the drafts of the items of a group."""
+        return [self._draft(item) for item in group.items]
+
+    def _draft(self, item: Document | InvalidRow) -> _Draft:
+        if isinstance(item, InvalidRow):
+            return _Draft(INVALID, invalid=(item.reason, item.location))
+        if is_empty(item):
+            return _Draft(EMPTY)
+        digest = document_digest(item)
+        group = split_digest(item) if item.group else digest
+        size = len(item.text) + len(item.response or "")
+        flags = (OWN_SPLITS.index(item.split), int(bool(item.group)), int(item.response is not None))
+        values = (digest, group, size, *flags)
+        if self._deduplicate and digest in self._seen:
+            return _Draft(REPEATED, values)
+        self._seen.add(digest)
+        pieces = self._pieces(item, digest)
+        if pieces:
+            return _Draft(CUT, values, pieces)
+        return _Draft(DOCUMENT, values, (SplitText(item.text, item.response, "train", digest),))
+
+    def _pieces(self, document: Document, digest: int) -> tuple[SplitText, ...]:
+        """Return the three pieces of a document that is cut for the split, none if it is not."""
+        if not self._plan.cut or not can_be_cut(document, self._plan.min_cut):
+            return ()
+        parts = cut_document(document.text, self._plan.cut)
+        if parts is None:
+            return ()
+        gap = document.text[len(parts.held_out) : len(document.text) - len(parts.rest)]
+        return tuple(SplitText(text, None, "train", digest) for text in (parts.held_out, gap, parts.rest))
+
+
+class _ChunkWriter:
+    """Collect encoded groups, and write a chunk when there are enough."""
+
+    def __init__(self, folder: Path, state: PartState, tokenizer: HybridTokenizer):
+        self._folder = folder
+        self._state = state
+        self._dtype = token_dtype(tokenizer)
+        self._encoder = TextEncoder(tokenizer, state.header["options"]["loss_on"])
+        self._clear()
+
+    def _clear(self) -> None:
+        self._records: list[tuple[int, ...]] = []
+        self._ids: list[np.ndarray] = [np.zeros(0, self._dtype)]
+        self._tokens = 0
+        self._groups: list[list[Any]] = []
+        self._invalid: list[tuple[str, str]] = []
+
+    def add(self, group: _Group, drafts: list[_Draft], ids: Iterator[np.ndarray]) -> None:
+        """Add a group, and write a chunk if there are enough tokens.
+
+        Args:
+            group: The group.
+            drafts: The drafts of its items.
+            ids: The token ids of the `encoded_strings` of their texts.
+        """
+        first = len(self._records)
+        for draft in drafts:
+            self._add_draft(draft, ids)
+        self._groups.append([group.unit, len(self._records) - first, group.position])
+        if self._tokens >= CHUNK_SIZE:
+            self.write()
+
+    def _add_draft(self, draft: _Draft, ids: Iterator[np.ndarray]) -> None:
+        digest, group, size, *flags = draft.values
+        if draft.invalid is not None:
+            self._invalid.append(draft.invalid)
+        if draft.kind != DOCUMENT:
+            self._records.append((digest, group, size, 0, 0, 0, 0, draft.kind, *flags))
+        for text in draft.texts:
+            encoded = self._encoder.encoded(text, ids)
+            kind = DOCUMENT if draft.kind == DOCUMENT else PIECE
+            sizes = (encoded.size, encoded.ids.size, encoded.num_bytes, encoded.prompt_size, encoded.rest)
+            self._records.append((digest, group, *sizes, kind, *flags))
+            self._ids.append(encoded.ids)
+            self._tokens += encoded.ids.size
+
+    def write(self) -> None:
+        """Write what was collected, and the state of the part."""
+        if self._groups:
+            records = np.array(self._records, RECORD_DTYPE)
+            tokens = np.concatenate(self._ids)
+            content = {"groups": self._groups, "invalid": self._invalid}
+            files = chunk_files(self._folder, len(self._state.chunks))
+            write_array(files[0], records)
+            write_array(files[1], tokens)
+            write_json(files[2], content)
+            sums = [checksum(records), checksum(tokens), json_checksum(content)]
+            self._state.chunks.append({"records": records.size, "tokens": tokens.size, "sha256": sums})
+            self._state.groups += len(self._groups)
+        self._state.save(self._folder)
+        self._clear()
