@@ -33,8 +33,9 @@ Learn a vocabulary from UTF-8 text files and save it to one file.
   python -m tokenizer train a.txt b.txt --out my.hybtok --vocab-size 32768 --processes 4
 
 Quote patterns, so that the shell passes ** on to this program. 8192 ids suit a few MB of text,
-32768 ids 50 MB and more. Use the result with --tokenizer.path my.hybtok in training, or with
-HybridTokenizer.load("my.hybtok") in Python.
+32768 ids 50 MB and more. With --portable, a stock tokenizer.json gives the same ids, so that
+models can be used without code of this project. Use the result with --tokenizer.path my.hybtok
+in training, or with HybridTokenizer.load("my.hybtok") in Python.
 """
 _ENCODE = """\
 Encode text and print the ids, separated by spaces.
@@ -193,6 +194,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     add("--boundaries", default="words", help="where merges stop: words or spaces (default: words)")
     add("--phrases", type=float, default=0.0, metavar="SHARE", help="share of entries that span words (default: 0)")
     add("--cased", action="store_true", help="keep upper case in the entries instead of using case marks")
+    add("--portable", action="store_true", help="segment as a stock tokenizer.json does (no case marks, no phrases)")
     add("--byte-limit", type=int, default=4, metavar="N", help="maximum bytes of a base token (default: 4)")
     add("--processes", type=int, default=1, metavar="N", help="processes that count, with the same result (default: 1)")
     add("--note", default="", help="line to store in the file, for example about the text")
@@ -240,7 +242,7 @@ def _train(options: argparse.Namespace) -> None:
         raise TokenizerError(f"the folder {folder} of --out does not exist: create it first")
     if not options.out or Path(options.out).is_dir():
         raise TokenizerError(f"--out {options.out!r} is not a file name: give one, such as my.hybtok")
-    tokenizer = HybridTokenizer(lowercase=not options.cased, byte_limit=options.byte_limit)
+    tokenizer = HybridTokenizer(not options.cased, options.byte_limit, options.portable)
     progress = _ProgressLine()
     files = tokenizer.add_files(options.files, processes=options.processes, progress=progress)
     tokenizer.freeze_vocab(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer
     from tokenizer.inspect.results import Explanation, Merges, Segments, Status
     from tokenizer.learning.counting import PretokenCounts
     from tokenizer.learning.options import ProgressCallback
+    from tokenizer.portable.encoder import PortableEncoder
 
 DEFAULT_VOCAB_SIZE = 8192
 
@@ -41,17 +43,23 @@ class HybridTokenizer:
         lowercase: Share one entry between "the", "The" and "THE" by case marks, losslessly; False keeps case in the
             entries.
         byte_limit: Maximum length of a base token in UTF-8 bytes, 1 to 16.
+        portable: Segment as a stock ``tokenizer.json`` does, so that other programs give the same ids: whole words
+            first, then merges of bytes. There are no case marks (`lowercase` becomes False), and base tokens are whole
+            words of any length (`byte_limit` has no effect).
 
     Raises:
         TokenizerError: An option is invalid.
     """
 
-    def __init__(self, lowercase: bool = True, byte_limit: int = 4) -> None:
+    def __init__(self, lowercase: bool = True, byte_limit: int = 4, portable: bool = False) -> None:
         if not isinstance(byte_limit, int) or isinstance(byte_limit, bool) or not 1 <= byte_limit <= 16:
             raise TokenizerError(f"byte_limit is {byte_limit!r}: it must be an integer from 1 to 16")
         if not isinstance(lowercase, bool):
             raise TokenizerError(f"lowercase is {lowercase!r}: it must be True or False")
-        self.lowercase = lowercase
+        if not isinstance(portable, bool):
+            raise TokenizerError(f"portable is {portable!r}: it must be True or False")
+        self.portable = portable
+        self.lowercase = lowercase and not portable
         self.byte_limit = byte_limit
         self._counts: PretokenCounts | None = None
         self._frozen: Vocabulary | None = None
@@ -109,7 +117,7 @@ class HybridTokenizer:
 
         counts = self._open_counts()
         report = None if progress is None else partial(progress, "bytes counted")
-        for shard in count_files(paths, processes, report):
+        for shard in count_files(paths, processes, report, self.portable):
             counts.merge(shard)
 
     def _open_counts(self) -> PretokenCounts:
@@ -118,7 +126,7 @@ class HybridTokenizer:
         if self._counts is None:
             from tokenizer.learning.counting import PretokenCounts
 
-            self._counts = PretokenCounts()
+            self._counts = PretokenCounts(portable=self.portable)
         return self._counts
 
     # Learning
@@ -140,7 +148,8 @@ class HybridTokenizer:
 
         Args:
             k_bases: Number of base tokens: the most common words of at most `byte_limit` bytes, fewer if the text has
-                fewer. By default, every learned entry that is such a word counts as one.
+                fewer. By default, every learned entry that is such a word counts as one. Not with `portable`, where
+                words become bases if their parts are not worth an entry.
             max_merges: Maximum number of merges, phrases included.
             vocab_size: Total number of ids, special tokens and bytes included; by default 8192 unless `max_merges` is
                 given. Fewer result if the text does not contain enough candidates.
@@ -178,6 +187,7 @@ class HybridTokenizer:
             score=score,
             phrases=phrases,
             boundaries=boundaries,
+            portable=self.portable,
         )
         if not isinstance(note, str):
             raise TokenizerError(f"note is {note!r}: it must be a str")
@@ -194,7 +204,8 @@ class HybridTokenizer:
     def encode(self, text: str, mode: Literal["rle"]) -> list[tuple[int, int]]: ...
 
     def encode(self, text: str, mode: str = "flat") -> list[int] | list[tuple[int, int]]:
-        """Encode a text. The result never contains special tokens other than ``<SP>`` and ``<NL>``.
+        """Encode a text. The result never contains special tokens other than ``<SP>`` and ``<NL>``, the ids of a space
+        and a newline unless the tokenizer is portable.
 
         Args:
             text: Any str, lone surrogates included.
@@ -350,6 +361,11 @@ class HybridTokenizer:
         """SHA-256 (hexadecimal) of the content; equal fingerprints mean equal ids for every text."""
         return storage.fingerprint(self._vocabulary)
 
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id on its own, [V]; empty for special tokens and case marks."""
+        return self._vocabulary.data
+
     @cached_property
     def kinds(self) -> list[str]:
         """The kind of each id, [V]; see `tokenizer.inspect.results.Segment`."""
@@ -416,6 +432,20 @@ class HybridTokenizer:
         """
         storage.write(self._vocabulary, path)
 
+    def save_tokenizer_json(self, path: str | os.PathLike[str]) -> None:
+        """Save a portable tokenizer as ``tokenizer.json``, which the package `tokenizers` and many programs read.
+
+        Its ids are those of `encode`, except that it puts ``<EOS>`` before a text unless special tokens are turned off.
+
+        Raises:
+            TokenizerError: The tokenizer is not portable, or the file cannot be written.
+        """
+        if not self._vocabulary.portable:
+            raise TokenizerError("no tokenizer.json gives the ids of this tokenizer: train one with portable=True")
+        from tokenizer.portable.tokenizer_json import to_tokenizer_json
+
+        storage.write_bytes(json.dumps(to_tokenizer_json(self._vocabulary)).encode(), path)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HybridTokenizer:
         """Load a file written by `save`; nothing in it is executed.
@@ -448,14 +478,14 @@ class HybridTokenizer:
         from tokenizer.learning.legacy_pickle import read_legacy_state
 
         state = read_legacy_state(path)
-        tokenizer = cls(state.lowercase, state.byte_limit)
+        tokenizer = cls(lowercase=state.lowercase, byte_limit=state.byte_limit)
         tokenizer._open_counts().pretokens.update({f" {word}": count for word, count in state.word_counts.items()})
         return tokenizer
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HybridTokenizer:
         """Return a frozen tokenizer with this vocabulary."""
-        tokenizer = cls(vocabulary.lowercase, vocabulary.byte_limit)
+        tokenizer = cls(vocabulary.lowercase, vocabulary.byte_limit, vocabulary.portable)
         tokenizer._frozen = vocabulary
         return tokenizer
 
@@ -468,7 +498,11 @@ class HybridTokenizer:
         return self._frozen
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> Encoder | PortableEncoder:
+        if self.portable:
+            from tokenizer.portable.encoder import PortableEncoder  # compiles patterns, which others do not need
+
+            return PortableEncoder(self._vocabulary)
         return Encoder(self._vocabulary)
 
     @cached_property
@@ -487,6 +521,8 @@ class HybridTokenizer:
 
     def __repr__(self) -> str:
         state = f"vocab_size={self.vocab_size}" if self.is_frozen else "not frozen"
+        if self.portable:
+            return f"HybridTokenizer(portable=True, {state})"
         return f"HybridTokenizer(lowercase={self.lowercase}, byte_limit={self.byte_limit}, {state})"
 
     # Pickling leaves out the caches: they hold locks and are rebuilt on use.
@@ -495,6 +531,7 @@ class HybridTokenizer:
         return {
             "lowercase": self.lowercase,
             "byte_limit": self.byte_limit,
+            "portable": self.portable,
             "_counts": self._counts,
             "_frozen": self._frozen,
         }

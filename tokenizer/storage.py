@@ -4,7 +4,7 @@ Layout, all numbers little-endian:
 
 ======  ==========================================================
 8       magic bytes ``HYBTOK\\r\\n``
-2       version
+2       version: 1, or 2 for portable tokenizers
 32      SHA-256 of everything after the next field
 4       length of the uncompressed content
 rest    the content, compressed with zlib
@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import MAX_ENTRIES, MAX_ENTRY, SP, Vocabulary
+from tokenizer.vocabulary import FIRST_BYTE, MAX_ENTRIES, MAX_ENTRY, PORTABLE_PATTERN, SP, Vocabulary
 
 MAGIC = b"HYBTOK\r\n"
 VERSION = 1
+PORTABLE_VERSION = 2
+"""Version of the files of portable tokenizers: programs that do not know them refuse it."""
 _HEAD = struct.Struct("<8sH32sI")
 MAX_CONTENT = 64 << 20
 """Maximum size of the uncompressed content in bytes; a million entries take less than half of it."""
@@ -51,6 +53,8 @@ def content_of(vocabulary: Vocabulary) -> bytes:
         "counts": len(vocabulary.counts),
         "note": vocabulary.note,
     }
+    if vocabulary.portable:
+        header["pattern"] = vocabulary.pattern
     text = json.dumps(header, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
     pairs = (*vocabulary.merges, *vocabulary.phrases)
     # Left and right ids compress better separately than interleaved.
@@ -73,11 +77,21 @@ def write(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
     """
     content = content_of(vocabulary)
     packed = zlib.compress(content, 9)
-    head = _HEAD.pack(MAGIC, VERSION, hashlib.sha256(packed).digest(), len(content))
+    version = PORTABLE_VERSION if vocabulary.portable else VERSION
+    head = _HEAD.pack(MAGIC, version, hashlib.sha256(packed).digest(), len(content))
+    write_bytes(head + packed, path)
+
+
+def write_bytes(data: bytes, path: str | os.PathLike[str]) -> None:
+    """Write data to a file, atomically.
+
+    Raises:
+        TokenizerError: The file cannot be written.
+    """
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(head + packed)
+        temporary.write_bytes(data)
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -111,8 +125,11 @@ def parse(data: bytes, name: str) -> Vocabulary:
     if len(data) < _HEAD.size or data[:8] != MAGIC:
         raise TokenizerError(f"{name}: not a tokenizer file; expected a file written by HybridTokenizer.save")
     _, version, digest, length = _HEAD.unpack_from(data)
-    if version != VERSION:
-        raise TokenizerError(f"{name}: format version {version}, but this program reads {VERSION}: use a newer slm_jax")
+    if version not in (VERSION, PORTABLE_VERSION):
+        raise TokenizerError(
+            f"{name}: format version {version}, but this program reads {VERSION} and {PORTABLE_VERSION}: use a newer "
+            "slm_jax"
+        )
     if length > MAX_CONTENT:
         raise TokenizerError(f"{name}: damaged (claims {length} bytes of content; the maximum is {MAX_CONTENT})")
     packed = data[_HEAD.size :]
@@ -126,7 +143,10 @@ def parse(data: bytes, name: str) -> Vocabulary:
     if len(content) != length or not unpacker.eof or unpacker.unused_data:
         raise TokenizerError(f"{name}: damaged or truncated (its length is wrong)")
     try:
-        return _parse_content(content)
+        vocabulary = _parse_content(content)
+        if vocabulary.portable != (version == PORTABLE_VERSION):
+            raise TokenizerError("damaged (the version is that of another kind of tokenizer)")
+        return vocabulary
     except TokenizerError as error:
         raise TokenizerError(f"{name}: {error}") from None
     except (ValueError, KeyError, TypeError, struct.error, UnicodeError, RecursionError):
@@ -171,6 +191,7 @@ def _parse_content(content: bytes) -> Vocabulary:
         pairs=dict(zip(letters[::2], letters[1::2], strict=True)),
         counts=tuple(numbers[2 * total :]),
         note=_field(header, "note", str),
+        pattern=_field(header, "pattern", str) if "pattern" in header else "",
     )
     check_consistency(vocabulary)
     return vocabulary
@@ -190,6 +211,9 @@ def check_consistency(vocabulary: Vocabulary) -> None:
         TokenizerError: The parts of the vocabulary do not fit together.
         UnicodeEncodeError: An entry contains a lone surrogate.
     """
+    if vocabulary.portable:
+        _check_portable(vocabulary)
+        return
     first = vocabulary.first_merge
     for offset, (left, right) in enumerate((*vocabulary.merges, *vocabulary.phrases)):
         end = first + offset
@@ -202,5 +226,32 @@ def check_consistency(vocabulary: Vocabulary) -> None:
     if any(len(letter) != 1 for letter in vocabulary.alphabet):
         raise TokenizerError("damaged (alphabet)")
     "".join(learned).encode("utf-8")  # raises UnicodeEncodeError for lone surrogates
+    if vocabulary.counts and len(vocabulary.counts) != len(learned):
+        raise TokenizerError("damaged (counts)")
+
+
+def _check_portable(vocabulary: Vocabulary) -> None:
+    """Check that merges join bytes and earlier merges, and that entries are unique and not named like others.
+
+    Raises:
+        TokenizerError: The parts of the vocabulary do not fit together, or its pattern is unknown.
+        UnicodeEncodeError: A base contains a lone surrogate.
+    """
+    if vocabulary.pattern != PORTABLE_PATTERN:
+        raise TokenizerError(
+            f"the pattern {vocabulary.pattern!r} is not known here, only {PORTABLE_PATTERN!r}: use a newer slm_jax"
+        )
+    if vocabulary.lowercase or vocabulary.alphabet or vocabulary.phrases or vocabulary.pairs:
+        raise TokenizerError("damaged (a portable tokenizer has bases and merges only)")
+    first = vocabulary.first_merge
+    bases = range(vocabulary.first_base, first)
+    for end, pair in enumerate(vocabulary.merges, start=first):
+        if not all(FIRST_BYTE <= part < end and part not in bases for part in pair):
+            raise TokenizerError(f"damaged (token {end} is made of {pair[0]} and {pair[1]})")
+    "".join(vocabulary.bases).encode("utf-8")  # raises UnicodeEncodeError for lone surrogates
+    entries = vocabulary.data[FIRST_BYTE:]
+    learned = entries[256:]
+    if b"" in learned or len(set(entries)) != len(entries) or len(set(vocabulary.names)) != vocabulary.size:
+        raise TokenizerError("damaged (empty or repeated entries)")
     if vocabulary.counts and len(vocabulary.counts) != len(learned):
         raise TokenizerError("damaged (counts)")

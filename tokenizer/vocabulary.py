@@ -27,6 +27,10 @@ MAX_ENTRY = 48
 """Maximum length of an entry other than a phrase, in characters."""
 MAX_PHRASE = 96
 """Maximum length of a phrase, in characters."""
+MAX_PORTABLE_ENTRY = 128
+"""Maximum length of an entry of a portable vocabulary, in bytes."""
+PORTABLE_PATTERN = "llama-bpe, Unicode 15.1"
+"""The pattern of portable vocabularies; `tokenizer.portable.pretokens` has it."""
 
 Edge = tuple[int, ...]
 """The ids of one step in the segmentation of a pre-token: an entry, or a case mark and an entry."""
@@ -53,6 +57,14 @@ class PhraseTable(NamedTuple):
     longest: int
 
 
+def _text_or_empty(data: bytes) -> str:
+    """Return UTF-8 data as text; "" if it is no text, such as a part of a character."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The complete state of a frozen tokenizer: equal contents give equal ids for every text.
@@ -68,6 +80,8 @@ class Vocabulary:
         pairs: {lower: upper} for the letters to which case marks apply.
         counts: Uses of each entry on the training text, in the order of the ids from the alphabet on; may be empty.
         note: Free text that is stored with the vocabulary.
+        pattern: The name of the pre-tokenization pattern of a portable vocabulary (see `tokenizer.portable`): bases are
+            whole pre-tokens, merges join bytes, and there are no alphabet, case marks and phrases. Empty for others.
     """
 
     lowercase: bool
@@ -79,8 +93,19 @@ class Vocabulary:
     pairs: dict[str, str] = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     note: str = ""
+    pattern: str = ""
 
     # Layout of the ids
+
+    @property
+    def portable(self) -> bool:
+        """True if a stock ``tokenizer.json`` gives the same ids."""
+        return bool(self.pattern)
+
+    @property
+    def special_ids(self) -> range:
+        """The ids that no text encodes to: without ``<SP>`` and ``<NL>``, unless the vocabulary is portable."""
+        return range(FIRST_BYTE if self.portable else SP)
 
     @cached_property
     def first_entry(self) -> int:
@@ -131,6 +156,8 @@ class Vocabulary:
         Raises:
             TokenizerError: An entry is longer than training can make it.
         """
+        if self.portable:
+            return list(map(_text_or_empty, self._portable_data))
         texts = [""] * FIRST_BYTE + [chr(value) if value < 128 else "" for value in range(256)]
         texts[SP] = " "
         texts[NL] = "\n"
@@ -156,14 +183,37 @@ class Vocabulary:
     @cached_property
     def data(self) -> list[bytes]:
         """The bytes of each id, [V]; empty for special tokens and case marks."""
+        if self.portable:
+            return self._portable_data
         data = [text_to_bytes(text) for text in self.texts]
         data[FIRST_BYTE:FIRST_LEARNED] = [bytes([value]) for value in range(256)]
         return data
 
     @cached_property
+    def _portable_data(self) -> list[bytes]:
+        data = (
+            [b""] * FIRST_BYTE + [bytes([value]) for value in range(256)] + [text_to_bytes(text) for text in self.bases]
+        )
+        for left, right in self.merges:
+            size = len(data[left]) + len(data[right])
+            if size > MAX_PORTABLE_ENTRY:
+                raise TokenizerError(
+                    f"token {len(data)} is {size} bytes long: the maximum in a portable file is {MAX_PORTABLE_ENTRY}"
+                )
+            data.append(data[left] + data[right])
+        return data
+
+    @cached_property
     def names(self) -> list[str]:
-        """A printable, unique name of each id, [V]: a reserved name or the text of the entry."""
+        """A printable, unique name of each id, [V]: a reserved name or the text of the entry.
+
+        Entries of a portable vocabulary that are incomplete characters are named by their bytes: ``<0xE4><0xB8>``.
+        """
         names = list(self.texts)
+        if self.portable:
+            names = [text or "".join(map(byte_name, data)) for text, data in zip(names, self.data, strict=True)]
+            names[:FIRST_BYTE] = SPECIAL_TOKENS
+            return names
         names[:FIRST_BYTE] = SPECIAL_TOKENS
         for value in range(256):
             if value >= 128 or value in (10, 32):
@@ -173,12 +223,12 @@ class Vocabulary:
 
     def kind(self, id_: int) -> str:
         """Return the kind of an id: special, sp, nl, byte, case, char, base, merge, run (of white space) or phrase."""
+        if id_ in self.special_ids:
+            return "special"
         if id_ == SP:
             return "sp"
         if id_ == NL:
             return "nl"
-        if id_ < FIRST_BYTE:
-            return "special"
         if id_ < FIRST_LEARNED:
             return "byte"
         if id_ < self.first_entry:
@@ -189,7 +239,7 @@ class Vocabulary:
             return "base"
         if id_ >= self.first_phrase:
             return "phrase"
-        return "merge" if self.texts[id_].strip(" \n\t\r") else "run"
+        return "merge" if self.data[id_].strip(b" \n\t\r") else "run"
 
     def parents(self, id_: int) -> tuple[int, int] | None:
         """Return the pair of ids that a merge, run or phrase was made of; None for other kinds."""
@@ -286,6 +336,16 @@ class Vocabulary:
     def _plain_edges(self) -> dict[str, int]:
         """{text: id} of the entries; of equal texts the first id wins, so " " is <SP> and not the byte 0x20."""
         return {self.texts[id_]: id_ for id_ in reversed(self._ids_with_text)}
+
+    @cached_property
+    def id_of_data(self) -> dict[bytes, int]:
+        """{bytes: id} of the byte tokens and entries of a portable vocabulary."""
+        return {data: id_ for id_, data in enumerate(self.data) if data}
+
+    @cached_property
+    def merge_ids(self) -> dict[tuple[int, int], int]:
+        """{(left id, right id): id} of the merges of a portable vocabulary; the lowest id is merged first."""
+        return {pair: self.first_merge + offset for offset, pair in enumerate(self.merges)}
 
     @cached_property
     def phrase_table(self) -> PhraseTable:

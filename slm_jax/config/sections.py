@@ -241,6 +241,11 @@ class TokenizerConfig(Section):
         common=True,
     )
     vocab_size: int = option(2048, "Learned tokenizer: maximum number of token ids.", common=True, ge=300, le=65536)
+    portable: bool = option(
+        False,
+        "Learned tokenizer: segment as a stock tokenizer.json does, so that the export needs no code of its own; then "
+        "lowercase, byte_limit and boundaries have no effect.",
+    )
     lowercase: bool = option(True, "Learned tokenizer: the, The and THE share one entry (lossless).")
     byte_limit: int = option(4, "Learned tokenizer: longest base token, in UTF-8 bytes.", ge=1, le=16)
     boundaries: Literal["words", "spaces"] = option(

@@ -102,11 +102,12 @@ def learned_tokenizer(config: Config, sources: Sequence[WeightedSource], folder:
         logger.info("reading %s", ", ".join(source.source.name for source in sources))
         texts = list(_training_texts(sources))
         logger.info("learning a tokenizer of up to %d entries", options.vocab_size)
-        tokenizer = HybridTokenizer(lowercase=options.lowercase, byte_limit=options.byte_limit)
+        tokenizer = HybridTokenizer(options.lowercase, options.byte_limit, options.portable)
         for text in texts:
             tokenizer.add_text(text)
         try:
-            tokenizer.freeze_vocab(vocab_size=options.vocab_size, boundaries=options.boundaries)
+            boundaries = "words" if options.portable else options.boundaries
+            tokenizer.freeze_vocab(vocab_size=options.vocab_size, boundaries=boundaries)
         except TokenizerError as error:
             raise UserError(f"tokenizer: {error}") from None
         tokenizer.save(path)
@@ -119,6 +120,8 @@ def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
     described = [[source.source.describe(), source.weight] for source in sources]
     options = [asdict(source.options) for source in sources]
     key: list[Any] = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
+    if t.portable:
+        key.append("portable")
     if all(each == options[0] for each in options):
         key.append(options[0])
     else:

@@ -98,7 +98,7 @@ def _tokenizer_of_folder(config: Config) -> str:
         raise UserError(
             f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other"
         )
-    for field in ("vocab_size", "lowercase", "byte_limit"):
+    for field in ("vocab_size", "lowercase", "byte_limit", "portable"):
         given = getattr(options, field)
         saved = getattr(tokenizer, field)
         fits = given >= saved if field == "vocab_size" else given == saved  # the option is an upper bound of the ids

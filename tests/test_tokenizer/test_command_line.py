@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_tokenizer.samples import LANGUAGES, corpus
+from tokenizer import HybridTokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +28,15 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert b"700 ids learned from 1 file\n" in done.stdout
     return path
+
+
+def test_train_a_portable_tokenizer(tmp_path):
+    (tmp_path / "text.txt").write_text(corpus(), encoding="utf-8", newline="")
+    done = run("train", tmp_path / "text.txt", "--out", tmp_path / "p.hybtok", "--vocab-size", 500, "--portable")
+    assert done.returncode == 0, done.stderr
+    tokenizer = HybridTokenizer.load(tmp_path / "p.hybtok")
+    assert tokenizer.portable
+    assert tokenizer.vocab_size == 500
 
 
 @pytest.mark.parametrize("mode", ["flat", "rle"])

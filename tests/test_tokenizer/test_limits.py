@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.test_tokenizer.conftest import make
+from tests.test_tokenizer.conftest import encode_reference, make
 from tests.test_tokenizer.samples import LANGUAGES, corpus
 from tokenizer import HybridTokenizer
 from tokenizer.encoding import encoder
-from tokenizer.encoding.reference import encode_reference
+from tokenizer.portable import encoder as portable_encoder
 
 
 def _adversarial_texts(size: int) -> dict[str, str]:
@@ -59,22 +59,27 @@ def test_adversarial_texts_round_trip(tok, name):
     assert ids == encode_reference(text, tok._vocabulary)
 
 
-def test_cache_is_bounded(monkeypatch):
+@pytest.mark.parametrize("portable", [False, True])
+def test_cache_is_bounded(monkeypatch, portable):
     monkeypatch.setattr(encoder, "CACHE_LIMIT", 200_000)
-    tok = make()
+    monkeypatch.setattr(portable_encoder, "CACHE_LIMIT", 200_000)
+    tok = make(portable=portable)
     state = tok._encoder
     for start in range(20):
         text = " ".join(f"{start}word{index}" for index in range(1000)) + " the end"
         assert tok.decode(tok.encode(text)) == text
         assert state._cache_bytes <= 200_000
-        entries = [*state._cache.items(), *state._cache_of_parts.items()]
+        caches = (state._chunks, state._pretokens) if portable else (state._cache, state._cache_of_parts)
+        entries = [entry for cache in caches for entry in cache.items()]
         assert sum(len(pretoken) + len(ids) for pretoken, ids in entries) <= 200_000
 
 
-def test_threads(monkeypatch):
+@pytest.mark.parametrize("options", [{"phrases": 0.1}, {"portable": True}])
+def test_threads(monkeypatch, options):
     """A small cache, which is emptied all the time while other threads use it."""
     monkeypatch.setattr(encoder, "CACHE_LIMIT", 20_000)
-    tok = make(phrases=0.1)
+    monkeypatch.setattr(portable_encoder, "CACHE_LIMIT", 20_000)
+    tok = make(**options)
     texts = [corpus()[index * 500 : index * 500 + 4000] for index in range(12)] + list(LANGUAGES.values())
     expected = [encode_reference(text, tok._vocabulary) for text in texts]
     wrong: list[str] = []

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.test_tokenizer.conftest import encode_reference
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.encoding.pretokenization import MAX_PRETOKEN, PRETOKEN, split_long_pretoken
-from tokenizer.encoding.reference import encode_reference
 from tokenizer.vocabulary import NL, SP
 
 
@@ -53,7 +53,7 @@ def test_any_text(tok, text):
 @settings(deadline=None, max_examples=max(5_000, settings().max_examples))
 @given(text=any_text)
 def test_any_text_exhaustively(tok, text):
-    """Thousands of examples for each of the four tokenizers; 100,000 in total with `--hypothesis-profile long`."""
+    """Thousands of examples for each of the five tokenizers; 100,000 in total with `--hypothesis-profile long`."""
     check(tok, text)
 
 
@@ -61,6 +61,8 @@ def test_any_text_exhaustively(tok, text):
 @given(text=any_text)
 def test_single_edge_equals_the_table_of_edges(tok, text):
     vocabulary = tok._vocabulary
+    if vocabulary.portable:
+        return  # it has no edges
     for start in range(len(text)):
         for end in range(start + 1, min(len(text), start + 12) + 1):
             piece = text[start:end]
@@ -70,6 +72,8 @@ def test_single_edge_equals_the_table_of_edges(tok, text):
 
 def test_every_edge_can_be_looked_up_alone(tok):
     vocabulary = tok._vocabulary
+    if vocabulary.portable:
+        pytest.skip("it has no edges")
     assert all(vocabulary.edge(text) == ids for text, ids in vocabulary.edges.items())
 
 
@@ -149,5 +153,5 @@ def test_encoding_is_additive_between_pretokens(tok, left, right):
     """encode(a) + encode(b) == encode(a + b) if b starts with white space and a does not end with it."""
     if tok._vocabulary.phrases:
         return
-    left, right = left.rstrip(" \n"), " " + right.lstrip(" \n")
+    left, right = left.rstrip() if tok.portable else left.rstrip(" \n"), " " + right.lstrip(" \n")
     assert tok.encode(left) + tok.encode(right) == tok.encode(left + right)

@@ -6,6 +6,7 @@ import random
 import struct
 import tracemalloc
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -58,12 +59,14 @@ def _with_checksum(content: bytes, claimed: int | None = None) -> bytes:
     """Return a file with a correct checksum around any content."""
     size = len(content) if claimed is None else claimed
     packed = zlib.compress(content)
-    return struct.pack("<8sH32sI", b"HYBTOK\r\n", 1, hashlib.sha256(packed).digest(), size) + packed
+    version = 2 if b'"pattern"' in content else 1
+    return struct.pack("<8sH32sI", b"HYBTOK\r\n", version, hashlib.sha256(packed).digest(), size) + packed
 
 
-def test_damage_with_a_correct_checksum(saved, tmp_path):
+@pytest.mark.parametrize("portable", [False, True])
+def test_damage_with_a_correct_checksum(saved, portable):
     """Fuzzed content gives a one-line error or a tokenizer that is still consistent."""
-    vocabulary = parse(saved, "original")
+    vocabulary = make(portable=True)._vocabulary if portable else parse(saved, "original")
     content = content_of(vocabulary)
     assert parse(_with_checksum(content), "copy") == vocabulary
     source = random.Random(4)
@@ -130,10 +133,47 @@ def test_foreign_and_newer_files(tmp_path, saved):
         with pytest.raises(TokenizerError, match="not a tokenizer file"):
             HybridTokenizer.load(path)
     newer = bytearray(saved)
+    newer[8] = 3
+    with pytest.raises(TokenizerError, match="version 3"):
+        parse(bytes(newer), "newer")
     newer[8] = 2
-    with pytest.raises(TokenizerError, match="version 2"):
+    with pytest.raises(TokenizerError, match="another kind"):
         parse(bytes(newer), "newer")
     with pytest.raises(TokenizerError, match="cannot read"):
         HybridTokenizer.load(tmp_path / "missing")
     with pytest.raises(TokenizerError, match="cannot write"):
         write(parse(saved, "original"), tmp_path / "no folder" / "x")
+
+
+def test_portable_files_have_a_version_of_their_own(tmp_path, saved):
+    """Programs that do not know portable tokenizers refuse version 2, instead of giving other ids."""
+    vocabulary = make(portable=True)._vocabulary
+    write(vocabulary, tmp_path / "a.hybtok")
+    data = (tmp_path / "a.hybtok").read_bytes()
+    assert data[8:10] == b"\2\0"
+    assert saved[8:10] == b"\1\0"
+    assert parse(data, "again") == vocabulary
+    content = content_of(vocabulary)
+    for damage, message in (
+        ((b"Unicode 15.1", b"Unicode 99.9"), "not known here"),
+        ((b'"alphabet":""', b'"alphabet":"x"'), "damaged"),
+        ((b'"lowercase":false', b'"lowercase":true'), "damaged"),
+    ):
+        damaged = content.replace(*damage)
+        size = len(damaged) - len(content) + struct.unpack_from("<I", content)[0]
+        with pytest.raises(TokenizerError, match=message):
+            parse(_with_checksum(struct.pack("<I", size) + damaged[4:]), "damaged")
+
+
+def test_merges_of_portable_files_join_bytes_and_earlier_merges():
+    vocabulary = make(portable=True)._vocabulary
+    for wrong in (5, vocabulary.first_base, vocabulary.size - 1):
+        damaged = replace(vocabulary, merges=(*vocabulary.merges[:-1], (wrong, 40)))
+        with pytest.raises(TokenizerError, match="is made of"):
+            parse(_with_checksum(content_of(damaged)), "damaged")
+    repeated = replace(vocabulary, merges=(*vocabulary.merges[:-1], vocabulary.merges[0]))
+    with pytest.raises(TokenizerError, match="repeated"):
+        parse(_with_checksum(content_of(repeated)), "damaged")
+    named = replace(vocabulary, bases=("<EOS>", *vocabulary.bases[1:]))
+    with pytest.raises(TokenizerError, match="repeated"):
+        parse(_with_checksum(content_of(named)), "damaged")

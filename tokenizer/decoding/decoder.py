@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizer.encoding.unicode import bytes_to_text, incomplete_tail_length
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import FIRST_BYTE, NL, SP, Vocabulary
+from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +33,8 @@ class Decoder:
         """The bytes of each id without a case mark before it, [V]."""
         data = list(self.vocabulary.data)
         if self._show_special:
-            for id_ in range(FIRST_BYTE):
-                if id_ not in (SP, NL):
-                    data[id_] = self.vocabulary.names[id_].encode()
+            for id_ in self.vocabulary.special_ids:
+                data[id_] = self.vocabulary.names[id_].encode()
         return data
 
     @cached_property

@@ -11,6 +11,7 @@ from tokenizer.decoding.decoder import Decoder
 from tokenizer.encoding.unicode import bytes_to_text
 from tokenizer.inspect.results import Explanation, Merge, Merges, Segment, Segments, Status
 from tokenizer.learning.counting import PretokenCounts
+from tokenizer.portable.reference import merge_bytes
 from tokenizer.vocabulary import FIRST_BYTE, NL, SP, Vocabulary, byte_name
 
 
@@ -77,6 +78,8 @@ def _explain_id(vocabulary: Vocabulary, id_: int) -> Explanation:
     parts: tuple[Explanation, ...] = ()
     if parents is not None:
         parts = tuple(_explain_id(vocabulary, parent) for parent in parents)
+    elif kind == "base" and vocabulary.portable:
+        parts = tuple(_explain_id(vocabulary, part) for part in merge_bytes(data, vocabulary.merge_ids))
     elif kind in ("base", "char"):
         parts = tuple(_explain_byte(value) for value in data)
     return Explanation(id_, vocabulary.names[id_], kind, data, parts)

@@ -64,6 +64,7 @@ class PretokenCounts:
     """Counts of pre-tokens and a sample of the running text.
 
     Attributes:
+        portable: Whether the pre-tokens are those of portable tokenizers; then there is no sample of the text.
         limit: Maximum number of distinct pre-tokens.
         sample_limit: Maximum length of the sample in characters.
         pretokens: {pre-token: count}.
@@ -72,6 +73,7 @@ class PretokenCounts:
         undercount: No count is too low by more than this; 0 if nothing was dropped.
     """
 
+    portable: bool = False
     limit: int = MAX_PRETOKENS
     sample_limit: int = SAMPLE_CHARACTERS
     pretokens: Counter[str] = field(default_factory=Counter)
@@ -82,6 +84,13 @@ class PretokenCounts:
     def add_text(self, text: str) -> None:
         """Count the pre-tokens of one text."""
         self.characters += len(text)
+        if self.portable:
+            from tokenizer.portable.pretokens import count_pretokens  # compiles patterns, which others do not need
+
+            for counts in count_pretokens(text):
+                self.pretokens.update(counts)
+                self._bound_pretokens()
+            return
         word, rest = split_first_word(text)
         if word:
             self._add_pretoken(word, 1)
@@ -148,7 +157,10 @@ class PretokenCounts:
 
 
 def count_files(
-    paths: Iterable[str], processes: int = 1, progress: Callable[[int, int], None] | None = None
+    paths: Iterable[str],
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    portable: bool = False,
 ) -> Iterator[PretokenCounts]:
     """Yield the counts of each shard of the files, in order, independent of the number of processes.
 
@@ -156,6 +168,7 @@ def count_files(
         paths: UTF-8 text files.
         processes: Number of processes that count.
         progress: Called as progress(bytes counted, bytes in total).
+        portable: Count the pre-tokens of portable tokenizers.
 
     Raises:
         TokenizerError: A file cannot be read or is not UTF-8.
@@ -166,7 +179,7 @@ def count_files(
         raise TokenizerError(f"cannot read {error.filename}: {error.strerror}") from None
     total = sum(shard.stop - shard.start for shard in shards)
     done = 0
-    for shard, counts in zip(shards, _count_shards(shards, processes), strict=True):
+    for shard, counts in zip(shards, _count_shards(shards, processes, portable), strict=True):
         done += shard.stop - shard.start
         if progress is not None:
             progress(done, total)
@@ -198,14 +211,14 @@ def _find_boundary(window: bytes) -> int:
     return 0
 
 
-def count_shard(shard: Shard) -> PretokenCounts:
+def count_shard(shard: Shard, portable: bool = False) -> PretokenCounts:
     """Count a shard, whose ends are boundaries between pre-tokens.
 
     Raises:
         TokenizerError: The file is not UTF-8.
     """
     path, start, stop = shard
-    counts = PretokenCounts()
+    counts = PretokenCounts(portable=portable)
     with Path(path).open("rb") as file:
         file.seek(start)
         data = file.read(stop - start)
@@ -219,11 +232,11 @@ def count_shard(shard: Shard) -> PretokenCounts:
     return counts
 
 
-def _count_shards(shards: list[Shard], processes: int) -> Iterator[PretokenCounts]:
+def _count_shards(shards: list[Shard], processes: int, portable: bool) -> Iterator[PretokenCounts]:
     try:
         if processes == 1 or len(shards) < 2:
             for shard in shards:
-                yield count_shard(shard)
+                yield count_shard(shard, portable)
             return
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
@@ -232,7 +245,7 @@ def _count_shards(shards: list[Shard], processes: int) -> Iterator[PretokenCount
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             pending = []
             for shard in shards:
-                pending.append(pool.submit(count_shard, shard))
+                pending.append(pool.submit(count_shard, shard, portable))
                 if len(pending) > 2 * processes:  # bounds the number of results held in memory
                     yield pending.pop(0).result()
             for future in pending:

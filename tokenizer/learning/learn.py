@@ -50,6 +50,10 @@ def learn_vocabulary(
         options: Size and kind of the vocabulary.
         progress: Called as progress(description, done, total).
     """
+    if options.portable:
+        from tokenizer.portable.learn import learn_portable  # compiles patterns, which others do not need
+
+        return learn_portable(counts, options, progress)
     if not options.phrase_count:
         return _learn_entries(counts, options, progress)
     vocabulary = _learn_entries(counts, options.without_phrases(), progress)

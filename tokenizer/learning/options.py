@@ -31,6 +31,7 @@ class LearnOptions:
     score: str
     phrases: float
     boundaries: str
+    portable: bool = False
 
     def __post_init__(self) -> None:
         _check_integer("vocab_size", self.vocab_size, FIRST_LEARNED + len(CASE_MARKS))
@@ -43,6 +44,11 @@ class LearnOptions:
             raise TokenizerError(f"boundaries is {self.boundaries!r}: it must be one of {', '.join(BOUNDARIES)}")
         if isinstance(self.phrases, bool) or not isinstance(self.phrases, int | float) or not 0 <= self.phrases <= 0.5:
             raise TokenizerError(f"phrases is {self.phrases!r}: it must be a number from 0 to 0.5")
+
+        if self.portable and self.phrases:
+            raise TokenizerError("phrases must be 0 in a portable tokenizer: a tokenizer.json cannot express them")
+        if self.portable and self.boundaries != "words":
+            raise TokenizerError('boundaries must be "words" in a portable tokenizer: its pattern is fixed')
 
     @property
     def phrase_count(self) -> int:

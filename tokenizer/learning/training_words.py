@@ -23,15 +23,20 @@ _THINNING = 4
 
 
 def split_and_thin(counts: dict[str, int]) -> Counter[str]:
-    """Return the counts with long pre-tokens split.
-
-    If there are very many, every fourth pre-token that occurs once gets the weight of four, and the others are dropped.
-    """
+    """Return the counts with long pre-tokens split, and thinned out."""
     result = Counter({pretoken: count for pretoken, count in counts.items() if len(pretoken) <= MAX_PRETOKEN})
     for pretoken, count in counts.items():
         if len(pretoken) > MAX_PRETOKEN:
             for part in split_long_pretoken(pretoken):
                 result[part] += count
+    return thin_out(result)
+
+
+def thin_out(result: Counter[str]) -> Counter[str]:
+    """Return counts that are cheaper to learn from.
+
+    If there are very many, every fourth pre-token that occurs once gets the weight of four, and the others are dropped.
+    """
     if len(result) > _THINNED_FROM:
         single = sorted(pretoken for pretoken, count in result.items() if count == 1)
         result = Counter({pretoken: count for pretoken, count in result.items() if count > 1})

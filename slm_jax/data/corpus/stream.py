@@ -8,7 +8,6 @@ import numpy as np
 
 from slm_jax.data.corpus.verification import ShardVerifier
 from tokenizer import HybridTokenizer
-from tokenizer.vocabulary import FIRST_BYTE
 
 DOCUMENT_DTYPE = np.dtype(
     [
@@ -214,6 +213,4 @@ def heads(streams: Sequence[TokenStream], max_tokens: int) -> list[TokenStream]:
 
 def byte_table(tokenizer: HybridTokenizer) -> np.ndarray:
     """Return the UTF-8 bytes of the text of each token on its own, int32 [V]; 0 for special tokens and case marks."""
-    sizes = [len(tokenizer.decode([i]).encode("utf-8", "surrogatepass")) for i in range(tokenizer.vocab_size)]
-    sizes[FIRST_BYTE : FIRST_BYTE + 256] = [1] * 256
-    return np.array(sizes, np.int32)
+    return np.array(list(map(len, tokenizer.token_bytes)), np.int32)

@@ -1,0 +1,83 @@
+r"""Pre-tokenization of portable tokenizers: the pattern of Llama 3, which llama.cpp calls "llama-bpe".
+
+    (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+
+Letters (\p{L}), numbers (\p{N}) and white space (\s) are those of `character_tables`, not of the regular expression
+engine: Python, Rust and C++ libraries have different versions of Unicode. `PATTERN` spells the tables out, so every
+engine splits alike; saved files name it `PORTABLE_PATTERN`. llama.cpp has its own code for this pattern; its tables are
+those of Unicode 15.1 as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from tokenizer.portable import character_tables
+
+
+def _class_content(ranges: str) -> str:
+    """Return hexadecimal ranges as the content of a character class, in literal characters: all engines accept them."""
+    parts = []
+    for item in ranges.split():
+        first, _, last = item.partition("-")
+        parts.append(chr(int(first, 16)) + (f"-{chr(int(last, 16))}" if last else ""))
+    return "".join(parts)
+
+
+_L = _class_content(character_tables.LETTERS)
+_N = _class_content(character_tables.NUMBERS)
+_S = _class_content(character_tables.WHITE_SPACE)
+PATTERN = (
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"  # (?i:'s) would match 'ſ in some engines
+    rf"|[^\r\n{_L}{_N}]?[{_L}]+|[{_N}]{{1,3}}| ?[^{_S}{_L}{_N}]+[\r\n]*|[{_S}]*[\r\n]+|[{_S}]+(?![^{_S}])|[{_S}]+"
+)
+"""The pattern in the syntax that Python's `re`, Oniguruma, Rust's regex crates and JavaScript have in common."""
+
+split_pretokens = re.compile(PATTERN).findall
+"""Split a text into pre-tokens, whose concatenation is the text."""
+
+# A pre-token ends before a space that follows anything but white space, and after the last newline of a run of white
+# space. The first alternative is the usual case: a word, perhaps indented, up to such a place. The second one takes
+# everything up to the next one: tabs, carriage returns, rare kinds of white space, the end of a text.
+_CHUNK = re.compile(
+    rf" *[^{_S}]++(?:(?= )|\n++(?= *[^{_S}])|\Z)"
+    rf"|(?:[{_S}]*[^{_S}]++(?! |[{_S}]*[\r\n]|\Z))*+[{_S}]*+[^{_S}]*+(?:[{_S}]*[\r\n])?"
+)
+split_chunks = _CHUNK.findall
+"""Split a text into chunks, each of several pre-tokens: the pre-tokens of the chunks are those of the text. Faster.
+
+The last one is empty.
+"""
+_COUNTED_CHARACTERS = 8 << 20
+"""Characters whose pre-tokens are counted before they are added to the others; this part is held twice."""
+_MAX_COUNTED = 48
+"""Characters of the longest pre-token that is counted as one."""
+_BLOCK_END = re.compile(rf"(?<=[^{_S}]) ")
+
+
+def split_blocks(text: str, size: int) -> Iterator[str]:
+    """Yield consecutive blocks of a text of about `size` characters, each ending where a pre-token ends."""
+    start = 0
+    while len(text) - start > size:
+        boundary = _BLOCK_END.search(text, start + size)
+        if boundary is None:
+            break
+        yield text[start : boundary.start()]
+        start = boundary.start()
+    yield text[start:] if start else text
+
+
+def count_pretokens(text: str) -> Iterator[Counter[str]]:
+    """Yield counts of the pre-tokens of parts of a text, for learning; long ones are counted in parts."""
+    for block in split_blocks(text, _COUNTED_CHARACTERS):
+        counts: Counter[str] = Counter()
+        for chunk, count in Counter(split_chunks(block)).items():
+            for pretoken in split_pretokens(chunk):
+                counts[pretoken] += count
+        for pretoken in [pretoken for pretoken in counts if len(pretoken) > _MAX_COUNTED]:
+            count = counts.pop(pretoken)
+            for start in range(0, len(pretoken), _MAX_COUNTED):
+                counts[pretoken[start : start + _MAX_COUNTED]] += count
+        yield counts
