@@ -38,6 +38,7 @@ OTHER_OPTIONS = {
     "help",
     "hypothesis_profile",
     "xla_force_host_platform_device_count",
+    *("array", "dependency", "parsable", "requeue", "wrap"),  # of Slurm's sbatch
 }
 TINY = {
     "model.dim": 32,
