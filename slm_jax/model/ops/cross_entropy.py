@@ -4,6 +4,11 @@ The head's product, the softmax and both gradients are computed chunk by chunk i
 chunk of logits exists at a time; the backward pass scales the gradients that were kept. The method is fused linear
 cross entropy (Liger Kernel, arXiv:2410.10989), in plain JAX.
 
+If the hidden states are bfloat16 (see precision.py), so are the logits in memory while gradients are computed: log Z,
+probabilities and sums are float32, of logits rounded to 8 bits. A rounding error e of a logit changes its share of Z by
+the factor exp(e), which averages out over the vocabulary and over positions. Without gradients (validation) logits are
+float32.
+
 The unlikelihood term (Welleck et al. 2019, arXiv:1908.04319) lowers the probability of tokens that the text already
 contains: each position adds -log(1 - p_c) for every distinct token c of its segment so far except the label. The few
 logits that it needs are products of the hidden states with the head's rows of the text's own tokens, [B, T, D];
@@ -38,10 +43,11 @@ import jax.numpy as jnp
 
 from slm_jax.distributed.partitioning import sum_over_batch
 from slm_jax.distributed.platform import Platform
-from slm_jax.model.ops.matmul import einsum, transposed_dot_f32
+from slm_jax.model.ops.matmul import einsum, transposed_dot
 from slm_jax.utils.batch import IGNORE_INDEX
 
-_CHUNK = 1024  # positions whose logits exist at a time
+_CPU_CHUNK = 1024  # positions whose logits exist at a time: they stay in the processor's cache
+_LOGIT_BYTES = 1 << 29  # logits that exist at a time elsewhere; each further chunk reads and writes the head's gradient
 _PADDING_LOGIT = -1e30  # logit of the head's padding rows; not -inf, whose gradient is NaN
 _MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, so that a certain repetition has a finite loss
 _DOMINANT = 0.6  # above 1/2 by more than rounding errors, so that no two tokens of a position exceed it
@@ -194,7 +200,8 @@ def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab
     b, t, d = x_BxTxD.shape
     # Split along T, not B: a chunk contains positions of every sequence, and the head's rows of the text's own tokens
     # serve all chunks.
-    chunks = min(t, -(-b * t // _CHUNK))
+    logit_bytes = 4 if context is not None else x_BxTxD.dtype.itemsize
+    chunks = _chunk_count(b * t, t, len(head_VxD) * logit_bytes, platform)
     size = -(-t // chunks)
     padding = ((0, 0), (0, chunks * size - t))
     x_BxTxD = jnp.pad(x_BxTxD, (*padding, (0, 0)))
@@ -202,12 +209,23 @@ def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab
     context = jax.tree.map(lambda array_BxT: jnp.pad(array_BxT, padding), context)
     x_SxBxCxD = x_BxTxD.reshape(b, chunks, size, d).swapaxes(0, 1)
     labels_SxBxC = labels_BxT.reshape(b, chunks, size).swapaxes(0, 1)
+    if context is None and platform.name != "cpu":
+        # One axis of positions: the gradient of the logits can then take their memory.
+        x_SxBxCxD, labels_SxBxC = x_SxBxCxD.reshape(chunks, -1, d), labels_SxBxC.reshape(chunks, -1)
     return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform)
 
 
-def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int) -> jax.Array:
-    """Return float32 logits [B, C, V]; the head's padding rows have probability 0."""
-    logits_BxCxV = einsum("bcd,vd->bcv", x_BxCxD, head_VxD, x_BxCxD.dtype)
+def _chunk_count(positions: int, limit: int, bytes_of_position: int, platform: Platform) -> int:
+    """Return the number of chunks, at most `limit`, of positions whose logits take `bytes_of_position` each."""
+    chunk = _CPU_CHUNK if platform.name == "cpu" else max(1, _LOGIT_BYTES // bytes_of_position)
+    return min(limit, -(-positions // chunk))
+
+
+def _logits(
+    x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int, dtype: jnp.dtype = jnp.dtype("float32")
+) -> jax.Array:
+    """Return logits [B, C, V] in dtype; the head's padding rows have probability 0."""
+    logits_BxCxV = einsum("...d,vd->...v", x_BxCxD, head_VxD, x_BxCxD.dtype, dtype)
     if vocab_size == len(head_VxD):
         return logits_BxCxV
     return jnp.where(jnp.arange(len(head_VxD)) < vocab_size, logits_BxCxV, _PADDING_LOGIT)
@@ -216,14 +234,24 @@ def _logits(x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int) -> jax.Arr
 def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tuple[LossSums, jax.Array, jax.Array]:
     """Return (sums without the unlikelihood term, log Z [B, C], positions with a label bool [B, C])."""
     valid_BxC = labels_BxC != IGNORE_INDEX
+    is_rounded = logits_BxCxV.dtype != jnp.float32
+    logits_BxCxV = logits_BxCxV.astype(jnp.float32)
     # logsumexp is written out, so that its maximum also gives `correct`: an argmax takes a twelfth of a CPU step.
     max_BxC = jnp.max(logits_BxCxV, axis=-1)
     log_z_BxC = max_BxC + jnp.log(jnp.sum(jnp.exp(logits_BxCxV - max_BxC[..., None]), axis=-1))
     label_BxC = jnp.where(valid_BxC, labels_BxC, 0)  # any id: masked out below
-    target_BxC = jnp.take_along_axis(logits_BxCxV, label_BxC[..., None], axis=-1)[..., 0]
+    if is_rounded:
+        # A sum over the vocabulary in the pass that reads the logits anyway; gathered, they would be stored in float32.
+        is_label_BxCxV = label_BxC[..., None] == jnp.arange(logits_BxCxV.shape[-1])
+        target_BxC = jnp.sum(jnp.where(is_label_BxCxV, logits_BxCxV, 0.0), axis=-1)
+    else:
+        target_BxC = jnp.take_along_axis(logits_BxCxV, label_BxC[..., None], axis=-1)[..., 0]
     nll = jnp.sum(jnp.where(valid_BxC, log_z_BxC - target_BxC, 0.0))
     z = z_loss * jnp.sum(jnp.where(valid_BxC, log_z_BxC**2, 0.0))
-    correct = jnp.sum(valid_BxC & (target_BxC >= max_BxC), dtype=jnp.float32)
+    correct_BxC = (valid_BxC & (target_BxC >= max_BxC)).astype(jnp.float32)
+    if is_rounded:  # many logits are equal then: a label is correct with the probability of a choice among them
+        correct_BxC /= jnp.sum(logits_BxCxV == max_BxC[..., None], axis=-1, dtype=jnp.float32)
+    correct = jnp.sum(correct_BxC)
     return LossSums(nll + z, nll, correct, jnp.sum(valid_BxC, dtype=jnp.float32)), log_z_BxC, valid_BxC
 
 
@@ -303,7 +331,9 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         x_BxCxD, labels_BxC, start = chunk
         in_dtype = x_BxCxD.dtype
         x_BxCxD = x_BxCxD.astype(dtype)
-        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
+        # The unlikelihood term needs 1 - p of probable tokens exactly.
+        logits_dtype = in_dtype if context is None else jnp.dtype(jnp.float32)
+        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size, logits_dtype)
         sums, log_z_BxC, valid_BxC = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         dlog_z_BxC = 1.0 + 2.0 * weights.z_loss * log_z_BxC  # gradient of the loss by log Z
         scale_BxCxV = dlog_z_BxC[..., None]
@@ -321,13 +351,12 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
             # Transposed explicitly for the bfloat16 units of CPUs, see matmul.py.
             odds_BxTxC = jax.lax.optimization_barrier(odds_BxCxT.swapaxes(1, 2))
             drows_BxTxD += einsum("btc,bcd->btd", odds_BxTxC, x_BxCxD, dtype)
-        p_BxCxV = jnp.exp(logits_BxCxV - log_z_BxC[..., None]) * scale_BxCxV
+        p_BxCxV = jnp.exp(logits_BxCxV.astype(jnp.float32) - log_z_BxC[..., None]) * scale_BxCxV
         is_label_BxCxV = labels_BxC[..., None] == vocab_V
         dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0).astype(dtype)
-        dx_BxCxD += einsum("bcv,vd->bcd", dlogits_BxCxV, head_VxD, dtype)
-        positions = x_BxCxD.shape[0] * x_BxCxD.shape[1]
-        dlogits_NxV = dlogits_BxCxV.reshape(positions, -1)
-        dhead_VxD += transposed_dot_f32(dlogits_NxV, x_BxCxD.reshape(positions, -1), platform)
+        dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype)
+        dlogits_NxV = dlogits_BxCxV.reshape(-1, len(head_VxD))
+        dhead_VxD += transposed_dot(dlogits_NxV, x_BxCxD.reshape(-1, head_VxD.shape[1]), platform)
         return (jax.tree.map(jnp.add, total, sums), dhead_VxD, drows_BxTxD), dx_BxCxD.astype(in_dtype)
 
     start = (
@@ -339,12 +368,15 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     (total, dhead_VxD, drows_BxTxD), dx_SxBxCxD = jax.lax.scan(add_chunk, start, chunks)
     if context is not None:
         dhead_VxD = dhead_VxD.at[context.ids_BxT].add(drows_BxTxD)
+    if platform.name != "cpu":
+        # Both before the backward pass of the layers: dhead, which only the optimizer waits for, needs the logits.
+        dx_SxBxCxD, dhead_VxD = jax.lax.optimization_barrier((dx_SxBxCxD, dhead_VxD))
     return total, (dx_SxBxCxD, dhead_VxD)
 
 
 def _starts(labels_SxBxC: jax.Array) -> jax.Array:
     """Return the index in T of each chunk's first position, [S]."""
-    return jnp.arange(labels_SxBxC.shape[0]) * labels_SxBxC.shape[2]
+    return jnp.arange(labels_SxBxC.shape[0]) * labels_SxBxC.shape[-1]
 
 
 def _backward(dtype, weights, vocab_size, platform, residuals, g):

@@ -19,14 +19,16 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model.precision import precision
 
 
-def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def einsum(
+    subscripts: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype, out_dtype: jnp.dtype = jnp.dtype("float32")
+) -> jax.Array:
     """Return `jnp.einsum` of two arrays that are rounded to dtype first, accumulated in float32.
 
     Returns:
-        A float32 array.
+        An array in out_dtype.
     """
     a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.einsum(subscripts, a, b, precision=precision(dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(subscripts, a, b, precision=precision(dtype), preferred_element_type=out_dtype)
 
 
 def naive_matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -39,54 +41,59 @@ def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform 
 
     Args:
         x: float32 or dtype [..., I].
-        w_IxO: float32 weight.
+        w_IxO: float32 or dtype weight.
         dtype: float32 or bfloat16.
         platform: The hardware that the gradients are written for; None: JAX's first device.
 
     Returns:
-        [..., O] in the dtype of x, which the gradient of x has too; the gradient of the weight is float32.
+        [..., O] in the dtype of x. Gradients have the dtypes of x and w.
     """
     if dtype == jnp.float32:
         return naive_matmul(x, w_IxO, dtype)
-    y_NxO = _matmul(x.reshape(-1, x.shape[-1]), w_IxO, dtype, platform or Platform.default())
+    y_NxO = _matmul(x.reshape(-1, x.shape[-1]), w_IxO, dtype, w_IxO.dtype, platform or Platform.default())
     return y_NxO.reshape(*x.shape[:-1], w_IxO.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _matmul(x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform) -> jax.Array:
-    return _forward(x_NxI, w_IxO, dtype, platform)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _matmul(
+    x_NxI: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, weight_dtype: jnp.dtype, platform: Platform
+) -> jax.Array:
+    return _forward(x_NxI, w_IxO, dtype, weight_dtype, platform)[0]
 
 
-def _forward(x_NxI, w_IxO, dtype, platform):
-    del platform
+def _forward(x_NxI, w_IxO, dtype, weight_dtype, platform):
+    del weight_dtype, platform
     out_dtype = x_NxI.dtype
     x_NxI, w_IxO = x_NxI.astype(dtype), w_IxO.astype(dtype)
     y_NxO = jax.lax.dot_general(x_NxI, w_IxO, (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
     return y_NxO, (x_NxI, w_IxO)
 
 
-def _backward(dtype, platform, residuals, g_NxO):
+def _backward(dtype, weight_dtype, platform, residuals, g_NxO):
     x_NxI, w_IxO = residuals
     in_dtype = g_NxO.dtype  # y and g have the dtype that x had
     g_NxO = g_NxO.astype(dtype)
     # dx = g·wᵀ contracts the last axis of both, dw = xᵀ·g the first axis of both.
     dx_NxI = jax.lax.dot_general(g_NxO, w_IxO, (((1,), (1,)), ((), ())), preferred_element_type=in_dtype)
-    return dx_NxI, transposed_dot_f32(x_NxI, g_NxO, platform)
+    return dx_NxI, transposed_dot(x_NxI, g_NxO, platform, weight_dtype)
 
 
 _matmul.defvjp(_forward, _backward)
 
 
-def transposed_dot_f32(a_NxI: jax.Array, b_NxO: jax.Array, platform: Platform) -> jax.Array:
-    """Return aᵀ·b in float32 [I, O], computed on the bfloat16 units (see the top of the file).
+def transposed_dot(
+    a_NxI: jax.Array, b_NxO: jax.Array, platform: Platform, out_dtype: jnp.dtype = jnp.dtype("float32")
+) -> jax.Array:
+    """Return aᵀ·b in out_dtype [I, O], accumulated in float32 on the bfloat16 units (see the top of the file).
 
     Args:
         a_NxI: Left operand, float32 or bfloat16.
         b_NxO: Right operand, of the same dtype.
         platform: The hardware that the product runs on.
+        out_dtype: Dtype of the result.
     """
     if platform.name != "cpu" or a_NxI.dtype == jnp.float32:
-        return einsum("ni,no->io", a_NxI, b_NxO, a_NxI.dtype)
+        return einsum("ni,no->io", a_NxI, b_NxO, a_NxI.dtype, out_dtype)
     a_1xIxN = jax.lax.optimization_barrier(a_NxI.T)[None]
     dims = (((2,), (1,)), ((0,), (0,)))
-    return jax.lax.dot_general(a_1xIxN, b_NxO[None], dims, preferred_element_type=jnp.float32)[0]
+    return jax.lax.dot_general(a_1xIxN, b_NxO[None], dims, preferred_element_type=jnp.float32)[0].astype(out_dtype)
