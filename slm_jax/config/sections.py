@@ -66,15 +66,16 @@ class ModelConfig(Section):
         "scores at once.",
         execution=True,
     )
-    scan_layers: bool = option(
-        False,
-        "Compile one block and loop over it: compile time does not depend on depth, but steps are slower on CPUs.",
+    scan_layers: bool | Literal["auto"] = option(
+        "auto",
+        "Compile one block and loop over it: compile time does not depend on depth, but steps are slower on CPUs; "
+        "auto: on TPUs, and on GPUs with more than 24 blocks.",
         execution=True,
     )
-    remat: Literal["none", "dots", "full"] = option(
-        "none",
-        "Activations recomputed in the backward pass to save memory; dots: all but the outputs of linear layers; "
-        "full: all but the input of each block.",
+    remat: Literal["auto", "none", "elementwise", "dots", "full"] = option(
+        "auto",
+        "Activations recomputed in the backward pass to save memory; elementwise: norms, rotations and the like; dots: "
+        "all but the outputs of linear layers; full: all but the input of each block; auto: elementwise, on CPUs none.",
         execution=True,
     )
 

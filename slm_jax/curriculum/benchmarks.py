@@ -108,7 +108,12 @@ def config_hash(run: Run) -> str:
     skipped -= {"model.attention", "model.scan_layers", "model.remat"}
     skipped |= {"init.from_run", "tokenizer.path"}
     default = Config().flat()
-    flat = {k: v for k, v in run.read_config().flat().items() if k not in skipped and v != default[k]}
+    former_default = {"model.scan_layers": False, "model.remat": "none"}
+    flat = {
+        k: v
+        for k, v in run.read_config().flat().items()
+        if k not in skipped and v != default[k] and v != former_default.get(k, default[k])
+    }
     if flat.get("init.optimizer") == "keep":
         flat["init.optimizer"] = "carry"  # the value's name in earlier versions
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]

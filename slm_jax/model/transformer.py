@@ -36,20 +36,13 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import Cache, KVCache
 from slm_jax.model.precision import Policy
+from slm_jax.model.recomputation import choose_remat, choose_scan, keep, recompute
 
 INIT_STD = 0.02
 """Standard deviation of the initial matrices."""
 
 RotaryTables = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 """(cos, sin), float32 [B, T, 1, K / 2] each."""
-
-# What the forward pass keeps for the backward pass, by the value of `model.remat`.
-REMAT_POLICIES: dict[str, Any] = {
-    # The outputs of linear layers are kept; attention, norms and activations are recomputed.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Each block's input is kept, the rest is recomputed.
-    "full": None,
-}
 
 
 def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
@@ -137,9 +130,9 @@ class Attention(nnx.Module):
     def project(self, x_BxTxD: jax.Array, rotary: RotaryTables) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], in the dtype of x."""
         b, t, _ = x_BxTxD.shape
-        q_BxTxHxK = self.query(x_BxTxD).reshape(b, t, self.heads, self.width)
-        k_BxTxGxK = self.key(x_BxTxD).reshape(b, t, self.kv_heads, self.width)
-        v_BxTxGxK = self.value(x_BxTxD).reshape(b, t, self.kv_heads, self.width)
+        q_BxTxHxK = keep(self.query(x_BxTxD)).reshape(b, t, self.heads, self.width)
+        k_BxTxGxK = keep(self.key(x_BxTxD)).reshape(b, t, self.kv_heads, self.width)
+        v_BxTxGxK = keep(self.value(x_BxTxD)).reshape(b, t, self.kv_heads, self.width)
         if self.query_norm is not None and self.key_norm is not None:
             q_BxTxHxK = self.query_norm(q_BxTxHxK)
             k_BxTxGxK = self.key_norm(k_BxTxGxK)
@@ -147,7 +140,7 @@ class Attention(nnx.Module):
 
     def merge_heads(self, out_BxTxHxK: jax.Array) -> jax.Array:
         """Return the output of the sub-layer, [B, T, D]."""
-        return self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1))
+        return keep(self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1)))
 
 
 def round_up(size: float, multiple: int) -> int:
@@ -174,7 +167,7 @@ class SwiGLU(nnx.Module):
         self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = self.gate(x).astype(jnp.float32), self.up(x).astype(jnp.float32)
+        gate, up = keep(self.gate(x)).astype(jnp.float32), keep(self.up(x)).astype(jnp.float32)
         return self.down((jax.nn.silu(gate) * up).astype(x.dtype))
 
 
@@ -205,10 +198,24 @@ class Block(nnx.Module):
             dropout: Rate of the dropout at the end of each sub-layer.
             dropout_keys: For each sub-layer the keys of the examples [B]; None disables dropout.
         """
-        q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
         attention_key, mlp_key = (None, None) if dropout_keys is None else dropout_keys
-        x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v)), dropout, attention_key)
-        return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
+        with jax.named_scope("attention"):
+            q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
+            x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v)), dropout, attention_key)
+        with jax.named_scope("mlp"):
+            return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
+
+
+def cast_weights(params: Any, policy: Policy) -> Any:
+    """Return the blocks' parameters with the matrices in the dtype of the products, scales of norms in float32.
+
+    Cast before they are used, matrices are kept for the backward pass, gathered from other devices and read in that
+    dtype, and their gradients are rounded to it once. Where activations are float32, `ops.matmul` casts them, whose
+    gradients of matrices are float32.
+    """
+    if policy.activation == jnp.float32:
+        return params
+    return jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim == 3 else x, params)
 
 
 def example_keys(key: jax.Array, count: int) -> jax.Array:
@@ -318,6 +325,7 @@ class Transformer(nnx.Module):
             positions_BxT = np.arange(input_ids_BxT.shape[1])[None]
         rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
         graph, params = nnx.split(self.blocks)
+        params = cast_weights(params, self.policy)
 
         def attend(q, k, v):
             options = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention, self.platform)
@@ -328,7 +336,8 @@ class Transformer(nnx.Module):
             block = nnx.merge(graph, layer_params)
             # Sites: 0 is the embedding, 1 + 2 l and 2 + 2 l are the sub-layers of layer l.
             keys = None if keys_B is None else (site_keys(keys_B, 1 + 2 * index), site_keys(keys_B, 2 + 2 * index))
-            x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, keys)
+            with jax.named_scope("block"):
+                x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, keys)
             return shard_by_batch(x_BxTxD), None
 
         keys_B = None
@@ -336,17 +345,19 @@ class Transformer(nnx.Module):
         if dropout_key is not None and self.dropout:
             keys_B = dropout_key if dropout_key.ndim else example_keys(dropout_key, len(input_ids_BxT))
             index_L = jnp.arange(self.config.depth)
-        x_BxTxD = embedding_lookup(self.embedding[...], input_ids_BxT).astype(self.policy.activation)
+        with jax.named_scope("embedding"):
+            x_BxTxD = embedding_lookup(self.embedding[...], input_ids_BxT).astype(self.policy.activation)
         x_BxTxD = shard_by_batch(x_BxTxD)
         x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat])
-        if self.config.scan_layers:
+        is_scanned = choose_scan(self.config.scan_layers, self.config.depth, self.policy)
+        layer = recompute(layer, choose_remat(self.config.remat, self.policy), is_scanned)
+        if is_scanned:
             x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, index_L))
         else:
             for params_and_index in unstack_layers((params, index_L), self.config.depth):
                 x_BxTxD, _ = layer(x_BxTxD, params_and_index)
-        return self.final_norm(x_BxTxD)
+        with jax.named_scope("final_norm"):
+            return self.final_norm(x_BxTxD)
 
     def hidden_cached(
         self,

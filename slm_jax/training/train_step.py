@@ -98,7 +98,8 @@ def loss_sums(
         context = ops.ContextTokens.from_batch(batch["input_ids"], batch.get("attention_mask"), segments_BxT)
     head_VxD = model.head_weight()
     rest = (model.dtype, weights, context, model.vocab_size, model.platform)
-    return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
+    with jax.named_scope("loss"):
+        return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
 
 
 def loss_fn(
@@ -194,8 +195,9 @@ def train_step(
     if param_shardings is not None:
         # Each device receives the sum of its own part of the gradient (reduce-scatter), not of all of it.
         grads = jax.lax.with_sharding_constraint(grads, param_shardings)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
 
     count = jnp.maximum(sums.tokens, 1.0)
     schedule = make_schedule(config.optimizer, config.train.steps)

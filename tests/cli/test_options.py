@@ -124,7 +124,7 @@ def test_help_comes_in_levels(capsys):
     assert re.search(r"--train\.steps INT .*\n? *.*Default: 500", short)  # that of the preset quickstart
     assert "Default: 1000" in help_of(capsys, "--config", "minute", "--help")
     of_model = help_of(capsys, "--help", "model")
-    assert "--model.remat none|dots|full" in of_model
+    assert "--model.remat auto|none|elementwise|dots|full" in of_model
     assert "--train." not in of_model
     everything = help_of(capsys, "--help", "all")
     assert all(f"--{name} " in everything for name in Config.fields())

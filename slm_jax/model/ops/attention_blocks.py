@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax.model.precision import precision
+from slm_jax.model.recomputation import keep
 
 _MIN_BLOCK = 64  # queries; more blocks skip more of the masked scores, fewer blocks have larger products
 _MAX_BLOCKS = 8
@@ -83,7 +84,7 @@ def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
         weights = _weights(q_NxRxTxK[:, :, queries], k_NxTxK[:, keys], queries, keys, window, valid, segments)
         out = _dot(weights.astype(dtype), v_NxTxK[:, keys], 2, 1)
         outputs.append(out.reshape(b * g, h // g, -1, width))
-    out_NxRxTxK = jnp.concatenate(outputs, axis=2).astype(q_BxTxHxK.dtype)
+    out_NxRxTxK = keep(jnp.concatenate(outputs, axis=2).astype(q_BxTxHxK.dtype))
     return _heads_last(out_NxRxTxK, b), (q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments)
 
 

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SPLASH_BLOCK = 512  # queries and keys of a tile, a multiple of the TPU's 128 lanes
+from slm_jax.model.recomputation import KEPT
+
+_SPLASH_TILE = 1024  # queries and keys of a tile; large tiles leave fewer partial sums of the queries' gradient
+_LANES = 128  # of a TPU's vector units; tiles are multiples of it
 
 
 def cudnn_attention(
@@ -107,6 +110,17 @@ def splash_attention(
     return out_BxHxTxK.swapaxes(1, 2).astype(q_BxTxHxK.dtype)
 
 
+def _splash_tile(length: int, window: int) -> int:
+    """Return the number of queries and keys of a tile: a power of two that divides the sequence, at most 1,024.
+
+    With a window a tile is not much larger than it, so that tiles outside of the window can be skipped.
+    """
+    tile = int(np.gcd(length, _SPLASH_TILE))
+    while window and tile > max(window, _LANES):
+        tile //= 2
+    return tile
+
+
 @functools.cache
 def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any:
     """Return the kernel for one sequence: queries [H, T, K], keys and values [G, T, K], segment ids."""
@@ -115,7 +129,7 @@ def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any
 
     shape = (length, length)
     mask = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
-    block = int(np.gcd(length, _SPLASH_BLOCK))  # tiles must divide the sequence
+    block = _splash_tile(length, window)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -130,5 +144,6 @@ def _splash_kernel(heads: int, length: int, window: int, interpret: bool) -> Any
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=KEPT,
             interpret=interpret,
         )
