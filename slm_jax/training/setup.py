@@ -186,6 +186,7 @@ def compile_session(opened: OpenRun) -> Session:
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
     precision = describe_precision(config, Platform.of_mesh(mesh))
+    _log_other_precision(run, opened.start, precision)
     environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
     part = sharding.batch_shard(mesh)
     # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
@@ -220,6 +221,19 @@ def _log_other_microbatches(start: int, before: int, now: int) -> None:
             now,
             before,
         )
+
+
+def _log_other_precision(run: Run, start: int, now: str) -> None:
+    """Log that a resumed run computes with other dtypes than before: on other hardware, or by another version."""
+    calls = environment.read_calls(run) if start else []
+    before = calls[-1].get("precision", now) if calls else now
+    if _dtypes(before) != _dtypes(now):
+        logger.info("note: this run now computes with %s, before with %s", _dtypes(now), _dtypes(before))
+
+
+def _dtypes(precision: str) -> str:
+    """Return a description of the precision without its reason: `bfloat16 products and activations`."""
+    return precision.partition(" (")[0]
 
 
 def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import Policy, describe_precision
+from slm_jax.training.setup import _log_other_precision
 from slm_jax.training.train_step import gradients, make_steps
 from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_config
 
@@ -126,3 +128,20 @@ def test_cached_equals_full_forward(options, params_and_batch):
     assert cached.dtype == full.dtype == BFLOAT16
     error = np.linalg.norm(np.float32(cached - full)) / np.linalg.norm(np.float32(full))
     assert error < UNIT_ROUNDOFF * math.sqrt(20 * config.model.depth)
+
+
+def test_resume_with_other_dtypes_is_logged(tmp_path, caplog):
+    """A run of an accelerator that an earlier version started had float32 activations."""
+    run = SimpleNamespace(environment=tmp_path / "environment.json")
+    run.environment.write_text(
+        '{"calls": [{"precision": "bfloat16 products (an earlier reason), float32 parameters"}]}'
+    )
+    on_tpu, on_cpu = (describe_precision(config_of("auto"), Platform(name)) for name in ("tpu", "cpu"))
+    with caplog.at_level("INFO", "slm_jax"):
+        _log_other_precision(run, 3, on_cpu)
+        _log_other_precision(run, 0, on_tpu)
+        assert not caplog.messages
+        _log_other_precision(run, 3, on_tpu)
+    assert caplog.messages == [
+        "note: this run now computes with bfloat16 products and activations, before with bfloat16 products"
+    ]
