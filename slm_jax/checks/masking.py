@@ -29,7 +29,10 @@ def one_block(model: Transformer, layer: int = 0) -> Transformer:
     tree = nnx.to_pure_dict(params)
     tree["blocks"] = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["blocks"])
     single = nnx.merge(graph, tree)
-    single.config = model.config.model_copy(update={"depth": 1})
+    window = model.config.layer_windows[layer]
+    nope_layers = (0,) if layer in model.config.nope_layers else ()
+    update = {"depth": 1, "window": window, "full_layers": (), "nope_layers": nope_layers}
+    single.config = model.config.model_copy(update=update)
     return single
 
 
@@ -86,14 +89,15 @@ def causality(model: Transformer, length: int, fresh: bool = True, seed: int = 0
         fresh: The weights are untrained, so that every visible token has a gradient.
         seed: Seed of the token ids and positions.
     """
-    window = model.config.window
-    depth = model.config.depth
-    reach = depth * (window - 1) + 1 if window else 0
+    windows = model.config.layer_windows
+    reach = sum(window - 1 for window in windows) + 1 if all(windows) else 0
     ids_BxT, at_B = _probe(model, length, seed)
     found_BxT = dependencies(model, ids_BxT, at_B)
     expected = "no later token seen" + (f", none more than {reach - 1} back" if 0 < reach < length else "")
     # Through several windows in a row a gradient may be too small for float32.
-    return _compare("causality", found_BxT, _may_see(length, reach)[0, at_B], at_B, expected, fresh and not window)
+    return _compare(
+        "causality", found_BxT, _may_see(length, reach)[0, at_B], at_B, expected, fresh and not any(windows)
+    )
 
 
 def attention_window(model: Transformer, length: int, fresh: bool = True, seed: int = 0) -> Finding:
@@ -101,8 +105,11 @@ def attention_window(model: Transformer, length: int, fresh: bool = True, seed: 
     window = model.config.window
     if not 0 < window < length:
         return skipped("attention window", "no window: each token attends to all before it")
+    if not any(model.config.layer_windows):
+        return skipped("attention window", "no layer has the window: model.full_layers names all")
     ids_BxT, at_B = _probe(model, length, seed)
-    found_BxT = dependencies(one_block(model), ids_BxT, at_B)
+    layer = model.config.layer_windows.index(window)
+    found_BxT = dependencies(one_block(model, layer), ids_BxT, at_B)
     expected = f"one block sees the last {window} tokens, no other"
     return _compare("attention window", found_BxT, _may_see(length, window)[0, at_B], at_B, expected, fresh)
 
@@ -117,7 +124,7 @@ def padding(model: Transformer, length: int, fresh: bool = True, seed: int = 0) 
     mask_BxT[1::2, :cut] = 0
     at_B = at_B * (length - cut) // length + np.where(rows_B % 2, cut, 0)
     found_BxT = dependencies(one_block(model), ids_BxT, at_B, mask_BxT)
-    may_BxT = _may_see(length, model.config.window, valid_BxT=mask_BxT)[rows_B, at_B]
+    may_BxT = _may_see(length, model.config.layer_windows[0], valid_BxT=mask_BxT)[rows_B, at_B]
     return _compare("padding", found_BxT, may_BxT, at_B, "padding is never seen, all tokens are", fresh)
 
 
@@ -131,7 +138,9 @@ def segments(model: Transformer, length: int, fresh: bool = True, seed: int = 0)
     starts_BxT = np.maximum.accumulate(np.where(cuts_BxT, np.arange(length), 0), axis=1)
     positions_BxT = (np.arange(length) - starts_BxT).astype(np.int32)
     found_BxT = dependencies(one_block(model), ids_BxT, at_B, None, segment_ids_BxT, positions_BxT)
-    may_BxT = _may_see(length, model.config.window, segment_ids_BxT=segment_ids_BxT)[np.arange(len(at_B)), at_B]
+    may_BxT = _may_see(length, model.config.layer_windows[0], segment_ids_BxT=segment_ids_BxT)[
+        np.arange(len(at_B)), at_B
+    ]
     return _compare("segments", found_BxT, may_BxT, at_B, "attention stays inside each document", fresh)
 
 

@@ -37,6 +37,7 @@ def is_source(name: str) -> bool:
 def cross_checks(config: Sections) -> Iterator[Problem]:
     """Yield all problems that involve several options, or that pydantic's bounds cannot express."""
     yield from _head_problems(config)
+    yield from _layer_problems(config)
     yield from _init_problems(config)
     yield from _mesh_problems(config)
     yield from _batch_problems(config)
@@ -48,7 +49,11 @@ def _head_problems(config: Sections) -> Iterator[Problem]:
     model = config.model
     names = ("model.dim", "model.heads")
     dims = any_of(multiples(model.dim, 2 * model.heads))
-    if model.dim % model.heads:
+    if model.head_dim:
+        if model.head_dim % 2:
+            even = any_of(multiples(model.head_dim, 2))
+            yield ("model.head_dim",), f"model.head_dim {model.head_dim} must be even, for rotary positions: use {even}"
+    elif model.dim % model.heads:
         fitting = [n for n in range(1, model.dim + 1) if model.dim % n == 0 and (model.dim // n) % 2 == 0]
         fitting.sort(key=lambda n: abs(n - model.heads))
         heads = f"{any_of(fitting[:2])} heads, or " if fitting else ""
@@ -69,6 +74,29 @@ def _head_problems(config: Sections) -> Iterator[Problem]:
             ("model.heads", "model.kv_heads"),
             f"model.heads {model.heads} is not divisible by model.kv_heads {model.kv_heads}: use one of {divisors}",
         )
+
+
+def _layer_problems(config: Sections) -> Iterator[Problem]:
+    """Yield problems of layers that differ, and of scaled rotary frequencies."""
+    model = config.model
+    for name, layers in (("model.full_layers", model.full_layers), ("model.nope_layers", model.nope_layers)):
+        if any(not 0 <= layer < model.depth for layer in layers) or len(set(layers)) < len(layers):
+            text = f"{name} {list(layers)}: name layers from 0 to {model.depth - 1} (model.depth), each once"
+            yield (name, "model.depth"), text
+    if model.full_layers and not model.window:
+        text = "model.full_layers has no effect without model.window: leave it out"
+        yield ("model.full_layers", "model.window"), text
+    names = ("model.rope_scaling", "model.rope_original_length", "model.rope_factor")
+    if model.rope_scaling in ("llama3", "yarn") and not model.rope_original_length:
+        yield names, f"model.rope_scaling {model.rope_scaling} needs {names[1]}, the sequence length before it"
+    if model.rope_scaling == "none" and model.rope_factor != 1:
+        yield (
+            names,
+            f"{names[2]} {model.rope_factor:g} has no effect without model.rope_scaling: linear, llama3 or yarn",
+        )
+    if model.rope_low_turns >= model.rope_high_turns:
+        text = f"model.rope_low_turns {model.rope_low_turns:g} must be below rope_high_turns {model.rope_high_turns:g}"
+        yield ("model.rope_low_turns", "model.rope_high_turns"), text
 
 
 def _init_problems(config: Sections) -> Iterator[Problem]:

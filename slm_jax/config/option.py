@@ -99,3 +99,6 @@ class Section(BaseModel):
 
 # Several strings; a single one may be given without brackets.
 Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+# Several whole numbers; a single one may be given without brackets.
+Integers = Annotated[tuple[int, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)]

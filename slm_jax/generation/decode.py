@@ -270,7 +270,7 @@ def _segments(
     chunk = min(max(_power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
     history_BxL, first = _pad_prompts(prompts, max_tokens, chunk)
     length = history_BxL.shape[1]
-    window = min((w for w in (context, model.config.window) if w), default=0)
+    window = min((w for w in (context, model.config.longest_window) if w), default=0)
     window = 0 if window >= length else window
     capacity = min(length, _round_up(window + chunk - 1, chunk)) if window else length
     uniform_BxLx2 = _uniforms(*_seeds(sampling, len(prompts)), length)

@@ -1,9 +1,9 @@
 """The model: a decoder-only Transformer in Flax NNX.
 
 RMSNorm before each sub-layer, rotary position embeddings, causal attention with an optional local window and grouped
-queries, SwiGLU, a tied or untied output head, no biases. Parameters are float32; the dtypes of products and activations
-are those of the `Policy` (precision.py). The parameters of all blocks are stacked, [L, …] each: a few large arrays are
-faster to update, shard and save than many small ones.
+queries, SwiGLU, a tied or untied output head, no biases except optional ones of queries, keys and values. Parameters
+are float32; the dtypes of products and activations are those of the `Policy` (precision.py). The parameters of all
+blocks are stacked, [L, …] each: a few large arrays are faster to update, shard and save than many small ones.
 
 Each parameter declares the axes of the mesh that it is split over where it is created (distributed/partitioning.py).
 The first matrices of a sub-layer are split by columns over "tensor", the last one by rows, so that a sub-layer needs
@@ -35,8 +35,10 @@ from slm_jax.distributed.partitioning import (
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import Cache, KVCache
+from slm_jax.model.layers import layer_kinds, scan_layers
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import choose_remat, choose_scan, keep, recompute
+from slm_jax.model.rotary import rotary_frequencies, rotary_scale
 
 INIT_STD = 0.02
 """Standard deviation of the initial matrices."""
@@ -65,9 +67,11 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x·w without bias, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD)."""
+    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD), a bias is 0."""
 
-    def __init__(self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs, bias: bool = False
+    ):
         """Create the layer.
 
         Args:
@@ -76,34 +80,35 @@ class Linear(nnx.Module):
             partition: Mesh axes that the input and the output axis of the weight are split over.
             policy: Dtype of the product's operands, and the hardware that it runs on.
             rngs: Source of the initial weight.
+            bias: Add a bias.
         """
         self.weight = nnx.Param(normal_init(rngs, (inputs, outputs)), partition=partition)
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32), partition=partition[1:]) if bias else None
         self.policy = policy
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.matmul(x, self.weight[...], self.policy.compute, self.policy.platform)
+        y = ops.matmul(x, self.weight[...], self.policy.compute, self.policy.platform)
+        return y if self.bias is None else (y.astype(jnp.float32) + self.bias[...]).astype(y.dtype)
 
 
-def rotary_tables(positions_BxT: jax.Array | np.ndarray, width: int, base: float) -> RotaryTables:
-    """Return cos and sin of the rotary angles (arXiv:2104.09864).
+def rotary_tables(positions_BxT: jax.Array | np.ndarray, config: ModelConfig) -> RotaryTables:
+    """Return cos and sin of the rotary angles (arXiv:2104.09864), times the scale of YaRN.
 
     NumPy positions give NumPy tables: constants of the compiled program, which would otherwise recompute them wherever
     they are used.
 
     Args:
         positions_BxT: Position of each token.
-        width: Channels of a head, K.
-        base: Base of the geometric series of wavelengths.
+        config: The model's options.
 
     Returns:
         float32 [B, T, 1, K / 2] each.
     """
     xp = np if isinstance(positions_BxT, np.ndarray) else jnp
-    # Computed in float64 and rounded once: a float32 power is off by an ulp for some channels, which at position 1,000
-    # is an error of 1e-4 in the angle.
-    frequency = (base ** (-np.arange(0, width, 2) / width)).astype(np.float32)
-    angle = positions_BxT.astype(np.float32)[:, :, None, None] * frequency
-    return xp.cos(angle), xp.sin(angle)
+    angle = positions_BxT.astype(np.float32)[:, :, None, None] * rotary_frequencies(config)
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    scale = np.float32(rotary_scale(config))
+    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
 def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
@@ -119,16 +124,17 @@ class Attention(nnx.Module):
         """Create the projections from normal(0, INIT_STD)."""
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
-        self.width = config.dim // config.heads
-        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs)
-        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs)
-        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs)
+        self.width = config.head_width
+        bias = config.qkv_bias
+        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
+        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
+        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
         self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs)
         self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
 
-    def project(self, x_BxTxD: jax.Array, rotary: RotaryTables) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return rotated queries [B, T, H, K], rotated keys and values [B, T, G, K], in the dtype of x."""
+    def project(self, x_BxTxD: jax.Array, rotary: RotaryTables | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries [B, T, H, K], keys and values [B, T, G, K], in the dtype of x; rotate with tables."""
         b, t, _ = x_BxTxD.shape
         q_BxTxHxK = keep(self.query(x_BxTxD)).reshape(b, t, self.heads, self.width)
         k_BxTxGxK = keep(self.key(x_BxTxD)).reshape(b, t, self.kv_heads, self.width)
@@ -136,6 +142,8 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q_BxTxHxK = self.query_norm(q_BxTxHxK)
             k_BxTxGxK = self.key_norm(k_BxTxGxK)
+        if rotary is None:
+            return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
         return rotate(q_BxTxHxK, *rotary), rotate(k_BxTxGxK, *rotary), v_BxTxGxK
 
     def merge_heads(self, out_BxTxHxK: jax.Array) -> jax.Array:
@@ -184,7 +192,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        rotary: RotaryTables,
+        rotary: RotaryTables | None,
         attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         dropout: float = 0.0,
         dropout_keys: tuple[jax.Array, jax.Array] | None = None,
@@ -193,7 +201,7 @@ class Block(nnx.Module):
 
         Args:
             x_BxTxD: Residual stream.
-            rotary: Tables of the tokens' positions.
+            rotary: Tables of the tokens' positions; None: a layer without rotary positions.
             attend: Function of queries [B, T, H, K], keys and values [B, T, G, K] that returns [B, T, H, K].
             dropout: Rate of the dropout at the end of each sub-layer.
             dropout_keys: For each sub-layer the keys of the examples [B]; None disables dropout.
@@ -323,21 +331,21 @@ class Transformer(nnx.Module):
         """
         if positions_BxT is None:
             positions_BxT = np.arange(input_ids_BxT.shape[1])[None]
-        rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
+        rotary = rotary_tables(positions_BxT, self.config)
         graph, params = nnx.split(self.blocks)
         params = cast_weights(params, self.policy)
 
-        def attend(q, k, v):
-            options = (self.config.window, attention_mask_BxT, segment_ids_BxT, self.config.attention, self.platform)
-            return ops.attention(q, k, v, self.dtype, *options)
+        def layer(kind, x_BxTxD, params_and_index):
+            def attend(q, k, v):
+                options = (kind.window, attention_mask_BxT, segment_ids_BxT, self.config.attention, self.platform)
+                return ops.attention(q, k, v, self.dtype, *options)
 
-        def layer(x_BxTxD, params_and_index):
             layer_params, index = params_and_index
             block = nnx.merge(graph, layer_params)
             # Sites: 0 is the embedding, 1 + 2 l and 2 + 2 l are the sub-layers of layer l.
             keys = None if keys_B is None else (site_keys(keys_B, 1 + 2 * index), site_keys(keys_B, 2 + 2 * index))
             with jax.named_scope("block"):
-                x_BxTxD = block(x_BxTxD, rotary, attend, self.dropout, keys)
+                x_BxTxD = block(x_BxTxD, rotary if kind.rotates else None, attend, self.dropout, keys)
             return shard_by_batch(x_BxTxD), None
 
         keys_B = None
@@ -350,12 +358,16 @@ class Transformer(nnx.Module):
         x_BxTxD = shard_by_batch(x_BxTxD)
         x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
         is_scanned = choose_scan(self.config.scan_layers, self.config.depth, self.policy)
-        layer = recompute(layer, choose_remat(self.config.remat, self.policy), is_scanned)
+        remat = choose_remat(self.config.remat, self.policy)
+        kinds = layer_kinds(self.config)
+        layer_of = {kind: recompute(functools.partial(layer, kind), remat, is_scanned) for kind in dict.fromkeys(kinds)}
+        layers = [layer_of[kind] for kind in kinds]
         if is_scanned:
-            x_BxTxD, _ = jax.lax.scan(layer, x_BxTxD, (params, index_L))
+            x_BxTxD = scan_layers(layers, x_BxTxD, (params, index_L))
         else:
-            for params_and_index in unstack_layers((params, index_L), self.config.depth):
-                x_BxTxD, _ = layer(x_BxTxD, params_and_index)
+            inputs = unstack_layers((params, index_L), self.config.depth)
+            for run_layer, params_and_index in zip(layers, inputs, strict=True):
+                x_BxTxD, _ = run_layer(x_BxTxD, params_and_index)
         with jax.named_scope("final_norm"):
             return self.final_norm(x_BxTxD)
 
@@ -373,16 +385,18 @@ class Transformer(nnx.Module):
             input_ids_BxT: Ids of the new tokens, int32.
             positions_BxT: Position of each new token in its own text, int32; -1 for padding.
             cache: Keys and values of earlier tokens.
-            window: Attention window, for generation beyond the trained length; 0 uses the config's.
+            window: Attention window, for generation beyond the trained length; a layer uses its own if that is smaller.
             layers: The blocks' parameters, one tree per layer (`unstack_layers`). A loop that calls this method passes
                 them, so that slicing and casting stay out of the loop.
 
         Returns:
             (hidden states [B, T, D] in the policy's activation dtype, the cache with the new tokens).
         """
-        rotary = rotary_tables(positions_BxT, self.head_width, self.config.rope_base)
+        rotary = rotary_tables(positions_BxT, self.config)
         cache, column = cache.reserve(positions_BxT)
-        mask = ops.cache_mask(positions_BxT, cache.positions, window or self.config.window)
+        kinds = layer_kinds(self.config)
+        windows = [min((w for w in (window, kind.window) if w), default=0) for kind in kinds]
+        masks = {w: ops.cache_mask(positions_BxT, cache.positions, w) for w in dict.fromkeys(windows)}
         keys, values = list(cache.keys), list(cache.values)
         x_BxTxD = self.embedding[...][input_ids_BxT].astype(self.policy.activation)
         graph, params = nnx.split(self.blocks)
@@ -390,10 +404,11 @@ class Transformer(nnx.Module):
         def attend(layer, q, k, v):
             keys[layer] = ops.write_cache(keys[layer], k, column, self.dtype)
             values[layer] = ops.write_cache(values[layer], v, column, self.dtype)
-            return ops.cached_attention(q, keys[layer], values[layer], mask, self.dtype)
+            return ops.cached_attention(q, keys[layer], values[layer], masks[windows[layer]], self.dtype)
 
         for layer, layer_params in enumerate(layers or unstack_layers(params, self.config.depth)):
-            x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, rotary, functools.partial(attend, layer))
+            tables = rotary if kinds[layer].rotates else None
+            x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, tables, functools.partial(attend, layer))
         return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(values))
 
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
@@ -420,7 +435,7 @@ class Transformer(nnx.Module):
     @property
     def head_width(self) -> int:
         """Channels of one attention head, K."""
-        return self.config.dim // self.config.heads
+        return self.config.head_width
 
     def set_dropout(self, rate: float) -> None:
         """Set the dropout rate.

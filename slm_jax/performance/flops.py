@@ -8,6 +8,7 @@ masked half of the attention square. Where attention stays inside a document (se
 attends to the earlier tokens of its document only: the training step counts them (`train_step.mean_context`).
 """
 
+import collections
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ def block_matrices(config: ModelConfig) -> list[tuple[int, int]]:
     """Return the shapes [in, out] of the matrices of one block."""
     dim = config.dim
     inner = swiglu_width(config)
-    kv_dim = (config.kv_heads or config.heads) * (dim // config.heads)
-    return [(dim, dim), (dim, kv_dim), (dim, kv_dim), (dim, dim), (dim, inner), (dim, inner), (inner, dim)]
+    q_dim = config.heads * config.head_width
+    kv_dim = (config.kv_heads or config.heads) * config.head_width
+    return [(dim, q_dim), (dim, kv_dim), (dim, kv_dim), (q_dim, dim), (dim, inner), (dim, inner), (inner, dim)]
 
 
 def matmul_parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -37,13 +39,22 @@ def matmul_parameters(config: ModelConfig, vocab_size: int) -> int:
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """Return the number of all parameters.
 
-    Unlike `matmul_parameters` this includes an untied embedding, the scales of the norms, and the rows that pad the
-    vocabulary to a multiple of `vocab_multiple`.
+    Unlike `matmul_parameters` this includes an untied embedding, the scales of the norms, biases, and the rows that pad
+    the vocabulary to a multiple of `vocab_multiple`.
     """
-    head_norms = 2 * (config.dim // config.heads) if config.qk_norm else 0
-    norms = config.depth * (2 * config.dim + head_norms) + config.dim
+    head_norms = 2 * config.head_width if config.qk_norm else 0
+    biases = (config.heads + 2 * (config.kv_heads or config.heads)) * config.head_width if config.qkv_bias else 0
+    vectors = config.depth * (2 * config.dim + head_norms + biases) + config.dim
     tables = (1 if config.tie_weights else 2) * round_up(vocab_size, config.vocab_multiple) * config.dim
-    return config.depth * sum(i * o for i, o in block_matrices(config)) + tables + norms
+    return config.depth * sum(i * o for i, o in block_matrices(config)) + tables + vectors
+
+
+def _layers_mean_context(config: ModelConfig, length: int) -> float:
+    """Return `mean_context`, averaged over the layers, whose windows may differ."""
+    windows = collections.Counter(config.layer_windows)
+    if len(windows) == 1:
+        return mean_context(length, config.longest_window)
+    return sum(count * mean_context(length, window) for window, count in windows.items()) / config.depth
 
 
 def mean_context(length: int, window: int) -> float:
@@ -67,8 +78,9 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int, c
         length: Tokens of a sequence, T.
         causal: Count only the keys inside the causal window, see the top of the file.
     """
-    context = mean_context(length, config.window) if causal else length
-    return 2 * matmul_parameters(config, vocab_size) + 4 * config.depth * config.dim * context
+    context = _layers_mean_context(config, length) if causal else length
+    width = config.heads * config.head_width
+    return 2 * matmul_parameters(config, vocab_size) + 4 * config.depth * width * context
 
 
 def train_flops_per_token(config: ModelConfig, vocab_size: int, length: int, causal: bool = True) -> float:
@@ -102,8 +114,8 @@ def token_flops(config: ModelConfig, vocab_size: int, length: int) -> TokenFlops
     """Return the FLOPs of one token's training step for windows of `length` tokens, by attended keys."""
     return TokenFlops(
         fixed=6.0 * matmul_parameters(config, vocab_size),
-        per_key=12.0 * config.depth * config.dim,
-        context=mean_context(length, config.window),
+        per_key=12.0 * config.depth * config.heads * config.head_width,
+        context=_layers_mean_context(config, length),
     )
 
 

@@ -139,7 +139,7 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         program, programs = search.largest_that_fits(compile_rows, candidates, limit, first)
     length = config.train.sequence_length
     tokens = config.train.batch_size * length / mesh.size
-    width = config.model.dim // config.model.heads
+    width = config.model.head_width
     return Plan(
         target=target,
         devices=mesh.size,

@@ -130,7 +130,7 @@ class Engine:
         model = run.model
         self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
         self.slots = -(-slots // self.block_slots) * self.block_slots
-        self.window = min(w for w in (context or run.context, model.config.window or run.context) if w)
+        self.window = min(w for w in (context or run.context, model.config.longest_window or run.context) if w)
         self.eos = run.tokenizer.token2id["<EOS>"]
         self.counters = Counters()
         self.failure: BaseException | None = None

@@ -61,6 +61,6 @@ def _short(value: float) -> str:
 def _smaller(model: ModelConfig) -> list[str]:
     """Return the options of a model of half the width, none where its heads would not fit."""
     dim = model.dim // 2
-    if dim % (2 * model.heads):  # the width of a head must be even
+    if not model.head_dim and dim % (2 * model.heads):  # the width of a head must be even
         return []
     return [f"--model.dim {dim} --model.mlp_dim {model.mlp_dim // 2}"]

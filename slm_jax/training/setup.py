@@ -278,7 +278,7 @@ def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
     model = config.model
     platform = Platform.of_mesh(mesh)
     dtype = compute_dtype(config.train.dtype, platform)
-    width = model.dim // model.heads
+    width = model.head_width
     attention = ops.describe_attention(model.attention, dtype, config.train.sequence_length, width, platform)
     precision = describe_precision(config, platform)
     logger.info("%s, %s, %s", sharding.describe(mesh), precision, attention)

@@ -217,7 +217,7 @@ def train_step(
     metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
     metrics["input_tokens"] = _count_input_tokens(batch)
     if "attention_mask" in batch or "segment_ids" in batch:
-        metrics["mean_context"] = mean_context(batch, config.model.window)
+        metrics["mean_context"] = layers_mean_context(batch, config.model.layer_windows)
     if config.log.layers:
         trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
         metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
@@ -228,6 +228,14 @@ def _count_input_tokens(batch: Batch) -> jax.Array:
     """Return the number of tokens that are not padding, int32."""
     mask = batch.get("attention_mask")
     return jnp.int32(batch["input_ids"].size) if mask is None else jnp.sum(mask)
+
+
+def layers_mean_context(batch: Batch, windows: tuple[int, ...]) -> jax.Array:
+    """Return `mean_context`, averaged over the layers with these windows."""
+    if len(set(windows)) == 1:
+        return mean_context(batch, windows[0])
+    contexts = [windows.count(window) * mean_context(batch, window) for window in sorted(set(windows))]
+    return jnp.sum(jnp.stack(contexts)) / len(windows)
 
 
 def mean_context(batch: Batch, window: int) -> jax.Array:

@@ -15,6 +15,7 @@ OPTIONS = [
     {"kv_heads": 2, "qk_norm": True, "tie_weights": False, "window": 5},
     {"kv_heads": 1, "qk_norm": False, "tie_weights": True, "window": 0},
     {"kv_heads": 0, "qk_norm": False, "tie_weights": False, "window": 3},
+    {"kv_heads": 2, "window": 3, "full_layers": (1,), "nope_layers": (1,), "head_dim": 6, "qkv_bias": True},
 ]
 
 
@@ -53,7 +54,7 @@ def test_causal_by_gradient(options):
 
         return jnp.abs(nnx.to_pure_dict(jax.grad(logit)(params))["embedding"]).sum(axis=1)[:12]
 
-    reach = 2 * (options["window"] - 1) if options["window"] else 12  # two layers of window - 1
+    reach = 2 * (options["window"] - 1) if model.config.longest_window else 12  # two layers of window - 1
     for t in (0, 3, 11):
         touched = at(t) > 0
         assert touched.tolist() == [max(0, t - reach) <= s <= t for s in range(12)]

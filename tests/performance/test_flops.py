@@ -53,6 +53,8 @@ SHAPES = {
     "untied": {"tie_weights": False, "depth": 3},
     "no query-key norm": {"qk_norm": False, "mlp_dim": 200},
     "scanned, recomputed, padded": {"scan_layers": True, "remat": "full", "vocab_multiple": 64, "mlp_multiple": 32},
+    "wide heads, biases": {"head_dim": 12, "qkv_bias": True, "kv_heads": 2},
+    "some layers with a window": {"window": 5, "full_layers": (0,), "nope_layers": (0,), "depth": 3},
     "all": {"kv_heads": 2, "window": 7, "tie_weights": False, "heads": 8, "dropout": 0.1},
 }
 

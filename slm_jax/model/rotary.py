@@ -1,0 +1,66 @@
+"""Frequencies of the rotary position embeddings, with the scalings to longer texts that published models use.
+
+Frequencies are computed in float64 and rounded once: a float32 power is off by an ulp for some channels, which at
+position 1,000 is an error of 1e-4 in the angle.
+"""
+
+import math
+
+import numpy as np
+
+from slm_jax.config.schema import ModelConfig
+
+
+def rotary_frequencies(config: ModelConfig) -> np.ndarray:
+    """Return the angle of each pair of channels per position (arXiv:2104.09864), scaled by `rope_scaling`.
+
+    Returns:
+        float32 [K / 2], in radians per token.
+    """
+    width = config.head_width
+    frequency = config.rope_base ** (-np.arange(0, width, 2) / width)
+    if config.rope_scaling == "linear":
+        frequency = frequency / config.rope_factor
+    elif config.rope_scaling == "llama3":
+        frequency = _llama3(frequency, config)
+    elif config.rope_scaling == "yarn":
+        frequency = _yarn(frequency, config)
+    return frequency.astype(np.float32)
+
+
+def rotary_scale(config: ModelConfig) -> float:
+    """Return the factor of rotated queries and keys, 1 except for YaRN (arXiv:2309.00071, section 3.4)."""
+    if config.rope_scaling != "yarn":
+        return 1.0
+    return config.rope_attention_factor or yarn_scale(config.rope_factor)
+
+
+def yarn_scale(factor: float, slope: float = 1.0) -> float:
+    """Return YaRN's factor of queries and keys, 0.1 · slope · ln(factor) + 1 (arXiv:2309.00071, equation 22)."""
+    return 0.1 * slope * math.log(factor) + 1.0
+
+
+def _llama3(frequency: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Divide low frequencies by the factor, keep high ones, and interpolate between (Llama 3.1, arXiv:2407.21783)."""
+    turns = config.rope_original_length * frequency / (2 * math.pi)
+    low, high = config.rope_low_turns, config.rope_high_turns
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequency + (1.0 - kept) * frequency / config.rope_factor
+
+
+def _yarn(frequency: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Divide frequencies of few turns by the factor, with a ramp over the channels (arXiv:2309.00071, section 3.2).
+
+    The ends of the ramp are whole channels of the head, as in the authors' code and in transformers.
+    """
+    width = config.head_width
+
+    def channel(turns: float) -> float:
+        """Return the index of the pair of channels that makes this many turns per original length."""
+        ratio = config.rope_original_length / (turns * 2 * math.pi)
+        return width * math.log(ratio) / (2 * math.log(config.rope_base))
+
+    first = max(math.floor(channel(config.rope_high_turns)), 0)
+    last = min(math.ceil(channel(config.rope_low_turns)), width - 1)
+    divided = np.clip((np.arange(width // 2) - first) / ((last - first) or 0.001), 0.0, 1.0)
+    return divided * frequency / config.rope_factor + (1.0 - divided) * frequency
