@@ -1,12 +1,15 @@
 """`config.json` of the stock transformers classes to and from the `model.*` options.
 
-Three classes compute what `slm_jax.model.transformer` computes; two options decide which:
+Five classes compute what `slm_jax.model.transformer` computes; the options decide which:
 
-    qk_norm True                Qwen3     RMSNorm on queries and keys per head; a sliding window in all layers or none
-    qk_norm False, window       Mistral   a sliding window in all layers
-    qk_norm False, no window    Llama
+    qk_norm                        Qwen3     RMSNorm on queries and keys per head; a window in all, some or no layers
+    qkv_bias                       Qwen2     biases on queries, keys and values; windows as in Qwen3
+    nope_layers, or a window in
+    some of the layers only        SmolLM3   layers without rotary positions; windows as in Qwen3
+    a window in all layers         Mistral
+    none of these                  Llama     also SmolLM2, Llama 3.2 and others
 
-All three rotate the channel pairs (i, i + K/2) of a head, assign query heads to key/value heads in order, have no
+All rotate the channel pairs (i, i + K/2) of a head, assign query heads to key/value heads in order, have no other
 biases if so configured, and define a window as this project does: `sliding_window` tokens, the querying one included.
 """
 
@@ -15,22 +18,33 @@ from typing import Any
 
 from slm_jax.config.option import traits_of
 from slm_jax.config.schema import ModelConfig
+from slm_jax.huggingface.rope_json import rope_options, rope_problems, to_rope_json
 from slm_jax.model.transformer import swiglu_width
 from slm_jax.utils.errors import UserError
 from tokenizer.vocabulary import SPECIAL_TOKENS
 
-CLASSES = {"qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+CLASSES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+_MAX_LAYERS = 1000
+_PATTERNED = ("qwen3", "qwen2", "smollm3")  # classes whose layers may differ in their window
 
 PAD_ID = SPECIAL_TOKENS.index("<PAD>")
 EOS_ID = SPECIAL_TOKENS.index("<EOS>")
 
-# What transformers assumes if a config.json does not say.
-_DEFAULT_NORM_EPS = 1e-6
-_DEFAULT_ROPE_THETA = 10_000.0
-_DEFAULT_WINDOW = 4096
-_DEFAULT_MAX_WINDOW_LAYERS = 28
-_DEFAULT_QWEN3_HEAD_DIM = 128
-_DEFAULT_KV_HEADS = {"mistral": 8, "qwen3": 32}  # Llama: as many as heads
+# What each class assumes if a config.json does not say; the keys that all share are below.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2_000_000.0},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "llama": {},
+}
+_SHARED_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "no_rope_layer_interval": 4}
 
 
 def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str) -> dict[str, Any]:
@@ -61,15 +75,13 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads or model.heads,
-        "head_dim": model.dim // model.heads,
+        "head_dim": model.head_width,
         "intermediate_size": swiglu_width(model),
         "hidden_act": "silu",
-        "max_position_embeddings": length,
+        "max_position_embeddings": max(length, model.max_positions),
         "initializer_range": 0.02,
         "rms_norm_eps": model.norm_eps,
-        # transformers 4 reads the first, transformers 5 the second.
-        "rope_theta": model.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
+        **to_rope_json(model),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": model.tie_weights,
@@ -80,24 +92,41 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
     }
-    if kind == "qwen3":
-        config["use_sliding_window"] = bool(model.window)
+    if kind == "mistral":
         config["sliding_window"] = model.window or None
-        config["max_window_layers"] = 0 if model.window else model.depth
-        config["layer_types"] = ["sliding_attention" if model.window else "full_attention"] * model.depth
-    elif kind == "mistral":
-        config["sliding_window"] = model.window
-        del config["attention_bias"]  # not an option of Mistral
-    else:
+    elif kind in _PATTERNED:
+        windows = model.layer_windows
+        config["use_sliding_window"] = any(windows)
+        config["sliding_window"] = max(windows) or None
+        config["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
+    if kind in ("qwen3", "qwen2"):
+        # Earlier versions of transformers read this instead of layer_types: the first layer with the window.
+        config["max_window_layers"] = next((n for n, window in enumerate(windows) if window), model.depth)
+    if kind == "smollm3":
+        config["no_rope_layers"] = [int(layer not in model.nope_layers) for layer in range(model.depth)]
+    if kind in ("mistral", "qwen2"):  # not an option of these
+        del config["attention_bias"]
+    if kind in ("llama", "smollm3"):
         config["mlp_bias"] = False
     return config
 
 
 def _architecture(model: ModelConfig) -> str:
-    """Return the key in `CLASSES` of the class that computes a model."""
-    if model.qk_norm:
-        return "qwen3"
-    return "mistral" if model.window else "llama"
+    """Return the key in `CLASSES` of the class that computes a model.
+
+    Raises:
+        UserError: No class has all of its features.
+    """
+    features = [name for name in ("qk_norm", "qkv_bias", "nope_layers") if getattr(model, name)]
+    if len(features) > 1:
+        raise UserError(f"model.{features[0]} and model.{features[1]} together: no exported architecture supports both")
+    if features:
+        return {"qk_norm": "qwen3", "qkv_bias": "qwen2", "nope_layers": "smollm3"}[features[0]]
+    windows = set(model.layer_windows)
+    if len(windows) > 1:
+        return "smollm3"
+    # The class of Llama refuses a width that is no multiple of the heads, also where the head width is given.
+    return "mistral" if any(windows) or model.dim % model.heads else "llama"
 
 
 def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any], int]:
@@ -113,23 +142,33 @@ def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any],
     Raises:
         UserError: The model has features that are not supported here; the message names all of them.
     """
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in CLASSES:
+        config = {**_SHARED_DEFAULTS, **_DEFAULTS[kind], **config}
     problems = list(_unsupported(config))
     if problems:
         raise UserError(f"{name}: this model is not supported:" + "".join(f"\n  - {problem}" for problem in problems))
-    heads = config["num_attention_heads"]
+    dim, heads, depth = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
+    windows = _windows(config)
+    width = _head_width(config)
     options = {
-        "dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
+        "dim": dim,
+        "depth": depth,
         "heads": heads,
         "kv_heads": _kv_heads(config),
+        "head_dim": 0 if width * heads == dim else width,
         # The inner width is 2/3 of mlp_dim, rounded up: this mlp_dim gives the same width again.
         "mlp_dim": 3 * config["intermediate_size"] // 2,
         "mlp_multiple": 1,
-        "window": _window(config),
+        "window": max(windows),
+        "full_layers": tuple(layer for layer in range(depth) if any(windows) and not windows[layer]),
         "tie_weights": config.get("tie_word_embeddings", False),
-        "qk_norm": config["model_type"] == "qwen3",
-        "norm_eps": _norm_eps(config),
-        "rope_base": _rope(config)[1],
+        "qk_norm": kind == "qwen3",
+        "qkv_bias": kind == "qwen2",
+        "norm_eps": config["rms_norm_eps"],
+        "nope_layers": _nope_layers(config),
+        "max_positions": config.get("max_position_embeddings") or 0,
+        **rope_options(config),
     }
     return options, config["vocab_size"]
 
@@ -146,9 +185,13 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "num_key_value_heads": ("an integer", int | None),
     "head_dim": ("an integer", int | None),
     "sliding_window": ("an integer", int | None),
+    "use_sliding_window": ("true or false", bool | None),
     "max_window_layers": ("an integer", int),
+    "max_position_embeddings": ("an integer", int | None),
     "tie_word_embeddings": ("true or false", bool),
     "layer_types": ("a list", list | None),
+    "no_rope_layers": ("a list", list | None),
+    "no_rope_layer_interval": ("an integer", int),
     "rope_parameters": ("an object", dict | None),
     "rope_scaling": ("an object", dict | None),
 }
@@ -164,34 +207,29 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
     if missing:
         yield f"{', '.join(missing)}: must be a positive integer"
         return
+    if config["num_hidden_layers"] > _MAX_LAYERS:  # of which lists are made
+        yield f"num_hidden_layers {config['num_hidden_layers']}: at most {_MAX_LAYERS:,} are supported"
+        return
     if wrong := [key for key in config.keys() & _TYPES if not isinstance(config[key], _TYPES[key][1])]:
-        yield from (f"{key}: must be {_TYPES[key][0]}" for key in sorted(wrong))
+        yield from (f"{key} {config[key]!r}: must be {_TYPES[key][0]}" for key in sorted(wrong))
         return
     yield from _unsupported_heads(config)
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+    if config["hidden_act"] not in ("silu", "swish"):
         yield f"hidden_act {config['hidden_act']!r}: only silu is supported"
-    if not _is_number(_norm_eps(config), above=0):
-        yield f"rms_norm_eps {_norm_eps(config)!r}: must be a number above 0"
+    if not isinstance(config["rms_norm_eps"], int | float) or not 0 < config["rms_norm_eps"] < 1e30:
+        yield f"rms_norm_eps {config['rms_norm_eps']!r}: must be a number above 0"
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
-            yield f"{key} {config[key]}: biases are not supported"
-    yield from _unsupported_rope(config)
-    if config.get("quantization_config"):
-        yield "quantization_config: quantized weights are not supported"
+            yield f"{key} {config[key]}: no biases are supported but those of qwen2 on queries, keys and values"
+    yield from rope_problems(config)
+    if method := config.get("quantization_config"):
+        yield f"quantization_config {method!r}: quantized weights are not supported, float32, float16 and bfloat16 are"
     yield from _unsupported_layers(config)
 
 
 def _unsupported_heads(config: dict[str, Any]) -> Iterator[str]:
-    dim = config["hidden_size"]
-    heads = config["num_attention_heads"]
-    kv_heads = _kv_heads(config)
-    width = config.get("head_dim")
-    if not width:
-        is_default = config["model_type"] == "qwen3" and "head_dim" not in config
-        width = _DEFAULT_QWEN3_HEAD_DIM if is_default else dim // heads
-    if width * heads != dim:
-        yield f"head_dim {width}: must be hidden_size / num_attention_heads = {dim / heads:g}"
-    elif width % 2:
+    heads, kv_heads, width = config["num_attention_heads"], _kv_heads(config), _head_width(config)
+    if width < 2 or width % 2:
         yield f"head_dim {width}: must be even, as rotary positions pair the channels of a head"
     if kv_heads < 1 or heads % kv_heads:
         yield f"num_key_value_heads {kv_heads}: must divide num_attention_heads {heads}"
@@ -199,71 +237,71 @@ def _unsupported_heads(config: dict[str, Any]) -> Iterator[str]:
 
 def _kv_heads(config: dict[str, Any]) -> int:
     """Return the number of key/value heads; a class has a default for a missing key, not for null."""
-    default = _DEFAULT_KV_HEADS.get(config["model_type"])
-    return config.get("num_key_value_heads", default) or config["num_attention_heads"]
+    return config.get("num_key_value_heads") or config["num_attention_heads"]
+
+
+def _head_width(config: dict[str, Any]) -> int:
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def _unsupported_layers(config: dict[str, Any]) -> Iterator[str]:
-    """Yield a problem unless all layers have the same kind of attention."""
-    types = {str(layer) for layer in config.get("layer_types") or ()}
-    if not types and config["model_type"] == "qwen3" and _has_window(config):
-        first = config.get("max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS)
-        mixed = 0 < first < config["num_hidden_layers"]
-    else:
-        mixed = len(types) > 1
-    if mixed or types - {"full_attention", "sliding_attention"}:
-        yield f"layer_types {sorted(types) or 'by max_window_layers'}: all layers must be alike, with a window or not"
+    """Yield problems of the options that differ between layers."""
+    depth = config["num_hidden_layers"]
+    types = config.get("layer_types")
+    if types is not None:
+        kinds = ("full_attention", "sliding_attention")
+        if unknown := [kind for kind in types if kind not in kinds]:
+            yield f"layer_types with {unknown[0]!r}: {' and '.join(kinds)} are supported"
+        elif len(types) != depth:
+            yield f"layer_types of {len(types)} layers: must have one for each of num_hidden_layers {depth}"
+        elif config["model_type"] not in _PATTERNED and len(set(types)) > 1:
+            yield f"layer_types {types!r}: layers that differ are supported for {', '.join(_PATTERNED)}"
+        elif config["model_type"] == "smollm3" and "sliding_attention" in types and not _enables_window(config):
+            yield "layer_types with 'sliding_attention': needs use_sliding_window true and a sliding_window"
+    window = config.get("sliding_window")
+    if window is not None and window < 0:
+        yield f"sliding_window {window}: must be at least 1, or null"
+    if config["model_type"] != "smollm3":
+        return
+    flags = config.get("no_rope_layers")
+    if flags is not None and (len(flags) < depth or any(flag not in (0, 1) for flag in flags)):
+        yield f"no_rope_layers {flags!r}: must have 0 or 1 for each of num_hidden_layers {depth}"
+    if config["no_rope_layer_interval"] < 1:
+        yield f"no_rope_layer_interval {config['no_rope_layer_interval']}: must be at least 1"
 
 
-def _unsupported_rope(config: dict[str, Any]) -> Iterator[str]:
-    kind, base = _rope(config)
-    if kind != "default":
-        yield f"rotary positions of type {kind!r}: only default, without scaling, is supported"
-    elif unknown := sorted(_rope_settings(config).keys() - {"rope_type", "type", "rope_theta"}):
-        yield f"rope_parameters with {unknown[0]!r}: only rope_type and rope_theta, for all layers, are supported"
-    if config.get("partial_rotary_factor", 1) not in (1, None):
-        yield f"partial_rotary_factor {config['partial_rotary_factor']!r}: only 1, all channels of a head, is supported"
-    if not _is_number(base, above=1):
-        yield f"rope_theta {base!r}: must be a number above 1"
-
-
-def _is_number(value: object, above: float) -> bool:
-    return isinstance(value, int | float) and above < value < 1e30
-
-
-def _norm_eps(config: dict[str, Any]) -> Any:
-    return config.get("rms_norm_eps", _DEFAULT_NORM_EPS)
-
-
-def _has_window(config: dict[str, Any]) -> bool:
-    """Return whether any layer has a sliding window."""
+def _enables_window(config: dict[str, Any]) -> bool:
+    """Return whether a config.json states a window that its class applies to some layers."""
     if config["model_type"] == "llama":
         return False
-    enabled = config["model_type"] == "mistral" or config.get("use_sliding_window", False)
-    return bool(enabled and config.get("sliding_window", _DEFAULT_WINDOW))
+    return bool(
+        (config["model_type"] == "mistral" or config.get("use_sliding_window")) and config.get("sliding_window")
+    )
 
 
-def _window(config: dict[str, Any]) -> int:
-    """Return the number of tokens that every layer attends to; 0: all."""
-    if not _has_window(config):
-        return 0
-    if config["model_type"] == "qwen3":
-        if layers := config.get("layer_types"):
-            full = "full_attention" in layers
-        else:
-            full = config.get("max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS) > 0
-        if full:
-            return 0
-    return config.get("sliding_window", _DEFAULT_WINDOW)
+def _windows(config: dict[str, Any]) -> tuple[int, ...]:
+    """Return the number of tokens that each layer attends to; 0: all."""
+    depth = config["num_hidden_layers"]
+    if not _enables_window(config):
+        return (0,) * depth
+    window = config["sliding_window"]
+    if config["model_type"] == "mistral":
+        return (window,) * depth
+    if types := config.get("layer_types"):
+        slides = [kind == "sliding_attention" for kind in types]
+    elif config["model_type"] == "smollm3":
+        nope_layers = _nope_layers(config)
+        slides = [layer in nope_layers for layer in range(depth)]
+    else:
+        slides = [layer >= config["max_window_layers"] for layer in range(depth)]
+    return tuple(window if slide else 0 for slide in slides)
 
 
-def _rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings under the key of transformers 4 or 5; both versions prefer rope_scaling if it is set."""
-    return config.get("rope_scaling") or config.get("rope_parameters") or {}
-
-
-def _rope(config: dict[str, Any]) -> tuple[Any, Any]:
-    """Return type and base of the rotary positions."""
-    settings = _rope_settings(config)
-    base = settings.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
-    return settings.get("rope_type") or settings.get("type") or "default", base
+def _nope_layers(config: dict[str, Any]) -> tuple[int, ...]:
+    """Return the layers without rotary positions."""
+    if config["model_type"] != "smollm3":
+        return ()
+    depth, flags = config["num_hidden_layers"], config.get("no_rope_layers")
+    if flags is None:
+        return tuple(layer for layer in range(depth) if (layer + 1) % config["no_rope_layer_interval"] == 0)
+    return tuple(layer for layer in range(depth) if not flags[layer])

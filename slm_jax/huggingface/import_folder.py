@@ -68,9 +68,10 @@ def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
         A line with both values for each difference that keeps the weights from being loaded.
     """
     source = ModelConfig(**folder.model)
-    for name in ("dim", "depth", "heads", "tie_weights", "qk_norm"):
+    for name in ("dim", "depth", "heads", "head_width", "tie_weights", "qk_norm", "qkv_bias"):
         if getattr(source, name) != getattr(model, name):
-            yield f"model.{name}: {getattr(source, name)!r} in the folder, {getattr(model, name)!r} in this config"
+            option = "head_dim" if name == "head_width" else name
+            yield f"model.{option}: {getattr(source, name)!r} in the folder, {getattr(model, name)!r} in this config"
     source_kv_heads = source.kv_heads or source.heads
     kv_heads = model.kv_heads or model.heads
     if source_kv_heads != kv_heads:

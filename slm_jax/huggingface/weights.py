@@ -25,17 +25,20 @@ Tensors = Iterator[tuple[str, Callable[[], np.ndarray]]]
 
 # Paths of parameters to names of tensors: of a block, and of the rest of the model.
 _BLOCK = {
-    ("attention_norm", "scale"): "input_layernorm",
-    ("attention", "query", "weight"): "self_attn.q_proj",
-    ("attention", "key", "weight"): "self_attn.k_proj",
-    ("attention", "value", "weight"): "self_attn.v_proj",
-    ("attention", "out", "weight"): "self_attn.o_proj",
-    ("attention", "query_norm", "scale"): "self_attn.q_norm",
-    ("attention", "key_norm", "scale"): "self_attn.k_norm",
-    ("mlp_norm", "scale"): "post_attention_layernorm",
-    ("mlp", "gate", "weight"): "mlp.gate_proj",
-    ("mlp", "up", "weight"): "mlp.up_proj",
-    ("mlp", "down", "weight"): "mlp.down_proj",
+    ("attention_norm", "scale"): "input_layernorm.weight",
+    ("attention", "query", "weight"): "self_attn.q_proj.weight",
+    ("attention", "query", "bias"): "self_attn.q_proj.bias",
+    ("attention", "key", "weight"): "self_attn.k_proj.weight",
+    ("attention", "key", "bias"): "self_attn.k_proj.bias",
+    ("attention", "value", "weight"): "self_attn.v_proj.weight",
+    ("attention", "value", "bias"): "self_attn.v_proj.bias",
+    ("attention", "out", "weight"): "self_attn.o_proj.weight",
+    ("attention", "query_norm", "scale"): "self_attn.q_norm.weight",
+    ("attention", "key_norm", "scale"): "self_attn.k_norm.weight",
+    ("mlp_norm", "scale"): "post_attention_layernorm.weight",
+    ("mlp", "gate", "weight"): "mlp.gate_proj.weight",
+    ("mlp", "up", "weight"): "mlp.up_proj.weight",
+    ("mlp", "down", "weight"): "mlp.down_proj.weight",
 }
 _OUTSIDE_BLOCKS = {
     ("embedding",): "model.embed_tokens.weight",
@@ -81,7 +84,7 @@ def to_tensors(params: dict[str, Any], vocab_size: int) -> Tensors:
     for number in range(depth):
         for path, name in _BLOCK.items():
             if path in blocks:
-                yield f"model.layers.{number}.{name}.weight", layer(blocks[path], number, path)
+                yield f"model.layers.{number}.{name}", layer(blocks[path], number, path)
     norm = leaves["final_norm", "scale"]
     yield _OUTSIDE_BLOCKS["final_norm", "scale"], lambda: np.asarray(norm, np.float32)
     if ("head",) in leaves:
@@ -173,7 +176,7 @@ def _read_stacked(tensors: "_TensorReader", path: tuple[str, ...], shape: tuple[
     is_linear = path[-1] == "weight"
     layer_shape = shape[:0:-1] if is_linear else shape[1:]
     for number in range(shape[0]):
-        tensor = tensors.read(f"model.layers.{number}.{_BLOCK[path]}.weight", layer_shape)
+        tensor = tensors.read(f"model.layers.{number}.{_BLOCK[path]}", layer_shape)
         array[number] = tensor.T if is_linear else tensor
     return array
 

@@ -153,14 +153,16 @@ def test_config_json_describes_the_same_model(fields):
     assert vocab_size == 321
     again = ModelConfig(**back)
     assert swiglu_width(again) == swiglu_width(model)
-    for name in MODEL_OPTIONS["exported"] - {"mlp_dim", "mlp_multiple", "kv_heads"}:
+    for name in MODEL_OPTIONS["exported"] - {"mlp_dim", "mlp_multiple", "kv_heads", "max_positions"}:
         assert getattr(again, name) == getattr(model, name), name
+    assert again.max_positions == LENGTH
     assert again.kv_heads == (model.kv_heads or model.heads)
 
 
 WRONG = {
     "model_type": ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-    "head_dim": ({"head_dim": 128}, "head_dim 128: must be hidden_size / num_attention_heads = 8"),
+    "head_dim": ({"head_dim": 9}, "head_dim 9: must be even"),
+    "wide heads": ({"head_dim": 128}, None),
     "no head_dim": ({"head_dim": None}, None),
     "eps": ({"rms_norm_eps": 0}, "rms_norm_eps 0: must be a number above 0"),
     "no eps": ({"rms_norm_eps": None}, "rms_norm_eps None: must be a number above 0"),
@@ -168,21 +170,32 @@ WRONG = {
     "bias": ({"attention_bias": True}, "attention_bias True"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-    "scaled": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn'"),
-    "scaled, old key": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "type 'linear'"),
+    "dynamic": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary positions of type 'dynamic'"),
+    "no factor": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor is missing"),
+    "no factor, old key": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "factor is missing"),
+    "shorter": ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor 0.5 must be at least 1"),
+    "untruncated": ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate False"),
     "rope by layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
         "rope_parameters with 'full_attention'",
     ),
-    "scaled twice": ({"rope_scaling": {"rope_type": "llama3"}}, "type 'llama3'"),
-    "no object": ({"rope_parameters": "x"}, "rope_parameters: must be an object"),
+    "scaled twice": ({"rope_scaling": {"rope_type": "llama3"}}, "low_freq_factor is missing"),
+    "no object": ({"rope_parameters": "x"}, "rope_parameters 'x': must be an object"),
     "no base": ({"rope_parameters": None, "rope_theta": "abc"}, "rope_theta 'abc': must be a number above 1"),
-    "no list": ({"layer_types": 5}, "layer_types: must be a list"),
-    "no count": ({"max_window_layers": None}, "max_window_layers: must be an integer"),
-    "no names": ({"layer_types": [{}]}, "layer_types ['{}']: all layers must be alike"),
+    "no list": ({"layer_types": 5}, "layer_types 5: must be a list"),
+    "no count": ({"max_window_layers": None}, "max_window_layers None: must be an integer"),
+    "no names": ({"layer_types": [{}]}, "layer_types with {}: full_attention and sliding_attention are supported"),
     "no name": ({"model_type": ["llama"]}, "model_type ['llama']"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "some windows": ({"layer_types": ["full_attention", "sliding_attention"]}, "all layers must be alike"),
+    "some windows": ({"layer_types": ["full_attention", "sliding_attention"]}, None),
+    "too many layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000: at most 1,000 are supported"),
+    "another kind of layer": ({"layer_types": ["full_attention", "chunked_attention"]}, "with 'chunked_attention'"),
+    "too few layers": ({"layer_types": ["full_attention"]}, "layer_types of 1 layers: must have one for each of"),
+    "layers of a class": (
+        {"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]},
+        "layers that differ are supported for qwen3, qwen2, smollm3",
+    ),
+    "no such flags": ({"model_type": "smollm3", "no_rope_layers": [1, 2]}, "no_rope_layers [1, 2]: must have 0 or 1"),
     "missing": ({"hidden_size": None}, "hidden_size: must be a positive integer"),
     "kv heads": ({"num_key_value_heads": 3}, "num_key_value_heads 3: must divide"),
     "negative kv heads": ({"num_key_value_heads": -2}, "num_key_value_heads -2: must divide"),
@@ -226,8 +239,8 @@ def test_sliding_windows_as_other_models_declare_them():
     assert window(model_type="mistral", sliding_window=None) == 0
     assert window(model_type="mistral", sliding_window=8) == 8
     assert window(model_type="llama", sliding_window=8) == 0
-    with pytest.raises(UserError, match="all layers must be alike"):
-        window(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    mixed = base | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    assert ModelConfig(**from_config_json(mixed, "x")[0]).layer_windows == (0, 8)
 
 
 @pytest.mark.parametrize(("kind", "missing", "null"), [("llama", 64, 64), ("mistral", 8, 64), ("qwen3", 32, 64)])
