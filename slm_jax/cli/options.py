@@ -14,8 +14,9 @@ from typing import Annotated, Any, TypeVar
 from slm_jax.cli import bare_words
 from slm_jax.cli.flags import Flag, InvalidValuesError, Option, build, command_options, config_options, parse
 from slm_jax.cli.help import help_text, wrapped
+from slm_jax.config.finetuning import fine_tuning_settings
 from slm_jax.config.presets import read_preset
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, TrainConfig
 from slm_jax.run.directory import find_run
 
 __all__ = [
@@ -162,7 +163,8 @@ def config_from_args(args: Sequence[str], prog: str, description: str, base: Tre
 def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None = None) -> Config:
     """Return the config of a preset or of `base`, with overrides.
 
-    With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder.
+    With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder; with
+    `init.from_hf` the optimizer has the settings for fine-tuning.
 
     Args:
         overrides: Values by dotted name.
@@ -177,7 +179,7 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
     else:
         tree = dict(base)
     if not preset and base is None:
-        tree |= _initial_model(overrides, tree)
+        tree |= _initial_sections(overrides, tree)
     data = tree.get("data")
     if {"data.files", "data.mix"} & overrides.keys() and "data.source" not in overrides and isinstance(data, dict):
         tree["data"] = {name: value for name, value in data.items() if name != "source"}  # overridden as well
@@ -188,15 +190,17 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
     return Config.from_tree(tree, origin=preset or "config")
 
 
-def _initial_model(overrides: dict[str, Any], tree: Tree) -> Tree:
-    """Return the section `model` of the run or folder that training starts from, nothing without one."""
+def _initial_sections(overrides: dict[str, Any], tree: Tree) -> Tree:
+    """Return the sections that depend on the run or folder that training starts from, nothing without one."""
     if start := overrides.get("init.from_run"):
         return {"model": find_run(start, trained=True).read_options().get("model", {})}
     if folder := overrides.get("init.from_hf"):
         # Imports JAX, which is not needed to check other options.
         from slm_jax.huggingface.import_folder import open_folder
 
-        return {"model": {**tree.get("model", {}), **open_folder(folder).model}}
+        model = {**tree.get("model", {}), **open_folder(folder).model}
+        steps = overrides.get("train.steps", tree.get("train", {}).get("steps", TrainConfig().steps))
+        return {"model": model, "optimizer": {**tree.get("optimizer", {}), **fine_tuning_settings(steps)}}
     return {}
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from slm_jax.config.checks import weight_conflicts
+from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
@@ -60,6 +61,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
         check_size(folder)
         if problems := list(folder_misfits(folder, config.model)):
             raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
+        logger.info(describe_fine_tuning(config.optimizer, config.train))
         return folder
     if not config.init.from_run:
         return None

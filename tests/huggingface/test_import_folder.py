@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from slm_jax.huggingface.weights import weight_files
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
 from slm_jax.run.read_checkpoint import read_params
+from slm_jax.training.schedule import make_schedule
 from slm_jax.training.tokenizer import resolve_tokenizer
 from slm_jax.training.train import train
 from slm_jax.training.warm_start import find_initial_weights
@@ -117,6 +119,25 @@ def test_model_options_default_to_those_of_the_folder(workspace):
         small(workspace, init__from_hf=folder, init__optimizer="carry")
 
 
+def test_the_optimizer_has_settings_for_fine_tuning(workspace, caplog):
+    given = ["--init.from_hf", str(workspace / "out"), "--train.steps", "200", "--data.files", str(workspace / "a.txt")]
+    config, _ = parse_args(given)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.warmup_steps) == ("adamw", 5e-5, 0.0, 6)
+    assert [make_schedule(optimizer, 200)(step) for step in (6, 103, 200)] == pytest.approx([5e-5, 2.5e-5, 0])
+    assert tomllib.loads(config.to_toml())["optimizer"]["lr"] == 5e-5
+    with caplog.at_level("INFO", "slm_jax"):
+        find_initial_weights(config)
+        assert "optimizer: name adamw, lr 5e-05" in caplog.text
+        assert "(for fine-tuning; --optimizer.* changes them)" in caplog.text
+        config, _ = parse_args([*given, "--optimizer.lr", "0.001", "--optimizer.warmup_steps", "0"])
+        assert (config.optimizer.name, config.optimizer.lr, config.optimizer.warmup_steps) == ("adamw", 0.001, 0)
+        find_initial_weights(config)
+        assert "the settings for fine-tuning differ: lr 5e-05, warmup_steps 6" in caplog.text
+    config, _ = parse_args([*given, "--config", "quickstart"])  # a preset is taken as it is
+    assert config.optimizer.name == "muon"
+
+
 def padded(folder, to, rows):
     """Copy a folder and append rows to its embedding."""
     shutil.copytree(folder, to)
@@ -157,7 +178,8 @@ def test_padding_is_told_from_a_different_tokenizer(workspace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_hidden_layers": 10**9}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}]
+    "change",
+    [{"num_hidden_layers": 1000, "layer_types": None}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}],
 )
 def test_sizes_are_checked_before_anything_is_allocated(workspace, tmp_path, change):
     folder = tmp_path / "out"
