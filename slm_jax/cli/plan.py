@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.planning.compilers import use_compiler
+from slm_jax.planning.compilers import use_compiler, without_native_messages
 from slm_jax.planning.targets import TARGETS
 from slm_jax.utils.errors import UserError
 
@@ -52,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> "Plan":
     target = TARGETS[options.device]
     config = make_config(overrides, options.config)
     use_compiler(target.kind, target.name)
-    from slm_jax.planning.plan import as_json, as_text, make_plan
+    with without_native_messages():
+        from slm_jax.planning.plan import as_json, as_text, make_plan
     from slm_jax.utils.interrupt import exit_on_interrupt
 
     exit_on_interrupt()  # a compiler does not return to Python, where KeyboardInterrupt would be raised

@@ -10,6 +10,7 @@ from slm_jax.model import ops
 from slm_jax.model.precision import compute_dtype, describe_precision
 from slm_jax.performance import flops
 from slm_jax.planning import search
+from slm_jax.planning.collectives import KINDS
 from slm_jax.planning.program import Program, compile_program
 from slm_jax.planning.targets import Target, describe_devices
 from slm_jax.training import mfu
@@ -63,15 +64,14 @@ class Plan(NamedTuple):
         return self.model_flops / self.peak
 
     @property
-    def memory_seconds(self) -> float | None:
-        """Time of the bytes accessed at the vendor's bandwidth; None if the compiler does not report them."""
-        accessed = self.program.bytes_accessed
-        return None if accessed is None else accessed / (self.target.specification.bandwidth * 1e9)
+    def memory_seconds(self) -> float:
+        """Time of the traffic with memory at the vendor's bandwidth."""
+        return self.program.traffic_bytes / (self.target.specification.bandwidth * 1e9)
 
     @property
     def bound_seconds(self) -> float:
         """Least time of a step by the roofline model: the larger of the two."""
-        return max(self.compute_seconds, self.memory_seconds or 0.0)
+        return max(self.compute_seconds, self.memory_seconds)
 
     @property
     def bound_mfu(self) -> float:
@@ -180,6 +180,7 @@ def as_json(plan: Plan) -> str:
         "width": plan.config.model.dim,
         "compile_seconds": program.compile_seconds,
         "compiler_flops": program.compiler_flops,
+        "traffic_bytes": program.traffic_bytes,
         "grad_accum_steps": program.grad_accum_steps,
         "needed_bytes": program.needed_bytes,
         "limit_bytes": plan.limit,
@@ -189,6 +190,11 @@ def as_json(plan: Plan) -> str:
         "bound_tokens_per_second": plan.bound_tokens_per_second,
         "attention": plan.attention,
         "dtype": plan.precision,
+        "kernels": program.kernels,
+        "collectives": [
+            {"kind": each.kind, "dtype": each.dtype, "dims": each.dims, "count": each.times, "bytes": each.bytes}
+            for each in program.collectives
+        ],
         "programs": [{"rows": rows, "needed_bytes": needed} for rows, needed in plan.programs],
     }
     return json.dumps(fields)
@@ -196,7 +202,8 @@ def as_json(plan: Plan) -> str:
 
 def as_text(plan: Plan) -> str:
     """Return the plan as text of several lines."""
-    return "\n".join([*_model_lines(plan), *_memory_lines(plan), *_speed_lines(plan)])
+    lines = [*_model_lines(plan), *_memory_lines(plan), *_speed_lines(plan), *_collective_lines(plan)]
+    return "\n".join([*lines, f"compiled in {plan.program.compile_seconds:.0f} s"])
 
 
 def _model_lines(plan: Plan) -> list[str]:
@@ -226,21 +233,35 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _speed_lines(plan: Plan) -> list[str]:
     program = plan.program
     specification = plan.target.specification
-    compiler = "not reported" if program.compiler_flops is None else f"{program.compiler_flops / 1e12:.3g} T"
-    accessed = "not reported by this compiler"
-    bound = "compute"
-    if program.bytes_accessed is not None:
-        accessed = f"{program.bytes_accessed / 1e9:.1f} GB, {1e3 * (plan.memory_seconds or 0):.1f} ms at "
-        accessed += f"{specification.bandwidth:,.0f} GB/s"
-        bound = "compute" if plan.compute_seconds >= (plan.memory_seconds or 0) else "memory bandwidth"
+    counted = "not reported by this compiler"
+    if program.compiler_flops is not None and program.bytes_accessed is not None:
+        counted = (
+            f"{program.compiler_flops / 1e12:.3g} TFLOP, {program.bytes_accessed / 1e9:.1f} GB accessed (the body "
+        )
+        counted += "of a loop once, without kernels' FLOPs, with on-chip memory)"
+    bound = "compute" if plan.compute_seconds >= plan.memory_seconds else "memory bandwidth"
     return [
-        f"FLOPs of a step and device: model {plan.model_flops / 1e12:.3g} T, {1e3 * plan.compute_seconds:.1f} ms at "
-        f"{plan.peak / 1e12:.0f} TFLOP/s; compiler {compiler}",
-        f"bytes accessed: {accessed}",
+        f"a step, of each device: {plan.model_flops / 1e12:.3g} T model FLOPs, {1e3 * plan.compute_seconds:,.1f} ms at "
+        f"{plan.peak / 1e12:.0f} TFLOP/s",
+        f"  {program.traffic_bytes / 1e9:,.1f} GB read and written, estimated from the program: "
+        f"{1e3 * plan.memory_seconds:,.1f} ms at {specification.bandwidth:,.0f} GB/s",
+        f"  compiler's count: {counted}",
         f"roofline: bound by {bound}, MFU at most {plan.bound_mfu:.0%}, at most "
         f"{plan.bound_tokens_per_second:,.0f} tokens/s of a device",
-        f"compiled in {program.compile_seconds:.0f} s",
     ]
+
+
+def _collective_lines(plan: Plan) -> list[str]:
+    lines = []
+    for kind in KINDS:
+        ours = [each for each in plan.program.collectives if each.kind == kind]
+        if ours:
+            largest = max(ours, key=lambda each: each.bytes)
+            count = sum(each.times for each in ours)
+            total = sum(each.total_bytes for each in ours)
+            size = f"{largest.dtype}{list(largest.dims)} ({memory_size(largest.bytes)})"
+            lines.append(f"  {kind}: {count:,} of {total / 1e9:.2f} GB together, the largest {size}")
+    return ["collectives of a step:", *lines] if lines else []
 
 
 def _gigabytes(count: int) -> str:

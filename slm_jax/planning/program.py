@@ -17,12 +17,15 @@ from slm_jax.config.schema import Config
 from slm_jax.data.batches.modes import empty_batch
 from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import BATCH_AXES
+from slm_jax.planning import hlo
+from slm_jax.planning.collectives import Collective, find_collectives
 from slm_jax.planning.cudnn import described_gpu
 from slm_jax.planning.targets import Target
+from slm_jax.planning.traffic import traffic_bytes
 from slm_jax.training import memory
 from slm_jax.training.train_step import make_steps
 
-_GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}  # autotuning measures kernels on a GPU
+_OPTIONS = {"gpu": {"xla_gpu_autotune_level": "0"}, "tpu": {}}  # autotuning measures kernels on a GPU
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -38,8 +41,11 @@ class Program(NamedTuple):
         needed_bytes: State, batch and temporary memory together.
         compiler_flops: FLOPs of a step as the compiler counts them (those of its kernels are not included); None if it
             reports none.
-        bytes_accessed: Bytes that a step reads from and writes to memory by the compiler's estimate; None if it reports
-            none.
+        bytes_accessed: Bytes that a step reads and writes as the compiler counts them (a loop's body once, a TPU's
+            vector memory included); None if it reports none.
+        traffic_bytes: Bytes that a step reads from and writes to the device's memory (traffic.py).
+        collectives: Communication of a step.
+        kernels: Targets of the program's custom calls, such as cuDNN's attention.
         compile_seconds: Time to compile, tracing included.
         hlo: The compiled program as text; "" of one that does not fit.
     """
@@ -52,6 +58,9 @@ class Program(NamedTuple):
     needed_bytes: int
     compiler_flops: float | None
     bytes_accessed: float | None
+    traffic_bytes: int
+    collectives: tuple[Collective, ...]
+    kernels: tuple[str, ...]
     compile_seconds: float
     hlo: str
 
@@ -92,7 +101,7 @@ def compile_program(config: Config, vocab_size: int, target: Target, devices: Se
     with described_gpu(gpu.capability) if gpu else contextlib.nullcontext():
         lowered = steps.train.lower(state, batch)
     try:
-        compiled = lowered.compile(compiler_options=_GPU_OPTIONS if gpu else None)
+        compiled = lowered.compile(compiler_options=_OPTIONS[target.kind])
     except jax.errors.JaxRuntimeError as error:
         needed = _stated_need(str(error))
         if needed is None:
@@ -100,10 +109,13 @@ def compile_program(config: Config, vocab_size: int, target: Target, devices: Se
         seconds = time.perf_counter() - start
         state_bytes = _shard_bytes(state)
         temp_bytes = max(needed - state_bytes - batch_bytes, 0)
-        unknown = (state_bytes, batch_bytes, temp_bytes, needed, None, None, seconds, "")
+        unknown = (state_bytes, batch_bytes, temp_bytes, needed, None, None, 0, (), (), seconds, "")
         return Program(rows, config.train.grad_accum_steps, *unknown)
+    seconds = time.perf_counter() - start
     plan = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}
+    text = compiled.as_text()
+    module = hlo.parse(text)
     return Program(
         rows=rows,
         grad_accum_steps=config.train.grad_accum_steps,
@@ -113,8 +125,11 @@ def compile_program(config: Config, vocab_size: int, target: Target, devices: Se
         needed_bytes=memory.needed_memory(compiled),
         compiler_flops=costs.get("flops"),
         bytes_accessed=costs.get("bytes accessed"),
-        compile_seconds=time.perf_counter() - start,
-        hlo=compiled.as_text(),
+        traffic_bytes=traffic_bytes(module),
+        collectives=tuple(find_collectives(module)),
+        kernels=tuple(sorted(set(re.findall(r'custom_call_target="([^"]+)"', text)))),
+        compile_seconds=seconds,
+        hlo=text,
     )
 
 
