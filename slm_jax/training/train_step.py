@@ -312,7 +312,12 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     train = functools.partial(train, param_shardings=shardings.params)
     return Steps(
         jax.jit(init, out_shardings=shardings),  # created where they belong: no device ever holds all of them
-        jax.jit(_in_mesh(train, mesh), donate_argnums=donated, out_shardings=(shardings, replicated)),
+        jax.jit(
+            _in_mesh(train, mesh),
+            donate_argnums=donated,
+            out_shardings=(shardings, replicated),
+            compiler_options=sharding.compiler_options(mesh) or None,
+        ),
         jax.jit(_in_mesh(evaluate, mesh), out_shardings=replicated),
         merge,
         partitions,
