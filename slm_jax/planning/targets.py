@@ -75,6 +75,11 @@ class Target:
     axes: int = 0
 
     @property
+    def label(self) -> str:
+        """The name in texts."""
+        return self.name.upper() if self.kind == "gpu" else f"TPU {self.name}"
+
+    @property
     def specification(self) -> "Device":
         """The vendor's peak and bandwidth."""
         from slm_jax.performance import devices  # imports JAX, for which the environment has to be set first

@@ -1,6 +1,5 @@
 """Presets: what their comments and configs/README.md state follows from their values."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from slm_jax.config.presets import preset_names, read_preset
 from slm_jax.config.schema import Config
 from slm_jax.model.transformer import swiglu_width
 from slm_jax.performance import flops
+from slm_jax.planning.presets import PRESET_TARGETS, targets_of
+from slm_jax.planning.targets import TARGETS
 from slm_jax.training import mfu
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("plan", ROOT / "tests" / "benchmarks" / "plan.py")
-plan = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(plan)
-
-ACCELERATOR_PRESETS = sorted({each.preset for each in plan.PLANS})
+ACCELERATOR_PRESETS = sorted({each.preset for each in PRESET_TARGETS})
 LEARNED_ON_CPU = {"quickstart", "minute", "curriculum-offline"}
 UNIT = {"M": 1e6, "G": 1e9}
 
@@ -45,7 +42,11 @@ def tokens(config):
 
 
 def test_every_preset_for_accelerators_is_planned():
-    assert set(plan.SPEEDS) <= set(ACCELERATOR_PRESETS) <= set(preset_names())
+    assert set(ACCELERATOR_PRESETS) <= set(preset_names())
+    assert {each.device for each in PRESET_TARGETS} <= set(TARGETS)
+    for each in PRESET_TARGETS:
+        mesh = Config.load(each.preset, **each.options).mesh
+        assert each.devices == max(mesh.data, 1) * mesh.fsdp * mesh.tensor
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -97,10 +98,8 @@ def test_presets_that_have_not_been_run_state_so(name):
 
 @pytest.mark.parametrize("name", ACCELERATOR_PRESETS)
 def test_the_header_names_the_devices_of_the_plan(name):
-    rows = {each.device for each in plan.PLANS if each.preset == name and not each.fields}
-    rows |= set(plan.SPEEDS.get(name, {}))
-    known = {plan.short(each.device) for each in plan.PLANS} | {"H200"}
-    assert {device for device in known if device in header(name)} == {plan.short(device) for device in rows}
+    named = {target.name for target in TARGETS.values() if target.label in header(name)}
+    assert named == {each.device for each in targets_of(name)}
 
 
 def test_the_table_of_the_readme_follows_from_the_presets():
