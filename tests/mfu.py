@@ -5,6 +5,7 @@ covers more shapes), and no step may exceed the measured peak. The script takes 
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +116,17 @@ def test_invalid_options_are_reported(args, words):
 def test_accelerator_benchmark_runs(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "accelerator.py"), "--tiny", "--steps", "3"]
     command += ["--json", str(tmp_path / "rows"), "--trace", str(tmp_path / "trace"), "--model.depth", "1"]
+    command += ["--presets", "gpu_30m", "no-such-preset"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "tokens/s" in done.stdout
+    head, line, measured, failed = done.stdout.splitlines()
+    assert head.count("|") == line.count("|") == measured.count("|") == 11
     row = json.loads((tmp_path / "rows").read_text())
-    assert row["batch"][1] == 64
+    assert row["sequence_length"] == 64
+    assert row["tokens_per_second"] == pytest.approx(8 * 64 / statistics.median(row["seconds"]))
+    assert measured.startswith("| `gpu_30m` |")
+    assert f" x CPU | {row['tokens_per_second']:,.0f} |" in measured
+    assert failed.startswith("| `no-such-preset` | ")
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

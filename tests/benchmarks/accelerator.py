@@ -1,22 +1,22 @@
-"""MFU of training on an accelerator: python tests/benchmarks/accelerator.py [--models 125m 1b] [--trace FOLDER]
+"""Speed and memory of the presets on this accelerator: python tests/benchmarks/accelerator.py [--presets NAME …]
 
-Trains models of 125 M (sequences of 1,024) and 1 B parameters (2,048) for a few dozen steps on random ids, with the
-training step of `python -m slm_jax.train`, in bfloat16. The batch size is searched: doubled until the speed grows by
-less than 2 %, in as few microbatches as fit (for 1 B also with recomputed activations). Prints the report of
-`python -m slm_jax.mfu` for each model (MFU relative to the vendor's and the measured peak, FLOPs counted three ways,
-spread of the steps, memory), and whether the target is reached. One H100, H200, A100 or TPU chip is enough; several
-share the batch. On a CPU: --tiny.
-
-Any option of the config may be added: --model.depth 6 --optimizer.name adamw.
+Trains each preset that is for this chip (slm_jax/planning/presets.py) for a few steps on random ids, with the training
+step of `python -m slm_jax.train`, and prints a row of Markdown for configs/README.md: tokens/s and MFU (relative to the
+vendor's peak, the causal half of attention counted), the memory that the compiler planned and the largest that was
+used, and versions. The batch is cut so that a step takes about two seconds; after nine minutes no further preset is
+begun, and those that were left out are named. Any option of the config may be added. To try it on a CPU: --tiny.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
+import json
 import os
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,115 +28,147 @@ import jax  # noqa: E402  # after the environment is set
 
 from slm_jax.cli.options import config_from_args  # noqa: E402  # after the path is set
 from slm_jax.config.schema import Config  # noqa: E402
-from slm_jax.distributed import sharding  # noqa: E402  # after the path is set
-from slm_jax.training import mfu  # noqa: E402  # after the path is set
+from slm_jax.distributed import sharding  # noqa: E402
+from slm_jax.distributed.platform import Platform  # noqa: E402
+from slm_jax.model.precision import compute_dtype  # noqa: E402
+from slm_jax.performance import devices, flops  # noqa: E402
+from slm_jax.performance.roofline import measure_peak, step_shapes  # noqa: E402
+from slm_jax.planning.presets import PRESET_TARGETS  # noqa: E402
+from slm_jax.planning.targets import TARGETS  # noqa: E402
+from slm_jax.training import mfu  # noqa: E402
 from slm_jax.utils.errors import UserError, command_errors  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
-Tree = dict[str, dict[str, Any]]
-
-# Widths are multiples of 128 and heads 64 or 128 wide, which suits matrix units; 50,304 is GPT-2's vocabulary, padded.
-COMMON = {"optimizer": {"name": "adamw", "lr": 3e-4, "warmup_steps": 2}, "tokenizer": {"vocab_size": 50304}}
-MODELS: dict[str, Tree] = {
-    "125m": {
-        "model": {"dim": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
-        "train": {"sequence_length": 1024, "dtype": "bfloat16"},
-        **COMMON,
-    },
-    "1b": {
-        "model": {"dim": 2048, "depth": 18, "heads": 16, "mlp_dim": 8256},
-        "train": {"sequence_length": 2048, "dtype": "bfloat16"},
-        **COMMON,
-    },
-    "tiny": {
-        "model": {"dim": 64, "depth": 2, "heads": 2, "mlp_dim": 192},
-        "train": {"sequence_length": 64, "dtype": "auto"},
-        "tokenizer": {"vocab_size": 300},
-    },
-}
-TARGETS = {"125m": 0.5, "1b": 0.6}
-"""Targets for the MFU relative to the measured peak."""
-FIRST_BATCH = {"125m": 8, "1b": 2, "tiny": 1}
-"""Sequences per device of the first attempt."""
-REMAT = {"125m": ["none"], "1b": ["none", "dots"], "tiny": ["none", "dots"]}
-"""Values of `model.remat` to try: recomputation costs FLOPs, but lets a larger batch fit."""
+HEAD = "preset | chip | tokens/s | MFU | tokens at once | microbatches | memory planned | used | compiled in | versions"
+STEP_SECONDS = 2.0
+"""Wanted duration of a step."""
+TINY = "--model.dim 64 --model.depth 2 --model.heads 1 --model.mlp_dim 192 --train.sequence_length 64".split()
+TINY += "--train.batch_size 8 --tokenizer.path= --tokenizer.vocab_size 300".split()
+EXPECTED_MFU = 0.3
+"""Share of the peak by which the batch is cut."""
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
-def configured(name: str, batch: int, overrides: list[str]) -> Config:
-    """Return the config of a model with a batch size, overridden by the options of the command line."""
-    tree: Tree = {section: dict(fields) for section, fields in MODELS[name].items()}
-    tree["train"] |= {"batch_size": batch, "steps": 1000}
-    return config_from_args(overrides, "accelerator.py", __doc__ or "", tree)
+def presets_of_this_chip() -> list[str]:
+    """Return the presets for the present devices; for an unknown kind those for one device of any kind."""
+    kind = jax.devices()[0].device_kind
+    names = {name for name, target in TARGETS.items() if devices.find(target.device_kind) == devices.find(kind)}
+    count = jax.device_count()
+    ours = [each for each in PRESET_TARGETS if not each.options and each.devices <= count]
+    known = [each.preset for each in ours if each.device in names]
+    return list(dict.fromkeys(known or [each.preset for each in ours if each.devices == 1]))
 
 
-def find_fastest(name: str, overrides: list[str], largest: int) -> tuple[int, list[str]]:
-    """Return the batch size with the highest throughput among the doublings that fit, and its options.
+def cut_batch(config: Config, vocab_size: int, peak: float) -> Config:
+    """Return the config with a batch whose step takes about `STEP_SECONDS` at the expected MFU.
+
+    Args:
+        config: The config.
+        vocab_size: Entries of its vocabulary.
+        peak: FLOP/s of all devices.
+    """
+    train = config.train
+    sequence = train.sequence_length * flops.train_flops_per_token(config.model, vocab_size, train.sequence_length)
+    batch_size = train.batch_size
+    smallest = jax.device_count()
+    while batch_size % (2 * smallest) == 0 and batch_size * sequence > STEP_SECONDS * EXPECTED_MFU * peak:
+        batch_size //= 2
+    return config.model_copy(update={"train": train.model_copy(update={"batch_size": batch_size})})
+
+
+def versions() -> str:
+    """Return the versions of JAX and of the compilers that are installed."""
+    texts = []
+    for package in PACKAGES:
+        try:
+            texts.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(texts)
+
+
+def measure(name: str, overrides: list[str], steps: int, trace: str) -> dict[str, Any]:
+    """Return the figures of a preset on the present devices.
 
     Raises:
-        UserError: If not even the smallest batch fits.
+        UserError: If it does not fit.
     """
-    fastest = 0.0
-    best = None
-    has_remat = any(word.startswith("--model.remat") for word in overrides)
-    for remat in [""] if has_remat else REMAT[name]:
-        options = [*overrides, "--model.remat", remat] if remat else overrides
-        batch = FIRST_BATCH[name] * jax.device_count()
-        previous = 0.0
-        while batch <= largest * jax.device_count():
-            config = configured(name, batch, options)
-            mesh = sharding.make_mesh(config)
-            print(f"  {f'remat {remat}, ' if remat else ''}batch {batch}:", end=" ", flush=True)
-            try:
-                times = mfu.time_steps(config, mfu.vocabulary(config), 5, mesh)
-            except UserError as error:  # no microbatch fits
-                print(error, flush=True)
-                gc.collect()
-                break
-            speed = batch * config.train.sequence_length / statistics.median(times.seconds)
-            print(
-                f"{speed:,.0f} tokens/s, {times.grad_accum_steps} microbatches, {times.program_bytes / 1e9:.3g} GB, ",
-                end="",
-            )
-            print(f"compiled in {times.compile_seconds:.0f} s", flush=True)
-            if speed > fastest:
-                fastest = speed
-                best = (batch, options)
-            if speed < 1.02 * previous:
-                break
-            previous = speed
-            batch = 2 * batch
-    if best is None:
-        raise UserError(f"{name}: not even the smallest batch fits: try --model.remat full, or fewer layers")
-    return best
+    config = config_from_args(["--config", name, *overrides], "accelerator.py", __doc__ or "")
+    vocab_size = mfu.vocabulary(config)
+    mesh = sharding.make_mesh(config)
+    kind = mesh.devices.flat[0].device_kind
+    dtype = compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
+    known = devices.find(kind)
+    peak = known.peak(dtype) if known else None
+    source = "vendor's peak" if peak else "measured peak"
+    peak = mesh.size * (peak or measure_peak(dtype, step_shapes(config, vocab_size)).flops)
+    config = cut_batch(config, vocab_size, peak)
+    times = mfu.time_steps(config, vocab_size, steps, mesh, trace)
+    length = config.train.sequence_length
+    speed = config.train.batch_size * length / statistics.median(times.seconds)
+    batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return {
+        "preset": name,
+        "chip": sharding.describe(mesh),
+        "tokens_per_second": speed,
+        "mfu": speed * flops.train_flops_per_token(config.model, vocab_size, length) / peak,
+        "mfu_of": source,
+        "rows": config.train.batch_size // times.grad_accum_steps // batch_devices,
+        "sequence_length": length,
+        "grad_accum_steps": times.grad_accum_steps,
+        "planned_bytes": times.program_bytes,
+        "used_bytes": times.peak_bytes,
+        "compile_seconds": times.compile_seconds,
+        "seconds": times.seconds,
+        "versions": versions(),
+    }
+
+
+def row(figures: dict[str, Any]) -> str:
+    """Return the figures of a preset as a row of Markdown."""
+    used = figures["used_bytes"]
+    cells = (
+        f"`{figures['preset']}`",
+        figures["chip"],
+        f"{figures['tokens_per_second']:,.0f}",
+        f"{figures['mfu']:.1%}" + ("" if figures["mfu_of"] == "vendor's peak" else f" of the {figures['mfu_of']}"),
+        f"{figures['rows']} x {figures['sequence_length']}",
+        str(figures["grad_accum_steps"]),
+        f"{figures['planned_bytes'] / 1e9:.2f} GB",
+        "unknown" if used is None else f"{used / 1e9:.2f} GB",
+        f"{figures['compile_seconds']:.0f} s",
+        figures["versions"],
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(TARGETS), default=list(TARGETS))
-    parser.add_argument("--tiny", action="store_true", help="a model of 0.1 M parameters instead, to test on a CPU")
-    parser.add_argument("--steps", type=int, default=30, help="timed steps at the best batch size")
-    parser.add_argument("--batch", type=int, default=0, help="sequences per step; 0: search")
-    parser.add_argument("--trace", default="", help="folder for a profile of three steps of each model")
-    parser.add_argument("--json", default="", help="file to append one JSON object per model to")
+    parser.add_argument("--presets", nargs="+", help="these presets; default: those for this chip")
+    parser.add_argument("--tiny", action="store_true", help="with models of 0.1 M parameters, to test on a CPU")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each preset")
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin no preset after this time")
+    parser.add_argument("--trace", default="", help="folder for a profile of three steps of each preset")
+    parser.add_argument("--json", default="", help="file to append one JSON object per preset to")
     options, overrides = parser.parse_known_args()
-    tune_process()  # enables the compilation cache: the best program is not compiled again
-    for name in ["tiny"] if options.tiny else options.models:
-        print(f"{name}:", flush=True)
-        chosen = (options.batch, overrides)
-        if not options.batch:
-            chosen = find_fastest(name, overrides, 2 if options.tiny else 1024)
-        config = configured(name, *chosen)
+    tune_process()
+    start = time.monotonic()
+    print(f"| {HEAD} |\n|{'---|' * (HEAD.count('|') + 1)}", flush=True)
+    for name in options.presets or presets_of_this_chip():
+        if time.monotonic() - start > 60 * options.minutes:
+            print(f"| `{name}` | not measured: {options.minutes:g} minutes are over |", flush=True)
+            continue
         trace = str(Path(options.trace) / name) if options.trace else ""
-        report = mfu.measure(config, mfu.vocabulary(config), options.steps, trace)
-        print(mfu.as_text(report))
-        if name in TARGETS:
-            reached = "reached" if report.mfu_of_measured_peak >= TARGETS[name] else "not reached"
-            print(f"target: {TARGETS[name]:.0%} of the measured peak: {reached}")
-        print(flush=True)
+        try:
+            figures = measure(name, [*TINY * options.tiny, *overrides], options.steps, trace)
+        except UserError as error:
+            print(f"| `{name}` | {error} |", flush=True)
+            continue
+        print(row(figures), flush=True)
         if options.json:
             with Path(options.json).open("a", encoding="utf-8") as file:
-                file.write(mfu.as_json(report) + "\n")
+                file.write(json.dumps(figures) + "\n")
         gc.collect()
 
 
