@@ -1,5 +1,6 @@
 """The command `python -m slm_jax.check`."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,13 @@ from typing import Annotated, Literal
 from slm_jax.checks.finding import DOCUMENTS, FAIL, as_json, as_table, count
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
+from slm_jax.config.schema import Config
+from slm_jax.planning.presets import PresetTarget, targets_of
+from slm_jax.planning.targets import TARGETS
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Options:
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     config: Annotated[str, Flag(metavar="NAME|PATH")] = ""
     """Preset in configs/, or a TOML file, that has not been run yet; the options of the config override it."""
+    device: Annotated[str, Flag(metavar="NAME")] = ""
+    """With --config: compile the step also for this device (python -m slm_jax.plan --help lists them), or for none;
+    empty: the first that the preset is for, if its compiler is installed."""
     format: Literal["table", "json"] = "table"
     """json: one object {"ok": …, "checks": [{"name", "verdict", "found", "expected", "details"}]}."""
     worst: Annotated[int, Flag(metavar="N")] = 3
@@ -60,11 +69,34 @@ def main(args: Sequence[str] | None = None) -> int:
 
     tune_process()
     show_log()
+    targets = _plan_targets(options, config)
     print(f"checking {run.path if run else 'the config'}", file=sys.stderr)
     path = run.path if run else None
     findings = check(path, config, worst=options.worst, documents=options.documents, step=options.step)
+    if targets:
+        from slm_jax.checks.planned import plan_fit
+
+        logger.info("compiling for %s, which can take minutes", targets[0].device)
+        findings += [plan_fit(config, target) for target in targets]
     if options.format == "json":
         print(as_json({"run": str(run.path) if run else None}, findings))
     else:
         print(as_table(findings))
     return 1 if count(findings, FAIL) else 0
+
+
+def _plan_targets(options: Options, config: Config) -> list[PresetTarget]:
+    """Return the devices that a plan is made for: at most one kind.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if options.device == "none" or (not options.config and not options.device):
+        return []
+    if not options.device:
+        return targets_of(options.config)[:1]
+    if options.device not in TARGETS:
+        raise UserError(f"--device {options.device}: should be one of {', '.join(TARGETS)}, or none")
+    return [
+        PresetTarget(options.config, options.device, max(config.mesh.data, 1) * config.mesh.fsdp * config.mesh.tensor)
+    ]
