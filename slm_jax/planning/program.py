@@ -103,11 +103,11 @@ def compile_program(config: Config, vocab_size: int, target: Target, devices: Se
     try:
         compiled = lowered.compile(compiler_options=_OPTIONS[target.kind])
     except jax.errors.JaxRuntimeError as error:
-        needed = _stated_need(str(error))
+        state_bytes = _shard_bytes(state)
+        needed = _stated_need(str(error), state_bytes + batch_bytes)
         if needed is None:
             raise
         seconds = time.perf_counter() - start
-        state_bytes = _shard_bytes(state)
         temp_bytes = max(needed - state_bytes - batch_bytes, 0)
         unknown = (state_bytes, batch_bytes, temp_bytes, needed, None, None, 0, (), (), seconds, "")
         return Program(rows, config.train.grad_accum_steps, *unknown)
@@ -133,10 +133,20 @@ def compile_program(config: Config, vocab_size: int, target: Target, devices: Se
     )
 
 
-def _stated_need(message: str) -> int | None:
-    """Return the bytes that a TPU's compiler states in its message about a program that does not fit, or None."""
-    stated = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return int(float(stated[1]) * _UNITS[stated[2]]) if stated and "RESOURCE_EXHAUSTED" in message else None
+def _stated_need(message: str, arguments: int) -> int | None:
+    """Return the bytes of a program that a TPU's compiler rejects because it does not fit, or None for other messages.
+
+    Args:
+        message: The compiler's message, which states the memory of the whole program or that of temporary arrays.
+        arguments: Bytes of state and batch.
+    """
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    if whole := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message):
+        return int(float(whole[1]) * _UNITS[whole[2]])
+    if temporary := re.search(r"required for [^(]*\(([\d.]+)([KMGT])\) exceeds available HBM", message):
+        return arguments + int(float(temporary[1]) * _UNITS[temporary[2]])
+    return None
 
 
 def _shard_bytes(tree: Any) -> int:

@@ -14,6 +14,7 @@ _FREE = frozenset(
     "opt-barrier async-done copy-done custom-call-done".split()
 )
 _FREE_CALLS = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')
+_PARTIAL = ("dynamic-slice", "slice", "gather")  # read as much of their first operand as they return
 _COPIES = {"copy-start": (1, 0), "slice-start": (0, 1)}  # positions of (source, target) in the result
 
 
@@ -46,7 +47,7 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     if opcode in _FREE or opcode.endswith("-done") or any(call in instruction.attributes for call in _FREE_CALLS):
         return 0
     operands = [computation[name] for name in instruction.operands if name in computation]
-    if opcode == "dynamic-slice":
+    if opcode in _PARTIAL:
         return 2 * _size(instruction.arrays)
     if opcode == "dynamic-update-slice":
         return 2 * _size(operands[1].arrays)
@@ -71,7 +72,7 @@ def _fusion_bytes(fused: Computation, operands: list[Instruction], fusion: Instr
         size = _size(operand.arrays)
         parameter = parameters.get(index)
         users = [each for each in fused.values() if parameter is not None and parameter.name in each.operands]
-        if users and all(each.opcode == "dynamic-slice" for each in users):
+        if users and all(each.opcode in _PARTIAL for each in users):
             size = min(size, sum(_size(each.arrays, operand.arrays) for each in users))
         elif users and all(
             each.opcode == "dynamic-update-slice" and each.operands[0] == parameter.name  # type: ignore[union-attr]

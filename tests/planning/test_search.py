@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_jax.planning.program import Program
+from slm_jax.planning.program import Program, _stated_need
 from slm_jax.planning.search import candidate_rows, largest_that_fits
 from slm_jax.utils.errors import UserError
 
@@ -43,7 +43,9 @@ def test_the_largest_that_fits_is_found_with_few_compilations(total, fixed, slop
     first = data.draw(st.sampled_from(candidates))
 
     def memory(rows):  # close to linear: the largest candidate needs no accumulated gradients
-        return int(fixed + slope * rows * (bend if rows > 16 else 1.0)) - (fixed // 4 if rows == total else 0)
+        return int(fixed + slope * rows * (bend if rows > 16 else 1.0)) - (
+            min(fixed, slope * rows) // 4 if rows == total else 0
+        )
 
     fitting = [rows for rows in candidates if memory(rows) <= limit]
     if not fitting:
@@ -62,3 +64,13 @@ def test_an_exactly_linear_memory_takes_three_compilations():
     best, compiled = search(lambda rows: 1000 + 50 * rows, candidate_rows(512), 8000, 16)
     assert best == 128
     assert len(compiled) <= 3
+
+
+def test_what_a_tpu_compiler_states_of_a_program_that_does_not_fit():
+    whole = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 37.17G of 15.75G hbm. Exceeded hbm capacity"
+    )
+    assert _stated_need(whole, 5) == int(37.17 * 2**30)
+    temporary = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (447.18G) "
+    assert _stated_need(temporary + "exceeds available HBM (15.75G).", 5) == 5 + int(447.18 * 2**30)
+    assert _stated_need("INTERNAL: Used 37.17G of 15.75G hbm", 5) is None
