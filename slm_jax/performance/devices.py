@@ -14,7 +14,8 @@ GeForce: Tensor cores run at half rate when they accumulate in float32, which ma
     all three families (whitepapers: RTX 3090 35.6 and 71, RTX 4090 82.6 and 165.2, RTX 5090 104.8 and 209.5 TFLOPS).
     The figures hold at the listed boost clock; a cool card runs above it and can be measured slightly above its peak.
 
-To add a device, add an entry to `_DEVICE_NAMES`.
+To add a device, add an entry to `_DEVICE_NAMES`, with figures that you have read in its source: a device that is not
+here is measured instead.
 """
 
 from typing import NamedTuple
@@ -72,7 +73,6 @@ _GEFORCE = "2 x CUDA cores x boost clock of NVIDIA's GeForce comparison page"
 _P100 = "NVIDIA Tesla P100 data sheet"
 _V100 = "NVIDIA Tesla V100 data sheet"
 _A100 = "NVIDIA A100 data sheet"
-_GH200 = "NVIDIA GH200 Grace Hopper Superchip data sheet"
 _MI300X = "AMD Instinct MI300X data sheet (matrix products, without sparsity)"
 _H100 = "NVIDIA H100 data sheet"
 _H200 = "NVIDIA H200 data sheet"
@@ -123,8 +123,7 @@ _DEVICE_NAMES: dict[str, Device] = {
     "Tesla V100S-PCIE-32GB": _gpu(None, 16.4, 32, 1134, _V100),
     "Tesla T4": _gpu(None, 8.1, 16, 300, "NVIDIA T4 data sheet"),
     "NVIDIA A10": _gpu(125, 31.2, 24, 600, "NVIDIA A10 data sheet"),
-    "NVIDIA A10G": _gpu(70, 35, 24, 600, "NVIDIA A10G data sheet (AWS; bfloat16: half of 140 with sparsity)"),
-    "NVIDIA A30": _gpu(165, 10.3, 24, 933, "NVIDIA A30 data sheet (bfloat16: half of 330 with sparsity)"),
+    "NVIDIA A10G": _gpu(70, 35, 24, 600, "NVIDIA A10G data sheet (AWS), as quoted in Baseten, NVIDIA A10 vs A10G"),
     "NVIDIA A40": _gpu(149.7, 37.4, 48, 696, "NVIDIA A40 data sheet (bfloat16: half of 299.4 with sparsity)"),
     "NVIDIA RTX A6000": _gpu(154.8, 38.7, 48, 768, "NVIDIA RTX A6000 data sheet (tensor: half of 309.7 with sparsity)"),
     "NVIDIA A100-PCIE-40GB": _gpu(312, 19.5, 40, 1555, _A100),
@@ -141,15 +140,7 @@ _DEVICE_NAMES: dict[str, Device] = {
     "NVIDIA H100 NVL": _gpu(835.5, 60, 94, 3900, f"{_H100}, NVL (bfloat16: half of 1,671 with sparsity)"),
     "NVIDIA H200": _gpu(989.5, 67, 141, 4800, f"{_H200}, SXM (bfloat16: half of 1,979 with sparsity)"),
     "NVIDIA H200 NVL": _gpu(835.5, 60, 141, 4800, f"{_H200}, NVL (bfloat16: half of 1,671 with sparsity)"),
-    "NVIDIA GH200 480GB": _gpu(989.5, 67, 96, 4000, f"{_GH200}, HBM3 (bfloat16: half of 1,979 with sparsity)"),
-    "NVIDIA GH200 144G HBM3e": _gpu(989.5, 67, 144, 4900, f"{_GH200}, HBM3e (bfloat16: half of 1,979 with sparsity)"),
-    "NVIDIA GB200": _gpu(
-        2500, 80, 186, 8000, "NVIDIA GB200 NVL72 data sheet, one of 72 GPUs (bfloat16: half of 5,000 with sparsity)"
-    ),
     "NVIDIA B200": _gpu(2250, 80, 180, 8000, "NVIDIA Blackwell Architecture Technical Brief, HGX B200"),
-    "AMD Instinct MI300A": _gpu(
-        980.6, 122.6, 128, 5300, "AMD Instinct MI300A data sheet (matrix products, no sparsity)"
-    ),
     "AMD Instinct MI300X": _gpu(1307.4, 163.4, 192, 5300, _MI300X),
     "AMD Instinct MI300X OAM": _gpu(1307.4, 163.4, 192, 5300, _MI300X),
     "NVIDIA GeForce RTX 3090 Ti": _geforce(10752, 1860, 24, 1008),
