@@ -19,7 +19,9 @@ from slm_jax.utils.formatting import memory_size, plural
 from slm_jax.utils.waiting import interruptible, waiting
 
 _USABLE_SHARE = 0.9  # of the memory that JAX allocates, as in training (training/memory.py)
-_FIRST_TOKENS = 16_384  # of the first program that a search compiles
+# First guess of a step's memory: bytes per token, layer and channel; per token and entry of the vocabulary; and, for
+# state and gradients, per parameter.
+_CHANNEL_BYTES, _LOGIT_BYTES, _PARAMETER_BYTES = 40, 6, 20
 
 
 class Plan(NamedTuple):
@@ -134,8 +136,8 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         programs = [program]
     else:
         candidates = search.candidate_rows(config.train.batch_size // config.train.accumulation // batch_devices)
-        first = _FIRST_TOKENS // config.train.sequence_length
-        first = max(rows for rows in candidates if rows <= max(first, 1))
+        guess = _guess_rows(config, vocab_size, limit, mesh.size)
+        first = max((rows for rows in candidates if rows <= guess), default=candidates[0])
         program, programs = search.largest_that_fits(compile_rows, candidates, limit, first)
     length = config.train.sequence_length
     tokens = config.train.batch_size * length / mesh.size
@@ -154,6 +156,14 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         peak=peak,
         programs=tuple((each.rows, each.needed_bytes) for each in programs),
     )
+
+
+def _guess_rows(config: Config, vocab_size: int, limit: int, devices: int) -> float:
+    """Return about how many sequences fit at once, for the first program of a search."""
+    model = config.model
+    fixed = _PARAMETER_BYTES * flops.parameters(model, vocab_size) / devices
+    token = _CHANNEL_BYTES * model.depth * model.dim + _LOGIT_BYTES * vocab_size
+    return max(limit - fixed, 0.1 * limit) / (token * config.train.sequence_length)
 
 
 def _with_batch(config: Config, batch_size: int) -> Config:

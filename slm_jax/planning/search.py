@@ -52,8 +52,8 @@ def largest_that_fits(
         predicted = [n for n in left if _predict(list(programs.values()), n) <= limit]
         if not predicted and fitting and (too_large or len(programs) > 1):
             break
-        # Without a prediction that fits, the smallest candidate decides whether any does.
-        rows = max(predicted, default=left[0] if not fitting else left[-1])
+        # Without a prediction that fits, the next candidate decides: the smallest, or the one above what fits.
+        rows = max(predicted, default=left[0])
     if not fitting:
         smallest = programs[min(programs)]
         raise UserError(
