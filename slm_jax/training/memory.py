@@ -4,9 +4,7 @@ XLA plans the memory of a compiled program to the byte. The plan is compared wit
 a run that cannot fit ends with a message before its first step, and is not killed by the operating system later.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +15,9 @@ from slm_jax.training.train_step import Steps, make_steps
 from slm_jax.utils.batch import Batch
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size, plural
+from slm_jax.utils.memory import free_host_memory
 
 _USABLE_SHARE = 0.9  # of the free memory; the rest is for fragmentation, checkpoints in flight and other programs
-_CGROUP_FILES = (
-    ("memory.max", "memory.current"),  # version 2
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # version 1
-)
 
 
 @dataclass(frozen=True)
@@ -146,30 +141,13 @@ def memory_limit(config: Config, mesh: jax.sharding.Mesh) -> int:
     """
     device = mesh.local_devices[0]
     if device.platform == "cpu":
-        free = _free_host_memory() // len(mesh.local_devices)
+        free = free_host_memory() // len(mesh.local_devices)
     else:
         stats = device.memory_stats() or {}
         free = stats.get("bytes_limit", 1 << 62) - stats.get("bytes_in_use", 0)
     usable = int(_USABLE_SHARE * free)
     allowed = int(config.train.memory_gb * 1e9)
     return min(usable, allowed) if allowed else usable
-
-
-def _free_host_memory() -> int:
-    """Return the bytes that this process could still allocate, within the limit of its container."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: half of the physical memory
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    for limit_file, usage_file in _CGROUP_FILES:
-        try:
-            limit, usage = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit_file, usage_file))
-        except OSError:
-            continue
-        if limit.isdigit():  # "max": no limit
-            free = min(free, int(limit) - int(usage))
-    return max(free, 1)
 
 
 def describe(fitted: FittedStep, requested: Config) -> str:

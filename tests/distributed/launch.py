@@ -52,7 +52,7 @@ def make_unrestorable(part):
 def limit_memory(free):
     from slm_jax.training import memory
 
-    memory._free_host_memory = lambda: free
+    memory.free_host_memory = lambda: free
 
 
 def make_stale(part):
