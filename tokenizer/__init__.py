@@ -17,10 +17,36 @@ How text is represented, and why:
   1 M parameters with 1,024 and 2,048 entries) and better only on Python's documentation (by 1.0 %).
 - Phrases, if requested, then join ids of neighboring words. The same text takes fewer tokens, each of which predicts
   more at once; whether a model gains from that must be decided by its bits per byte.
+
+Names are imported on first use, so that `python -m tokenizer` can expect Ctrl-C before it loads anything.
 """
 
-from tokenizer.errors import TokenizerError
-from tokenizer.hybrid import HybridTokenizer
-from tokenizer.vocabularies import pretrained_names
+TYPE_CHECKING = False  # as type checkers know it
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tokenizer.errors import TokenizerError
+    from tokenizer.hybrid import HybridTokenizer
+    from tokenizer.vocabularies import pretrained_names
 
 __all__ = ["HybridTokenizer", "TokenizerError", "pretrained_names"]
+
+_MODULES = {
+    "HybridTokenizer": "tokenizer.hybrid",
+    "TokenizerError": "tokenizer.errors",
+    "pretrained_names": "tokenizer.vocabularies",
+}
+
+
+def __getattr__(name: str) -> "Any":
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,8 +1,20 @@
 """The command `python -m tokenizer`; see `tokenizer.cli`."""
 
+import os
+import signal
 import sys
 
-from tokenizer.cli import main
+
+def _exit(*_: object) -> None:
+    os.write(2, b"stopped\n")  # print is not safe in a signal handler
+    os._exit(130)
+
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)  # before the imports, which take most of the time until `main`
+    from tokenizer.cli import main
+
+    if signal.getsignal(signal.SIGINT) is _exit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,5 +1,6 @@
 """python -m tokenizer in a subprocess: results on stdout, errors as one line on stderr with exit status 2."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -136,6 +137,16 @@ def test_ctrl_c_prints_one_line(trained):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, b"stopped\n")
+
+
+def test_ctrl_c_during_the_imports_prints_one_line(tmp_path):
+    (tmp_path / "argparse.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "tokenizer", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"stopped\n")
 
 
 def test_importing_does_not_load_numpy():
