@@ -274,8 +274,25 @@ class Checkpoints:
         return [step for _, step in measured[: self._config.keep_best]]
 
     def _read_scores(self) -> dict[str, float | None]:
-        """Return the scores of the checkpoints by step, as text; those that `keep_best` compares."""
-        return {str(step): self._read_score(step) for step in steps_in(self._folder)} if self._config.keep_best else {}
+        """Return the scores of the checkpoints by step, as text; those that `keep_best` compares.
+
+        The best ones are verified: one that is corrupt would be kept in place of one that can be used. The newest is
+        not, since it is verified when it is restored.
+        """
+        if not self._config.keep_best:
+            return {}
+        steps = steps_in(self._folder)
+        scores = {step: self._read_score(step) for step in steps}
+        verified = set(steps[-1:])
+        while unverified := set(self._best(scores)) - verified:
+            for step in unverified:
+                verified.add(step)
+                try:
+                    verify_checkpoint(self._folder, step)
+                except Exception as error:  # a bucket's library raises errors of its own
+                    logger.warning("the checkpoint of step %d is corrupt (%s): not kept as the best one", step, error)
+                    scores[step] = None
+        return {str(step): score for step, score in scores.items()}
 
     def _read_score(self, step: int) -> float | None:
         try:

@@ -10,7 +10,7 @@ from slm_jax.model.params import abstract_model
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.read_checkpoint import read_params
-from slm_jax.run.selection import Step, select_checkpoint
+from slm_jax.run.selection import Step, regular_steps, select_checkpoint
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer, TokenizerError
 
@@ -58,7 +58,8 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
 
     Args:
         path: The run directory, or a curriculum, which stands for its newest stage; None: the newest run in `runs/`.
-        average: Number of newest checkpoints whose parameters are averaged; above 1, `step` must be None or "last".
+        average: Number of newest checkpoints whose parameters are averaged, without an older one that is kept as
+            the best; above 1, `step` must be None or "last".
         step: "best" (fewest validation bits per byte), "last", or the number of a step. None: the best checkpoint if
             the newest validation is not the best one, otherwise the last checkpoint. Where the chosen one is corrupt,
             the next best or the one before is used, with a warning; that of a given number is an error.
@@ -74,11 +75,14 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
     config = run.read_config()
     tokenizer = load_tokenizer(run)
     if average > 1 and step not in (None, "", "last"):
-        raise UserError(f"average {average} is of the newest checkpoints: leave out step {step}, or give average 1")
+        raise UserError(
+            f"--average {average} is of the newest checkpoints: leave out --step {step}, or give --average 1"
+        )
     selection = select_checkpoint(run, "last" if average > 1 else step)
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params, used = read_params(run.checkpoints, target, average, selection.candidates)
+    candidates = selection.candidates if average == 1 else regular_steps(selection.candidates, config.checkpoint)
+    params, used = read_params(run.checkpoints, target, average, candidates)
     text = selection.describe(used) if average == 1 else f"mean of {average} checkpoints up to step {used}"
     return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), used, text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slm_jax.config.schema import CheckpointConfig
 from slm_jax.run.checkpoint import open_folder, read_position, steps_in
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import iter_rows
@@ -155,7 +156,7 @@ def parse_step(value: Step) -> int | str:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    raise UserError(f"step {value!r}: should be best, last, or the number of a step")
+    raise UserError(f"--step {value!r}: should be best, last, or the number of a step")
 
 
 def select_checkpoint(run: Run, step: Step = None) -> Selection:
@@ -191,6 +192,17 @@ def select_checkpoint(run: Run, step: Step = None) -> Selection:
     if choice == "" and best is not None and _trend_up_to(run, positions[last], last).since_best:
         return Selection((best, *(each for each in newest_first if each != best)), best, last)
     return Selection(tuple(newest_first), best, last)
+
+
+def regular_steps(newest_first: Sequence[int], config: CheckpointConfig) -> list[int]:
+    """Return the steps that stay without regard to their scores: the newest `keep`, and every `keep_every` steps.
+
+    Args:
+        newest_first: The steps of all checkpoints.
+        config: The options of the checkpoints.
+    """
+    every = config.keep_every
+    return [step for i, step in enumerate(newest_first) if i < config.keep or (every and step and step % every == 0)]
 
 
 def newest_trend(run: Run) -> Trend:

@@ -19,6 +19,7 @@ from slm_jax.config.schema import CheckpointConfig
 from slm_jax.run import checksums
 from slm_jax.run.checkpoint import Checkpoints, steps_in
 from slm_jax.run.read_checkpoint import read_params
+from slm_jax.run.selection import regular_steps
 from slm_jax.utils.errors import UserError
 
 
@@ -123,6 +124,33 @@ def test_newest_best_and_periodic_checkpoints_are_kept(tmp_path):
                 for step in steps:
                     checkpoints.save(step, {"x": jnp.full((3,), step)}, {}, scores[step])
         assert steps_in(epath.Path(folder)) == expected_to_stay(scores, **policy), policy
+
+
+def test_a_corrupt_checkpoint_is_not_kept_as_the_best(tmp_path, caplog):
+    scores = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.6, 5: 0.7}
+    policy = CheckpointConfig(keep=1, keep_best=1)
+
+    def continue_with(*steps):
+        with Checkpoints(tmp_path / "a", policy) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"x": jnp.full((300,), step)}, {}, scores[step])
+        return steps_in(epath.Path(tmp_path / "a"))
+
+    assert continue_with(1, 2) == [1, 2]
+    array = max((tmp_path / "a" / "1" / "state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    damaged = bytearray(array.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    array.write_bytes(damaged)
+    assert continue_with(3) == [2, 3]
+    assert "the checkpoint of step 1 is corrupt (" in caplog.text
+    assert caplog.text.count("not kept as the best one") == 1
+    assert continue_with(4, 5) == [2, 5]
+
+
+def test_an_average_leaves_out_an_older_checkpoint_that_is_kept_as_the_best():
+    newest_first = [900, 800, 600, 350, 300, 0]
+    assert regular_steps(newest_first, CheckpointConfig(keep=2)) == [900, 800]
+    assert regular_steps(newest_first, CheckpointConfig(keep=3, keep_every=300)) == [900, 800, 600, 300]
 
 
 def test_when_a_checkpoint_is_due(tmp_path):

@@ -115,10 +115,12 @@ def test_the_best_checkpoint_is_kept_named_and_used(run, capsys, tmp_path):
 
 def test_an_average_is_of_the_newest_checkpoints(run, tmp_path):
     path = str(run.result.run)
+    with pytest.raises(UserError, match=r"holds 1 complete checkpoints, of steps \[40\], not 2 to average"):
+        load_run(path, average=2)  # the other one is the best, which is older than those of checkpoint.keep
     best = run.result.trend.best.step
     for step in ("best", best, str(best)):
         with pytest.raises(
-            UserError, match=rf"average 2 is of the newest checkpoints: leave out step {step}, or give av"
+            UserError, match=rf"--average 2 is of the newest checkpoints: leave out --step {step}, or give --av"
         ):
             load_run(path, average=2, step=step)
         words = ["--run", path, "--average", "2", "--step", str(step)]
@@ -126,7 +128,7 @@ def test_an_average_is_of_the_newest_checkpoints(run, tmp_path):
             (generate_command, ["--prompt", "ab"]),
             (export_command, ["--to", str(tmp_path / "x")]),
         ):
-            with pytest.raises(UserError, match=f"leave out step {step}"):
+            with pytest.raises(UserError, match=f"leave out --step {step}"):
                 command_of.main([*words, *more])
     for step in (None, "last"):
         loaded = load_run(path, average=2, step=step)
