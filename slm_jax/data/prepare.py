@@ -12,7 +12,13 @@ from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import build_corpus
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, mixture_fingerprint, open_corpus, read_manifest
-from slm_jax.data.corpus.disjoint import copy_without, exclusion_key, find_exclusions, read_digests
+from slm_jax.data.corpus.disjoint import (
+    copy_without,
+    exclusion_key,
+    find_exclusions,
+    read_digests,
+    trained_corpus_errors,
+)
 from slm_jax.data.corpus.merge import complete_parts, merge_parts
 from slm_jax.data.corpus.part_files import Part, PartState
 from slm_jax.data.corpus.parts import build_part
@@ -248,7 +254,8 @@ def _disjoint(
     if len(entries) == 1 and not trained:
         return entries
     digests = [read_digests(entry.folder)[0] for entry in entries]
-    before = [each for folder in trained for each in read_digests(folder)]
+    with trained_corpus_errors():
+        before = [each for folder in trained for each in read_digests(folder)]
     result = []
     for entry, exclusion in zip(entries, find_exclusions(digests, before), strict=True):
         folder = entry.folder
@@ -265,7 +272,8 @@ def _disjoint(
 def _corpora_of_weights(config: Config) -> list[Path]:
     """Return the corpora of the runs that the initial weights of a config come from."""
     runs, missing = runs_of_weights(config)
-    earlier = [run for run in runs if read_manifest(run.corpus)["format"] < FORMAT]
+    with trained_corpus_errors():
+        earlier = [run for run in runs if read_manifest(run.corpus)["format"] < FORMAT]
     reasons = [missing] if missing else []
     reasons += [f"{run.path} was made by an earlier version" for run in earlier]
     for reason in reasons:

@@ -9,7 +9,13 @@ from slm_jax.config.schema import Config
 from slm_jax.data.corpus import build
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
-from slm_jax.data.corpus.disjoint import CorpusDigests, copy_without, find_exclusions, read_digests
+from slm_jax.data.corpus.disjoint import (
+    CorpusDigests,
+    copy_without,
+    find_exclusions,
+    read_digests,
+    trained_corpus_errors,
+)
 from slm_jax.data.prepare import describe_corpus, prepare
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
@@ -185,6 +191,10 @@ def test_a_damaged_corpus_is_reported_not_compared(tmp_path, tokenizer):
             if "documents" in name:
                 with pytest.raises(UserError, match=rf"a is damaged \({name}: .*remove that folder"):
                     read_digests(tmp_path / "a")
+                with pytest.raises(UserError, match=r"a is damaged \(") as error, trained_corpus_errors():
+                    read_digests(tmp_path / "a")
+                assert "restore it from a backup" in str(error.value)
+                assert "build it again" not in str(error.value)  # that needs the run that it belongs to
             with pytest.raises(UserError, match=rf"a is damaged \({name}: .*remove that folder"):
                 copy_without(tmp_path / "a", tmp_path / "b", exclusion)
             assert not (tmp_path / "b").exists()

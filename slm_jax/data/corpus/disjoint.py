@@ -56,6 +56,23 @@ class Exclusion(NamedTuple):
         return not (self.train.size or self.validation.size or self.all_seen)
 
 
+@contextlib.contextmanager
+def trained_corpus_errors() -> Iterator[None]:
+    """Report damage to the corpus of a run that the weights come from, which cannot be built again without that run.
+
+    Raises:
+        UserError: The corpus cannot be read.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{str(error).partition(': remove')[0]}. It is the text that the initial weights were trained on, and "
+            "held-out documents are compared with it: restore it from a backup, or remove it to start without this "
+            "comparison"
+        ) from None
+
+
 def read_digests(folder: Path) -> list[CorpusDigests]:
     """Read the digests of a corpus, or of each corpus of a mixture.
 
