@@ -22,6 +22,8 @@ from slm_jax.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
+_CONSIDERABLE_WAIT = 0.1  # of the time of a call, waiting for data
+
 
 class StepRecorder:
     """Writes the row of each step with its timing, shows progress, and validates; a context manager.
@@ -190,5 +192,5 @@ class StepRecorder:
     def report_data_wait(self, seconds: float) -> None:
         """Log the share of the time of this call that was spent waiting for data, if it is considerable."""
         share = seconds / max(self._seconds - self._seconds_before, 1e-9)
-        if share > 0.01:
+        if share >= _CONSIDERABLE_WAIT:
             logger.info("note: %.0f%% of the time was spent waiting for data", 100 * share)

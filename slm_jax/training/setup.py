@@ -124,7 +124,6 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             state = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
             checkpoints.save(0, resume.state_to_save(state), compatibility)
             checkpoints.wait()  # from here on the run does not need the other one
-            logger.info("starting with the weights of %s", initial.path)
         rows = read_metrics(run.metrics)
         if trend is None:
             earlier = Trend.from_rows(row for row in rows if row["step"] <= start)
@@ -297,7 +296,7 @@ def _log_start(opened: OpenRun) -> None:
         return
     if start:
         logger.info("continuing after step %d", start)
-    for line in opened.batches.summary(opened.config.train.steps):
+    for line in opened.batches.summary(opened.config.train.steps, total=False):
         logger.info(line)
     parameters = flops.parameters(opened.config.model, opened.tokenizer.vocab_size)
     text_tokens, steps_per_epoch = len(opened.corpus.train), opened.batches.steps_per_epoch

@@ -96,6 +96,7 @@ def initial_state(
         UserError: The source has no usable weights.
     """
     if isinstance(source, Folder):
+        logger.info("initial weights: %s", source.path)
         return _with_folder_weights(steps.init(), source, vocab_size)
     keeps_optimizer = config.init.optimizer == "keep"
     shapes = jax.eval_shape(make_steps(source.config, vocab_size).init)

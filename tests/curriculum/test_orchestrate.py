@@ -163,7 +163,7 @@ def test_every_stage_is_a_run_and_a_row(finished):
     assert stage_names(folder) == ["01-plain", "02-mixed"]
     assert "stage 2 of 2: mixed" in err
     assert "weights of 01-plain, optimizer state kept" in err
-    assert "starting with the weights of whole/stages/01-plain" in err
+    assert "initial weights: run whole/stages/01-plain, step " in err
     rows = read_benchmarks(folder / "benchmarks.csv")
     for row, name in zip(rows, stage_names(folder), strict=True):
         run = Run(folder / "stages" / name)

@@ -45,6 +45,13 @@ def label_counts(batches):
     return Counter(int(x) for batch in batches for x in batch["labels"].ravel() if x != IGNORE_INDEX)
 
 
+def test_epochs_of_one_text_are_stated_once_by_training():
+    """`expectation` states them; a mixture has a number for each source."""
+    stream = stream_of([20] * 30)
+    assert list(PackedBatches(stream, 4, 16, seed=0).summary(10)) == ["10 steps are 1.05 epochs"]
+    assert list(PackedBatches(stream, 4, 16, seed=0).summary(10, total=False)) == []
+
+
 def test_labels_are_the_next_token():
     stream = np.arange(1000, dtype=np.uint16)
     batches = PackedBatches(stream, 4, 16, seed=0)

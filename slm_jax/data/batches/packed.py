@@ -205,9 +205,15 @@ class PackedBatches:
         """Return a batch (or `rows` rows of one) without content, of the largest shape that batches have."""
         return empty_batch(rows or self._batch_size, self._length, self._segments)
 
-    def summary(self, steps: int) -> Iterator[str]:
-        """Yield lines for the log: how often training for `steps` steps reads the text."""
-        yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
+    def summary(self, steps: int, total: bool = True) -> Iterator[str]:
+        """Yield lines for the log.
+
+        Args:
+            steps: The number of steps.
+            total: State how often these read the text also where it is one source, of which `expectation` states it.
+        """
+        if total or len(self._sources) > 1:
+            yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}"
 
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""

@@ -210,9 +210,17 @@ class PaddedBatches:
         drawn = [steps] if self._mixture is None else self._mixture.drawn(steps)
         return [count / source.count for count, source in zip(drawn, self._sources, strict=True)]
 
-    def summary(self, steps: int) -> Iterator[str]:
-        """Yield lines for the log: how often `steps` steps read the text, and the share of padding."""
-        yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
+    def summary(self, steps: int, total: bool = True) -> Iterator[str]:
+        """Yield lines for the log.
+
+        Args:
+            steps: The number of steps.
+            total: State how often these read the text also where it is one source, of which `expectation` states it.
+        """
+        if total or len(self._sources) > 1:
+            yield f"{steps:,} steps are {epochs_text(self.epochs(steps))}, {self.padding:.1%} padding"
+        else:
+            yield f"{self.padding:.1%} padding"
 
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""
