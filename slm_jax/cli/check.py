@@ -17,6 +17,11 @@ from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_USED = (
+    *("model.", "optimizer.", "train.", "health.", "mesh.", "data.", "tokenizer.", "init."),
+    "eval.max_tokens",
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -54,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         UserError: The command line or the config is invalid.
     """
-    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.check")
+    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.check", used=_USED)
     for name in ("worst", "documents"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)}: should be 0 or more")

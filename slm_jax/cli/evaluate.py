@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     options = read_options(Options, args, "python -m slm_jax.evaluate")
     problems = [
-        f"{name} {getattr(options, name)} must be 0 or more"
+        f"--{name} {getattr(options, name)} must be 0 or more"
         for name in ("max_items", "max_tokens", "context", "stride", "batch_tokens")
         if getattr(options, name) < 0
     ]

@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = read_options(Options, args, "python -m slm_jax.export")
     show_log()
     if options.average < 1:
-        raise UserError(f"average {options.average} must be 1 or more")
+        raise UserError(f"--average {options.average} must be 1 or more")
     with without_garbage_collection():
         from slm_jax.huggingface.export import export
         from slm_jax.run.load import load_run

@@ -98,11 +98,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _check(options: Options) -> None:
-    problems = options.sampling.problems()
+    problems = [f"--{problem}" for problem in options.sampling.problems()]
     minima = {"samples": 1, "average": 1, "max_tokens": 1, "context": 0, "batch_size": 1}
     for name, minimum in minima.items():
         if getattr(options, name) < minimum:
-            problems.append(f"{name} {getattr(options, name)} must be {minimum} or more")
+            problems.append(f"--{name} {getattr(options, name)} must be {minimum} or more")
     if problems:
         raise UserError("; ".join(problems))
 

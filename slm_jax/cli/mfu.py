@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from slm_jax.training.mfu import Report
 
 
+_USED = ("model.", "optimizer.", "train.", "health.", "mesh.", "tokenizer.path", "tokenizer.vocab_size")
+
+
 @dataclass(frozen=True)
 class Options:
     """Measure the matrix speed of the device and the MFU of a config's training step.
@@ -43,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> "Report":
     Raises:
         UserError: The command line or the config is invalid.
     """
-    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.mfu")
+    options, overrides = read_options_and_config(Options, args, "python -m slm_jax.mfu", used=_USED)
     if options.steps < 1:
         raise UserError(f"--steps {options.steps}: should be a whole number, 1 or more")
     base = None

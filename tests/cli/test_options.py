@@ -1,5 +1,6 @@
 """Flags generated from option dataclasses and from the schema: values, messages and help."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -162,3 +163,15 @@ def test_help_does_not_import_jax(module):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "unused"), [("mfu", {"log", "checkpoint", "eval", "init", "data"}), ("check", {"log", "checkpoint"})]
+)
+def test_help_lists_only_the_sections_that_are_used(name, unused, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"slm_jax.cli.{name}").main(["--help", "all"])
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    sections = {option.removeprefix("--").partition(".")[0] for option in names if "." in option}
+    assert sections & {"model", "train", "optimizer"} == {"model", "train", "optimizer"}
+    assert not sections & unused
