@@ -157,9 +157,11 @@ def describe_devices(target: Target, count: int) -> Sequence[Any]:
 
 def _topology(platform: str, name: str, **options: Any) -> Sequence[Any]:
     """Return the compile-only devices of a topology."""
+    import jax
     from jax.experimental import topologies
 
     with without_native_messages():
+        jax.devices()  # loads all plugins that are installed
         return topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices
 
 

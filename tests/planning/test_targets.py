@@ -1,8 +1,10 @@
 """Programs compiled by the compilers of TPUs and GPUs, without a chip: skipped where these are not installed."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,19 @@ def test_traffic_is_close_to_what_the_compiler_counts_without_loops():
     scanned = plan("--device", "v5e", "--config", "gpu_30m", "--batch", 4, *TINY, "--model.scan_layers", "True")
     assert 0.1 * unrolled["bytes_accessed"] < unrolled["traffic_bytes"] < 1.1 * unrolled["bytes_accessed"]
     assert scanned["bytes_accessed"] < unrolled["bytes_accessed"]
+
+
+@pytest.mark.slow
+@needs("v5e")
+def test_an_interrupt_ends_a_compilation_at_once():
+    command = [sys.executable, "-m", "slm_jax.plan", "--device", "v5e", "--config", "gpu_125m", "--batch", "8"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stderr.readline()
+        assert first.startswith("compiling for 1 x TPU v5 lite")  # and no message of a library before it
+        time.sleep(6)  # tracing is over, the compiler runs
+        assert process.poll() is None
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert time.monotonic() - start < 1
+        assert process.stderr.read() == "stopped\n"
