@@ -181,13 +181,12 @@ def test_an_interrupted_merge_begins_again(tmp_path, tokenizer, monkeypatch):
     source = ListSource(TEXTS)
     build_corpus(tmp_path / "one", source, tokenizer, CorpusOptions(0.2), workers=1)
     make_parts(tmp_path / "merged", source, tokenizer, CorpusOptions(0.2), 2)
+    save = build.BuildProgress.save
     monkeypatch.setattr(build.BuildProgress, "save", lambda self, folder: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         merge_parts(tmp_path / "merged", source, tokenizer, CorpusOptions(0.2), 2)
-    monkeypatch.undo()
+    monkeypatch.setattr(build.BuildProgress, "save", save)
     assert complete_parts(tmp_path / "merged") == 2  # nothing is lost
-    for module, name, value in ((build, "GROUP_SIZE", 1000), (parts, "GROUP_SIZE", 1000), (build, "SHARD_SIZE", 1500)):
-        monkeypatch.setattr(module, name, value)
     merge_parts(tmp_path / "merged", source, tokenizer, CorpusOptions(0.2), 2)
     assert contents(tmp_path / "merged") == contents(tmp_path / "one")
 
@@ -222,6 +221,13 @@ def test_missing_damaged_and_different_parts_are_named(tmp_path, tokenizer, capl
         merge()
     shutil.rmtree(folder)
     make_parts(corpus, source, tokenizer, options, 3, [2])
+    state = PartState.load(folder)
+    for version in (state.header["format"], [0, 0, 0]):
+        PartState(**{**vars(state), "header": {**state.header, "format": version}}).save(folder)
+        assert complete_parts(corpus) == (3 if version != [0, 0, 0] else 0)
+    with pytest.raises(UserError, match="part 2 of 3 was made by another version of this program: remove"):
+        merge()
+    state.save(folder)
     file = folder / "00001.tokens.npy"
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1

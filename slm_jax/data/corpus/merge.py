@@ -24,7 +24,7 @@ from slm_jax.data.corpus.part_files import (
     parts_folder,
     read_groups,
 )
-from slm_jax.data.corpus.parts import file_owners
+from slm_jax.data.corpus.parts import file_owners, part_version
 from slm_jax.data.corpus.plan import SplitPlan, cut_document, largest_held_out
 from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText
 from slm_jax.data.sources.documents import Document, InvalidRow, Source, Split
@@ -40,7 +40,7 @@ def complete_parts(corpus: Path) -> int:
         text = folder.name.rpartition("-")[2]
         count = int(text) if text.isdecimal() else 0
         states = [PartState.load(Part(number, count).folder(corpus)) for number in range(1, count + 1)]
-        if count and all(state is not None and state.done for state in states):
+        if count and all(state and state.done and state.header.get("format") == part_version() for state in states):
             return count
     return 0
 
@@ -104,6 +104,11 @@ def _open_parts(
             "options for it (what it has is kept), then merge again"
         )
     for number, state in enumerate(states, start=1):
+        if state.header.get("format") != part_version():
+            raise UserError(
+                f"{source.name}: part {number} of {count} was made by another version of this program: remove "
+                f"{Part(number, count).folder(corpus)} and prepare that part again"
+            )
         for name in ("header", "version"):
             if getattr(state, name) != getattr(states[0], name):
                 raise UserError(

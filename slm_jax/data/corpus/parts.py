@@ -56,6 +56,11 @@ _RESERVE = 1.25  # of a limit of documents or tokens is prepared; if it is not e
 _RATE_SAMPLE = 1 << 18  # characters that the number of tokens per character is estimated from
 
 
+def part_version() -> list[int]:
+    """Return what parts must have in common with the program that merges them."""
+    return [PART_FORMAT, FORMAT, GROUP_SIZE]
+
+
 def file_owners(source: Source, options: CorpusOptions, count: int) -> list[int] | None:
     """Return the part of each file of a source, from 0; None if groups are dealt out instead.
 
@@ -108,7 +113,7 @@ def build_part(
     plan = make_plan(documents, options.validation_fraction, sample.complete)
     owners = file_owners(source, options, part.total)
     header = {
-        "format": [PART_FORMAT, FORMAT, GROUP_SIZE],
+        "format": part_version(),
         "name": source.name,
         "source": source.describe(),
         "options": asdict(options),
