@@ -12,7 +12,7 @@ from slm_jax.distributed.partitioning import map_over_batch_and_heads
 from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import attention, describe_attention, naive_attention
 from slm_jax.model.ops.attention_blocks import blockwise_attention
-from slm_jax.model.ops.attention_kernels import cudnn_attention, splash_attention
+from slm_jax.model.ops.attention_kernels import _splash_tile, cudnn_attention, splash_attention
 from slm_jax.model.precision import compute_dtype
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
@@ -186,3 +186,11 @@ def test_platform_of_a_device(name):
     device = SimpleNamespace(platform=name, compute_capability="9.0")
     is_gpu = name in ("cuda", "rocm", "gpu")
     assert Platform.of_device(device) == Platform("gpu" if is_gpu else name, "9.0" if is_gpu else "")
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "tile"),
+    [(1024, 0, 1024), (512, 0, 512), (4096, 0, 1024), (384, 0, 128), (1024, 300, 256), (1024, 5, 128)],
+)
+def test_splash_tiles_divide_the_sequence_and_fit_the_window(length, window, tile):
+    assert _splash_tile(length, window) == tile
