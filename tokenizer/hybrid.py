@@ -16,7 +16,7 @@ from tokenizer.decoding.id_formats import MIN_ARRAY_LENGTH, flatten_ids, run_len
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.reference import join_phrases
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer: only methods that need it import it
     import numpy as np
@@ -344,6 +344,32 @@ class HybridTokenizer:
     def vocab_size(self) -> int:
         """The number of ids, V."""
         return self._vocabulary.size
+
+    @property
+    def eos_id(self) -> int:
+        """The id of ``<EOS>``, which ends a document."""
+        return SPECIAL_TOKENS.index("<EOS>")
+
+    @property
+    def start_id(self) -> int:
+        """The id before a text that begins a document: the ``<EOS>`` of the document before it."""
+        return self.eos_id
+
+    @property
+    def pad_id(self) -> int:
+        """The id of ``<PAD>``."""
+        return SPECIAL_TOKENS.index("<PAD>")
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end a generated text: that of ``<EOS>``."""
+        return [self.eos_id]
+
+    @property
+    def suppressed_ids(self) -> list[int]:
+        """Ids of special tokens that no training text contains: all but ``<EOS>``."""
+        names = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<RES>")
+        return [SPECIAL_TOKENS.index(name) for name in names]
 
     @cached_property
     def token2id(self) -> dict[str, int]:

@@ -1,0 +1,129 @@
+"""Tokenizers of published models: equal to the package `tokenizers`, kept and restored byte for byte."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
+
+from slm_jax.utils.text_tokenizer import document_prefix, save_tokenizer, tokenizer_file  # noqa: E402
+from slm_jax.utils.tokenizer_loading import load_tokenizer  # noqa: E402
+from tests.test_tokenizer.conftest import make  # noqa: E402
+from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES  # noqa: E402
+from tests.utils import foreign  # noqa: E402
+from tokenizer import TokenizerError  # noqa: E402
+
+TEXTS = [*LANGUAGES.values(), *EDGE_CASES, foreign.TEXT]
+
+
+@pytest.fixture(scope="module", params=["byte level", "with a first token", "byte fallback"])
+def path(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign")
+    if request.param == "byte fallback":
+        return foreign.byte_fallback(folder)
+    return foreign.byte_level(folder, bos=request.param == "with a first token")
+
+
+def without_surrogates(text):
+    return "".join("\ufffd" if 0xD800 <= ord(character) < 0xE000 else character for character in text)
+
+
+def test_ids_and_texts_equal_those_of_the_package(path):
+    ours, theirs = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    assert ours.vocab_size == theirs.get_vocab_size()
+    arrays = ours.encode_arrays(TEXTS)
+    for text, array in zip(TEXTS, arrays, strict=True):
+        expected = theirs.encode(without_surrogates(text), add_special_tokens=False).ids
+        assert ours.encode(text) == array.tolist() == expected
+        assert array.dtype == np.int32
+        assert ours.decode(array.tolist()) == theirs.decode(expected)
+
+
+def test_texts_id_by_id_are_the_decoded_text(path):
+    tokenizer = load_tokenizer(path)
+    random = np.random.default_rng(0)
+    rows = [*(tokenizer.encode(text)[:300] for text in TEXTS), *random.integers(0, tokenizer.vocab_size, (30, 40))]
+    for row in rows:
+        decoder = tokenizer.stream_decoder()
+        parts = [decoder.push(id_) for id_ in row]
+        assert "".join(parts) + decoder.finish() == tokenizer.decode(row)
+    decoder = tokenizer.stream_decoder()
+    smile = tokenizer.encode("🙃")
+    assert "".join([*map(decoder.push, smile), decoder.push(tokenizer.encode("a")[-1])]).endswith("🙃a")
+    assert len(smile) > 1
+
+
+def test_the_bytes_of_tokens_add_up_to_those_of_the_text(path):
+    tokenizer = load_tokenizer(path)
+    for text in (foreign.TEXT, *LANGUAGES.values()):
+        total = b"".join(tokenizer.token_bytes[id_] for id_ in tokenizer.encode(text))
+        assert total.removeprefix(b" ") == text.encode().removeprefix(b" ")
+    special = [id_ for id_, data in enumerate(tokenizer.token_bytes) if not data]
+    assert all(tokenizer.decode([id_]) == "" for id_ in special)
+
+
+def test_special_ids_are_those_of_the_files(tmp_path):
+    plain = load_tokenizer(foreign.byte_level(tmp_path / "plain"))
+    eos, turn = plain.token2id[foreign.EOS], plain.token2id[foreign.TURN]
+    assert (plain.eos_id, plain.start_id, plain.pad_id, plain.stop_ids) == (eos, eos, eos, [eos, turn])
+    assert document_prefix(plain) == []
+    begun = load_tokenizer(foreign.byte_level(tmp_path / "begun", bos=True))
+    assert document_prefix(begun) == [begun.token2id["<|begin|>"]]
+    assert plain.encode(f"a{foreign.TURN}b") == [*plain.encode("a"), turn, *plain.encode("b")]
+    assert plain.decode(plain.encode("a<tool>b")) == "a<tool>b"  # added, but not special
+    assert plain.fingerprint != begun.fingerprint
+    assert load_tokenizer(foreign.byte_fallback(tmp_path / "old")).start_id == 1
+    # Where the tokenizer's own files are silent, the model's count.
+    (tmp_path / "plain" / "tokenizer_config.json").unlink()
+    assert load_tokenizer(tmp_path / "plain" / "tokenizer.json").eos_id == turn
+    (tmp_path / "plain" / "generation_config.json").unlink()
+    with pytest.raises(TokenizerError, match=r"nothing says which token ends a text: give its eos_token"):
+        load_tokenizer(tmp_path / "plain" / "tokenizer.json")
+
+
+def test_a_folder_keeps_the_tokenizer_byte_for_byte(path, tmp_path):
+    tokenizer = load_tokenizer(path)
+    assert tokenizer_file(tmp_path).name == "tokenizer.hybtok"
+    saved = save_tokenizer(tokenizer, tmp_path)
+    assert saved == tokenizer_file(tmp_path)
+    again = load_tokenizer(saved)
+    assert again.files == tokenizer.files
+    assert again.files["tokenizer.json"] == path.read_bytes()
+    assert (again.fingerprint, again.stop_ids) == (tokenizer.fingerprint, tokenizer.stop_ids)
+    first = saved.read_bytes()
+    again.save(saved)
+    assert saved.read_bytes() == first
+    own = make(vocab_size=330)
+    assert load_tokenizer(save_tokenizer(own, tmp_path / "..")).fingerprint == own.fingerprint
+
+
+def test_damage_is_reported(path, tmp_path):
+    saved = save_tokenizer(load_tokenizer(path), tmp_path)
+    data = saved.read_bytes()
+    for position in range(40, len(data), max(1, len(data) // 60)):
+        saved.write_bytes(data[:position] + bytes([data[position] ^ 8]) + data[position + 1 :])
+        try:
+            same = load_tokenizer(saved)
+        except TokenizerError:
+            continue
+        assert same.files == load_tokenizer(path).files  # a date, or another field without meaning
+    saved.write_bytes(data[:100])
+    with pytest.raises(TokenizerError, match="damaged"):
+        load_tokenizer(saved)
+    with pytest.raises(TokenizerError, match="there is no tokenizer"):
+        load_tokenizer(tmp_path / "none.zip")
+    with pytest.raises(TokenizerError, match="cannot read"):
+        load_tokenizer(tmp_path / "none" / "tokenizer.json")
+    shutil.copytree(path.parent, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps({"model": 3}))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is damaged, or newer"):
+        load_tokenizer(tmp_path / "copy" / "tokenizer.json")
+
+
+def test_an_id_outside_the_vocabulary_is_an_error(path):
+    tokenizer = load_tokenizer(path)
+    for id_ in (-1, tokenizer.vocab_size):
+        with pytest.raises(TokenizerError, match="is not an id of this tokenizer"):
+            tokenizer.decode([1, id_])
