@@ -59,7 +59,7 @@ def check(
 class _Text(NamedTuple):
     """Input of a run."""
 
-    tokenizer: Any  # HybridTokenizer
+    tokenizer: Any  # TextTokenizer
     corpus: Any  # Corpus
     batches: Any  # PackedBatches or PaddedBatches
 
@@ -186,7 +186,7 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, choice: Step) ->
     yield _attempt("loss of each sample", lambda: trained.per_sample(losses, tokenizer, worst))
     logger.info("generation with and without a cache")
     length = min(config.train.sequence_length, _CACHED)
-    ids = [tokenizer.token2id["<EOS>"], *text.corpus.validation[: length - 1].tolist()]
+    ids = [tokenizer.eos_id, *text.corpus.validation[: length - 1].tolist()]
     yield _attempt("cached logits", lambda: trained.cached_logits(model, ids, loaded.context))
     prompt = ids[: length // 2]
     drawn = length - length // 2

@@ -25,7 +25,7 @@ from slm_jax.run.metrics import Row
 from slm_jax.run.trend import Trend
 from slm_jax.training.overfitting import remedies
 from slm_jax.utils.batch import IGNORE_INDEX, Batch
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 _COUNTED = 50_000_000  # training tokens that frequencies are counted in
 _SNIPPET = 70  # characters of a text that are shown
@@ -122,7 +122,7 @@ def matches_log(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Find
     return finding("validation repeats", ok, f"{loss:.6f}", f"{logged:.6f} as in metrics.jsonl, ± {tolerance:.1g}")
 
 
-def per_sample(rows: Sequence[RowLoss], tokenizer: HybridTokenizer, worst: int = 3) -> Finding:
+def per_sample(rows: Sequence[RowLoss], tokenizer: TextTokenizer, worst: int = 3) -> Finding:
     """Check that the loss of each row is finite, and show the texts with the highest loss."""
     means = np.array([row.mean for row in rows])
     if not np.isfinite(means).all():
@@ -172,7 +172,7 @@ def _rounding(model: Transformer) -> float:
 
 
 def greedy_text(
-    model: Transformer, tokenizer: HybridTokenizer, prompt: Sequence[int], context: int, length: int = 16
+    model: Transformer, tokenizer: TextTokenizer, prompt: Sequence[int], context: int, length: int = 16
 ) -> Finding:
     """Check that each greedily generated token is the most probable one by the full forward pass without a cache.
 

@@ -14,7 +14,7 @@ from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 from slm_jax.utils.progress import show_log
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, tokenizer_file
 
 HELP = """List the sources of text, and prepare text in the cache that all runs share.
 
@@ -202,7 +202,7 @@ def _config(preset: str, overrides: dict[str, Any], run: Run | None) -> Config:
     return make_config(overrides, preset, run.read_options() if run is not None else None)
 
 
-def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, HybridTokenizer]]:
+def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, TextTokenizer]]:
     """Yield (folder, tokenizer) of the corpora to inspect: those in a folder, or else those of a config."""
     from slm_jax.data.corpus.corpus import read_manifest
     from slm_jax.data.load import load_tokenizer
@@ -216,7 +216,7 @@ def _corpora(folder: Path | None, config: Config) -> Iterator[tuple[Path, Hybrid
         return
     mixed = [folder / entry["folder"] for entry in read_manifest(folder).get("mix", ())]
     for path in mixed or [folder]:
-        yield path, load_tokenizer(str(path / "tokenizer.hybtok"))
+        yield path, load_tokenizer(str(tokenizer_file(path)))
 
 
 _COMMANDS = {"list": _list, "prepare": _prepare, "inspect": _inspect}

@@ -15,6 +15,7 @@ from slm_jax.generation.settings import Sampling
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
+from tokenizer import HybridTokenizer
 
 if TYPE_CHECKING:
     from slm_jax.run.load import LoadedRun
@@ -113,8 +114,11 @@ def _suppressed(loaded: "LoadedRun", names: Sequence[str]) -> list[int]:
 
     token2id = loaded.tokenizer.token2id
     if unknown := [name for name in names if name not in token2id]:
-        command = f"python -m tokenizer inspect {shlex.quote(str(loaded.run.tokenizer))}"
-        raise UserError(f"--suppress {unknown[0]!r} is not a token of this run: `{command}` lists the special ones")
+        file = str(loaded.run.tokenizer)
+        remedy = f"`python -m tokenizer inspect {shlex.quote(file)}` lists the special ones"
+        if not isinstance(loaded.tokenizer, HybridTokenizer):
+            remedy = f"tokenizer.json in {file} lists them"
+        raise UserError(f"--suppress {unknown[0]!r} is not a token of this run: {remedy}")
     return [*suppressed_ids(loaded.tokenizer), *(token2id[name] for name in names)]
 
 
@@ -150,12 +154,12 @@ def _stream_one(
     """Print one prompt and its continuation, token by token."""
     from slm_jax.generation.decode import NO_TOKEN, stream
 
-    eos = loaded.tokenizer.token2id["<EOS>"]
+    stops = loaded.tokenizer.stop_ids
     decoder = loaded.tokenizer.stream_decoder()
     empty = True
     sys.stdout.write(prompt)
-    for token_B in stream(loaded.model, [ids], options.max_tokens, options.sampling, context, suppress, [eos]):
-        if token_B[0] not in (eos, NO_TOKEN):
+    for token_B in stream(loaded.model, [ids], options.max_tokens, options.sampling, context, suppress, stops):
+        if token_B[0] not in (*stops, NO_TOKEN):
             empty = False
             sys.stdout.write(decoder.push(int(token_B[0])))
             sys.stdout.flush()
@@ -173,19 +177,19 @@ def _generate_all(
     """
     from slm_jax.generation.decode import generate_ids
 
-    eos = loaded.tokenizer.token2id["<EOS>"]
+    stops = loaded.tokenizer.stop_ids
     jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.samples)]
     for start in range(0, len(jobs), options.batch_size):
         batch = jobs[start : start + options.batch_size]
         samplings = [options.sampling.with_seed_offset(sample) for _, sample in batch]
         rows = generate_ids(
-            loaded.model, [ids[i] for i, _ in batch], options.max_tokens, samplings, context, suppress, [eos]
+            loaded.model, [ids[i] for i, _ in batch], options.max_tokens, samplings, context, suppress, stops
         )
         for (i, sample), generated in zip(batch, rows, strict=True):
-            text = loaded.tokenizer.decode([token for token in generated if token != eos])
+            text = loaded.tokenizer.decode([token for token in generated if token not in stops])
             if options.format == "jsonl":
-                print(json.dumps({"prompt": prompts[i], "text": text, "ended": generated[-1] == eos}))
+                print(json.dumps({"prompt": prompts[i], "text": text, "ended": generated[-1] in stops}))
             else:
                 print(f"=== prompt {i + 1}, sample {sample + 1} ===\n{prompts[i]}{text}", flush=True)
-                if generated == [eos]:
+                if len(generated) == 1 and generated[0] in stops:
                     logger.info(_EMPTY)

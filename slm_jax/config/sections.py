@@ -290,7 +290,8 @@ class TokenizerConfig(Section):
 
     path: str = option(
         "",
-        "A saved tokenizer, or the name of a pretrained one (english-16k); empty: learn one from the training text.",
+        "A saved tokenizer, a tokenizer.json, or the name of a pretrained one (english-16k); empty: learn one from the "
+        "training text.",
         common=True,
     )
     vocab_size: int = option(2048, "Learned tokenizer: maximum number of token ids.", common=True, ge=300, le=65536)
@@ -320,7 +321,7 @@ class InitConfig(Section):
     from_hf: str = option(
         "",
         "Start from a folder in the Hugging Face layout, with optimizer settings for fine-tuning: one written by "
-        "slm_jax.export, or a Llama, Mistral, Qwen2, Qwen3 or SmolLM3 with a tokenizer of this project.",
+        "slm_jax.export, or a Llama, Mistral, Qwen2, Qwen3 or SmolLM3 with its tokenizer.json.",
     )
     optimizer: Literal["fresh", "keep"] = option(
         "fresh",

@@ -32,6 +32,7 @@ from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, replace_text
 from slm_jax.utils.progress import show_log
+from slm_jax.utils.text_tokenizer import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _make_tokenizer(folder: Path, curriculum: Curriculum) -> None:
     configs = [stage.config for stage in curriculum.stages]
     given = resolve_tokenizer(configs[0])
     if given:
-        load_tokenizer(given).save(path)
+        save_tokenizer(load_tokenizer(given), folder)
     else:
         learn_tokenizer(configs if curriculum.options.tokenizer_text == "all" else configs[:1]).save(path)
 

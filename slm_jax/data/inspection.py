@@ -14,7 +14,7 @@ from slm_jax.data.prepare import describe_corpus
 from slm_jax.data.sources.catalog import CATALOG
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 _SAMPLES = 3  # documents
 _SAMPLE_CHARACTERS = 240
@@ -57,7 +57,7 @@ def describe_sources(folder: Path) -> Iterator[str]:
         yield "  nothing yet"
 
 
-def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, config: Config) -> Iterator[str]:
+def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: TextTokenizer, config: Config) -> Iterator[str]:
     """Yield lines about a corpus whose checksums were verified.
 
     Args:
@@ -88,7 +88,7 @@ def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: HybridTokenizer, con
         yield f"  document {number:,}: {tokenizer.decode(ids.tolist())[:_SAMPLE_CHARACTERS]!r}"
 
 
-def overlap_summary(corpora: Sequence[Corpus], folder: Path | None, tokenizer: HybridTokenizer, config: Config) -> str:
+def overlap_summary(corpora: Sequence[Corpus], folder: Path | None, tokenizer: TextTokenizer, config: Config) -> str:
     """Return one line about held-out text that is also training text of these corpora or of the initial weights.
 
     Args:

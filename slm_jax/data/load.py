@@ -5,7 +5,9 @@ from pathlib import Path
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.run.directory import Run
+from slm_jax.utils import tokenizer_loading
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer, TokenizerError
 
 _PROMPT_DOCUMENTS = 50  # documents that `example_prompt` tries
@@ -14,17 +16,17 @@ _PROMPT_CHARACTERS = 32  # of a prompt, at most
 _DEFAULT_PROMPT = "The"
 
 
-def load_tokenizer(name: str) -> HybridTokenizer:
+def load_tokenizer(name: str) -> TextTokenizer:
     """Load a tokenizer.
 
     Args:
-        name: The path of a saved one, or the name of one that comes with the project.
+        name: The path of a saved one or of a `tokenizer.json`, or the name of one that comes with the project.
 
     Raises:
         UserError: There is none, or it is damaged.
     """
     try:
-        return HybridTokenizer.load(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
+        return tokenizer_loading.load_tokenizer(name) if Path(name).exists() else HybridTokenizer.pretrained(name)
     except TokenizerError as error:
         raise UserError(f"tokenizer.path: {error}") from None
 
@@ -56,7 +58,7 @@ def example_prompt(run: Run) -> str:
     return _DEFAULT_PROMPT
 
 
-def _shortest_prompt(stream: TokenStream, tokenizer: HybridTokenizer) -> str:
+def _shortest_prompt(stream: TokenStream, tokenizer: TextTokenizer) -> str:
     """Return the shortest prompt of the first documents, "" if none can be shown on a terminal."""
     documents = stream.shards[0].documents[:_PROMPT_DOCUMENTS]
     ends = documents["end"].tolist()

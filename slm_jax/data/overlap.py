@@ -17,8 +17,8 @@ from slm_jax.data.corpus.corpus import Corpus, open_corpus
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.files import replace_text
 from slm_jax.utils.formatting import plural
+from slm_jax.utils.text_tokenizer import TextTokenizer
 from slm_jax.utils.text_windows import code_points, normalize_space, window_hashes
-from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def measure_overlap(
     return Overlap(len(held_out), whole, characters, index.matched(), len(held_out) if total is None else total)
 
 
-def corpus_overlap(corpora: Sequence[Corpus], tokenizer: HybridTokenizer, earlier: Sequence[Corpus] = ()) -> Overlap:
+def corpus_overlap(corpora: Sequence[Corpus], tokenizer: TextTokenizer, earlier: Sequence[Corpus] = ()) -> Overlap:
     """Measure how much held-out text of corpora occurs in the training text of any of them, or of earlier ones.
 
     Args:
@@ -205,7 +205,7 @@ def corpus_overlap(corpora: Sequence[Corpus], tokenizer: HybridTokenizer, earlie
     return measure_overlap(held_out, blocks, sum(corpus.validation.num_documents for corpus in corpora))
 
 
-def _held_out_documents(stream: TokenStream, tokenizer: HybridTokenizer, step: int) -> Iterator[HeldOutText]:
+def _held_out_documents(stream: TokenStream, tokenizer: TextTokenizer, step: int) -> Iterator[HeldOutText]:
     """Yield every `step`-th document of a stream."""
     ends = stream.ends
     prompts = stream.documents["prompt"].astype(int)
@@ -215,7 +215,7 @@ def _held_out_documents(stream: TokenStream, tokenizer: HybridTokenizer, step: i
         yield HeldOutText(text, _decode(ids[prompts[number] :], tokenizer) if prompts[number] else text)
 
 
-def _blocks(stream: TokenStream, tokenizer: HybridTokenizer) -> Iterator[list[str]]:
+def _blocks(stream: TokenStream, tokenizer: TextTokenizer) -> Iterator[list[str]]:
     """Yield the documents of a stream in blocks."""
     ends = stream.ends
     first = 0
@@ -228,13 +228,13 @@ def _blocks(stream: TokenStream, tokenizer: HybridTokenizer) -> Iterator[list[st
         first = last
 
 
-def _decode(ids: list[int], tokenizer: HybridTokenizer) -> str:
+def _decode(ids: list[int], tokenizer: TextTokenizer) -> str:
     """Return the text of a document, without its <EOS>."""
-    return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.token2id["<EOS>"] else ids)
+    return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids)
 
 
 def stored_overlap(
-    folder: Path, tokenizer: HybridTokenizer, earlier: Sequence[Path] = (), max_tokens: int = 0
+    folder: Path, tokenizer: TextTokenizer, earlier: Sequence[Path] = (), max_tokens: int = 0
 ) -> Overlap | None:
     """Return the overlap of a corpus; it is measured if it is not stored yet, and stored in the folder of the corpus.
 

@@ -31,6 +31,7 @@ from slm_jax.run.directory import Run, other_input_error
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
+from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer
 from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class CachedCorpus:
     source: WeightedSource
 
 
-def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridTokenizer, Corpus]:
+def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[TextTokenizer, Corpus]:
     """Prepare the data of a run: open what it has, or make it from the config's text.
 
     A learned tokenizer is trained on training text only. Nothing is stored in the run if the text is too small for one
@@ -82,7 +83,7 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
     check_size(config, [MixturePart(c.train, w, label) for c, w, label in zip(corpora, weights, labels, strict=True)])
     parts = [(corpus.fingerprint, weight) for corpus, weight in zip(corpora, weights, strict=True)]
     _require_same_text(run, parts, tokenizer)
-    tokenizer.save(run.tokenizer)
+    save_tokenizer(tokenizer, run.path)
     _store(entries, run.corpus)
     corpus = open_corpus(run.corpus, tokenizer)
     for line in describe_corpus(corpus):
@@ -90,7 +91,7 @@ def prepare(config: Config, run: Run, tokenizer_path: str = "") -> tuple[HybridT
     return tokenizer, corpus
 
 
-def _require_same_text(run: Run, parts: Sequence[tuple[str, float]], tokenizer: HybridTokenizer) -> None:
+def _require_same_text(run: Run, parts: Sequence[tuple[str, float]], tokenizer: TextTokenizer) -> None:
     """Refuse to store a corpus in a run that was trained on another one, and would be evaluated on this one.
 
     Args:
@@ -131,7 +132,7 @@ def has_tokenizer(run: Run) -> bool:
 
 def prepare_cached(
     config: Config, tokenizer_path: str = "", verify: bool | None = None, merge: int = 0
-) -> tuple[HybridTokenizer, list[CachedCorpus]]:
+) -> tuple[TextTokenizer, list[CachedCorpus]]:
     """Prepare the tokenizer and the corpora of a config's sources in the shared cache.
 
     Args:
@@ -158,7 +159,7 @@ def prepare_cached(
     return tokenizer, _disjoint(entries, tokenizer, _corpora_of_weights(config), verify)
 
 
-def find_tokenizer(config: Config, tokenizer_path: str, sources: Sequence[WeightedSource]) -> HybridTokenizer:
+def find_tokenizer(config: Config, tokenizer_path: str, sources: Sequence[WeightedSource]) -> TextTokenizer:
     """Load a tokenizer, or learn it from the samples of sources if the cache does not have it.
 
     Args:
@@ -190,6 +191,8 @@ def prepare_part(config: Config, part: Part, tokenizer_path: str = "") -> list[P
     """
     sources = weighted_sources(config)
     tokenizer = find_tokenizer(config, tokenizer_path, sources)
+    if not isinstance(tokenizer, HybridTokenizer):  # merging decodes documents at the boundary of the splits
+        raise UserError("parts are prepared with a tokenizer of this project only, as others may not restore text")
     states: list[PartState | None] = []
     for source in sources if part.number else ():
         corpus = _corpus_folder(config, source, tokenizer)
@@ -204,13 +207,13 @@ def prepare_part(config: Config, part: Part, tokenizer_path: str = "") -> list[P
     return states
 
 
-def _corpus_folder(config: Config, source: WeightedSource, tokenizer: HybridTokenizer) -> Path:
+def _corpus_folder(config: Config, source: WeightedSource, tokenizer: TextTokenizer) -> Path:
     """Return the folder in the cache for the corpus of a source."""
     key = cache.cache_key([FORMAT, source.source.describe(), asdict(source.options), tokenizer.fingerprint])
     return cache.cache_folder(config.data.cache) / "corpora" / f"{cache.slug(source.source.name)}-{key}"
 
 
-def _make_corpus(entry: Path, source: WeightedSource, tokenizer: HybridTokenizer, workers: int, merge: int) -> None:
+def _make_corpus(entry: Path, source: WeightedSource, tokenizer: TextTokenizer, workers: int, merge: int) -> None:
     """Build the corpus of a source, or merge its parts."""
     name = source.source.name
     parts = merge or complete_parts(entry)
@@ -227,7 +230,7 @@ def _make_corpus(entry: Path, source: WeightedSource, tokenizer: HybridTokenizer
     build_corpus(entry, source.source, tokenizer, source.options, source.sample, workers)
 
 
-def _is_usable(entry: Path, tokenizer: HybridTokenizer, verify: bool | None) -> bool:
+def _is_usable(entry: Path, tokenizer: TextTokenizer, verify: bool | None) -> bool:
     """Return whether a corpus is in the cache; a damaged one is removed."""
     if not entry.is_dir():
         return False
@@ -241,7 +244,7 @@ def _is_usable(entry: Path, tokenizer: HybridTokenizer, verify: bool | None) -> 
 
 
 def _disjoint(
-    entries: list[CachedCorpus], tokenizer: HybridTokenizer, trained: Sequence[Path], verify: bool | None
+    entries: list[CachedCorpus], tokenizer: TextTokenizer, trained: Sequence[Path], verify: bool | None
 ) -> list[CachedCorpus]:
     """Return corpora without documents that are on the other side in another one.
 

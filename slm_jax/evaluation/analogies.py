@@ -17,7 +17,7 @@ from slm_jax.data.sources.files import find_files, open_text
 from slm_jax.evaluation.intervals import binomial_interval
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 FORMAT = "lines of four words, and a line `: name` before each section"
 _MAX_SCORES = 1 << 22  # scores in memory at a time
@@ -76,7 +76,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def word_vectors(
-    words: list[str], tokenizer: HybridTokenizer, embedding_VxD: np.ndarray
+    words: list[str], tokenizer: TextTokenizer, embedding_VxD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the embeddings of words.
 
@@ -127,7 +127,7 @@ def predict(index_Qx4: np.ndarray, vectors_WxD: np.ndarray) -> tuple[np.ndarray,
     return np.concatenate(added), np.concatenate(multiplied)
 
 
-def measure_analogies(questions: Questions, tokenizer: HybridTokenizer, embedding_VxD: np.ndarray) -> TaskResult:
+def measure_analogies(questions: Questions, tokenizer: TextTokenizer, embedding_VxD: np.ndarray) -> TaskResult:
     """Compute the accuracy of both methods over all questions, those of single-token words, and each section.
 
     Args:

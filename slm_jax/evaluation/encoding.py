@@ -11,17 +11,22 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_jax.evaluation.scoring import Item
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 
-def with_eos_prefix(tokenizer: HybridTokenizer, *parts: np.ndarray) -> np.ndarray:
+def with_eos_prefix(tokenizer: TextTokenizer, *parts: np.ndarray) -> np.ndarray:
     """Return <EOS> followed by the concatenated parts, int32."""
-    return np.concatenate([np.array([tokenizer.token2id["<EOS>"]], np.int32), *parts])
+    return np.concatenate([np.array([tokenizer.eos_id], np.int32), *parts])
 
 
-def sentence_items(tokenizer: HybridTokenizer, texts: Sequence[str]) -> list[Item]:
+def with_start(tokenizer: TextTokenizer, *parts: np.ndarray) -> np.ndarray:
+    """Return the parts of a text after the id that begins it, <EOS> or another one of a foreign tokenizer, int32."""
+    return np.concatenate([np.array([tokenizer.start_id], np.int32), *parts])
+
+
+def sentence_items(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Item]:
     """Return an item for each text with all of its tokens scored."""
-    return [Item(with_eos_prefix(tokenizer, ids)) for ids in tokenizer.encode_arrays(texts)]
+    return [Item(with_start(tokenizer, ids)) for ids in tokenizer.encode_arrays(texts)]
 
 
 class Continuations(NamedTuple):
@@ -36,7 +41,7 @@ class Continuations(NamedTuple):
     num_resplit: int
 
 
-def continuation_items(tokenizer: HybridTokenizer, pairs: Sequence[tuple[str, str]]) -> Continuations:
+def continuation_items(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]]) -> Continuations:
     """Return an item for each pair with all tokens of the continuation scored.
 
     Context and continuation are encoded separately, as a prompt and the generated text are. White space at the boundary
@@ -55,7 +60,7 @@ def continuation_items(tokenizer: HybridTokenizer, pairs: Sequence[tuple[str, st
     items = []
     num_resplit = 0
     for context_ids, rest_ids, joint_ids in zip(*encoded, strict=True):
-        item = Item(with_eos_prefix(tokenizer, context_ids, rest_ids), 1 + len(context_ids))
+        item = Item(with_start(tokenizer, context_ids, rest_ids), 1 + len(context_ids))
         if not np.array_equal(item.ids[1:], joint_ids):
             num_resplit += 1
         items.append(item)

@@ -98,15 +98,15 @@ class HarnessModel:
         for i, request in enumerate(requests):
             groups[_generation_settings(request.args[1])].append(i)
         texts = [""] * len(requests)
-        eos = self._tokenizer.token2id["<EOS>"]
+        stops = self._tokenizer.stop_ids
         suppress = suppressed_ids(self._tokenizer)
         for (sampling, max_tokens), members in groups.items():
             for start in range(0, len(members), self._batch_size):
                 batch = members[start : start + self._batch_size]
                 prompts = [encode_prompt(self._tokenizer, requests[i].args[0]) for i in batch]
-                rows = generate_ids(self._model, prompts, max_tokens, sampling, self._scorer.context, suppress, [eos])
+                rows = generate_ids(self._model, prompts, max_tokens, sampling, self._scorer.context, suppress, stops)
                 for i, row in zip(batch, rows, strict=True):
-                    text = self._tokenizer.decode([token for token in row if token != eos])
+                    text = self._tokenizer.decode([token for token in row if token not in stops])
                     texts[i] = _truncate(text, requests[i].args[1].get("until") or ())
         return texts
 

@@ -22,7 +22,7 @@ from slm_jax.evaluation.tasks import MAX_NATS, ScoreFunction
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, document_prefix
 
 _TOP = 5  # of top5_accuracy
 _SEGMENT = 4096  # tokens; longer documents are split into segments, which are resampled separately
@@ -50,7 +50,7 @@ class Documents(NamedTuple):
     sources: list[str]
 
 
-def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) -> Documents:
+def documents_of_run(run: Run, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
     """Read the validation documents of a run.
 
     Args:
@@ -68,7 +68,7 @@ def documents_of_run(run: Run, tokenizer: HybridTokenizer, max_tokens: int = 0) 
     return _concatenated(parts)
 
 
-def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int = 0) -> Documents:
+def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
     """Read documents of text, JSONL or Parquet files (column `text`).
 
     Args:
@@ -91,7 +91,8 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
             break
     if not texts:
         raise UserError(f"{pattern} contains no text")
-    eos = np.array([tokenizer.token2id["<EOS>"]], np.int32)
+    eos = np.array([tokenizer.eos_id], np.int32)
+    begin = np.array(document_prefix(tokenizer), np.int32)
     arrays = tokenizer.encode_arrays(texts)
     if max_tokens:
         total_tokens = np.cumsum([len(ids) + 1 for ids in arrays])
@@ -99,7 +100,7 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
         arrays = arrays[:kept]
         texts = texts[:kept]
     return Documents(
-        items=[Item(with_eos_prefix(tokenizer, ids, eos)) for ids in arrays],
+        items=[Item(with_eos_prefix(tokenizer, begin, ids, eos)) for ids in arrays],
         bytes_D=np.array([num_bytes(text) for text in texts]),
         words_D=np.array([len(text.split()) for text in texts]),
         source_D=np.zeros(len(texts), np.int64),
@@ -107,7 +108,7 @@ def documents_of_files(pattern: str, tokenizer: HybridTokenizer, max_tokens: int
     )
 
 
-def _documents_of_stream(stream: TokenStream, tokenizer: HybridTokenizer, name: str) -> Documents:
+def _documents_of_stream(stream: TokenStream, tokenizer: TextTokenizer, name: str) -> Documents:
     ends = stream.ends
     items = []
     words = []
@@ -130,7 +131,7 @@ def _concatenated(parts: Sequence[Documents]) -> Documents:
 
 
 def measure_heldout(
-    documents: Documents, tokenizer: HybridTokenizer, score: ScoreFunction, context: int, stride: int
+    documents: Documents, tokenizer: TextTokenizer, score: ScoreFunction, context: int, stride: int
 ) -> TaskResult:
     """Compute all metrics over all documents, and over each source if there are several.
 

@@ -13,7 +13,7 @@ from slm_jax.evaluation.datasets import HubLocation, Record
 from slm_jax.evaluation.references import BLIMP_PARADIGMS
 from slm_jax.evaluation.results import TaskResult
 from slm_jax.evaluation.tasks import Question, ScoreFunction
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 
 class Task(NamedTuple):
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
     description: str
     columns: tuple[str, ...]
-    measure: Callable[[list[Record], HybridTokenizer, ScoreFunction], TaskResult]
+    measure: Callable[[list[Record], TextTokenizer, ScoreFunction], TaskResult]
     hub: HubLocation | None = None
 
 

@@ -14,13 +14,13 @@ from slm_jax.evaluation.references import BLIMP, BLIMP_PARADIGMS, LAMBADA_ACCURA
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.evaluation.scoring import Item, TokenScores
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 ScoreFunction = Callable[[Sequence[Item]], list[TokenScores]]
 MAX_NATS = 700.0  # exp of more overflows float64
 
 
-def measure_blimp(records: list[Record], tokenizer: HybridTokenizer, score: ScoreFunction) -> TaskResult:
+def measure_blimp(records: list[Record], tokenizer: TextTokenizer, score: ScoreFunction) -> TaskResult:
     """Compute BLiMP (Warstadt et al. 2020): how often the acceptable sentence of a pair has the higher log-probability.
 
     Args:
@@ -59,7 +59,7 @@ def measure_blimp(records: list[Record], tokenizer: HybridTokenizer, score: Scor
     return TaskResult(metrics, note)
 
 
-def measure_lambada(records: list[Record], tokenizer: HybridTokenizer, score: ScoreFunction) -> TaskResult:
+def measure_lambada(records: list[Record], tokenizer: TextTokenizer, score: ScoreFunction) -> TaskResult:
     """Compute LAMBADA (Paperno et al. 2016): prediction of the last word of a passage, given the rest.
 
     The last word is the text after the last space, as in EleutherAI's lm-eval.
@@ -123,7 +123,7 @@ def measure_multiple_choice(
     to_question: Callable[[Record], Question],
     reference: str,
     records: list[Record],
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     score: ScoreFunction,
 ) -> TaskResult:
     """Compute how often the right choice of a question is the most probable one.

@@ -35,7 +35,7 @@ from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
 from slm_jax.model.transformer import Transformer, unstack_layers
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 _CHUNKS = (64, 512)  # minimum and maximum number of prompt tokens per prefill step, powers of two
 _STREAM_SECONDS = 0.05  # approximate time between two segments of a stream
@@ -399,7 +399,7 @@ def id_mask(ids: Sequence[int], size: int) -> np.ndarray:
 
 def generate(
     model: Transformer,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     prompts: str | Sequence[str],
     max_tokens: int = 200,
     sampling: Sampling | Sequence[Sampling] = Sampling(),
@@ -422,18 +422,17 @@ def generate(
         UserError: Arguments are invalid; the message names all problems.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    eos = tokenizer.token2id["<EOS>"]
+    stops = tokenizer.stop_ids
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rows = generate_ids(model, ids, max_tokens, sampling, context, suppressed_ids(tokenizer), [eos])
-    return [tokenizer.decode([token for token in row if token != eos]) for row in rows]
+    rows = generate_ids(model, ids, max_tokens, sampling, context, suppressed_ids(tokenizer), stops)
+    return [tokenizer.decode([token for token in row if token not in stops]) for row in rows]
 
 
-def encode_prompt(tokenizer: HybridTokenizer, prompt: str) -> list[int]:
-    """Encode a prompt as the start of a document: `<EOS>`, then the ids of the text."""
-    return [tokenizer.token2id["<EOS>"], *tokenizer.encode(prompt, mode="flat")]
+def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:
+    """Encode a prompt as the start of a document: `<EOS>`, or what the tokenizer begins with, then the text's ids."""
+    return [tokenizer.start_id, *tokenizer.encode(prompt)]
 
 
-def suppressed_ids(tokenizer: HybridTokenizer) -> list[int]:
-    """Return the special ids that no training text contains, and that generation suppresses: all but `<EOS>`."""
-    names = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<RES>")
-    return [tokenizer.token2id[name] for name in names]
+def suppressed_ids(tokenizer: TextTokenizer) -> list[int]:
+    """Return the ids that generation suppresses: special ones that no training text contains, all but `<EOS>`."""
+    return list(tokenizer.suppressed_ids)

@@ -21,10 +21,12 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import to_config_json
-from slm_jax.huggingface.import_folder import TOKENIZER_FILE
 from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
 from slm_jax.run.load import LoadedRun
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_tokenizer import HYBRID_FILE as TOKENIZER_FILE
+from slm_jax.utils.text_tokenizer import TOKENIZER_FILES, TextTokenizer
+from tokenizer import HybridTokenizer
 
 TOKENIZER_CLASS = "SlmJaxTokenizer"
 TOKENIZER_MODULE = Path(__file__).parent / "exported" / "tokenization_slm_jax.py"
@@ -33,7 +35,7 @@ _OVERWRITABLE = {
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
+    *TOKENIZER_FILES,
     "README.md",
     ".gitattributes",
     INDEX,
@@ -74,19 +76,43 @@ def export(
         raise UserError(f"shard_gb {shard_gb} must be a number above 0")
     vocab_size = loaded.tokenizer.vocab_size
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
+    config |= _special_ids(loaded.tokenizer)
     title = name or loaded.run.path.absolute().name
-    weights = model_card.ExportedWeights(loaded.step, average, config["architectures"][0], vocab_size)
+    is_foreign = not isinstance(loaded.tokenizer, HybridTokenizer)
+    weights = model_card.ExportedWeights(loaded.step, average, config["architectures"][0], vocab_size, is_foreign)
     card = model_card.collect(loaded.run, loaded.config, weights, title, license)
     with _replace_folder(Path(to), overwrite) as folder:
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
         write_tensors(to_tensors(params, vocab_size), folder, dtype, int(shard_gb * 1e9))
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", _generation_config(loaded, config))
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
-        (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
-        loaded.tokenizer.save(folder / TOKENIZER_FILE)
+        _write_tokenizer(loaded, folder)
         (folder / "README.md").write_text(model_card.write_card(card), encoding="utf-8", errors="backslashreplace")
     return Path(to)
+
+
+def _write_tokenizer(loaded: LoadedRun, folder: Path) -> None:
+    """Write the tokenizer: that of a published model as its own files, byte for byte."""
+    if not isinstance(loaded.tokenizer, HybridTokenizer):
+        from slm_jax.utils.foreign_tokenizer import ForeignTokenizer  # the package tokenizers, an extra
+
+        assert isinstance(loaded.tokenizer, ForeignTokenizer)
+        for name, content in loaded.tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        return
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
+    (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
+    loaded.tokenizer.save(folder / TOKENIZER_FILE)
+
+
+def _special_ids(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Return the special ids of config.json."""
+    stop_ids = list(tokenizer.stop_ids)
+    return {
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from slm_jax.model.transformer import swiglu_width
 from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size
+from slm_jax.utils.text_tokenizer import FOREIGN_JSON, HYBRID_FILE
 
-TOKENIZER_FILE = "tokenizer.hybtok"
 _MIN_PARAMETER_BYTES = 2  # float16 and bfloat16
 _MAX_PADDING_ROWS = 1024  # largest multiple that embeddings are usually padded to
-_FOREIGN_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_UNSUPPORTED_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 class Folder(NamedTuple):
@@ -112,22 +112,22 @@ def find_tokenizer(folder: Folder, option: str) -> str:
         option: The option `tokenizer.path`; may be empty.
 
     Returns:
-        The path of the folder's own tokenizer if it has one of this project, else `option`.
+        The path of the folder's own tokenizer, one of this project or a `tokenizer.json`, else `option`.
 
     Raises:
         UserError: There is neither.
     """
-    own = folder.path / TOKENIZER_FILE
-    if own.is_file():
-        return str(own)
+    for own in (folder.path / HYBRID_FILE, folder.path / FOREIGN_JSON):
+        if own.is_file():
+            return str(own)
     if option:
         return option
-    foreign = [name for name in _FOREIGN_TOKENIZERS if (folder.path / name).is_file()]
-    hint = f" ({foreign[0]} is of another kind, which is not supported)" if foreign else ""
+    foreign = [name for name in _UNSUPPORTED_TOKENIZERS if (folder.path / name).is_file()]
+    hint = f" ({foreign[0]} is not read: save the tokenizer with transformers to get one)" if foreign else ""
     raise UserError(
-        f"init.from_hf {folder.path}: no {TOKENIZER_FILE}{hint}. The embedding has {folder.vocab_size} rows, one per "
-        "id of the tokenizer that the model was trained with: give that tokenizer, saved by this project, as "
-        "--tokenizer.path"
+        f"init.from_hf {folder.path}: no {HYBRID_FILE} or {FOREIGN_JSON}{hint}. The embedding has "
+        f"{folder.vocab_size} rows, one per id of the tokenizer that the model was trained with: give that tokenizer "
+        "as --tokenizer.path"
     )
 
 
@@ -145,7 +145,7 @@ def check_vocabulary(folder: Folder, num_ids: int, name: str) -> None:
         UserError: There are too few rows, or more than are plausible as padding.
     """
     surplus = folder.vocab_size - num_ids
-    is_own = Path(name) == folder.path / TOKENIZER_FILE
+    is_own = Path(name).parent == folder.path
     if surplus < 0 or (surplus >= _MAX_PADDING_ROWS and not is_own):
         raise UserError(
             f"the embedding in {folder.path} has {folder.vocab_size} rows, but the tokenizer {name} has "

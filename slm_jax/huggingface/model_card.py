@@ -26,12 +26,14 @@ class ExportedWeights(NamedTuple):
         average: Number of checkpoints they are the mean of.
         architecture: Class of transformers.
         vocab_size: Number of ids.
+        foreign_tokenizer: The tokenizer is that of a published model.
     """
 
     step: int
     average: int
     architecture: str
     vocab_size: int
+    foreign_tokenizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,27 @@ def _introduction(data: CardData) -> Iterator[str]:
     )
 
 
+_USAGE_OF_STOCK_FILES = """## Usage
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+The model is a stock class of `transformers`. The tokenizer's files, with its special tokens and chat template, are
+those of the model that training started from.
+"""
+
+
 def _usage(data: CardData) -> Iterator[str]:
+    if data.weights.foreign_tokenizer:
+        yield _USAGE_OF_STOCK_FILES
+        return
     yield f"""## Usage
 
 ```python

@@ -26,7 +26,7 @@ from slm_jax.run.results import BENCHMARKS, read_benchmark_cells, read_evaluatio
 from slm_jax.run.samples import Sample, read_samples
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.labels import source_labels
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 _MAX_OVERLAP_TOKENS = 8_000_000  # training tokens that are compared with held-out text for a report, in some seconds
 
@@ -47,7 +47,7 @@ class RunData:
 
     run: Run
     config: Config
-    tokenizer: HybridTokenizer | None
+    tokenizer: TextTokenizer | None
     columns: Columns
     manifests: list[dict[str, Any]]
     calls: list[dict[str, Any]]

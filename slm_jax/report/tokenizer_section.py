@@ -53,6 +53,9 @@ def tokenizer_section(run_data: RunData, samples: list[Sample]) -> SafeHtml:
     tokenizer = run_data.tokenizer
     if tokenizer is None:
         return SafeHtml("")
+    if not isinstance(tokenizer, HybridTokenizer):
+        kind = {"Kind": "of the initial weights", "Entries": f"{tokenizer.vocab_size:,}"}
+        return markup.card(markup.properties({**kind, "Fingerprint": tokenizer.fingerprint[:16]}.items()))
     categories = token_categories(tokenizer)
     parts = [
         markup.card(markup.properties(_properties(run_data, tokenizer, categories))),

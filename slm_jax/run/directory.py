@@ -1,7 +1,7 @@
 """The run directory: everything needed to resume, evaluate, generate or export is in it.
 
     runs/NAME/config.toml       the resolved config
-              tokenizer.hybtok  the tokenizer
+              tokenizer.hybtok  the tokenizer (tokenizer.foreign.zip: that of a published model)
               corpus/           the tokenized text
               checkpoints/      the newest training states (`checkpoint.folder`: elsewhere)
               metrics.jsonl     one row per step
@@ -30,6 +30,7 @@ from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, locked_folder, replace_text
+from slm_jax.utils.text_tokenizer import tokenizer_file
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class Run:
 
     @property
     def tokenizer(self) -> Path:
-        """The saved tokenizer."""
-        return self.path / "tokenizer.hybtok"
+        """The saved tokenizer, of whichever kind; `tokenizer.hybtok` if there is none yet."""
+        return tokenizer_file(self.path)
 
     @property
     def corpus(self) -> Path:

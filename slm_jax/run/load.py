@@ -11,8 +11,10 @@ from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.read_checkpoint import read_params
 from slm_jax.run.selection import Step, regular_steps, select_checkpoint
+from slm_jax.utils import tokenizer_loading
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer, TokenizerError
+from slm_jax.utils.text_tokenizer import TextTokenizer
+from tokenizer import TokenizerError
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LoadedRun:
 
     run: Run
     config: Config
-    tokenizer: HybridTokenizer
+    tokenizer: TextTokenizer
     model: Transformer
     step: int
     step_text: str = ""
@@ -41,14 +43,14 @@ class LoadedRun:
         return self.config.train.sequence_length
 
 
-def load_tokenizer(run: Run) -> HybridTokenizer:
+def load_tokenizer(run: Run) -> TextTokenizer:
     """Return the tokenizer of a run.
 
     Raises:
         UserError: It is missing or damaged.
     """
     try:
-        return HybridTokenizer.load(run.tokenizer)
+        return tokenizer_loading.load_tokenizer(run.tokenizer)
     except TokenizerError as error:
         raise UserError(str(error)) from None
 

@@ -83,11 +83,14 @@ class Server:
         self._inspection = Gate(1, _MAX_INSPECTIONS)
         self._live = LiveView(engines, folders)
         self._follow = follow
-        self._vocabularies = playground.PlaygroundApi([*engines, *pretrained_names()], self._tokenizer)
+        # The view explains how the project's own tokenizers make tokens; it does not know those of other kinds.
+        own = [name for name, engine in engines.items() if isinstance(engine.run.tokenizer, HybridTokenizer)]
+        self._vocabularies = playground.PlaygroundApi([*own, *pretrained_names()], self._tokenizer)
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
         engine = self.engines.get(name)
-        return engine.run.tokenizer if engine else HybridTokenizer.pretrained(name)
+        own = engine.run.tokenizer if engine else None
+        return own if isinstance(own, HybridTokenizer) else HybridTokenizer.pretrained(name)
 
     def _engine(self, name: str | None) -> tuple[str, Engine]:
         """Return name and engine of a model, the first one by default."""

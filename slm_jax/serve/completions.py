@@ -16,6 +16,7 @@ from slm_jax.serve.errors import ApiError
 from slm_jax.serve.requests import Chunk, QueueFullError, Request
 from slm_jax.serve.responses import ChoiceBody, CompletionBody, Logprobs, TokenDetail, Usage
 from slm_jax.serve.schema import CompletionRequest
+from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
 from tokenizer.inspect.playground import token_kind
 from tokenizer.vocabulary import MAX_PHRASE
@@ -312,7 +313,7 @@ def format_event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: int) -> Logprobs:
+def format_logprobs(tokenizer: TextTokenizer, tokens: Sequence[Token], count: int) -> Logprobs:
     """Return log-probabilities in OpenAI's format.
 
     Args:
@@ -339,7 +340,14 @@ def format_logprobs(tokenizer: HybridTokenizer, tokens: Sequence[Token], count: 
     }
 
 
-def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[TokenDetail]:
+def _kind(tokenizer: TextTokenizer, id_: int) -> str:
+    """Return how the page shows a token; of a foreign tokenizer only special ones are known."""
+    if isinstance(tokenizer, HybridTokenizer):
+        return token_kind(tokenizer, id_)
+    return "other" if tokenizer.token_bytes[id_] else "special"
+
+
+def format_details(tokenizer: TextTokenizer, tokens: Sequence[Token]) -> list[TokenDetail]:
     """Return the tokens as the page shows them: id, text, name, kind, log-probability, most probable alternatives."""
     names = tokenizer.id2token
     return [
@@ -347,7 +355,7 @@ def format_details(tokenizer: HybridTokenizer, tokens: Sequence[Token]) -> list[
             "id": token.id,
             "text": token.text,
             "name": names[token.id],
-            "kind": token_kind(tokenizer, token.id),
+            "kind": _kind(tokenizer, token.id),
             "logprob": token.logprob.logprob if token.logprob else None,
             "top": [[id_, names[id_], value] for id_, value in token.logprob.top] if token.logprob else [],
         }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from slm_jax.serve.requests import TokenLogprob
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 
 class Token(NamedTuple):
@@ -34,7 +34,7 @@ class IncrementalDetokenizer:
         count: Number of ids of the text so far, those of the stop string included and later ones not.
     """
 
-    def __init__(self, tokenizer: HybridTokenizer, stops: Sequence[str] = (), offset: int = 0):
+    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), offset: int = 0):
         """Start a text.
 
         Args:

@@ -99,7 +99,7 @@ class Engine:
         block_slots: Number of slots that one compiled program decodes.
         queue_size: Number of requests that may wait beyond the slots.
         window: Number of tokens that attention sees.
-        eos: Id that ends a sequence.
+        stop_ids: Ids that end a sequence.
         counters: Statistics since the start.
         failure: The exception that ended the engine's thread, if any.
     """
@@ -131,13 +131,13 @@ class Engine:
         self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
         self.slots = -(-slots // self.block_slots) * self.block_slots
         self.window = min(w for w in (context or run.context, model.config.longest_window or run.context) if w)
-        self.eos = run.tokenizer.token2id["<EOS>"]
+        self.stop_ids = tuple(run.tokenizer.stop_ids)
         self.counters = Counters()
         self.failure: BaseException | None = None
         self._graph, params = nnx.split(model, nnx.Param)
         self._weights = prepare_weights(self._graph, params)
         self._masks = TokenMasks(
-            id_mask(suppressed_ids(run.tokenizer), model.vocab_size), id_mask([self.eos], model.vocab_size)
+            id_mask(suppressed_ids(run.tokenizer), model.vocab_size), id_mask(self.stop_ids, model.vocab_size)
         )
         full = -(-self.window // _MIN_COLUMNS) * _MIN_COLUMNS
         self._columns = [c for c in (_MIN_COLUMNS << i for i in range(32)) if c < full] + [full]
@@ -451,7 +451,7 @@ class Engine:
         request.generated += len(ids)
         self.counters.generated_tokens += len(ids)
         finish_reason = "length" if request.generated >= request.max_tokens else ""
-        if ids and ids[-1] == self.eos:
+        if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
             finish_reason = "stop"
         return Chunk(ids, [] if logprobs is None else _token_logprobs(logprobs, len(ids)), finish_reason)

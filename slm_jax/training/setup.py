@@ -44,6 +44,7 @@ from slm_jax.training.tokenizer import prepare_data_together
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
+from slm_jax.utils.text_tokenizer import TextTokenizer
 from slm_jax.utils.waiting import waiting
 from tokenizer import HybridTokenizer
 
@@ -73,7 +74,7 @@ class OpenRun:
     config: Config
     run: Run
     mesh: jax.sharding.Mesh
-    tokenizer: HybridTokenizer
+    tokenizer: TextTokenizer
     corpus: Corpus
     batches: PackedBatches | PaddedBatches
     steps: Steps
@@ -114,6 +115,11 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     has_checkpoint = agreement.from_first("newest checkpoint", run.newest_step) is not None
     initial = None if has_checkpoint else warm_start.find_initial_weights(config)
     tokenizer, corpus = prepare_data_together(config, run)
+    if config.train.ul_alpha and config.data.mode == "packed" and not isinstance(tokenizer, HybridTokenizer):
+        raise UserError(
+            "train.ul_alpha with data.mode packed finds documents by the <EOS> of the project's tokenizers, which this "
+            "run does not have: use --data.mode segmented"
+        )
     batches = make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     _log_devices(config, mesh)
@@ -253,7 +259,7 @@ def _validation(config: Config, corpus: Corpus, steps: Steps, mesh: jax.sharding
     return validate
 
 
-def _sampling(config: Config, tokenizer: HybridTokenizer, steps: Steps) -> Callable[[Any], list[str]]:
+def _sampling(config: Config, tokenizer: TextTokenizer, steps: Steps) -> Callable[[Any], list[str]]:
     """Return a function from parameters to sample texts, one for each prompt, prompts included."""
     prompts = config.eval.prompts
     sampling = Sampling(seed=config.train.seed)  # fixed: the samples of two steps differ by the model only

@@ -7,10 +7,11 @@ from slm_jax.data.prepare import has_tokenizer, prepare
 from slm_jax.distributed import agreement, multihost
 from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
 
 
-def prepare_data(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
+def prepare_data(config: Config, run: Run) -> tuple[TextTokenizer, Corpus]:
     """Prepare the data of a run with the tokenizer that its config asks for, see `data.prepare.prepare`.
 
     Raises:
@@ -19,13 +20,13 @@ def prepare_data(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
     return prepare(config, run, "" if has_tokenizer(run) else resolve_tokenizer(config))
 
 
-def prepare_data_together(config: Config, run: Run) -> tuple[HybridTokenizer, Corpus]:
+def prepare_data_together(config: Config, run: Run) -> tuple[TextTokenizer, Corpus]:
     """Prepare the data of a run in the first process; the others open what it has made, and never write.
 
     Raises:
         UserError: As in `prepare_data`, or if a process does not see the same text; in all processes.
     """
-    opened: list[tuple[HybridTokenizer, Corpus]] = []
+    opened: list[tuple[TextTokenizer, Corpus]] = []
     agreement.from_first("preparation of the data", lambda: opened.append(prepare_data(config, run)))
 
     def fingerprints() -> dict[str, str]:
@@ -98,6 +99,8 @@ def _tokenizer_of_folder(config: Config) -> str:
         raise UserError(
             f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other"
         )
+    if not isinstance(tokenizer, HybridTokenizer):  # the options are of a tokenizer that is learned
+        return name
     for field in ("vocab_size", "lowercase", "byte_limit", "portable"):
         given = getattr(options, field)
         saved = getattr(tokenizer, field)

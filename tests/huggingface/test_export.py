@@ -288,8 +288,8 @@ def test_find_tokenizer(tmp_path, small_tokenizer):
     own = hf_folder.find_tokenizer(opened, "")
     assert HybridTokenizer.load(own).fingerprint == small_tokenizer.fingerprint
     Path(own).rename(tmp_path / "elsewhere")
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer.json is of another kind.*500 rows.*--tokenizer.path"):
+    (folder / "tokenizer.model").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.model is not read.*500 rows.*--tokenizer.path"):
         hf_folder.find_tokenizer(opened, "")
     assert hf_folder.find_tokenizer(opened, "english-8k") == "english-8k"
     with pytest.raises(UserError, match=r"no config\.json"):

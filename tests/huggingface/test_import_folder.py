@@ -218,5 +218,5 @@ def test_a_different_tokenizer_is_refused(workspace, tmp_path):
     with pytest.raises(UserError, match=rf"has {rows} rows, but the tokenizer english-8k has 8192 ids"):
         resolve_tokenizer(config)
     assert resolve_tokenizer(small(workspace, init__from_hf=str(folder), tokenizer__path=str(own))) == str(own)
-    with pytest.raises(UserError, match=r"give that tokenizer, saved by this project, as --tokenizer\.path"):
+    with pytest.raises(UserError, match=r"give that tokenizer as --tokenizer\.path"):
         resolve_tokenizer(small(workspace, init__from_hf=str(folder)))

@@ -28,7 +28,7 @@ from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.data.sources.documents import Document, InvalidRow, ReadState, Source
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer, tokenizer_file
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class BuildProgress:
 def build_corpus(
     folder: Path,
     source: Source,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     options: CorpusOptions,
     sample: SourceSample | None = None,
     workers: int = 0,
@@ -147,7 +147,7 @@ def complete_corpus(
     folder: Path,
     partial: Path,
     source: Source,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     options: CorpusOptions,
     build: Callable[[], BuildProgress],
 ) -> None:
@@ -200,7 +200,7 @@ def complete_corpus(
 def _build_shards(
     partial: Path,
     source: Source,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     options: CorpusOptions,
     sample: SourceSample | None,
     workers: int,
@@ -216,7 +216,7 @@ def _build_shards(
             shutil.rmtree(partial)
             partial.mkdir()
             progress = None
-    tokenizer.save(partial / "tokenizer.hybtok")
+    save_tokenizer(tokenizer, partial)
     if progress is None:
         if sample is None:
             sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
@@ -236,7 +236,7 @@ def write_shards(
     items: Iterator[Document | Assignable | InvalidRow],
     reader: ReadState,
     name: str,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     options: CorpusOptions,
     progress: BuildProgress,
     workers: int,
@@ -260,7 +260,7 @@ def write_shards(
     groups = _groups(items, reader, _resume_assigner(partial, progress, options), progress, options)
     pairs = ((group, encoded_strings(group.texts)) for group in groups)
     log = _ProgressLog(name)
-    with contextlib.closing(encode_groups(pairs, tokenizer, partial / "tokenizer.hybtok", workers)) as encoded:
+    with contextlib.closing(encode_groups(pairs, tokenizer, tokenizer_file(partial), workers)) as encoded:
         for group, ids in encoded:
             writer.add(group, ids)
             log.update(progress.total("train", "tokens") + writer.tokens["train"])
@@ -332,11 +332,11 @@ class _ShardWriter:
         tokens: Tokens collected since the last shard, by split.
     """
 
-    def __init__(self, folder: Path, progress: BuildProgress, tokenizer: HybridTokenizer, options: CorpusOptions):
+    def __init__(self, folder: Path, progress: BuildProgress, tokenizer: TextTokenizer, options: CorpusOptions):
         self._folder = folder
         self._progress = progress
         self._options = options
-        self._eos = tokenizer.token2id["<EOS>"]
+        self._eos = tokenizer.eos_id
         self._encoder = TextEncoder(tokenizer, options.loss_on)
         self._clear()
 

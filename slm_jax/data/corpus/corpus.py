@@ -20,7 +20,7 @@ from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_
 from slm_jax.data.corpus.verification import ShardVerifier, checksum
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.labels import source_labels
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 FORMAT = 3
 # Format 2 has the same files, but long documents were cut into parts for the split. Corpora in runs are still read;
@@ -125,7 +125,7 @@ def read_manifest(folder: Path, mixture: Path | None = None) -> dict[str, Any]:
 
 
 def open_corpus(
-    folder: Path, tokenizer: HybridTokenizer, verify: bool | None = None, mixture: Path | None = None
+    folder: Path, tokenizer: TextTokenizer, verify: bool | None = None, mixture: Path | None = None
 ) -> Corpus:
     """Open the corpus in a folder, memory-mapped.
 
@@ -157,7 +157,7 @@ def open_corpus(
     return Corpus(train, validation, (part,), fingerprint, manifest["source"], (manifest,))
 
 
-def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: HybridTokenizer, verify: bool | None) -> Corpus:
+def _open_mixture(folder: Path, manifest: dict[str, Any], tokenizer: TextTokenizer, verify: bool | None) -> Corpus:
     corpora: list[Corpus] = []
     parts: list[MixturePart] = []
     labels = source_labels([entry["name"] for entry in manifest["mix"]])

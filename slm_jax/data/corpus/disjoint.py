@@ -20,6 +20,7 @@ from slm_jax.data.corpus.corpus import SPLITS, open_array, read_documents, read_
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_tokenizer import tokenizer_file
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def copy_without(source: Path, target: Path, exclusion: Exclusion) -> None:
     partial = target.with_name(target.name + ".partial")
     remove_folder(partial)
     partial.mkdir(parents=True)
-    link_or_copy(source / "tokenizer.hybtok", partial / "tokenizer.hybtok")
+    tokenizer = tokenizer_file(source)
+    link_or_copy(tokenizer, partial / tokenizer.name)
     excluded: dict[str, Any] = {"all_seen": exclusion.all_seen}
     for split, digests in zip(SPLITS, (exclusion.train, exclusion.validation), strict=True):
         before = manifest[split]["documents"]

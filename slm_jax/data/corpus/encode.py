@@ -18,7 +18,8 @@ from typing import IO, TypeVar
 import numpy as np
 
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
+from slm_jax.utils.tokenizer_loading import load_tokenizer
 
 # Characters that are encoded in this process before workers start; less text takes less time than starting them.
 MIN_PARALLEL = 8 << 20
@@ -34,7 +35,7 @@ def usable_cores() -> int:
 
 
 def encode_groups(
-    groups: Iterable[tuple[Group, Sequence[str]]], tokenizer: HybridTokenizer, tokenizer_file: Path, workers: int = 0
+    groups: Iterable[tuple[Group, Sequence[str]]], tokenizer: TextTokenizer, tokenizer_file: Path, workers: int = 0
 ) -> Generator[tuple[Group, list[np.ndarray]]]:
     """Encode groups of texts, reading ahead by a few groups.
 
@@ -101,7 +102,8 @@ def _start_worker(tokenizer_file: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "slm_jax.data.corpus.encode", str(tokenizer_file.absolute())]
     root = str(Path(__file__).parents[3])
     python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": python_path}
+    # A process is of one core; the package tokenizers would start a thread for each.
+    environment = {**os.environ, "PYTHONPATH": python_path, "TOKENIZERS_PARALLELISM": "false"}
     # A process group of its own: Ctrl-C in the terminal reaches the caller only, which then ends the workers.
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
 
@@ -147,7 +149,7 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _run_worker(tokenizer_file: str) -> None:
-    tokenizer = HybridTokenizer.load(tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file)
     while True:  # until the caller has closed the pipe or died
         texts = [data.decode("utf-8", "surrogatepass") for data in _receive(sys.stdin.buffer)]
         _send(sys.stdout.buffer, [ids.tobytes() for ids in tokenizer.encode_arrays(texts)])

@@ -8,7 +8,7 @@ import numpy as np
 from slm_jax.data.corpus.splitting import SplitText
 from slm_jax.data.corpus.stream import byte_table
 from slm_jax.data.sources.documents import Split
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, document_prefix
 
 
 class EncodedText(NamedTuple):
@@ -19,7 +19,7 @@ class EncodedText(NamedTuple):
         digest: See `SplitText.digest`.
         ends: See `SplitText.ends`.
         size: Characters of the text, and of the response if it has one.
-        ids: Token ids without <EOS>, uint16 or uint32 [T].
+        ids: Token ids without <EOS>, but with the id before a text that a foreign tokenizer has, uint16 or uint32 [T].
         num_bytes: UTF-8 bytes of the text that is predicted.
         prompt_size: Number of its first tokens that are not predicted.
         rest: Bytes beyond those that `byte_table` gives to the predicted tokens.
@@ -38,7 +38,7 @@ class EncodedText(NamedTuple):
 class TextEncoder:
     """Combine texts with their token ids."""
 
-    def __init__(self, tokenizer: HybridTokenizer, loss_on: str):
+    def __init__(self, tokenizer: TextTokenizer, loss_on: str):
         """Read the sizes of the tokens.
 
         Args:
@@ -48,6 +48,7 @@ class TextEncoder:
         self._loss_on = loss_on
         self._dtype = token_dtype(tokenizer)
         self._byte_table = byte_table(tokenizer)
+        self._prefix = np.array(document_prefix(tokenizer), np.int32)
 
     def encoded(self, text: SplitText, ids: Iterator[np.ndarray]) -> EncodedText:
         """Return a text with its token ids.
@@ -56,7 +57,7 @@ class TextEncoder:
             text: The text.
             ids: The token ids of its `encoded_strings`, which are taken from here.
         """
-        text_ids = next(ids)
+        text_ids = np.concatenate([self._prefix, next(ids)]) if self._prefix.size else next(ids)
         response_ids = None if text.response is None else next(ids)
         all_ids = text_ids if response_ids is None else np.concatenate([text_ids, response_ids])
         if response_ids is not None and self._loss_on == "response":
@@ -81,6 +82,6 @@ def encoded_strings(texts: Iterable[SplitText | EncodedText]) -> list[str]:
     ]
 
 
-def token_dtype(tokenizer: HybridTokenizer) -> np.dtype:
+def token_dtype(tokenizer: TextTokenizer) -> np.dtype:
     """Return the type of the stored token ids."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)

@@ -29,7 +29,7 @@ from slm_jax.data.corpus.plan import SplitPlan, cut_document, largest_held_out
 from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText
 from slm_jax.data.sources.documents import Document, InvalidRow, Source, Split
 from slm_jax.utils.errors import UserError
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def complete_parts(corpus: Path) -> int:
 
 
 def merge_parts(
-    corpus: Path, source: Source, tokenizer: HybridTokenizer, options: CorpusOptions, count: int, workers: int = 0
+    corpus: Path, source: Source, tokenizer: TextTokenizer, options: CorpusOptions, count: int, workers: int = 0
 ) -> None:
     """Make the corpus of a source from its parts, which are removed then.
 
@@ -68,7 +68,7 @@ def merge_parts(
     header = states[0].header
 
     def build() -> BuildProgress:
-        tokenizer.save(partial / "tokenizer.hybtok")
+        save_tokenizer(tokenizer, partial)
         progress = BuildProgress(SplitPlan.from_json(header["plan"]), header["sample_items"])
         write_shards(partial, iter(reader), reader, source.name, tokenizer, options, progress, workers)
         return progress
@@ -80,7 +80,7 @@ def merge_parts(
 
 
 def _open_parts(
-    corpus: Path, source: Source, tokenizer: HybridTokenizer, options: CorpusOptions, count: int
+    corpus: Path, source: Source, tokenizer: TextTokenizer, options: CorpusOptions, count: int
 ) -> list[PartState]:
     """Return the states of all parts.
 
@@ -125,7 +125,7 @@ def _difference(first: PartState, second: PartState) -> str:
     return ", ".join(names or [f"version {first.version} and {second.version}"])
 
 
-def _other_parts(corpus: Path, source: Source, tokenizer: HybridTokenizer, options: CorpusOptions, count: int) -> str:
+def _other_parts(corpus: Path, source: Source, tokenizer: TextTokenizer, options: CorpusOptions, count: int) -> str:
     """Return a remark about parts in the cache that were made with other options, "" if there are none."""
     same = {"source": source.describe(), "options": asdict(options), "tokenizer": tokenizer.fingerprint}
     names = {"source": "text (files, sizes or times of modification)", "options": "options", "tokenizer": "tokenizer"}
@@ -148,7 +148,7 @@ class _MergingReader:
         corpus: Path,
         states: list[PartState],
         source: Source,
-        tokenizer: HybridTokenizer,
+        tokenizer: TextTokenizer,
         owners: list[int] | None,
     ):
         self.version = states[0].version
@@ -243,7 +243,7 @@ class _StoredDocument:
 
     records: list[_Record]
     ids: list[np.ndarray]
-    tokenizer: HybridTokenizer
+    tokenizer: TextTokenizer
     digest: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ from slm_jax.data.sources.documents import Document, InvalidRow, Source
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer, tokenizer_file
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def file_owners(source: Source, options: CorpusOptions, count: int) -> list[int]
 def build_part(
     folder: Path,
     source: Source,
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     options: CorpusOptions,
     part: Part,
     sample: SourceSample | None = None,
@@ -128,7 +128,7 @@ def build_part(
     folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in folder.iterdir() if is_partial(path)]:  # of a process that was killed
         path.unlink()
-    tokenizer.save(folder / "tokenizer.hybtok")
+    save_tokenizer(tokenizer, folder)
     division = _Division(source, part, owners, _Limits(options, plan, documents, tokenizer))
     _write_chunks(folder, state, division, _Drafts(plan, options, seen), tokenizer, workers)
     return state
@@ -159,7 +159,7 @@ def _write_chunks(
     state: PartState,
     division: "_Division",
     drafts: "_Drafts",
-    tokenizer: HybridTokenizer,
+    tokenizer: TextTokenizer,
     workers: int,
 ) -> None:
     """Encode the groups of a part that are not on disk."""
@@ -167,7 +167,7 @@ def _write_chunks(
     groups = itertools.islice(division, state.groups, None)
     drafted = ((group, drafts.of(group)) for group in groups)
     pairs = ((each, encoded_strings([text for draft in each[1] for text in draft.texts])) for each in drafted)
-    with contextlib.closing(encode_groups(pairs, tokenizer, folder / "tokenizer.hybtok", workers)) as encoded:
+    with contextlib.closing(encode_groups(pairs, tokenizer, tokenizer_file(folder), workers)) as encoded:
         for (group, group_drafts), ids in encoded:
             if state.groups and group.version != state.version:
                 raise UserError(
@@ -186,7 +186,7 @@ class _Limits:
     """An estimate of when enough of a source was read for the limits of documents and tokens."""
 
     def __init__(
-        self, options: CorpusOptions, plan: SplitPlan, documents: Sequence[Document], tokenizer: HybridTokenizer
+        self, options: CorpusOptions, plan: SplitPlan, documents: Sequence[Document], tokenizer: TextTokenizer
     ):
         fraction = 0.0 if plan.predefined else max(options.validation_fraction, plan.cut)
         share = _RESERVE / max(1.0 - fraction, 0.01)
@@ -346,7 +346,7 @@ class _Drafts:
 class _ChunkWriter:
     """Collect encoded groups, and write a chunk when there are enough."""
 
-    def __init__(self, folder: Path, state: PartState, tokenizer: HybridTokenizer):
+    def __init__(self, folder: Path, state: PartState, tokenizer: TextTokenizer):
         self._folder = folder
         self._state = state
         self._dtype = token_dtype(tokenizer)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_jax.data.corpus.verification import ShardVerifier
-from tokenizer import HybridTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer
 
 DOCUMENT_DTYPE = np.dtype(
     [
@@ -211,6 +211,6 @@ def heads(streams: Sequence[TokenStream], max_tokens: int) -> list[TokenStream]:
     return [stream.head(max(1, max_tokens * len(stream) // total)) for stream in streams]
 
 
-def byte_table(tokenizer: HybridTokenizer) -> np.ndarray:
+def byte_table(tokenizer: TextTokenizer) -> np.ndarray:
     """Return the UTF-8 bytes of the text of each token on its own, int32 [V]; 0 for special tokens and case marks."""
     return np.array(list(map(len, tokenizer.token_bytes)), np.int32)
