@@ -69,6 +69,11 @@ def test_every_mesh_equals_one_device(mesh, single_device):
             {"model__kv_heads": 2, "model__scan_layers": True, "model__remat": "full", "train__ul_alpha": 0.5},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"model__head_dim": 16, "model__qkv_bias": True, "model__qk_norm": False, "model__kv_heads": 2}
+            | {"model__window": 7, "model__full_layers": (1,), "model__nope_layers": (1,), "model__scan_layers": True},
+            marks=pytest.mark.slow,
+        ),
         {"train__accumulation": 2, "train__z_loss": 0.01, "model__window": 7, "model__vocab_multiple": 48},
     ],
 )
