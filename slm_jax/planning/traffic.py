@@ -7,6 +7,8 @@ counts. Caches are not considered, which matters for arrays of a few megabytes o
 do not count.
 """
 
+from collections.abc import Iterator
+
 from slm_jax.planning.hlo import Array, Computation, Instruction, Module, run_counts
 
 _FREE = frozenset(
@@ -52,7 +54,7 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     if opcode == "dynamic-update-slice":
         return 2 * _size(operands[1].arrays)
     if opcode == "fusion" and len(instruction.called) == 1:
-        return _fusion_bytes(module.computations[instruction.called[0]], operands, instruction)
+        return _fusion_bytes(module, module.computations[instruction.called[0]], operands, instruction)
     if opcode in _COPIES:
         source, target = (instruction.arrays[index] for index in _COPIES[opcode])
         return target.bytes * ((not source.on_chip) + (not target.on_chip))
@@ -61,28 +63,61 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     return _size(instruction.arrays) + sum(_size(operand.arrays) for operand in operands)
 
 
-def _fusion_bytes(fused: Computation, operands: list[Instruction], fusion: Instruction) -> int:
+def _fusion_bytes(module: Module, fused: Computation, operands: list[Instruction], fusion: Instruction) -> int:
     """Return the bytes of a fusion: of operands that are only sliced the slices, of results in place the update."""
-    parameters = {
-        int(each.argument): each for each in fused.values() if each.opcode == "parameter" and each.argument.isdigit()
-    }
+    parameters = _parameters(fused)
+    read = sum(
+        _read_bytes(module, fused, parameters[index], operand) if index in parameters else _size(operand.arrays)
+        for index, operand in enumerate(operands)
+    )
+    results = {array.bytes for array in fusion.arrays if not array.on_chip}
+    in_place = sum(stack - update for stack, update in _updates(module, fused) if stack in results)
+    return read + max(_size(fusion.arrays) - in_place, 0)
+
+
+def _parameters(fused: Computation) -> dict[int, str]:
+    """Return the names of a computation's parameters by their number."""
+    parameters = (each for each in fused.values() if each.opcode == "parameter" and each.argument.isdigit())
+    return {int(each.argument): each.name for each in parameters}
+
+
+def _read_bytes(module: Module, fused: Computation, name: str, operand: Instruction) -> int:
+    """Return the bytes that a computation, and fusions inside it, read of an operand: all, or only slices of it.
+
+    Args:
+        module: The program.
+        fused: The computation.
+        name: The operand's name in it.
+        operand: The array outside, whose memory counts.
+    """
+    everything = _size(operand.arrays)
     total = 0
-    in_place = 0
-    for index, operand in enumerate(operands):
-        size = _size(operand.arrays)
-        parameter = parameters.get(index)
-        users = [each for each in fused.values() if parameter is not None and parameter.name in each.operands]
-        if users and all(each.opcode in _PARTIAL for each in users):
-            size = min(size, sum(_size(each.arrays, operand.arrays) for each in users))
-        elif users and all(
-            each.opcode == "dynamic-update-slice" and each.operands[0] == parameter.name  # type: ignore[union-attr]
-            for each in users
-        ):
-            in_place += size
-            size = min(size, sum(_size(fused[each.operands[1]].arrays, operand.arrays) for each in users))
-            in_place -= size
-        total += size
-    return total + max(_size(fusion.arrays) - in_place, 0)
+    for user in fused.values():
+        if name not in user.operands:
+            continue
+        if user.opcode in _PARTIAL:
+            total += _size(user.arrays, operand.arrays)
+        elif user.opcode == "bitcast":
+            total += _read_bytes(module, fused, user.name, operand)
+        elif user.opcode == "fusion" and len(user.called) == 1:
+            inner = module.computations[user.called[0]]
+            places = [index for index, argument in enumerate(user.operands) if argument == name]
+            names = _parameters(inner)
+            total += sum(_read_bytes(module, inner, names[index], operand) for index in places)
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+            return everything
+    return min(total, everything)
+
+
+def _updates(module: Module, fused: Computation) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of each array that a computation, or a fusion inside it, updates in place, and of the update."""
+    for each in fused.values():
+        if each.opcode == "dynamic-update-slice":
+            update = fused[each.operands[1]]
+            yield sum(array.bytes for array in each.arrays), sum(array.bytes for array in update.arrays)
+        elif each.opcode == "fusion":
+            for name in each.called:
+                yield from _updates(module, module.computations[name])
 
 
 def _size(arrays: tuple[Array, ...], place: tuple[Array, ...] | None = None) -> int:

@@ -77,6 +77,38 @@ def test_traffic_counts_slices_and_leaves_out_what_stays_on_the_chip():
     assert traffic_bytes(module, loops=False) == fusion + gather + negate + compare
 
 
+def test_traffic_counts_slices_in_fusions_of_fusions():
+    """A TPU's compiler puts the slice of a stack, and the update of one, into fusions inside of a product's fusion."""
+    text = """
+%inner (p.1: f32[5,64,64], i.1: s32[]) -> f32[64,64] {
+  %p.1 = f32[5,64,64]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %slice = f32[1,64,64]{2,1,0} dynamic-slice(%p.1, %i.1), dynamic_slice_sizes={1,64,64}
+  ROOT %bitcast.1 = f32[64,64]{1,0} bitcast(%slice)
+}
+
+%outer (p: f32[5,64,64], i: s32[], x: f32[64,64], stack: f32[5,64,64]) -> f32[5,64,64] {
+  %p = f32[5,64,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[64,64]{1,0} parameter(2)
+  %stack = f32[5,64,64]{2,1,0} parameter(3)
+  %layer = f32[64,64]{1,0} fusion(%p, %i), kind=kLoop, calls=%inner
+  %product = f32[64,64]{1,0} dot(%layer, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %row = f32[1,64,64]{2,1,0} bitcast(%product)
+  ROOT %updated = f32[5,64,64]{2,1,0} dynamic-update-slice(%stack, %row, %i)
+}
+
+ENTRY %main (a: f32[5,64,64], j: s32[], b: f32[64,64], c: f32[5,64,64]) -> f32[5,64,64] {
+  %a = f32[5,64,64]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %b = f32[64,64]{1,0} parameter(2)
+  %c = f32[5,64,64]{2,1,0} parameter(3)
+  ROOT %f = f32[5,64,64]{2,1,0} fusion(%a, %j, %b, %c), kind=kOutput, calls=%outer
+}
+"""
+    assert traffic_bytes(hlo.parse(text)) == 3 * MATRIX + 4  # a layer and x read, a layer written; the index
+
+
 def test_a_scanned_program_moves_as_much_as_the_unrolled_one():
     """The oracle is the unrolled program, in which there is nothing to multiply."""
 
