@@ -91,18 +91,18 @@ def check(options: Options) -> None:
     for name, minimum in minima.items():
         value = getattr(options, name)
         if value < minimum:
-            problems.append(f"{name} {value} must be {minimum} or more")
+            problems.append(f"--{name} {value} must be {minimum} or more")
     if options.port > 65535:
-        problems.append(f"port {options.port} must be 65535 or less")
+        problems.append(f"--port {options.port} must be 65535 or less")
     if options.max_prompt + options.max_tokens >= 2**31:
         problems.append(
-            f"max_prompt {options.max_prompt} and max_tokens {options.max_tokens} must be below 2^31 together"
+            f"--max_prompt {options.max_prompt} and --max_tokens {options.max_tokens} must be below 2^31 together"
         )
     if not options.timeout > 0:
-        problems.append(f"timeout {options.timeout} must be above 0")
+        problems.append(f"--timeout {options.timeout} must be above 0")
     if not (is_loopback(options.host) or options.api_key or options.allow_no_key):
         problems.append(
-            f"host {options.host!r} lets the network use this server without a key: "
+            f"--host {options.host!r} lets the network use this server without a key: "
             "set --api_key KEY (or @FILE), or --allow_no_key if everybody may use it"
         )
     if options.follow and options.step not in ("", "last"):
@@ -187,7 +187,8 @@ def _load_and_serve(options: Options, listening: socket.socket, api_key: str) ->
         access = "with the API key" if api_key else "WITHOUT an API key"
         logger.warning("warning: listening on %s: the network can use this server %s", options.host, access)
     limits = Limits(options.max_prompt, options.max_tokens, options.timeout)
-    app = Server(engines, limits, True, folders, options.follow).application(
+    step = options.step or ("last" if options.follow else "")
+    app = Server(engines, limits, True, folders, options.follow, step).application(
         api_key, [options.host, *options.allow_host], options.max_body
     )
     name, engine = next(iter(engines.items()))

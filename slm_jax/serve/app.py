@@ -5,6 +5,7 @@ No request can name a file: models and their metrics are those of the command li
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ from typing import Any
 import jax
 from flax import nnx
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from slm_jax.run.selection import Step
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.completions import Completion, Limits, format_event
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate
 from slm_jax.serve.live import LiveView
+from slm_jax.serve.models import Models
 from slm_jax.serve.openapi import ENDPOINTS, openapi_document
 from slm_jax.serve.prometheus import server_metrics
 from slm_jax.serve.responses import Health, ModelBody, ModelList
@@ -32,6 +34,7 @@ from slm_jax.serve.schema import (
     CurveQuery,
     CutRequest,
     ExplainQuery,
+    HealthQuery,
     LoadRequest,
     ReportQuery,
     VocabularyQuery,
@@ -51,7 +54,7 @@ class Server:
     """Request handlers over one or more engines.
 
     Attributes:
-        engines: The engine of each model, by name.
+        engines: The engine of each model.
         limits: Limits of a request.
         responses: Number of responses by HTTP status.
     """
@@ -63,6 +66,7 @@ class Server:
         warm_up: bool = False,
         folders: Sequence[Path] = (),
         follow: bool = False,
+        step: Step = None,
     ):
         """Create the handlers; the engines are started and closed with the application.
 
@@ -72,20 +76,32 @@ class Server:
             warm_up: Compile every program that requests will need, while requests are answered.
             folders: Folders whose runs the page shows as well.
             follow: Load the newest checkpoint of a served run when there is a new one.
+            step: The checkpoint of a run that replaces another one, see `load_run`.
         """
-        self.engines = engines
+        self.engines = Models(engines, self._describe)
         self.limits = limits
         self._warm_up = warm_up
         self.responses: dict[int, int] = {}
         self._document: dict[str, Any] = {}
+        self._keyed = False
         self._encoding = Gate(_ENCODING_THREADS, _MAX_WAITING)
         self._long_encoding = Gate(1, _MAX_LONG_WAITING)
         self._inspection = Gate(1, _MAX_INSPECTIONS)
-        self._live = LiveView(engines, folders)
+        self._live = LiveView(self.engines, folders, step, warm_up)
         self._follow = follow
+        self._describe()
+
+    def _describe(self) -> None:
+        """Make what names the models: the vocabularies of the page and the OpenAPI document."""
         # The view explains how the project's own tokenizers make tokens; it does not know those of other kinds.
-        own = [name for name, engine in engines.items() if isinstance(engine.run.tokenizer, HybridTokenizer)]
+        own = [name for name, engine in self.engines.items() if isinstance(engine.run.tokenizer, HybridTokenizer)]
         self._vocabularies = playground.PlaygroundApi([*own, *pretrained_names()], self._tokenizer)
+        self._document = openapi_document(
+            {each.handler: str(getattr(self, each.handler).__doc__) for each in ENDPOINTS},
+            self.engines,
+            self._vocabularies.names,
+            self._keyed,
+        )
 
     def _tokenizer(self, name: str) -> HybridTokenizer:
         engine = self.engines.get(name)
@@ -101,7 +117,7 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions: continue prompts, complete or as server-sent events."""
-        body = CompletionRequest.parse(await request.body())
+        body = self._parse_completion(await request.body())
         name, engine = self._engine(body.model)
         completion = Completion(name, engine, body, self.limits)
         # Encoding a long prompt takes a while: in a thread, so that other responses are not delayed.
@@ -122,6 +138,21 @@ class Server:
         finally:
             disconnect.cancel()
             response.cancel()
+
+    def _parse_completion(self, content: bytes) -> CompletionRequest:
+        """Validate a body; an unknown model is reported before other parameters, whose bounds may be those of others.
+
+        Raises:
+            ApiError: The model is unknown (404), or the body is invalid (400).
+        """
+        try:
+            return CompletionRequest.parse(content)
+        except ApiError:
+            with contextlib.suppress(ValueError, RecursionError):
+                tree = json.loads(content)
+                if isinstance(tree, dict) and isinstance(tree.get("model"), str):
+                    self._engine(tree["model"])
+            raise
 
     async def chat(self, request: Request) -> Response:
         """/v1/chat/completions, which many clients try first: not supported."""
@@ -166,8 +197,13 @@ class Server:
         return await self._inspection.run(self._live.report, ReportQuery.parse_query(request.query_params).run)
 
     async def load(self, request: Request) -> Response:
-        """POST /api/load: serve the newest checkpoint of a run that the server has loaded."""
-        return await self._live.load(LoadRequest.parse(await request.body()).run)
+        """POST /api/load: serve the newest checkpoint of a run that the server has loaded, or a run in place of it.
+
+        With `replace` the run, one of GET /api/runs, takes the place of that model. Its name in the API is that of the
+        run. Requests in progress are completed by the model that they began with.
+        """
+        body = LoadRequest.parse(await request.body())
+        return await self._live.load(body.run, body.replace)
 
     async def vocabularies(self, request: Request) -> Response:
         """GET /api/vocabularies: names of the vocabularies of the tokenizer view."""
@@ -207,8 +243,9 @@ class Server:
         """GET /health: 200 when all engines run and have compiled their programs, else 503.
 
         Requests are answered while programs are compiled, but the first ones wait for them: a load balancer should
-        send them elsewhere.
+        send them elsewhere. `?code=200` has the same body with status 200 always, for pages that show the progress.
         """
+        query = HealthQuery.parse_query(request.query_params)
         failed = [name for name, engine in self.engines.items() if engine.failure]
         progress = {name: engine.progress for name, engine in self.engines.items()}
         content: Health = {"status": "ok", "failed": failed}
@@ -221,7 +258,7 @@ class Server:
             }
         if failed:
             content["status"] = "failed"
-        return AsciiJSONResponse(content, 200 if content["status"] == "ok" else 503)
+        return AsciiJSONResponse(content, 200 if query.code or content["status"] == "ok" else 503)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: statistics for Prometheus."""
@@ -237,12 +274,8 @@ class Server:
             hosts: Host names that the server is known by, besides localhost and the machine's name.
             max_body: Maximum size of a request body in bytes.
         """
-        self._document = openapi_document(
-            {each.handler: str(getattr(self, each.handler).__doc__) for each in ENDPOINTS},
-            self.engines,
-            self._vocabularies.names,
-            bool(api_key),
-        )
+        self._keyed = bool(api_key)
+        self._describe()
         files = {
             path.name: path for folder in (playground.WEB_FOLDER, WEB) for path in folder.iterdir() if path.is_file()
         }
@@ -285,8 +318,7 @@ class Server:
         finally:
             if following is not None:
                 following.cancel()
-            for engine in self.engines.values():
-                await run_in_threadpool(engine.close)
+            await self.engines.close()
 
 
 class EventStream(Response):

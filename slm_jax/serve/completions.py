@@ -13,7 +13,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.detokenizer import IncrementalDetokenizer, Token
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
-from slm_jax.serve.requests import Chunk, QueueFullError, Request
+from slm_jax.serve.requests import Chunk, EngineClosedError, QueueFullError, Request
 from slm_jax.serve.responses import ChoiceBody, CompletionBody, Logprobs, TokenDetail, Usage
 from slm_jax.serve.schema import CompletionRequest
 from slm_jax.utils.text_tokenizer import TextTokenizer
@@ -184,13 +184,15 @@ class Completion:
         """Submit the requests to the engine.
 
         Raises:
-            ApiError: The queue is full.
+            ApiError: The queue is full (429), or the engine has stopped, as one does whose model was replaced (503).
         """
         try:
             self._engine.submit([choice.request for choice in self.choices])
         except QueueFullError:
             message = f"the server is busy: {self._capacity} texts are running or waiting. Try again later"
             raise ApiError(429, message, code="busy", retry_after=1) from None
+        except EngineClosedError:
+            raise ApiError(503, "this model is not served any more: GET /v1/models lists those that are") from None
 
     def cancel(self) -> None:
         """Free the slots of unfinished texts."""

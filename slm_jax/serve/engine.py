@@ -26,7 +26,7 @@ from slm_jax.run.load import LoadedRun
 from slm_jax.serve import batching
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, SlotInputs, TokenMasks
 from slm_jax.serve.metrics import Counters
-from slm_jax.serve.requests import Chunk, Occupancy, Progress, QueueFullError, Request, TokenLogprob
+from slm_jax.serve.requests import Chunk, EngineClosedError, Occupancy, Progress, QueueFullError, Request, TokenLogprob
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ class Engine:
         """
         self.run = run
         self.name = name or run.run.path.name
+        self._options = (slots, queue_size, block_slots, context)
         self.queue_size = queue_size
         model = run.model
         self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
@@ -164,6 +165,10 @@ class Engine:
             self._warm_up = _WarmUp(self._empty_block(), self._warm_up_prompts())
         self._thread.start()
 
+    def for_run(self, run: LoadedRun, name: str) -> "Engine":
+        """Return an engine of another run, with the options of this one."""
+        return Engine(run, *self._options, name)
+
     @property
     def progress(self) -> Progress:
         """Progress of the warm-up."""
@@ -177,7 +182,8 @@ class Engine:
 
         Raises:
             QueueFullError: Slots and queue have no room for all of them.
-            UserError: Ids or sampling settings are invalid, or the engine has stopped.
+            EngineClosedError: The engine has stopped.
+            UserError: Ids or sampling settings are invalid.
         """
         size = self.run.model.vocab_size
         for request in requests:
@@ -186,7 +192,7 @@ class Engine:
             request.sampling.check()
         with self._lock:
             if self._closing or self.failure:
-                raise UserError("the engine has stopped")
+                raise EngineClosedError("the engine has stopped")
             if self._unfinished + len(requests) > self.slots + self.queue_size:
                 raise QueueFullError
             self._unfinished += len(requests)

@@ -21,7 +21,7 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is not JSON.",
     421: "The Host header names another server.",
-    409: "The newest checkpoint cannot be loaded.",
+    409: "The checkpoint cannot be loaded; what is served stays.",
     429: "Too many requests run or wait; see the header Retry-After.",
     503: "The server stops, or an engine failed.",
     504: "The response was not complete in time.",
@@ -86,7 +86,9 @@ ENDPOINTS = (
     ),
     Endpoint("/v1/models", "models", responses.ModelList),
     Endpoint("/v1/models/{name}", "model", responses.ModelBody, errors=(404,)),
-    Endpoint("/health", "health", responses.Health, other={503: responses.Health}),
+    Endpoint(
+        "/health", "health", responses.Health, query=schema.HealthQuery, errors=(400,), other={503: responses.Health}
+    ),
     Endpoint("/metrics", "metrics", "text/plain"),
     Endpoint("/openapi.json", "openapi", dict[str, Any]),
     Endpoint("/api/curve", "curve", responses.Curves, query=schema.CurveQuery, errors=(400, 404, 429)),

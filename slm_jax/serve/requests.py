@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from slm_jax.generation.sampling import Sampling
+from slm_jax.utils.errors import UserError
 
 
 class QueueFullError(Exception):
     """As many requests wait as may wait."""
+
+
+class EngineClosedError(UserError):
+    """The engine accepts no requests any more."""
 
 
 class TokenLogprob(NamedTuple):

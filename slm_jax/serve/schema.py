@@ -138,6 +138,12 @@ class ExplainQuery(VocabularyQuery):
     id: Annotated[int, Field(ge=0, lt=10**9)]
 
 
+class HealthQuery(Query):
+    """Parameters of GET /health."""
+
+    code: Annotated[int, Field(ge=200, le=200)] | None = None
+
+
 class CurveQuery(Query):
     """Parameters of GET /api/curve."""
 
@@ -155,3 +161,4 @@ class LoadRequest(Body):
     """Body of POST /api/load."""
 
     run: str
+    replace: str | None = None

@@ -76,12 +76,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(engines, limits, max_body=10_000):
-    """Serve engines on a free port."""
+def serve(engines, limits, max_body=10_000, folders=()):
+    """Serve engines on a free port; `folders` are those whose runs the page shows."""
     uvicorn = pytest.importorskip("uvicorn")
     from slm_jax.serve.app import Server
 
-    server = Server(engines, limits)
+    server = Server(engines, limits, folders=folders)
     config = uvicorn.Config(server.application("", [], max_body), "127.0.0.1", 0, log_level="error", lifespan="on")
     running = uvicorn.Server(config)
     listening = config.bind_socket()

@@ -443,11 +443,20 @@ def test_the_api_key_protects_everything_but_the_page():
     assert status("/", host=b"other.name") == 421
 
 
+def test_an_unknown_model_is_named_before_other_parameters(served):
+    body = {"model": "gpt", "max_tokens": -1, "temperature": "hot", "prompt": PROMPT}
+    status, _, tree = send(served, "POST", "/v1/completions", body)  # the model before the other parameters
+    assert (status, tree["error"]["param"]) == (404, "model")
+    assert send(served, "POST", "/v1/completions", {**body, "model": "tiny"})[0] == 400
+
+
 def test_health_reports_programs_to_compile(served, monkeypatch):
     monkeypatch.setattr(Engine, "progress", property(lambda engine: Progress(3, 11 if engine.name == "tiny" else 3)))
     status, _, tree = send(served, "GET", "/health")
     assert status == 503
     assert tree == {"status": "starting", "failed": [], "starting": {"tiny": {"done": 3, "total": 11}}}
+    assert send(served, "GET", "/health?code=200")[::2] == (200, tree)  # for the page, whose browser logs a 503
+    assert send(served, "GET", "/health?code=404")[0] == 400
     assert send(served, "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1})[0] == 200
 
 

@@ -1,11 +1,13 @@
 """The page in a real Chromium beside a running training process: curves, checkpoints, other runs."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -101,6 +103,21 @@ def test_the_page_follows_a_training_run(start, tmp_path):
         wait_for(lambda: "other: step 300 of 300" in text(".run-states"))
         assert "validated on different text" in text(".caution")
         assert text(".run-states a") == "Report"
+        browser.execute_script("document.querySelector('button.serve').click()")
+        wait_for(lambda: "other: step 300 of 300, step 300 is served" in text(".run-states"), about=log)
+        with urllib.request.urlopen(f"{address}/v1/models") as answer:
+            assert [model["id"] for model in json.load(answer)["data"]] == ["other"]
+        assert wait_for(lambda: text("#panels select")) == "other"
+        browser.execute_script("document.querySelector('#generation-form').requestSubmit()")
+        assert wait_for(lambda: re.search(r"\d+ tokens · ", text("#panels .status")))
+        assert "mine: step" in text(".run-states")  # the other way round
+        assert text("button.serve") == "Serve in place of other"
+        damaged = next((tmp_path / "runs" / "mine").glob("tokenizer.hybtok"))
+        damaged.write_bytes(b"x")
+        browser.execute_script("document.querySelector('button.serve').click()")
+        wait_for(lambda: "tokenizer.hybtok" in text(".run-states .problem"))
+        with urllib.request.urlopen(f"{address}/v1/models") as answer:
+            assert [model["id"] for model in json.load(answer)["data"]] == ["other"]
         if folder := os.environ.get("SCREENSHOTS"):
             browser.save_screenshot(f"{folder}/live.png")
         browser.find_element(By.CSS_SELECTOR, ".run-states a").click()
@@ -110,7 +127,7 @@ def test_the_page_follows_a_training_run(start, tmp_path):
         assert browser.find_elements(By.CSS_SELECTOR, "svg path")
         browser.close()
         browser.switch_to.window(browser.window_handles[0])
-        assert [line for line in warnings(browser) if "/health" not in line] == []  # 503 while it compiled
+        assert [line for line in warnings(browser) if "/api/load" not in line] == []  # 409 of the damaged run
     assert training.poll() is None
 
 

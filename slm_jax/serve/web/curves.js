@@ -85,14 +85,18 @@ function chart({ title, unit, lines }, runs) {
 const POLL_MS = 4000;
 const count = (value) => value.toLocaleString("en");
 
-/** The line about one run: its progress, a newer checkpoint than the one that is served, its report. */
-function runStatus(run, { key, load }) {
+/** The line about one run: its progress, a newer checkpoint than the one that is served or the run itself to serve, its report. */
+function runStatus(run, { key, load, served }) {
   const parts = [`${run.id}: step ${count(run.step)} of ${count(run.steps)}`];
   if (run.loaded !== null) parts.push(`step ${count(run.loaded)} is served`);
   const line = el("p", { class: "run-status small" }, el("span", {}, parts.join(", ")));
   if (run.loaded !== null && run.saved !== null && run.saved !== run.loaded) {
     line.append(el("button", { type: "button", class: "load", onclick: (event) => load(run, event.target) },
       `Load step ${count(run.saved)}`));
+  }
+  if (run.loaded === null && run.saved !== null) {
+    line.append(...served.map((model) => el("button", { type: "button", class: "serve", title: "Requests in progress end with the model that they began with.",
+      onclick: (event) => load(run, event.target, model) }, `Serve in place of ${model}`)));
   }
   if (run.report && !key()) {
     line.append(el("a", { href: `/api/report?run=${encodeURIComponent(run.id)}`, target: "_blank", rel: "noopener" }, "Report"));
@@ -123,7 +127,7 @@ async function fetchCurves(runs, key) {
 
 /**
  * Fill an element with the charts of one or two runs, and follow them while they train.
- * `key` returns the API key; `onload` is called with the step that each model is served at.
+ * `key` returns the API key; `onload` is called with the step that each model is served at, by name.
  */
 export async function curves(root, key, onload = () => {}) {
   const fetchRuns = async () => (await fetchJson("/api/runs", undefined, key())).runs;
@@ -152,10 +156,11 @@ export async function curves(root, key, onload = () => {}) {
   const draw = async () => {
     const ids = [...new Set(selects.map((each) => each.value))].filter(Boolean);
     const chosen = ids.map((id) => runs.find((run) => run.id === id)).filter(Boolean);
-    const newStates = JSON.stringify(chosen.map(({ id, step, steps, loaded, saved, report }) => [id, step, steps, loaded, saved, report]));
+    const served = runs.filter((run) => run.loaded !== null).map((run) => run.id);
+    const newStates = JSON.stringify([served, chosen.map(({ id, step, steps, loaded, saved, report }) => [id, step, steps, loaded, saved, report])]);
     if (newStates !== states) { // else the button would lose the focus
       states = newStates;
-      status.replaceChildren(...chosen.map((run) => runStatus(run, { key, load })));
+      status.replaceChildren(...chosen.map((run) => runStatus(run, { key, load, served })));
     }
     note.textContent = caution(chosen);
     note.hidden = !note.textContent;
@@ -163,18 +168,18 @@ export async function curves(root, key, onload = () => {}) {
   };
   const refresh = async () => {
     runs = await fetchRuns();
-    runs.filter((run) => run.loaded !== null).forEach((run) => onload(run.id, run.loaded));
+    onload(Object.fromEntries(runs.filter((run) => run.loaded !== null).map((run) => [run.id, run.loaded])));
     for (const list of selects) {
       const known = new Set([...list.options].map((option) => option.value));
       list.append(...runs.filter((run) => !known.has(run.id)).map((run) => el("option", { value: run.id }, run.id)));
     }
     await draw();
   };
-  const load = async (run, button) => {
+  const load = async (run, button, replace) => {
     button.disabled = true;
     button.textContent = "loading…";
     try {
-      await fetchJson("/api/load", { run: run.id }, key());
+      await fetchJson("/api/load", { run: run.id, ...(replace === undefined ? {} : { replace }) }, key());
       await refresh();
     } catch (error) {
       button.replaceWith(el("span", { class: "problem", role: "alert" }, error.message));

@@ -120,13 +120,20 @@ function readSettings() {
 function setUpGeneration(models) {
   const explain = (token) => fetchJson(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
   const card = new TokenCard(explain);
-  const panels = [new Panel(models, models[0].id, card), new Panel([{ id: "" }, ...models], models[1]?.id ?? "", card)];
-  $("panels").replaceChildren(...(models.length > 1 ? panels : panels.slice(0, 1)).map((panel) => panel.box));
+  let panels;
+  const show = (shown) => {
+    models = shown;
+    panels = [new Panel(models, models[0].id, card), new Panel([{ id: "" }, ...models], models[1]?.id ?? "", card)];
+    $("panels").replaceChildren(...(models.length > 1 ? panels : panels.slice(0, 1)).map((panel) => panel.box));
+    $("max_tokens").max = models[0].max_tokens;
+  };
+  show(models);
   $("legend").replaceChildren(legend());
-  $("max_tokens").max = models[0].max_tokens;
-  const onload = (id, step) => {
-    models.find((model) => model.id === id).step = step;
+  const onload = (steps) => { // of the served models by name: another one may have taken the place of one of them
+    if (models.some(({ id }) => !(id in steps)) || Object.keys(steps).length !== models.length) return false;
+    models.forEach((model) => (model.step = steps[model.id]));
     panels.forEach((panel) => panel.describe());
+    return true;
   };
   let current; // the AbortController of the text being generated
   const stop = () => current?.abort();
@@ -153,7 +160,7 @@ function setUpGeneration(models) {
     $("panels").classList.toggle("probability-colors", $("color-by").value === "probability");
     $("legend").hidden = $("color-by").value !== "kind";
   });
-  return onload;
+  return { onload, show: (shown) => (stop(), card.hide(), show(shown)) };
 }
 
 /** Set up the tabs by the ARIA tab pattern: arrow keys move between them; a view is built when it is first shown. */
@@ -185,6 +192,7 @@ function setUpTabs(builders) {
     });
   });
   show(all.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash) ?? all[0]);
+  return (name) => built.delete(name); // it is built again when it is shown
 }
 
 function showError(error) {
@@ -194,7 +202,7 @@ function showError(error) {
 
 /** Show the progress of compilation until it is complete; requests are answered meanwhile. */
 async function followCompilation() {
-  const response = await fetch("/health").catch(() => null);
+  const response = await fetch("/health?code=200").catch(() => null);
   const { starting = {} } = (await response?.json().catch(() => null)) ?? {};
   const models = Object.entries(starting);
   $("starting").hidden = !models.length;
@@ -207,11 +215,21 @@ async function start() {
   try {
     const { data } = await fetchJson("/v1/models", undefined, key);
     $("unlock").hidden = true;
-    const onload = setUpGeneration(data);
+    const generation = setUpGeneration(data);
+    let shown = data.map((model) => model.id);
+    const onload = async (steps) => {
+      if (generation.onload(steps)) return;
+      const { data: models } = await fetchJson("/v1/models", undefined, key).catch(() => ({})); // the server may be back later
+      if (!models || models.map((model) => model.id).join("\n") === shown.join("\n")) return;
+      generation.show(models);
+      shown = models.map((model) => model.id);
+      rebuild("tokenizer");
+      followCompilation();
+    };
     document.body.dataset.ready = "yes";
-    setUpTabs({
+    const rebuild = setUpTabs({
       training: () => curves($("training"), apiKey, onload),
-      tokenizer: () => playground($("tokenizer"), { first: data[0].id, key: apiKey }),
+      tokenizer: () => playground($("tokenizer"), { first: shown[0], key: apiKey }),
     });
   } catch (error) {
     if (error.status !== 401) return showError(error);
