@@ -173,7 +173,8 @@ def test_unlikelihood_needs_segments_with_a_foreign_tokenizer(trained, workspace
 def test_a_killed_run_resumes_with_the_same_bits(workspace, tmp_path):
     """SIGKILL after a checkpoint; the same command again ends with the bits of an uninterrupted run."""
     folder = write_model(tmp_path / "model", "Qwen2")
-    given = arguments(workspace, folder, "--train.steps", "40", "--checkpoint.every", "5", "--eval.every", "40")
+    more = {"train.steps": 40, "checkpoint.every": 5, "eval.every": 40, "eval.sample_tokens": 6}
+    given = arguments(workspace, folder, *(f"--{name}={value}" for name, value in more.items()))
     command = [sys.executable, "-m", "slm_jax.train", *given, "--run"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
