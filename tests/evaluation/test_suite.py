@@ -254,7 +254,7 @@ def test_unmeasured_tasks(folder, options, task, remaining):
 
 
 def test_all_invalid_numbers_are_reported_together():
-    with pytest.raises(UserError, match="max_items -1 must be 0 or more; batch_tokens -2 must be 0 or more"):
+    with pytest.raises(UserError, match="--max_items -1 must be 0 or more; --batch_tokens -2 must be 0 or more"):
         main(["--max_items", "-1", "--batch_tokens", "-2"])
 
 
