@@ -190,8 +190,17 @@ def test_greedy_tokens_are_equal(tmp_path, name):
     assert out[0, 9:].tolist() == list(drawn)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scan_layers": True},
+        pytest.param({"scan_layers": True, "remat": "full"}, marks=pytest.mark.slow),
+        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", some(CASES, "smollm3, mixed windows"))
-def test_a_loop_over_layers_computes_the_same(tmp_path, name):
+def test_a_loop_over_layers_computes_the_same(tmp_path, name, options):
     """Layers that differ are branches of the compiled loop; gradients included."""
     theirs_of(name).save_pretrained(tmp_path)
     ids = random_ids((2, 16), VOCAB)
@@ -200,9 +209,8 @@ def test_a_loop_over_layers_computes_the_same(tmp_path, name):
         graph, params = nnx.split(ours_of(tmp_path, **options), nnx.Param)
         return jax.jit(jax.grad(lambda params: jnp.mean(nnx.merge(graph, params)(ids) ** 2)))(params)
 
-    for options in ({"scan_layers": True}, {"scan_layers": True, "remat": "full"}, {"remat": "dots"}):
-        for leaf, expected in zip(jax.tree.leaves(grads(**options)), jax.tree.leaves(grads()), strict=True):
-            np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
+    for leaf, expected in zip(jax.tree.leaves(grads(**options)), jax.tree.leaves(grads()), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_shards_half_precision_and_padding_rows(tmp_path):
