@@ -357,19 +357,28 @@ class Transformer(nnx.Module):
             x_BxTxD = embedding_lookup(self.embedding[...], input_ids_BxT).astype(self.policy.activation)
         x_BxTxD = shard_by_batch(x_BxTxD)
         x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
+        x_BxTxD = self._run_layers(layer, x_BxTxD, (params, index_L))
+        with jax.named_scope("final_norm"):
+            return self.final_norm(x_BxTxD)
+
+    def _run_layers(self, layer: Callable[..., Any], x_BxTxD: jax.Array, inputs_L: Any) -> jax.Array:
+        """Return the residual stream after all layers, in a loop over them or unrolled (recomputation.py).
+
+        Args:
+            layer: Function of the kind of a layer, the residual stream and the layer's inputs.
+            x_BxTxD: Residual stream before the first layer.
+            inputs_L: Inputs of all layers, a tree of arrays with a leading axis of layers.
+        """
         is_scanned = choose_scan(self.config.scan_layers, self.config.depth, self.policy)
         remat = choose_remat(self.config.remat, self.policy)
         kinds = layer_kinds(self.config)
         layer_of = {kind: recompute(functools.partial(layer, kind), remat, is_scanned) for kind in dict.fromkeys(kinds)}
         layers = [layer_of[kind] for kind in kinds]
         if is_scanned:
-            x_BxTxD = scan_layers(layers, x_BxTxD, (params, index_L))
-        else:
-            inputs = unstack_layers((params, index_L), self.config.depth)
-            for run_layer, params_and_index in zip(layers, inputs, strict=True):
-                x_BxTxD, _ = run_layer(x_BxTxD, params_and_index)
-        with jax.named_scope("final_norm"):
-            return self.final_norm(x_BxTxD)
+            return scan_layers(layers, x_BxTxD, inputs_L)
+        for run_layer, inputs in zip(layers, unstack_layers(inputs_L, self.config.depth), strict=True):
+            x_BxTxD, _ = run_layer(x_BxTxD, inputs)
+        return x_BxTxD
 
     def hidden_cached(
         self,
