@@ -325,9 +325,12 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     head_VxD = head_VxD.astype(dtype)
     vocab_V = jnp.arange(len(head_VxD))
     rows_BxTxD: Any = None if context is None else head_VxD[context.ids_BxT]
+    # On CPU a transposed operand is copied, and x is much smaller than the gradient of the logits: the gradient of the
+    # head is summed as [D, V].
+    transposed = platform.name == "cpu"
 
     def add_chunk(carry, chunk):
-        total, dhead_VxD, drows_BxTxD = carry
+        total, dhead, drows_BxTxD = carry
         x_BxCxD, labels_BxC, start = chunk
         in_dtype = x_BxCxD.dtype
         x_BxCxD = x_BxCxD.astype(dtype)
@@ -356,16 +359,20 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0).astype(dtype)
         dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype)
         dlogits_NxV = dlogits_BxCxV.reshape(-1, len(head_VxD))
-        dhead_VxD += transposed_dot(dlogits_NxV, x_BxCxD.reshape(-1, head_VxD.shape[1]), platform)
-        return (jax.tree.map(jnp.add, total, sums), dhead_VxD, drows_BxTxD), dx_BxCxD.astype(in_dtype)
+        x_NxD = x_BxCxD.reshape(-1, head_VxD.shape[1])
+        product = functools.partial(transposed_dot, platform=platform)
+        dhead += product(x_NxD, dlogits_NxV) if transposed else product(dlogits_NxV, x_NxD)
+        return (jax.tree.map(jnp.add, total, sums), dhead, drows_BxTxD), dx_BxCxD.astype(in_dtype)
 
     start = (
         _zero_sums(),
-        jnp.zeros(head_VxD.shape, jnp.float32),
+        jnp.zeros(head_VxD.shape[::-1] if transposed else head_VxD.shape, jnp.float32),
         None if context is None else jnp.zeros(rows_BxTxD.shape, jnp.float32),
     )
     chunks = (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC))
-    (total, dhead_VxD, drows_BxTxD), dx_SxBxCxD = jax.lax.scan(add_chunk, start, chunks)
+    (total, dhead, drows_BxTxD), dx_SxBxCxD = jax.lax.scan(add_chunk, start, chunks)
+    # Behind a barrier: XLA would fold the transpose into a product that its bfloat16 units then cannot compute.
+    dhead_VxD = jax.lax.optimization_barrier(dhead).T if transposed else dhead
     if context is not None:
         dhead_VxD = dhead_VxD.at[context.ids_BxT].add(drows_BxTxD)
     if platform.name != "cpu":

@@ -188,6 +188,15 @@ def test_chunks_of_accelerators(monkeypatch):
         np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=2e-6 * float(jnp.max(jnp.abs(slow))))
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_gradient_of_the_logits_is_not_transposed_on_cpu(dtype):
+    x, head, labels = inputs(2, 64, v=640)
+    grad = jax.grad(lambda head: cross_entropy(x, head, labels, dtype, platform=Platform("cpu")).loss)
+    program = jax.jit(grad).lower(head).compile().as_text()
+    assert "[128,640]" in program
+    assert "[640,128]" not in program
+
+
 def test_closed_form():
     """With a head of zeros every token has probability 1 / V."""
     x, head, labels = inputs(2, 9)
