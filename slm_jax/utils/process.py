@@ -69,7 +69,8 @@ def _keep_freed_memory() -> None:
     top_pad = -2
     mmap_max = -4
     arena_max = -8
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20), (arena_max, 1)):
+    # A trim threshold of -1 means never; 2**31 - 1, the largest int, would return the memory of steps above 2 GiB.
+    for option, value in ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 << 20), (arena_max, 1)):
         mallopt(option, value)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 
@@ -34,6 +35,28 @@ def test_a_cached_program_that_was_cut_short_is_replaced(tmp_path):
     assert run() == "a cached program (jit__lambda) is damaged: it is compiled again\n"
     assert path.stat().st_size == whole
     assert run() == ""
+
+
+FREED_MEMORY = """
+import ctypes
+from slm_jax.utils.process import _keep_freed_memory
+_keep_freed_memory()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+size = 3 << 30  # address space only: nothing is written
+block = libc.malloc(size)
+assert block
+libc.free(block)
+print(libc.sbrk(0) >= block + size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept_also_above_2_gib():
+    done = subprocess.run([sys.executable, "-c", FREED_MEMORY], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_other_warnings_are_printed_and_the_import_has_no_side_effects(tmp_path):
