@@ -6,6 +6,7 @@
         write the row of the step before           its metrics are ready by now
         validate, write samples                    every `eval.every` steps, and at the end
         save a checkpoint                          every `checkpoint.every` steps, and at the end
+        collect garbage                            after a validation or a save, and at no other time
 
 What the loop works with is in `session.Session`, which `setup` creates.
 """
@@ -28,6 +29,7 @@ from slm_jax.training.session import Session, TrainStep
 from slm_jax.training.signals import StopSignals
 from slm_jax.training.train_step import TrainState
 from slm_jax.utils.batch import Batch
+from slm_jax.utils.garbage import collecting_garbage_on_request
 
 
 def run_loop(session: Session) -> Result:
@@ -55,6 +57,7 @@ def run_loop(session: Session) -> Result:
         Prefetcher(
             session.batches, session.shard_batch, session.start, config.train.steps, session.batch_part
         ) as prefetcher,
+        collecting_garbage_on_request() as collect_garbage,
     ):
         if is_first:
             forget_samples_after(run.samples, session.start)
@@ -72,10 +75,12 @@ def run_loop(session: Session) -> Result:
             is_last = step == config.train.steps
             if is_last or step % config.eval.every == 0:
                 recorder.validate(state.params, step)
+                collect_garbage()
                 is_last = is_last or recorder.trend.is_over(patience)
             if session.checkpoints.due(step, recorder.score) or is_last:
                 _save(session, state, step, recorder, metrics)
                 saved = step
+                collect_garbage()
         if saved != step:  # stopped by a signal
             _save(session, state, step, recorder, metrics)
         recorder.flush()
