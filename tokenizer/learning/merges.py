@@ -3,7 +3,9 @@
 Byte-pair encoding after Sennrich, Haddow and Birch (2016), with a choice of scores. All words are stored one after
 another in one array, with separators between them. Neighbors are linked, so a merge touches only the positions where it
 applies. All positions of a pair are known when the younger of its two symbols appears and only disappear afterwards;
-hence the heap holds upper bounds, which are corrected when they reach the top.
+hence the heap holds upper bounds, which are corrected when they reach the top. Scores other than the frequency also
+depend on the counts of both symbols, and rise when these fall: after each merge, the pairs of the two merged symbols
+get new upper bounds. Everything else that a merge changes lowers scores: counts of pairs and of all symbols fall.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 SEPARATOR = -1
+_BOUND_MARGIN = 1.05
+"""Factor of upper bounds that are raised: most small rises of a score then need no new one."""
 _REMOVED = -2
 
 Score = Callable[[int, int, int, int], float]
@@ -69,6 +73,10 @@ class PairMerger:
         self.texts = texts
         self.ids = {text: symbol for symbol, text in texts.items()}
         self._score = SCORES[score]
+        # {symbol: its pairs} and {pair: its upper bound in the heap}, for scores that rise when a symbol gets rarer.
+        self._pairs_of: dict[int, set[tuple[int, int]]] | None = None if score == "freq" else {}
+        self._bounds: dict[tuple[int, int], float] = {}
+        self._counts: dict[tuple[int, int], int] = {}
         self._min_count = max(1, min_count)
         self._following = np.arange(1, len(symbols) + 1, dtype=np.int32)
         self._preceding = np.arange(-1, len(symbols) - 1, dtype=np.int32)
@@ -121,7 +129,27 @@ class PairMerger:
             positions = np.concatenate((known, positions))
             count = int(self.weights[positions].sum())
         self._positions[left, right] = positions
-        heapq.heappush(self._heap, (-self._value(left, right, count), left, right))
+        if self._pairs_of is not None:
+            self._counts[left, right] = count
+            for symbol in (left, right):
+                self._pairs_of.setdefault(symbol, set()).add((left, right))
+        self._push(left, right, self._value(left, right, count))
+
+    def _push(self, left: int, right: int, bound: float) -> None:
+        if self._pairs_of is not None:
+            self._bounds[left, right] = bound
+        heapq.heappush(self._heap, (-bound, left, right))
+
+    def _raise_bounds(self, symbol: int) -> None:
+        """Push new upper bounds of all pairs of a symbol that became rarer."""
+        assert self._pairs_of is not None
+        pairs = {pair for pair in self._pairs_of.get(symbol, ()) if pair in self._positions}
+        self._pairs_of[symbol] = pairs
+        for left, right in pairs:
+            if self._symbol_counts[left] and self._symbol_counts[right]:
+                value = self._value(left, right, self._counts[left, right])
+                if value > self._bounds[left, right]:
+                    self._push(left, right, value * _BOUND_MARGIN)
 
     def _value(self, left: int, right: int, count: int) -> float:
         return self._score(count, self._symbol_counts[left], self._symbol_counts[right], self._total)
@@ -130,6 +158,8 @@ class PairMerger:
         """Remove and return the best pair; None if no pair is left."""
         while self._heap:
             negative, left, right = heapq.heappop(self._heap)
+            if self._pairs_of is not None and self._bounds.get((left, right)) != -negative:
+                continue  # a higher bound was popped before
             positions = self._positions.pop((left, right), None)
             if positions is None:
                 continue
@@ -144,7 +174,8 @@ class PairMerger:
             # The stored value was an upper bound: put the pair back unless it is still the best one.
             if self._heap and value < -negative and (-value, left, right) > self._heap[0]:
                 self._positions[left, right] = positions
-                heapq.heappush(self._heap, (-value, left, right))
+                self._counts[left, right] = count
+                self._push(left, right, value)
                 continue
             return Candidate(left, right, positions, count)
         return None
@@ -176,6 +207,9 @@ class PairMerger:
         counts[right] -= count
         counts[symbol] = counts.get(symbol, 0) + count
         self._total -= count
+        if self._pairs_of is not None:
+            for rarer in {left, right}:
+                self._raise_bounds(rarer)
         before = preceding[positions]
         symbols_before = symbols[before]
         symbols_after = symbols[after]
