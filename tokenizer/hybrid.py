@@ -368,8 +368,7 @@ class HybridTokenizer:
     @property
     def suppressed_ids(self) -> list[int]:
         """Ids of special tokens that no training text contains: all but ``<EOS>``."""
-        names = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<RES>")
-        return [SPECIAL_TOKENS.index(name) for name in names]
+        return [id_ for id_ in self._vocabulary.special_ids if id_ != self.eos_id]
 
     @cached_property
     def token2id(self) -> dict[str, int]:

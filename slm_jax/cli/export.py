@@ -18,8 +18,9 @@ class Options:
     """Export a run to a folder that Hugging Face transformers loads.
 
     The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Mistral or Llama, depending on
-    the model's options), the tokenizer as a Python module with its vocabulary, and a model card made from the run's
-    metrics. Import it again with `python -m slm_jax.train --init.from_hf DIR`.
+    the model's options), the tokenizer, and a model card made from the run's metrics. A portable tokenizer
+    (--tokenizer.portable True in training) is a stock tokenizer.json, any other a Python module with its vocabulary.
+    Import it again with `python -m slm_jax.train --init.from_hf DIR`.
     """
 
     to: str
@@ -78,5 +79,6 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{size / 1e6:,.1f} MB in {folder}\n"
     )
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
-    print(f"  AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)\n")
+    trust = "" if loaded.tokenizer.portable else ", trust_remote_code=True"
+    print(f"  AutoTokenizer.from_pretrained({str(folder)!r}{trust})\n")
     print(f"Upload to the hub:\n  hf upload USER/{repository} {shlex.quote(str(folder))}")

@@ -1,6 +1,7 @@
 """Export of a run to a Hugging Face model folder: `python -m slm_jax.export --run runs/NAME --to DIR`.
 
-    checkpoint -> safetensors      config -> config.json of a stock class      tokenizer -> a module and its vocabulary
+    checkpoint -> safetensors      config -> config.json of a stock class
+    tokenizer -> tokenizer.json if it is portable, otherwise a module and its vocabulary
 
 The folder appears complete or not at all.
 """
@@ -21,6 +22,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import to_config_json
+from slm_jax.huggingface.portable_tokenizer import write_tokenizer
 from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
 from slm_jax.run.load import LoadedRun
 from slm_jax.utils.errors import UserError
@@ -70,7 +72,8 @@ def export(
         The folder.
 
     Raises:
-        UserError: The folder cannot be used, or the model has options that no supported class can express.
+        UserError: The folder cannot be used, the model has options that no supported class can express, or the
+            ``tokenizer.json`` of a portable tokenizer does not give its ids.
     """
     if not 0 < shard_gb < math.inf:
         raise UserError(f"shard_gb {shard_gb} must be a number above 0")
@@ -79,7 +82,10 @@ def export(
     config |= _special_ids(loaded.tokenizer)
     title = name or loaded.run.path.absolute().name
     is_foreign = not isinstance(loaded.tokenizer, HybridTokenizer)
-    weights = model_card.ExportedWeights(loaded.step, average, config["architectures"][0], vocab_size, is_foreign)
+    portable = isinstance(loaded.tokenizer, HybridTokenizer) and loaded.tokenizer.portable
+    weights = model_card.ExportedWeights(
+        loaded.step, average, config["architectures"][0], vocab_size, is_foreign, portable
+    )
     card = model_card.collect(loaded.run, loaded.config, weights, title, license)
     with _replace_folder(Path(to), overwrite) as folder:
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
@@ -100,8 +106,11 @@ def _write_tokenizer(loaded: LoadedRun, folder: Path) -> None:
         for name, content in loaded.tokenizer.files.items():
             (folder / name).write_bytes(content)
         return
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
-    (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
+    if loaded.tokenizer.portable:
+        write_tokenizer(loaded.tokenizer, folder, loaded.context)
+    else:
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
+        (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
     loaded.tokenizer.save(folder / TOKENIZER_FILE)
 
 

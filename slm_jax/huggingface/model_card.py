@@ -27,6 +27,7 @@ class ExportedWeights(NamedTuple):
         architecture: Class of transformers.
         vocab_size: Number of ids.
         foreign_tokenizer: The tokenizer is that of a published model.
+        portable: Whether the tokenizer is a stock ``tokenizer.json``.
     """
 
     step: int
@@ -34,6 +35,7 @@ class ExportedWeights(NamedTuple):
     architecture: str
     vocab_size: int
     foreign_tokenizer: bool = False
+    portable: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ def _introduction(data: CardData) -> Iterator[str]:
     )
 
 
+_TOKENIZER = """\
+The model is a stock class of `transformers`. The tokenizer is not: `trust_remote_code` runs `tokenization_slm_jax.py`
+from this folder (pure Python and NumPy; the vocabulary, `tokenizer.hybtok`, is data). For any text it gives exactly the
+ids that the model was trained with."""
+_PORTABLE_TOKENIZER = """\
+Model and tokenizer are stock classes of `transformers`; no code of this folder is run. `tokenizer.json` gives the ids
+that the model was trained with; `tokenizer.hybtok` is the same vocabulary for slm_jax."""
 _USAGE_OF_STOCK_FILES = """## Usage
 
 ```python
@@ -167,21 +176,20 @@ def _usage(data: CardData) -> Iterator[str]:
     if data.weights.foreign_tokenizer:
         yield _USAGE_OF_STOCK_FILES
         return
+    portable = data.weights.portable
     yield f"""## Usage
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({"folder" if portable else "folder, trust_remote_code=True"})
 model = AutoModelForCausalLM.from_pretrained(folder)
 inputs = tokenizer("The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
 ```
 
-The model is a stock class of `transformers`. The tokenizer is not: `trust_remote_code` runs `tokenization_slm_jax.py`
-from this folder (pure Python and NumPy; the vocabulary, `tokenizer.hybtok`, is data). For any text it gives exactly the
-ids that the model was trained with. A text starts with `<EOS>`, as documents did in training; with
+{_PORTABLE_TOKENIZER if portable else _TOKENIZER} A text starts with `<EOS>`, as documents did in training; with
 `add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for every string. No text can produce a
 special token.
 `generation_config.json` holds the default sampling settings of slm_jax; `do_sample=False` decodes greedily.
