@@ -387,6 +387,11 @@ class HybridTokenizer:
         return storage.fingerprint(self._vocabulary)
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """The frozen vocabulary: the content of a saved file."""
+        return self._vocabulary
+
+    @property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id on its own, [V]; empty for special tokens and case marks."""
         return self._vocabulary.data

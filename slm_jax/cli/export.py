@@ -31,8 +31,10 @@ class Options:
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
     """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the exported weights; bfloat16 halves the files and keeps 8 bits of precision."""
+    format: Literal["transformers", "gguf"] = "transformers"
+    """gguf: one file with weights and tokenizer for llama.cpp, and an Ollama Modelfile; needs a portable tokenizer."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
+    """Data type of the exported weights; bfloat16 halves the files; float16 and q8_0 with --format gguf only."""
     license: str = ""
     """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated."""
     name: str = ""
@@ -57,9 +59,22 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.average < 1:
         raise UserError(f"--average {options.average} must be 1 or more")
     with without_garbage_collection():
-        from slm_jax.huggingface.export import export
+        from slm_jax.huggingface.export import export, export_gguf
         from slm_jax.run.load import load_run
 
+    if options.format == "gguf":
+        loaded = load_run(options.run or None, options.average, options.step)
+        folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite)
+        (file,) = folder.glob("*.gguf")
+        size = file.stat().st_size
+        print(
+            f"exported run {loaded.run.path}, {loaded.step_text}, in {options.dtype}: {size / 1e6:,.1f} MB in {file}\n"
+        )
+        print(f"  llama-completion -m {shlex.quote(str(file))} -p 'Once upon a time'")
+        print(f"  ollama create NAME -f {shlex.quote(str(folder / 'Modelfile'))}")
+        return
+    if options.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype {options.dtype} is written with --format gguf only: give float32 or bfloat16")
     loaded = load_run(options.run or None, options.average, options.step)
     folder = export(
         loaded,

@@ -22,7 +22,8 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import to_config_json
-from slm_jax.huggingface.portable_tokenizer import write_tokenizer
+from slm_jax.huggingface.gguf import MODELFILE, check_gguf, modelfile, write_gguf
+from slm_jax.huggingface.portable_tokenizer import TOKENIZER_JSON, write_tokenizer, write_tokenizer_json
 from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
 from slm_jax.run.load import LoadedRun
 from slm_jax.utils.errors import UserError
@@ -43,6 +44,7 @@ _OVERWRITABLE = {
     INDEX,
     TOKENIZER_FILE,
     TOKENIZER_MODULE.name,
+    MODELFILE,
 }
 
 
@@ -124,6 +126,43 @@ def _special_ids(tokenizer: TextTokenizer) -> dict[str, Any]:
     }
 
 
+def export_gguf(
+    loaded: LoadedRun,
+    to: str | Path,
+    dtype: Literal["float32", "float16", "bfloat16", "q8_0"] = "float32",
+    name: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write a loaded run to a folder with one GGUF file, for llama.cpp, and an Ollama Modelfile.
+
+    Args:
+        loaded: The run; its tokenizer must be portable.
+        to: The folder; it must be empty or not exist, unless `overwrite`.
+        dtype: Data type of the matrices.
+        name: The model's name, also of the file; empty: that of the run.
+        overwrite: Replace a folder written by an earlier export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder cannot be used, the package `gguf` is missing, GGUF cannot express the model or its
+            tokenizer, or a stock tokenizer does not give its ids.
+    """
+    vocab_size = loaded.tokenizer.vocab_size
+    config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
+    tokenizer = check_gguf(config, loaded.tokenizer, dtype)
+    title = name or loaded.run.path.absolute().name
+    file = f"{title.replace('/', '-')}-{dtype}.gguf"
+    with _replace_folder(Path(to), overwrite) as folder:
+        write_tokenizer_json(tokenizer, folder)  # for the comparison: the GGUF file has the same entries
+        (folder / TOKENIZER_JSON).unlink()
+        params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+        write_gguf(to_tensors(params, vocab_size), config, tokenizer, folder / file, dtype, title)
+        (folder / MODELFILE).write_text(modelfile(file), encoding="utf-8")
+    return Path(to)
+
+
 def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
     """Return generation_config.json with the defaults of `python -m slm_jax.generate`."""
     sampling = Sampling()
@@ -165,7 +204,7 @@ def _replace_folder(to: Path, overwrite: bool) -> Iterator[Path]:
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         raise UserError(f"--to {to} is not a folder: give another one")
     existing = sorted(path.name for path in to.iterdir()) if to.is_dir() else []
-    foreign = [name for name in existing if name not in _OVERWRITABLE and not name.endswith(".safetensors")]
+    foreign = [name for name in existing if name not in _OVERWRITABLE and not name.endswith((".safetensors", ".gguf"))]
     if existing and not overwrite:
         raise UserError(f"--to {to} is not empty: give another folder, or --overwrite if an export wrote it")
     if foreign:

@@ -33,9 +33,7 @@ _TEXTS = (
 
 
 def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int) -> None:
-    """Write the files of a portable tokenizer and compare its ids and texts with those of `tokenizers`.
-
-    Whether the comparison was made is logged.
+    """Write the files of a portable tokenizer for transformers; see `write_tokenizer_json` for the comparison.
 
     Args:
         tokenizer: A portable tokenizer.
@@ -45,8 +43,7 @@ def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int) -> No
     Raises:
         UserError: A text has other ids, or is decoded to another text.
     """
-    path = folder / TOKENIZER_JSON
-    tokenizer.save_tokenizer_json(path)
+    write_tokenizer_json(tokenizer, folder)
     names = _special_names()
     settings = {
         **names,
@@ -59,6 +56,20 @@ def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int) -> No
     }
     for name, content in (("tokenizer_config.json", settings), (SPECIAL_TOKENS_MAP, names)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path) -> None:
+    """Write ``tokenizer.json`` and compare its ids and texts with those of the tokenizer; log whether that was done.
+
+    Args:
+        tokenizer: A portable tokenizer.
+        folder: The folder of the export.
+
+    Raises:
+        UserError: A text has other ids, or is decoded to another text.
+    """
+    path = folder / TOKENIZER_JSON
+    tokenizer.save_tokenizer_json(path)
     if importlib.util.find_spec("tokenizers") is None:
         logger.warning(
             "%s was written, but its ids were not compared with those of the run: pip install 'slm_jax[hf]' for that",
