@@ -94,6 +94,6 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{size / 1e6:,.1f} MB in {folder}\n"
     )
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
-    trust = "" if loaded.tokenizer.portable else ", trust_remote_code=True"
+    trust = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
     print(f"  AutoTokenizer.from_pretrained({str(folder)!r}{trust})\n")
     print(f"Upload to the hub:\n  hf upload USER/{repository} {shlex.quote(str(folder))}")
