@@ -15,7 +15,7 @@ from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.portable import character_tables, encoder
 from tokenizer.portable.batch import BatchMerger
-from tokenizer.portable.pretokens import count_pretokens, split_blocks, split_chunks, split_pretokens
+from tokenizer.portable.pretokens import PATTERN, count_pretokens, split_blocks, split_chunks, split_pretokens
 from tokenizer.portable.reference import merge_bytes, merge_long
 from tokenizer.portable.tokenizer_json import to_tokenizer_json
 from tokenizer.vocabulary import FIRST_BYTE, FIRST_LEARNED
@@ -83,6 +83,7 @@ def test_pretokens_of_examples():
 @given(text=st.one_of(white_space_text, any_text))
 def test_chunks_and_blocks_end_where_pretokens_end(text):
     pretokens = split_pretokens(text)
+    assert pretokens == re.findall(PATTERN, text)
     assert "".join(pretokens) == text
     assert [part for chunk in split_chunks(text) for part in split_pretokens(chunk)] == pretokens
     assert [part for block in split_blocks(text, 3) for part in split_pretokens(block)] == pretokens

@@ -109,7 +109,7 @@ class PortableEncoder:
             new = dict(zip(missing, self._segment(missing), strict=True))
             ids.update(new)
             self._store(self._pretokens, new)
-        result = {chunk: b"".join([ids[part] for part in parts]) for chunk, parts in zip(chunks, split, strict=True)}
+        result = {chunk: b"".join([ids[part] for part in parts]) for chunk, parts in zip(chunks, split, strict=True)}  # type: ignore[misc]  # no None is left
         self._store(self._chunks, result)
         return result
 

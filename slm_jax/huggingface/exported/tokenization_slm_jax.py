@@ -33,6 +33,8 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
 
     def __init__(self, vocab_file: str, begin_with_eos: bool = True, **kwargs):
         self._vocabulary = read(vocab_file)
+        if self._vocabulary.portable:
+            raise ValueError(f"{vocab_file} is a portable tokenizer: load the tokenizer.json that was exported with it")
         self._names = self._vocabulary.names
         self._ids = {name: id_ for id_, name in enumerate(self._names)}
         self.begin_with_eos = begin_with_eos
