@@ -72,7 +72,8 @@ def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path) -> None:
     tokenizer.save_tokenizer_json(path)
     if importlib.util.find_spec("tokenizers") is None:
         logger.warning(
-            "%s was written, but its ids were not compared with those of the run: pip install 'slm_jax[hf]' for that",
+            "%s was written, but its ids were not compared with those of the run, which needs the package tokenizers: "
+            "pip install 'slm_jax[tokenizers]'",
             TOKENIZER_JSON,
         )
         return

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("safetensors")
-pytest.importorskip("tokenizers", reason="pip install -e '.[hf]'")
+pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
 
 from slm_jax.generation.decode import encode_prompt, generate
 from slm_jax.generation.sampling import Sampling
