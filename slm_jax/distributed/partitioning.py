@@ -90,25 +90,10 @@ def sum_over_batch(f: Callable[..., Any], *args: Any, replicated: tuple[int, ...
     axes = _split_axes(*BATCH_AXES)
     if not axes:
         return f(*args)
-    # Gathered inside, a matrix has a gradient that is first reduce-scattered over "fsdp"; only a part of it is then
-    # summed over "data". Without "data" XLA does the same by itself, and gathers the matrix once for all of its uses.
-    shape = jax.sharding.get_abstract_mesh().shape
-    gathered = {i for i in replicated if len(axes) == 2 and args[i].shape[-1] % shape[FSDP] == 0}
-    specs = tuple(
-        PartitionSpec(*(None,) * (args[i].ndim - 1), FSDP)
-        if i in gathered
-        else PartitionSpec()
-        if i in replicated
-        else PartitionSpec(axes)
-        for i in range(len(args))
-    )
+    specs = tuple(PartitionSpec() if i in replicated else PartitionSpec(axes) for i in range(len(args)))
 
     def local_sum(*local: Any) -> Any:
-        full = [
-            jax.lax.all_gather(x, FSDP, axis=x.ndim - 1, tiled=True) if i in gathered else x
-            for i, x in enumerate(local)
-        ]
-        return jax.lax.psum(f(*full), axes)
+        return jax.lax.psum(f(*local), axes)
 
     # Manual over the batch axes only: XLA still partitions a vocabulary that is split over "tensor".
     mapped = jax.shard_map(local_sum, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(axes), check_vma=False)
