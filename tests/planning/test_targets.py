@@ -121,11 +121,14 @@ def test_matrices_are_gathered_layer_by_layer_and_gradients_scattered(preset, de
     assert 2 * in_blocks <= gathered <= 3 * in_blocks  # forward, backward, and where it is recomputed
     # Each gradient is scattered once (some compilers pad it); what is reduced over "data" afterwards is a part of it.
     # Only the table's is reduced in full over two axes.
+    # A TPU's compiler reduces bfloat16 gradients in full whose last axis is split (`out` and `down`).
+    is_tpu = TARGETS[device].kind == "tpu"
     scattered = sum(found.times * size for found, size in large if found.kind == "reduce-scatter")
     in_tables = 0 if is_hybrid else table
-    assert 0.999 * (in_blocks + in_tables) <= scattered <= 1.3 * (in_blocks + in_tables)
+    assert (0.7 if is_tpu else 0.999) * (in_blocks + in_tables) <= scattered <= 1.3 * (in_blocks + in_tables)
     whole = matrices if is_hybrid else matrices | {table}
-    assert not [found for found, size in large if found.kind == "all-reduce" and size in whole]
+    reduced = [found for found, size in large if found.kind == "all-reduce" and size in whole]
+    assert not [found for found in reduced if not is_tpu or found.dtype != "bf16"]
 
 
 @pytest.mark.slow
