@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from slm_jax.planning.presets import PRESET_TARGETS, PresetTarget  # noqa: E402  # after the path is set
 
-HEAD = "preset | devices | tokens at once | microbatches | state | temporary | of | traffic | at most | compiled in"
+HEAD = "preset | devices | tokens at once | microbatches | state | temporary | usable | traffic | bound | compiled in"
 
 
 def main() -> None:
