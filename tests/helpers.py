@@ -14,6 +14,7 @@ from tokenizer import HybridTokenizer
 
 FLOAT32 = jnp.dtype("float32")
 BFLOAT16 = jnp.dtype("bfloat16")
+FLOAT16 = jnp.dtype("float16")
 
 TINY = {
     "model.dim": 32,

@@ -112,12 +112,12 @@ def matches_log(loss: float, rows: Sequence[Row], step: int, dtype: str) -> Find
     """Check that the held-out loss is the one that training logged at this step.
 
     Other hardware and other batch sizes sum in another order: bfloat16 products (8 bits) keep 2 or 3 digits of single
-    logits, and the mean over many tokens one or two more; float32 keeps 5.
+    logits, float16 ones (11 bits) one more, and the mean over many tokens one or two more; float32 keeps 5.
     """
     logged = next((row.get("val_loss") for row in rows if row["step"] == step), None)
     if logged is None:
         return skipped("validation repeats", f"no validation was logged at step {step}")
-    tolerance = (2e-3 if dtype == "bfloat16" else 1e-5) * max(logged, 1.0)
+    tolerance = {"bfloat16": 2e-3, "float16": 5e-4}.get(dtype, 1e-5) * max(logged, 1.0)
     ok = abs(loss - logged) <= tolerance
     return finding("validation repeats", ok, f"{loss:.6f}", f"{logged:.6f} as in metrics.jsonl, ± {tolerance:.1g}")
 
@@ -164,11 +164,13 @@ def cached_logits(model: Transformer, ids: Sequence[int], context: int = 0) -> F
 
 def _rounding(model: Transformer) -> float:
     """Return the tolerated difference of two orders of summation, as a fraction of the largest logit: a few roundings
-    of the products' dtype (8 or 24 bits) through the layers."""
+    of the products' dtype (8, 11 or 24 bits) through the layers."""
     if model.dtype == jnp.float32:
         return 1e-4
+    more_digits = 2**-3 if model.dtype == jnp.float16 else 1.0
     # Each layer also rounds about 20 results, whose errors add up as the root of their number.
-    return 2e-2 if model.policy.activation == jnp.float32 else 2**-8 * math.sqrt(20 * model.config.depth)
+    tolerance = 2e-2 if model.policy.activation == jnp.float32 else 2**-8 * math.sqrt(20 * model.config.depth)
+    return tolerance * more_digits
 
 
 def greedy_text(

@@ -196,9 +196,10 @@ class TrainConfig(Section):
     )
     z_loss: float = option(0.0, "Weight of the z-loss, log(Z)^2, which keeps logits small.", ge=0)
     ul_alpha: float = option(0.0, "Weight of the unlikelihood loss on tokens that already occur in the context.", ge=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = option(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it.",
+        "Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it, float16 on "
+        "NVIDIA GPUs that multiply only that (T4, V100). float16 scales the loss (dynamic loss scaling).",
         common=True,
     )
     residual_dtype: Literal["auto", "float32", "compute"] = option(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from slm_jax.config.schema import Config
 from slm_jax.distributed.platform import Platform
 
-DtypeChoice = Literal["auto", "float32", "bfloat16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 """Values of `train.dtype`."""
 
 ResidualChoice = Literal["auto", "float32", "compute"]
@@ -68,12 +68,16 @@ def compute_dtype(choice: DtypeChoice, platform: Platform | None = None) -> jnp.
     """Return the dtype of the matrix products' operands.
 
     Args:
-        choice: The value of `train.dtype`; "auto" is bfloat16 if the hardware has units for it, else float32.
+        choice: The value of `train.dtype`; "auto" is bfloat16 if the hardware has units for it, float16 if it has units
+            only for that, else float32.
         platform: The hardware; None: JAX's first device.
     """
     if choice != "auto":
         return jnp.dtype(choice)
-    return jnp.dtype(jnp.bfloat16 if _has_bfloat16_units(platform or Platform.default()) else jnp.float32)
+    platform = platform or Platform.default()
+    if _has_bfloat16_units(platform):
+        return jnp.dtype(jnp.bfloat16)
+    return jnp.dtype(jnp.float16) if _has_only_float16_units(platform) else _FLOAT32
 
 
 def _activation_dtype(choice: ResidualChoice, compute: jnp.dtype, platform: Platform) -> jnp.dtype:
@@ -98,10 +102,17 @@ def describe_precision(config: Config, platform: Platform | None = None) -> str:
         reason = "train.dtype"
     elif policy.compute == jnp.bfloat16:
         reason = "this hardware has bfloat16 units"
+    elif policy.compute == jnp.float16:
+        reason = "this hardware has float16 units and no bfloat16 units; training scales the loss"
     else:
         reason = "this hardware has no bfloat16 units"
     what = "products" if policy.activation == _FLOAT32 else "products and activations"
     return f"{policy.compute} {what} ({reason}), float32 parameters"
+
+
+def _has_only_float16_units(platform: Platform) -> bool:
+    """Return whether it is an NVIDIA GPU of compute capability 7: Volta (V100) or Turing (T4)."""
+    return platform.name == "gpu" and platform.capability.startswith("7.")
 
 
 @functools.cache

@@ -219,9 +219,9 @@ def cast_weights(params: Any, policy: Policy) -> Any:
 
     Cast before they are used, matrices are kept for the backward pass, gathered from other devices and read in that
     dtype, and their gradients are rounded to it once. Where activations are float32, `ops.matmul` casts them, whose
-    gradients of matrices are float32.
+    gradients of matrices are float32; so it does for float16, which overflows with a sum over all tokens of a batch.
     """
-    if policy.activation == jnp.float32:
+    if policy.activation == jnp.float32 or policy.compute == jnp.float16:
         return params
     return jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim == 3 else x, params)
 

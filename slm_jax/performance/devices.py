@@ -7,6 +7,8 @@ relative to the measured peak (roofline.py).
 
 bfloat16: Dense products accumulated in float32 (data sheets often state twice as much, "with sparsity"). None: the
     device has no bfloat16 matrix units.
+float16: The same for float16, which is as fast on GPUs that have both. TPUs, and GPUs before Volta, have no matrix
+    units for it.
 float32: The limit of products at JAX's `Precision.HIGHEST`, which this package requests. On GPUs that is the vendor's
     float32 figure without tensor cores (TensorFloat-32 keeps 10 of the 23 bits of the mantissa and is not float32).
     TPUs have no float32 matrix units: HIGHEST takes six bfloat16 passes (jax.lax.Precision), hence a sixth.
@@ -28,6 +30,7 @@ class Device(NamedTuple):
 
     Attributes:
         bfloat16: FLOP/s of dense products accumulated in float32; None without such units.
+        float16: The same for float16.
         float32: FLOP/s of float32 products.
         memory: GB.
         bandwidth: Memory bandwidth, GB/s.
@@ -35,6 +38,7 @@ class Device(NamedTuple):
     """
 
     bfloat16: float | None
+    float16: float | None
     float32: float
     memory: float
     bandwidth: float
@@ -42,9 +46,7 @@ class Device(NamedTuple):
 
     def peak(self, dtype: jnp.dtype) -> float | None:
         """Return the FLOP/s of products in dtype; None if the device has no units for it."""
-        if dtype == jnp.float32:
-            return self.float32
-        return self.bfloat16 if dtype == jnp.bfloat16 else None
+        return {"float32": self.float32, "bfloat16": self.bfloat16, "float16": self.float16}.get(str(dtype))
 
 
 def find(device_kind: str) -> Device | None:
@@ -81,19 +83,23 @@ _H200 = "NVIDIA H200 data sheet"
 def _tpu(chip_bfloat16: float, chip_memory: float, chip_bandwidth: float, source: str, devices: int = 1) -> Device:
     """Return one JAX device of a chip with the given TFLOP/s, GB and GB/s, which its devices share."""
     peak = chip_bfloat16 * 1e12 / devices
-    return Device(peak, peak / 6, chip_memory / devices, chip_bandwidth / devices, source)
+    return Device(peak, None, peak / 6, chip_memory / devices, chip_bandwidth / devices, source)
 
 
-def _gpu(bfloat16: float | None, float32: float, memory: float, bandwidth: float, source: str) -> Device:
-    """Return a device from figures in TFLOP/s, GB and GB/s."""
-    bfloat16_peak = None if bfloat16 is None else bfloat16 * 1e12
-    return Device(bfloat16_peak, float32 * 1e12, memory, bandwidth, source)
+def _gpu(bfloat16: float, float32: float, memory: float, bandwidth: float, source: str) -> Device:
+    """Return a GPU from figures in TFLOP/s, GB and GB/s."""
+    return Device(bfloat16 * 1e12, bfloat16 * 1e12, float32 * 1e12, memory, bandwidth, source)
+
+
+def _early_gpu(float16: float | None, float32: float, memory: float, bandwidth: float, source: str) -> Device:
+    """Return a GPU without bfloat16 units."""
+    return Device(None, None if float16 is None else float16 * 1e12, float32 * 1e12, memory, bandwidth, source)
 
 
 def _geforce(cores: int, boost_mhz: float, memory: float, bandwidth: float, source: str = _GEFORCE) -> Device:
     """Return a device with two FLOPs per core and cycle, and twice that on tensor cores (see the top of the file)."""
     peak = 2 * cores * boost_mhz * 1e6
-    return Device(2 * peak, peak, memory, bandwidth, source)
+    return Device(2 * peak, 2 * peak, peak, memory, bandwidth, source)
 
 
 _V5E = _tpu(197, 16, 819, "Google Cloud documentation, TPU v5e")
@@ -113,15 +119,15 @@ _DEVICE_NAMES: dict[str, Device] = {
     "TPU v6e": _V6E,
     "TPU7x": _V7,
     "TPU7": _V7,
-    "Tesla P100-PCIE-12GB": _gpu(None, 9.3, 12, 549, _P100),
-    "Tesla P100-PCIE-16GB": _gpu(None, 9.3, 16, 732, _P100),
-    "Tesla P100-SXM2-16GB": _gpu(None, 10.6, 16, 732, _P100),
-    "Tesla V100-PCIE-16GB": _gpu(None, 14.0, 16, 900, _V100),
-    "Tesla V100-PCIE-32GB": _gpu(None, 14.0, 32, 900, _V100),
-    "Tesla V100-SXM2-16GB": _gpu(None, 15.7, 16, 900, _V100),
-    "Tesla V100-SXM2-32GB": _gpu(None, 15.7, 32, 900, _V100),
-    "Tesla V100S-PCIE-32GB": _gpu(None, 16.4, 32, 1134, _V100),
-    "Tesla T4": _gpu(None, 8.1, 16, 300, "NVIDIA T4 data sheet"),
+    "Tesla P100-PCIE-12GB": _early_gpu(None, 9.3, 12, 549, _P100),
+    "Tesla P100-PCIE-16GB": _early_gpu(None, 9.3, 16, 732, _P100),
+    "Tesla P100-SXM2-16GB": _early_gpu(None, 10.6, 16, 732, _P100),
+    "Tesla V100-PCIE-16GB": _early_gpu(112, 14.0, 16, 900, _V100),
+    "Tesla V100-PCIE-32GB": _early_gpu(112, 14.0, 32, 900, _V100),
+    "Tesla V100-SXM2-16GB": _early_gpu(125, 15.7, 16, 900, _V100),
+    "Tesla V100-SXM2-32GB": _early_gpu(125, 15.7, 32, 900, _V100),
+    "Tesla V100S-PCIE-32GB": _early_gpu(130, 16.4, 32, 1134, _V100),
+    "Tesla T4": _early_gpu(65, 8.1, 16, 300, "NVIDIA T4 data sheet"),
     "NVIDIA A10": _gpu(125, 31.2, 24, 600, "NVIDIA A10 data sheet"),
     "NVIDIA A10G": _gpu(70, 35, 24, 600, "NVIDIA A10G data sheet (AWS), as quoted in Baseten, NVIDIA A10 vs A10G"),
     "NVIDIA A40": _gpu(149.7, 37.4, 48, 696, "NVIDIA A40 data sheet (bfloat16: half of 299.4 with sparsity)"),

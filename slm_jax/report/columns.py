@@ -11,7 +11,8 @@ from slm_jax.run.metrics import Row, iter_rows
 from slm_jax.utils.errors import UserError
 
 FIELDS = (
-    "step loss accuracy lr grad_norm tokens input_tokens mean_context bytes seconds tokens_per_second mfu time skipped"
+    "step loss accuracy lr grad_norm tokens input_tokens mean_context bytes seconds tokens_per_second mfu time skipped "
+    "loss_scale"
 ).split()
 AXES = ("step", "tokens", "seconds", "flops")
 _REQUIRED = ("step", "tokens", "seconds", "tokens_per_second", "mfu")

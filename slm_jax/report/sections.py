@@ -85,7 +85,14 @@ def _stage_notes(stage: RunData) -> Iterator[str]:
         yield f"Resumed after {steps_text(resumed)}."
     skipped = stage.columns["skipped"]
     if np.isfinite(skipped).any() and np.nanmax(skipped) > 0:
-        yield f"{int(np.nanmax(skipped)):,} batches were skipped because of a non-finite or spiking loss or gradient."
+        scales = stage.columns["loss_scale"]
+        overflows = ""
+        if np.isfinite(scales).any():
+            overflows = f" (overflows of float16 among them; the loss scale is {scales[np.isfinite(scales)][-1]:g})"
+        yield (
+            f"{int(np.nanmax(skipped)):,} batches were skipped because of a non-finite or spiking loss or "
+            f"gradient{overflows}."
+        )
     validations: list[Row] = stage.columns.validations
     if not validations:
         return

@@ -7,7 +7,8 @@ healthy steps so far (Finch 2009, "Incremental calculation of weighted mean and 
 
 so that over the first steps, n of them, they are the plain mean and variance. Six deviations over 128 steps are OLMo
 2's choice (arXiv:2501.00656, section 3.1 and its SkipStep optimizer). Values that are spikes or not finite do not enter
-the statistics.
+the statistics. Overflows of scaled float16 gradients (`loss_scale`) are skipped whatever the policy. They are counted,
+but not as consecutive skips: the scale has a limit of its own.
 
 The device decides whether a step is taken (`update`, `select`), the host reads the outcome one step later and stops the
 run if the config says so (`check`).
@@ -49,7 +50,10 @@ class Health(NamedTuple):
 
 
 def is_enabled(config: HealthConfig) -> bool:
-    """Return whether the compiled step checks its health; if not, its program is the same as without this module."""
+    """Return whether the config has the compiled step check its health; loss scaling requires that too.
+
+    If neither does, the program of the step is the same as without this module.
+    """
     return config.on_nan == "skip" or config.on_spike != "ignore"
 
 
@@ -61,7 +65,7 @@ def init() -> Health:
 
 
 def update(
-    health: Health, config: HealthConfig, loss: jax.Array, grad_norm: jax.Array
+    health: Health, config: HealthConfig, loss: jax.Array, grad_norm: jax.Array, overflow: jax.Array | None = None
 ) -> tuple[Health, jax.Array, dict[str, jax.Array]]:
     """Update the statistics with one step and decide whether the step is taken.
 
@@ -70,6 +74,7 @@ def update(
         config: Policies and thresholds.
         loss: Mean loss of the step's batch, scalar.
         grad_norm: Norm of its gradient, scalar.
+        overflow: Whether the gradient overflowed because of the loss scale, bool scalar; None without loss scaling.
 
     Returns:
         (statistics, is_taken, diagnostics): is_taken is a bool scalar; diagnostics are metrics for `check`.
@@ -94,15 +99,19 @@ def update(
         is_skipped |= ~is_finite
     if config.on_spike == "skip":
         is_skipped |= is_spike
+    in_a_row = jnp.where(is_skipped, health.in_a_row + 1, 0)
+    if overflow is not None:
+        is_skipped |= overflow
+        in_a_row = jnp.where(overflow, health.in_a_row, in_a_row)
     updated = Health(
         steps=health.steps + is_healthy,
         mean=mean,
         variance=variance,
         skipped=health.skipped + is_skipped,
-        in_a_row=jnp.where(is_skipped, health.in_a_row + 1, 0),
+        in_a_row=in_a_row,
     )
     diagnostics = dict(zip(_DIAGNOSTICS, (updated.in_a_row, is_spike, *limit_2), strict=True))
-    if "skip" in (config.on_nan, config.on_spike):
+    if overflow is not None or "skip" in (config.on_nan, config.on_spike):
         diagnostics["skipped"] = updated.skipped
     return updated, ~is_skipped, diagnostics
 
@@ -123,7 +132,7 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
     """Check the metrics of a step on the host.
 
     Args:
-        row: Metrics by name, "step" among them; the diagnostics are removed from it.
+        row: Metrics by name, "step" among them; the diagnostics are removed from it. None is accepted: an overflow.
         config: Policies and thresholds.
         advice: What to do about a diverged run, the end of the error message.
 
@@ -136,7 +145,7 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
     diagnostics = {name: row.pop(name) for name in _DIAGNOSTICS if name in row}
     step = row["step"]
     for name, value in row.items():
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             if config.on_nan == "stop":
                 raise UserError(f"{name} of step {step} is {value}: training has diverged. {advice}")
             row[name] = None

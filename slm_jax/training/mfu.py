@@ -249,7 +249,7 @@ def measure(config: Config, vocab_size: int, steps: int, trace: str = "") -> Rep
     kind = mesh.devices.flat[0].device_kind
     device = devices.find(kind)
     dtype = compute_dtype(config.train.dtype, Platform.of_mesh(mesh))
-    dtypes = [jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)]
+    dtypes = [jnp.dtype(jnp.float32), jnp.dtype(jnp.float16 if dtype == jnp.float16 else jnp.bfloat16)]
     shapes = step_shapes(config, vocab_size)
     measured_peaks = {measured.name: measure_peak(measured, shapes) for measured in dtypes}
     times = time_steps(config, vocab_size, steps, mesh, trace)

@@ -16,7 +16,7 @@ import jax
 from slm_jax.distributed import agreement, multihost
 from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text
 from slm_jax.run.samples import append_samples
-from slm_jax.training import health
+from slm_jax.training import health, loss_scale
 from slm_jax.training.session import Session
 from slm_jax.utils.progress import ProgressBar
 
@@ -110,6 +110,7 @@ class StepRecorder:
         row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         row |= {name: int(row[name]) for name in ("tokens", "input_tokens")}
         row |= extra
+        row = loss_scale.check(row, self._advice())
         row = health.check(row, self._config.health, self._advice())  # before a checkpoint of this step is saved
         if self._layers is not None and step % self._config.log.layers == 0:
             self._layers.write(health.layer_norms_record(step, layers))

@@ -10,26 +10,30 @@ from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import other_input_error
 from slm_jax.run.trend import Trend
-from slm_jax.training import health
+from slm_jax.training import health, loss_scale
 from slm_jax.training.train_step import Steps, TrainState
 from slm_jax.utils.errors import UserError
 
 _BINDING = ("model.", "optimizer.", "train.", "data.mode")  # what a training state depends on, unless `resumable`
+_OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 
-def compatibility(config: Config, corpus: str, tokenizer: str) -> dict[str, Any]:
+def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str) -> dict[str, Any]:
     """Return what the training states of a run depend on, as JSON values: stored with each checkpoint.
 
     Args:
         config: The config.
+        steps: The functions of the run.
         corpus: Fingerprint of the corpus.
         tokenizer: Fingerprint of the tokenizer.
     """
+    state = jax.eval_shape(steps.init)
     return {
         "seed": config.train.seed,
         "corpus": corpus,
         "tokenizer": tokenizer,
-        "health": health.is_enabled(config.health),  # whether the state has statistics of the loss
+        "health": bool(state.health),  # whether the state has statistics of the loss
+        "loss_scale": bool(state.loss_scale),
         "config": json.loads(json.dumps(config.flat())),
     }
 
@@ -59,8 +63,8 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
 
 
 def state_to_save(state: TrainState) -> dict[str, Any]:
-    """Return the fields of a state that a checkpoint holds: all, except empty `health`."""
-    return {name: value for name, value in state._asdict().items() if name != "health" or value}
+    """Return the fields of a state that a checkpoint holds: all, except those of `_OPTIONAL` that are empty."""
+    return {name: value for name, value in state._asdict().items() if name not in _OPTIONAL or value}
 
 
 class Restored(NamedTuple):
@@ -92,8 +96,9 @@ def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, cur
 
     def target(position: dict[str, Any]) -> Any:
         check_compatibility(position, current)
-        statistics = jax.eval_shape(health.init) if position.get("health") else ()
-        shapes = state_to_save(jax.eval_shape(steps.init)._replace(health=statistics))
+        # Earlier versions stored neither the loss scale nor whether there is one.
+        saved = {name: jax.eval_shape(init) if position.get(name) else () for name, init in _OPTIONAL.items()}
+        shapes = state_to_save(TrainState(**jax.eval_shape(steps.init)._asdict() | saved))
         return sharding.abstract_arrays(mesh, shapes, steps.partitions)
 
     restored = checkpoints.restore_newest(target)
@@ -101,8 +106,10 @@ def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, cur
         return Restored(None, 0, None)
     fields, position = restored
     state = TrainState(**fields)
-    if current["health"] != bool(state.health):  # the options of `health` were changed
-        statistics = jax.device_put(health.init(), sharding.replicated(mesh)) if current["health"] else ()
-        state = state._replace(health=statistics)
+    for name, init in _OPTIONAL.items():
+        if current[name] != bool(getattr(state, name)):  # other options of `health`, or another compute dtype
+            # Compiled: its arrays do not share memory, which a step could not donate twice.
+            value = jax.jit(init, out_shardings=sharding.replicated(mesh))() if current[name] else ()
+            state = TrainState(**state._asdict() | {name: value})
     trend = Trend.from_json(position["validation"]) if "validation" in position else None
     return Restored(state, position["step"], trend)

@@ -124,7 +124,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     _log_devices(config, mesh)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
-        compatibility = resume.compatibility(config, corpus.fingerprint, tokenizer.fingerprint)
+        compatibility = resume.compatibility(config, steps, corpus.fingerprint, tokenizer.fingerprint)
         state, start, trend = resume.restore(checkpoints, steps, mesh, compatibility)
         if state is None and initial is not None:
             state = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)

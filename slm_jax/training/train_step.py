@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, HealthConfig
 from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.distributed.platform import Platform
@@ -23,7 +23,7 @@ from slm_jax.model import ops
 from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
-from slm_jax.training import health
+from slm_jax.training import health, loss_scale
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
 from slm_jax.utils.batch import Batch
@@ -40,7 +40,8 @@ class TrainState(NamedTuple):
         params: Pure dict of float32 arrays.
         opt_state: State of the optimizer.
         key: Typed PRNG key; the randomness of a step derives from `fold_in(key, step)`.
-        health: `health.Health`; () unless the config enables it.
+        health: `health.Health`; () unless the config enables it or the loss is scaled.
+        loss_scale: `loss_scale.LossScale`; () unless the compute dtype is float16.
     """
 
     step: jax.Array
@@ -48,6 +49,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: jax.Array
     health: Any = ()
+    loss_scale: Any = ()
 
 
 class Steps(NamedTuple):
@@ -103,9 +105,15 @@ def loss_sums(
 
 
 def loss_fn(
-    params: Any, batch: Batch, key: jax.Array | None, *, graph: nnx.GraphDef, weights: ops.LossWeights
+    params: Any,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    graph: nnx.GraphDef,
+    weights: ops.LossWeights,
+    scale: jax.Array | None = None,
 ) -> tuple[jax.Array, ops.LossSums]:
-    """Return the loss summed over the predicted positions, and all sums.
+    """Return the loss summed over the predicted positions, times a scale, and all sums, not scaled.
 
     Args:
         params: Pure dict of parameters.
@@ -113,9 +121,10 @@ def loss_fn(
         key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
         graph: Graph of the model, from `abstract_model`.
         weights: Weights of the terms added to the cross entropy.
+        scale: Factor of the loss, see `loss_scale`; None: 1.
     """
     sums = loss_sums(nnx.merge(graph, params), batch, weights, key)
-    return sums.loss, sums
+    return sums.loss if scale is None else scale * sums.loss, sums
 
 
 def gradients(
@@ -126,6 +135,7 @@ def gradients(
     graph: nnx.GraphDef,
     weights: ops.LossWeights,
     grad_accum_steps: int = 1,
+    scale: jax.Array | None = None,
 ) -> tuple[Any, ops.LossSums]:
     """Return the gradient of the loss, averaged over the predicted positions of the batch, and the loss sums.
 
@@ -140,8 +150,10 @@ def gradients(
         graph: Graph of the model.
         weights: Weights of the terms added to the cross entropy.
         grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
+        scale: Factor of the loss that is differentiated, which the gradient is divided by again; None: 1.
     """
-    value_and_grad = jax.value_and_grad(functools.partial(loss_fn, graph=graph, weights=weights), has_aux=True)
+    loss = functools.partial(loss_fn, graph=graph, weights=weights, scale=scale)
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
     keys_B = None if key is None else example_keys(key, len(batch["input_ids"]))
     if grad_accum_steps == 1:
         (_, sums), grads = value_and_grad(params, batch, keys_B)
@@ -158,7 +170,8 @@ def gradients(
         zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
         (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     count = jnp.maximum(sums.tokens, 1.0)
-    return jax.tree.map(lambda g: g / count, grads), sums
+    divisor = count if scale is None else count * scale
+    return jax.tree.map(lambda g: g / divisor, grads), sums
 
 
 def train_step(
@@ -191,6 +204,7 @@ def train_step(
         graph=graph,
         weights=ops.LossWeights(config.train.z_loss, config.train.ul_alpha),
         grad_accum_steps=config.train.grad_accum_steps,
+        scale=state.loss_scale.scale if state.loss_scale else None,
     )
     if param_shardings is not None:
         # Each device receives the sum of its own part of the gradient (reduce-scatter), not of all of it.
@@ -207,21 +221,47 @@ def train_step(
         "lr": jnp.asarray(schedule(state.step), jnp.float32),
         "grad_norm": optax.tree.norm(grads),
     }
-    health_state: Any = ()
-    if health.is_enabled(config.health):
-        health_state, is_taken, diagnostics = health.update(
-            state.health, config.health, metrics["loss"], metrics["grad_norm"]
-        )
-        params, opt_state = health.select(is_taken, (params, opt_state), (state.params, state.opt_state))
-        metrics |= diagnostics
-    metrics |= {"param_norm": optax.tree.norm(params), "tokens": sums.tokens}
+    updated = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+    if state.health:
+        updated, metrics = _skip_unhealthy(state, updated, config.health, metrics)
+    metrics |= {"param_norm": optax.tree.norm(updated.params), "tokens": sums.tokens}
     metrics["input_tokens"] = _count_input_tokens(batch)
     if "attention_mask" in batch or "segment_ids" in batch:
         metrics["mean_context"] = layers_mean_context(batch, config.model.layer_windows)
     if config.log.layers:
-        trees = {"grad_norm": grads, "param_norm": params, "update_norm": updates}
+        trees = {"grad_norm": grads, "param_norm": updated.params, "update_norm": updates}
         metrics["layers"] = {name: health.layer_norms(tree) for name, tree in trees.items()}
-    return TrainState(state.step + 1, params, opt_state, state.key, health_state), metrics
+        if state.loss_scale:
+            overflow = loss_scale.is_overflow(metrics["loss"], metrics["grad_norm"])
+            metrics["layers"] = loss_scale.without_nan(metrics["layers"], overflow)
+    return updated, metrics
+
+
+def _skip_unhealthy(
+    old: TrainState, new: TrainState, config: HealthConfig, metrics: dict[str, Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state after a step, with the parameters and moments from before it if the step is skipped.
+
+    Args:
+        old: State before the step.
+        new: State after it, except for the statistics and the loss scale.
+        config: Health policies.
+        metrics: Metrics of the step.
+
+    Returns:
+        (state, metrics): with those of health and the loss scale added.
+    """
+    overflow = None
+    if old.loss_scale:
+        overflow = loss_scale.is_overflow(metrics["loss"], metrics["grad_norm"])
+        grad_norm = loss_scale.without_nan(metrics["grad_norm"], overflow)
+        metrics = metrics | {"grad_norm": grad_norm, "loss_scale": old.loss_scale.scale}
+        new = new._replace(loss_scale=loss_scale.update(old.loss_scale, overflow))
+    statistics, is_taken, diagnostics = health.update(
+        old.health, config, metrics["loss"], metrics["grad_norm"], overflow
+    )
+    params, opt_state = health.select(is_taken, (new.params, new.opt_state), (old.params, old.opt_state))
+    return new._replace(params=params, opt_state=opt_state, health=statistics), metrics | diagnostics
 
 
 def _count_input_tokens(batch: Batch) -> jax.Array:
@@ -273,12 +313,14 @@ def init_state(
     rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
     model = Transformer(config.model, vocab_size, policy=Policy.choose(config, platform), rngs=rngs)
     params = pure_params(model)
+    is_scaled = loss_scale.is_needed(model.dtype)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         key=jax.random.fold_in(key, 1),
-        health=health.init() if health.is_enabled(config.health) else (),
+        health=health.init() if is_scaled or health.is_enabled(config.health) else (),
+        loss_scale=loss_scale.init() if is_scaled else (),
     )
 
 

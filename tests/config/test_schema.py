@@ -90,7 +90,7 @@ def test_all_problems_together():
         ({"data.files": ("caf\udce9.txt",)}, "not valid Unicode"),
         ({"train.seed": 2**32}, "train.seed"),
         ({"train.steps": 100_000_000_000}, "train.steps = 100000000000: should be less than or equal to 2147483647"),
-        ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32' or 'bfloat16'"),
+        ({"train.dtype": "int8"}, "train.dtype = 'int8': should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         ({"train.stepz": 3}, "unknown key train.stepz, perhaps you meant train.steps"),
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
         ({"trian.steps": 3}, "unknown key trian, perhaps you meant train"),

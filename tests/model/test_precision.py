@@ -16,10 +16,11 @@ from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import Policy, describe_precision
 from slm_jax.training.setup import _log_other_precision
 from slm_jax.training.train_step import gradients, make_steps
-from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_config
+from tests.helpers import BFLOAT16, FLOAT16, FLOAT32, random_ids, tiny_config
 
 VOCAB = 61
 UNIT_ROUNDOFF = 2.0**-9  # of bfloat16, which has 8 significant bits: the largest relative error of one rounding
+UNIT_ROUNDOFFS = {"bfloat16": UNIT_ROUNDOFF, "float16": 2.0**-12}
 CHOICES = [
     # platform, train.dtype, train.residual_dtype: operands of products, activations
     (Platform("cpu"), "bfloat16", "auto", BFLOAT16, FLOAT32),
@@ -28,7 +29,9 @@ CHOICES = [
     (Platform("tpu"), "auto", "auto", BFLOAT16, BFLOAT16),
     (Platform("tpu"), "auto", "float32", BFLOAT16, FLOAT32),
     (Platform("gpu", "9.0"), "auto", "auto", BFLOAT16, BFLOAT16),
-    (Platform("gpu", "7.5"), "auto", "auto", FLOAT32, FLOAT32),
+    (Platform("gpu", "7.5"), "auto", "auto", FLOAT16, FLOAT16),
+    (Platform("gpu", "7.0"), "auto", "float32", FLOAT16, FLOAT32),
+    (Platform("gpu", "6.1"), "auto", "auto", FLOAT32, FLOAT32),
     (Platform("gpu", "9.0"), "float32", "auto", FLOAT32, FLOAT32),
 ]
 
@@ -40,12 +43,12 @@ def test_choice(platform, dtype, residual, compute, activation):
     assert (policy.compute, policy.activation, policy.platform) == (compute, activation, platform)
     assert hash(policy) == hash(Policy.choose(config, platform))
     assert describe_precision(config, platform).startswith(
-        f"{compute} products and activations (" if activation == BFLOAT16 else f"{compute} products ("
+        f"{compute} products and activations (" if activation != FLOAT32 else f"{compute} products ("
     )
 
 
-def config_of(residual, **options):
-    return tiny_config(train__dtype="bfloat16", train__residual_dtype=residual, **options)
+def config_of(residual, dtype="bfloat16", **options):
+    return tiny_config(train__dtype=dtype, train__residual_dtype=residual, **options)
 
 
 def loss_and_gradients(config, params, batch):
@@ -70,8 +73,9 @@ def relative_errors(grads, expected):
     return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(norms)}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("residual", ["float32", "compute"])
-def test_gradients_against_float32(residual, params_and_batch):
+def test_gradients_against_float32(residual, dtype, params_and_batch):
     """Tolerance: roundings are independent, so that the errors of n of them in a row add up to sqrt(n) of one.
 
     A value passes about 20 roundings in each layer (operands and results of all operations), forth and back. The errors
@@ -79,8 +83,8 @@ def test_gradients_against_float32(residual, params_and_batch):
     """
     params, batch = params_and_batch
     expected_loss, expected = loss_and_gradients(tiny_config(), params, batch)
-    loss, grads = loss_and_gradients(config_of(residual), params, batch)
-    bound = 3 * UNIT_ROUNDOFF * math.sqrt(2 * 20 * tiny_config().model.depth)
+    loss, grads = loss_and_gradients(config_of(residual, dtype), params, batch)
+    bound = 3 * UNIT_ROUNDOFFS[dtype] * math.sqrt(2 * 20 * tiny_config().model.depth)
     errors = relative_errors(grads, expected)
     assert max(errors.values()) < bound, errors
     assert loss == pytest.approx(expected_loss, rel=bound)

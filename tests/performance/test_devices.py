@@ -26,10 +26,12 @@ def test_entries_are_plausible(kind):
     assert row.source
     assert row.peak(FLOAT32) == row.float32
     assert row.peak(BFLOAT16) == row.bfloat16
-    assert row.peak(jnp.dtype("float16")) is None
+    assert row.peak(jnp.dtype("float16")) == row.float16
+    assert row.peak(jnp.dtype("float64")) is None
     # No device has a float32 peak outside of this range, or tensor cores with a gain below 2 or above 32.
     assert 3e12 < row.float32 < 400e12
-    assert row.bfloat16 is None or 1.99 < row.bfloat16 / row.float32 < 32
+    for half in (row.bfloat16, row.float16):
+        assert half is None or 1.99 < half / row.float32 < 32
     assert 7 < row.memory < 200
     assert 200 < row.bandwidth < 9000
 

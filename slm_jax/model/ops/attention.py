@@ -266,8 +266,8 @@ def _cudnn_problem(dtype: jnp.dtype, length: int, width: int, platform: Platform
     major = int(capability.partition(".")[0])
     if major < 8:
         return "it needs a GPU of compute capability 8.0 or higher"
-    if dtype != jnp.bfloat16:
-        return "it computes in bfloat16 only"
+    if dtype == jnp.float32:
+        return "it computes in bfloat16 and float16 only"
     max_width = 256 if major >= 9 else 128
     if width % 8 or width > max_width:
         return f"heads are {width} wide, it needs a multiple of 8 up to {max_width}"
@@ -281,6 +281,8 @@ def _splash_problem(dtype: jnp.dtype, length: int, platform: Platform) -> str:
         return "there is no TPU"
     if dtype == jnp.float32:  # its kernel requests no precision, so the TPU would round operands to bfloat16
         return "its products are not of float32 precision"
+    if dtype == jnp.float16:
+        return "TPUs have no float16 units"
     # A tile must be a multiple of the TPU's 128 lanes.
     return f"{length} tokens are not a multiple of 128" if length % 128 else ""
 

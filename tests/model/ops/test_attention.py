@@ -15,7 +15,7 @@ from slm_jax.model.ops.attention_blocks import blockwise_attention
 from slm_jax.model.ops.attention_kernels import _splash_tile, cudnn_attention, splash_attention
 from slm_jax.model.precision import compute_dtype
 from slm_jax.utils.errors import UserError
-from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference, tiny_config
+from tests.helpers import BFLOAT16, FLOAT16, FLOAT32, cosine, largest_difference, tiny_config
 
 
 def inputs(length, heads=4, kv_heads=4, batch=2, width=8, seed=0):
@@ -141,7 +141,7 @@ def test_unavailable_implementation_is_rejected_by_name():
 
 @pytest.mark.parametrize(
     ("dtype", "length", "width", "reason"),
-    [(FLOAT32, 256, 64, "bfloat16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
+    [(FLOAT32, 256, 64, "float16 only"), (BFLOAT16, 256, 36, "36 wide"), (BFLOAT16, 255, 64, "odd")],
 )
 def test_gpu_falls_back_to_blocks_with_a_reason(dtype, length, width, reason):
     hopper = Platform("gpu", "9.0")
@@ -169,14 +169,16 @@ def test_float32_on_a_tpu_is_computed_in_full_precision():
 @pytest.mark.parametrize(
     ("capability", "dtype"),
     [
-        ("7.5", FLOAT32),
+        ("6.0", FLOAT32),
+        ("7.0", FLOAT16),
+        ("7.5", FLOAT16),
         ("8.0", BFLOAT16),
         ("12.0", BFLOAT16),
         *((name, FLOAT32) for name in ("gfx900", "gfx906", "gfx90c", "gfx1030")),
         *((name, BFLOAT16) for name in ("gfx908", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1201")),
     ],
 )
-def test_gpus_with_bfloat16_units(capability, dtype):
+def test_gpus_with_16_bit_units(capability, dtype):
     assert compute_dtype("auto", Platform("gpu", capability)) == dtype
 
 
