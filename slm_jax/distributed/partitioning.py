@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 DATA = "data"
 FSDP = "fsdp"
@@ -104,7 +104,7 @@ def shard_by_batch(x_BxTxD: jax.Array) -> jax.Array:
     """Return x constrained to be split by batch only, so that weights are gathered and not activations."""
     if not _split_axes(FSDP, TENSOR):
         return x_BxTxD
-    return jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(BATCH_AXES))
+    return _constrain(x_BxTxD, PartitionSpec(BATCH_AXES))
 
 
 def embedding_lookup(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def embedding_lookup(table_VxD: jax.Array, ids: jax.Array) -> jax.Array:
     XLA reshards that result, and its gradient, to the batch only by way of the full array.
     """
     if _split_axes(FSDP):
-        table_VxD = jax.lax.with_sharding_constraint(table_VxD, PartitionSpec(TENSOR))
+        table_VxD = _constrain(table_VxD, PartitionSpec(TENSOR))
     return table_VxD[ids]
 
 
@@ -144,11 +144,17 @@ def map_matrices(f: Callable[[jax.Array], jax.Array], x_LxIxO: jax.Array, partit
         for moved in range(len(axes) + 1)
     ]
     for stage in stages:
-        x_NxIxO = jax.lax.with_sharding_constraint(x_NxIxO, stage)
+        x_NxIxO = _constrain(x_NxIxO, stage)
     y_NxIxO = f(x_NxIxO)
     for stage in reversed(stages):
-        y_NxIxO = jax.lax.with_sharding_constraint(y_NxIxO, stage)
+        y_NxIxO = _constrain(y_NxIxO, stage)
     return y_NxIxO[: len(x_LxIxO)]
+
+
+def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Return x constrained to a partition over the current mesh."""
+    # jax 0.7.2 does not look the mesh up for a bare specification.
+    return jax.lax.with_sharding_constraint(x, NamedSharding(jax.sharding.get_abstract_mesh(), spec))
 
 
 def _split_axes(*names: str) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def collect_partitions(model: nnx.Module) -> Partitions:
     partitions: dict[tuple[str, ...], Partition] = {}
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         names = tuple(map(str, path))
-        partition = param.get_metadata("partition", None)
+        partition = param.get_metadata().get("partition")
         if partition is None:
             raise ValueError(
                 f"parameter {'.'.join(names)} declares no partition: create it as nnx.Param(value, partition=(…)), an "

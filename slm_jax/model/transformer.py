@@ -301,7 +301,7 @@ class Transformer(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Return logits float32 [..., V] of final hidden states [..., D]."""
-        return ops.einsum("...d,vd->...v", x, self.head_weight(), self.dtype)[..., : self.vocab_size]
+        return ops.row_products(x, self.head_weight(), self.dtype)[..., : self.vocab_size]
 
     def head_weight(self) -> jax.Array:
         """Return the output head [V', D], which is the embedding if tied; rows from V on are padding."""
@@ -468,10 +468,12 @@ class Transformer(nnx.Module):
         """
         keys = jax.random.split(jax.random.key(0) if key is None else key)
         padded_size = round_up(vocab_size, self.config.vocab_multiple)
-        for weight, weight_key in zip((self.embedding, self.head), keys, strict=True):
+        weights = {"embedding": self.embedding, "head": self.head}
+        for (name, weight), weight_key in zip(weights.items(), keys, strict=True):
             if weight is not None:
                 new_VxD = INIT_STD * jax.random.normal(weight_key, (padded_size, self.config.dim), jnp.float32)
-                weight.set_value(resize_vocabulary_rows(weight[...], self.vocab_size, vocab_size, new_VxD))
+                resized_VxD = resize_vocabulary_rows(weight[...], self.vocab_size, vocab_size, new_VxD)
+                nnx.update(self, {name: resized_VxD})
         self.vocab_size = vocab_size
 
 

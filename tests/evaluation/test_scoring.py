@@ -74,7 +74,7 @@ def test_long_texts_match_a_naive_sliding_window(context, stride):
 
 def test_a_uniform_model_gives_the_log_of_the_vocabulary_size():
     model = tiny_model(depth=1)
-    model.embedding.set_value(jnp.zeros_like(model.embedding[...]))
+    model.embedding[...] = jnp.zeros_like(model.embedding[...])
     sequences = items([29, 8, 9, 10, 30])
     for (ids, _), scores in zip(sequences, Scorer(model, 8, batch_tokens=64).score(sequences), strict=True):
         np.testing.assert_allclose(scores.logprobs, -np.log(61), rtol=1e-6)
@@ -109,7 +109,7 @@ def test_only_scored_positions_pass_through_the_output_head(monkeypatch):
 
 def test_nan_weights_raise():
     model = tiny_model(depth=1)
-    model.embedding.set_value(jnp.full_like(model.embedding[...], jnp.nan))
+    model.embedding[...] = jnp.full_like(model.embedding[...], jnp.nan)
     with pytest.raises(UserError, match="log-probabilities are not finite"):
         Scorer(model, 8, batch_tokens=64).score(items([29, 8, 9, 10, 30]))
 

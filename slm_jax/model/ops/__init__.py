@@ -21,7 +21,7 @@ from slm_jax.model.ops.attention import (
     write_cache,
 )
 from slm_jax.model.ops.cross_entropy import ContextTokens, LossSums, LossWeights, cross_entropy, naive_cross_entropy
-from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul
+from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul, row_products
 
 __all__ = [
     "ContextTokens",
@@ -40,5 +40,6 @@ __all__ = [
     "naive_attention",
     "naive_cross_entropy",
     "naive_matmul",
+    "row_products",
     "write_cache",
 ]

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 
 from slm_jax.distributed.partitioning import sum_over_batch
 from slm_jax.distributed.platform import Platform
-from slm_jax.model.ops.matmul import einsum, transposed_dot
+from slm_jax.model.ops.matmul import einsum, row_products, transposed_dot
 from slm_jax.utils.batch import IGNORE_INDEX
 
 _CPU_CHUNK = 1024  # positions whose logits exist at a time: they stay in the processor's cache
@@ -225,7 +225,7 @@ def _logits(
     x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int, dtype: jnp.dtype = jnp.dtype("float32")
 ) -> jax.Array:
     """Return logits [B, C, V] in dtype; the head's padding rows have probability 0."""
-    logits_BxCxV = einsum("...d,vd->...v", x_BxCxD, head_VxD, x_BxCxD.dtype, dtype)
+    logits_BxCxV = row_products(x_BxCxD, head_VxD, x_BxCxD.dtype, dtype)
     if vocab_size == len(head_VxD):
         return logits_BxCxV
     return jnp.where(jnp.arange(len(head_VxD)) < vocab_size, logits_BxCxV, _PADDING_LOGIT)
