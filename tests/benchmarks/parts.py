@@ -6,19 +6,22 @@ read or merged, and checks that the corpora have the same bytes. Use text of at 
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from slm_jax.data.corpus.build import CorpusOptions, build_corpus
-from slm_jax.data.corpus.merge import merge_parts
-from slm_jax.data.corpus.part_files import Part
-from slm_jax.data.corpus.parts import build_part
-from slm_jax.data.sources.documents import Document
-from slm_jax.data.sources.file_source import FileSource
-from tokenizer import HybridTokenizer
+sys.path[0] = str(Path(__file__).parents[2])  # not the folder of this script, whose tokenizer.py hides the package
+
+from slm_jax.data.corpus.build import CorpusOptions, build_corpus  # noqa: E402
+from slm_jax.data.corpus.merge import merge_parts  # noqa: E402
+from slm_jax.data.corpus.part_files import Part  # noqa: E402
+from slm_jax.data.corpus.parts import build_part  # noqa: E402
+from slm_jax.data.sources.documents import Document  # noqa: E402
+from slm_jax.data.sources.file_source import FileSource  # noqa: E402
+from tokenizer import HybridTokenizer  # noqa: E402
 
 PIECE = 3000  # characters of a document that a longer one is cut into, as pages of the web have
 

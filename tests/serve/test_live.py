@@ -107,7 +107,7 @@ def test_the_page_follows_a_training_run(start, tmp_path):
         wait_for(lambda: "other: step 300 of 300, step 300 is served" in text(".run-states"), about=log)
         with urllib.request.urlopen(f"{address}/v1/models") as answer:
             assert [model["id"] for model in json.load(answer)["data"]] == ["other"]
-        assert wait_for(lambda: text("#panels select")) == "other"
+        wait_for(lambda: text("#panels select") == "other")
         browser.execute_script("document.querySelector('#generation-form').requestSubmit()")
         assert wait_for(lambda: re.search(r"\d+ tokens · ", text("#panels .status")))
         assert "mine: step" in text(".run-states")  # the other way round

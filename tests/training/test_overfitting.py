@@ -130,8 +130,11 @@ def test_an_average_is_of_the_newest_checkpoints(run, tmp_path):
         ):
             with pytest.raises(UserError, match=f"leave out --step {step}"):
                 command_of.main([*words, *more])
+    kept = Run(shutil.copytree(path, tmp_path / "kept"))  # as if more of the newest had been kept
+    config = kept.read_config()
+    kept.save_config(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 2})}))
     for step in (None, "last"):
-        loaded = load_run(path, average=2, step=step)
+        loaded = load_run(str(kept.path), average=2, step=step)
         assert (loaded.step, loaded.step_text) == (40, "mean of 2 checkpoints up to step 40")
         ends = [load_run(path, step=each).model.embedding[...] for each in ("best", "last")]
         assert np.allclose(loaded.model.embedding[...], (np.asarray(ends[0]) + np.asarray(ends[1])) / 2, atol=1e-6)
