@@ -1,7 +1,12 @@
 """Imports cost nothing and reach nothing; the tokenizer knows no jax; documented names exist."""
 
+import importlib.util
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+import pytest
 
 import slm_jax
 
@@ -42,3 +47,19 @@ def test_documented_names():
 
     assert all(map(callable, (Config, Transformer, generate, load_run, train)))
     assert callable(slm_jax.train)
+
+
+def test_lowest_versions_are_pinned():
+    """.ci/run installs them in an environment of their own, and runs tests there."""
+    script = Path(__file__).parents[1] / ".ci" / "lowest.py"
+    spec = importlib.util.spec_from_file_location("lowest", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    project = '[project]\ndependencies = ["jax>=0.7.2", "orbax-checkpoint>=0.11", "a.b[c,d]>=1.0rc1"]'
+    assert module.lowest(project) == ["jax==0.7.2", "orbax-checkpoint==0.11", "a.b==1.0rc1"]
+    for unbounded in ("jax", "jax>0.7", "jax>=0.7,<1", "jax==0.7"):
+        with pytest.raises(ValueError, match="declare the lowest tested version"):
+            module.lowest(f'[project]\ndependencies = ["{unbounded}"]')
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout.split()
+    declared = tomllib.loads(script.parents[1].joinpath("pyproject.toml").read_text())["project"]["dependencies"]
+    assert [pin.replace("==", ">=") for pin in printed] == declared
