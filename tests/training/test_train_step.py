@@ -339,7 +339,8 @@ def test_step_is_traced_for_the_platform_of_its_model(name):
     dtype = compute_dtype("auto", platform)
     assert nnx.merge(graph, params).platform == platform
     assert ("pallas_call" in program) == (name == "tpu")  # splash attention
-    assert ("optimization_barrier" in program) == (name == "cpu")  # transposes for the bfloat16 units of CPUs
+    # Transposes for the bfloat16 units of CPUs; elsewhere the loss has the only one.
+    assert (program.count("optimization_barrier") > 1) == (name == "cpu")
     assert ops.cache_dtype(dtype, platform) == (jnp.float32 if name == "cpu" else jnp.bfloat16)
 
 
