@@ -5,9 +5,9 @@ chunk of logits exists at a time; the backward pass scales the gradients that we
 cross entropy (Liger Kernel, arXiv:2410.10989), in plain JAX.
 
 If the hidden states are bfloat16 (see precision.py), so are the logits in memory while gradients are computed: log Z,
-probabilities and sums are float32, of logits rounded to 8 bits. A rounding error e of a logit changes its share of Z by
-the factor exp(e), which averages out over the vocabulary and over positions. Without gradients (validation) logits are
-float32.
+probabilities and sums are float32, of logits rounded to 8 bits (float16: 11). A rounding error e of a logit changes its
+share of Z by the factor exp(e), which averages out over the vocabulary and over positions. Without gradients
+(validation) logits are float32.
 
 The unlikelihood term (Welleck et al. 2019, arXiv:1908.04319) lowers the probability of tokens that the text already
 contains: each position adds -log(1 - p_c) for every distinct token c of its segment so far except the label. The few
@@ -49,6 +49,7 @@ from slm_jax.utils.batch import IGNORE_INDEX
 _CPU_CHUNK = 1024  # positions whose logits exist at a time: they stay in the processor's cache
 _LOGIT_BYTES = 1 << 29  # logits that exist at a time elsewhere; each further chunk reads and writes the head's gradient
 _PADDING_LOGIT = -1e30  # logit of the head's padding rows; not -inf, whose gradient is NaN
+_FLOAT16_FACTOR = 2.0**10  # of the gradient of float16 logits, so that probabilities above 6e-11 do not become 0
 _MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, so that a certain repetition has a finite loss
 _DOMINANT = 0.6  # above 1/2 by more than rounding errors, so that no two tokens of a position exceed it
 
@@ -328,6 +329,10 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     # On CPU a transposed operand is copied, and x is much smaller than the gradient of the logits: the gradient of the
     # head is summed as [D, V].
     transposed = platform.name == "cpu"
+    # Not with the unlikelihood term, whose odds are too large for the factor.
+    factor = _FLOAT16_FACTOR if dtype == jnp.float16 and context is None else 1.0
+    # The loss scale is not known yet: rounded to float16 without it, gradients of well predicted tokens would be 0.
+    dx_dtype = jnp.dtype(jnp.float32) if dtype == jnp.float16 else x_SxBxCxD.dtype
 
     def add_chunk(carry, chunk):
         total, dhead, drows_BxTxD = carry
@@ -356,13 +361,13 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
             drows_BxTxD += einsum("btc,bcd->btd", odds_BxTxC, x_BxCxD, dtype)
         p_BxCxV = jnp.exp(logits_BxCxV.astype(jnp.float32) - log_z_BxC[..., None]) * scale_BxCxV
         is_label_BxCxV = labels_BxC[..., None] == vocab_V
-        dlogits_BxCxV = jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0).astype(dtype)
-        dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype)
+        dlogits_BxCxV = (factor * jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0)).astype(dtype)
+        dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype) / factor
         dlogits_NxV = dlogits_BxCxV.reshape(-1, len(head_VxD))
         x_NxD = x_BxCxD.reshape(-1, head_VxD.shape[1])
         product = functools.partial(transposed_dot, platform=platform)
         dhead += product(x_NxD, dlogits_NxV) if transposed else product(dlogits_NxV, x_NxD)
-        return (jax.tree.map(jnp.add, total, sums), dhead, drows_BxTxD), dx_BxCxD.astype(in_dtype)
+        return (jax.tree.map(jnp.add, total, sums), dhead, drows_BxTxD), dx_BxCxD.astype(dx_dtype)
 
     start = (
         _zero_sums(),
@@ -373,12 +378,13 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     (total, dhead, drows_BxTxD), dx_SxBxCxD = jax.lax.scan(add_chunk, start, chunks)
     # Behind a barrier: XLA would fold the transpose into a product that its bfloat16 units then cannot compute.
     dhead_VxD = jax.lax.optimization_barrier(dhead).T if transposed else dhead
+    dhead_VxD /= factor
     if context is not None:
         dhead_VxD = dhead_VxD.at[context.ids_BxT].add(drows_BxTxD)
     if platform.name != "cpu":
         # Both before the backward pass of the layers: dhead, which only the optimizer waits for, needs the logits.
         dx_SxBxCxD, dhead_VxD = jax.lax.optimization_barrier((dx_SxBxCxD, dhead_VxD))
-    return total, (dx_SxBxCxD, dhead_VxD)
+    return total, (dx_SxBxCxD, dhead_VxD, jnp.zeros((), x_SxBxCxD.dtype))
 
 
 def _starts(labels_SxBxC: jax.Array) -> jax.Array:
@@ -388,8 +394,9 @@ def _starts(labels_SxBxC: jax.Array) -> jax.Array:
 
 def _backward(dtype, weights, vocab_size, platform, residuals, g):
     """Scale the gradients that the forward pass computed; g holds the gradient of each field of LossSums."""
-    dx_SxBxCxD, dhead_VxD = residuals
-    return dx_SxBxCxD * g.loss.astype(dx_SxBxCxD.dtype), dhead_VxD * g.loss, None, None
+    dx_SxBxCxD, dhead_VxD, like_x = residuals
+    scaled_dx_SxBxCxD = (dx_SxBxCxD * g.loss.astype(dx_SxBxCxD.dtype)).astype(like_x.dtype)
+    return scaled_dx_SxBxCxD, dhead_VxD * g.loss, None, None
 
 
 _chunked.defvjp(_forward, _backward)

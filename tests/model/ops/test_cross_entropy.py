@@ -219,3 +219,25 @@ def test_accuracy_counts_the_most_probable_token():
     head = jnp.eye(5)
     x = jnp.eye(5)[jnp.array([[0, 1, 2, 3]])]
     assert float(cross_entropy(x, head, jnp.array([[0, 1, 2, 4]]), FLOAT32).correct) == 3
+
+
+def test_float16_keeps_gradients_of_improbable_tokens_and_applies_the_loss_scale_to_float32():
+    """A probability of 1e-8 is 0 in float16, and 2^17 is infinite; neither may reach the gradients."""
+    tokens, width, scale = 8, 16, 2.0**17
+    x_1xTxD = jnp.zeros((1, tokens, width)).at[:, :, 0].set(1.0)
+    head_VxD = jnp.zeros((4, width)).at[:, 0].set(jnp.array([9.0, -9.5, -7.0, -20.0]))
+    labels_1xT = jnp.zeros((1, tokens), jnp.int32)
+
+    def scaled_gradients(dtype):
+        def loss(x, head):
+            return cross_entropy(x, head, labels_1xT, jnp.dtype(dtype), platform=Platform("gpu", "7.5")).loss
+
+        _, pull_back = jax.vjp(loss, x_1xTxD.astype(dtype), head_VxD)
+        return pull_back(jnp.float32(scale))
+
+    exact_dx, exact_dhead = scaled_gradients("float32")
+    dx, dhead = scaled_gradients("float16")
+    assert dx.dtype == jnp.float16
+    assert 0 < exact_dhead[1, 0] / scale / tokens < 2e-8
+    np.testing.assert_allclose(dhead[:3], exact_dhead[:3], rtol=2e-2)
+    np.testing.assert_allclose(dx, exact_dx, rtol=2e-2, atol=1e-6)
