@@ -1,6 +1,8 @@
 """The precision of a model's computation: the dtype of each kind of value, chosen for the hardware in one place.
 
-Parameters, gradients, optimizer state, and everything inside norms, softmax and the loss are float32 in any case.
+Parameters, optimizer state, and everything inside norms, softmax and the loss are float32 in any case, and so are
+the gradients that the optimizer gets (those of the blocks' matrices are rounded before where activations are bfloat16,
+see `transformer.cast_weights`).
 Two things depend on hardware and options:
 
 compute       the operands of matrix products, which are accumulated in float32 (`train.dtype`)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from slm_jax.model.ops import LossWeights
+from slm_jax.model.transformer import drop, example_keys
 from slm_jax.training.train_step import loss_sums
 from tests.helpers import largest_difference, random_ids, tiny_model
 
@@ -184,3 +185,14 @@ def test_rotary_positions_are_relative():
     shifted = model(ids, positions=jnp.arange(9)[None] + 50)
     assert largest_difference(shifted, model(ids)) < 2e-3  # angles of up to 58 rad in float32
     assert largest_difference(model(ids, positions=jnp.arange(9)[None] * 2), model(ids)) > 0.1
+
+
+def test_dropout_scales_in_float32():
+    """In bfloat16 1 - 0.1 is 0.8984, so that activations would be 0.17 % too large after every sub-layer."""
+    x_1xTxD = jnp.linspace(0.1, 3.0, 512).reshape(1, 8, 64).astype(jnp.bfloat16)
+    dropped = drop(x_1xTxD, 0.1, example_keys(jax.random.key(0), 1))
+    expected = np.asarray(x_1xTxD, np.float32) / np.float32(0.9)
+    kept = np.asarray(dropped) != 0
+    assert dropped.dtype == jnp.bfloat16
+    assert 0.8 < kept.mean() < 1
+    np.testing.assert_array_equal(np.asarray(dropped)[kept], expected.astype(jnp.bfloat16)[kept])

@@ -102,7 +102,8 @@ def splash_attention(
         segments_BxT = jnp.where(valid_BxT.astype(bool), 0 if segments_BxT is None else segments_BxT, -1)
 
     # The kernel does not scale the scores, so the queries are scaled.
-    arrays = [(q_BxTxHxK * width**-0.5).astype(dtype), k_BxTxGxK.astype(dtype), v_BxTxGxK.astype(dtype)]
+    scaled_q_BxTxHxK = q_BxTxHxK.astype(jnp.float32) * width**-0.5
+    arrays = [x.astype(dtype) for x in (scaled_q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)]
     q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = (x.swapaxes(1, 2) for x in arrays)
     kernel = _splash_kernel(q_BxHxTxK.shape[1], length, window, interpret)
     segments = None if segments_BxT is None else splash.SegmentIds(segments_BxT, segments_BxT)

@@ -1,12 +1,12 @@
 """The matrix product of every linear layer, with its forward and both backward products on the bfloat16 units.
 
 The gradients are written by hand, because those that JAX derives for a bf16 x bf16 -> f32 product multiply in float32
-and round the gradient of the weight to bfloat16. On CPU there is a second reason: XLA uses the bfloat16 units only if
-the contracted axis is the last one of the left operand. That holds for the forward product and for the gradient of the
-input; the gradient of the weight, xᵀ·g, would be upcast to float32. Materializing xᵀ (behind an optimization barrier,
-since XLA would fold the transpose into the product) and giving the product a batch axis of size 1 puts it on the
-bfloat16 units too: 1.5 to 2 times as fast as the plain form on AVX512-BF16. Of x and g the narrower one is transposed,
-also in float32, where XLA would choose g and compute it with strided writes.
+and round the gradient of a float32 weight to bfloat16. On CPU there is a second reason: XLA uses the bfloat16 units
+only if the contracted axis is the last one of the left operand. That holds for the forward product and for the gradient
+of the input; the gradient of the weight, xᵀ·g, would be upcast to float32. Materializing xᵀ (behind an optimization
+barrier, since XLA would fold the transpose into the product) and giving the product a batch axis of size 1 puts it on
+the bfloat16 units too: 1.5 to 2 times as fast as the plain form on AVX512-BF16. Of x and g the narrower one is
+transposed, also in float32, where XLA would choose g and compute it with strided writes.
 
 Shapes: N rows of x (all leading axes flattened), I inputs, O outputs.
 """
