@@ -24,7 +24,15 @@ def test_garbage_is_collected_on_request_only():
         assert reference() is not None
         collect()
         assert reference() is None
+        node = _Node()  # alive at a collection, dropped after it
+        reference = weakref.ref(node)
+        collect()
+        assert reference() is node
+        del node
+        collect()
+        assert reference() is None
     assert gc.isenabled()
+    assert not gc.get_freeze_count()
     with pytest.raises(KeyError), collecting_garbage_on_request():
         raise KeyError
     assert gc.isenabled()
