@@ -173,7 +173,11 @@ def _with_batch(config: Config, batch_size: int) -> Config:
 
 
 def as_json(plan: Plan) -> str:
-    """Return the plan as one JSON object; bytes, FLOPs and seconds are plain numbers, of one device."""
+    """Return the plan as one JSON object.
+
+    Bytes, FLOPs and seconds are plain numbers, of one device; null what the compiler does not report, or what is not
+    known of a program that it refused.
+    """
     program = plan.program
     fields: dict[str, Any] = {
         "device": plan.target.name,
@@ -207,12 +211,19 @@ def as_json(plan: Plan) -> str:
         ],
         "programs": [{"rows": rows, "needed_bytes": needed} for rows, needed in plan.programs],
     }
+    if not program.hlo:  # the compiler refused it
+        unknown = ("traffic_bytes", "bound_seconds", "bound_mfu", "bound_tokens_per_second", "kernels", "collectives")
+        fields |= dict.fromkeys(unknown)
     return json.dumps(fields)
 
 
 def as_text(plan: Plan) -> str:
     """Return the plan as text of several lines."""
-    lines = [*_model_lines(plan), *_memory_lines(plan), *_speed_lines(plan), *_collective_lines(plan)]
+    lines = [*_model_lines(plan), *_memory_lines(plan)]
+    if plan.program.hlo:
+        lines += [*_speed_lines(plan), *_collective_lines(plan)]
+    else:
+        lines.append("speed: unknown, because the compiler refuses a program that does not fit")
     return "\n".join([*lines, f"compiled in {plan.program.compile_seconds:.0f} s"])
 
 

@@ -47,7 +47,8 @@ class Program(NamedTuple):
         collectives: Communication of a step.
         kernels: Targets of the program's custom calls, such as cuDNN's attention.
         compile_seconds: Time to compile, tracing included.
-        hlo: The compiled program as text; "" of one that does not fit.
+        hlo: The compiled program as text; "" of one that the compiler refused, because it needs too much memory: no
+            figures but those of memory are known then.
     """
 
     rows: int
