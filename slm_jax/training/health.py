@@ -147,6 +147,8 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
     for name, value in row.items():
         if value is not None and not math.isfinite(value):
             if config.on_nan == "stop":
+                if "loss_scale" in row:  # no lower scale helps the forward pass
+                    advice += "; or with --train.dtype float32, if this model needs a wider range than float16"
                 raise UserError(f"{name} of step {step} is {value}: training has diverged. {advice}")
             row[name] = None
     if not diagnostics:
