@@ -182,7 +182,7 @@ def describe_error(name: str, item: Any) -> str:
 
 
 def _expectation(item: Any) -> str:
-    text = item["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list of strings")
+    text = item["msg"].removeprefix("Input should be ").replace("a valid tuple", "a list")
     return text.removesuffix(", unable to parse string as an integer")
 
 
