@@ -129,10 +129,6 @@ class LiveView:
         param, served = ("run", name) if replace is None else ("replace", replace)
         if served not in self._engines:
             raise ApiError(404, f"there is no model {served!r}: GET /v1/models lists them", param, "model_not_found")
-        if replace is not None and name in self._engines:
-            raise ApiError(
-                409, f"run {name!r} is served already: leave out replace to load its newest checkpoint", "run"
-            )
         try:
             if replace is None:
                 step = await self._loading.run(self._load_newest, self._engines[name])
@@ -144,14 +140,29 @@ class LiveView:
 
     async def _replace(self, name: str, replace: str) -> int:
         """Serve a run of the list in place of a model; return the step of its checkpoint."""
+        self._require_unserved(name)
         old = self._engines[replace]
         engine = await self._loading.run(self._load_other, name, old)
-        if self._engines.get(replace) is not old:  # by another request, while this one was loading
-            raise UserError(f"{replace} is not served any more")
+        try:  # another request may have changed the models while this one was loading
+            self._require_unserved(name)
+            if self._engines.get(replace) is not old:
+                raise UserError(f"{replace} is not served any more")
+        except UserError:
+            engine.close()
+            raise
         engine.start(self._warm_up)
         self._engines.replace(replace, name, engine)
         logger.info("%s: serving step %d, in place of %s", name, engine.run.step, replace)
         return engine.run.step
+
+    def _require_unserved(self, name: str) -> None:
+        """Refuse to serve a run twice under the same name.
+
+        Raises:
+            UserError: It is served.
+        """
+        if name in self._engines:
+            raise UserError(f"run {name!r} is served already: leave out replace to load its newest checkpoint")
 
     def _load_other(self, name: str, old: Engine) -> Engine:
         """Load a run of the list; return its engine, which is not started.

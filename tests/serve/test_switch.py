@@ -1,5 +1,6 @@
 """Another run of the folder takes the place of a served model, while requests are in progress."""
 
+import asyncio
 import json
 import re
 import threading
@@ -13,6 +14,8 @@ pytest.importorskip("uvicorn")
 from slm_jax.serve import live
 from slm_jax.serve.completions import Limits
 from slm_jax.serve.engine import Engine
+from slm_jax.serve.errors import ApiError
+from slm_jax.serve.models import Models
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import loaded_run, serve
 from tests.serve.test_api import send
@@ -130,3 +133,30 @@ def test_a_run_that_is_too_large_leaves_the_old_one(switched, monkeypatch):
     assert status == 409
     assert tree["error"]["message"].endswith("second cannot be served: RESOURCE_EXHAUSTED: out of memory allocating")
     assert completion(switched, **SHORT)[:2] == (200, "first")
+
+
+def test_two_requests_at_once_do_not_serve_a_run_twice(tmp_path, tokenizer, monkeypatch):
+    """Both find the run unserved before either has loaded it."""
+    runs = {name: loaded_run(tmp_path / name, tokenizer) for name in ("first", "second", "third")}
+    for run in runs.values():
+        tokenizer.save(run.run.tokenizer)
+    monkeypatch.setattr(live, "load_run", lambda path, step=None: runs[path.rpartition("/")[2]])
+
+    async def load_twice():
+        engines = Models({name: Engine(runs[name], slots=1, block_slots=1) for name in ("first", "third")})
+        for engine in engines.values():
+            engine.start()
+        view = live.LiveView(engines, [tmp_path])
+        loads = [view.load("second", name) for name in ("first", "third")]
+        try:
+            return await asyncio.gather(*loads, return_exceptions=True), list(engines)
+        finally:
+            await engines.close()
+
+    (done, refused), names = asyncio.run(load_twice())
+    assert done.status_code == 200
+    assert isinstance(refused, ApiError)
+    assert refused.status == 409
+    assert "run 'second' is served already" in str(refused)
+    assert names == ["second", "third"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "engine second"]
