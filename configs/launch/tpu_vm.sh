@@ -17,8 +17,19 @@ TRAIN=${TRAIN:---config tpu_v5e_8 --mesh.fsdp 16}
 POLL=${POLL:-60} # seconds between looks at the state of the request
 where=(--project="$PROJECT" --zone="$ZONE")
 
+# Prints the state of the request: NOT_FOUND if there is none, UNKNOWN if gcloud fails in another way.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' 2>/dev/null || true
+  local errors
+  errors=$(mktemp)
+  if gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" --format='value(state.state)' 2> "$errors"; then
+    :
+  elif grep -q NOT_FOUND "$errors"; then
+    echo NOT_FOUND
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$errors"
 }
 
 request() {
@@ -65,7 +76,7 @@ on_hosts() { # HOSTS COMMAND
 
 while :; do
   case $(state) in
-    "") request ;;
+    NOT_FOUND) request || sleep "$POLL" ;; # gcloud says why it has failed
     ACTIVE)
       attempt=$NAME.$(date +%s)
       on_hosts all "$(training "$attempt")" || echo "a host has ended with an error, or was lost" >&2
@@ -73,7 +84,7 @@ while :; do
       on_hosts 0 "$(verdict "$attempt")" || result=$?
       case $result in
         0)
-          release
+          until release || [ "$(state)" = NOT_FOUND ]; do sleep "$POLL"; done
           echo "done: /mnt/share/runs/$NAME"
           exit 0
           ;;
@@ -84,7 +95,7 @@ while :; do
       esac
       sleep "$POLL"
       ;;
-    SUSPENDED | FAILED) release ;; # preempted, or the request could not be met: ask again
-    *) sleep "$POLL" ;;            # waiting for capacity, or changing its state
+    SUSPENDED | FAILED) release || sleep "$POLL" ;; # preempted, or the request could not be met: ask again
+    *) sleep "$POLL" ;;                             # waiting for capacity, changing its state, or not known
   esac
 done
