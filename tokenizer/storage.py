@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
 import sys
 import zlib
@@ -89,7 +90,7 @@ def write_bytes(data: bytes, path: str | os.PathLike[str]) -> None:
         TokenizerError: The file cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(target)

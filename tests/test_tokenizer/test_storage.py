@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +178,15 @@ def test_merges_of_portable_files_join_bytes_and_earlier_merges():
     named = replace(vocabulary, bases=("<EOS>", *vocabulary.bases[1:]))
     with pytest.raises(TokenizerError, match="repeated"):
         parse(_with_checksum(content_of(named)), "damaged")
+
+
+def test_names_of_temporary_files_differ(tok, tmp_path, monkeypatch):
+    """Also between hosts that share a folder, on which processes have equal ids."""
+    names = []
+    replace_path = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: names.append(path.name) or replace_path(path, target))
+    for _ in range(2):
+        tok.save(tmp_path / "a.hybtok")
+    assert len(set(names)) == 2
+    assert all(name.startswith("a.hybtok.") and name.endswith(".tmp") for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hybtok"]
