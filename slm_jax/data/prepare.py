@@ -19,7 +19,7 @@ from slm_jax.data.corpus.disjoint import (
     read_digests,
     trained_corpus_errors,
 )
-from slm_jax.data.corpus.merge import complete_parts, merge_parts
+from slm_jax.data.corpus.merge import complete_parts, merge_parts, remove_leftovers
 from slm_jax.data.corpus.part_files import Part, PartState
 from slm_jax.data.corpus.parts import build_part
 from slm_jax.data.corpus.splitting import SourceCounts
@@ -155,6 +155,8 @@ def prepare_cached(
         with cache.locked_entry(folder, source.source.name):
             if not _is_usable(folder, tokenizer, verify):
                 _make_corpus(folder, source, tokenizer, config.data.workers, merge)
+            else:
+                remove_leftovers(folder)
         entries.append(CachedCorpus(folder, source))
     return tokenizer, _disjoint(entries, tokenizer, _corpora_of_weights(config), verify)
 
@@ -201,6 +203,9 @@ def prepare_part(config: Config, part: Part, tokenizer_path: str = "") -> list[P
             continue
         folder = part.folder(corpus)
         with cache.locked_entry(folder, f"part {part.number} of {source.source.name}"):
+            if corpus.is_dir():  # merged while this process waited
+                states.append(None)
+                continue
             states.append(
                 build_part(folder, source.source, tokenizer, source.options, part, source.sample, config.data.workers)
             )

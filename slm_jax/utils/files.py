@@ -107,6 +107,20 @@ def locked_file(path: Path, on_wait: Callable[[], None] | None = None) -> Iterat
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process, or another block of this one, holds the lock of a file, see `locked_file`.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    with path.open("a") as file:
+        try:
+            _flock(file.fileno(), path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _flock(descriptor: int, path: Path, operation: int) -> None:
     """Lock with flock(2); warn where the file system does not support it.
 

@@ -1,5 +1,6 @@
 """Preparation of a run's data: made once, shared by runs and processes, rebuilt where it was lost or damaged."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ from slm_jax.config.schema import Config
 from slm_jax.data import load
 from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.corpus import cache
-from slm_jax.data.prepare import prepare
+from slm_jax.data.corpus.part_files import Part
+from slm_jax.data.prepare import prepare, prepare_part
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 
@@ -249,3 +251,38 @@ def test_commands(workspace):
     process = workspace.command("inspect", "nowhere")
     assert "no file, folder, run or prepared text 'nowhere'" in process.communicate()[1]
     assert process.returncode == 2
+
+
+def test_a_part_that_waited_for_the_merge_is_not_encoded_again(workspace, monkeypatch):
+    workspace.prepare("run")
+    (manifest,) = (workspace.path / "cache" / "corpora").glob("*/manifest.json")
+    entry = manifest.parent
+    hidden = entry.rename(entry.with_name("hidden"))
+    locked_entry = cache.locked_entry
+
+    @contextlib.contextmanager
+    def merged_meanwhile(path, content):
+        with locked_entry(path, content):
+            hidden.rename(entry)
+            yield
+
+    monkeypatch.setattr(cache, "locked_entry", merged_meanwhile)
+    tokenizer = str(workspace.path / "run" / "tokenizer.hybtok")
+    assert prepare_part(workspace.config(), Part(1, 2), tokenizer) == [None]
+    assert not Part(1, 2).folder(entry).exists()
+
+
+def test_leftovers_of_a_complete_corpus_are_removed(workspace):
+    """As a process leaves them that is killed after a merge, before it has removed the parts."""
+    workspace.prepare("run")
+    (manifest,) = (workspace.path / "cache" / "corpora").glob("*/manifest.json")
+    entry = manifest.parent
+    left, used = (entry.with_name(f"{entry.name}.parts-{count}") for count in (2, 3))
+    for folder in (left, used, entry.with_name(entry.name + ".partial")):
+        (folder / "1").mkdir(parents=True)
+        (folder / "1.lock").touch()
+    with cache.locked_entry(used / "1", "a part"):
+        workspace.prepare("other")
+        assert [path.name for path in entry.parent.iterdir() if path.is_dir() and path != entry] == [used.name]
+    workspace.prepare("third")
+    assert not used.exists()

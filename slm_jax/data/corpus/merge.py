@@ -1,8 +1,9 @@
 """Merge the parts of a source into its corpus: decide as one process does, with texts that are encoded already."""
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from slm_jax.data.corpus.plan import SplitPlan, cut_document, largest_held_out
 from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText
 from slm_jax.data.sources.documents import Document, InvalidRow, Source, Split
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import is_locked
 from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -74,9 +76,25 @@ def merge_parts(
         return progress
 
     logger.info("merging %d parts of %s", count, source.name)
-    complete_corpus(corpus, partial, source, tokenizer, options, build)
+    with contextlib.closing(reader):  # a network file system keeps files that are mapped
+        complete_corpus(corpus, partial, source, tokenizer, options, build)
     remove_folder(parts_folder(corpus, count))
-    remove_folder(corpus.with_name(corpus.name + ".partial"))  # of a build that is not needed any more
+    remove_leftovers(corpus)
+
+
+def remove_leftovers(corpus: Path) -> None:
+    """Remove parts and builds of a complete corpus, which a process has left that was killed.
+
+    Parts that a process is preparing stay.
+
+    Args:
+        corpus: The folder of the corpus, whose lock the caller holds.
+    """
+    for suffix in (".partial", ".merge.partial"):
+        remove_folder(corpus.with_name(corpus.name + suffix))
+    for folder in sorted(corpus.parent.glob(f"{corpus.name}.parts-*")):
+        if not any(map(is_locked, folder.glob("*.lock"))):
+            remove_folder(folder)
 
 
 def _open_parts(
@@ -160,6 +178,12 @@ class _MergingReader:
         self._streams = [self._groups(number) for number in range(1, len(states) + 1)]
         self._next = [next(stream, None) for stream in self._streams]
 
+    def close(self) -> None:
+        """Close the files of the parts."""
+        for stream in self._streams:
+            stream.close()
+        self._next.clear()
+
     def position(self) -> int:
         """Return a number: a merge that was interrupted begins again."""
         return 0
@@ -187,7 +211,7 @@ class _MergingReader:
         logger.info("%s: the parts have less text than the limits allow: encoding the rest", self._source.name)
         yield from self._source.read(position)
 
-    def _groups(self, number: int) -> Iterator[StoredGroup]:
+    def _groups(self, number: int) -> Generator[StoredGroup, None, None]:
         folder = Part(number, len(self._states)).folder(self._corpus)
         try:
             yield from read_groups(folder, self._states[number - 1], token_dtype(self._tokenizer))
