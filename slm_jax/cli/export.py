@@ -17,9 +17,10 @@ from slm_jax.utils.progress import show_log
 class Options:
     """Export a run to a folder that Hugging Face transformers loads.
 
-    The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Mistral or Llama, depending on
-    the model's options), the tokenizer, and a model card made from the run's metrics. A portable tokenizer
-    (--tokenizer.portable True in training) is a stock tokenizer.json, any other a Python module with its vocabulary.
+    The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Qwen2, SmolLM3, Mistral or
+    Llama, depending on the model's options), the tokenizer, and a model card made from the run's metrics. A portable
+    tokenizer (--tokenizer.portable True in training) is a stock tokenizer.json, that of a published model its own
+    files, any other a Python module with its vocabulary.
     Import it again with `python -m slm_jax.train --init.from_hf DIR`.
     """
 
@@ -36,11 +37,13 @@ class Options:
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Data type of the exported weights; bfloat16 halves the files; float16 and q8_0 with --format gguf only."""
     license: str = ""
-    """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated."""
+    """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated. Not
+    with --format gguf, which has no card."""
     name: str = ""
     """The model's name on the card; empty: the name of the run."""
-    shard_gb: float = 5.0
-    """Maximum size of a weights file in 10^9 bytes; larger models are split into several files."""
+    shard_gb: float | None = None
+    """Maximum size of a weights file in 10^9 bytes; larger models are split into several files. Not with --format gguf,
+    which is one file. Default: 5."""
     overwrite: bool = False
     """Replace a folder written by an earlier export."""
 
@@ -63,6 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
         from slm_jax.run.load import load_run
 
     if options.format == "gguf":
+        for option in ("license", "shard_gb"):
+            if getattr(options, option) not in ("", None):
+                raise UserError(f"--{option} is for --format transformers only: leave it out with --format gguf")
         loaded = load_run(options.run or None, options.average, options.step)
         folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite)
         (file,) = folder.glob("*.gguf")
@@ -82,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
         dtype=options.dtype,
         license=options.license,
         name=options.name,
-        shard_gb=options.shard_gb,
+        shard_gb=5.0 if options.shard_gb is None else options.shard_gb,
         overwrite=options.overwrite,
         average=options.average,
     )

@@ -42,6 +42,12 @@ def check_gguf(config: dict[str, Any], tokenizer: TextTokenizer, dtype: str) -> 
             "--tokenizer.portable True"
         )
     kind = config["model_type"]
+    if kind == "mistral" and not config.get("sliding_window"):  # see `to_config_json`: the class of Llama refuses it
+        raise UserError(
+            f"--format gguf: a width of {config['hidden_size']} that is not a multiple of "
+            f"{config['num_attention_heads']} heads is not supported without model.qk_norm or model.qkv_bias: train "
+            "with another model.dim or model.heads"
+        )
     if kind not in _ARCHITECTURES or config.get("use_sliding_window"):
         raise UserError(
             f"--format gguf: a model of type {kind} with windows or layers without rotary positions is not supported; "

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from slm_jax.cli import export as export_command
 from slm_jax.generation.decode import encode_prompt, generate, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import gguf as gguf_export
@@ -34,9 +35,18 @@ def test_other_tokenizers_and_models_are_refused(tmp_path, portable):
         export_gguf(loaded_run(tmp_path / "a", make(vocab_size=500)), tmp_path / "out")
     with pytest.raises(UserError, match="full attention"):
         export_gguf(loaded_run(tmp_path / "b", portable, window=5), tmp_path / "out")
+    odd = {"dim": 32, "heads": 3, "kv_heads": 3, "head_dim": 8, "qk_norm": False}
+    with pytest.raises(UserError, match="width of 32 that is not a multiple of 3 heads"):
+        export_gguf(loaded_run(tmp_path / "d", portable, **odd), tmp_path / "out")
     with pytest.raises(UserError, match="multiples of 32"):
         export_gguf(loaded_run(tmp_path / "c", portable, mlp_dim=100, mlp_multiple=1), tmp_path / "out", "q8_0")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--license", "mit"], ["--shard_gb", "5"]])
+def test_options_without_effect_are_refused(tmp_path, option):
+    with pytest.raises(UserError, match=f"{option[0]} is for --format transformers only"):
+        export_command.main(["--run", str(tmp_path), "--to", str(tmp_path / "out"), "--format", "gguf", *option])
 
 
 def test_the_missing_package_is_named(tmp_path, portable, monkeypatch):
