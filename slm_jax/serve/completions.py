@@ -19,7 +19,6 @@ from slm_jax.serve.schema import CompletionRequest
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
 from tokenizer.inspect.playground import token_kind
-from tokenizer.vocabulary import MAX_PHRASE
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ class Completion:
     def _encode_prompt(self, prompt: str | list[int], name: str) -> list[int]:
         """Return the ids of a prompt; `name` is its path in the request."""
         limit = self._limits.prompt_tokens
-        # No token has more characters than the longest phrase: a prompt beyond that is refused without encoding it.
-        if isinstance(prompt, str) and len(prompt) > MAX_PHRASE * limit:
+        # A prompt that needs more tokens even if all are the longest one is refused without encoding it.
+        if isinstance(prompt, str) and len(prompt) > self._engine.longest_token * limit:
             message = f"{name} has {len(prompt):,} characters; the limit is {limit:,} tokens"
             raise ApiError(400, message, name, "context_length_exceeded")
         ids = encode_prompt(self._tokenizer, prompt) if isinstance(prompt, str) else prompt

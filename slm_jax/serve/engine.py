@@ -7,6 +7,7 @@ canceled. What is computed for it does not depend on the other requests (batchin
 The method is iteration-level scheduling (Orca, Yu et al., OSDI 2022) with chunked prefill (Sarathi, arXiv:2308.16369).
 """
 
+import functools
 import logging
 import queue
 import threading
@@ -168,6 +169,15 @@ class Engine:
     def for_run(self, run: LoadedRun, name: str) -> "Engine":
         """Return an engine of another run, with the options of this one."""
         return Engine(run, *self._options, name)
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """The most characters of a text that one id stands for: at most the bytes of the longest token.
+
+        A special token, which has no bytes, counts with its name, which published tokenizers recognize in a text.
+        """
+        tokenizer = self.run.tokenizer
+        return max(len(data or tokenizer.id2token.get(id_, "")) for id_, data in enumerate(tokenizer.token_bytes))
 
     @property
     def progress(self) -> Progress:

@@ -1,8 +1,11 @@
 """Batched requests give the tokens of requests served alone, whichever others join and leave."""
 
+import asyncio
+import json
 import queue
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,14 @@ import pytest
 from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve import batching
+from slm_jax.serve.completions import Completion, Limits
 from slm_jax.serve.engine import Engine
+from slm_jax.serve.errors import ApiError
 from slm_jax.serve.requests import QueueFullError, Request
+from slm_jax.serve.schema import CompletionRequest
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT, loaded_run
+from tokenizer import HybridTokenizer
 
 LONGEST = 110
 GREEDY = Sampling(temperature=0)
@@ -227,3 +234,26 @@ def test_a_failure_finishes_every_request_with_an_error(loaded, monkeypatch):
         broken._serve()
     assert [request.on_chunk.finish_reason for request in requests] == ["error"] * 3
     assert isinstance(broken.failure, ZeroDivisionError)
+
+
+def test_prompts_are_refused_unencoded_beyond_the_longest_tokens_only(tmp_path):
+    tokenizer = HybridTokenizer(portable=True)
+    tokenizer.add_text(("=" * 128 + "\n") * 50 + "the quick fox " * 20)
+    tokenizer.freeze_vocab(vocab_size=400)
+    engine = Engine(loaded_run(tmp_path / "run", tokenizer), slots=1, block_slots=1)
+    longest = max(len(tokenizer.decode([id_])) for id_ in range(tokenizer.vocab_size))
+    assert engine.longest_token == longest == 48
+
+    async def count(prompt):
+        request = CompletionRequest.parse(json.dumps({"prompt": prompt}).encode())
+        completion = Completion("run", engine, request, Limits(4, 100, 60))
+        completion.encode()
+        return completion.usage()["prompt_tokens"]
+
+    assert asyncio.run(count("=" * 48)) == 2  # with the one that begins a text
+    with pytest.raises(ApiError, match="has 193 characters; the limit is 4 tokens"):
+        asyncio.run(count("=" * (4 * 48 + 1)))
+    # A published tokenizer with a longer entry, and a special token that is recognized in a text.
+    for token_bytes, longest in (([b"", b"x" * 200], 200), ([b"", b"x"], 7)):
+        published = SimpleNamespace(token_bytes=token_bytes, id2token={0: "<start>", 1: "x"})
+        assert Engine.longest_token.func(SimpleNamespace(run=SimpleNamespace(tokenizer=published))) == longest
