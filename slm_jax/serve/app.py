@@ -1,6 +1,7 @@
 """The ASGI application: routes of the API and of the page.
 
-No request can name a file: models and their metrics are those of the command line.
+No request can name a file: models, metrics and reports are those of the runs that the command line names, and of the
+other runs in the folders that it names, which requests choose by name.
 """
 
 import asyncio
@@ -200,7 +201,8 @@ class Server:
         """POST /api/load: serve the newest checkpoint of a run that the server has loaded, or a run in place of it.
 
         With `replace` the run, one of GET /api/runs, takes the place of that model. Its name in the API is that of the
-        run. Requests in progress are completed by the model that they began with.
+        run. Requests in progress are completed by the model that they began with; one whose prompt is still being
+        encoded may get 503.
         """
         body = LoadRequest.parse(await request.body())
         return await self._live.load(body.run, body.replace)
