@@ -177,6 +177,7 @@ def _usage(data: CardData) -> Iterator[str]:
         yield _USAGE_OF_STOCK_FILES
         return
     portable = data.weights.portable
+    strings = "every string without lone surrogates" if portable else "every string"
     yield f"""## Usage
 
 ```python
@@ -190,8 +191,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_spe
 ```
 
 {_PORTABLE_TOKENIZER if portable else _TOKENIZER} A text starts with `<EOS>`, as documents did in training; with
-`add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for every string. No text can produce a
-special token.
+`add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for {strings}. No text
+can produce a special token.
 `generation_config.json` holds the default sampling settings of slm_jax; `do_sample=False` decodes greedily.
 The model was trained for at most {data.config.train.sequence_length:,} tokens, prompt included.
 """

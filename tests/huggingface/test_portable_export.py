@@ -42,6 +42,7 @@ def test_files(run, folder, caplog):
     card = (folder / "README.md").read_text()
     assert "AutoTokenizer.from_pretrained(folder)\n" in card
     assert "trust_remote_code" not in card
+    assert "== s` for every string without lone surrogates." in card
     with caplog.at_level(logging.INFO):
         export(run, folder, overwrite=True)
     assert "tokenizer.json: ids and decoded texts equal those of the run's tokenizer on" in caplog.text
