@@ -49,7 +49,8 @@ def describe_sources(folder: Path) -> Iterator[str]:
             f"{' (made by an earlier version, no longer used)' if manifest['format'] < FORMAT else ''}"
         )
     for path in sorted((folder / "corpora").glob("*.partial")):
-        yield f"  {path.name}: incomplete; the command that started it resumes it"
+        does = "begins it again" if path.name.endswith(".merge.partial") else "resumes it"
+        yield f"  {path.name}: incomplete; the command that started it {does}"
     for path in sorted((folder / "corpora").glob("*.parts-*")):
         if path.is_dir():
             yield f"  {path.name}: parts of a corpus, not merged"

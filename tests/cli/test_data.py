@@ -69,6 +69,14 @@ def test_parts_are_merged_to_the_same_files(command, tmp_path, last):
     for number in (2, 1):
         assert command(*args, "--part", f"{number}/2").startswith(f"my.txt: part {number} of 2 has ")
     assert "parts of a corpus, not merged" in command("list", "--data.cache", "parts")
+    partial = [tmp_path / "parts" / "corpora" / name for name in ("a.partial", "b.merge.partial")]
+    for folder in partial:
+        folder.mkdir()
+    listed = command("list", "--data.cache", "parts")
+    assert "a.partial: incomplete; the command that started it resumes it" in listed
+    assert "b.merge.partial: incomplete; the command that started it begins it again" in listed
+    for folder in partial:
+        folder.rmdir()
     command(*args, *last)
     assert corpus_files(tmp_path / "parts") == corpus_files(tmp_path / "cache")
     assert command(*args, "--part", "1/2") == "this text is prepared already\n"
