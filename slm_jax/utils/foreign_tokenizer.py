@@ -103,6 +103,7 @@ class ForeignTokenizer:
     def _load_archive(cls, path: Path) -> "ForeignTokenizer":
         try:
             with zipfile.ZipFile(path) as archive:
+                _check_entries(archive)
                 files = {info.filename: archive.read(info) for info in archive.infolist()}
             ids = json.loads(files.pop(_IDS_FILE))
             return cls(files, ids)
@@ -219,6 +220,17 @@ def _parse(content: bytes, path: Path | str = FOREIGN_JSON) -> tokenizers.Tokeni
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _check_entries(archive: zipfile.ZipFile) -> None:
+    """Raise TokenizerError for a name that `save` does not write: an export uses the names as file names."""
+    seen = set()
+    for name in archive.namelist():
+        if name not in (*TOKENIZER_FILES, _IDS_FILE):
+            raise TokenizerError(f"it contains {name!r}, which is no file of a tokenizer")
+        if name in seen:
+            raise TokenizerError(f"it contains {name!r} twice")
+        seen.add(name)
 
 
 def _json(content: bytes, path: Path) -> dict[str, Any]:

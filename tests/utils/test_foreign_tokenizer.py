@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -120,6 +121,24 @@ def test_damage_is_reported(path, tmp_path):
     (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(TokenizerError, match=r"tokenizer\.json is damaged, or newer"):
         load_tokenizer(tmp_path / "copy" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", ["../escaped.txt", "/escaped.txt", "a/tokenizer.json", "config.json"])
+def test_an_archive_has_no_other_files(path, tmp_path, name):
+    """An export writes the files under their names, so that others could land outside of its folder."""
+    saved = save_tokenizer(load_tokenizer(path), tmp_path)
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr(name, b"{}")
+    with pytest.raises(TokenizerError, match=f"{saved} is damaged .it contains {name!r}, which is no file"):
+        load_tokenizer(saved)
+
+
+def test_an_archive_has_no_file_twice(path, tmp_path):
+    saved = save_tokenizer(load_tokenizer(path), tmp_path)
+    with zipfile.ZipFile(saved, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("tokenizer.json", b"{}")
+    with pytest.raises(TokenizerError, match=f"{saved} is damaged .it contains 'tokenizer.json' twice"):
+        load_tokenizer(saved)
 
 
 def test_an_id_outside_the_vocabulary_is_an_error(path):
