@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from slm_jax.utils.files import replace_file
 from slm_jax.utils.text_tokenizer import FOREIGN_JSON, TOKENIZER_FILES
 from tokenizer import TokenizerError
+from tokenizer.vocabulary import MAX_ENTRIES
 
 _CONFIG_FILES = ("generation_config.json", "config.json")  # of the model: ids of special tokens
 _IDS_FILE = "slm_jax.json"  # in the archive: the ids of special tokens
+_MAX_ARCHIVE_BYTES = 256 << 20  # of all files, decompressed
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
@@ -60,13 +62,18 @@ class ForeignTokenizer:
             ids: `eos_id`, `start_id`, `pad_id` and `stop_ids`.
 
         Raises:
-            TokenizerError: `tokenizer.json` is damaged, or newer than the package `tokenizers`.
+            TokenizerError: `tokenizer.json` is damaged, newer than the package `tokenizers`, or has too many ids; or an
+                id of `ids` is not among them.
         """
         self.files = dict(files)
         self._tokenizer = _parse(self.files[FOREIGN_JSON])
         self.token2id: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.id2token = {id_: name for name, id_ in self.token2id.items()}
-        self.vocab_size = max(self.id2token) + 1
+        self.vocab_size = max(self.id2token, default=-1) + 1
+        if not 0 < self.vocab_size <= MAX_ENTRIES:  # before lists of this length are made
+            limit = f"it must have 1 to {MAX_ENTRIES:,}"
+            raise TokenizerError(f"the vocabulary of {FOREIGN_JSON} has {self.vocab_size:,} ids: {limit}")
+        _check_ids(ids, self.vocab_size)
         self.eos_id: int = ids["eos_id"]
         self.start_id: int = ids["start_id"]
         self.pad_id: int | None = ids["pad_id"]
@@ -104,7 +111,7 @@ class ForeignTokenizer:
         try:
             with zipfile.ZipFile(path) as archive:
                 _check_entries(archive)
-                files = {info.filename: archive.read(info) for info in archive.infolist()}
+                files = {info.filename: _read_entry(archive, info) for info in archive.infolist()}
             ids = json.loads(files.pop(_IDS_FILE))
             return cls(files, ids)
         except FileNotFoundError:
@@ -223,7 +230,10 @@ def _parse(content: bytes, path: Path | str = FOREIGN_JSON) -> tokenizers.Tokeni
 
 
 def _check_entries(archive: zipfile.ZipFile) -> None:
-    """Raise TokenizerError for a name that `save` does not write: an export uses the names as file names."""
+    """Raise TokenizerError for sizes and names that `save` does not write: an export uses the names as file names."""
+    size = sum(info.file_size for info in archive.infolist())
+    if size > _MAX_ARCHIVE_BYTES:
+        raise TokenizerError(f"its files have {size:,} bytes; the limit is {_MAX_ARCHIVE_BYTES:,}")
     seen = set()
     for name in archive.namelist():
         if name not in (*TOKENIZER_FILES, _IDS_FILE):
@@ -231,6 +241,29 @@ def _check_entries(archive: zipfile.ZipFile) -> None:
         if name in seen:
             raise TokenizerError(f"it contains {name!r} twice")
         seen.add(name)
+
+
+def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of a file, no more than the archive states: `ZipFile.read` inflates all that there are."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are inflated without a limit
+        raise TokenizerError(f"{info.filename!r} has the unknown compression {info.compress_type}")
+    with archive.open(info) as file:
+        return file.read(info.file_size)
+
+
+def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
+    """Raise TokenizerError for special ids that are not in the vocabulary, or that do not end texts at `eos_id`."""
+    stops = ids["stop_ids"]
+    if not isinstance(stops, list | tuple):
+        raise TokenizerError(f"stop_ids is {stops!r}: it must be a list of ids")
+    named = [("eos_id", ids["eos_id"]), ("start_id", ids["start_id"]), *(("stop_ids", id_) for id_ in stops)]
+    if ids["pad_id"] is not None:
+        named.append(("pad_id", ids["pad_id"]))
+    for name, id_ in named:
+        if type(id_) is not int or not 0 <= id_ < vocab_size:  # True is no id
+            raise TokenizerError(f"{name} has {id_!r}: the ids of this tokenizer are 0 to {vocab_size - 1}")
+    if ids["eos_id"] not in stops:
+        raise TokenizerError(f"stop_ids is {stops!r}: eos_id, {ids['eos_id']}, must be among them")
 
 
 def _json(content: bytes, path: Path) -> dict[str, Any]:

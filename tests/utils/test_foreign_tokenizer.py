@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -139,6 +140,76 @@ def test_an_archive_has_no_file_twice(path, tmp_path):
         archive.writestr("tokenizer.json", b"{}")
     with pytest.raises(TokenizerError, match=f"{saved} is damaged .it contains 'tokenizer.json' twice"):
         load_tokenizer(saved)
+
+
+def write_archive(saved, changes, compression=zipfile.ZIP_DEFLATED):
+    """Write an archive again with the contents of some files changed."""
+    with zipfile.ZipFile(saved) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(saved, "w", compression) as archive:
+        for name, content in (files | changes).items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eos_id": 99999999}, "eos_id has 99999999: the ids of this tokenizer are 0 to "),
+        ({"start_id": -5}, "start_id has -5: the ids"),
+        ({"pad_id": True}, "pad_id has True: the ids"),
+        ({"eos_id": 1.0}, "eos_id has 1.0: the ids"),
+        ({"stop_ids": [1, "2"]}, "stop_ids has '2': the ids"),
+        ({"stop_ids": []}, "eos_id, [0-9]+, must be among them"),
+        ({"stop_ids": 3}, "stop_ids is 3: it must be a list"),
+    ],
+)
+def test_the_special_ids_of_an_archive_are_checked(path, tmp_path, changes, message):
+    saved = save_tokenizer(load_tokenizer(path), tmp_path)
+    with zipfile.ZipFile(saved) as archive:
+        ids = json.loads(archive.read("slm_jax.json"))
+    write_archive(saved, {"slm_jax.json": json.dumps(ids)})
+    assert load_tokenizer(saved).eos_id == ids["eos_id"]
+    write_archive(saved, {"slm_jax.json": json.dumps(ids | changes)})
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(saved)
+
+
+def test_memory_for_an_archive_is_bounded(path, tmp_path):
+    saved = save_tokenizer(load_tokenizer(path), tmp_path)
+    original = saved.read_bytes()
+    write_archive(saved, {"merges.txt": bytes(257 << 20)})
+    assert saved.stat().st_size < 1 << 20
+    with pytest.raises(TokenizerError, match=r"its files have 269,[0-9,]+ bytes; the limit is 268,435,456"):
+        load_tokenizer(saved)
+    # The same with a false size: no more than the stated size is inflated, whose check value is another one.
+    saved.write_bytes(original)
+    write_archive(saved, {"merges.txt": bytes(67_654_321)})
+    size = (67_654_321).to_bytes(4, "little")
+    assert saved.read_bytes().count(size) == 2
+    saved.write_bytes(saved.read_bytes().replace(size, (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(TokenizerError, match="Bad CRC-32"):
+        load_tokenizer(saved)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    saved.write_bytes(original)
+    write_archive(saved, {}, zipfile.ZIP_BZIP2)
+    with pytest.raises(TokenizerError, match="has the unknown compression 12"):
+        load_tokenizer(saved)
+
+
+@pytest.mark.parametrize("id_", [1 << 20, 4_000_000_000])
+def test_a_vocabulary_has_a_largest_id(tmp_path, id_):
+    path = foreign.byte_level(tmp_path)
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["\u0120far"] = id_
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=rf"has {id_ + 1:,} ids: it must have 1 to 1,048,576"):
+        load_tokenizer(path)
+    content["model"]["vocab"]["\u0120far"] = (1 << 20) - 1
+    path.write_text(json.dumps(content))
+    assert load_tokenizer(path).vocab_size == 1 << 20
 
 
 def test_an_id_outside_the_vocabulary_is_an_error(path):
