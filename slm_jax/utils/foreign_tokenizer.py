@@ -284,8 +284,9 @@ def _special_ids(
         """Return the ids of a token in the first of the model's files that names any."""
         values = [configs.get(file, {}).get(f"{name}_token_id") for file in _CONFIG_FILES]
         value: Any = next((value for value in values if value is not None), [])
-        ids = value if isinstance(value, list) else [value]
-        return [id_ for id_ in dict.fromkeys(ids) if isinstance(id_, int) and tokenizer.id_to_token(id_)]
+        listing = value if isinstance(value, list) else [value]
+        ids = [id_ for id_ in listing if type(id_) is int and 0 <= id_ < 2**32]  # -1: none; the package takes 32 bits
+        return [id_ for id_ in dict.fromkeys(ids) if tokenizer.id_to_token(id_)]
 
     def find(name: str) -> int | None:
         token = named.get(f"{name}_token")

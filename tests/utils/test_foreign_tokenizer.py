@@ -142,6 +142,16 @@ def test_an_archive_has_no_file_twice(path, tmp_path):
         load_tokenizer(saved)
 
 
+@pytest.mark.parametrize("pad", [-1, 2**33, 2**32, True, 1.0, [[]], {}, "a", None, 4000])
+def test_an_id_of_the_model_that_is_no_token_is_none(tmp_path, pad):
+    path = foreign.byte_fallback(tmp_path)
+    for valid in (None, 5):
+        (tmp_path / "config.json").write_text(json.dumps({"pad_token_id": pad if valid is None else [pad, valid]}))
+        assert load_tokenizer(path).pad_id == valid
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [pad, 2, 7]}))
+    assert load_tokenizer(path).stop_ids == [2, 7]
+
+
 def write_archive(saved, changes, compression=zipfile.ZIP_DEFLATED):
     """Write an archive again with the contents of some files changed."""
     with zipfile.ZipFile(saved) as archive:
