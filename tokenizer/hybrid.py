@@ -329,8 +329,13 @@ class HybridTokenizer:
         flat = flatten_ids(ids)
         return decoder.to_text(flat) if isinstance(flat, list) else decoder.array_to_text(flat)
 
-    def stream_decoder(self) -> StreamDecoder:
-        """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids."""
+    def stream_decoder(self, context_ids: Iterable[int] = ()) -> StreamDecoder:
+        """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids.
+
+        Args:
+            context_ids: Ids before them. They change nothing here; the text of a continuation depends on them for
+                tokenizers of other kinds.
+        """
         return StreamDecoder(self._decoder)
 
     # Inspection

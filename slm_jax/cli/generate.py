@@ -155,7 +155,7 @@ def _stream_one(
     from slm_jax.generation.decode import NO_TOKEN, stream
 
     stops = loaded.tokenizer.stop_ids
-    decoder = loaded.tokenizer.stream_decoder()
+    decoder = loaded.tokenizer.stream_decoder(ids)
     empty = True
     sys.stdout.write(prompt)
     for token_B in stream(loaded.model, [ids], options.max_tokens, options.sampling, context, suppress, stops):
@@ -176,6 +176,7 @@ def _generate_all(
     Sample i of a prompt has the seed `seed + i`, so that its text does not depend on the other prompts.
     """
     from slm_jax.generation.decode import generate_ids
+    from slm_jax.utils.text_tokenizer import decode_continuation
 
     stops = loaded.tokenizer.stop_ids
     jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.samples)]
@@ -186,7 +187,8 @@ def _generate_all(
             loaded.model, [ids[i] for i, _ in batch], options.max_tokens, samplings, context, suppress, stops
         )
         for (i, sample), generated in zip(batch, rows, strict=True):
-            text = loaded.tokenizer.decode([token for token in generated if token not in stops])
+            kept = [token for token in generated if token not in stops]
+            text = decode_continuation(loaded.tokenizer, ids[i], kept)
             if options.format == "jsonl":
                 print(json.dumps({"prompt": prompts[i], "text": text, "ended": generated[-1] in stops}))
             else:

@@ -24,6 +24,7 @@ from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_id
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import load_run
 from slm_jax.utils.errors import UserError, command_errors
+from slm_jax.utils.text_tokenizer import decode_continuation
 
 NAME = "slm_jax"
 _DEFAULT_BATCH_SIZE = 16
@@ -105,8 +106,9 @@ class HarnessModel:
                 batch = members[start : start + self._batch_size]
                 prompts = [encode_prompt(self._tokenizer, requests[i].args[0]) for i in batch]
                 rows = generate_ids(self._model, prompts, max_tokens, sampling, self._scorer.context, suppress, stops)
-                for i, row in zip(batch, rows, strict=True):
-                    text = self._tokenizer.decode([token for token in row if token not in stops])
+                for i, prompt, row in zip(batch, prompts, rows, strict=True):
+                    kept = [token for token in row if token not in stops]
+                    text = decode_continuation(self._tokenizer, prompt, kept)
                     texts[i] = _truncate(text, requests[i].args[1].get("until") or ())
         return texts
 

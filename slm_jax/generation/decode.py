@@ -35,7 +35,7 @@ from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
 from slm_jax.model.transformer import Transformer, unstack_layers
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_tokenizer import TextTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, decode_continuation
 
 _CHUNKS = (64, 512)  # minimum and maximum number of prompt tokens per prefill step, powers of two
 _STREAM_SECONDS = 0.05  # approximate time between two segments of a stream
@@ -425,7 +425,8 @@ def generate(
     stops = tokenizer.stop_ids
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = generate_ids(model, ids, max_tokens, sampling, context, suppressed_ids(tokenizer), stops)
-    return [tokenizer.decode([token for token in row if token not in stops]) for row in rows]
+    kept = [[token for token in row if token not in stops] for row in rows]
+    return [decode_continuation(tokenizer, prompt, row) for prompt, row in zip(ids, kept, strict=True)]
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:

@@ -155,7 +155,7 @@ class Completion:
             prompt_logprobs=prompt_logprobs,
             ignore_eos=request.ignore_eos,
         )
-        detokenizer = IncrementalDetokenizer(self._tokenizer, request.stops(), len(echo))
+        detokenizer = IncrementalDetokenizer(self._tokenizer, request.stops(), len(echo), ids)
         choice = Choice(index, engine_request, detokenizer, echo)
         if prompt_logprobs:
             self._echo_with_logprobs(choice, prompt, ids)
@@ -248,7 +248,8 @@ class Completion:
             return "", []
         choice.detokenizer.finish()
         text, tokens = choice.detokenizer.release(final=True)
-        choice.detokenizer = IncrementalDetokenizer(self._tokenizer, self.request.stops(), len(text))
+        prompt_ids = choice.request.prompt_ids
+        choice.detokenizer = IncrementalDetokenizer(self._tokenizer, self.request.stops(), len(text), prompt_ids)
         if chunk.finish_reason:
             choice.finish_reason = chunk.finish_reason
         return text, tokens

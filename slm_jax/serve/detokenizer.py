@@ -34,15 +34,18 @@ class IncrementalDetokenizer:
         count: Number of ids of the text so far, those of the stop string included and later ones not.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), offset: int = 0):
+    def __init__(
+        self, tokenizer: TextTokenizer, stops: Sequence[str] = (), offset: int = 0, context_ids: Sequence[int] = ()
+    ):
         """Start a text.
 
         Args:
             tokenizer: The tokenizer.
             stops: Stop strings, none empty.
             offset: Number of characters before this text, added to the offsets of its tokens.
+            context_ids: Ids before this text, which it continues.
         """
-        self._decoder = tokenizer.stream_decoder()
+        self._decoder = tokenizer.stream_decoder(context_ids)
         self._stops = stops
         self._tokens: deque[Token] = deque()
         self._pending = ""

@@ -160,9 +160,28 @@ class ForeignTokenizer:
                 raise TokenizerError(f"{id_} is not an id of this tokenizer: its ids are 0 to {self.vocab_size - 1}")
         return self._tokenizer.decode(plain, skip_special_tokens=True)
 
-    def stream_decoder(self) -> "ForeignStreamDecoder":
-        """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids."""
-        return ForeignStreamDecoder(self)
+    def stream_decoder(self, context_ids: Sequence[int] = ()) -> "ForeignStreamDecoder":
+        """Return a decoder that takes ids one by one.
+
+        Args:
+            context_ids: Ids before them, whose text is not returned.
+
+        Returns:
+            The decoder. The texts it returns, joined, are `decode` of all ids, or what they add to that of the context.
+        """
+        return ForeignStreamDecoder(self, self._context(context_ids))
+
+    def _context(self, ids: Sequence[int]) -> list[int]:
+        """Return the last of ids whose text is complete and independent of the next id; else what has a text at all.
+
+        One id is enough for a text that has begun. Bytes at the end are left out: those of an incomplete character
+        would become part of the new text.
+        """
+        known = [int(id_) for id_ in ids if 0 <= id_ < self.vocab_size]
+        for id_ in reversed(known):
+            if not self.joins_next(id_) and "\ufffd" not in self.decode([id_]):
+                return [id_]
+        return [] if "\ufffd" in self.decode(known) else known
 
     def joins_next(self, id_: int) -> bool:
         """Return whether the text of an id depends on the next: a byte of SentencePiece, or a token left out."""
@@ -189,12 +208,12 @@ class ForeignStreamDecoder:
     the first token of a text in another way (Hugging Face text-generation-inference does the same).
     """
 
-    def __init__(self, tokenizer: ForeignTokenizer):
-        """Start a text."""
+    def __init__(self, tokenizer: ForeignTokenizer, context: Sequence[int] = ()):
+        """Start a text, or continue that of the ids `context`."""
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids: list[int] = list(context)
         self._first = 0  # id that both texts begin at
-        self._done = 0  # ids whose text has been returned
+        self._done = len(self._ids)  # ids whose text has been returned
 
     def push(self, id_: int) -> str:
         """Return the text that an id completes; empty within a character."""

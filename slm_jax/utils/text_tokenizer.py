@@ -90,8 +90,16 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Iterable[int], /) -> str:
         """Return the text of ids; special tokens are left out."""
 
-    def stream_decoder(self) -> StreamDecoder:
-        """Return a decoder that takes ids one by one; the texts it returns, joined, are `decode` of all ids."""
+    def stream_decoder(self, context_ids: Sequence[int] = ()) -> StreamDecoder:
+        """Return a decoder that takes ids one by one.
+
+        Args:
+            context_ids: Ids before them, whose text is not returned. SentencePiece omits the space before the first
+                word of a text, but not the one before the first word of a continuation.
+
+        Returns:
+            The decoder. The texts it returns, joined, are `decode` of all ids, or what they add to that of the context.
+        """
 
     def save(self, path: Path, /) -> None:
         """Save the tokenizer to one file, atomically."""
@@ -100,6 +108,13 @@ class TextTokenizer(Protocol):
 def document_prefix(tokenizer: TextTokenizer) -> list[int]:
     """Return the ids between the end of a document and the text of the next: the id that begins texts, if it is own."""
     return [] if tokenizer.start_id == tokenizer.eos_id else [tokenizer.start_id]
+
+
+def decode_continuation(tokenizer: TextTokenizer, context_ids: Sequence[int], ids: Iterable[int]) -> str:
+    """Return the text that ids add to the text of the ids before them."""
+    decoder = tokenizer.stream_decoder(context_ids)
+    parts = [decoder.push(id_) for id_ in ids]
+    return "".join(parts) + decoder.finish()
 
 
 def tokenizer_file(folder: Path) -> Path:

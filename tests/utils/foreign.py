@@ -70,3 +70,36 @@ def byte_fallback(folder: Path) -> Path:
     config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder / "tokenizer.json"
+
+
+def metaspace(folder: Path) -> Path:
+    """Write a Unigram tokenizer with the normalization and the decoder of SentencePiece (T5, later Llama files)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, show_progress=False, special_tokens=["<unk>", "</s>"], unk_token="<unk>"
+    )
+    tokenizer.train_from_iterator([TEXT[:5000]], trainer)
+    return _write_with_eos(tokenizer, folder, "</s>")
+
+
+def word_piece(folder: Path) -> Path:
+    """Write a tokenizer with parts of words after "##" (BERT)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=150, show_progress=False, special_tokens=["[UNK]", "[SEP]"])
+    tokenizer.train_from_iterator([TEXT[:5000]], trainer)
+    return _write_with_eos(tokenizer, folder, "[SEP]")
+
+
+def _write_with_eos(tokenizer, folder: Path, eos: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    return folder / "tokenizer.json"

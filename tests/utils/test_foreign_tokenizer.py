@@ -4,14 +4,20 @@ import json
 import shutil
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
 
-from slm_jax.utils.text_tokenizer import document_prefix, save_tokenizer, tokenizer_file  # noqa: E402
+from slm_jax.cli import generate as command  # noqa: E402
+from slm_jax.generation.decode import encode_prompt, generate, generate_ids  # noqa: E402
+from slm_jax.generation.sampling import Sampling  # noqa: E402
+from slm_jax.serve.detokenizer import IncrementalDetokenizer  # noqa: E402
+from slm_jax.utils.text_tokenizer import decode_continuation, document_prefix, save_tokenizer, tokenizer_file  # noqa: E402
 from slm_jax.utils.tokenizer_loading import load_tokenizer  # noqa: E402
+from tests.helpers import tiny_model  # noqa: E402
 from tests.test_tokenizer.conftest import make  # noqa: E402
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES  # noqa: E402
 from tests.utils import foreign  # noqa: E402
@@ -55,6 +61,72 @@ def test_texts_id_by_id_are_the_decoded_text(path):
     smile = tokenizer.encode("🙃")
     assert "".join([*map(decoder.push, smile), decoder.push(tokenizer.encode("a")[-1])]).endswith("🙃a")
     assert len(smile) > 1
+
+
+@pytest.mark.parametrize("kind", [foreign.byte_level, foreign.byte_fallback, foreign.metaspace, foreign.word_piece])
+def test_a_continuation_is_what_its_ids_add_to_the_text(tmp_path, kind):
+    """Split at every id: the decoded whole without the decoded context, as far as that has no incomplete character."""
+    tokenizer = load_tokenizer(kind(tmp_path))
+    splits = 0
+    for text in (foreign.TEXT[:300], "Once upon a time.\nA dog", " two  spaces", "éü🙂 שלום"):
+        prompt = [tokenizer.start_id, *tokenizer.encode(text)]
+        whole = tokenizer.decode(prompt)
+        for split in range(len(prompt) + 1):
+            before = tokenizer.decode(prompt[:split])
+            if "\ufffd" in before:
+                continue
+            assert decode_continuation(tokenizer, prompt[:split], prompt[split:]) == whole.removeprefix(before)
+            detokenizer = IncrementalDetokenizer(tokenizer, context_ids=prompt[:split])
+            detokenizer.append(prompt[split:])
+            detokenizer.finish()
+            assert detokenizer.release(final=True)[0] == whole.removeprefix(before)
+            splits += before != "" and before + tokenizer.decode(prompt[split:]) != whole
+    assert (splits > 0) == (kind != foreign.byte_level)  # ids that mean another text on their own
+
+
+def test_words_stay_apart_after_a_context(tmp_path):
+    tokenizer = load_tokenizer(foreign.byte_fallback(tmp_path))
+    word = tokenizer.encode("t")
+    assert [tokenizer.id2token[id_] for id_ in word] == ["\u2581", "t"]
+    newline, first_byte = tokenizer.token2id["<0x0A>"], tokenizer.token2id["<0xC3>"]
+    unknown = tokenizer.vocab_size + 3  # a row of the model without a token
+    for context in (
+        tokenizer.encode("Line"),
+        [newline],
+        [*tokenizer.encode("Line"), first_byte, 2],
+        [newline, unknown],
+    ):
+        assert decode_continuation(tokenizer, context, word) == " t"
+    for context in ([], [tokenizer.start_id], [first_byte], [unknown]):
+        assert decode_continuation(tokenizer, context, word) == "t"
+
+
+def test_generated_texts_are_what_their_ids_add_to_the_prompt(tmp_path, capsys):
+    """Of the function, and of the command for one text and for several."""
+    tokenizer = load_tokenizer(foreign.byte_fallback(tmp_path))
+    suppress = [id_ for name, id_ in tokenizer.token2id.items() if not name.startswith("\u2581")]
+    tokenizer.suppressed_ids = suppress
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    sampling = Sampling(temperature=3.0, seed=3)
+    prompt_ids = encode_prompt(tokenizer, "Line 3")
+    row = generate_ids(model, [prompt_ids], 30, sampling, 0, suppress, tokenizer.stop_ids)[0]
+    expected = tokenizer.decode(prompt_ids + row).removeprefix("Line 3")
+    assert generate(model, tokenizer, "Line 3", 30, sampling) == [expected]
+    loaded = SimpleNamespace(model=model, tokenizer=tokenizer)
+    options = command.Options(max_tokens=30, sampling=sampling, format="jsonl")
+    command._generate_all(loaded, ["Line 3"], [prompt_ids], options, 0, suppress)
+    assert json.loads(capsys.readouterr().out)["text"] == expected
+    command._stream_one(loaded, "Line 3", prompt_ids, options, 0, suppress)
+    assert capsys.readouterr().out == f"Line 3{expected}\n"
+    assert expected == f" {tokenizer.decode(row)}"
+
+
+def test_a_context_does_not_change_a_text_of_the_projects_tokenizer():
+    tokenizer = make(vocab_size=330)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        context, row = random.integers(0, tokenizer.vocab_size, (2, 20)).tolist()
+        assert decode_continuation(tokenizer, context, row) == tokenizer.decode(row)
 
 
 def test_the_bytes_of_tokens_add_up_to_those_of_the_text(path):
