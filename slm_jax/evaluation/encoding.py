@@ -44,9 +44,10 @@ class Continuations(NamedTuple):
 def continuation_items(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]]) -> Continuations:
     """Return an item for each pair with all tokens of the continuation scored.
 
-    Context and continuation are encoded separately, as a prompt and the generated text are. White space at the boundary
-    is moved to the continuation, because " word" is one unit for the tokenizer. The tokens equal those of the
-    concatenated text unless the tokenizer has phrases (tokens that span words) or the boundary is inside a word.
+    The context is encoded as a prompt is. White space at the boundary is moved to the continuation, because " word" is
+    one unit for the tokenizer. The tokens are those of the concatenated text if these begin with the tokens of the
+    context: on its own, a continuation would get another space from SentencePiece. Else, with phrases (tokens that span
+    words) or a boundary inside a word, the continuation is encoded separately, as a generated text may be.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -60,10 +61,10 @@ def continuation_items(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]
     items = []
     num_resplit = 0
     for context_ids, rest_ids, joint_ids in zip(*encoded, strict=True):
-        item = Item(with_start(tokenizer, context_ids, rest_ids), 1 + len(context_ids))
-        if not np.array_equal(item.ids[1:], joint_ids):
-            num_resplit += 1
-        items.append(item)
+        continues = np.array_equal(joint_ids[: len(context_ids)], context_ids)
+        num_resplit += not continues
+        parts = [joint_ids] if continues else [context_ids, rest_ids]
+        items.append(Item(with_start(tokenizer, *parts), 1 + len(context_ids)))
     return Continuations(items, num_resplit)
 
 

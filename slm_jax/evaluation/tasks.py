@@ -95,9 +95,9 @@ def measure_lambada(records: list[Record], tokenizer: TextTokenizer, score: Scor
     ]
     tokens_per_word = np.mean([len(scored.ranks) for scored in scores])
     note = (
-        f"{tokens_per_word:.2f} tokens per word, all of which must be right; perplexity per word; context and last "
-        f"word are encoded separately, the space with the word ({continuations.num_resplit} of {count} would have "
-        "different tokens if encoded together)"
+        f"{tokens_per_word:.2f} tokens per word, all of which must be right; perplexity per word; the space "
+        "belongs to the last word, which is encoded separately where the tokens of the context would change otherwise "
+        f"({continuations.num_resplit} of {count} would)"
     )
     return TaskResult(metrics, note)
 

@@ -15,8 +15,10 @@ from slm_jax.evaluation.registry import TASKS
 from slm_jax.evaluation.scoring import Item, Scorer, TokenScores
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.tokenizer_loading import load_tokenizer
 from tests.evaluation.naive import NaiveModel
 from tests.helpers import tiny_config, tiny_model
+from tests.utils import foreign
 from tokenizer import HybridTokenizer
 
 TEXT = "".join(
@@ -148,6 +150,30 @@ def test_boundaries_of_continuations():
     encoded = [tokenizer.encode(context + rest) for context, rest in pairs]
     differ = [item.ids[1:].tolist() != joint for item, joint in zip(continuations.items, encoded, strict=True)]
     assert continuations.num_resplit == sum(differ) > 0
+
+
+@pytest.mark.parametrize("kind", [foreign.byte_level, foreign.byte_fallback, foreign.metaspace, foreign.word_piece])
+def test_continuations_have_the_ids_of_the_whole_text(tmp_path, kind):
+    """Equal to what a foreign tokenizer makes of the text, so that SentencePiece adds no space at the boundary."""
+    pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
+    tokenizer = load_tokenizer(kind(tmp_path))
+    text = "Line 3: a z q fox x sees y"
+    pairs = [(text[:split], text[split:]) for split in range(len(text) + 1)]
+    continuations = continuation_items(tokenizer, pairs)
+    whole = [tokenizer.start_id, *tokenizer.encode(text)]
+    num_other = 0
+    separate = 0
+    for (context, rest), (ids, first) in zip(pairs, continuations.items, strict=True):
+        context_ids = tokenizer.encode(context.rstrip())
+        assert ids[:first].tolist() == [tokenizer.start_id, *context_ids]
+        if whole[1:first] == context_ids:
+            assert ids.tolist() == whole
+            separate += context_ids + tokenizer.encode(context[len(context.rstrip()) :] + rest) != whole[1:]
+        else:
+            num_other += ids.tolist() != whole
+    assert continuations.num_resplit == num_other < len(pairs) - 10
+    if kind in (foreign.byte_fallback, foreign.metaspace):
+        assert separate > 0  # encoded on its own, the rest has a space that is not in the text
 
 
 SCENE = {"activity_label": "Cats", "ctx_a": "The cat [header] sat.", "ctx_b": "it", "label": "1"}
