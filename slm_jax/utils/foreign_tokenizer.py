@@ -51,7 +51,7 @@ class ForeignTokenizer:
         pad_id: The id of padding; None if the tokenizer has none.
         stop_ids: Ids that end a generated text, `eos_id` first.
         suppressed_ids: Ids that stand for no token.
-        fingerprint: SHA-256 of the vocabulary's file and of the ids above.
+        fingerprint: SHA-256 (hexadecimal) of `tokenizer.json`, `eos_id` and `start_id`.
     """
 
     def __init__(self, files: Mapping[str, bytes], ids: Mapping[str, Any]):
@@ -191,13 +191,15 @@ class ForeignTokenizer:
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id on its own, [V]; empty for special tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
-        to_bytes = _bytes_of_characters() if "ByteLevel" in json.dumps(_decoder(self.files[FOREIGN_JSON])) else None
+        decoder = _decoder(self.files[FOREIGN_JSON])
+        to_bytes = _bytes_of_characters() if "ByteLevel" in json.dumps(decoder) else None
+        inner = "##" if isinstance(decoder, dict) and decoder.get("type") == "WordPiece" else ""
         result = []
         for id_ in range(self.vocab_size):
             if id_ in added:
                 result.append(b"" if added[id_].special else added[id_].content.encode())
             else:
-                result.append(_bytes_of(self.id2token.get(id_, ""), to_bytes))
+                result.append(_bytes_of(self.id2token.get(id_, "").removeprefix(inner), to_bytes))
         return result
 
 
@@ -344,7 +346,7 @@ def _bytes_of(name: str, to_bytes: Mapping[str, int] | None) -> bytes:
         return bytes(to_bytes[character] for character in name)
     if match := _BYTE_TOKEN.fullmatch(name):
         return bytes([int(match[1], 16)])
-    return name.replace("\u2581", " ").removeprefix("##").encode("utf-8", "replace")  # SentencePiece, WordPiece
+    return name.replace("\u2581", " ").encode("utf-8", "replace")  # SentencePiece
 
 
 @functools.cache

@@ -138,6 +138,18 @@ def test_the_bytes_of_tokens_add_up_to_those_of_the_text(path):
     assert all(tokenizer.decode([id_]) == "" for id_ in special)
 
 
+def test_only_word_piece_marks_parts_of_words(tmp_path):
+    words = load_tokenizer(foreign.word_piece(tmp_path / "words"))
+    name = next(name for name in words.token2id if name.startswith("##"))
+    assert words.token_bytes[words.token2id[name]] == name[2:].encode()
+    path = foreign.metaspace(tmp_path / "heading")
+    content = json.loads(path.read_text())
+    content["model"]["vocab"].append(["##", -1.0])
+    path.write_text(json.dumps(content))
+    headings = load_tokenizer(path)
+    assert headings.token_bytes[headings.token2id["##"]] == headings.decode([headings.token2id["##"]]).encode() == b"##"
+
+
 def test_special_ids_are_those_of_the_files(tmp_path):
     plain = load_tokenizer(foreign.byte_level(tmp_path / "plain"))
     eos, turn = plain.token2id[foreign.EOS], plain.token2id[foreign.TURN]
