@@ -26,8 +26,8 @@ from slm_jax.data.corpus.part_files import (
     read_groups,
 )
 from slm_jax.data.corpus.parts import file_owners, part_version
-from slm_jax.data.corpus.plan import SplitPlan, cut_document, largest_held_out
-from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText
+from slm_jax.data.corpus.plan import SplitPlan, largest_held_out
+from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText, cut_text
 from slm_jax.data.sources.documents import Document, InvalidRow, Source, Split
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_locked
@@ -275,7 +275,7 @@ class _StoredDocument:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has nothing to predict."""
+        """True if it has nothing to predict."""
         return self.records[0].kind == EMPTY
 
     @property
@@ -285,7 +285,7 @@ class _StoredDocument:
 
     @property
     def has_group(self) -> bool:
-        """Whether it belongs to a group."""
+        """True if it belongs to a group."""
         return bool(self.records[0].grouped)
 
     @property
@@ -308,15 +308,7 @@ class _StoredDocument:
             return Cut(self._encoded(1, "validation", False), self._encoded(3, "train"), self.records[2].size)
         if record.kind != CUT and not max_held_out:
             return None
-        text = self._text()
-        parts = cut_document(text, plan.cut, max_held_out)
-        if parts is None:
-            return None
-        return Cut(
-            SplitText(parts.held_out, None, "validation", self.digest, ends=False),
-            SplitText(parts.rest, None, "train", self.digest),
-            len(text) - len(parts.held_out) - len(parts.rest),
-        )
+        return cut_text(self._text(), self.digest, plan, max_held_out)
 
     def _encoded(self, index: int, split: Split, ends: bool = True) -> EncodedText:
         record = self.records[index]

@@ -60,7 +60,7 @@ class Assignable(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has nothing to predict."""
+        """True if it has nothing to predict."""
 
     @property
     def digest(self) -> int:
@@ -72,7 +72,7 @@ class Assignable(Protocol):
 
     @property
     def has_group(self) -> bool:
-        """Whether it belongs to a group."""
+        """True if it belongs to a group."""
 
     @property
     def own_split(self) -> Split | None:
@@ -94,7 +94,7 @@ class ReadDocument:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has nothing to predict."""
+        """True if it has nothing to predict."""
         return is_empty(self._document)
 
     @cached_property
@@ -109,7 +109,7 @@ class ReadDocument:
 
     @property
     def has_group(self) -> bool:
-        """Whether it belongs to a group."""
+        """True if it belongs to a group."""
         return bool(self._document.group)
 
     @property
@@ -123,17 +123,28 @@ class ReadDocument:
 
     def cut(self, plan: SplitPlan, max_held_out: int) -> Cut | None:
         """Return the two parts; None if it is not cut."""
-        text = self._document.text
         if not can_be_cut(self._document, plan.min_cut):
             return None
-        parts = cut_document(text, plan.cut, max_held_out)
-        if parts is None:
-            return None
-        return Cut(
-            SplitText(parts.held_out, None, "validation", self.digest, ends=False),
-            SplitText(parts.rest, None, "train", self.digest),
-            len(text) - len(parts.held_out) - len(parts.rest),
-        )
+        return cut_text(self._document.text, self.digest, plan, max_held_out)
+
+
+def cut_text(text: str, digest: int, plan: SplitPlan, max_held_out: int) -> Cut | None:
+    """Return the two parts of a document's text; None if it is not cut.
+
+    Args:
+        text: The text.
+        digest: The `document_digest` of its document.
+        plan: Where documents are cut.
+        max_held_out: The largest number of characters that is held out; 0: no limit.
+    """
+    parts = cut_document(text, plan.cut, max_held_out)
+    if parts is None:
+        return None
+    return Cut(
+        SplitText(parts.held_out, None, "validation", digest, ends=False),
+        SplitText(parts.rest, None, "train", digest),
+        len(text) - len(parts.held_out) - len(parts.rest),
+    )
 
 
 @dataclass
