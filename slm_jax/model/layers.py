@@ -1,4 +1,4 @@
-"""What differs between the layers of a model, and a compiled loop over layers that differ."""
+"""The options that differ between the layers of a model, and a compiled loop over layers that differ."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

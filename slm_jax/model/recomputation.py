@@ -1,4 +1,4 @@
-"""How the blocks are run: what the backward pass keeps and recomputes, and whether the layers are a loop or unrolled.
+"""Execution of the blocks: what the backward pass keeps and recomputes, and whether the layers are a loop or unrolled.
 
 The outputs of linear layers and of attention cost products, so that they are kept for the backward pass. What lies
 between them is elementwise: norms, rotations, silu(gate) * up. Recomputed from what is kept while that is read anyway,

@@ -114,7 +114,7 @@ def test_the_run_keeps_the_tokenizer(trained):
 
 
 def test_bits_per_byte_are_those_of_transformers(trained, workspace, tmp_path):
-    """Of the validation of training, in which each document is a row, and of the evaluation of a file."""
+    """Bits per byte of the validation of training, in which each document is a row, and of the evaluation of a file."""
     _, loaded = trained
     theirs = transformers.AutoModelForCausalLM.from_pretrained(export(loaded, tmp_path / "out")).eval()
     documents = documents_of_run(loaded.run, loaded.tokenizer)

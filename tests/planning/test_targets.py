@@ -134,7 +134,7 @@ def test_matrices_are_gathered_layer_by_layer_and_gradients_scattered(preset, de
 @pytest.mark.slow
 @needs("v5e")
 def test_traffic_is_close_to_what_the_compiler_counts_without_loops():
-    """Where no layer is scanned, only vector memory separates the two figures: traffic is the smaller one."""
+    """Without scanned layers only vector memory separates the two figures: traffic is the smaller one."""
     unrolled = plan("--device", "v5e", "--config", "gpu_30m", "--batch", 4, *TINY, "--model.scan_layers", "False")
     scanned = plan("--device", "v5e", "--config", "gpu_30m", "--batch", 4, *TINY, "--model.scan_layers", "True")
     assert 0.1 * unrolled["bytes_accessed"] < unrolled["traffic_bytes"] < 1.1 * unrolled["bytes_accessed"]
