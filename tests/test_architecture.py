@@ -16,6 +16,7 @@ LAYERS = (
     {"tokenizer"},
     {"utils"},
     {"config"},
+    {"chat"},
     {"distributed"},
     {"model"},
     {"run", "performance", "generation"},

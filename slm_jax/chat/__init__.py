@@ -1,0 +1,1 @@
+"""Conversations: messages, the chat template that turns them into token ids, and programs that use both."""
