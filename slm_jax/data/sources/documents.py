@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
+from slm_jax.chat.messages import Message
+
 Split = Literal["train", "validation"]
 
 
@@ -15,17 +17,31 @@ class Document(NamedTuple):
     """One text of a source.
 
     Attributes:
-        text: The text; for an instruction, its prompt.
+        text: The text; for an instruction, its prompt; for a conversation, empty.
         response: For an instruction, the text that follows the prompt and is encoded separately; None otherwise.
         split: The split that the source itself assigns; None: the hash of the text decides.
         group: A text that documents with common content share: its hash decides about the split of all of them, also
             across sources; empty: each text decides for itself.
+        messages: For a conversation, its messages; None otherwise.
     """
 
     text: str
     response: str | None = None
     split: Split | None = None
     group: str = ""
+    messages: tuple[Message, ...] | None = None
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """The texts that are encoded each by itself: the text and its response, or the contents of the messages."""
+        if self.messages is not None:
+            return tuple(message.content for message in self.messages)
+        return (self.text,) if self.response is None else (self.text, self.response)
+
+    @property
+    def size(self) -> int:
+        """Characters of all texts."""
+        return sum(map(len, self.strings))
 
 
 class InvalidRow(NamedTuple):
