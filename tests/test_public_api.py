@@ -22,6 +22,8 @@ result = train(config, run=Path("runs/typed"))
 step: int = result.step
 run = load_run(str(result.run))
 model: Transformer = run.model
+ids: list[int] = run.tokenizer.encode("Once")
+assert isinstance(run.tokenizer, HybridTokenizer)  # the runs of published models have tokenizers of another kind
 tokenizer: HybridTokenizer = run.tokenizer
 texts: list[str] = generate(model, tokenizer, ["Once upon a time"], max_tokens=8, context=run.context)
 outcome = orchestrate(Curriculum.load("curriculum-offline"))
