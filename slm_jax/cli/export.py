@@ -4,13 +4,17 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import without_garbage_collection
 from slm_jax.utils.progress import show_log
+
+if TYPE_CHECKING:
+    from slm_jax.run.load import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Options:
     which is one file. Default: 5."""
     overwrite: bool = False
     """Replace a folder written by an earlier export."""
+    push: Annotated[str, Flag(metavar="OWNER/NAME")] = ""
+    """Also upload the folder to this repository on the Hugging Face hub, which is created if there is none; needs an
+    access token (`hf auth login`) and the extra [hub]."""
+    private: bool = False
+    """With --push: create the repository as a private one."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,45 +70,68 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     if options.average < 1:
         raise UserError(f"--average {options.average} must be 1 or more")
+    if options.private and not options.push:
+        raise UserError("--private is for --push only: leave it out, or name the repository with --push OWNER/NAME")
     with without_garbage_collection():
         from slm_jax.huggingface.export import export, export_gguf
+        from slm_jax.huggingface.push import Hub
         from slm_jax.run.load import load_run
 
-    if options.format == "gguf":
-        for option in ("license", "shard_gb"):
-            if getattr(options, option) not in ("", None):
-                raise UserError(f"--{option} is for --format transformers only: leave it out with --format gguf")
-        loaded = load_run(options.run or None, options.average, options.step)
-        folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite)
-        (file,) = folder.glob("*.gguf")
-        size = file.stat().st_size
-        print(
-            f"exported run {loaded.run.path}, {loaded.step_text}, in {options.dtype}: {size / 1e6:,.1f} MB in {file}\n"
-        )
-        print(f"  llama-completion -m {shlex.quote(str(file))} -p 'Once upon a time'")
-        print(f"  ollama create NAME -f {shlex.quote(str(folder / 'Modelfile'))}")
-        return
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype {options.dtype} is written with --format gguf only: give float32 or bfloat16")
+    _check_format(options)
+    hub = Hub(options.push, options.private) if options.push else None  # refused before the work, not after it
     loaded = load_run(options.run or None, options.average, options.step)
-    folder = export(
-        loaded,
-        options.to,
-        dtype=options.dtype,
-        license=options.license,
-        name=options.name,
-        shard_gb=5.0 if options.shard_gb is None else options.shard_gb,
-        overwrite=options.overwrite,
-        average=options.average,
-    )
+    if options.format == "gguf":
+        folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite)
+        _show_gguf(loaded, folder, options.dtype)
+    else:
+        assert options.dtype != "float16"
+        assert options.dtype != "q8_0"
+        folder = export(
+            loaded,
+            options.to,
+            dtype=options.dtype,
+            license=options.license,
+            name=options.name,
+            shard_gb=5.0 if options.shard_gb is None else options.shard_gb,
+            overwrite=options.overwrite,
+            average=options.average,
+        )
+        _show_transformers(loaded, folder, options.dtype)
+    if hub is None:
+        repository = shlex.quote(loaded.run.path.absolute().name)
+        print(f"\nUpload to the hub (or with --push):\n  hf upload USER/{repository} {shlex.quote(str(folder))}")
+    else:
+        print(f"\nuploaded to {hub.upload(folder, f'{loaded.run.path.absolute().name}, {loaded.step_text}')}")
+
+
+def _check_format(options: Options) -> None:
+    """Raise UserError for options that the format does not have."""
+    if options.format == "transformers":
+        if options.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"--dtype {options.dtype} is written with --format gguf only: give float32 or bfloat16")
+        return
+    for option in ("license", "shard_gb"):
+        if getattr(options, option) not in ("", None):
+            raise UserError(f"--{option} is for --format transformers only: leave it out with --format gguf")
+
+
+def _show_gguf(loaded: "LoadedRun", folder: Path, dtype: str) -> None:
+    """Print what was written, and how to use it."""
+    (file,) = folder.glob("*.gguf")
+    size = file.stat().st_size
+    print(f"exported run {loaded.run.path}, {loaded.step_text}, in {dtype}: {size / 1e6:,.1f} MB in {file}\n")
+    print(f"  llama-completion -m {shlex.quote(str(file))} -p 'Once upon a time'")
+    print(f"  ollama create NAME -f {shlex.quote(str(folder / 'Modelfile'))}")
+
+
+def _show_transformers(loaded: "LoadedRun", folder: Path, dtype: str) -> None:
+    """Print what was written, and how to use it."""
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     size = sum(path.stat().st_size for path in folder.iterdir())
-    repository = shlex.quote(loaded.run.path.absolute().name)
     print(
-        f"exported run {loaded.run.path}, {loaded.step_text}, as {architecture} in {options.dtype}: "
+        f"exported run {loaded.run.path}, {loaded.step_text}, as {architecture} in {dtype}: "
         f"{size / 1e6:,.1f} MB in {folder}\n"
     )
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     trust = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
-    print(f"  AutoTokenizer.from_pretrained({str(folder)!r}{trust})\n")
-    print(f"Upload to the hub:\n  hf upload USER/{repository} {shlex.quote(str(folder))}")
+    print(f"  AutoTokenizer.from_pretrained({str(folder)!r}{trust})")

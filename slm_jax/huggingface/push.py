@@ -1,0 +1,86 @@
+"""Upload of an exported folder to the Hugging Face hub, with the library `huggingface_hub`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from slm_jax.utils.errors import UserError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Files of an earlier upload that would be loaded together with the new ones.
+_REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
+
+
+class Hub:
+    """A repository of models on the hub, whose access is verified before the work that precedes an upload."""
+
+    def __init__(self, repository: str, private: bool = False):
+        """Verify the name and the access token, without writing anything.
+
+        Args:
+            repository: OWNER/NAME.
+            private: Create the repository as a private one; an existing one stays as it is.
+
+        Raises:
+            UserError: An invalid name, no or a refused access token, an unreachable hub, or `huggingface_hub` is
+                missing.
+        """
+        if not _REPOSITORY.fullmatch(repository) or len(repository) > 96:
+            raise UserError(f"--push {repository}: give OWNER/NAME, of letters, digits, '-', '_' and '.'")
+        try:
+            import huggingface_hub
+        except ImportError:
+            raise UserError(
+                "--push needs huggingface_hub, which is not installed: pip install 'slm_jax[hub]'"
+            ) from None
+        self._repository = repository
+        self._private = private
+        self._api = huggingface_hub.HfApi()
+        try:
+            self._api.whoami()
+        except Exception as error:
+            raise UserError(f"--push {repository}: {_reason(error)}") from None
+
+    def upload(self, folder: Path, title: str) -> str:
+        """Upload the files of a folder; weights in the repository that are not in the folder are deleted.
+
+        Args:
+            folder: A folder that an export wrote.
+            title: The message of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: The hub refuses the upload or cannot be reached. The folder stays as it is.
+        """
+        try:
+            url = self._api.create_repo(self._repository, private=self._private or None, exist_ok=True)
+            self._api.upload_folder(
+                repo_id=self._repository,
+                folder_path=folder,
+                commit_message=title,
+                delete_patterns=list(_REPLACED),
+            )
+        except Exception as error:
+            raise UserError(
+                f"{self._repository} was not uploaded: {_reason(error)}. The export in {folder} is complete: "
+                f"hf upload {self._repository} {folder}"
+            ) from None
+        return str(url)
+
+
+def _reason(error: Exception) -> str:
+    """Return cause and remedy of an error of the library in one line."""
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if type(error).__name__ == "LocalTokenNotFoundError":
+        return "no access token: run `hf auth login`, or set HF_TOKEN to one that may write"
+    if status == 401:
+        return "the hub refuses the access token: run `hf auth login`, or set HF_TOKEN to a valid one"
+    if status == 403:
+        return "the access token may not write there: use one with write access to this owner"
+    text = " ".join(str(error).split()).rstrip(".")
+    if (status is None and isinstance(error, OSError | ConnectionError)) or "onnect" in type(error).__name__:
+        return f"the hub cannot be reached ({text[:200]})"
+    return text[:300] or type(error).__name__
