@@ -14,7 +14,7 @@ from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import LossSums
 from slm_jax.model.transformer import Transformer
-from slm_jax.training.train_step import loss_sums
+from slm_jax.training.objective import loss_sums
 from slm_jax.utils.batch import IGNORE_INDEX, Arrays
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer

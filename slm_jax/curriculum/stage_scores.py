@@ -17,7 +17,7 @@ from slm_jax.run.load import LoadedRun, load_run
 from slm_jax.run.results import Row, read_stage_scores, write_stage_scores
 from slm_jax.run.selection import select_checkpoint
 from slm_jax.training import validation
-from slm_jax.training.train_step import loss_sums
+from slm_jax.training.objective import loss_sums
 from slm_jax.utils.formatting import text_table
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ needs, whatever the implementation recomputes or skips; element-wise operations 
 counted, as is customary (PaLM, arXiv:2204.02311, appendix B). A token attends to the `mean_context` keys that the
 causal window leaves; with causal=False it attends to all T, the convention of PaLM and nanochat, which includes the
 masked half of the attention square. Where attention stays inside a document (segmented and padded batches), a token
-attends to the earlier tokens of its document only: the training step counts them (`train_step.mean_context`).
+attends to the earlier tokens of its document only: the training step counts them (`training.context.mean_context`).
 """
 
 import collections

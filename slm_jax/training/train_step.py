@@ -24,12 +24,11 @@ from slm_jax.model.params import abstract_model, declared_partitions, has_vocabu
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
 from slm_jax.training import health, loss_scale
+from slm_jax.training.context import count_input_tokens, layers_mean_context
+from slm_jax.training.objective import loss_sums
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
 from slm_jax.utils.batch import Batch
-from tokenizer.vocabulary import SPECIAL_TOKENS
-
-_EOS_ID = SPECIAL_TOKENS.index("<EOS>")
 
 
 class TrainState(NamedTuple):
@@ -68,40 +67,6 @@ class Steps(NamedTuple):
     evaluate: Any
     model: Callable[[Any], Transformer]
     partitions: Partitions
-
-
-def loss_sums(
-    model: Transformer,
-    batch: Batch,
-    weights: ops.LossWeights = ops.LossWeights(),
-    dropout_key: jax.Array | None = None,
-) -> ops.LossSums:
-    """Return the sums of the next-token loss over a batch; hidden state t is scored against labels[:, t].
-
-    Args:
-        model: The model.
-        batch: int32 arrays [B, T], see `utils.batch`.
-        weights: Weights of the terms added to the cross entropy.
-        dropout_key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
-    """
-    x_BxTxD = model.hidden(
-        batch["input_ids"],
-        batch.get("attention_mask"),
-        batch.get("segment_ids"),
-        batch.get("positions"),
-        dropout_key=dropout_key,
-    )
-    context = None
-    if weights.ul_alpha:
-        # A document begins with the <EOS> before it: in packed windows, too, no other document is looked back on.
-        segments_BxT = batch.get("segment_ids")
-        if segments_BxT is None:
-            segments_BxT = jnp.cumsum(batch["input_ids"] == _EOS_ID, axis=-1, dtype=jnp.int32)
-        context = ops.ContextTokens.from_batch(batch["input_ids"], batch.get("attention_mask"), segments_BxT)
-    head_VxD = model.head_weight()
-    rest = (model.dtype, weights, context, model.vocab_size, model.platform)
-    with jax.named_scope("loss"):
-        return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
 
 
 def loss_fn(
@@ -225,7 +190,7 @@ def train_step(
     if state.health:
         updated, metrics = _skip_unhealthy(state, updated, config.health, metrics)
     metrics |= {"param_norm": optax.tree.norm(updated.params), "tokens": sums.tokens}
-    metrics["input_tokens"] = _count_input_tokens(batch)
+    metrics["input_tokens"] = count_input_tokens(batch)
     if "attention_mask" in batch or "segment_ids" in batch:
         metrics["mean_context"] = layers_mean_context(batch, config.model.layer_windows)
     if config.log.layers:
@@ -262,42 +227,6 @@ def _skip_unhealthy(
     )
     params, opt_state = health.select(is_taken, (new.params, new.opt_state), (old.params, old.opt_state))
     return new._replace(params=params, opt_state=opt_state, health=statistics), metrics | diagnostics
-
-
-def _count_input_tokens(batch: Batch) -> jax.Array:
-    """Return the number of tokens that are not padding, int32."""
-    mask = batch.get("attention_mask")
-    return jnp.int32(batch["input_ids"].size) if mask is None else jnp.sum(mask)
-
-
-def layers_mean_context(batch: Batch, windows: tuple[int, ...]) -> jax.Array:
-    """Return `mean_context`, averaged over the layers with these windows."""
-    if len(set(windows)) == 1:
-        return mean_context(batch, windows[0])
-    contexts = [windows.count(window) * mean_context(batch, window) for window in sorted(set(windows))]
-    return jnp.sum(jnp.stack(contexts)) / len(windows)
-
-
-def mean_context(batch: Batch, window: int) -> jax.Array:
-    """Return the number of keys that a token attends to, itself included: the mean over all that are not padding.
-
-    Args:
-        batch: int32 arrays [B, T], with segment_ids or attention_mask.
-        window: Size of the causal window; 0: no window.
-
-    Returns:
-        float32 scalar.
-    """
-    ids_BxT = batch["input_ids"]
-    real_BxT = batch.get("attention_mask", jnp.ones_like(ids_BxT)).astype(bool)
-    segments_BxT = jnp.where(real_BxT, batch.get("segment_ids", jnp.zeros_like(ids_BxT)), -1)
-    index_T = jnp.arange(ids_BxT.shape[1])
-    is_start_BxT = jnp.pad(segments_BxT[:, 1:] != segments_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    start_BxT = jax.lax.cummax(jnp.where(is_start_BxT, index_T, 0), axis=1)
-    keys_BxT = index_T - start_BxT + 1
-    keys_BxT = jnp.minimum(keys_BxT, window) if window else keys_BxT
-    total = jnp.sum(jnp.where(real_BxT, keys_BxT, 0), dtype=jnp.float32)
-    return total / jnp.maximum(jnp.sum(real_BxT, dtype=jnp.float32), 1.0)
 
 
 def eval_step(params: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:

@@ -14,7 +14,7 @@ from slm_jax.config.schema import ModelConfig
 from slm_jax.distributed import sharding
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
-from slm_jax.training.train_step import loss_sums
+from slm_jax.training.objective import loss_sums
 from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import random_ids, tiny_config
 from tokenizer import HybridTokenizer

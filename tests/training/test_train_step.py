@@ -18,6 +18,7 @@ from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import compute_dtype
 from slm_jax.model.transformer import drop, example_keys, site_keys
+from slm_jax.training.context import mean_context
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.train_step import (
     eval_step,
@@ -25,7 +26,6 @@ from slm_jax.training.train_step import (
     init_state,
     loss_fn,
     make_steps,
-    mean_context,
     resize_vocabulary,
     train_step,
 )
