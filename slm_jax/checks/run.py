@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax.checks.finding import DOCUMENTS, FAIL, Finding, finding, skipped
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, LoraConfig
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
@@ -124,6 +124,7 @@ def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
     """Check the devices, the compiled step and untrained weights."""
     from slm_jax.checks import step, weights
     from slm_jax.distributed import sharding
+    from slm_jax.training.train_step import make_steps
 
     vocab_size = text.tokenizer.vocab_size
     found, mesh = step.devices(config)
@@ -138,7 +139,10 @@ def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
         yield skipped("model", "the step does not fit on these devices")
         return
     state = fitted.steps.init()
-    model = weights.copy_to_one_device(fitted.steps.model, state.params)
+    # Adapters are 0 at first: the model without them computes the same, and all of its weights have gradients.
+    plain = config.model_copy(update={"lora": LoraConfig()}) if config.lora.rank else config
+    steps = fitted.steps if plain is config else make_steps(plain, vocab_size, mesh)
+    model = weights.copy_to_one_device(steps.model, (state if plain is config else steps.init()).params)
     batch = text.batches.at(0)
     yield from _model(config, model, text, batch, True)
     logger.info("one training step")

@@ -59,9 +59,9 @@ def one_step(fitted: memory.FittedStep, state: TrainState, mesh: jax.sharding.Me
         sums = [fitted.steps.evaluate(params, sharding.shard_batch(mesh, microbatch)) for microbatch in microbatches]
         return sum(float(s.nll) for s in sums) / max(sum(float(s.tokens) for s in sums), 1)
 
-    before = loss(state.params)
+    before = loss(state.weights)
     state, metrics = fitted.train(state, sharding.shard_batch(mesh, batch))
-    after = loss(state.params)
+    after = loss(state.weights)
     norm = float(metrics["grad_norm"])
     ok = math.isfinite(after) and after < before and np.isfinite(norm)
     found = f"{before:.4f} to {after:.4f} at rate {float(metrics['lr']):.2e}, gradient norm {norm:.3g}"

@@ -36,13 +36,14 @@ class Options:
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
     """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
-    format: Literal["transformers", "gguf"] = "transformers"
-    """gguf: one file with weights and tokenizer for llama.cpp, and an Ollama Modelfile; needs a portable tokenizer."""
+    format: Literal["transformers", "gguf", "peft"] = "transformers"
+    """gguf: one file with weights and tokenizer for llama.cpp, and an Ollama Modelfile; needs a portable tokenizer.
+    peft: the adapters of a LoRA run alone, which the other formats merge into the weights."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Data type of the exported weights; bfloat16 halves the files; float16 and q8_0 with --format gguf only."""
     license: str = ""
-    """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated. Not
-    with --format gguf, which has no card."""
+    """The model's license for the card, as the hub spells it (mit, apache-2.0, cc-by-4.0 …); empty: none is stated.
+    Only with --format transformers, which has a card."""
     name: str = ""
     """The model's name on the card; empty: the name of the run."""
     shard_gb: float | None = None
@@ -77,6 +78,9 @@ def main(args: Sequence[str] | None = None) -> None:
         from slm_jax.huggingface.push import Hub
         from slm_jax.run.load import load_run
 
+    if options.format == "peft":
+        _export_adapters(options)
+        return
     _check_format(options)
     hub = Hub(options.push, options.private) if options.push else None  # refused before the work, not after it
     loaded = load_run(options.run or None, options.average, options.step)
@@ -135,3 +139,23 @@ def _show_transformers(loaded: "LoadedRun", folder: Path, dtype: str) -> None:
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     trust = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
     print(f"  AutoTokenizer.from_pretrained({str(folder)!r}{trust})")
+
+
+def _export_adapters(options: Options) -> None:
+    """Write the adapters of a run, and print how to load them.
+
+    Raises:
+        UserError: An option is not for adapters, or the run has none.
+    """
+    from slm_jax.huggingface.export import export_peft
+    from slm_jax.run.directory import find_run
+
+    others = ("average", "dtype", "license", "name", "shard_gb", "push", "private")
+    for option in others:
+        if getattr(options, option) != getattr(Options(to=""), option):
+            raise UserError(f"--{option} is not for --format peft, which writes float32 adapters of one checkpoint")
+    run = find_run(options.run or None, trained=True)
+    folder, step_text = export_peft(run, options.step, options.to, options.overwrite)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"exported the adapters of run {run.path}, {step_text}, in float32: {size / 1e6:,.1f} MB in {folder}\n")
+    print(f"  PeftModel.from_pretrained(base, {str(folder)!r})    # base: the model that the run started with")

@@ -55,6 +55,11 @@ def main(args: Sequence[str] | None = None) -> "Report":
         base = run.read_options()
         base["tokenizer"] = {**base.get("tokenizer", {}), "path": str(run.tokenizer)}
     config = make_config(overrides, options.config, base)
+    if config.lora.rank:
+        raise UserError(
+            f"lora.rank {config.lora.rank}: slm_jax.mfu measures the training of all parameters, give --lora.rank 0; "
+            "training with adapters logs its own MFU"
+        )
     from slm_jax.training.mfu import as_json, as_text, measure, vocabulary
     from slm_jax.utils.process import tune_process
 

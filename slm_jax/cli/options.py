@@ -164,7 +164,8 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
     """Return the config of a preset or of `base`, with overrides.
 
     With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder; with
-    `init.from_hf` the optimizer has the settings for fine-tuning.
+    `init.from_hf` the optimizer has the settings for fine-tuning. With `lora.from_peft` the adapters are those of the
+    folder.
 
     Args:
         overrides: Values by dotted name.
@@ -180,6 +181,10 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
         tree = dict(base)
     if not preset and base is None:
         tree |= _initial_sections(overrides, tree)
+    if base is None and (folder := overrides.get("lora.from_peft")):
+        from slm_jax.huggingface.peft_folder import open_adapters  # as in _initial_sections
+
+        tree["lora"] = {**tree.get("lora", {}), **open_adapters(folder).options()}
     data = tree.get("data")
     if {"data.files", "data.mix"} & overrides.keys() and "data.source" not in overrides and isinstance(data, dict):
         tree["data"] = {name: value for name, value in data.items() if name != "source"}  # overridden as well
@@ -200,7 +205,8 @@ def _initial_sections(overrides: dict[str, Any], tree: Tree) -> Tree:
 
         model = {**tree.get("model", {}), **open_folder(folder).model}
         steps = overrides.get("train.steps", tree.get("train", {}).get("steps", TrainConfig().steps))
-        return {"model": model, "optimizer": {**tree.get("optimizer", {}), **fine_tuning_settings(steps)}}
+        settings = fine_tuning_settings(steps, overrides.get("lora.rank", int("lora.from_peft" in overrides)))
+        return {"model": model, "optimizer": {**tree.get("optimizer", {}), **settings}}
     return {}
 
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from slm_jax.config.sections import Sections, TrainConfig
+from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
 
 # Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
 SOURCES: tuple[str, ...] = (
@@ -39,6 +39,7 @@ def cross_checks(config: Sections) -> Iterator[Problem]:
     yield from _head_problems(config)
     yield from _layer_problems(config)
     yield from _init_problems(config)
+    yield from _lora_problems(config)
     yield from _mesh_problems(config)
     yield from _batch_problems(config)
     yield from _data_problems(config)
@@ -111,6 +112,27 @@ def _init_problems(config: Sections) -> Iterator[Problem]:
             ("init.optimizer", "init.from_run"),
             "init.optimizer is keep, but there is no run whose optimizer state could be kept: give --init.from_run, "
             "or leave init.optimizer at fresh",
+        )
+
+
+def _lora_problems(config: Sections) -> Iterator[Problem]:
+    lora = config.lora
+    if not lora.rank:
+        for name, default in LoraConfig().model_dump().items():
+            if getattr(lora, name) != default:
+                yield (
+                    ("lora.rank", f"lora.{name}"),
+                    f"lora.{name} has no effect with lora.rank 0: give a rank, such as --lora.rank 8, or leave it out",
+                )
+        return
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        names = ", ".join(LoraConfig().targets)
+        yield ("lora.targets",), f"lora.targets {list(lora.targets)}: name at least one of {names}, each once"
+    if config.init.optimizer == "keep":
+        yield (
+            ("lora.rank", "init.optimizer"),
+            "init.optimizer is keep, but with lora.rank only new adapters are trained, for which no run has an "
+            "optimizer state: use init.optimizer fresh",
         )
 
 
@@ -279,6 +301,11 @@ def weight_conflicts(
         yield (
             f"optimizer.name: {source.optimizer.name!r} {saved}, {config.optimizer.name!r} {current}; moments can be "
             "kept with the same optimizer only (init.optimizer fresh starts new ones)"
+        )
+    if config.init.optimizer == "keep" and source.lora.rank:
+        yield (
+            f"lora.rank: {source.lora.rank} {saved}; its optimizer state is that of adapters, which are merged into "
+            "the weights: use init.optimizer fresh"
         )
 
 

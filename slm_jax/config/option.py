@@ -97,8 +97,9 @@ class Section(BaseModel):
         return replaced
 
 
-# Several strings; a single one may be given without brackets.
-Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+# Of several strings, a single one may be given without brackets.
+one_or_more = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Strings = Annotated[tuple[str, ...], one_or_more]
 
 # Several whole numbers; a single one may be given without brackets.
 Integers = Annotated[tuple[int, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)]

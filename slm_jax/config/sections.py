@@ -4,11 +4,11 @@ A new option is one field here: its type, default, bounds, a description with th
 Nothing else declares options; presets, command-line flags, help and checks are derived from these fields.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic.fields import FieldInfo
 
-from slm_jax.config.option import TRAITS, Integers, Section, Strings, Trait, option, traits_of
+from slm_jax.config.option import TRAITS, Integers, Section, Strings, Trait, one_or_more, option, traits_of
 
 MAX_STEPS = 2**31 - 1  # steps are counted in int32
 
@@ -331,6 +331,32 @@ class InitConfig(Section):
     )
 
 
+LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA) on frozen initial weights."""
+
+    rank: int = option(
+        0,
+        "Rank of the adapters, the only parameters that are trained; the initial weights (init.from_run, init.from_hf) "
+        "are frozen; 0: no adapters, all parameters are trained.",
+        common=True,
+        ge=0,
+    )
+    alpha: float = option(16.0, "Scale of the adapters: their product is multiplied by alpha / rank.", gt=0)
+    targets: Annotated[tuple[LoraTarget, ...], one_or_more] = option(
+        get_args(LoraTarget),
+        "Linear layers of each block that have an adapter: query, key, value and out of attention, gate, up and down "
+        "of the SwiGLU.",
+    )
+    from_peft: str = option(
+        "",
+        "Start with the adapters of a folder in the PEFT layout, and with its rank, alpha and targets; empty: adapters "
+        "whose product is 0.",
+    )
+
+
 class CheckpointConfig(Section):
     """When checkpoints are saved, and how many are kept."""
 
@@ -445,6 +471,7 @@ class Sections(Section):
     data: DataConfig = _section(DataConfig)
     tokenizer: TokenizerConfig = _section(TokenizerConfig)
     init: InitConfig = _section(InitConfig)
+    lora: LoraConfig = _section(LoraConfig)
     checkpoint: CheckpointConfig = _section(CheckpointConfig)
     eval: EvalConfig = _section(EvalConfig)
     health: HealthConfig = _section(HealthConfig)

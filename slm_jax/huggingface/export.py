@@ -23,9 +23,13 @@ from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import to_config_json
 from slm_jax.huggingface.gguf import MODELFILE, check_gguf, modelfile, write_gguf
+from slm_jax.huggingface.peft_folder import CONFIG as ADAPTER_CONFIG
+from slm_jax.huggingface.peft_folder import write_adapters
 from slm_jax.huggingface.portable_tokenizer import TOKENIZER_JSON, write_tokenizer, write_tokenizer_json
 from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
-from slm_jax.run.load import LoadedRun
+from slm_jax.run.directory import Run
+from slm_jax.run.load import LoadedRun, load_adapters
+from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import HYBRID_FILE as TOKENIZER_FILE
 from slm_jax.utils.text_tokenizer import TOKENIZER_FILES, TextTokenizer
@@ -45,6 +49,7 @@ _OVERWRITABLE = {
     TOKENIZER_FILE,
     TOKENIZER_MODULE.name,
     MODELFILE,
+    ADAPTER_CONFIG,
 }
 
 
@@ -161,6 +166,30 @@ def export_gguf(
         write_gguf(to_tensors(params, vocab_size), config, tokenizer, folder / file, dtype, title)
         (folder / MODELFILE).write_text(modelfile(file), encoding="utf-8")
     return Path(to)
+
+
+def export_peft(run: Run, step: Step, to: str | Path, overwrite: bool = False) -> tuple[Path, str]:
+    """Write the adapters of a LoRA run to a folder that the package peft loads.
+
+    Args:
+        run: The run.
+        step: The checkpoint, see `load_run`.
+        to: The folder; it must be empty or not exist, unless `overwrite`.
+        overwrite: Replace a folder written by an earlier export.
+
+    Returns:
+        The folder, and the step among the checkpoints of the run.
+
+    Raises:
+        UserError: The folder cannot be used, or the run has no adapters or no usable checkpoint.
+    """
+    config = run.read_config()
+    if not config.lora.rank:
+        raise UserError(f"{run.path} has no adapters (lora.rank 0): export it with --format transformers")
+    adapters, text = load_adapters(run, config, step)
+    with _replace_folder(Path(to), overwrite) as folder:
+        write_adapters(folder, adapters, config.lora, config.init.from_hf)
+    return Path(to), text
 
 
 def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class _TensorReader:
         self._files: dict[str, Any] = {}  # by name of tensor
         self._used: set[str] = set()
         for path in weight_files(folder):
-            file = stack.enter_context(_open(path))
+            file = stack.enter_context(open_tensors(path))
             self._files |= dict.fromkeys(file.keys(), file)
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -197,12 +197,7 @@ class _TensorReader:
         self._used.add(name)
         if name not in self._files:
             raise UserError(f"{self._folder}: tensor {name} is missing")
-        array = self._files[name].get_tensor(name)
-        if array.shape != shape:
-            raise UserError(f"{self._folder}: {name} has shape {list(array.shape)}, expected {list(shape)}")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(f"{self._folder}: {name} is {array.dtype}: must be float32, float16 or bfloat16")
-        return array.astype(np.float32)
+        return read_float_tensor(self._files[name], name, shape, self._folder)
 
     def unused(self) -> list[str]:
         """Return the names of tensors that were not read, sorted."""
@@ -213,6 +208,27 @@ class _TensorReader:
             for name in self._files
             if name not in self._used and name not in ignored and not name.endswith("rotary_emb.inv_freq")
         )
+
+
+def read_float_tensor(file: Any, name: str, shape: tuple[int, ...], folder: str | Path) -> np.ndarray:
+    """Return a tensor of an open safetensors file in float32.
+
+    Args:
+        file: What `open_tensors` returned.
+        name: A tensor in it.
+        shape: The expected shape.
+        folder: The folder of the file, for messages.
+
+    Raises:
+        UserError: The tensor has another shape, or does not hold floating-point numbers.
+    """
+    array = file.get_tensor(name)
+    if array.shape != shape:
+        raise UserError(f"{folder}: {name} has shape {list(array.shape)}, expected {list(shape)}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{folder}: {name} is {array.dtype}: must be float32, float16 or bfloat16")
+    converted: np.ndarray = array.astype(np.float32)
+    return converted
 
 
 def _set_leaf(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -251,7 +267,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file, a context manager.
+
+    Raises:
+        UserError: It is damaged.
+    """
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

@@ -67,7 +67,13 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD), a bias is 0."""
+    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD), a bias is 0.
+
+    Attributes:
+        adapter: Function of the input and x·w that corrects the latter (lora.py); None: no correction.
+    """
+
+    adapter: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __init__(
         self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs, bias: bool = False
@@ -88,6 +94,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = ops.matmul(x, self.weight[...], self.policy.compute, self.policy.platform)
+        if self.adapter is not None:
+            y = self.adapter(x, y)
         return y if self.bias is None else (y.astype(jnp.float32) + self.bias[...]).astype(y.dtype)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slm_jax.config.schema import ModelConfig
+from slm_jax.config.schema import LoraConfig, ModelConfig
 from slm_jax.model.transformer import round_up, swiglu_width
 
 
@@ -110,13 +110,49 @@ class TokenFlops(NamedTuple):
         return self.fixed + self.per_key * (self.context if context is None else context)
 
 
-def token_flops(config: ModelConfig, vocab_size: int, length: int) -> TokenFlops:
-    """Return the FLOPs of one token's training step for windows of `length` tokens, by attended keys."""
-    return TokenFlops(
-        fixed=6.0 * matmul_parameters(config, vocab_size),
-        per_key=12.0 * config.depth * config.heads * config.head_width,
-        context=_layers_mean_context(config, length),
-    )
+def token_flops(config: ModelConfig, vocab_size: int, length: int, lora: LoraConfig | None = None) -> TokenFlops:
+    """Return the FLOPs of one token's training step by attended keys.
+
+    Args:
+        config: The model.
+        vocab_size: Entries of the vocabulary.
+        length: Tokens of a window.
+        lora: Adapters, which are trained alone unless their rank is 0; None: all parameters are trained.
+    """
+    fixed = 6.0 * matmul_parameters(config, vocab_size)
+    per_key = 12.0 * config.depth * config.heads * config.head_width
+    if lora is not None and lora.rank:
+        fixed, per_key = _adapter_flops(config, vocab_size, lora)
+    return TokenFlops(fixed, per_key, context=_layers_mean_context(config, length))
+
+
+# The linear layers of a block in the order of `block_matrices`, grouped by what depends on what.
+_SUBLAYERS = (("query", "key", "value"), ("out",), ("gate", "up"), ("down",))
+
+
+def _adapter_flops(config: ModelConfig, vocab_size: int, lora: LoraConfig) -> tuple[float, float]:
+    """Return `TokenFlops.fixed` and `per_key` of a step that trains adapters alone.
+
+    A product with a frozen weight has a gradient of its input only, and none before the first adapter of the model.
+    """
+    names = [name for group in _SUBLAYERS for name in group]
+    shapes = dict(zip(names, block_matrices(config), strict=True))
+    fixed = 4.0 * vocab_size * config.dim
+    for layer in range(config.depth):
+        needs_gradient = layer > 0
+        for group in _SUBLAYERS:
+            for name in group:
+                inputs, outputs = shapes[name]
+                fixed += 2.0 * inputs * outputs * (1 + needs_gradient)
+                if name in lora.targets:
+                    # x·a and its product with b; the gradients of a, of b, of x·a, and of x.
+                    fixed += 2.0 * lora.rank * (2 * (inputs + outputs) + outputs + inputs * needs_gradient)
+            needs_gradient |= bool(set(group) & set(lora.targets))
+    # In the attention of the first layer, gradients of probabilities, queries, keys and values that lead to an adapter.
+    has = {name: name in lora.targets for name in _SUBLAYERS[0]}
+    first = (has["query"] or has["key"]) + sum(has.values())
+    per_key = (12.0 * (config.depth - 1) + 4 + 2 * first) * config.heads * config.head_width
+    return fixed, per_key
 
 
 def optimizer_flops(config: ModelConfig, name: str, iterations: int = 5) -> float:

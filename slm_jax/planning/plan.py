@@ -152,7 +152,7 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         parameters=flops.parameters(config.model, vocab_size),
         program=program,
         limit=limit,
-        model_flops=tokens * flops.train_flops_per_token(config.model, vocab_size, length),
+        model_flops=tokens * flops.token_flops(config.model, vocab_size, length, config.lora).at(),
         peak=peak,
         programs=tuple((each.rows, each.needed_bytes) for each in programs),
     )

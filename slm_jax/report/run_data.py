@@ -235,7 +235,7 @@ def read_report_data(path: Path | None) -> ReportData:
 
 
 def _token_flops(config: Config, vocab_size: int) -> flops.TokenFlops:
-    return flops.token_flops(config.model, vocab_size, config.train.sequence_length)
+    return flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora)
 
 
 def _read_run_data(path: Path, previous: list[RunData], is_stage: bool) -> RunData:

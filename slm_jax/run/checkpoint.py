@@ -190,6 +190,11 @@ class Checkpoints:
                 with contextlib.suppress(Exception):
                     self._writer.close()
 
+    @property
+    def folder(self) -> epath.Path:
+        """The folder of the checkpoints."""
+        return self._folder
+
     def due(self, step: int, score: float | None = None) -> bool:
         """Return whether a checkpoint of a step is to be saved. Called after every step.
 

@@ -3,7 +3,7 @@
     runs/NAME/config.toml       the resolved config
               tokenizer.hybtok  the tokenizer (tokenizer.foreign.zip: that of a published model)
               corpus/           the tokenized text
-              checkpoints/      the newest training states (`checkpoint.folder`: elsewhere)
+              checkpoints/      the newest training states (`checkpoint.folder`: elsewhere); base/: frozen weights
               metrics.jsonl     one row per step
               layers.jsonl      norms of each layer (`log.layers`)
               profile/          traces of some steps (`log.profile`)

@@ -1,14 +1,17 @@
 """Load the model of a run, to generate, evaluate or export."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
 
 from slm_jax.config.schema import Config
+from slm_jax.model import lora, lora_merge
 from slm_jax.model.params import abstract_model
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.frozen import read_merged
 from slm_jax.run.read_checkpoint import read_params
 from slm_jax.run.selection import Step, regular_steps, select_checkpoint
 from slm_jax.utils import tokenizer_loading
@@ -25,7 +28,7 @@ class LoadedRun:
         run: The run directory.
         config: The config that it was trained with.
         tokenizer: Its tokenizer.
-        model: The model on the first device, with float32 parameters.
+        model: The model on the first device, with float32 parameters; adapters (LoRA) are merged into them.
         step: The step of the checkpoint that the parameters are from; the newest one, if several were averaged.
         step_text: That step among the checkpoints of the run: "step 125 (best; last is 300)".
     """
@@ -82,9 +85,35 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
         )
     selection = select_checkpoint(run, "last" if average > 1 else step)
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    target = _on_first_device(shapes)
     candidates = selection.candidates if average == 1 else regular_steps(selection.candidates, config.checkpoint)
-    params, used = read_params(run.checkpoints, target, average, candidates)
+    params, used = read_merged(run.checkpoints, config, target, average, candidates)
     text = selection.describe(used) if average == 1 else f"mean of {average} checkpoints up to step {used}"
     return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), used, text)
+
+
+def load_adapters(run: Run, config: Config, step: Step = None) -> tuple[lora.Params, str]:
+    """Load the adapters of a LoRA run.
+
+    Args:
+        run: The run.
+        config: Its config.
+        step: The checkpoint, see `load_run`.
+
+    Returns:
+        The adapters on the first device, see `lora.init_adapters`, and the step among the checkpoints of the run.
+
+    Raises:
+        UserError: There is no usable checkpoint.
+    """
+    selection = select_checkpoint(run, step)
+    _, shapes = abstract_model(config, load_tokenizer(run).vocab_size)
+    adapters = lora_merge.abstract_adapters(_on_first_device(shapes), config.lora)
+    params, used = read_params(run.checkpoints, adapters, steps=selection.candidates)
+    return params, selection.describe(used)
+
+
+def _on_first_device(shapes: Any) -> Any:
+    """Return shapes with the sharding of arrays on the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ def read_fields(
 
 
 def read_params(
-    folder: Path | epath.Path, target: Any, average: int = 1, steps: Sequence[int] | None = None
+    folder: Path | epath.Path,
+    target: Any,
+    average: int = 1,
+    steps: Sequence[int] | None = None,
+    convert: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[Any, int]:
     """Read the parameters of a checkpoint, or average those of several.
 
@@ -52,6 +56,7 @@ def read_params(
         average: Number of checkpoints to average with equal weights, in float64 (Vaswani et al. 2017, section 6.1,
             average the last 5 or 20).
         steps: Steps in the order in which they are tried; None: all, newest first.
+        convert: Function of the parameters of one checkpoint; its results are averaged and returned.
 
     Returns:
         The parameters, and the step of the first valid checkpoint. Corrupt checkpoints are logged and skipped.
@@ -61,11 +66,12 @@ def read_params(
     """
     if average == 1:
         fields, step = read_fields(folder, {"params": target}, steps)
-        return fields["params"], step
+        return convert(fields["params"]), step
     total = None
     averaged = []
     for fields, step in itertools.islice(_read(folder, {"params": target}, steps), average):
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), fields["params"])
+        params = convert(fields["params"])
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         total = wide if total is None else jax.tree.map(np.add, total, wide)
         averaged.append(step)
     if len(averaged) < average:
@@ -73,7 +79,7 @@ def read_params(
             f"{folder} holds {len(averaged)} complete checkpoints, of steps {averaged}, not {average} to average: ask "
             "for fewer, or train with a larger --checkpoint.keep"
         )
-    mean = jax.tree.map(lambda x, t: jax.device_put((x / average).astype(t.dtype), t.sharding), total, target)
+    mean = jax.tree.map(lambda x, p: jax.device_put((x / average).astype(p.dtype), p.sharding), total, params)
     return mean, averaged[0]
 
 

@@ -20,7 +20,6 @@ from slm_jax.data.batches.prefetch import Prefetcher
 from slm_jax.distributed import multihost
 from slm_jax.run.metrics import MetricsWriter
 from slm_jax.run.samples import forget_samples_after
-from slm_jax.training import resume
 from slm_jax.training.loggers import make_loggers
 from slm_jax.training.profiler import Profiler
 from slm_jax.training.recorder import StepRecorder
@@ -74,7 +73,7 @@ def run_loop(session: Session) -> Result:
             recorder.record(step, step_metrics, num_bytes)
             is_last = step == config.train.steps
             if is_last or step % config.eval.every == 0:
-                recorder.validate(state.params, step)
+                recorder.validate(state.weights, step)
                 collect_garbage()
                 is_last = is_last or recorder.trend.is_over(patience)
             if session.checkpoints.due(step, recorder.score) or is_last:
@@ -104,4 +103,4 @@ def _save(session: Session, state: Any, step: int, recorder: StepRecorder, metri
     score = recorder.score
     recorder.flush()
     metrics.flush()
-    session.checkpoints.save(step, resume.state_to_save(state), recorder.position, score)
+    session.checkpoints.save(step, state.saved_fields(), recorder.position, score)

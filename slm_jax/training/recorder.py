@@ -144,21 +144,21 @@ class StepRecorder:
             "time": time.time(),
         }
 
-    def validate(self, params: Any, step: int) -> None:
+    def validate(self, weights: Any, step: int) -> None:
         """Score the newest parameters on the held-out text and append samples; the scores join the step's row.
 
         Args:
-            params: The parameters after the newest step.
+            weights: All parameters after the newest step, `TrainState.weights`.
             step: That step.
         """
         assert self._pending is not None
         began = self._wait_for_step()
-        own = self._session.validate(params)
+        own = self._session.validate(weights)
         # What is kept and when to stop depends on the scores: not on sums that one process has rounded otherwise.
         scores = agreement.from_first("validation scores", lambda: own)
         self._pending[2].update(scores)
         self.trend = self.trend.add(step, scores["val_loss"], scores["val_bits_per_byte"])
-        texts = self._session.generate_samples(params)
+        texts = self._session.generate_samples(weights)
         if texts:
             append_samples(self._session.run.samples, step, texts)
         elapsed = time.perf_counter() - began

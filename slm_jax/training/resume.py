@@ -9,12 +9,19 @@ from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import other_input_error
+from slm_jax.run.frozen import read_base
 from slm_jax.run.trend import Trend
 from slm_jax.training import health, loss_scale
 from slm_jax.training.train_step import Steps, TrainState
 from slm_jax.utils.errors import UserError
 
-_BINDING = ("model.", "optimizer.", "train.", "data.mode")  # what a training state depends on, unless `resumable`
+_BINDING = (
+    "model.",
+    "lora.",
+    "optimizer.",
+    "train.",
+    "data.mode",
+)  # what a training state depends on, unless `resumable`
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 
@@ -62,11 +69,6 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
             )
 
 
-def state_to_save(state: TrainState) -> dict[str, Any]:
-    """Return the fields of a state that a checkpoint holds: all, except those of `_OPTIONAL` that are empty."""
-    return {name: value for name, value in state._asdict().items() if name not in _OPTIONAL or value}
-
-
 class Restored(NamedTuple):
     """The state that a run continues with.
 
@@ -98,7 +100,7 @@ def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, cur
         check_compatibility(position, current)
         # Earlier versions stored neither the loss scale nor whether there is one.
         saved = {name: jax.eval_shape(init) if position.get(name) else () for name, init in _OPTIONAL.items()}
-        shapes = state_to_save(TrainState(**jax.eval_shape(steps.init)._asdict() | saved))
+        shapes = TrainState(**jax.eval_shape(steps.init)._asdict() | saved).saved_fields()
         return sharding.abstract_arrays(mesh, shapes, steps.partitions)
 
     restored = checkpoints.restore_newest(target)
@@ -106,6 +108,10 @@ def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, cur
         return Restored(None, 0, None)
     fields, position = restored
     state = TrainState(**fields)
+    if base := jax.eval_shape(steps.init).base:
+        state = state._replace(
+            base=read_base(checkpoints.folder, sharding.abstract_arrays(mesh, base, steps.partitions))
+        )
     for name, init in _OPTIONAL.items():
         if current[name] != bool(getattr(state, name)):  # other options of `health`, or another compute dtype
             # Compiled: its arrays do not share memory, which a step could not donate twice.

@@ -32,6 +32,7 @@ from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.run import environment
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run, curriculum_of
+from slm_jax.run.frozen import save_base
 from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.run.trend import Trend
 from slm_jax.training import memory, resume, validation, warm_start
@@ -127,8 +128,11 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
         compatibility = resume.compatibility(config, steps, corpus.fingerprint, tokenizer.fingerprint)
         state, start, trend = resume.restore(checkpoints, steps, mesh, compatibility)
         if state is None and initial is not None:
-            state = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
-            checkpoints.save(0, resume.state_to_save(state), compatibility)
+            state, weights = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
+            if config.lora.rank:
+                save_base(checkpoints.folder, weights)
+            del weights
+            checkpoints.save(0, state.saved_fields(), compatibility)
             checkpoints.wait()  # from here on the run does not need the other one
         rows = read_metrics(run.metrics)
         if trend is None:
@@ -212,7 +216,7 @@ def compile_session(opened: OpenRun) -> Session:
         validate=_validation(config, opened.corpus, steps, mesh),
         rise_text=functools.partial(rise_text, config),
         generate_samples=_sampling(config, opened.tokenizer, steps),
-        flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length).at,
+        flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
         peak_flops=peak.flops,
     )
 

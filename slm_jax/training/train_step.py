@@ -19,7 +19,7 @@ from slm_jax.config.schema import Config, HealthConfig
 from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.distributed.platform import Platform
-from slm_jax.model import ops
+from slm_jax.model import lora, ops
 from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
@@ -36,11 +36,12 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32 scalar, the optimizer steps taken.
-        params: Pure dict of float32 arrays.
+        params: Pure dict of float32 arrays: what is trained, with LoRA the adapters.
         opt_state: State of the optimizer.
         key: Typed PRNG key; the randomness of a step derives from `fold_in(key, step)`.
         health: `health.Health`; () unless the config enables it or the loss is scaled.
         loss_scale: `loss_scale.LossScale`; () unless the compute dtype is float16.
+        base: With LoRA the frozen parameters, see `lora.freeze`; () without.
     """
 
     step: jax.Array
@@ -49,6 +50,16 @@ class TrainState(NamedTuple):
     key: jax.Array
     health: Any = ()
     loss_scale: Any = ()
+    base: Any = ()
+
+    @property
+    def weights(self) -> Any:
+        """All parameters of the model, the trained and the frozen ones."""
+        return lora.join(self.base, self.params) if self.base else self.params
+
+    def saved_fields(self) -> dict[str, Any]:
+        """Return the fields that a checkpoint holds: all that are not empty, without the frozen parameters."""
+        return {name: value for name, value in self._asdict().items() if name != "base" and not _is_empty(value)}
 
 
 class Steps(NamedTuple):
@@ -57,8 +68,8 @@ class Steps(NamedTuple):
     Attributes:
         init: () -> TrainState.
         train: (TrainState, Batch) -> (TrainState, metrics); the state is donated.
-        evaluate: (params, Batch) -> LossSums.
-        model: params -> Transformer.
+        evaluate: (weights, Batch) -> LossSums, with `TrainState.weights`.
+        model: weights -> Transformer.
         partitions: Declared partitions of all arrays of a TrainState.
     """
 
@@ -69,6 +80,10 @@ class Steps(NamedTuple):
     partitions: Partitions
 
 
+def _is_empty(field: Any) -> bool:
+    return isinstance(field, tuple) and not field
+
+
 def loss_fn(
     params: Any,
     batch: Batch,
@@ -77,6 +92,7 @@ def loss_fn(
     graph: nnx.GraphDef,
     weights: ops.LossWeights,
     scale: jax.Array | None = None,
+    base: Any = (),
 ) -> tuple[jax.Array, ops.LossSums]:
     """Return the loss summed over the predicted positions, times a scale, and all sums, not scaled.
 
@@ -87,8 +103,9 @@ def loss_fn(
         graph: Graph of the model, from `abstract_model`.
         weights: Weights of the terms added to the cross entropy.
         scale: Factor of the loss, see `loss_scale`; None: 1.
+        base: With LoRA the frozen parameters; params are the adapters then.
     """
-    sums = loss_sums(nnx.merge(graph, params), batch, weights, key)
+    sums = loss_sums(nnx.merge(graph, lora.join(base, params) if base else params), batch, weights, key)
     return sums.loss if scale is None else scale * sums.loss, sums
 
 
@@ -101,6 +118,7 @@ def gradients(
     weights: ops.LossWeights,
     grad_accum_steps: int = 1,
     scale: jax.Array | None = None,
+    base: Any = (),
 ) -> tuple[Any, ops.LossSums]:
     """Return the gradient of the loss, averaged over the predicted positions of the batch, and the loss sums.
 
@@ -116,8 +134,9 @@ def gradients(
         weights: Weights of the terms added to the cross entropy.
         grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
         scale: Factor of the loss that is differentiated, which the gradient is divided by again; None: 1.
+        base: With LoRA the frozen parameters.
     """
-    loss = functools.partial(loss_fn, graph=graph, weights=weights, scale=scale)
+    loss = functools.partial(loss_fn, graph=graph, weights=weights, scale=scale, base=base)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     keys_B = None if key is None else example_keys(key, len(batch["input_ids"]))
     if grad_accum_steps == 1:
@@ -170,6 +189,7 @@ def train_step(
         weights=ops.LossWeights(config.train.z_loss, config.train.ul_alpha),
         grad_accum_steps=config.train.grad_accum_steps,
         scale=state.loss_scale.scale if state.loss_scale else None,
+        base=state.base,
     )
     if param_shardings is not None:
         # Each device receives the sum of its own part of the gradient (reduce-scatter), not of all of it.
@@ -229,9 +249,9 @@ def _skip_unhealthy(
     return new._replace(params=params, opt_state=opt_state, health=statistics), metrics | diagnostics
 
 
-def eval_step(params: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:
+def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:
     """Return the sums of the cross entropy over a batch, without dropout and without additional terms."""
-    return loss_sums(nnx.merge(graph, params), batch)
+    return loss_sums(nnx.merge(graph, weights), batch)
 
 
 def init_state(
@@ -242,6 +262,10 @@ def init_state(
     rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
     model = Transformer(config.model, vocab_size, policy=Policy.choose(config, platform), rngs=rngs)
     params = pure_params(model)
+    base: Any = ()
+    if config.lora.rank:
+        base = lora.freeze(params, model.policy)
+        params = lora.init_adapters(params, config.lora, jax.random.fold_in(key, 2))
     is_scaled = loss_scale.is_needed(model.dtype)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -250,6 +274,7 @@ def init_state(
         key=jax.random.fold_in(key, 1),
         health=health.init() if is_scaled or health.is_enabled(config.health) else (),
         loss_scale=loss_scale.init() if is_scaled else (),
+        base=base,
     )
 
 
@@ -266,7 +291,7 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
         UserError: If a parameter does not divide over the mesh.
     """
     platform = Platform.default() if mesh is None else Platform.of_mesh(mesh)
-    graph, _ = abstract_model(config, vocab_size, platform)
+    graph, _ = abstract_model(config, vocab_size, platform, adapters=True)
     partitions = {**declared_partitions(config, vocab_size), **health.PARTITIONS}
     policy = Policy.choose(config, platform)
     optimizer = make_optimizer(config.optimizer, config.train.steps, policy.compute, partitions)

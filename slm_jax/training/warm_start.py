@@ -20,7 +20,11 @@ from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
+from slm_jax.huggingface.peft_folder import check_adapters, read_adapters
+from slm_jax.model import lora_merge
+from slm_jax.model.params import abstract_model
 from slm_jax.run.directory import Run, find_run
+from slm_jax.run.frozen import read_merged
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.run.selection import Selection, select_checkpoint
 from slm_jax.training.schedule import is_schedule_state
@@ -56,14 +60,21 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
     Raises:
         UserError: It does not exist, or does not fit the config; all differing options are named.
     """
+    if config.lora.from_peft:
+        check_adapters(config.lora.from_peft, config.lora)
     if config.init.from_hf:
         folder = open_folder(config.init.from_hf)
         check_size(folder)
         if problems := list(folder_misfits(folder, config.model)):
             raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
-        logger.info(describe_fine_tuning(config.optimizer, config.train))
+        logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora))
         return folder
     if not config.init.from_run:
+        if config.lora.rank:
+            raise UserError(
+                f"lora.rank {config.lora.rank} trains adapters of existing weights: give --init.from_run or "
+                "--init.from_hf, or --lora.rank 0 to train all parameters"
+            )
         return None
     # The newest run, or the newest stage of a curriculum, as the first process sees them.
     path = agreement.from_first("initial weights", lambda: str(find_run(config.init.from_run, trained=True).path))
@@ -80,7 +91,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
 
 def initial_state(
     config: Config, source: SourceRun | Folder, steps: Steps, vocab_size: int, mesh: jax.sharding.Mesh
-) -> TrainState:
+) -> tuple[TrainState, Any]:
     """Return the state of step 0 with the weights of a source.
 
     Step, random key and the position in the learning-rate schedule are those of the new run.
@@ -92,40 +103,71 @@ def initial_state(
         vocab_size: The number of ids of its tokenizer.
         mesh: Its devices.
 
+    Returns:
+        The state, and the weights in float32; with LoRA they are the frozen base of the state.
+
     Raises:
         UserError: The source has no usable weights.
     """
+    _, shapes = abstract_model(config, vocab_size)
+    target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
+    state = steps.init()
     if isinstance(source, Folder):
         logger.info("initial weights: %s", source.path)
-        return _with_folder_weights(steps.init(), source, vocab_size)
-    keeps_optimizer = config.init.optimizer == "keep"
-    shapes = jax.eval_shape(make_steps(source.config, vocab_size).init)
-    target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
-    wanted = {"params": target.params}
-    if keeps_optimizer:
-        wanted["opt_state"] = target.opt_state
-    selection = Selection(**agreement.from_first("initial checkpoint", lambda: asdict(select_checkpoint(source.run))))
+        params = _folder_weights(target, source, vocab_size)
+    elif config.init.optimizer == "keep":
+        params, opt_state = _with_optimizer_state(source, target, vocab_size, mesh)
+        kept = _kept_optimizer_state(opt_state, source.config, state.opt_state, config)
+        state = state._replace(opt_state=kept)
+    else:
+        selection = _selection(source)
+        params, step = read_merged(source.run.checkpoints, source.config, target, steps=selection.candidates)
+        logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
+    if not config.lora.rank:
+        return state._replace(params=params), params
+    state = state._replace(base=jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.base))
+    if config.lora.from_peft:
+        logger.info("initial adapters: %s", config.lora.from_peft)
+        state = state._replace(params=_folder_adapters(config, state.params))
+    logger.info(lora_merge.describe(config.lora, state.base, state.params))
+    return state, params
+
+
+def _selection(source: SourceRun) -> Selection:
+    """Return the checkpoints of a run that its weights are read from, as the first process sees them."""
+    return Selection(**agreement.from_first("initial checkpoint", lambda: asdict(select_checkpoint(source.run))))
+
+
+def _with_optimizer_state(source: SourceRun, params: Any, vocab_size: int, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Return parameters and optimizer state of one checkpoint of a run."""
+    steps = make_steps(source.config, vocab_size)
+    target = sharding.abstract_arrays(mesh, jax.eval_shape(steps.init), steps.partitions)
+    wanted = {"params": params, "opt_state": target.opt_state}
+    selection = _selection(source)
     saved, step = read_fields(source.run.checkpoints, wanted, selection.candidates)
     logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
-    state = steps.init()
-    state = state._replace(params=saved["params"])
-    if keeps_optimizer:
-        opt_state = _kept_optimizer_state(saved["opt_state"], source.config, state.opt_state, config)
-        state = state._replace(opt_state=opt_state)
-    return state
+    return saved["params"], saved["opt_state"]
 
 
-def _with_folder_weights(state: TrainState, folder: Folder, vocab_size: int) -> TrainState:
-    """Return a state with the parameters of a folder; each process puts the parts that its devices hold."""
-    values = read_parameters(folder, state.params, vocab_size)
-    agreement.require_same(
-        f"the weights of {folder.path}", lambda: _checksums(values), "give all hosts the same folder"
-    )
+def _folder_weights(target: Any, folder: Folder, vocab_size: int) -> Any:
+    """Return the parameters of a folder; each process puts the parts that its devices hold."""
+    return _put(read_parameters(folder, target, vocab_size), target, f"the weights of {folder.path}")
 
-    def put(value: Any, old: jax.Array) -> jax.Array:
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: value[index])
 
-    return state._replace(params=jax.tree.map(put, values, state.params))
+def _folder_adapters(config: Config, adapters: Any) -> Any:
+    """Return the adapters of the folder `lora.from_peft`, sharded like those of a state."""
+    values = read_adapters(config.lora.from_peft, config.lora, adapters)
+    return _put(values, adapters, f"the adapters of {config.lora.from_peft}")
+
+
+def _put(values: Any, target: Any, description: str) -> Any:
+    """Put arrays, which must be the same on all hosts, onto the devices."""
+    agreement.require_same(description, lambda: _checksums(values), "give all hosts the same folder")
+
+    def put(value: Any, like: Any) -> jax.Array:
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
+
+    return jax.tree.map(put, values, target)
 
 
 def _checksums(values: Any) -> dict[str, str]:

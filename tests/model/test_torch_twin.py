@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch", minversion="2.9", reason="pip install -e '.
 
 from slm_jax.config.schema import OptimizerConfig  # noqa: E402  # torch is optional
 from slm_jax.model.ops import LossWeights  # noqa: E402
-from slm_jax.training.optimizer import make_optimizer  # noqa: E402
 from slm_jax.training.objective import loss_sums  # noqa: E402
+from slm_jax.training.optimizer import make_optimizer  # noqa: E402
 from tests.helpers import FLOAT32, tiny_model  # noqa: E402
 from tests.model import torch_twin  # noqa: E402
 

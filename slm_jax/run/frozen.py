@@ -1,0 +1,90 @@
+"""The frozen weights of a run with adapters (LoRA): stored once, next to the checkpoints, which hold the adapters only.
+
+    checkpoints/base/0/    the initial weights, float32: written before the first checkpoint, never changed
+                100/       adapters and their optimizer state after step 100
+
+Base and checkpoints have the same format, so that every file has a checksum, which is verified when it is read.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from slm_jax.config.schema import CheckpointConfig, Config
+from slm_jax.model import lora_merge
+from slm_jax.run.checkpoint import Checkpoints, open_folder
+from slm_jax.run.read_checkpoint import read_fields, read_params
+from slm_jax.utils.errors import UserError
+
+_FOLDER = "base"
+_STEP = 0
+
+
+def base_folder(checkpoints: Path | epath.Path) -> epath.Path:
+    """Return the folder of the frozen weights, given that of the checkpoints."""
+    return open_folder(checkpoints) / _FOLDER
+
+
+def save_base(checkpoints: Path | epath.Path, params: Any) -> None:
+    """Save the frozen weights, and wait until they are complete.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        params: Float32 parameters of the model without adapters, on the run's devices.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    with Checkpoints(base_folder(checkpoints), CheckpointConfig(keep_best=0)) as base:
+        base.save(_STEP, {"params": params}, {})
+
+
+def read_base(checkpoints: Path | epath.Path, target: Any) -> Any:
+    """Read and verify the frozen weights.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        target: Shapes, dtypes and shardings of the parameters; values are converted to these dtypes.
+
+    Raises:
+        UserError: They are missing or damaged.
+    """
+    folder = base_folder(checkpoints)
+    try:
+        fields, _ = read_fields(folder, {"params": target}, [_STEP])
+    except UserError as error:
+        raise UserError(
+            f"the frozen weights in {folder} cannot be used, and without them neither can the adapters: restore that "
+            f"folder from a backup, or start another --run ({error})"
+        ) from None
+    return fields["params"]
+
+
+def read_merged(
+    checkpoints: Path | epath.Path, config: Config, target: Any, average: int = 1, steps: Sequence[int] | None = None
+) -> tuple[Any, int]:
+    """Read the parameters of a run as those of a model without adapters.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        config: The config of the run.
+        target: Shapes, dtypes and shardings of the model's parameters.
+        average: Number of checkpoints to average, see `read_params`.
+        steps: Steps in the order in which they are tried; None: all, newest first.
+
+    Returns:
+        The parameters, with the adapters of a LoRA run merged into them, and the step of the first valid checkpoint.
+
+    Raises:
+        UserError: There is no usable checkpoint, or the frozen weights are damaged.
+    """
+    if not config.lora.rank:
+        return read_params(checkpoints, target, average, steps)
+    base = read_base(checkpoints, target)
+    adapters = lora_merge.abstract_adapters(target, config.lora)
+    merge = jax.jit(partial(lora_merge.merge, config=config.lora))
+    return read_params(checkpoints, adapters, average, steps, convert=lambda adapters: merge(base, adapters))
