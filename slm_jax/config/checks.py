@@ -13,6 +13,7 @@ from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
 SOURCES: tuple[str, ...] = (
     "python-docs",
     "python-qa",
+    "python-chat",
     "files",
     "tinystories",
     "wikitext",

@@ -226,7 +226,7 @@ class DataConfig(Section):
 
     source: str = option(
         "python-docs",
-        "python-docs or python-qa (part of every Python installation), files, a name such as tinystories "
+        "python-docs, python-qa or python-chat (part of every Python installation), files, a name such as tinystories "
         "(python -m slm_jax.data list), or hf:OWNER/NAME[:CONFIG][:SPLIT].",
         common=True,
     )

@@ -29,6 +29,7 @@ def describe_sources(folder: Path) -> Iterator[str]:
     yield "Sources (--data.source):"
     yield f"  {'python-docs':12} the documentation bundled with this Python, 2.5 MB; no network"
     yield f"  {'python-qa':12} 4,700 questions about its modules, classes and functions, 0.5 MB; no network"
+    yield f"  {'python-chat':12} 23,000 conversations about its most used names, 4 MB; no network"
     yield f"  {'files':12} your own text, with --data.files"
     for name, dataset in CATALOG.items():
         yield f"  {name:12} {dataset.description} (hf:{dataset.repo})"

@@ -237,7 +237,11 @@ def _text_line(manifest: dict[str, Any], config: Config) -> str:
 
 def _source_name(manifest: dict[str, Any]) -> str:
     """Return a description of a source; names of the user's files are private and left out."""
-    built_in = {"python-docs": "the documentation", "python-qa": "questions about the functions"}
+    built_in = {
+        "python-docs": "the documentation",
+        "python-qa": "questions about the functions",
+        "python-chat": "conversations about the standard library",
+    }
     name = built_in.get(manifest["name"])
     return f"{name} of Python {manifest['version']}" if name else "text files"
 

@@ -270,7 +270,7 @@ def test_missing_network_is_detected_at_once(monkeypatch, folder):
 
 
 def test_names_of_data_sets():
-    assert set(CATALOG) | {"python-docs", "python-qa", "files"} == set(SOURCES)
+    assert set(CATALOG) | {"python-docs", "python-qa", "python-chat", "files"} == set(SOURCES)
     assert find_dataset("wikitext").config == "wikitext-103-raw-v1"
     assert find_dataset("wikipedia:he").config == "20231101.he"
     assert find_dataset("fineweb-edu").config == "sample-10BT"

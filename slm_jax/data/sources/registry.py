@@ -6,6 +6,7 @@ from slm_jax.data.batches.mixture import check_weights
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.data.sources.hub import make_hub_source
+from slm_jax.data.sources.python_chat import PythonChat
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.python_qa import QA_MAPPER, PythonQA
 from slm_jax.data.sources.rows import make_row_mapper
@@ -59,6 +60,8 @@ def make_source(name: str, config: DataConfig) -> Source:
     """
     if name == "python-docs":
         return PythonDocs()
+    if name == "python-chat":
+        return PythonChat()
     if name == "python-qa":
         return PythonQA(make_row_mapper(config, QA_MAPPER))
     if name != "files" and is_source(name):
