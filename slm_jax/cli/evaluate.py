@@ -13,7 +13,7 @@ from slm_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the model of a run: held-out text, BLiMP, LAMBADA, word analogies, multiple choice.
+    """Measure the model of a run: held-out text, BLiMP, LAMBADA, word analogies, multiple choice, conversations.
 
     Tasks are separated by spaces or commas. NAME=FILE measures a data set of your own, NAME:LABEL=FILE one of several
     for the same task.
@@ -102,16 +102,19 @@ def main(args: Sequence[str] | None = None) -> None:
 def describe_tasks() -> str:
     """Return a description of every task: its metrics, its data set, and the columns of a file that replaces it."""
     from slm_jax.evaluation import analogies
-    from slm_jax.evaluation.registry import TASKS
+    from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
     from slm_jax.evaluation.suite import SPECIAL_TASKS
 
     formats = {"heldout": "text, or records with the column text", "analogies": analogies.FORMAT}
     lines = ["Tasks (--tasks NAME, or NAME=FILE for a file of your own):"]
     for name, description in SPECIAL_TASKS.items():
-        lines += [f"  {name:14} {description}", f"  {'':14} file: {formats[name]}"]
+        lines += [f"  {name:17} {description}", f"  {'':17} file: {formats[name]}"]
     for name, task in TASKS.items():
         hub = f"hub: {task.hub.repo}; " if task.hub else ""
         columns = ", ".join(task.columns)
-        lines.append(f"  {name:14} {task.description}")
-        lines.append(f"  {'':14} {hub}file: JSONL or Parquet (or .gz, .xz, .zst) with the columns {columns}")
+        lines.append(f"  {name:17} {task.description}")
+        lines.append(f"  {'':17} {hub}file: JSONL or Parquet (or .gz, .xz, .zst) with the columns {columns}")
+    for name, chat_task in CHAT_TASKS.items():
+        lines.append(f"  {name:17} {chat_task.description}")
+        lines.append(f"  {'':17} built in; file: JSONL or Parquet with the columns {', '.join(chat_task.columns)}")
     return "\n".join(lines)

@@ -8,9 +8,10 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from slm_jax.evaluation import references, tasks
-from slm_jax.evaluation.datasets import HubLocation, Record
+from slm_jax.evaluation import chat_tasks, references, tasks
+from slm_jax.evaluation.datasets import Dataset, HubLocation, Record
 from slm_jax.evaluation.references import BLIMP_PARADIGMS
+from slm_jax.evaluation.replies import ReplyFunction
 from slm_jax.evaluation.results import TaskResult
 from slm_jax.evaluation.tasks import Question, ScoreFunction
 from slm_jax.utils.text_tokenizer import TextTokenizer
@@ -30,6 +31,22 @@ class Task(NamedTuple):
     columns: tuple[str, ...]
     measure: Callable[[list[Record], TextTokenizer, ScoreFunction], TaskResult]
     hub: HubLocation | None = None
+
+
+class ChatTask(NamedTuple):
+    """A task over the replies of the model to conversations.
+
+    Attributes:
+        description: One line for `--tasks list`.
+        columns: Columns that every record must have.
+        measure: Computes the metrics from all records.
+        records: Returns the built-in records.
+    """
+
+    description: str
+    columns: tuple[str, ...]
+    measure: Callable[[list[Record], ReplyFunction], TaskResult]
+    records: Callable[[], Dataset]
 
 
 def _multiple_choice(
@@ -85,5 +102,26 @@ TASKS = {
     ),
     "choices": _multiple_choice(
         "your own multiple-choice questions, from a file", "context choices answer", tasks.plain_question
+    ),
+}
+
+CHAT_TASKS = {
+    "chat-facts": ChatTask(
+        "questions about Python in phrasings that python-chat holds out: shares of right, wrong and refused answers",
+        ("messages", "answer"),
+        chat_tasks.measure_facts,
+        chat_tasks.python_chat_records,
+    ),
+    "chat-format": ChatTask(
+        "form of the replies to these questions: the turn ends, without tokens of other roles",
+        ("messages",),
+        chat_tasks.measure_format,
+        chat_tasks.python_chat_records,
+    ),
+    "chat-instructions": ChatTask(
+        "40 instructions whose constraints a program verifies (number of words, last words, lower case …)",
+        ("prompt", "checks"),
+        chat_tasks.measure_instructions,
+        chat_tasks.instruction_records,
     ),
 }

@@ -19,12 +19,13 @@ import numpy as np
 from slm_jax.data.sources.files import find_files
 from slm_jax.evaluation import analogies, heldout
 from slm_jax.evaluation.datasets import Dataset, HubLoader, read_files
-from slm_jax.evaluation.registry import TASKS
+from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
+from slm_jax.evaluation.replies import Replier
 from slm_jax.evaluation.results import TaskResult
 from slm_jax.evaluation.scoring import Scorer
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
-from slm_jax.run.results import read_evaluation, update_evaluation
+from slm_jax.run.results import is_share, read_evaluation, update_evaluation
 from slm_jax.run.selection import Step, select_checkpoint
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_table
@@ -97,9 +98,8 @@ def parse_tasks(arguments: Sequence[str]) -> list[TaskSpec]:
         if argument:
             specs.append(_parse_task(argument))
     if arguments and not specs:
-        raise UserError(
-            f"--tasks names no task: give some of {', '.join([*SPECIAL_TASKS, *TASKS])}, or omit the option"
-        )
+        known = ", ".join([*SPECIAL_TASKS, *TASKS, *CHAT_TASKS])
+        raise UserError(f"--tasks names no task: give some of {known}, or omit the option")
     titles = [spec.title for spec in specs]
     repeated = [title for title in titles if titles.count(title) > 1]
     if repeated:
@@ -109,7 +109,7 @@ def parse_tasks(arguments: Sequence[str]) -> list[TaskSpec]:
 
 
 def _parse_task(argument: str) -> TaskSpec:
-    known = [*SPECIAL_TASKS, *TASKS]
+    known = [*SPECIAL_TASKS, *TASKS, *CHAT_TASKS]
     title, _, path = argument.partition("=")
     name, _, label = title.partition(":")
     if argument.endswith("=") and not path:
@@ -172,10 +172,14 @@ def evaluate(
     options = {"context": scorer.context, "stride": scorer.stride, "max_items": max_items, "max_tokens": max_tokens}
     evaluation = Evaluation([], {})
     hub = HubLoader()
+    make_replier = functools.cache(lambda: Replier(loaded.model, loaded.tokenizer, scorer.context))
     prepared: list[PreparedTask] = []
     for spec in specs:
         try:
-            prepared.append(_prepare(spec, loaded, scorer, hub, max_items, max_tokens))
+            if spec.name in CHAT_TASKS:
+                prepared.append(_prepare_chat(spec, make_replier(), max_items))
+            else:
+                prepared.append(_prepare(spec, loaded, scorer, hub, max_items, max_tokens))
         except UserError as error:
             _add_missing(evaluation, spec, error)
     for task in prepared:
@@ -232,6 +236,14 @@ def _prepare(
     return PreparedTask(spec, dataset.origin, len(records), measure)
 
 
+def _prepare_chat(spec: TaskSpec, replier: Replier, max_items: int) -> PreparedTask:
+    """Read the conversations of a task. Raises UserError if that fails."""
+    task = CHAT_TASKS[spec.name]
+    dataset = read_files(spec.path, task.columns) if spec.path else task.records()
+    records = _subset(dataset.records, max_items)
+    return PreparedTask(spec, dataset.origin, len(records), functools.partial(task.measure, records, replier.reply))
+
+
 def _load_from_hub(name: str, hub: HubLoader) -> Dataset:
     task = TASKS[name]
     assert task.hub is not None  # parse_tasks requires a file for the others
@@ -252,7 +264,7 @@ def _measure(
     """Return the rows of a task, and its entry under "tasks" in evaluation.json."""
     spec = task.spec
     start = time.perf_counter()
-    noun = "document" if spec.name == "heldout" else "record"
+    noun = "document" if spec.name == "heldout" else "conversation" if spec.name in CHAT_TASKS else "record"
     with waiting(f"{spec.title}: {plural(task.num_items, noun)}"):
         result = task.measure()
     about = {
@@ -323,7 +335,7 @@ def format_table(rows: Sequence[dict[str, Any]], all_groups: bool = False) -> st
 
 
 def _format_value(metric: str, value: float) -> str:
-    if "accuracy" in metric:
+    if is_share(metric):
         return f"{100 * value:.1f} %"
     if metric in ("loss", "bits_per_byte"):
         return f"{value:.4f}"

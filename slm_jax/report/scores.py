@@ -13,6 +13,7 @@ from slm_jax.report.escaping import SafeHtml, escape_text
 from slm_jax.report.run_data import ReportData, RunData, is_number
 from slm_jax.report.tokenizer_section import token_counts
 from slm_jax.run.metrics import Row, source_scores
+from slm_jax.run.results import is_share
 
 _MAX_VALIDATIONS = 30  # rows shown at once; the others are in a collapsible part
 _MAX_NOWRAP = 40  # characters of a benchmark cell that stays on one line
@@ -164,7 +165,7 @@ def metric_text(row: Row) -> str:
 
 
 def _is_fraction(row: Row) -> bool:
-    return "accuracy" in str(row.get("metric", "")) and 0 <= row["value"] <= 1
+    return is_share(str(row.get("metric", ""))) and 0 <= row["value"] <= 1
 
 
 def _value_text(row: Row, value: Any) -> str:

@@ -40,6 +40,11 @@ class SavedEvaluation:
     tasks: dict[str, Row] = field(default_factory=dict)
 
 
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share, which is shown as a percentage: its name has accuracy, or ends with share."""
+    return "accuracy" in metric or metric.endswith("_share")
+
+
 def read_evaluation(folder: Path) -> SavedEvaluation:
     """Return the evaluation results of a run; empty if it was never evaluated.
 
