@@ -16,7 +16,7 @@ from tokenizer.decoding.id_formats import MIN_ARRAY_LENGTH, flatten_ids, run_len
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.reference import join_phrases
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import SPECIAL_TOKENS, Vocabulary
+from tokenizer.vocabulary import SPECIAL_TOKENS, TurnIds, Vocabulary
 
 if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer: only methods that need it import it
     import numpy as np
@@ -141,6 +141,7 @@ class HybridTokenizer:
         score: str = "freq",
         phrases: float = 0.0,
         boundaries: str = "words",
+        turn_tokens: bool = True,
         note: str = "",
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -163,6 +164,8 @@ class HybridTokenizer:
             boundaries: Where merges stop. "words": between letters, digits and punctuation. "spaces": only at white
                 space, so that "him," can be one token; 3 to 5 % fewer tokens, but small models trained on them end
                 worse (1.43 instead of 1.40 bits per byte after the same number of steps).
+            turn_tokens: Have special tokens for the turns of conversations: ``<|system|>``, ``<|user|>``,
+                ``<|assistant|>`` and ``<|end|>``, which no text encodes to.
             note: A line stored in the file, for example about the training text.
             progress: Called as progress(description, done, total).
 
@@ -188,6 +191,7 @@ class HybridTokenizer:
             phrases=phrases,
             boundaries=boundaries,
             portable=self.portable,
+            turn_tokens=turn_tokens,
         )
         if not isinstance(note, str):
             raise TokenizerError(f"note is {note!r}: it must be a str")
@@ -366,13 +370,18 @@ class HybridTokenizer:
         return SPECIAL_TOKENS.index("<PAD>")
 
     @property
+    def turn_ids(self) -> TurnIds:
+        """The ids that delimit turns: reserved special tokens in vocabularies without turn tokens."""
+        return self._vocabulary.turn_ids
+
+    @property
     def stop_ids(self) -> list[int]:
         """Ids that end a generated text: that of ``<EOS>``."""
         return [self.eos_id]
 
     @property
     def suppressed_ids(self) -> list[int]:
-        """Ids of special tokens that no training text contains: all but ``<EOS>``."""
+        """Ids of special tokens that no text contains: all but ``<EOS>``. Conversations contain the turn tokens."""
         return [id_ for id_ in self._vocabulary.special_ids if id_ != self.eos_id]
 
     @cached_property

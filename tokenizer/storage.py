@@ -4,7 +4,7 @@ Layout, all numbers little-endian:
 
 ======  ==========================================================
 8       magic bytes ``HYBTOK\\r\\n``
-2       version: 1, or 2 for portable tokenizers
+2       version: 1; 2 for portable tokenizers; 3 for both kinds if they have turn tokens
 32      SHA-256 of everything after the next field
 4       length of the uncompressed content
 rest    the content, compressed with zlib
@@ -30,12 +30,22 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.errors import TokenizerError
-from tokenizer.vocabulary import FIRST_BYTE, MAX_ENTRIES, MAX_ENTRY, PORTABLE_PATTERN, SP, Vocabulary
+from tokenizer.vocabulary import (
+    FIRST_BYTE,
+    FIRST_LEARNED,
+    MAX_ENTRIES,
+    MAX_ENTRY,
+    PORTABLE_PATTERN,
+    SP,
+    Vocabulary,
+)
 
 MAGIC = b"HYBTOK\r\n"
 VERSION = 1
 PORTABLE_VERSION = 2
 """Version of the files of portable tokenizers: programs that do not know them refuse it."""
+TURNS_VERSION = 3
+"""Version of the files of tokenizers with turn tokens, portable or not: programs that do not know these refuse it."""
 _HEAD = struct.Struct("<8sH32sI")
 MAX_CONTENT = 64 << 20
 """Maximum size of the uncompressed content in bytes; a million entries take less than half of it."""
@@ -56,6 +66,8 @@ def content_of(vocabulary: Vocabulary) -> bytes:
     }
     if vocabulary.portable:
         header["pattern"] = vocabulary.pattern
+    if vocabulary.turns:
+        header["turns"] = True
     text = json.dumps(header, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
     pairs = (*vocabulary.merges, *vocabulary.phrases)
     # Left and right ids compress better separately than interleaved.
@@ -78,9 +90,15 @@ def write(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
     """
     content = content_of(vocabulary)
     packed = zlib.compress(content, 9)
-    version = PORTABLE_VERSION if vocabulary.portable else VERSION
+    version = _version_of(vocabulary)
     head = _HEAD.pack(MAGIC, version, hashlib.sha256(packed).digest(), len(content))
     write_bytes(head + packed, path)
+
+
+def _version_of(vocabulary: Vocabulary) -> int:
+    if vocabulary.turns:
+        return TURNS_VERSION
+    return PORTABLE_VERSION if vocabulary.portable else VERSION
 
 
 def write_bytes(data: bytes, path: str | os.PathLike[str]) -> None:
@@ -126,10 +144,10 @@ def parse(data: bytes, name: str) -> Vocabulary:
     if len(data) < _HEAD.size or data[:8] != MAGIC:
         raise TokenizerError(f"{name}: not a tokenizer file; expected a file written by HybridTokenizer.save")
     _, version, digest, length = _HEAD.unpack_from(data)
-    if version not in (VERSION, PORTABLE_VERSION):
+    if not VERSION <= version <= TURNS_VERSION:
         raise TokenizerError(
-            f"{name}: format version {version}, but this program reads {VERSION} and {PORTABLE_VERSION}: use a newer "
-            "slm_jax"
+            f"{name}: format version {version}, but this program reads {VERSION} to {TURNS_VERSION}: use a "
+            "newer slm_jax"
         )
     if length > MAX_CONTENT:
         raise TokenizerError(f"{name}: damaged (claims {length} bytes of content; the maximum is {MAX_CONTENT})")
@@ -145,7 +163,7 @@ def parse(data: bytes, name: str) -> Vocabulary:
         raise TokenizerError(f"{name}: damaged or truncated (its length is wrong)")
     try:
         vocabulary = _parse_content(content)
-        if vocabulary.portable != (version == PORTABLE_VERSION):
+        if version != _version_of(vocabulary):
             raise TokenizerError("damaged (the version is that of another kind of tokenizer)")
         return vocabulary
     except TokenizerError as error:
@@ -193,6 +211,7 @@ def _parse_content(content: bytes) -> Vocabulary:
         counts=tuple(numbers[2 * total :]),
         note=_field(header, "note", str),
         pattern=_field(header, "pattern", str) if "pattern" in header else "",
+        turns=_field(header, "turns", bool) if "turns" in header else False,
     )
     check_consistency(vocabulary)
     return vocabulary
@@ -216,9 +235,11 @@ def check_consistency(vocabulary: Vocabulary) -> None:
         _check_portable(vocabulary)
         return
     first = vocabulary.first_merge
+    turns = vocabulary.turn_ids if vocabulary.turns else ()
     for offset, (left, right) in enumerate((*vocabulary.merges, *vocabulary.phrases)):
         end = first + offset
-        if not (SP <= left < end and SP <= right < end) or right in (vocabulary.up, vocabulary.caps):
+        is_special = left in turns or right in (vocabulary.up, vocabulary.caps, *turns)
+        if not (SP <= left < end and SP <= right < end) or is_special:
             raise TokenizerError(f"damaged (token {end} is made of {left} and {right})")
     texts = vocabulary.texts
     learned = texts[vocabulary.first_entry :]
@@ -245,13 +266,13 @@ def _check_portable(vocabulary: Vocabulary) -> None:
     if vocabulary.lowercase or vocabulary.alphabet or vocabulary.phrases or vocabulary.pairs:
         raise TokenizerError("damaged (a portable tokenizer has bases and merges only)")
     first = vocabulary.first_merge
-    bases = range(vocabulary.first_base, first)
+    no_parts = range(FIRST_LEARNED, first)  # turn tokens and bases
     for end, pair in enumerate(vocabulary.merges, start=first):
-        if not all(FIRST_BYTE <= part < end and part not in bases for part in pair):
+        if not all(FIRST_BYTE <= part < end and part not in no_parts for part in pair):
             raise TokenizerError(f"damaged (token {end} is made of {pair[0]} and {pair[1]})")
     "".join(vocabulary.bases).encode("utf-8")  # raises UnicodeEncodeError for lone surrogates
-    entries = vocabulary.data[FIRST_BYTE:]
-    learned = entries[256:]
+    learned = vocabulary.data[vocabulary.first_entry :]
+    entries = [*vocabulary.data[FIRST_BYTE:FIRST_LEARNED], *learned]
     if b"" in learned or len(set(entries)) != len(entries) or len(set(vocabulary.names)) != vocabulary.size:
         raise TokenizerError("damaged (empty or repeated entries)")
     if vocabulary.counts and len(vocabulary.counts) != len(learned):

@@ -1,7 +1,7 @@
 """The frozen vocabulary: the text of each id and how the entry was made.
 
-Layout of the ids, in this order: special tokens (0 to 8), the 256 bytes, the case marks if there are any, the alphabet,
-base tokens, merges, phrases.
+Layout of the ids, in this order: special tokens (0 to 8), the 256 bytes, case marks, turn tokens, the alphabet, base
+tokens, merges, phrases. Case marks and turn tokens are not in every vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ SP = 7
 NL = 8
 FIRST_BYTE = len(SPECIAL_TOKENS)
 FIRST_LEARNED = FIRST_BYTE + 256
-"""The first id after the byte tokens: the two case marks if there are any, then the learned entries."""
+"""The first id after the byte tokens: case marks and turn tokens if there are any, then the learned entries."""
 CASE_MARKS = ("<UP>", "<CAPS>")
+TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+"""Special tokens of conversations: the roles, and the end of a turn. Vocabularies of earlier versions have none."""
+_RESERVED_FOR_TURNS = ("<CLS>", "<SEP>", "<MASK>", "<RES>")
+"""Special tokens that nothing else uses, which take the place of turn tokens where there are none."""
 MAX_ENTRIES = 1 << 20
 """Maximum number of entries in a vocabulary."""
 MAX_ENTRY = 48
@@ -36,13 +40,34 @@ Edge = tuple[int, ...]
 """The ids of one step in the segmentation of a pre-token: an entry, or a case mark and an entry."""
 
 
+def first_entry_id(lowercase: bool, turns: bool) -> int:
+    """Return the id of the first learned entry of a vocabulary with or without case marks and turn tokens."""
+    return FIRST_LEARNED + (len(CASE_MARKS) if lowercase else 0) + (len(TURN_TOKENS) if turns else 0)
+
+
 def byte_name(value: int) -> str:
     """Return the name of a byte token, for example ``<0x0A>``."""
     return f"<0x{value:02X}>"
 
 
-RESERVED_NAMES = frozenset(SPECIAL_TOKENS + CASE_MARKS + tuple(byte_name(value) for value in range(256)))
+RESERVED_NAMES = frozenset(SPECIAL_TOKENS + CASE_MARKS + TURN_TOKENS + tuple(byte_name(value) for value in range(256)))
 """Texts that no learned entry may have, so that names are unambiguous."""
+
+
+class TurnIds(NamedTuple):
+    """The ids that delimit the turns of a conversation.
+
+    Attributes:
+        system: Begins a message of the system.
+        user: Begins a message of the user.
+        assistant: Begins a message of the assistant.
+        end: Ends each message.
+    """
+
+    system: int
+    user: int
+    assistant: int
+    end: int
 
 
 class PhraseTable(NamedTuple):
@@ -82,6 +107,7 @@ class Vocabulary:
         note: Free text that is stored with the vocabulary.
         pattern: The name of the pre-tokenization pattern of a portable vocabulary (see `tokenizer.portable`): bases are
             whole pre-tokens, merges join bytes, and there are no alphabet, case marks and phrases. Empty for others.
+        turns: Whether there are turn tokens.
     """
 
     lowercase: bool
@@ -94,6 +120,7 @@ class Vocabulary:
     counts: tuple[int, ...] = ()
     note: str = ""
     pattern: str = ""
+    turns: bool = False
 
     # Layout of the ids
 
@@ -102,15 +129,26 @@ class Vocabulary:
         """True if a stock ``tokenizer.json`` gives the same ids."""
         return bool(self.pattern)
 
-    @property
-    def special_ids(self) -> range:
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
         """The ids that no text encodes to: without ``<SP>`` and ``<NL>``, unless the vocabulary is portable."""
-        return range(FIRST_BYTE if self.portable else SP)
+        return *range(FIRST_BYTE if self.portable else SP), *range(self._first_turn, self.first_entry)
+
+    @property
+    def turn_ids(self) -> TurnIds:
+        """The ids of the turn tokens: other special tokens in a vocabulary that has none."""
+        if self.turns:
+            return TurnIds(*range(self._first_turn, self.first_entry))
+        return TurnIds(*map(SPECIAL_TOKENS.index, _RESERVED_FOR_TURNS))
+
+    @property
+    def _first_turn(self) -> int:
+        return FIRST_LEARNED + (len(CASE_MARKS) if self.lowercase else 0)
 
     @cached_property
     def first_entry(self) -> int:
         """The id of the first alphabet character."""
-        return FIRST_LEARNED + (len(CASE_MARKS) if self.lowercase else 0)
+        return first_entry_id(self.lowercase, self.turns)
 
     @property
     def up(self) -> int:
@@ -151,7 +189,7 @@ class Vocabulary:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each id, [V]; empty for special tokens, case marks and bytes that are not ASCII.
+        """The text of each id, [V]; empty for special tokens, case marks and bytes beyond ASCII.
 
         Raises:
             TokenizerError: An entry is longer than training can make it.
@@ -191,9 +229,9 @@ class Vocabulary:
 
     @cached_property
     def _portable_data(self) -> list[bytes]:
-        data = (
-            [b""] * FIRST_BYTE + [bytes([value]) for value in range(256)] + [text_to_bytes(text) for text in self.bases]
-        )
+        data = [b""] * FIRST_BYTE + [bytes([value]) for value in range(256)]
+        data += [b""] * (self.first_entry - FIRST_LEARNED)
+        data += [text_to_bytes(text) for text in self.bases]
         for left, right in self.merges:
             size = len(data[left]) + len(data[right])
             if size > MAX_PORTABLE_ENTRY:
@@ -213,12 +251,14 @@ class Vocabulary:
         if self.portable:
             names = [text or "".join(map(byte_name, data)) for text, data in zip(names, self.data, strict=True)]
             names[:FIRST_BYTE] = SPECIAL_TOKENS
+            names[FIRST_LEARNED : self.first_entry] = TURN_TOKENS if self.turns else ()
             return names
         names[:FIRST_BYTE] = SPECIAL_TOKENS
         for value in range(256):
             if value >= 128 or value in (10, 32):
                 names[FIRST_BYTE + value] = byte_name(value)
-        names[FIRST_LEARNED : self.first_entry] = CASE_MARKS if self.lowercase else ()
+        case_marks = CASE_MARKS if self.lowercase else ()
+        names[FIRST_LEARNED : self.first_entry] = (*case_marks, *(TURN_TOKENS if self.turns else ()))
         return names
 
     def kind(self, id_: int) -> str:

@@ -6,7 +6,6 @@ neighbor.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -48,21 +47,6 @@ _SOURCE = """\
 """
 
 
-class TurnIds(NamedTuple):
-    """The ids of the turn tokens of a tokenizer."""
-
-    system: int
-    user: int
-    assistant: int
-    end: int
-
-
-def turn_ids(tokenizer: HybridTokenizer) -> TurnIds:
-    """Return the ids of the turn tokens: reserved special tokens in vocabularies that have none of their own."""
-    names = tokenizer.token2id
-    return TurnIds(names["<CLS>"], names["<SEP>"], names["<MASK>"], names["<RES>"])
-
-
 class OwnTemplate:
     """The turn format with a tokenizer of the project.
 
@@ -73,7 +57,7 @@ class OwnTemplate:
 
     def __init__(self, tokenizer: HybridTokenizer):
         self._tokenizer = tokenizer
-        self._turns = turn_ids(tokenizer)
+        self._turns = tokenizer.turn_ids
         self.stop_ids: Sequence[int] = (self._turns.end, tokenizer.eos_id)
         names = {name: tokenizer.id2token[id_] for name, id_ in self._turns._asdict().items()}
         self.source = template_source(names)

@@ -119,7 +119,7 @@ def _tokenizer_key(config: Config, sources: Sequence[WeightedSource]) -> str:
     t = config.tokenizer
     described = [[source.source.describe(), source.weight] for source in sources]
     options = [asdict(source.options) for source in sources]
-    key: list[Any] = [FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
+    key: list[Any] = ["turn tokens", FORMAT, described, t.vocab_size, t.lowercase, t.byte_limit, t.boundaries]
     if t.portable:
         key.append("portable")
     if all(each == options[0] for each in options):

@@ -129,13 +129,14 @@ def _add_tokenizer(writer: Any, tokenizer: HybridTokenizer) -> None:
     import gguf
 
     vocabulary = tokenizer.vocabulary
-    special = len(vocabulary.special_ids)
     eos = tokenizer.token2id["<EOS>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
     writer.add_token_list(token_names(vocabulary))
-    normal = [gguf.TokenType.NORMAL] * (tokenizer.vocab_size - special)
-    writer.add_token_types([gguf.TokenType.CONTROL] * special + normal)
+    types = [gguf.TokenType.NORMAL] * tokenizer.vocab_size
+    for id_ in vocabulary.special_ids:
+        types[id_] = gguf.TokenType.CONTROL
+    writer.add_token_types(types)
     writer.add_token_merges([f"{left} {right}" for left, right in merge_names(vocabulary)])
     writer.add_bos_token_id(eos)
     writer.add_eos_token_id(eos)

@@ -10,6 +10,7 @@ from typing import Any
 
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
+from tokenizer.vocabulary import FIRST_LEARNED
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int) -> No
         UserError: A text has other ids, or is decoded to another text.
     """
     write_tokenizer_json(tokenizer, folder)
-    names = _special_names()
+    names = _special_names(tokenizer)
     settings = {
         **names,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -83,12 +84,13 @@ def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path) -> None:
     )
 
 
-def _special_names() -> dict[str, Any]:
+def _special_names(tokenizer: HybridTokenizer) -> dict[str, Any]:
     """Return the roles of the special tokens in transformers."""
     names: dict[str, Any] = {
         f"{role}_token": f"<{role.upper()}>" for role in ("pad", "unk", "cls", "sep", "mask", "eos")
     }
-    return {**names, "bos_token": "<EOS>", "additional_special_tokens": ["<RES>", "<SP>", "<NL>"]}
+    turn_tokens = [tokenizer.id2token[id_] for id_ in tokenizer.vocabulary.special_ids if id_ >= FIRST_LEARNED]
+    return {**names, "bos_token": "<EOS>", "additional_special_tokens": ["<RES>", "<SP>", "<NL>", *turn_tokens]}
 
 
 def verify(tokenizer: HybridTokenizer, path: Path) -> int:

@@ -12,7 +12,9 @@ from slm_jax.chat.messages import Message
 from slm_jax.chat.own_template import ESCAPE
 from slm_jax.chat.template import ChatTemplate
 from slm_jax.utils.errors import UserError
+from tests.test_tokenizer.samples import LANGUAGES
 from tokenizer import HybridTokenizer, pretrained_names
+from tokenizer.vocabulary import TURN_TOKENS
 
 CONVERSATION = [
     Message("system", "Answer briefly."),
@@ -28,20 +30,33 @@ PIECES = st.one_of(
 CONTENTS = st.lists(PIECES, max_size=6).map("".join)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> HybridTokenizer:
-    return HybridTokenizer.pretrained(pretrained_names()[0])
+TURNS = {"new": TURN_TOKENS, "portable": TURN_TOKENS, "older": ("<CLS>", "<SEP>", "<MASK>", "<RES>")}
+
+
+@pytest.fixture(scope="module", params=TURNS)
+def tokenizer(request) -> HybridTokenizer:
+    if request.param == "older":
+        return HybridTokenizer.pretrained(pretrained_names()[0])
+    tokenizer = HybridTokenizer(portable=request.param == "portable")
+    tokenizer.add_text("".join(LANGUAGES.values()) * 4)
+    tokenizer.freeze_vocab(vocab_size=500)
+    return tokenizer
+
+
+def turn_names(tokenizer: HybridTokenizer) -> dict[str, str]:
+    names = TURNS["new"] if "<|user|>" in tokenizer.token2id else TURNS["older"]
+    return dict(zip(("system", "user", "assistant", "end"), names, strict=True))
 
 
 def naive(tokenizer: HybridTokenizer, messages, generation_prompt=False) -> tuple[list[int], list[bool]]:
-    names = {"system": "<CLS>", "user": "<SEP>", "assistant": "<MASK>"}
+    names = turn_names(tokenizer)
     ids, predicted = [tokenizer.token2id["<EOS>"]], [False]
     for role, content in messages:
-        own = [*tokenizer.encode(content), tokenizer.token2id["<RES>"]]
+        own = [*tokenizer.encode(content), tokenizer.token2id[names["end"]]]
         ids += [tokenizer.token2id[names[role]], *own]
         predicted += [False, *[role == "assistant"] * len(own)]
     if generation_prompt:
-        ids.append(tokenizer.token2id["<MASK>"])
+        ids.append(tokenizer.token2id[names["assistant"]])
         predicted.append(False)
     return ids, predicted
 
@@ -79,10 +94,10 @@ def test_ids_are_those_of_the_naive_twin_and_of_the_jinja_template(tokenizer, ge
     assert chat.predicted.tolist() == predicted
     assert (chat.ids.dtype, chat.predicted.dtype) == (np.int32, bool)
     assert ids_of_rendered(tokenizer, render(template.source, CONVERSATION, generation_prompt)) == ids
-    assert list(template.stop_ids) == [tokenizer.token2id["<RES>"], tokenizer.eos_id]
+    assert list(template.stop_ids) == [tokenizer.token2id[turn_names(tokenizer)["end"]], tokenizer.eos_id]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(contents=st.lists(CONTENTS, min_size=1, max_size=3))
 def test_no_content_produces_a_turn_token_and_each_is_decoded_to_itself(tokenizer, contents):
     messages = [Message(("user", "assistant")[number % 2], content) for number, content in enumerate(contents)]
@@ -100,7 +115,7 @@ def test_developer_is_read_as_system(tokenizer):
     messages = [Message("developer", "Be kind."), Message("user", "Hi")]
     expected = template.encode([Message("system", "Be kind."), Message("user", "Hi")])
     assert template.encode(messages).ids.tolist() == expected.ids.tolist()
-    assert render(template.source, messages).count("<CLS>") == 1
+    assert render(template.source, messages).count(turn_names(tokenizer)["system"]) == 1
 
 
 @pytest.mark.parametrize(

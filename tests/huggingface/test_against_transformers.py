@@ -82,7 +82,7 @@ def test_any_ids_decode_to_the_same_text(pair):
     ours, theirs, _ = pair
     for seed in range(40):
         ids = np.random.default_rng(seed).integers(0, ours.vocab_size, 60).tolist()
-        ids[::7] = [seed % 9] * len(ids[::7])
+        ids[::7] = [[*range(9), *ours.turn_ids][seed % 13]] * len(ids[::7])
         assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False)
         assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
         assert theirs.decode(torch.tensor(ids)) == theirs.decode(ids)
@@ -123,7 +123,7 @@ def test_special_tokens_have_their_ids_and_no_text_produces_them(pair):
     names = ("pad", "unk", "cls", "sep", "mask", "eos")
     assert [getattr(theirs, f"{name}_token_id") for name in names] == [ours.token2id[f"<{n.upper()}>"] for n in names]
     assert theirs.bos_token_id == theirs.eos_token_id
-    assert sorted(theirs.all_special_ids) == [0, 1, 2, 3, 4, 5, 6]
+    assert sorted(theirs.all_special_ids) == [0, 1, 2, 3, 4, 5, 6, *ours.turn_ids]
     for name in theirs.all_special_tokens:
         assert not set(theirs(name, add_special_tokens=False).input_ids) & set(theirs.all_special_ids)
     assert theirs.convert_tokens_to_ids("no such token") == theirs.unk_token_id
@@ -161,14 +161,14 @@ def test_the_tokenizer_can_be_saved_copied_and_extended(pair, tmp_path):
         assert sorted(other.all_special_ids) == sorted(theirs.all_special_ids)
     plain = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True, begin_with_eos=False)
     assert plain(text).input_ids == ours.encode(text)
-    plain.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    plain.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
     plain.add_tokens(["glorp"])
     plain.save_pretrained(tmp_path / "more")
     for more in (plain, transformers.AutoTokenizer.from_pretrained(tmp_path / "more", trust_remote_code=True)):
-        ids = more("Hi<|user|>a glorp<EOS>").input_ids
+        ids = more("Hi<|tool|>a glorp<EOS>").input_ids
         size = ours.vocab_size
         assert ids == [*ours.encode("Hi"), size, *ours.encode("a "), size + 1, *ours.encode("<EOS>")]
-        assert more.decode(ids) == "Hi<|user|>a glorp<EOS>"
+        assert more.decode(ids) == "Hi<|tool|>a glorp<EOS>"
         assert more.decode(ids, skip_special_tokens=True) == "Hia glorp<EOS>"
         assert len(more) == size + 2
         with pytest.raises(

@@ -88,7 +88,7 @@ def test_ids_and_texts_in_transformers(run, theirs, text):
 
 def test_special_tokens_in_transformers(run, theirs):
     assert len(theirs) == theirs.vocab_size == run.tokenizer.vocab_size
-    assert sorted(theirs.all_special_ids) == list(range(9))
+    assert sorted(theirs.all_special_ids) == [*range(9), *run.tokenizer.turn_ids]
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 5, 5)
     batch = theirs(["a longer text than the other", "short"], padding=True)
     assert batch.input_ids[1][0] == 0  # padded on the left

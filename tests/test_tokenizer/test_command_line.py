@@ -56,7 +56,7 @@ def test_inspect(trained):
     shown = done.stdout.decode()
     assert "vocab_size=700" in shown
     assert "special tokens: <PAD> " in shown
-    assert " <EOS> <RES>\ncase marks: <UP> <CAPS>\n" in shown
+    assert " <EOS> <RES> <|system|> <|user|> <|assistant|> <|end|>\ncase marks: <UP> <CAPS>\n" in shown
     assert "most used merges" in shown
     uses = [int(line.split()[2]) for line in shown.split("text = left + right\n")[1].split("\n")[:5]]
     assert uses == sorted(uses, reverse=True)

@@ -11,7 +11,7 @@ from tests.test_tokenizer.conftest import make
 from tests.test_tokenizer.samples import corpus
 from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.portable.pretokens import split_pretokens
-from tokenizer.vocabulary import FIRST_LEARNED, RESERVED_NAMES
+from tokenizer.vocabulary import RESERVED_NAMES, first_entry_id
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -37,7 +37,7 @@ def test_saved_file_is_independent_of_the_hash_seed(tmp_path, score):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("options", [{}, {"phrases": 0.2}, {"k_bases": 40}, {"score": "pmi"}, {"score": "freq_pmi"}])
-@pytest.mark.parametrize("size", [FIRST_LEARNED + 2, 300, 700])
+@pytest.mark.parametrize("size", [first_entry_id(True, True), 300, 700])
 def test_vocabulary_size_is_respected(lowercase, options, size):
     tok = make(lowercase=lowercase, vocab_size=size, **options)
     assert tok.vocab_size <= size
@@ -151,7 +151,7 @@ def test_errors_are_one_line_with_the_reason(tmp_path):
         tok.freeze_vocab()
     tok.add_text("some text, some text")
     wrong = [
-        ({"vocab_size": 100}, "at least 267"),
+        ({"vocab_size": 100}, "at least 271"),
         ({"vocab_size": 10**9}, "at most"),
         ({"vocab_size": "8k"}, "must be an integer"),
         ({"vocab_size": True}, "must be an integer"),

@@ -72,7 +72,7 @@ def _learn_entries(counts: dict[str, int], options: LearnOptions, progress: Prog
         pairs = find_case_pairs({letter for letter in letters if len(letter) == 1})
         words = fold_case(words, pairs)
     capacity = MAX_ENTRIES if options.vocab_size is None else options.vocab_size
-    capacity -= FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
+    capacity -= options.first_entry
     symbols = TrainingSymbols(words, min(capacity // 2, 1 << 16), options.min_freq)
     fixed_bases: list[str] = []
     if options.k_bases is not None:
@@ -237,7 +237,7 @@ def number_entries(
     ids: dict[str, int] = {chr(value): FIRST_BYTE + value for value in range(128)}
     ids[" "] = SP
     ids["\n"] = NL
-    first_merge = FIRST_LEARNED + (len(CASE_MARKS) if options.lowercase else 0)
+    first_merge = options.first_entry
     for text in [*alphabet, *bases]:
         ids[text] = first_merge
         first_merge += 1
@@ -266,4 +266,5 @@ def number_entries(
         merges=tuple(merges),
         pairs=pairs,
         counts=tuple(uses.get(text, 0) for _, text in learned),
+        turns=options.turn_tokens,
     )

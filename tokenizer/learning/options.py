@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tokenizer.errors import TokenizerError
 from tokenizer.learning.merges import SCORES
 from tokenizer.learning.training_words import BOUNDARIES
-from tokenizer.vocabulary import CASE_MARKS, FIRST_LEARNED, MAX_ENTRIES
+from tokenizer.vocabulary import MAX_ENTRIES, first_entry_id
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called as progress(description, done, total) now and then during long work."""
@@ -32,9 +32,12 @@ class LearnOptions:
     phrases: float
     boundaries: str
     portable: bool = False
+    turn_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _check_integer("vocab_size", self.vocab_size, FIRST_LEARNED + len(CASE_MARKS))
+        if not isinstance(self.turn_tokens, bool):
+            raise TokenizerError(f"turn_tokens is {self.turn_tokens!r}: it must be True or False")
+        _check_integer("vocab_size", self.vocab_size, first_entry_id(True, self.turn_tokens))
         _check_integer("k_bases", self.k_bases, 0)
         _check_integer("max_merges", self.max_merges, 0)
         _check_integer("min_freq", self.min_freq, 1)
@@ -51,12 +54,17 @@ class LearnOptions:
             raise TokenizerError('boundaries must be "words" in a portable tokenizer: its pattern is fixed')
 
     @property
+    def first_entry(self) -> int:
+        """The id of the first learned entry."""
+        return first_entry_id(self.lowercase, self.turn_tokens)
+
+    @property
     def phrase_count(self) -> int:
         """The number of phrases to learn, at most."""
         if self.vocab_size is None:
             learned = self.max_merges or 0
         else:
-            learned = self.vocab_size - FIRST_LEARNED - len(CASE_MARKS)
+            learned = self.vocab_size - first_entry_id(True, self.turn_tokens)
         return int(self.phrases * learned)
 
     def without_phrases(self) -> LearnOptions:

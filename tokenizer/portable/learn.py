@@ -24,6 +24,7 @@ from tokenizer.vocabulary import (
     MAX_PORTABLE_ENTRY,
     PORTABLE_PATTERN,
     Vocabulary,
+    first_entry_id,
 )
 
 _OVERSHOOT = 1.1
@@ -46,7 +47,7 @@ def learn_portable(counts: dict[str, int], options: LearnOptions, progress: Prog
     """
     thinned = thin_out(Counter(counts))
     words = {text_to_bytes(word): count for word, count in sorted(thinned.items())}
-    capacity = (MAX_ENTRIES if options.vocab_size is None else options.vocab_size) - FIRST_LEARNED
+    capacity = (MAX_ENTRIES if options.vocab_size is None else options.vocab_size) - options.first_entry
     fixed: list[bytes] = []
     if options.k_bases is not None:
         fixed = _most_common_words(words, min(capacity, options.k_bases), options.min_freq)
@@ -64,7 +65,7 @@ def learn_portable(counts: dict[str, int], options: LearnOptions, progress: Prog
         known = {*entries.pairs, *entries.bases}
         rest = {word: count for word, count in words.items() if word not in known}
         entries.bases += _most_common_words(rest, max(0, free), options.min_freq)
-    return entries.to_vocabulary(words, options.byte_limit)
+    return entries.to_vocabulary(words, options)
 
 
 def _most_common_words(words: dict[bytes, int], limit: int, min_count: int) -> list[bytes]:
@@ -207,9 +208,12 @@ class Entries:
         uses = BatchMerger(vocabulary).usage(others, weights).tolist()
         return whole, Counter(dict(zip(vocabulary.data[FIRST_LEARNED:], uses[FIRST_LEARNED:], strict=True)))
 
-    def _number(self, bases: list[bytes], byte_limit: int = 4, counts: tuple[int, ...] = ()) -> Vocabulary:
+    def _number(
+        self, bases: list[bytes], byte_limit: int = 4, counts: tuple[int, ...] = (), turns: bool = False
+    ) -> Vocabulary:
+        first_merge = first_entry_id(False, turns) + len(bases)
         ids = {bytes([value]): FIRST_BYTE + value for value in range(256)}
-        ids.update({data: FIRST_LEARNED + len(bases) + rank for rank, data in enumerate(self.pairs)})
+        ids.update({data: first_merge + rank for rank, data in enumerate(self.pairs)})
         return Vocabulary(
             lowercase=False,
             byte_limit=byte_limit,
@@ -217,11 +221,12 @@ class Entries:
             merges=tuple((ids[left], ids[right]) for left, right in self.pairs.values()),
             counts=counts,
             pattern=PORTABLE_PATTERN,
+            turns=turns,
         )
 
-    def to_vocabulary(self, words: dict[bytes, int], byte_limit: int) -> Vocabulary:
+    def to_vocabulary(self, words: dict[bytes, int], options: LearnOptions) -> Vocabulary:
         """Return the vocabulary: bases, the most used first, and merges by rank, with the uses of each on the words."""
         whole, inner = self._uses(words)
         bases = sorted(self.bases, key=lambda word: (-whole[word], word))
         counts = [whole[data] + inner[data] for data in (*bases, *self.pairs)]
-        return self._number(bases, byte_limit, tuple(counts))
+        return self._number(bases, options.byte_limit, tuple(counts), options.turn_tokens)

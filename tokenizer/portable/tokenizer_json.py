@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizer.portable.pretokens import PATTERN
-from tokenizer.vocabulary import FIRST_BYTE, SPECIAL_TOKENS, Vocabulary
+from tokenizer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 _START = "<EOS>"
 
@@ -24,7 +24,8 @@ def token_names(vocabulary: Vocabulary) -> list[str]:
     """Return the name of each id in a ``tokenizer.json``, [V]: its bytes as letters, or the name of a special token."""
     letters = byte_letters()
     names = ["".join([letters[value] for value in data]) for data in vocabulary.data]
-    names[:FIRST_BYTE] = SPECIAL_TOKENS
+    for id_ in vocabulary.special_ids:
+        names[id_] = vocabulary.names[id_]
     return names
 
 

@@ -56,7 +56,8 @@ def build(folder: Path, target: Path) -> dict[str, Any]:
             tokenizer = HybridTokenizer()
             for training, _ in texts.values():
                 tokenizer.add_text(training)
-            tokenizer.freeze_vocab(vocab_size=size, note=f"{family}-{label}: {', '.join(names)}")
+            # Without turn tokens: the ids of these vocabularies are fixed, and conversations use reserved ones.
+            tokenizer.freeze_vocab(vocab_size=size, turn_tokens=False, note=f"{family}-{label}: {', '.join(names)}")
             tokenizer.save(target / f"{family}-{label}{SUFFIX}")
             manifest[f"{family}-{label}"] = {
                 "vocab_size": tokenizer.vocab_size,

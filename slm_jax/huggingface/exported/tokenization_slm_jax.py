@@ -17,6 +17,7 @@ from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.phrases import PhraseJoiner
 from tokenizer.encoding.reference import join_phrases
 from tokenizer.storage import read, write
+from tokenizer.vocabulary import FIRST_LEARNED
 
 
 class SlmJaxTokenizer(PreTrainedTokenizer):
@@ -48,7 +49,8 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
             "eos_token": "<EOS>",
         }
         if "extra_special_tokens" not in kwargs:
-            kwargs.setdefault("additional_special_tokens", ["<RES>"])
+            turn_tokens = [self._names[id_] for id_ in self._vocabulary.special_ids if id_ >= FIRST_LEARNED]
+            kwargs.setdefault("additional_special_tokens", ["<RES>", *turn_tokens])
         super().__init__(begin_with_eos=begin_with_eos, **{**names, **kwargs})
 
     @cached_property
