@@ -59,6 +59,8 @@ class Options:
     """Number of slots decoded by one compiled program; 0: eight on a CPU, all on other devices."""
     queue: int = 64
     """Maximum number of texts waiting for a slot; beyond it requests are answered with status 429."""
+    prefix_cache: int = 512
+    """Memory for conversations, in MB per run: a next turn computes its own tokens only; 0: none."""
     max_prompt: int = 4096
     """Maximum length of a prompt in tokens."""
     max_tokens: int = 4096
@@ -82,6 +84,7 @@ def check(options: Options) -> None:
         "slots": 1,
         "rows": 0,
         "queue": 0,
+        "prefix_cache": 0,
         "max_prompt": 1,
         "max_tokens": 1,
         "max_body": 1,
@@ -182,7 +185,9 @@ def _load_and_serve(options: Options, listening: socket.socket, api_key: str) ->
         name = _unique(model_name(loaded.run.path.resolve()), engines)
         context = options.context or loaded.context
         logger.info("%s: run %s, %s, context of %d tokens", name, loaded.run.path, loaded.step_text, context)
-        engines[name] = Engine(loaded, options.slots, options.queue, options.rows, options.context, name)
+        engines[name] = Engine(
+            loaded, options.slots, options.queue, options.rows, options.context, name, options.prefix_cache
+        )
     if not is_loopback(options.host):
         access = "with the API key" if api_key else "WITHOUT an API key"
         logger.warning("warning: listening on %s: the network can use this server %s", options.host, access)

@@ -134,7 +134,8 @@ def prefill_chunk(
     Args:
         graph: Graph of the model.
         weights: Its parameters.
-        cache: The cache of this prompt, donated.
+        cache: The cache of this prompt, donated: position p is in column p mod S. A chunk that does not begin at a
+            multiple of T must end before the last column.
         ids_T: int32 [T], the chunk, padded at the end.
         first: int32 scalar, position of the chunk in the prompt.
         count: int32 scalar, number of ids that are not padding.
@@ -147,6 +148,7 @@ def prefill_chunk(
     """
     model: Transformer = nnx.merge(graph, weights.params)
     index_T = jnp.arange(len(ids_T))
+    cache = cache._replace(written=first)  # over the padding of the chunk before
     positions_1xT = jnp.where(index_T < count, first + index_T, -1)[None]
     x_1xTxD, cache = model.hidden_cached(ids_T[None], positions_1xT, cache, window, weights.layers)
     last_D = jax.lax.dynamic_index_in_dim(x_1xTxD[0], count - 1, keepdims=False)
@@ -186,6 +188,32 @@ def insert(
         positions=block.cache.positions.at[slot].set(jnp.maximum(position_S, -1)),
     )
     return Block(cache, block.logits_BxV.at[slot].set(logits_V), block.seen_BxV.at[slot].set(seen_V))
+
+
+@functools.partial(jax.jit, static_argnames="columns")
+def trim_prompt(prompt: KVCache, columns: int) -> KVCache:
+    """Return a copy of the first columns of a prompt's cache."""
+    keys, values = (tuple(x[:, :columns] for x in xs) for xs in (prompt.keys, prompt.values))
+    return prompt._replace(keys=keys, values=values, positions=prompt.positions[:, :columns])
+
+
+@functools.partial(jax.jit, static_argnames="columns")
+def restore_prompt(kept: KVCache, length: jax.Array, columns: int) -> KVCache:
+    """Return a cache of a prompt whose first tokens are kept.
+
+    Args:
+        kept: Keys and values from `trim_prompt`, of this prompt or another one that begins with the same tokens.
+        length: int32 scalar, number of tokens that both have in common.
+        columns: Number of columns of the result.
+    """
+    pad = columns - kept.positions.shape[1]
+
+    def widen(x_GxSxK: jax.Array) -> jax.Array:
+        return jnp.pad(x_GxSxK, ((0, 0), (0, pad), (0, 0)))
+
+    positions_1xS = jnp.arange(columns)[None]
+    positions_1xS = jnp.where(positions_1xS < length, positions_1xS, -1)
+    return KVCache(tuple(map(widen, kept.keys)), tuple(map(widen, kept.values)), positions_1xS, length)
 
 
 @functools.partial(jax.jit, static_argnames="columns")

@@ -14,80 +14,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from slm_jax.generation.decode import id_mask, prepare_weights, suppressed_ids
-from slm_jax.generation.sampling import Sampling, stack_sampling
+from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import LoadedRun
-from slm_jax.serve import batching
-from slm_jax.serve.batching import MAX_STEPS, Logprobs, SlotInputs, TokenMasks
+from slm_jax.serve.batching import MAX_STEPS, Logprobs, TokenMasks
+from slm_jax.serve.blocks import SlotBlock, block_columns
 from slm_jax.serve.metrics import Counters
-from slm_jax.serve.requests import Chunk, EngineClosedError, Occupancy, Progress, QueueFullError, Request, TokenLogprob
+from slm_jax.serve.prefill import Prefill, PromptFeeder, token_logprobs
+from slm_jax.serve.prefix_cache import PrefixCache
+from slm_jax.serve.requests import Chunk, EngineClosedError, Occupancy, Progress, QueueFullError, Request
+from slm_jax.serve.warm_up import WarmUp
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MIN_COLUMNS = 64  # of an empty block; doubled as its sequences grow
-_CHUNKS = (16, 64, 256)  # sizes of a prefill chunk: the smallest that holds the whole prompt, or the last
 _PREFILL_BUDGET = 512  # maximum number of prompt tokens fed between two decoding calls
 _ROUND_SECONDS = 0.1  # approximate time of a round over all blocks, and so between two chunks of a request
-_LOG_SECONDS = 2.0  # time between two log lines of the warm-up
-
-
-@dataclass
-class _Prefill:
-    """A prompt on its way into a slot."""
-
-    request: Request
-    cache: Any
-    chunk: int
-    weights: Any
-    fed: int = 0
-    logits_V: Any = None
-
-
-@dataclass
-class _Block:
-    """Host state of a block of slots."""
-
-    state: batching.Block
-    requests: list[Request | None]  # by slot
-    weights: Any  # those that its requests began with
-    step_seconds: float = 0.0  # of a decoding step, at the last call
-
-    @property
-    def columns(self) -> int:
-        return self.state.cache.positions.shape[1]
-
-    def running(self) -> list[tuple[int, Request]]:
-        return [(slot, request) for slot, request in enumerate(self.requests) if request is not None]
-
-
-class _WarmUp:
-    """State of the warm-up: its own block, and the prompts that are still to be served."""
-
-    def __init__(self, block: _Block, prompts: deque[tuple[int, bool]]):
-        self.block: _Block | None = block
-        self.prompts = prompts
-        self.total = len(prompts)
-        self.start = time.perf_counter()
-        self._last_log = self.start
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(self.total - len(self.prompts), self.total)
-
-    def log(self, name: str) -> None:
-        """Log the progress, at most once in some seconds."""
-        now = time.perf_counter()
-        if now - self._last_log > _LOG_SECONDS:
-            self._last_log = now
-            logger.info("%s: compiling %d of %d (%.0f s)", name, self.progress.done + 1, self.total, now - self.start)
 
 
 class Engine:
@@ -100,6 +46,8 @@ class Engine:
         block_slots: Number of slots that one compiled program decodes.
         queue_size: Number of requests that may wait beyond the slots.
         window: Number of tokens that attention sees.
+        context: Maximum number of tokens of a conversation, answer included.
+        prefixes: Keys and values of earlier conversations.
         stop_ids: Ids that end a sequence.
         counters: Statistics since the start.
         failure: The exception that ended the engine's thread, if any.
@@ -113,6 +61,7 @@ class Engine:
         block_slots: int = 0,
         context: int = 0,
         name: str = "",
+        prefix_cache: int = 512,
     ):
         """Allocate the blocks; nothing is compiled for requests yet, see `start`.
 
@@ -124,15 +73,18 @@ class Engine:
                 slots on other devices.
             context: Number of tokens that attention sees; 0: the length that the model was trained at.
             name: Name in log messages; empty: that of the run directory.
+            prefix_cache: Maximum size of the keys and values of earlier conversations that are kept, in MB.
         """
         self.run = run
         self.name = name or run.run.path.name
         self._options = (slots, queue_size, block_slots, context)
+        self._prefix_cache = prefix_cache
         self.queue_size = queue_size
         model = run.model
         self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
         self.slots = -(-slots // self.block_slots) * self.block_slots
-        self.window = min(w for w in (context or run.context, model.config.longest_window or run.context) if w)
+        self.context = context or run.context
+        self.window = min(w for w in (self.context, model.config.longest_window or run.context) if w)
         self.stop_ids = tuple(run.tokenizer.stop_ids)
         self.counters = Counters()
         self.failure: BaseException | None = None
@@ -141,16 +93,20 @@ class Engine:
         self._masks = TokenMasks(
             id_mask(suppressed_ids(run.tokenizer), model.vocab_size), id_mask(self.stop_ids, model.vocab_size)
         )
-        full = -(-self.window // _MIN_COLUMNS) * _MIN_COLUMNS
-        self._columns = [c for c in (_MIN_COLUMNS << i for i in range(32)) if c < full] + [full]
         self._blocks = [self._empty_block() for _ in range(self.slots // self.block_slots)]
+        self.prefixes = PrefixCache(prefix_cache * 10**6)
+        self.prefixes.reset(self._weights)
+        self._feeder = PromptFeeder(self._graph, self.window, self.context, self.prefixes)
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._queue: deque[Request] = deque()
-        self._prefills: deque[_Prefill] = deque()
+        self._prefills: deque[Prefill] = deque()
+        self._unsaved: list[Prefill] = []  # conversations that were fed, and whose keys and values are still to be kept
+        self._answered: deque[Request] = deque(maxlen=self.slots)  # to be computed while there is nothing else to do
+        self._ahead: Prefill | None = None  # the one of these that is being computed
         self._lock = threading.Lock()
         self._unfinished = 0  # requests submitted and not finished
         self._closing = False
-        self._warm_up: _WarmUp | None = None
+        self._warm_up: WarmUp | None = None
         self._thread = threading.Thread(target=self._serve, name=f"engine {self.name}", daemon=True)
 
     # Called from any thread.
@@ -163,12 +119,12 @@ class Engine:
                 submitted meanwhile: they are served between two programs.
         """
         if warm_up:
-            self._warm_up = _WarmUp(self._empty_block(), self._warm_up_prompts())
+            self._warm_up = WarmUp(self._empty_block(), block_columns(self.window))
         self._thread.start()
 
     def for_run(self, run: LoadedRun, name: str) -> "Engine":
         """Return an engine of another run, with the options of this one."""
-        return Engine(run, *self._options, name)
+        return Engine(run, *self._options, name, self._prefix_cache)
 
     @functools.cached_property
     def longest_token(self) -> int:
@@ -197,6 +153,9 @@ class Engine:
         """
         size = self.run.model.vocab_size
         for request in requests:
+            length = len(request.prompt_ids)
+            if request.boundaries is not None and length > self.context:
+                raise UserError(f"a conversation of {length:,} tokens exceeds the context of {self.context:,}")
             if not request.prompt_ids or not all(0 <= id_ < size for id_ in request.prompt_ids):
                 raise UserError(f"a prompt must have at least one id, each from 0 to {size - 1}")
             request.sampling.check()
@@ -225,7 +184,21 @@ class Engine:
         if shapes != jax.tree.map(lambda x: (x.shape, x.dtype), nnx.state(self.run.model, nnx.Param)):
             raise UserError(f"{run.run.path} has weights of other shapes than those that are served: start again")
         self._weights = prepare_weights(self._graph, params)
+        self.prefixes.reset(self._weights)
         self.run = run
+
+    def compute_ahead(self, prompt_ids: Sequence[int], boundaries: Sequence[int]) -> None:
+        """Compute the keys and values of a conversation while there is nothing else to do: its next turn reuses them.
+
+        May be called from any thread. If much else is to do, the oldest of these conversations are left out.
+
+        Args:
+            prompt_ids: Ids of the conversation, the last answer included.
+            boundaries: Positions where messages begin, see `Request`.
+        """
+        if self.prefixes.max_bytes and len(prompt_ids) <= self.context:
+            self._answered.append(Request(prompt_ids, 0, Sampling(), lambda chunk: None, boundaries=boundaries))
+            self._inbox.put(None)
 
     def occupancy(self) -> Occupancy:
         """Return the number of running and of waiting requests."""
@@ -269,14 +242,18 @@ class Engine:
         Returns:
             False once the engine is being closed.
         """
-        if self._warm_up and self._warm_up.prompts:
-            self._compile_next(self._warm_up)
+        for prefill in self._unsaved:  # not when it was fed, for a low latency of its first token
+            self._feeder.keep(prefill)
+        self._unsaved.clear()
+        if self._warm_up and self._warm_up.is_running:
+            self._warm_up.compile_next(self._feeder, self._weights, self.name)
         for number, block in enumerate(self._blocks):
             if not self._drain_inbox(wait=number == 0):
                 return False
             self._feed_prompts()
             if block.running():
                 self._decode(block, sum(bool(each.running()) for each in self._blocks))
+        self._compute_ahead()
         return True
 
     def _drain_inbox(self, wait: bool = False) -> bool:
@@ -285,56 +262,21 @@ class Engine:
         Returns:
             False once the engine is being closed.
         """
-        busy = self._queue or self._prefills or (self._warm_up and self._warm_up.prompts)
+        busy = self._queue or self._prefills or self._unsaved or self._answered or self._ahead
         idle = wait and not busy and not any(block.running() for block in self._blocks)
+        idle = idle and not (self._warm_up and self._warm_up.is_running)
         while True:
             try:
                 request = self._inbox.get(block=idle and not self._closing)
             except queue.Empty:
                 break
-            if request is None:
-                self._closing = True
-            else:
+            idle = False
+            if request is not None:  # which only wakes this thread
                 self._queue.append(request)
-                idle = False
-            if self._closing and self._inbox.empty():
-                break
         for waiting in [request for request in self._queue if request.finish_request]:
             self._queue.remove(waiting)
             self._finish(waiting, Chunk([], [], waiting.finish_request))
         return not self._closing
-
-    def _warm_up_prompts(self) -> deque[tuple[int, bool]]:
-        """Return lengths of prompts that need every program, and whether to compute their log-probabilities."""
-        # One prompt per chunk size and per block size, then one that shrinks the block to the smallest size.
-        chunks = {1, *(chunk + 1 for chunk in _CHUNKS[:-1])}
-        lengths = sorted(chunks | {max(columns - MAX_STEPS, 1) for columns in self._columns})
-        return deque([*((length, False) for length in [*lengths, 1]), *((length, True) for length in sorted(chunks))])
-
-    def _compile_next(self, warm_up: "_WarmUp") -> None:
-        """Serve one request in a block that no client's request is in, and that no statistics count."""
-        block = warm_up.block
-        assert block is not None
-        warm_up.log(self.name)
-        length, logprobs = warm_up.prompts[0]
-        request = Request([0] * length, 1, Sampling(), lambda chunk: None, logprobs, logprobs, ignore_eos=True)
-        prefill = self._start_prefill(request)
-        while prefill.fed < length:
-            self._feed_chunk(prefill)
-        slot = self._insert(block, prefill)
-        self._resize(block, 0)
-        self._call_decode(block, 1)
-        block.requests[slot] = None
-        warm_up.prompts.popleft()
-        if not warm_up.prompts:
-            seconds = time.perf_counter() - warm_up.start
-            message = "%s: %d slots in blocks of %d; compiled in %.1f s"
-            logger.info(message, self.name, self.slots, self.block_slots, seconds)
-            warm_up.block = None
-
-    def _start_prefill(self, request: Request) -> _Prefill:
-        chunk = next((chunk for chunk in _CHUNKS if len(request.prompt_ids) <= chunk), _CHUNKS[-1])
-        return _Prefill(request, self._empty_prompt_cache(chunk), chunk, self._weights)
 
     def _feed_prompts(self) -> None:
         """Feed the prompts that have a slot to go to, within the prefill budget."""
@@ -343,7 +285,7 @@ class Engine:
         free = sum(request is None for block in usable for request in block.requests) - len(self._prefills)
         while self._queue and free > 0:
             free -= 1
-            self._prefills.append(self._start_prefill(self._queue.popleft()))
+            self._prefills.append(self._feeder.start(self._queue.popleft(), self._weights))
         budget = _PREFILL_BUDGET
         while self._prefills and budget > 0:
             prefill = self._prefills[0]
@@ -351,36 +293,26 @@ class Engine:
                 self._prefills.popleft()
                 self._finish(prefill.request, Chunk([], [], prefill.request.finish_request))
                 continue
-            if prefill.fed < len(prefill.request.prompt_ids):
-                budget -= prefill.chunk
-                self._feed_chunk(prefill)
-            if prefill.fed == len(prefill.request.prompt_ids):
+            if not prefill.is_complete:
+                budget -= self._feeder.feed(prefill)
+            if prefill.is_complete:
                 if not self._admit(prefill):
                     break  # until a block is empty
                 self._prefills.popleft()
 
-    def _feed_chunk(self, prefill: _Prefill) -> None:
-        """Feed the next chunk of a prompt, and deliver its log-probabilities if they were asked for."""
-        request = prefill.request
-        first = prefill.fed
-        ids = np.asarray(request.prompt_ids[first : first + prefill.chunk], np.int32)
-        next_ids = np.asarray(request.prompt_ids[first + 1 : first + 1 + prefill.chunk], np.int32)
-        prefill.fed += len(ids)
-        prefill.cache, prefill.logits_V, logprobs = batching.prefill_chunk(
-            self._graph,
-            prefill.weights,
-            prefill.cache,
-            _pad(ids, prefill.chunk),
-            np.int32(first),
-            np.int32(len(ids)),
-            _pad(next_ids, prefill.chunk),
-            self.window,
-            request.prompt_logprobs,
-        )
-        if logprobs is not None and len(next_ids):
-            request.on_chunk(Chunk(next_ids.tolist(), _token_logprobs(logprobs, len(next_ids))))
+    def _compute_ahead(self) -> None:
+        """Feed a chunk of a conversation that was answered, unless anybody waits for something else."""
+        if self._queue or self._prefills or any(block.running() for block in self._blocks):
+            return
+        if self._ahead is None or self._ahead.weights is not self._weights:
+            self._ahead = self._feeder.start(self._answered.popleft(), self._weights) if self._answered else None
+        if self._ahead is not None:
+            self._feeder.feed(self._ahead)
+            if self._ahead.is_complete:
+                self._feeder.keep(self._ahead)
+                self._ahead = None
 
-    def _admit(self, prefill: _Prefill) -> bool:
+    def _admit(self, prefill: Prefill) -> bool:
         """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time.
 
         Returns:
@@ -395,42 +327,16 @@ class Engine:
         if not free and request.max_tokens > 0:
             return False
         self.counters.prompt_tokens += len(request.prompt_ids)
+        self.counters.reused_tokens += request.reused
+        if request.boundaries is not None:
+            self._unsaved.append(prefill)
         if request.max_tokens > 0:
-            self._insert(max(free, key=lambda block: len(block.running())), prefill)
+            max(free, key=lambda block: len(block.running())).insert(prefill)
         else:
             self._finish(request, Chunk([], [], "length"))
         return True
 
-    def _insert(self, block: _Block, prefill: _Prefill) -> int:
-        """Put a prompt into a free slot of a block; returns the slot."""
-        request = prefill.request
-        slot = block.requests.index(None)
-        self._resize(block, len(request.prompt_ids))
-        block.state = batching.insert(
-            block.state,
-            np.int32(slot),
-            prefill.cache,
-            np.int32(len(request.prompt_ids)),
-            prefill.logits_V,
-            id_mask(request.prompt_ids, self.run.model.vocab_size),
-        )
-        block.requests[slot] = request
-        block.weights = prefill.weights
-        return slot
-
-    def _resize(self, block: _Block, length: int) -> None:
-        """Give a block the columns that its sequences, and one of `length` tokens, need; fewer if half would do."""
-        needed = max([length, *(request.length + MAX_STEPS for _, request in block.running())])
-        wanted = sum(columns < needed for columns in self._columns[:-1])  # index of the smallest sufficient size
-        index = self._columns.index(block.columns)
-        # A sequence whose buffer has wrapped keeps its columns; so does one that would soon need them again.
-        if wanted < index and 2 * needed > block.columns:
-            return
-        while index != wanted:  # by single steps, so that few programs are compiled
-            index += 1 if index < wanted else -1
-            block.state = batching.resize(block.state, self._columns[index])
-
-    def _decode(self, block: _Block, busy_blocks: int) -> None:
+    def _decode(self, block: SlotBlock, busy_blocks: int) -> None:
         """Generate some tokens in every slot of a block and deliver them."""
         for slot, request in block.running():
             if request.finish_request:
@@ -438,10 +344,10 @@ class Engine:
         running = block.running()
         if not running:
             return
-        self._resize(block, 0)
+        block.resize(0)
         steps = self._step_count(block, [request for _, request in running], busy_blocks)
         start = time.perf_counter()
-        ids_BxN, logprobs = self._call_decode(block, steps)
+        ids_BxN, logprobs = block.decode(steps)
         block.step_seconds = (time.perf_counter() - start) / steps
         host_logprobs = jax.device_get(logprobs) if any(request.logprobs for _, request in running) else None
         for slot, request in running:
@@ -453,7 +359,7 @@ class Engine:
             elif chunk.ids:
                 request.on_chunk(chunk)
 
-    def _step_count(self, block: _Block, running: Sequence[Request], busy_blocks: int) -> int:
+    def _step_count(self, block: SlotBlock, running: Sequence[Request], busy_blocks: int) -> int:
         """Return the number of steps of the next call: few for new sequences, then as many as a round has time for."""
         in_time = int(_ROUND_SECONDS / busy_blocks / block.step_seconds) if block.step_seconds else 1
         growing = 1 + 2 * min(request.generated for request in running)  # a low latency of the first token
@@ -470,26 +376,9 @@ class Engine:
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
             finish_reason = "stop"
-        return Chunk(ids, [] if logprobs is None else _token_logprobs(logprobs, len(ids)), finish_reason)
+        return Chunk(ids, [] if logprobs is None else token_logprobs(logprobs, len(ids)), finish_reason)
 
-    def _call_decode(self, block: _Block, steps: int) -> tuple[np.ndarray, Logprobs]:
-        """Call the compiled loop; returns ids [B, N] on the host and log-probabilities on the device."""
-        requests = [request or _NO_REQUEST for request in block.requests]
-        inputs = SlotInputs(
-            position_B=np.array([request.length for request in requests], np.int32),
-            generated_B=np.array([request.generated for request in requests], np.int32),
-            remaining_B=np.array([request.max_tokens - request.generated for request in requests], np.int32),
-            seed_B=np.array([request.sampling.seed for request in requests], np.uint32),
-            ignore_eos_B=np.array([request.ignore_eos for request in requests], bool),
-            logprobs_B=np.array([request.logprobs for request in requests], bool),
-            sampling=stack_sampling([request.sampling for request in requests]),
-        )
-        block.state, ids_BxN, logprobs = batching.decode(
-            self._graph, block.weights, block.state, inputs, self._masks, np.int32(steps), self.window
-        )
-        return np.asarray(ids_BxN), logprobs
-
-    def _release(self, block: _Block, slot: int, request: Request, last: Chunk) -> None:
+    def _release(self, block: SlotBlock, slot: int, request: Request, last: Chunk) -> None:
         block.requests[slot] = None
         self._finish(request, last)
 
@@ -500,26 +389,5 @@ class Engine:
         self.counters.request_time.observe(time.perf_counter() - request.submitted_at)
         request.on_chunk(last)
 
-    def _empty_block(self) -> _Block:
-        state = batching.empty_block(self._graph, self._weights, self.block_slots, self._columns[0])
-        return _Block(state, [None] * self.block_slots, self._weights)
-
-    def _empty_prompt_cache(self, chunk: int) -> Any:
-        columns = -(-(self.window + chunk - 1) // chunk) * chunk
-        return batching.empty_prompt_cache(self._graph, self._weights, columns)
-
-
-_NO_REQUEST = Request((), 0, Sampling(temperature=0), lambda chunk: None)  # stands for an empty slot
-
-
-def _token_logprobs(logprobs: Logprobs, count: int) -> list[TokenLogprob]:
-    """Return the first `count` log-probabilities of one sequence."""
-    token, top_ids, top = (np.asarray(x)[:count].tolist() for x in logprobs)
-    return [
-        TokenLogprob(value, list(zip(ids, values, strict=True)))
-        for value, ids, values in zip(token, top_ids, top, strict=True)
-    ]
-
-
-def _pad(ids: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(ids, (0, length - len(ids)))
+    def _empty_block(self) -> SlotBlock:
+        return SlotBlock(self._graph, self._weights, self.block_slots, self.window, self._masks)

@@ -36,6 +36,7 @@ class Counters:
 
     Attributes:
         prompt_tokens: Number of prompt tokens processed.
+        reused_tokens: Number of these that were not computed again, as an earlier conversation begins with them.
         generated_tokens: Number of tokens generated.
         finished: Number of finished requests by finish reason.
         first_token: Time from submission to the first token.
@@ -43,6 +44,7 @@ class Counters:
     """
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     generated_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     first_token: Histogram = field(default_factory=Histogram)

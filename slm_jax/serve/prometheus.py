@@ -22,6 +22,8 @@ def server_metrics(engines: Mapping[str, Engine], statuses: Mapping[int, int]) -
     yield from metric("slm_http_responses_total", "counter", "HTTP responses by status.", responses)
     counters = (
         ("slm_prompt_tokens_total", "Prompt tokens processed.", lambda e: e.counters.prompt_tokens),
+        ("slm_prefix_reused_tokens_total", "Prompt tokens not computed again.", lambda e: e.counters.reused_tokens),
+        ("slm_prefix_evicted_total", "Conversations dropped from the cache.", lambda e: e.prefixes.evicted),
         ("slm_drawn_tokens_total", "Tokens generated.", lambda e: e.counters.generated_tokens),
     )
     for name, description, value in counters:
@@ -35,6 +37,8 @@ def server_metrics(engines: Mapping[str, Engine], statuses: Mapping[int, int]) -
     gauges = (
         ("slm_texts_writing", "Texts being generated.", lambda e: e.occupancy().running),
         ("slm_texts_waiting", "Texts waiting for a slot.", lambda e: e.occupancy().waiting),
+        ("slm_prefix_conversations", "Conversations in the prefix cache.", lambda e: len(e.prefixes)),
+        ("slm_prefix_bytes", "Size of the prefix cache.", lambda e: e.prefixes.bytes),
         ("slm_slots", "Maximum number of texts generated at the same time.", lambda e: e.slots),
     )
     for name, description, value in gauges:

@@ -56,9 +56,11 @@ class Request:
         logprobs: Deliver a `TokenLogprob` with each generated id.
         prompt_logprobs: Deliver the ids of the prompt from the second on first, with a `TokenLogprob` each.
         ignore_eos: Never sample the id that ends a sequence.
+        boundaries: Of a conversation: positions where messages begin, in ascending order; None: a text.
         finish_request: Reason to finish before the end, set by `finish`.
         submitted_at: `time.perf_counter()` at creation.
         generated: Number of generated tokens so far.
+        reused: Number of tokens of the prompt that were not computed again (`prefix_cache`).
     """
 
     prompt_ids: Sequence[int]
@@ -68,9 +70,11 @@ class Request:
     logprobs: bool = False
     prompt_logprobs: bool = False
     ignore_eos: bool = False
+    boundaries: Sequence[int] | None = None
     finish_request: str = ""
     submitted_at: float = field(default_factory=time.perf_counter)
     generated: int = 0
+    reused: int = 0
 
     @property
     def length(self) -> int:

@@ -197,13 +197,16 @@ def test_requests_are_served_during_the_warm_up_and_nothing_is_compiled_after_it
         batching.prefill_chunk,
         batching.empty_prompt_cache,
         batching.empty_block,
+        batching.trim_prompt,
+        batching.restore_prompt,
     )
     before = [program._cache_size() for program in programs]
     requests = [
         make_request(random_prompt(loaded, n, n), 80, VARIED, logprobs=n % 2 == 0, prompt_logprobs=n > 99)
         for n in (1, 40, 64, 100)
     ]
-    for batch in (requests, [make_request([7], 3)]):
+    requests += [make_request(random_prompt(loaded, n, n), 80, boundaries=[2, 9]) for n in (10, 40, 100, 100)]
+    for batch in (requests[:4], requests[4:], [make_request([7], 3)]):
         fresh.submit(batch)
         wait_until(lambda batch=batch: all(request.on_chunk.finish_reason for request in batch))
     fresh.close()
