@@ -24,6 +24,8 @@ SOURCES: tuple[str, ...] = (
     "wikipedia",
     "alpaca",
     "dolly",
+    "smoltalk",
+    "oasst",
 )
 
 # The options that are involved, and the message: what is wrong and what to do.
@@ -227,6 +229,18 @@ def _data_problems(config: Sections) -> Iterator[Problem]:
         )
     if data.source == "files" and not data.files:
         yield ("data.source", "data.files"), "data.source is files, but data.files is empty: --data.files 'my/*.txt'"
+    if data.format not in ("auto", "text"):
+        if data.template:
+            text = f"data.format {data.format} makes conversations, data.template prompts of plain text: leave one out"
+            yield ("data.format", "data.template"), text
+        if data.text_field and data.format in ("alpaca", "dolly"):
+            text = f"data.format {data.format} has columns of its own: leave out data.text_field"
+            yield ("data.format", "data.text_field"), text
+        if data.source == "python-docs" and not (data.mix or data.files):
+            text = (
+                f"data.format {data.format} makes conversations, but data.source python-docs is plain text: name files"
+            )
+            yield ("data.format", "data.source"), text
     if "\n" in data.separator or data.separator != data.separator.strip():
         yield (
             ("data.separator",),

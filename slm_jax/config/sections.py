@@ -247,14 +247,22 @@ class DataConfig(Section):
         "Bytes that are not UTF-8; strict: reject the text file, skip the row of other files; replace: read them as "
         "U+FFFD.",
     )
-    text_field: str = option("", "JSONL, Parquet, hub: the column of the text; empty: the source's own, or text.")
+    format: Literal["auto", "text", "chat", "messages", "sharegpt", "alpaca", "dolly"] = option(
+        "auto",
+        "JSONL, Parquet, hub: what a row holds. auto: text, or a conversation where there is no column text; chat: a "
+        "conversation in one of the formats messages (OpenAI), sharegpt, alpaca and dolly; text: no conversation.",
+    )
+    text_field: str = option(
+        "", "JSONL, Parquet, hub: the column of the text, or of the conversation; empty: the source's own, or text."
+    )
     template: str = option(
         "",
         "JSONL, Parquet, hub: alpaca, or a prompt with {column} placeholders ('{question}\\n'); empty: no prompts.",
     )
     response_field: str = option("", "With template: the column of the response; empty: output.")
     loss_on: Literal["response", "all"] = option(
-        "response", "With template: the tokens that are predicted, of the response only or of the prompt as well."
+        "response",
+        "Instructions and conversations: the tokens that are predicted, of responses only or of prompts as well.",
     )
     revision: str = option("", "Hub: a commit or branch; empty: the newest one when the text is prepared.")
     max_documents: int = option(0, "Largest number of training documents per source; 0: no limit.", ge=0)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from slm_jax.data.sources.rows import RowMapper
+from slm_jax.chat.formats import named_format
+from slm_jax.data.sources.rows import ConversationMapper, Mapper, RowMapper
+from slm_jax.data.sources.threads import THREADS
 from slm_jax.utils.errors import UserError
 
 
@@ -24,7 +26,7 @@ class HubDataset(NamedTuple):
     config: str = ""
     default_config: str = ""
     split: str = "train"
-    mapper: RowMapper = RowMapper()
+    mapper: Mapper = RowMapper()
     rows_are_lines: bool = False
 
 
@@ -56,6 +58,18 @@ CATALOG = {
         "15,000 instructions with responses written by people, 13 MB",
         mapper=RowMapper(template="alpaca", response_column="response", aliases=(("input", "context"),)),
     ),
+    "smoltalk": HubDataset(
+        "HuggingFaceTB/smoltalk",
+        "1.0 M conversations, most of them synthetic, 2.0 GB compressed; smoltalk:CONFIG for a part",
+        "{}",
+        "all",
+        mapper=ConversationMapper(named_format("messages")),
+    ),
+    "oasst": HubDataset(
+        "OpenAssistant/oasst2",
+        "conversations written by people in many languages, the best thread of each message tree",
+        mapper=ConversationMapper(THREADS),
+    ),
 }
 
 
@@ -77,4 +91,4 @@ def find_dataset(name: str) -> HubDataset:
     repo, config, split, *more = [*rest.split(":"), "", ""]
     if first != "hf" or repo.count("/") != 1 or not all(repo.split("/")) or any(more):
         raise UserError(f"data.source {name}: a data set of the hub is written as hf:OWNER/NAME[:CONFIG][:SPLIT]")
-    return HubDataset(repo, "", config, split=split or "train")
+    return HubDataset(repo, "", config, split=split or "train", mapper=RowMapper(detects=True))

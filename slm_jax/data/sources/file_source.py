@@ -1,7 +1,9 @@
 """Documents in local files: text, JSON Lines and Parquet, also compressed."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from slm_jax.data.sources.files import (
     too_long_error,
 )
 from slm_jax.data.sources.row_files import parquet_columns, read_rows
-from slm_jax.data.sources.rows import RowMapper
+from slm_jax.data.sources.rows import ConversationMapper, Mapper, Row, RowMapper, resolved_mapper
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 
 logger = logging.getLogger(__name__)
+
+_FIRST_ROWS = 20  # by which the format of the rows is detected
 
 
 class FileSource:
@@ -31,7 +35,7 @@ class FileSource:
     def __init__(
         self,
         patterns: Sequence[str],
-        mapper: RowMapper | None = None,
+        mapper: Mapper | None = None,
         separator: str = "<|endoftext|>",
         per_line: bool = False,
         encoding_errors: str = "strict",
@@ -41,14 +45,15 @@ class FileSource:
 
         Args:
             patterns: Paths, folders and globs, see `find_files`.
-            mapper: The mapping of rows to documents; None: plain text in the column `text`.
+            mapper: The mapping of rows to documents, which may depend on the first rows (see `resolved_mapper`); None:
+                plain text in the column `text`.
             separator: Text files: a line that ends a document; empty: each file is one document.
             per_line: Text files: each line is a document.
             encoding_errors: Bytes that are not UTF-8: `strict` or `replace`, as in `bytes.decode`.
             remedy: For files that are not UTF-8, what a command offers besides converting them.
 
         Raises:
-            UserError: A pattern matches no file, or all files are empty.
+            UserError: A pattern matches no file, all files are empty, or a text file is to hold conversations.
         """
         self.name = patterns[0] if len(patterns) == 1 else f"{patterns[0]} and {len(patterns) - 1} more"
         self.files = find_files(patterns)
@@ -56,19 +61,43 @@ class FileSource:
             if len(self.files) > 1:
                 raise UserError(f"data.files: all {len(self.files)} files are empty")
             raise UserError(f"{self.files[0]} is empty")
-        self.mapper = mapper or RowMapper()
+        self._mapper = mapper or RowMapper()
+        self._row_files = [path for path in self.files if file_format(path) in ROW_FORMATS]
+        if isinstance(self._mapper, ConversationMapper) and len(self._row_files) < len(self.files):
+            text = next(path for path in self.files if path not in self._row_files)
+            raise UserError(
+                f"data.format asks for conversations, but {text} is a text file: name JSONL, JSON or Parquet files only"
+            )
         self.separator = separator
         self.per_line = per_line
         self.encoding_errors = encoding_errors
         self.remedy = remedy
         self._warned = False
+        self._noted = False
+
+    @cached_property
+    def mapper(self) -> Mapper:
+        """The mapping of rows to documents, as the first rows have decided."""
+        if not self._row_files:
+            return self._mapper
+        return resolved_mapper(self._mapper, self._first_rows()).mapper
+
+    def _first_rows(self) -> tuple[Any, ...]:
+        path = self._row_files[0]
+        state = path.stat()
+        return _first_rows(path, state.st_size, state.st_mtime_ns)
 
     def describe(self) -> Any:
-        """Return paths, sizes and times of modification of the files."""
-        return describe_files(self.files)
+        """Return paths, sizes and times of modification of the files, and how conversations are read."""
+        files = describe_files(self.files)
+        return [*files, self.mapper.describe()] if isinstance(self.mapper, ConversationMapper) else files
 
     def read(self, position: Any = None) -> "FileReader":
         """Read from a position, see `FileReader.position`."""
+        if self._row_files and not self._noted:
+            self._noted = True
+            if note := resolved_mapper(self._mapper, self._first_rows()).note:
+                logger.info("%s: %s", self.name, note)
         return FileReader(self, position or [0, 0])
 
     def documents(self, path: Path) -> Iterator[Document | InvalidRow]:
@@ -90,10 +119,10 @@ class FileSource:
 
     def _check_columns(self, path: Path) -> None:
         columns = parquet_columns(path)
-        missing = [name for name in self.mapper.required_columns() if name not in columns]
+        missing = self.mapper.missing_column(columns)
         if missing:
             raise UserError(
-                f"{path} has no column {missing[0]} (columns: {', '.join(columns)}): name the column of the text with "
+                f"{path} has no column {missing} (columns: {', '.join(columns)}): name the column of the text with "
                 "--data.text_field"
             )
 
@@ -183,3 +212,14 @@ class FileReader:
     def position(self) -> list[int]:
         """Return [index of the file, number of its documents and invalid rows that were read]."""
         return self._position
+
+
+@lru_cache(maxsize=64)
+def _first_rows(path: Path, size: int, modified: int) -> tuple[Any, ...]:
+    """Return the values of the first rows of a file of this size and time of modification; none if it is damaged."""
+    try:
+        return tuple(
+            row.value for row in itertools.islice(read_rows(path, "replace"), _FIRST_ROWS) if isinstance(row, Row)
+        )
+    except UserError:
+        return ()  # reported when it is read

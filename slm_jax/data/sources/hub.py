@@ -17,7 +17,8 @@ from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.catalog import HubDataset, find_dataset
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
 from slm_jax.data.sources.optional import import_optional
-from slm_jax.data.sources.rows import Row, make_row_mapper
+from slm_jax.data.sources.rows import ConversationMapper, Mapper, Row, make_row_mapper, resolved_mapper
+from slm_jax.data.sources.threads import THREADS, ThreadJoiner
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -67,36 +68,46 @@ class HubSource:
     def describe(self) -> Any:
         """Return what was asked for; the newest commit is determined, and recorded, when the first row is read."""
         dataset = self.dataset
-        mapper = dataset.mapper
-        columns = [mapper.text_column, mapper.template, mapper.response_column]
+        columns = dataset.mapper.describe()
         return ["hub", dataset.repo, dataset.config, dataset.split, self.revision, *columns, dataset.rows_are_lines]
 
     def read(self, position: Any = None) -> "HubReader":
         """Read documents from a position, see `HubReader.position`."""
         return HubReader(self, position)
 
-    def read_rows(self, position: Any = None, required_columns: Sequence[str] = ()) -> "HubRowReader":
+    def read_rows(
+        self, position: Any = None, required_columns: Sequence[str] = (), mapper: Mapper | None = None
+    ) -> "HubRowReader":
         """Read rows from a position, see `HubRowReader.position`.
 
         Args:
             position: Where to resume; None: at the beginning.
             required_columns: Columns that the data set must have.
+            mapper: A mapper for whose columns the same holds.
         """
-        return HubRowReader(self, position, required_columns)
+        return HubRowReader(self, position, required_columns, mapper)
 
 
 class HubReader:
-    """A `Reader` of a HubSource: maps rows to documents, and joins lines to articles."""
+    """A `Reader` of a HubSource: maps rows to documents, and joins lines to articles and messages to threads."""
 
     def __init__(self, source: HubSource, position: Any = None):
         """Start at a position, see `position`; connects when the first document is read."""
+        self._name = source.name
         self._dataset = source.dataset
-        self._rows = source.read_rows(position, source.dataset.mapper.required_columns())
-        self._lines: list[str] = list(position["lines"]) if position else []
+        self._mapper: Mapper | None = None  # known when the first row was read
+        self._resumed = position is not None
+        self._rows = source.read_rows(position, mapper=source.dataset.mapper)
+        mapper = source.dataset.mapper
+        is_threads = isinstance(mapper, ConversationMapper) and mapper.row_format == THREADS
+        pending = list(position["lines"]) if position else []
+        self._lines: list[str] = [] if is_threads else pending
+        self._threads = ThreadJoiner(pending) if is_threads else None
 
     def position(self) -> Any:
-        """Return the position of the rows with the lines of the current article."""
-        return {**self._rows.position(), "lines": list(self._lines)}
+        """Return the position of the rows with the lines of the current article, or the messages of the thread."""
+        pending = self._lines if self._threads is None else self._threads.rows
+        return {**self._rows.position(), "lines": list(pending)}
 
     @property
     def version(self) -> str:
@@ -105,11 +116,14 @@ class HubReader:
 
     def __iter__(self) -> Iterator[Document | InvalidRow]:
         for item in self._rows:
+            if self._threads is not None:
+                yield from (self._threads.end(item.split) if isinstance(item, SplitEnd) else self._threads.add(item))
+                continue
             if isinstance(item, SplitEnd):
                 if self._lines:
                     yield self._end_article(item.split)
                 continue
-            document = self._dataset.mapper.to_document(item)
+            document = self._resolved(item).to_document(item)
             if isinstance(document, InvalidRow) or not self._dataset.rows_are_lines:
                 yield document
             elif _TITLE.fullmatch(document.text) and "".join(self._lines).strip():
@@ -118,6 +132,14 @@ class HubReader:
                 yield article
             else:
                 self._lines.append(document.text)
+
+    def _resolved(self, row: Row) -> Mapper:
+        """Return the mapper, which the first row decides; all rows of a data set have the same columns."""
+        if self._mapper is None:
+            self._mapper, note = resolved_mapper(self._dataset.mapper, [row.value])
+            if note and not self._resumed:
+                logger.info("%s: %s", self._name, note)
+        return self._mapper
 
     def _end_article(self, split: Split | None) -> Document:
         article = Document("".join(self._lines), split=split)
@@ -128,10 +150,11 @@ class HubReader:
 class HubRowReader:
     """The rows of a data set; after a lost connection it resumes after the last row."""
 
-    def __init__(self, source: HubSource, position: Any, required_columns: Sequence[str]):
+    def __init__(self, source: HubSource, position: Any, required_columns: Sequence[str], mapper: Mapper | None):
         """Start at a position, see `position`; connects when the first row is read."""
         self._source = source
         self._required_columns = required_columns
+        self._mapper = mapper
         self._started = False
         self._commit = position["commit"] if position else None
         self._split = position["split"] if position else 0  # index in the list of splits to read
@@ -232,13 +255,17 @@ class HubRowReader:
 
     def _check_columns(self, columns: list[str] | None) -> None:
         """Raise UserError if the data set declares its columns and a required one is missing."""
-        for name in self._required_columns:
-            if columns and name not in columns:
-                raise UserError(
-                    f"{self._source.name} has no column {name} (columns: {', '.join(columns)}): name the column of the "
-                    "text with --data.text_field, or make a prompt of columns with --data.template and "
-                    "--data.response_field"
-                )
+        if not columns:
+            return
+        missing = [name for name in self._required_columns if name not in columns]
+        if self._mapper is not None and (name := self._mapper.missing_column(columns)):
+            missing.append(name)
+        if missing:
+            raise UserError(
+                f"{self._source.name} has no column {missing[0]} (columns: {', '.join(columns)}): name the column of "
+                "the text with --data.text_field, or make a prompt of columns with --data.template and "
+                "--data.response_field"
+            )
 
     def _permanent_error(self, error: Exception) -> UserError | None:
         """Return the error to report if retrying cannot help; None for errors that may pass."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.data.sources.python_docs import module_groups, modules
-from slm_jax.data.sources.rows import Row, RowMapper
+from slm_jax.data.sources.rows import Mapper, Row, RowMapper
 from slm_jax.utils.errors import UserError
 
 QA_MAPPER = RowMapper(template="Question: {instruction}\nAnswer: ", response_column="output")
@@ -30,7 +30,7 @@ class PythonQA:
 
     name = "python-qa"
 
-    def __init__(self, mapper: RowMapper = QA_MAPPER):
+    def __init__(self, mapper: Mapper = QA_MAPPER):
         """Create the source.
 
         Args:
@@ -40,9 +40,7 @@ class PythonQA:
 
     def describe(self) -> Any:
         """Return Python's version and the fields of the mapper."""
-        mapper = self.mapper
-        columns = [mapper.text_column, mapper.template, mapper.response_column]
-        return ["python-qa", platform.python_version(), *columns]
+        return ["python-qa", platform.python_version(), *self.mapper.describe()]
 
     def read(self, position: Any = None) -> CountingReader:
         """Read from a position, the number of rows read before."""

@@ -1,10 +1,19 @@
 """Rows of data sets, and their mapping to documents."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from slm_jax.chat.formats import (
+    MalformedConversationError,
+    RowFormat,
+    format_of_columns,
+    format_of_row,
+    named_format,
+    parse_conversation,
+    type_name,
+)
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
 
@@ -45,12 +54,24 @@ class RowMapper:
             placeholders; empty: no instructions.
         response_column: The column of the response, used with a template.
         aliases: Pairs (column in the template, name of the column in the data set).
+        detects: Whether rows without the column of the text may be conversations, which `resolved_mapper` decides.
     """
 
     text_column: str = "text"
     template: str = ""
     response_column: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
+    detects: bool = False
+
+    def describe(self) -> list[str]:
+        """Return what the documents depend on, besides the rows; without what is detected in them."""
+        return [self.text_column, self.template, self.response_column]
+
+    def missing_column(self, columns: Collection[str]) -> str:
+        """Return the first column that rows with these columns lack; empty: none."""
+        if self.detects and self.text_column not in columns and format_of_columns(columns):
+            return ""
+        return next((name for name in self.required_columns() if name not in columns), "")
 
     def required_columns(self) -> list[str]:
         """Return the columns that every row must have; of an instruction, the response is the last."""
@@ -63,13 +84,13 @@ class RowMapper:
         """Return the row's document, or the reason why it has none."""
         columns = row.value
         if not isinstance(columns, Mapping):
-            return InvalidRow(f"a row is {_type_name(columns)}, not an object of columns", row.location)
+            return InvalidRow(f"a row is {type_name(columns)}, not an object of columns", row.location)
         required = self.required_columns()
         for name in required:
             if name not in columns:
                 return InvalidRow(f"column {name} is missing (columns: {columns_text(columns)})", row.location)
             if not isinstance(columns[name], str):
-                return InvalidRow(f"column {name} is {_type_name(columns[name])}, not text", row.location)
+                return InvalidRow(f"column {name} is {type_name(columns[name])}, not text", row.location)
         if not self.template:
             return Document(columns[self.text_column], split=row.split)
         response = columns[required[-1]]
@@ -91,26 +112,109 @@ class RowMapper:
         )
 
 
-def make_row_mapper(config: DataConfig, default: RowMapper | None = None) -> RowMapper:
+@dataclass(frozen=True)
+class ConversationMapper:
+    """Map rows to conversations.
+
+    Attributes:
+        row_format: The format of all rows; None: that of each row, as its columns have it.
+    """
+
+    row_format: RowFormat | None = None
+
+    def describe(self) -> list[str]:
+        """Return what the documents depend on, besides the rows."""
+        return ["conversations", *([self.row_format.name, *self.row_format.columns] if self.row_format else ())]
+
+    def missing_column(self, columns: Collection[str]) -> str:
+        """Return the first column that rows with these columns lack; empty: none."""
+        if self.row_format is None:
+            return "" if format_of_columns(columns) else "messages"
+        return next((name for name in self.row_format.columns if name not in columns), "")
+
+    def to_document(self, row: Row) -> Document | InvalidRow:
+        """Return the row's conversation, or the reason why it has none."""
+        columns = row.value
+        if not isinstance(columns, Mapping):
+            return InvalidRow(f"a row is {type_name(columns)}, not an object of columns", row.location)
+        row_format = self.row_format or format_of_columns(columns)
+        missing = self.missing_column(columns)
+        if missing or row_format is None:
+            return InvalidRow(f"column {missing} is missing (columns: {columns_text(columns)})", row.location)
+        try:
+            messages = parse_conversation(columns, row_format)
+        except MalformedConversationError as error:
+            return InvalidRow(str(error), row.location)
+        return Document("", split=row.split, messages=messages)
+
+
+Mapper = RowMapper | ConversationMapper
+
+
+class ResolvedMapper(NamedTuple):
+    """A mapper whose kind the first rows have decided.
+
+    Attributes:
+        mapper: The mapper.
+        note: A line for the log; empty: none.
+    """
+
+    mapper: Mapper
+    note: str = ""
+
+
+def resolved_mapper(mapper: Mapper, rows: Iterable[Any]) -> ResolvedMapper:
+    """Decide by the first rows whether a mapper yields text or conversations.
+
+    Rows that have text in the column of the text stay text, whatever other columns they have.
+
+    Args:
+        mapper: The mapper of a source.
+        rows: The values of the first rows.
+    """
+    objects = [row for row in rows if isinstance(row, Mapping)]
+    found = next(filter(None, map(format_of_row, objects)), None)
+    if isinstance(mapper, ConversationMapper):
+        shown = mapper.row_format or found
+        if shown is not None and len(shown.columns) == 1 and found is not None and shown.columns == found.columns:
+            shown = found
+        return ResolvedMapper(mapper, f"conversations in {shown.title}" if shown else "")
+    if not mapper.detects:
+        return ResolvedMapper(mapper)
+    text = replace(mapper, detects=False)
+    if any(isinstance(row.get(mapper.text_column), str) for row in objects):
+        hint = f"the column {mapper.text_column} is read; --data.format chat reads the conversations in"
+        return ResolvedMapper(text, f"{hint} {found.title}" if found and len(found.columns) == 1 else "")
+    if found is None:
+        return ResolvedMapper(text)
+    note = f"conversations in {found.title}"
+    if len(found.columns) > 1:
+        note += "; --data.template makes prompts of plain text instead"
+    return ResolvedMapper(ConversationMapper(), note)
+
+
+def make_row_mapper(config: DataConfig, default: Mapper | None = None) -> Mapper:
     """Return the mapper that a config asks for.
 
     Args:
-        config: The options `text_field`, `template` and `response_field`.
-        default: The mapper of the data set, used where the options are empty; None: plain text in `text`.
+        config: The options `format`, `text_field`, `template` and `response_field`.
+        default: The mapper of the data set, used where the options are empty; None: plain text in the column `text`, or
+            with the format `auto` what the first rows hold.
     """
-    default = default or RowMapper()
+    if config.format == "chat":
+        column = config.text_field
+        if isinstance(default, ConversationMapper) and not column:
+            return default
+        return ConversationMapper(named_format("messages", column) if column else None)
+    if config.format not in ("auto", "text"):
+        return ConversationMapper(named_format(config.format, config.text_field))
     if config.text_field:
         return RowMapper(text_column=config.text_field)
+    if config.template or config.format == "text":
+        default = replace(default, detects=False) if isinstance(default, RowMapper) else RowMapper()
     if not config.template:
-        return default
+        return default or RowMapper(detects=True)
+    assert isinstance(default, RowMapper)
     template = config.template.replace("\\n", "\n")  # as typed in a shell
     response_column = config.response_field or default.response_column or "output"
     return RowMapper(template=template, response_column=response_column, aliases=default.aliases)
-
-
-def _type_name(value: Any) -> str:
-    """Return the type of a JSON value in words."""
-    if value is None:
-        return "empty (null)"
-    name = type(value).__name__
-    return {"dict": "an object", "list": "a list", "str": "text"}.get(name, f"of type {name}")
