@@ -185,11 +185,12 @@ def _inspect(args: Sequence[str]) -> None:
     config = _config(options.config, overrides, run)
     from slm_jax.data.corpus.corpus import open_corpus
     from slm_jax.data.inspection import inspect_corpus, overlap_summary
+    from slm_jax.data.mask_view import uses_color
 
     corpora = []
     for path, tokenizer in _corpora(folder, config):
         corpora.append(open_corpus(path, tokenizer, verify=True))
-        print("\n".join(inspect_corpus(path, corpora[-1], tokenizer, config)))
+        print("\n".join(inspect_corpus(path, corpora[-1], tokenizer, config, uses_color(sys.stdout))))
     print(overlap_summary(corpora, folder, tokenizer, config))
 
 

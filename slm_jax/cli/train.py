@@ -159,7 +159,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         result: What `train` returned.
         seconds: Duration of this call.
     """
-    from slm_jax.data.load import example_prompt
+    from slm_jax.data.load import example_prompt, has_conversations
     from slm_jax.run.metrics import scores_text
     from slm_jax.run.samples import read_samples
     from slm_jax.run.selection import select_checkpoint
@@ -182,8 +182,11 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
     for line in best_lines(result, selection):
         print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")
-    prompt = next(filter(None, config.eval.prompts), None) or example_prompt(run)
-    print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
+    if has_conversations(run):
+        print(f"  python -m slm_jax.chat {name}    # talk to the model")
+    else:
+        prompt = next(filter(None, config.eval.prompts), None) or example_prompt(run)
+        print(f"  python -m slm_jax.generate {name} --prompt {shlex.quote(prompt)}")
     if not result.trend.since_best:
         print(f"  {PROG} {name} --train.steps {2 * result.step}    # train further")
     if not (config.data.files or config.data.mix):

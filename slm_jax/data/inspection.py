@@ -9,6 +9,7 @@ from slm_jax.config.schema import Config
 from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, open_corpus, read_manifest
+from slm_jax.data.mask_view import legend, masked_lines
 from slm_jax.data.overlap import corpus_overlap, stored_overlap
 from slm_jax.data.prepare import describe_corpus
 from slm_jax.data.sources.catalog import CATALOG
@@ -18,6 +19,7 @@ from slm_jax.utils.text_tokenizer import TextTokenizer
 
 _SAMPLES = 3  # documents
 _SAMPLE_CHARACTERS = 240
+_SAMPLE_TOKENS = 160  # of an instruction or a conversation
 
 
 def describe_sources(folder: Path) -> Iterator[str]:
@@ -59,7 +61,9 @@ def describe_sources(folder: Path) -> Iterator[str]:
         yield "  nothing yet"
 
 
-def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: TextTokenizer, config: Config) -> Iterator[str]:
+def inspect_corpus(
+    folder: Path, corpus: Corpus, tokenizer: TextTokenizer, config: Config, color: bool = False
+) -> Iterator[str]:
     """Yield lines about a corpus whose checksums were verified.
 
     Args:
@@ -67,6 +71,7 @@ def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: TextTokenizer, confi
         corpus: The corpus.
         tokenizer: Its tokenizer.
         config: The options of the batches that are described.
+        color: Whether to color the predicted tokens of instructions and conversations.
     """
     manifest = corpus.manifests[0]
     yield f"{manifest['name']} in {folder}"
@@ -81,11 +86,19 @@ def inspect_corpus(folder: Path, corpus: Corpus, tokenizer: TextTokenizer, confi
             f"  {name}: {plural(stream.num_documents, 'document')} in {plural(len(stream.shards), 'shard')}; tokens "
             f"per document: median {median:,}, 95th percentile {high:,}, longest {int(lengths.max()):,}"
         )
-    for mode in ("packed", "padded"):
+    for mode in ("packed", *(("segmented",) if corpus.train.has_conversations else ()), "padded"):
         yield f"  {_mode_text(mode, corpus, config)}"
     ends = corpus.train.ends
+    has_mask = corpus.train.has_prompts or corpus.train.has_conversations
+    if has_mask:
+        yield f"  {legend(color)}"
     for number in np.linspace(0, corpus.train.num_documents - 1, _SAMPLES).astype(int):
         start = int(ends[number - 1]) if number else 0
+        if has_mask:
+            yield f"  document {number:,}:"
+            stop = min(int(ends[number]), start + _SAMPLE_TOKENS)
+            yield from (f"    {line}" for line in masked_lines(corpus.train, start, stop, tokenizer, color))
+            continue
         ids = corpus.train[start : min(int(ends[number]), start + _SAMPLE_CHARACTERS)]
         yield f"  document {number:,}: {tokenizer.decode(ids.tolist())[:_SAMPLE_CHARACTERS]!r}"
 

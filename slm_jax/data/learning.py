@@ -138,7 +138,7 @@ def _training_texts(sources: Sequence[WeightedSource]) -> Iterator[str]:
         others -= held_out[index]  # documents that both cut
         for text in texts:
             if text.split == "train" and text.digest not in others:
-                yield text.text + (text.response or "")
+                yield from text.strings if text.messages is not None else ("".join(text.strings),)
 
 
 def _split_sample(source: WeightedSource) -> list[SplitText]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.data.corpus.corpus import CHAT_FORMAT, open_corpus, read_manifest
 from slm_jax.data.corpus.stream import TokenStream
+from slm_jax.data.turns import boundary_ids, stream_pieces
 from slm_jax.run.directory import Run
 from slm_jax.utils import tokenizer_loading
 from slm_jax.utils.errors import UserError
@@ -14,6 +15,7 @@ _PROMPT_DOCUMENTS = 50  # documents that `example_prompt` tries
 _PROMPT_TOKENS = 50  # tokens of each
 _PROMPT_CHARACTERS = 32  # of a prompt, at most
 _DEFAULT_PROMPT = "The"
+_DEFAULT_QUESTION = "Hello"
 
 
 def load_tokenizer(name: str) -> TextTokenizer:
@@ -36,13 +38,16 @@ def example_prompt(run: Run) -> str:
 
     Returns:
         The first two to four words of a held-out document; of instructions, a whole held-out prompt, as the model was
-        trained to answer it; "The" if the run has no data, or no document begins so.
+        trained to answer it; of conversations, the first message of a held-out one; "The" if the run has no data, or no
+        document begins so.
     """
     try:
         tokenizer = load_tokenizer(str(run.tokenizer))
         stream = open_corpus(run.corpus, tokenizer, verify=False).validation
     except UserError:  # a run may be kept without its text
         return _DEFAULT_PROMPT
+    if stream.has_conversations:
+        return _shortest_question(stream, tokenizer) or _DEFAULT_QUESTION
     if stream.has_prompts:
         return _shortest_prompt(stream, tokenizer) or _DEFAULT_PROMPT
     ends = stream.ends[:_PROMPT_DOCUMENTS].tolist()
@@ -64,7 +69,35 @@ def _shortest_prompt(stream: TokenStream, tokenizer: TextTokenizer) -> str:
     ends = documents["end"].tolist()
     prompts = []
     for start, length in zip([0, *ends], documents["prompt"].tolist(), strict=False):
-        text = tokenizer.decode(stream[start : start + length].tolist())
-        if text.strip() and all(character.isprintable() or character == "\n" for character in text):
-            prompts.append(text)
-    return min(prompts, key=len, default="")
+        prompts.append(tokenizer.decode(stream[start : start + length].tolist()))
+    return min(filter(_is_showable, prompts), key=len, default="")
+
+
+def _shortest_question(stream: TokenStream, tokenizer: TextTokenizer) -> str:
+    """Return the shortest first message of the user in the first conversations, "" if none can be shown."""
+    if not isinstance(tokenizer, HybridTokenizer):  # the texts of another template are not only messages
+        return ""
+    ends = stream.ends[:_PROMPT_DOCUMENTS].tolist()
+    boundaries = boundary_ids(tokenizer)
+    questions = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        texts = stream_pieces(stream, start, end, tokenizer, boundaries)
+        first = next((number for number, piece in enumerate(texts) if piece.is_response), 0)
+        if first:
+            questions.append(texts[first - 1].text)
+    return min(filter(_is_showable, questions), key=len, default="")
+
+
+def _is_showable(text: str) -> bool:
+    """Return whether a text can be shown on a terminal."""
+    return bool(text.strip()) and all(character.isprintable() or character == "\n" for character in text)
+
+
+def has_conversations(run: Run) -> bool:
+    """Return whether a run was trained on conversations; False if it has no data."""
+    try:
+        manifest = read_manifest(run.corpus)
+        folders = [run.corpus / entry["folder"] for entry in manifest.get("mix", ())] or [run.corpus]
+        return any(read_manifest(folder)["format"] == CHAT_FORMAT for folder in folders)
+    except UserError:  # a run may be kept without its text
+        return False

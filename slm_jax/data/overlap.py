@@ -15,6 +15,7 @@ import numpy as np
 
 from slm_jax.data.corpus.corpus import Corpus, open_corpus
 from slm_jax.data.corpus.stream import TokenStream
+from slm_jax.data.turns import Piece, boundary_ids, stream_pieces
 from slm_jax.utils.files import replace_text
 from slm_jax.utils.formatting import plural
 from slm_jax.utils.text_tokenizer import TextTokenizer
@@ -34,12 +35,14 @@ class HeldOutText(NamedTuple):
     """A held-out document.
 
     Attributes:
-        text: The text; for an instruction, prompt and response.
-        predicted: The text that is predicted: all of it, or the response.
+        text: The text; for an instruction, prompt and response; for a conversation, the contents of its messages.
+        predicted: The text that is predicted: all of it, or the end of it, the response.
+        spans: For a conversation, the responses instead: start and end of each in the text with single spaces.
     """
 
     text: str
     predicted: str
+    spans: tuple[tuple[int, int], ...] | None = None
 
 
 class Overlap(NamedTuple):
@@ -75,12 +78,17 @@ class _Index:
 
     def __init__(self, documents: Sequence[HeldOutText]):
         texts = [normalize_space(document.text) for document in documents]
-        predicted = np.array([len(normalize_space(document.predicted)) for document in documents], int)
         arrays = [code_points(text) for text in texts]
         self.points = np.concatenate([np.zeros(0, np.uint32), *arrays])
         self.ends = np.cumsum([array.size for array in arrays], dtype=int)
         self.lengths = np.diff(self.ends, prepend=0)
-        self.predicted_from = self.ends - predicted
+        self.predicted = np.zeros(self.points.size, bool)
+        for document, end, length in zip(documents, self.ends.tolist(), self.lengths.tolist(), strict=True):
+            spans = document.spans
+            if spans is None:
+                spans = ((length - len(normalize_space(document.predicted)), length),)
+            for start, stop in spans:
+                self.predicted[end - length + start : end - length + stop] = True
         hashes, starts = _windows(self.points, self.ends)
         self.hashes, first, self._inverse, counts = np.unique(
             hashes, return_index=True, return_inverse=True, return_counts=True
@@ -149,8 +157,8 @@ class _Index:
     def matched(self) -> int:
         """Return the number of predicted characters in windows that were found."""
         starts = self._starts[self.found[self._inverse]]
-        document = np.searchsorted(self.ends, starts, side="right")
-        starts = starts[starts >= self.predicted_from[document]]
+        others = np.cumsum(np.append(0, ~self.predicted))  # characters before each that are not predicted
+        starts = starts[others[starts + WINDOW] == others[starts]]
         change = np.zeros(self.points.size + 1, int)
         np.add.at(change, starts, 1)
         np.add.at(change, starts + WINDOW, -1)
@@ -182,7 +190,7 @@ def measure_overlap(
     index = _Index(held_out)
     for texts in train:
         index.search(texts)
-    characters = int((index.ends - index.predicted_from).sum())
+    characters = int(np.count_nonzero(index.predicted))
     whole = int(np.count_nonzero(index.whole))
     return Overlap(len(held_out), whole, characters, index.matched(), len(held_out) if total is None else total)
 
@@ -209,19 +217,43 @@ def _held_out_documents(stream: TokenStream, tokenizer: TextTokenizer, step: int
     """Yield every `step`-th document of a stream."""
     ends = stream.ends
     prompts = stream.documents["prompt"].astype(int)
+    boundaries = boundary_ids(tokenizer) if stream.has_conversations else ()
     for number in range(0, ends.size, step):
+        if stream.has_conversations:
+            start = int(ends[number - 1]) if number else 0
+            yield _conversation(stream_pieces(stream, start, int(ends[number]), tokenizer, boundaries), stream)
+            continue
         ids = stream[ends[number - 1] if number else 0 : ends[number]].tolist()
         text = _decode(ids, tokenizer)
         yield HeldOutText(text, _decode(ids[prompts[number] :], tokenizer) if prompts[number] else text)
 
 
+def _conversation(texts: Sequence[Piece], stream: TokenStream) -> HeldOutText:
+    spans = []
+    text = ""
+    end = 0
+    for piece in texts:
+        text = f"{text} {normalize_space(piece.text)}".strip()
+        if len(text) > end and (piece.is_response or not stream.has_prompts):
+            spans.append((end + 1 if end else 0, len(text)))
+        end = len(text)
+    return HeldOutText(text, text, tuple(spans))
+
+
 def _blocks(stream: TokenStream, tokenizer: TextTokenizer) -> Iterator[list[str]]:
     """Yield the documents of a stream in blocks."""
     ends = stream.ends
+    boundaries = boundary_ids(tokenizer) if stream.has_conversations else ()
     first = 0
     while first < ends.size:
         start = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, start + _BLOCK, side="right")))
+        if stream.has_conversations:
+            spans = itertools.pairwise([start, *ends[first:last].tolist()])
+            texts = [stream_pieces(stream, a, b, tokenizer, boundaries) for a, b in spans]
+            yield [" ".join(piece.text for piece in each) for each in texts]
+            first = last
+            continue
         ids = stream[start : int(ends[last - 1])]
         documents = np.split(ids, ends[first : last - 1] - start)
         yield [_decode(document.tolist(), tokenizer) for document in documents]

@@ -11,6 +11,7 @@ from slm_jax.data.ancestry import runs_of_weights
 from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import build_corpus
+from slm_jax.data.corpus.conversations import template_digest
 from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, mixture_fingerprint, open_corpus, read_manifest
 from slm_jax.data.corpus.disjoint import (
     copy_without,
@@ -236,13 +237,17 @@ def _make_corpus(entry: Path, source: WeightedSource, tokenizer: TextTokenizer, 
 
 
 def _is_usable(entry: Path, tokenizer: TextTokenizer, verify: bool | None) -> bool:
-    """Return whether a corpus is in the cache; a damaged one is removed."""
+    """Return whether a corpus is in the cache; one that is damaged or of another chat template is removed."""
     if not entry.is_dir():
         return False
     try:
-        open_corpus(entry, tokenizer, verify)
+        (manifest,) = open_corpus(entry, tokenizer, verify).manifests
     except UserError as error:
         logger.warning("%s: building it again", str(error).partition(": remove")[0])
+        cache.remove_folder(entry)
+        return False
+    if manifest.get("chat_template") not in (None, template_digest(tokenizer)):
+        logger.info("%s was prepared with another chat template of the tokenizer: building it again", manifest["name"])
         cache.remove_folder(entry)
         return False
     return True
@@ -323,12 +328,21 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
         counts = SourceCounts.from_json(manifest["counts"])
         name = f"{part.name}: " if len(corpus.parts) > 1 else ""
         size = f"{plural(train['documents'], 'document')}, {plural(train['tokens'], 'token')}"
-        if train["prompts"]:
+        held_out = text_size(manifest["validation"]["bytes"])
+        if "turns" in train:
+            kind = "responses" if train["prompts"] else "conversations"
+            text = (
+                f"{text_size(train['bytes'])} of {kind} to train on ({plural(train['documents'], 'conversation')} with "
+                f"{plural(train['turns'], 'turn')} of the assistant, {plural(train['tokens'], 'token')}, prompts "
+                "included)"
+            )
+            held_out = f"{plural(manifest['validation']['documents'], 'conversation')} with {held_out}"
+        elif train["prompts"]:
             text = f"{text_size(train['bytes'])} of responses to train on ({size}, prompts included)"
         else:
             rate = train["bytes"] / train["tokens"]
             text = f"{text_size(train['bytes'])} to train on ({size}, {rate:.2f} bytes per token)"
-        yield f"{name}{text}, {text_size(manifest['validation']['bytes'])} held out"
+        yield f"{name}{text}, {held_out} held out"
         excluded = manifest.get("excluded", {})
         if excluded.get("train"):
             yield f"{name}{plural(excluded['train'], 'document')} left out of training: held out elsewhere"

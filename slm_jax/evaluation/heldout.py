@@ -2,7 +2,8 @@
 
 Each document is scored separately, from the <EOS> before it to the <EOS> that ends it, in overlapping windows: every
 token once, with as much context as the stride leaves. Validation during training uses adjacent windows across documents
-instead, so its metrics are slightly worse. Of instructions, only the response is scored.
+instead, so its metrics are slightly worse. Of instructions, only the response is scored; of conversations, the turns of
+the assistant.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.stream import TokenStream, byte_table
 from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.turns import boundary_ids, pieces
 from slm_jax.evaluation.encoding import num_bytes, with_eos_prefix
 from slm_jax.evaluation.intervals import bootstrap_interval
 from slm_jax.evaluation.results import Metric, TaskResult
@@ -36,11 +38,12 @@ class Documents(NamedTuple):
     """D documents to score.
 
     Attributes:
-        items: Token ids, and which of them are scored.
+        items: Token ids, and the first that is scored.
         bytes_D: UTF-8 bytes of the scored text, int64.
         words_D: Words of the scored text, separated by white space, int64.
         source_D: Index into `sources`, int64.
         sources: Names of the sources.
+        responses: Of conversations, which of the tokens from the first on are scored, bool [n]; else None.
     """
 
     items: list[Item]
@@ -48,6 +51,7 @@ class Documents(NamedTuple):
     words_D: np.ndarray
     source_D: np.ndarray
     sources: list[str]
+    responses: Sequence[np.ndarray | None]
 
 
 def documents_of_run(run: Run, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
@@ -105,6 +109,7 @@ def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int =
         words_D=np.array([len(text.split()) for text in texts]),
         source_D=np.zeros(len(texts), np.int64),
         sources=[pattern],
+        responses=[None] * len(texts),
     )
 
 
@@ -112,12 +117,23 @@ def _documents_of_stream(stream: TokenStream, tokenizer: TextTokenizer, name: st
     ends = stream.ends
     items = []
     words = []
+    responses: list[np.ndarray | None] = []
+    boundaries = boundary_ids(tokenizer) if stream.has_conversations else ()
     for start, end, prompt in zip([0, *ends[:-1]], ends, stream.documents["prompt"].astype(int), strict=True):
         ids = stream[start:end].astype(np.int32)
         items.append(Item(with_eos_prefix(tokenizer, ids), 1 + int(prompt)))
-        words.append(len(tokenizer.decode(ids[prompt:]).split()))
+        if not stream.has_conversations:
+            responses.append(None)
+            words.append(len(tokenizer.decode(ids[prompt:]).split()))
+            continue
+        mask = stream.prompt_mask(start, end)
+        scored = np.ones(ids.size, bool) if mask is None else ~mask
+        responses.append(scored[prompt:])
+        words.append(
+            sum(len(each.text.split()) for each in pieces(ids, scored, tokenizer, boundaries) if each.is_response)
+        )
     sizes = stream.documents["bytes"].astype(np.int64)
-    return Documents(items, sizes, np.array(words), np.zeros(len(items), np.int64), [name])
+    return Documents(items, sizes, np.array(words), np.zeros(len(items), np.int64), [name], responses)
 
 
 def _concatenated(parts: Sequence[Documents]) -> Documents:
@@ -127,6 +143,7 @@ def _concatenated(parts: Sequence[Documents]) -> Documents:
         np.concatenate([part.words_D for part in parts]),
         np.repeat(np.arange(len(parts)), [len(part.items) for part in parts]),
         [part.sources[0] for part in parts],
+        [each for part in parts for each in part.responses],
     )
 
 
@@ -147,9 +164,12 @@ def measure_heldout(
     """
     byte_counts_V = byte_table(tokenizer)
     scores = score(documents.items)
+    sizes = zip(documents.bytes_D.tolist(), documents.words_D.tolist(), strict=True)
     parts = [
-        _segment_sums(item.ids[item.first :], scored, int(size), int(words), byte_counts_V)
-        for item, scored, size, words in zip(documents.items, scores, documents.bytes_D, documents.words_D, strict=True)
+        _segment_sums(*_scored(item.ids[item.first :], scored, response), size, words, byte_counts_V)
+        for item, scored, response, (size, words) in zip(
+            documents.items, scores, documents.responses, sizes, strict=True
+        )
     ]
     groups = {"all": np.ones(len(parts), bool)}
     if len(documents.sources) > 1:
@@ -160,12 +180,24 @@ def measure_heldout(
             sums_SxK = np.concatenate([parts[i] for i in np.flatnonzero(members)])
             metrics += _metrics(name, sums_SxK, int(members.sum()))
     totals = np.concatenate(parts).sum(0)
+    turns = (
+        ", or the end of each response of a conversation"
+        if any(each is not None for each in documents.responses)
+        else ""
+    )
     note = (
         f"{plural(len(documents.items), 'document')}, {totals[_TOKENS]:,.0f} tokens (including the <EOS> that ends "
-        f"each), {totals[_WORDS]:,.0f} words, {totals[_BYTES]:,.0f} bytes; windows of {context} tokens, stride "
+        f"each{turns}), {totals[_WORDS]:,.0f} words, {totals[_BYTES]:,.0f} bytes; windows of {context} tokens, stride "
         f"{stride}; intervals by resampling documents (segments of those with more than {_SEGMENT:,} tokens)"
     )
     return TaskResult(metrics, note)
+
+
+def _scored(ids: np.ndarray, scores: TokenScores, response: np.ndarray | None) -> tuple[np.ndarray, TokenScores]:
+    """Return the tokens that count, and their scores; of a conversation, those of its responses."""
+    if response is None:
+        return ids, scores
+    return ids[response], TokenScores(scores.logprobs[response], scores.ranks[response])
 
 
 def _segment_sums(ids: np.ndarray, scores: TokenScores, num_bytes: int, words: int, table: np.ndarray) -> np.ndarray:

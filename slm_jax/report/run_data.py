@@ -13,7 +13,7 @@ from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.data.ancestry import runs_of_weights
-from slm_jax.data.corpus.corpus import open_array, read_manifest, shard_files
+from slm_jax.data.corpus.corpus import CHAT_FORMAT, open_array, read_manifest, shard_files
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, heads
 from slm_jax.data.overlap import Overlap, stored_overlap
 from slm_jax.performance import flops
@@ -102,7 +102,8 @@ class RunData:
                     documents = open_array(files[1], DOCUMENT_DTYPE, entry["documents"])
                 except (OSError, ValueError):  # the run was copied without its corpus, or it is damaged
                     return None
-                shards.append(Shard(tokens, documents, bool(entry["prompts"])))
+                marked = manifest["format"] == CHAT_FORMAT
+                shards.append(Shard(tokens, documents, bool(entry["prompts"]), marked=marked))
             streams.append(TokenStream(shards))
         return streams
 

@@ -148,6 +148,9 @@ def data_section(data: ReportData) -> SafeHtml:
                 cells += [f"{split['documents']:,}", f"{split['tokens']:,}", f"{split['bytes'] / 1e6:,.2f}"]
             rows.append(cells)
             counts = SourceCounts.from_json(manifest["counts"])
+            if "turns" in manifest["train"]:
+                remarks.append(f"{name}: {_conversations(manifest['train'])} to train on, ")
+                remarks[-1] += f"{_conversations(manifest['validation'])} held out."
             if counts.cut:
                 remarks.append(
                     f"{name}: there are too few documents to hold out whole ones: the beginning of "
@@ -178,6 +181,10 @@ def data_section(data: ReportData) -> SafeHtml:
     header += ["held-out documents", "held-out tokens", "held-out MB"]
     table = markup.table(header, rows, range(1, 8), "Data")
     return markup.concatenate([table, *(markup.paragraph(remark, "small") for remark in remarks)])
+
+
+def _conversations(split: dict[str, Any]) -> str:
+    return f"{plural(split['documents'], 'conversation')} with {plural(split['turns'], 'turn')} of the assistant"
 
 
 def _overlap_remark(stage: RunData) -> Iterator[str]:

@@ -312,22 +312,25 @@ from pathlib import Path
 from slm_jax.data.corpus import build, splitting
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.sources.rows import RowMapper
 from tokenizer import HybridTokenizer
 build.GROUP_SIZE, build.SHARD_SIZE, splitting.SAMPLE_SIZE = 20_000, 20_000, 50_000
 if not Path(sys.argv[1]).exists():  # it does if the last process was killed after its last write
-    build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],)),
+    build_corpus(Path(sys.argv[1]), FileSource((sys.argv[2],), RowMapper(detects=True)),
                  HybridTokenizer.pretrained("english-8k"), CorpusOptions(0.1), workers=2)
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
-def test_build_killed_at_random_instants_ends_with_the_same_files(tmp_path, kills):
+@pytest.mark.parametrize(("kills", "kind"), [(3, "conversations"), pytest.param(15, "text", marks=pytest.mark.slow)])
+def test_build_killed_at_random_instants_ends_with_the_same_files(tmp_path, kills, kind):
     random = np.random.default_rng(kills)
     words = [f"w{i:x}" for i in range(3000)]
     with (tmp_path / "text.jsonl").open("w") as file:
         for i in range(6000):
             text = " ".join(words[j] for j in (random.zipf(1.3, 60) + i) % len(words))
-            file.write(json.dumps({"text": text} if i % 50 else {"body": 1}) + "\n")
+            turns = [{"role": "user", "content": text[:200]}, {"role": "assistant", "content": text[200:]}]
+            row = {"text": text} if kind == "text" else {"messages": turns}
+            file.write(json.dumps(row if i % 50 else {"body": 1}) + "\n")
     command = [sys.executable, "-c", PREPARE]
     environment = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parents[3])}
     begin = time.monotonic()

@@ -20,7 +20,7 @@ def naive(held_out, train):
     train = [" ".join(text.split()) for text in train]
     whole = characters = matched = 0
     for document in held_out:
-        text, predicted = (" ".join(each.split()) for each in document)
+        text, predicted = (" ".join(each.split()) for each in document[:2])
         if any(text in other if len(text) >= 50 else text == other for other in train):
             whole += 1
         windows = [i for i in range(len(predicted) - 49) if any(predicted[i : i + 50] in other for other in train)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slm_jax.chat.messages import Message
 from slm_jax.data.corpus import build, parts, splitting, writing
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.merge import complete_parts, merge_parts
@@ -66,6 +67,9 @@ def random_items(random, kind):
             group = f"group {number // 5}" if kind == "groups" else ""
             split = ("validation" if chance > 0.8 else "train") if kind == "own splits" else None
             items.append(Document(text, response, split, group))
+            if kind == "conversations" and number % 9:  # the others are plain text
+                turns = [Message("user", text), Message("assistant", random_text(random, 9) + "!")]
+                items[-1] = Document("", messages=tuple(turns * int(random.integers(1, 4))))
     return items
 
 
@@ -85,7 +89,7 @@ def make_parts(corpus, source, tokenizer, options, count, numbers=None):
         build_part(part.folder(corpus), source, tokenizer, options, part, workers=1)
 
 
-@pytest.mark.parametrize("kind", ["plain", "short", "instructions", "groups", "own splits"])
+@pytest.mark.parametrize("kind", ["plain", "short", "instructions", "groups", "own splits", "conversations"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_merged_parts_have_the_bytes_of_one_process(tmp_path, tokenizer, kind, name):
     random = np.random.default_rng(len(kind) * 7 + len(name))

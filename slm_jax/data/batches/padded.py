@@ -28,15 +28,16 @@ class PaddedRows:
     """The rows of a stream: where each begins, and how many tokens it has.
 
     A text that is longer than a row continues in further rows, each with the token before it as its first input. A
-    longer instruction loses the end of its response, and one whose prompt fills the row is skipped; both are counted.
+    longer instruction or conversation loses its end, and one whose first response begins after the row is skipped; both
+    are counted.
 
     Attributes:
         stream: The stream.
         starts: The first token of each row, int64 [R].
         sizes: The tokens of each row, int32 [R].
-        truncated_responses: Number of instructions that lose the end of their response.
-        skipped: Number of instructions without a row.
-        instruction_sizes: The tokens of each instruction, prompt and end included, int64 [I].
+        truncated_responses: Number of instructions or conversations that lose their end.
+        skipped: Number of instructions or conversations without a row.
+        instruction_sizes: The tokens of each instruction or conversation, prompt and end included, int64 [I].
     """
 
     def __init__(self, stream: TokenStream, length: int):
@@ -48,7 +49,10 @@ class PaddedRows:
         is_text = prompts == 0
         rows = np.where(is_text, -(-sizes // length), prompts < length)  # of each document
         self.stream = stream
-        self.truncated_responses = int(np.count_nonzero(~is_text & (prompts < length) & (sizes > length)))
+        self._length = length
+        truncated = ~is_text & (prompts < length) & (sizes > length)
+        self._truncated = np.column_stack([starts, ends])[truncated]  # documents that lose their end
+        self.truncated_responses = int(np.count_nonzero(truncated))
         self.skipped = int(np.count_nonzero(~is_text & (prompts >= length)))
         self.instruction_sizes = sizes[~is_text]
         index_in_document = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
@@ -57,6 +61,15 @@ class PaddedRows:
 
     def __len__(self) -> int:
         return self.starts.size
+
+    def truncated_turns(self) -> int:
+        """Return the turns of the assistant that conversations lose at their end, in whole or in part."""
+        count = 0
+        for start, end in self._truncated.tolist():
+            response = self.stream.response_mask(start, end)
+            last = response & ~np.append(response[1:], False)  # the last token of each turn
+            count += int(np.count_nonzero(last[self._length :]))
+        return count
 
     def write(self, index: int, into: Arrays) -> None:
         """Write a row into empty arrays [W]: labels are its tokens, input_ids the tokens before them."""
@@ -224,10 +237,13 @@ class PaddedBatches:
 
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""
-        truncated = sum(source.rows.truncated_responses for source in self._sources)
-        skipped = sum(source.rows.skipped for source in self._sources)
+        rows = [source.rows for source in self._sources]
+        yield from self._conversation_warnings([each for each in rows if each.stream.has_conversations])
+        rows = [each for each in rows if not each.stream.has_conversations]
+        truncated = sum(each.truncated_responses for each in rows)
+        skipped = sum(each.skipped for each in rows)
         if truncated or skipped:
-            sizes = np.concatenate([source.rows.instruction_sizes for source in self._sources])
+            sizes = np.concatenate([each.instruction_sizes for each in rows])
             if truncated:
                 yield (
                     f"{truncated:,} of {plural(sizes.size, 'response')} are longer than a row of {self._length} tokens "
@@ -239,6 +255,26 @@ class PaddedBatches:
                     f"a row of {self._length} tokens: {self._fitting_length(sizes)}"
                 )
         yield from unused_text(self._names, self.epochs(steps), steps)
+
+    def _conversation_warnings(self, rows: Sequence[PaddedRows]) -> Iterator[str]:
+        truncated = sum(each.truncated_responses for each in rows)
+        skipped = sum(each.skipped for each in rows)
+        if not (truncated or skipped):
+            return
+        sizes = np.concatenate([each.instruction_sizes for each in rows])
+        if truncated:
+            turns = sum(each.truncated_turns() for each in rows)
+            total = sum(each.stream.num_turns for each in rows)
+            yield (
+                f"{turns:,} of {plural(total, 'turn')} of the assistant are truncated or left out: {truncated:,} of "
+                f"{plural(sizes.size, 'conversation')} are longer than a row of {self._length} tokens: "
+                f"{self._fitting_length(sizes)}"
+            )
+        if skipped:
+            yield (
+                f"{skipped:,} of {plural(sizes.size, 'conversation')} are skipped, because their first response begins "
+                f"after a row of {self._length} tokens: {self._fitting_length(sizes)}"
+            )
 
     def _fitting_length(self, sizes: np.ndarray) -> str:
         """Return the sequence lengths that hold most instructions, and all of them, as advice."""

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.corpus.corpus import FORMAT, SPLITS, read_documents
+from slm_jax.data.corpus.conversations import accepted, template_digest
+from slm_jax.data.corpus.corpus import CHAT_FORMAT, FORMAT, SPLITS, read_documents
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_strings, token_dtype
+from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_items
+from slm_jax.data.corpus.marks import is_marked, mark_of, num_turns, token_dtype
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
 from slm_jax.data.corpus.splitting import Assignable, SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
@@ -83,6 +85,7 @@ class BuildProgress:
         counts: Statistics of the source, see `SourceCounts.to_json`.
         shards: The manifest's entries of the shards written, by split.
         done: Whether all shards are written.
+        marked: Whether the corpus has conversations, whose ids have marks.
     """
 
     plan: SplitPlan
@@ -92,11 +95,14 @@ class BuildProgress:
     counts: dict[str, Any] = field(default_factory=lambda: SourceCounts().to_json())
     shards: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     done: bool = False
+    marked: bool = False
 
     def save(self, folder: Path) -> None:
         """Write progress.json."""
         content = {**vars(self), "plan": self.plan.to_json(), "head": self.sample_items}
         del content["sample_items"]
+        if not self.marked:
+            del content["marked"]
         write_json(folder / "progress.json", content)
 
     @classmethod
@@ -110,7 +116,7 @@ class BuildProgress:
             return None
 
     def total(self, split: str, quantity: str) -> int:
-        """Return the tokens, documents, bytes or prompts of a split."""
+        """Return the tokens, documents, bytes, prompts or turns of a split."""
         return sum(shard[quantity] for shard in self.shards[split])
 
 
@@ -174,23 +180,29 @@ def complete_corpus(
             if not progress.shards[split]:
                 is_limited = options.max_documents or options.max_tokens
                 remedy = "raise data.max_documents or data.max_tokens" if is_limited else "add more"
-                raise UserError(f"{source.name}: no text is left for {split}: {remedy}")
+                invalid = SourceCounts.from_json(progress.counts).invalid_text()
+                raise UserError(
+                    f"{source.name}: no text is left for {split}: {remedy}{f' ({invalid})' if invalid else ''}"
+                )
     except UserError:
         if not list(partial.glob("*.tokens.npy")):  # nothing to resume from
             shutil.rmtree(partial)
         raise
     manifest: dict[str, Any] = {
-        "format": FORMAT,
+        "format": CHAT_FORMAT if progress.marked else FORMAT,
         "name": source.name,
         "source": source.describe(),
         "version": progress.version,
         "options": asdict(options),
         "tokenizer": tokenizer.fingerprint,
-        "dtype": token_dtype(tokenizer).name,
+        "dtype": token_dtype(tokenizer, progress.marked).name,
         "counts": progress.counts,
     }
+    if progress.marked:
+        manifest["chat_template"] = template_digest(tokenizer)
+    quantities = ("documents", "tokens", "bytes", "prompts", *(("turns",) if progress.marked else ()))
     for split in SPLITS:
-        totals = {quantity: progress.total(split, quantity) for quantity in ("documents", "tokens", "bytes", "prompts")}
+        totals = {quantity: progress.total(split, quantity) for quantity in quantities}
         manifest[split] = {**totals, "shards": progress.shards[split]}
     write_json(partial / "manifest.json", manifest)
     (partial / "progress.json").unlink(missing_ok=True)
@@ -221,7 +233,7 @@ def _build_shards(
         if sample is None:
             sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
         plan = make_plan(sample.documents(), options.validation_fraction, sample.complete)
-        progress = BuildProgress(plan, len(sample.items))
+        progress = BuildProgress(plan, len(sample.items), marked=sample.has_conversations())
         progress.save(partial)
         write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)
     elif not progress.done:
@@ -257,8 +269,9 @@ def write_shards(
         UserError: The source cannot be read, or a worker has died.
     """
     writer = _ShardWriter(partial, progress, tokenizer, options)
+    items = accepted(items, tokenizer)
     groups = _groups(items, reader, _resume_assigner(partial, progress, options), progress, options)
-    pairs = ((group, encoded_strings(group.texts)) for group in groups)
+    pairs = ((group, encoded_items(group.texts)) for group in groups)
     log = _ProgressLog(name)
     with contextlib.closing(encode_groups(pairs, tokenizer, tokenizer_file(partial), workers)) as encoded:
         for group, ids in encoded:
@@ -337,7 +350,7 @@ class _ShardWriter:
         self._progress = progress
         self._options = options
         self._eos = tokenizer.eos_id
-        self._encoder = TextEncoder(tokenizer, options.loss_on)
+        self._encoder = TextEncoder(tokenizer, options.loss_on, progress.marked)
         self._clear()
 
     def _clear(self) -> None:
@@ -350,7 +363,7 @@ class _ShardWriter:
 
         Args:
             group: The texts.
-            ids: The token ids of the `encoded_strings` of the texts.
+            ids: The token ids of the `encoded_items` of the texts.
         """
         remaining = iter(ids)
         written = self._progress.total("train", "tokens")
@@ -365,10 +378,24 @@ class _ShardWriter:
 
     def _add_text(self, text: EncodedText) -> None:
         split = text.split
-        end = np.array([self._eos] if text.ends else [], text.ids.dtype)
+        turns = num_turns(text.ids) if self._progress.marked else 0
+        end = self._end(text)
         self._ids[split] += [text.ids, end]
         self.tokens[split] += text.ids.size + end.size
-        self._documents[split].append((self.tokens[split], text.digest, text.num_bytes, text.prompt_size, text.rest, 0))
+        numbers = (text.digest, text.num_bytes, text.prompt_size, text.rest, turns)
+        self._documents[split].append((self.tokens[split], *numbers))
+
+    def _end(self, text: EncodedText) -> np.ndarray:
+        """Return the <EOS> after a text.
+
+        A conversation ends with the end of its last turn, which the template predicts; the <EOS> after it separates
+        documents and is marked. If the template ends turns with <EOS>, there is no second one.
+        """
+        dtype = text.ids.dtype
+        if not text.ends or (self._progress.marked and text.ids.size and int(text.ids[-1]) == self._eos):
+            return np.zeros(0, dtype)
+        is_conversation = self._progress.marked and bool(is_marked(text.ids[:1]).any())
+        return np.array([self._eos | mark_of(dtype) if is_conversation else self._eos], dtype)
 
     def _write(self, group: TextGroup, done: bool) -> None:
         for split in SPLITS:
@@ -377,7 +404,7 @@ class _ShardWriter:
             tokens = np.concatenate(self._ids[split])
             documents = np.array(self._documents[split], DOCUMENT_DTYPE)
             shards = self._progress.shards[split]
-            shards.append(write_shard(self._folder, split, len(shards), tokens, documents))
+            shards.append(write_shard(self._folder, split, len(shards), tokens, documents, self._progress.marked))
         self._progress.position = group.position
         self._progress.version = group.version
         self._progress.counts = group.counts

@@ -2,7 +2,8 @@
 
 A corpus folder holds `manifest.json`, the tokenizer, and numbered shards of the splits `train` and `validation`:
 `train-00000.tokens.npy` are the ids (uint16, or uint32 for more than 65,536) of its documents one after another, each
-followed by <EOS> (unless it was cut for the split and its end is in the other one); `train-00000.documents.npy` has an
+followed by <EOS> (unless it was cut for the split and its end is in the other one). In a corpus with conversations the
+top bit of an id marks tokens outside the turns of the assistant (see `marks`). `train-00000.documents.npy` has an
 entry of DOCUMENT_DTYPE for each document. The folder appears under its name only when it is complete (see `build`). The
 folder of a mixture holds several corpora and a manifest that lists them with their weights.
 """
@@ -23,9 +24,10 @@ from slm_jax.utils.labels import source_labels
 from slm_jax.utils.text_tokenizer import TextTokenizer
 
 FORMAT = 3
+CHAT_FORMAT = 4  # of corpora with conversations: their ids have marks (see `marks`), which earlier versions cannot read
 # Format 2 has the same files, but long documents were cut into parts for the split. Corpora in runs are still read;
 # those in the cache are made again.
-READABLE = (2, FORMAT)
+READABLE = (2, FORMAT, CHAT_FORMAT)
 SPLITS = ("train", "validation")
 # Bytes; corpora up to this size are verified whenever they are opened, in a tenth of a second; larger ones block by
 # block, as they are read.
@@ -118,7 +120,7 @@ def read_manifest(folder: Path, mixture: Path | None = None) -> dict[str, Any]:
         raise _damaged(folder, f"manifest.json: {error}", mixture) from None
     if number not in READABLE:
         raise UserError(
-            f"the corpus in {folder} has format {number}, this version reads {' and '.join(map(str, READABLE))}: "
+            f"the corpus in {folder} has format {number}, this version reads {', '.join(map(str, READABLE))}: "
             f"remove {mixture or folder} to build it again"
         )
     return manifest
@@ -214,7 +216,8 @@ class _Opening:
         try:
             tokens = open_array(self._folder / names[0], np.dtype(self._manifest["dtype"]), entry["tokens"])
             documents = open_array(self._folder / names[1], DOCUMENT_DTYPE, entry["documents"])
-            verifier = ShardVerifier(names, tokens, documents, entry, self._vocab_size, self._error)
+            marked = self._manifest["format"] == CHAT_FORMAT
+            verifier = ShardVerifier(names, tokens, documents, entry, self._vocab_size, self._error, marked)
             prompts = bool(entry["prompts"])
             if self._verify or (self._verify is None and is_small):
                 verifier.verify_all()
@@ -222,10 +225,10 @@ class _Opening:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._error(str(error)) from None
-        return Shard(tokens, documents, prompts, verifier if self._verify is None and not is_small else None)
+        return Shard(tokens, documents, prompts, verifier if self._verify is None and not is_small else None, marked)
 
     def _error(self, problem: str) -> UserError:
-        if self._manifest["format"] != FORMAT:
+        if self._manifest["format"] < FORMAT:
             return UserError(
                 f"the corpus in {self._folder} is damaged ({problem}) and of an earlier version, which split text in "
                 "another way: restore it from a backup, or start another --run"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax.data.corpus.cache import link_or_copy, remove_folder
-from slm_jax.data.corpus.corpus import SPLITS, open_array, read_documents, read_manifest, shard_files
+from slm_jax.data.corpus.corpus import CHAT_FORMAT, SPLITS, open_array, read_documents, read_manifest, shard_files
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.utils.errors import UserError
@@ -172,7 +172,7 @@ def copy_without(source: Path, target: Path, exclusion: Exclusion) -> None:
                 f"{manifest['name']}: all of its training text is held out by another source, or by the run that the "
                 "weights come from: leave this source out"
             )
-        quantities = ("documents", "tokens", "bytes", "prompts")
+        quantities = [name for name in manifest[split] if name != "shards"]
         totals = {quantity: sum(shard[quantity] for shard in shards) for quantity in quantities}
         manifest[split] = {**totals, "shards": shards}
         excluded[split] = before - totals["documents"]
@@ -203,7 +203,9 @@ def _copy_shards(
                     raise ValueError(f"{files[0].name}: its checksum is not that of the manifest")
             documents = documents[kept]
             documents["end"] = np.cumsum(lengths[kept])
-            shards.append(write_shard(target, split, len(shards), tokens[np.repeat(kept, lengths)], documents))
+            is_chat = manifest["format"] == CHAT_FORMAT
+            kept_tokens = tokens[np.repeat(kept, lengths)]
+            shards.append(write_shard(target, split, len(shards), kept_tokens, documents, is_chat))
     return shards
 
 

@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_jax.data.corpus.encode import Item
+from slm_jax.data.corpus.marks import to_stored, token_dtype
 from slm_jax.data.corpus.splitting import SplitText
 from slm_jax.data.corpus.stream import byte_table
 from slm_jax.data.sources.documents import Split
+from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer, document_prefix
 
 
@@ -18,8 +21,9 @@ class EncodedText(NamedTuple):
         split: The split.
         digest: See `SplitText.digest`.
         ends: See `SplitText.ends`.
-        size: Characters of the text, and of the response if it has one.
-        ids: Token ids without <EOS>, but with the id before a text that a foreign tokenizer has, uint16 or uint32 [T].
+        size: Characters of the text, and of the response if it has one; of a conversation, of all messages.
+        ids: Token ids without <EOS>, but with the id before a text that a foreign tokenizer has, uint16 or uint32 [T];
+            as they are stored, with the marks of a conversation.
         num_bytes: UTF-8 bytes of the text that is predicted.
         prompt_size: Number of its first tokens that are not predicted.
         rest: Bytes beyond those that `byte_table` gives to the predicted tokens.
@@ -38,15 +42,17 @@ class EncodedText(NamedTuple):
 class TextEncoder:
     """Combine texts with their token ids."""
 
-    def __init__(self, tokenizer: TextTokenizer, loss_on: str):
+    def __init__(self, tokenizer: TextTokenizer, loss_on: str, marked: bool = False):
         """Read the sizes of the tokens.
 
         Args:
             tokenizer: The tokenizer that the ids are of.
             loss_on: See `data.loss_on`.
+            marked: Whether the corpus has conversations, whose ids have marks.
         """
         self._loss_on = loss_on
-        self._dtype = token_dtype(tokenizer)
+        self._marked = marked
+        self._dtype = token_dtype(tokenizer, marked)
         self._byte_table = byte_table(tokenizer)
         self._prefix = np.array(document_prefix(tokenizer), np.int32)
 
@@ -55,8 +61,13 @@ class TextEncoder:
 
         Args:
             text: The text.
-            ids: The token ids of its `encoded_strings`, which are taken from here.
+            ids: The token ids of its `encoded_items`, which are taken from here.
+
+        Raises:
+            UserError: It is a conversation, but the corpus has none.
         """
+        if text.messages is not None:
+            return self._conversation(text, next(ids))
         text_ids = np.concatenate([self._prefix, next(ids)]) if self._prefix.size else next(ids)
         response_ids = None if text.response is None else next(ids)
         all_ids = text_ids if response_ids is None else np.concatenate([text_ids, response_ids])
@@ -74,14 +85,34 @@ class TextEncoder:
             text.split, text.digest, text.ends, text.size, all_ids.astype(self._dtype), num_bytes, prompt_size, rest
         )
 
+    def _conversation(self, text: SplitText, ids: np.ndarray) -> EncodedText:
+        """Return a conversation with its ids, int32 [T] with marks."""
+        assert text.messages is not None
+        if not self._marked:
+            raise UserError(
+                "conversations begin after more than 50 MB of other text: give them as a source of their own, with "
+                "--data.mix"
+            )
+        is_response_only = self._loss_on == "response"
+        predicted_ids = ids[ids >= 0] if is_response_only else ids & 0x7FFFFFFF
+        contents = [each.content for each in text.messages if each.role == "assistant" or not is_response_only]
+        num_bytes = sum(len(content.encode("utf-8", "surrogatepass")) for content in contents)
+        rest = num_bytes - int(self._byte_table[predicted_ids].sum())
+        is_predicted = ids >= 0
+        before = int(is_predicted.argmax()) if is_predicted.any() else ids.size  # tokens before the first response
+        prompt_size = before if is_response_only else 0
+        stored = to_stored(ids, self._dtype)
+        return EncodedText(text.split, text.digest, text.ends, text.size, stored, num_bytes, prompt_size, rest)
 
-def encoded_strings(texts: Iterable[SplitText | EncodedText]) -> list[str]:
-    """Return the strings of texts that are to be encoded, in order; an instruction has two, prompt and response."""
-    return [
-        part for text in texts if isinstance(text, SplitText) for part in (text.text, text.response) if part is not None
-    ]
 
-
-def token_dtype(tokenizer: TextTokenizer) -> np.dtype:
-    """Return the type of the stored token ids."""
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+def encoded_items(texts: Iterable[SplitText | EncodedText]) -> list[Item]:
+    """Return what of texts is to be encoded, in order; an instruction has two strings, prompt and response."""
+    items: list[Item] = []
+    for text in texts:
+        if not isinstance(text, SplitText):
+            continue
+        if text.messages is not None:
+            items.append(text.messages)
+        else:
+            items += [part for part in (text.text, text.response) if part is not None]
+    return items

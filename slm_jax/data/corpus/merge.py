@@ -12,7 +12,8 @@ import numpy as np
 
 from slm_jax.data.corpus.build import BuildProgress, CorpusOptions, complete_corpus, write_shards
 from slm_jax.data.corpus.cache import remove_folder
-from slm_jax.data.corpus.encoded import EncodedText, token_dtype
+from slm_jax.data.corpus.encoded import EncodedText
+from slm_jax.data.corpus.marks import token_dtype
 from slm_jax.data.corpus.part_files import (
     CUT,
     EMPTY,
@@ -71,7 +72,8 @@ def merge_parts(
 
     def build() -> BuildProgress:
         save_tokenizer(tokenizer, partial)
-        progress = BuildProgress(SplitPlan.from_json(header["plan"]), header["sample_items"])
+        plan = SplitPlan.from_json(header["plan"])
+        progress = BuildProgress(plan, header["sample_items"], marked=bool(header.get("marked")))
         write_shards(partial, iter(reader), reader, source.name, tokenizer, options, progress, workers)
         return progress
 
@@ -214,7 +216,8 @@ class _MergingReader:
     def _groups(self, number: int) -> Generator[StoredGroup, None, None]:
         folder = Part(number, len(self._states)).folder(self._corpus)
         try:
-            yield from read_groups(folder, self._states[number - 1], token_dtype(self._tokenizer))
+            marked = bool(self._states[number - 1].header.get("marked"))
+            yield from read_groups(folder, self._states[number - 1], token_dtype(self._tokenizer, marked))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"part {number} of {len(self._states)} in {folder} is damaged ({error}): remove that folder, and "

@@ -34,7 +34,7 @@ RECORD_DTYPE = np.dtype(
         ("kind", "u1"),
         ("split", "u1"),  # index in OWN_SPLITS
         ("grouped", "u1"),
-        ("response", "u1"),
+        ("response", "u1"),  # 1 if it is an instruction or a conversation, which are never cut
     ]
 )
 DOCUMENT = 0  # encoded as a whole

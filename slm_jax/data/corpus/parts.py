@@ -19,9 +19,11 @@ import numpy as np
 
 from slm_jax.data.corpus.build import GROUP_SIZE, CorpusOptions
 from slm_jax.data.corpus.cache import remove_folder
+from slm_jax.data.corpus.conversations import accepted
 from slm_jax.data.corpus.corpus import FORMAT
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.encoded import TextEncoder, encoded_strings, token_dtype
+from slm_jax.data.corpus.encoded import TextEncoder, encoded_items
+from slm_jax.data.corpus.marks import token_dtype
 from slm_jax.data.corpus.part_files import (
     CUT,
     DOCUMENT,
@@ -39,7 +41,7 @@ from slm_jax.data.corpus.part_files import (
     read_groups,
 )
 from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, make_plan, split_digest
-from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty
+from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty, whole_text
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_array, write_json
 from slm_jax.data.sources.documents import Document, InvalidRow, Source
@@ -122,7 +124,9 @@ def build_part(
         "sample_items": len(sample.items),
         "files": owners is not None,
     }
-    state, seen = _resumed(folder, json.loads(json.dumps(header)), token_dtype(tokenizer))
+    if sample.has_conversations():
+        header["marked"] = True
+    state, seen = _resumed(folder, json.loads(json.dumps(header)), token_dtype(tokenizer, "marked" in header))
     if state.done:
         return state
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +134,7 @@ def build_part(
         path.unlink()
     save_tokenizer(tokenizer, folder)
     division = _Division(source, part, owners, _Limits(options, plan, documents, tokenizer))
-    _write_chunks(folder, state, division, _Drafts(plan, options, seen), tokenizer, workers)
+    _write_chunks(folder, state, division, _Drafts(plan, options, seen, tokenizer), tokenizer, workers)
     return state
 
 
@@ -166,7 +170,7 @@ def _write_chunks(
     writer = _ChunkWriter(folder, state, tokenizer)
     groups = itertools.islice(division, state.groups, None)
     drafted = ((group, drafts.of(group)) for group in groups)
-    pairs = ((each, encoded_strings([text for draft in each[1] for text in draft.texts])) for each in drafted)
+    pairs = ((each, encoded_items([text for draft in each[1] for text in draft.texts])) for each in drafted)
     with contextlib.closing(encode_groups(pairs, tokenizer, tokenizer_file(folder), workers)) as encoded:
         for (group, group_drafts), ids in encoded:
             if state.groups and group.version != state.version:
@@ -196,7 +200,7 @@ class _Limits:
             texts = []
             size = 0
             for document in documents:
-                texts.append(document.text[:_RATE_SAMPLE])
+                texts.append((document.text or "\n".join(document.strings))[:_RATE_SAMPLE])
                 size += len(texts[-1])
                 if size >= _RATE_SAMPLE:
                     break
@@ -283,7 +287,7 @@ class _Division:
 
 def _size(item: Document | InvalidRow) -> int:
     """Return the characters of an item; at least 1, so that a group of empty items ends as well."""
-    return 1 + len(item.text) + len(item.response or "") if isinstance(item, Document) else 1
+    return 1 + item.size if isinstance(item, Document) else 1
 
 
 class _Draft(NamedTuple):
@@ -305,14 +309,15 @@ class _Draft(NamedTuple):
 class _Drafts:
     """Make the drafts of items; duplicates within the part are not encoded, since they are dropped in any case."""
 
-    def __init__(self, plan: SplitPlan, options: CorpusOptions, seen: set[int]):
+    def __init__(self, plan: SplitPlan, options: CorpusOptions, seen: set[int], tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
         self._plan = plan
         self._deduplicate = options.deduplicate
         self._seen = seen
 
     def of(self, group: _Group) -> list[_Draft]:
         """Return the drafts of the items of a group."""
-        return [self._draft(item) for item in group.items]
+        return [self._draft(item) for item in accepted(group.items, self._tokenizer)]
 
     def _draft(self, item: Document | InvalidRow) -> _Draft:
         if isinstance(item, InvalidRow):
@@ -321,16 +326,16 @@ class _Drafts:
             return _Draft(EMPTY)
         digest = document_digest(item)
         group = split_digest(item) if item.group else digest
-        size = len(item.text) + len(item.response or "")
-        flags = (OWN_SPLITS.index(item.split), int(bool(item.group)), int(item.response is not None))
-        values = (digest, group, size, *flags)
+        is_whole = item.response is not None or item.messages is not None
+        flags = (OWN_SPLITS.index(item.split), int(bool(item.group)), int(is_whole))
+        values = (digest, group, item.size, *flags)
         if self._deduplicate and digest in self._seen:
             return _Draft(REPEATED, values)
         self._seen.add(digest)
         pieces = self._pieces(item, digest)
         if pieces:
             return _Draft(CUT, values, pieces)
-        return _Draft(DOCUMENT, values, (SplitText(item.text, item.response, "train", digest),))
+        return _Draft(DOCUMENT, values, (whole_text(item, "train", digest),))
 
     def _pieces(self, document: Document, digest: int) -> tuple[SplitText, ...]:
         """Return the three pieces of a document that is cut for the split, none if it is not."""
@@ -349,8 +354,9 @@ class _ChunkWriter:
     def __init__(self, folder: Path, state: PartState, tokenizer: TextTokenizer):
         self._folder = folder
         self._state = state
-        self._dtype = token_dtype(tokenizer)
-        self._encoder = TextEncoder(tokenizer, state.header["options"]["loss_on"])
+        marked = bool(state.header.get("marked"))
+        self._dtype = token_dtype(tokenizer, marked)
+        self._encoder = TextEncoder(tokenizer, state.header["options"]["loss_on"], marked)
         self._clear()
 
     def _clear(self) -> None:
@@ -366,7 +372,7 @@ class _ChunkWriter:
         Args:
             group: The group.
             drafts: The drafts of its items.
-            ids: The token ids of the `encoded_strings` of their texts.
+            ids: The token ids of the `encoded_items` of their texts.
         """
         first = len(self._records)
         for draft in drafts:

@@ -74,9 +74,12 @@ class CutText(NamedTuple):
 
 
 def document_digest(document: Document) -> int:
-    """Return the first 8 bytes of the SHA-256 of a document's text, in which runs of white space count as one space."""
-    text = document.text if document.response is None else f"{document.text} {document.response}"
-    return _digest(text)
+    """Return the first 8 bytes of the SHA-256 of a document's text, in which runs of white space count as one space.
+
+    The text of an instruction is prompt and response, that of a conversation the contents of its messages, whose roles
+    and template do not count.
+    """
+    return _digest(" ".join(document.strings))
 
 
 def split_digest(document: Document) -> int:
@@ -136,7 +139,7 @@ def _group_sizes(documents: Sequence[Document]) -> dict[int, int]:
         if digest not in seen:
             seen.add(digest)
             group = split_digest(document)
-            sizes[group] = sizes.get(group, 0) + len(document.text) + len(document.response or "")
+            sizes[group] = sizes.get(group, 0) + document.size
     return sizes
 
 
@@ -191,8 +194,8 @@ def _most(sizes: dict[int, int], fraction: float) -> float:
 
 
 def can_be_cut(document: Document, min_cut: int) -> bool:
-    """Return whether a document may be cut for the split; instructions never are."""
-    return document.response is None and len(document.text) >= min_cut
+    """Return whether a document may be cut for the split; instructions and conversations never are."""
+    return document.response is None and document.messages is None and len(document.text) >= min_cut
 
 
 def cut_document(text: str, fraction: float, max_held_out: int = 0) -> CutText | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from slm_jax.chat.messages import Message
 from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
@@ -27,6 +28,7 @@ class SplitText(NamedTuple):
         split: The split.
         digest: The `document_digest` of the whole document.
         ends: Whether the document ends here, with an <EOS>.
+        messages: See `Document.messages`.
     """
 
     text: str
@@ -34,11 +36,17 @@ class SplitText(NamedTuple):
     split: Split
     digest: int
     ends: bool = True
+    messages: tuple[Message, ...] | None = None
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """See `Document.strings`."""
+        return Document(self.text, self.response, messages=self.messages).strings
 
     @property
     def size(self) -> int:
-        """Characters of the text, and of the response if it has one."""
-        return len(self.text) + len(self.response or "")
+        """See `Document.size`."""
+        return sum(map(len, self.strings))
 
 
 class Cut(NamedTuple):
@@ -119,13 +127,18 @@ class ReadDocument:
 
     def whole(self, split: Split) -> SplitText:
         """Return the text of a split."""
-        return SplitText(self._document.text, self._document.response, split, self.digest)
+        return whole_text(self._document, split, self.digest)
 
     def cut(self, plan: SplitPlan, max_held_out: int) -> Cut | None:
         """Return the two parts; None if it is not cut."""
         if not can_be_cut(self._document, plan.min_cut):
             return None
         return cut_text(self._document.text, self.digest, plan, max_held_out)
+
+
+def whole_text(document: Document, split: Split, digest: int) -> SplitText:
+    """Return the text of a document that is not cut."""
+    return SplitText(document.text, document.response, split, digest, messages=document.messages)
 
 
 def cut_text(text: str, digest: int, plan: SplitPlan, max_held_out: int) -> Cut | None:
@@ -250,7 +263,7 @@ class SourceSample:
                     break
             # Validation text that comes first is read past: the tokenizer needs training text to learn from.
             elif item.split != "validation" and not is_empty(item):
-                size += len(item.text) + len(item.response or "")
+                size += item.size
                 number += 1
             if size >= max_size or number >= max_number:
                 return
@@ -262,6 +275,10 @@ class SourceSample:
         """Return the documents of the sample that are not empty."""
         return [item for item in self.items if isinstance(item, Document) and not is_empty(item)]
 
+    def has_conversations(self) -> bool:
+        """Return whether a document of the sample is a conversation."""
+        return any(isinstance(item, Document) and item.messages is not None for item in self.items)
+
     def all_items(self) -> Iterator[Document | InvalidRow]:
         """Yield the items of the sample, then the rest of the source; can be called once."""
         return itertools.chain(self.items, self._rest)
@@ -269,6 +286,8 @@ class SourceSample:
 
 def is_empty(document: Document) -> bool:
     """Return whether a document has nothing to predict."""
+    if document.messages is not None:
+        return not any(each.role == "assistant" and each.content.strip() for each in document.messages)
     predicted = document.text if document.response is None else document.response
     return not predicted.strip()
 

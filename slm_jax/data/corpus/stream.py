@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_jax.data.corpus.marks import is_marked, without_marks
 from slm_jax.data.corpus.verification import ShardVerifier
 from slm_jax.utils.text_tokenizer import TextTokenizer
 
@@ -16,25 +17,34 @@ DOCUMENT_DTYPE = np.dtype(
         ("bytes", "<u4"),  # UTF-8 bytes of the text that is predicted
         ("prompt", "<u4"),  # number of its first tokens that are not predicted
         ("rest", "<i4"),  # bytes beyond those that `byte_table` gives to its tokens; nearly always 0
-        ("unused", "<u4"),  # keeps `end` aligned, so that it can be searched without a copy
+        ("unused", "<u4"),  # TURNS; this name is a part of the file format
     ]
 )
+TURNS = "unused"
+"""The field with the number of the assistant's turns; 0 unless the document is a conversation."""
 
 
 class Shard(NamedTuple):
     """A part of a token stream.
 
     Attributes:
-        tokens: Token ids, uint16 or uint32 [N].
+        tokens: Token ids as they are stored, uint16 or uint32 [N].
         documents: DOCUMENT_DTYPE [D].
-        prompts: Whether a document has a prompt, which is not predicted.
+        prompts: Whether a document has tokens that are not predicted.
         verifier: Verifies what is read for the first time; None: that was done, or is not wanted.
+        marked: Whether the ids have marks, see `marks`.
     """
 
     tokens: np.ndarray
     documents: np.ndarray
     prompts: bool = False
     verifier: ShardVerifier | None = None
+    marked: bool = False
+
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """Return token ids without marks: a view of the memory map unless they have marks."""
+        tokens = self.tokens[start:stop]
+        return without_marks(tokens) if self.marked else tokens
 
     def verified_documents(self) -> np.ndarray:
         """Return the documents.
@@ -53,6 +63,7 @@ class TokenStream:
     Attributes:
         shards: The shards.
         has_prompts: Whether some tokens are not predicted.
+        has_conversations: Whether it has conversations, whose turns of the assistant `response_mask` returns.
     """
 
     def __init__(self, shards: Sequence[Shard], byte_table: np.ndarray | None = None):
@@ -64,6 +75,7 @@ class TokenStream:
         """
         self.shards = list(shards)
         self.has_prompts = any(shard.prompts for shard in self.shards)
+        self.has_conversations = any(shard.marked for shard in self.shards)
         self._byte_table = byte_table
         self._starts = np.cumsum([0, *(shard.tokens.size for shard in self.shards)])  # first token of each shard, and N
 
@@ -72,15 +84,20 @@ class TokenStream:
 
     def __getitem__(self, index: slice) -> np.ndarray:
         start, stop, _ = index.indices(len(self))
-        arrays = [self.shards[i].tokens[a:b] for i, a, b in self._spans(start, stop)]
+        arrays = [self.shards[i].ids(a, b) for i, a, b in self._spans(start, stop)]
         if len(arrays) == 1:
-            return arrays[0]  # a view of the memory map
+            return arrays[0]
         return np.concatenate([np.zeros(0, np.uint16), *arrays])
 
     @property
     def num_documents(self) -> int:
         """D."""
         return sum(shard.documents.size for shard in self.shards)
+
+    @property
+    def num_turns(self) -> int:
+        """Turns of the assistant in conversations."""
+        return sum(int(shard.verified_documents()[TURNS].sum()) for shard in self.shards if shard.marked)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -119,25 +136,47 @@ class TokenStream:
                 count = max(count, 1)
             if count:
                 documents = shard.documents[:count]
-                kept.append(Shard(shard.tokens[: documents["end"][-1]], documents, shard.prompts, shard.verifier))
+                kept.append(shard._replace(tokens=shard.tokens[: documents["end"][-1]], documents=documents))
             if count < shard.documents.size:
                 break
         return TokenStream(kept, self._byte_table)
 
     def prompt_mask(self, start: int, stop: int) -> np.ndarray | None:
-        """Return which of the tokens start..stop-1 belong to prompts, which are not predicted.
+        """Return which of the tokens start..stop-1 are not predicted: those of prompts, and in a conversation those
+        outside the turns of the assistant.
 
         Returns:
-            bool [stop - start]; None if the stream has no prompts.
+            bool [stop - start]; None if all tokens of the stream are predicted.
         """
         if not self.has_prompts:
             return None
         mask = np.zeros(stop - start, bool)
         for index, span_start, span_stop in self._spans(start, stop):
+            shard = self.shards[index]
+            if not shard.prompts:
+                continue
             shard_start = self._starts[index] - start  # in the mask
+            if shard.marked:
+                at = shard_start + span_start
+                mask[at : at + span_stop - span_start] = is_marked(shard.tokens[span_start:span_stop])
             for first, prompt, end in self._overlapping(index, span_start, span_stop):
                 prompt_end = min(first + prompt, end)
                 mask[max(first + shard_start, 0) : max(prompt_end + shard_start, 0)] = True
+        return mask
+
+    def response_mask(self, start: int, stop: int) -> np.ndarray:
+        """Return which of the tokens start..stop-1 are responses, also where all tokens are predicted.
+
+        Returns:
+            bool [stop - start]: in conversations the turns of the assistant, else what is predicted.
+        """
+        prompt = self.prompt_mask(start, stop)
+        mask = np.ones(stop - start, bool) if prompt is None else ~prompt
+        for index, span_start, span_stop in self._spans(start, stop):
+            shard = self.shards[index]
+            if shard.marked:
+                at = int(self._starts[index]) + span_start - start
+                mask[at : at + span_stop - span_start] &= ~is_marked(shard.tokens[span_start:span_stop])
         return mask
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_jax.data.corpus.marks import without_marks
 from slm_jax.utils.errors import UserError
 
 BLOCK = 1 << 17  # tokens; a window of a batch lies in one or two blocks, which are verified in a fifth of a millisecond
@@ -39,6 +40,7 @@ class ShardVerifier:
         entry: dict[str, Any],
         vocab_size: int,
         error: Callable[[str], UserError],
+        marked: bool = False,
     ):
         """Verify nothing yet.
 
@@ -49,6 +51,7 @@ class ShardVerifier:
             entry: The manifest's entry of the shard.
             vocab_size: Number of ids of the tokenizer.
             error: Returns the error for a problem.
+            marked: Whether the ids have marks.
 
         Raises:
             ValueError, KeyError, TypeError: The entry is damaged.
@@ -59,6 +62,7 @@ class ShardVerifier:
         self._entry = entry
         self._vocab_size = vocab_size
         self._error = error
+        self._marked = marked
         self._crcs: list[int] | None = entry.get("tokens_crc32")
         self._block = BLOCK if self._crcs is not None else max(tokens.size, 1)
         count = -(-tokens.size // self._block)
@@ -115,6 +119,8 @@ class ShardVerifier:
         self._verified[block] = 1
 
     def _check_ids(self, tokens: np.ndarray, place: str) -> None:
+        if self._marked:
+            tokens = without_marks(tokens)
         largest = int(tokens.max()) if tokens.size else 0
         if largest >= self._vocab_size:
             raise self._error(

@@ -9,11 +9,14 @@ from typing import IO, Any
 import numpy as np
 
 from slm_jax.data.corpus.corpus import shard_files
+from slm_jax.data.corpus.stream import TURNS
 from slm_jax.data.corpus.verification import block_checksums, checksum
 from slm_jax.utils.files import replace_file
 
 
-def write_shard(folder: Path, split: str, number: int, tokens: np.ndarray, documents: np.ndarray) -> dict[str, Any]:
+def write_shard(
+    folder: Path, split: str, number: int, tokens: np.ndarray, documents: np.ndarray, marked: bool = False
+) -> dict[str, Any]:
     """Write the files of a shard.
 
     Args:
@@ -22,6 +25,7 @@ def write_shard(folder: Path, split: str, number: int, tokens: np.ndarray, docum
         number: The number of the shard.
         tokens: Token ids, uint16 or uint32 [N].
         documents: DOCUMENT_DTYPE [D].
+        marked: Whether the corpus has conversations, whose ids have marks.
 
     Returns:
         The entry of the shard in the manifest.
@@ -29,11 +33,13 @@ def write_shard(folder: Path, split: str, number: int, tokens: np.ndarray, docum
     tokens_file, documents_file = shard_files(split, number)
     write_array(folder / tokens_file, tokens)
     write_array(folder / documents_file, documents)
+    turns = {"turns": int(documents[TURNS].sum(dtype=np.int64))} if marked else {}
     return {
         "tokens": tokens.size,
         "documents": documents.size,
         "bytes": int(documents["bytes"].sum(dtype=np.int64)),
         "prompts": int(np.count_nonzero(documents["prompt"])),
+        **turns,
         "tokens_sha256": checksum(tokens),
         "tokens_crc32": block_checksums(tokens),
         "documents_sha256": checksum(documents),
