@@ -1,13 +1,16 @@
 """The chat template of a tokenizer: one way from messages to token ids for training, serving, export and evaluation."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
+from slm_jax.chat.foreign_template import ForeignTemplate
 from slm_jax.chat.messages import EncodedChat, Message
 from slm_jax.chat.own_template import OwnTemplate
-from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
+
+if TYPE_CHECKING:  # needs the package tokenizers, an extra
+    from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
 
 __all__ = ["ChatTemplate", "EncodedChat"]
 
@@ -41,7 +44,7 @@ class ChatTemplate:
         """
         if isinstance(tokenizer, HybridTokenizer):
             return cls(OwnTemplate(tokenizer))
-        raise UserError("the tokenizer has no chat template: use that of the model's instruction-tuned version")
+        return cls(ForeignTemplate(cast("ForeignTokenizer", tokenizer)))
 
     def encode(self, messages: Sequence[Message], generation_prompt: bool = False) -> EncodedChat:
         """Encode a conversation.

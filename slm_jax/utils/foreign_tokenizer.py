@@ -142,6 +142,25 @@ class ForeignTokenizer:
         """
         return self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return `encode` of a text, int32 [T], and the characters [start, end) of each id, int64 [T, 2]."""
+        encoded = self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False)
+        return np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+
+    @property
+    def added_tokens(self) -> dict[str, bool]:
+        """{name: whether it is special} of the tokens that are recognized by name in any text."""
+        return {token.content: token.special for token in self._tokenizer.get_added_tokens_decoder().values()}
+
+    def with_json(self, content: bytes) -> "ForeignTokenizer":
+        """Return a copy with another `tokenizer.json`, in which the special ids are the same.
+
+        Raises:
+            TokenizerError: The content is not a tokenizer with these ids.
+        """
+        ids = {"eos_id": self.eos_id, "start_id": self.start_id, "pad_id": self.pad_id, "stop_ids": self.stop_ids}
+        return ForeignTokenizer({**self.files, FOREIGN_JSON: content}, ids)
+
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of each text, int32 [T]."""
         clean = [_without_surrogates(text) for text in texts]

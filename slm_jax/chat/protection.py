@@ -1,0 +1,135 @@
+"""Contents that contain names of special tokens: encoded as text where a tokenizer would recognize the names.
+
+Names in contents are interrupted by a marker before a template is rendered. What is a name afterwards was written by
+the template. Such a text is encoded by a copy of the tokenizer in which the tokens have other, secret names: the
+template's are replaced by these, then the markers are removed, and the names in contents are ordinary text.
+"""
+
+import functools
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slm_jax.chat.messages import Message
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_tokenizer import FOREIGN_JSON
+
+if TYPE_CHECKING:
+    from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
+
+_MARKERS = tuple(map(chr, range(0xFDD0, 0xFDEF)))
+"""Noncharacters of Unicode; the one that interrupts names is not in any text at hand."""
+_FRAME = "\ufdef"
+"""Noncharacter around a secret name."""
+
+
+class Protection:
+    """Protects the contents of conversations with one tokenizer and template.
+
+    Attributes:
+        named_ids: The ids of tokens that are recognized by name, other than white space.
+    """
+
+    def __init__(self, tokenizer: "ForeignTokenizer", source: str):
+        """Choose the names to protect.
+
+        Args:
+            tokenizer: The tokenizer.
+            source: The template. Tokens that it writes are protected in contents even if they do not count as special,
+                but not in the assistant's, which may consist of them (``<think>``).
+        """
+        added = {name: special for name, special in tokenizer.added_tokens.items() if not name.isspace()}
+        stops = {tokenizer.id2token.get(id_) for id_ in tokenizer.stop_ids}
+        special = [name for name, is_special in added.items() if is_special or name in stops]
+        names = list(dict.fromkeys([*special, *(name for name in added if name in source)]))
+        self.named_ids = frozenset(tokenizer.token2id[name] for name in added)
+        self.tokenizer = tokenizer
+        self._source = source
+        self._special = _pattern(special)
+        self._names = _pattern(names)
+        secret = secrets.token_hex(8)
+        self._secret_names = {name: f"{_FRAME}{secret}-{number}{_FRAME}" for number, name in enumerate(names)}
+
+    def guard(self, messages: Sequence[Message]) -> "Guard":
+        """Return the messages with contents that contain no protected name, and what encodes their text.
+
+        Raises:
+            UserError: No marker is left, or the tokenizer cannot be copied with other names.
+        """
+        if not any(self._pattern_for(message.role).search(message.content) for message in messages):
+            return Guard(list(messages), self)
+        contents = "".join(message.content for message in messages)
+        marker = next((each for each in _MARKERS if each not in contents and each not in self._source), None)
+        if marker is None or _FRAME in contents:
+            raise UserError("the conversation contains names of special tokens and all noncharacters: remove either")
+        marked = []
+        for role, content in messages:
+            pattern = self._pattern_for(role)
+            while pattern.search(content):  # a name may contain another one
+                content = pattern.sub(lambda match: match[0][0] + marker + match[0][1:], content)
+            marked.append(Message(role, content))
+        return Guard(marked, self, marker)
+
+    def _pattern_for(self, role: str) -> re.Pattern[str]:
+        return self._special if role == "assistant" else self._names
+
+    def rename(self, text: str) -> str:
+        """Return a text with secret names in place of the protected ones."""
+        return self._names.sub(lambda match: self._secret_names[match[0]], text)
+
+    @functools.cached_property
+    def renamed(self) -> "ForeignTokenizer":
+        """A copy of the tokenizer in which the protected tokens have their secret names.
+
+        Raises:
+            UserError: The copy has other ids.
+        """
+        content = json.loads(self.tokenizer.files[FOREIGN_JSON])
+        for token in content["added_tokens"]:
+            token["content"] = self._secret_names.get(token["content"], token["content"])
+        model = content["model"]
+        if isinstance(model.get("vocab"), dict):
+            model["vocab"] = {self._secret_names.get(name, name): id_ for name, id_ in model["vocab"].items()}
+        elif isinstance(model.get("vocab"), list):
+            model["vocab"] = [[self._secret_names.get(name, name), score] for name, score in model["vocab"]]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = self._secret_names.get(model["unk_token"], model["unk_token"])
+        content["post_processor"] = None  # it only adds tokens at the ends, which templates write themselves
+        copy = self.tokenizer.with_json(json.dumps(content).encode())
+        for name, secret in self._secret_names.items():
+            if copy.token2id.get(secret) != self.tokenizer.token2id[name]:
+                raise UserError(f"a text with {name!r} cannot be encoded with this tokenizer: remove it from the text")
+        return copy
+
+
+class Guard:
+    """The protected contents of one conversation.
+
+    Attributes:
+        messages: The messages, with markers in names of special tokens.
+    """
+
+    def __init__(self, messages: list[Message], protection: Protection, marker: str = ""):
+        self.messages = messages
+        self._protection = protection
+        self._marker = marker
+
+    def restore(self, text: str) -> str:
+        """Return a rendered text without markers, for `encode`; the beginning of a text gives that of the result."""
+        if not self._marker:
+            return text
+        return self._protection.rename(text).replace(self._marker, "")
+
+    def encode(self, restored: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a restored text, int32 [T], and the characters [start, end) of each, int [T, 2]."""
+        tokenizer = self._protection.renamed if self._marker else self._protection.tokenizer
+        return tokenizer.encode_with_offsets(restored)
+
+
+def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern of any of the names, the longest first; of nothing without names."""
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)")
