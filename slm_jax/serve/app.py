@@ -7,9 +7,9 @@ other runs in the folders that it names, which requests choose by name.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -20,8 +20,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from slm_jax.run.selection import Step
+from slm_jax.serve.answers import Answer, Limits, format_event
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
-from slm_jax.serve.completions import Completion, Limits, format_event
+from slm_jax.serve.chat import ChatCompletion
+from slm_jax.serve.chat_schema import ChatRequest
+from slm_jax.serve.completions import Completion
+from slm_jax.serve.conversation import is_chat_trained
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate
@@ -40,9 +44,11 @@ from slm_jax.serve.schema import (
     ReportQuery,
     VocabularyQuery,
 )
+from slm_jax.serve.validation import Body
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.inspect import playground
 
+Parsed = TypeVar("Parsed", bound=Body)
 WEB = Path(__file__).parent / "web"
 _ENCODING_THREADS = 4
 _MAX_WAITING = 256  # requests whose prompts wait to be encoded; the engines bound those that are encoded
@@ -118,46 +124,63 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions: continue prompts, complete or as server-sent events."""
-        body = self._parse_completion(await request.body())
+        body = self._parse_request(CompletionRequest, await request.body())
         name, engine = self._engine(body.model)
         completion = Completion(name, engine, body, self.limits)
-        # Encoding a long prompt takes a while: in a thread, so that other responses are not delayed.
-        characters = sum(map(len, body.prompts()))
-        gate = self._long_encoding if characters > _LONG_CHARACTERS else self._encoding
-        await gate.run(completion.encode)
+        await self._encoding_gate(sum(map(len, body.prompts()))).run(completion.encode)
         completion.submit()
         if body.stream:
-            return EventStream(completion)
-        response = asyncio.ensure_future(completion.response())
+            return EventStream(completion, completion.events())
+        return await self._complete(request, completion, completion.response())
+
+    def _encoding_gate(self, characters: int) -> Gate:
+        """Return where a prompt is encoded: in threads, so that no other response is delayed."""
+        return self._long_encoding if characters > _LONG_CHARACTERS else self._encoding
+
+    async def _complete(self, request: Request, answer: Answer, body: Coroutine[Any, Any, Any]) -> Response:
+        """Return a complete response; the slots are freed if the client disconnects before."""
+        response = asyncio.ensure_future(body)
         disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
         try:
             await asyncio.wait((response, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not response.done():
-                completion.cancel()
+                answer.cancel()
                 return Response(status_code=499)  # nginx's status of a client that closed the connection
             return AsciiJSONResponse(response.result())
         finally:
             disconnect.cancel()
             response.cancel()
 
-    def _parse_completion(self, content: bytes) -> CompletionRequest:
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions: answer a conversation, complete or as server-sent events."""
+        body = self._parse_request(ChatRequest, await request.body())
+        name, engine = self._engine(body.model)
+        completion = ChatCompletion(name, engine, body, self.limits)
+        gate = self._encoding_gate(completion.characters)
+        await gate.run(completion.encode)
+        completion.submit()
+
+        def follow_up(text: str) -> None:
+            completion.follow_up(text, gate.run)
+
+        if body.stream:
+            return EventStream(completion, completion.events(follow_up))
+        return await self._complete(request, completion, completion.response(follow_up))
+
+    def _parse_request(self, schema: type[Parsed], content: bytes) -> Parsed:
         """Validate a body; an unknown model is reported before other parameters, whose bounds may be those of others.
 
         Raises:
             ApiError: The model is unknown (404), or the body is invalid (400).
         """
         try:
-            return CompletionRequest.parse(content)
+            return schema.parse(content)
         except ApiError:
             with contextlib.suppress(ValueError, RecursionError):
                 tree = json.loads(content)
                 if isinstance(tree, dict) and isinstance(tree.get("model"), str):
                     self._engine(tree["model"])
             raise
-
-    async def chat(self, request: Request) -> Response:
-        """/v1/chat/completions, which many clients try first: not supported."""
-        raise ApiError(404, "these models have no chat format: use POST /v1/completions with a prompt")
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: list the models."""
@@ -181,6 +204,8 @@ class Server:
             "vocab_size": run.tokenizer.vocab_size,
             "max_prompt_tokens": self.limits.prompt_tokens,
             "max_tokens": self.limits.max_tokens,
+            "chat": self.engines[name].chat_template is not None,
+            "chat_trained": is_chat_trained(run.run),
         }
 
     async def curve(self, request: Request) -> Response:
@@ -291,7 +316,6 @@ class Server:
 
         routes = [
             *(Route(each.path, getattr(self, each.handler), methods=[each.method]) for each in ENDPOINTS),
-            Route("/v1/chat/completions", self.chat, methods=["GET", "POST"]),
             Route("/", page),
             Route("/{file}", page),
         ]
@@ -326,10 +350,11 @@ class Server:
 class EventStream(Response):
     """A response of server-sent events that ends when it is complete or the client disconnects."""
 
-    def __init__(self, completion: Completion):
+    def __init__(self, answer: Answer, events: AsyncIterator[str]):
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._completion = completion
+        self._answer = answer
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; however it ends, the engine's slots are freed."""
@@ -348,14 +373,14 @@ class EventStream(Response):
                 await asyncio.wait_for(send(last), 1)  # not received by a client that does not read
             raise
         finally:
-            self._completion.cancel()
+            self._answer.cancel()
             for task in (sending, disconnect):
                 task.cancel()
             await asyncio.gather(sending, disconnect, return_exceptions=True)
 
     async def _send_events(self, send: Send) -> None:
         with contextlib.suppress(OSError):  # the client has disconnected
-            async for event in self._completion.events():
+            async for event in self._events:
                 await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -54,6 +54,7 @@ class SlotInputs(NamedTuple):
         seed_B: uint32.
         ignore_eos_B: bool, never sample the ids that end a sequence.
         logprobs_B: bool, compute log-probabilities.
+        chat_B: bool, the sequence is a conversation.
         sampling: Sampling settings.
     """
 
@@ -63,6 +64,7 @@ class SlotInputs(NamedTuple):
     seed_B: Any
     ignore_eos_B: Any
     logprobs_B: Any
+    chat_B: Any
     sampling: SamplingArrays
 
 
@@ -81,15 +83,15 @@ class Logprobs(NamedTuple):
 
 
 class TokenMasks(NamedTuple):
-    """Masks over the vocabulary that are the same for all requests.
+    """Masks over the vocabulary, [2, V]: the first row for texts, the second one for conversations.
 
     Attributes:
-        suppressed_V: bool, ids that are never sampled.
-        stops_V: bool, ids that end a sequence; exempt from the repetition penalty (see generation/sampling.py).
+        suppressed_2xV: bool, ids that are never sampled.
+        stops_2xV: bool, ids that end a sequence; exempt from the repetition penalty (see generation/sampling.py).
     """
 
-    suppressed_V: Any
-    stops_V: Any
+    suppressed_2xV: Any
+    stops_2xV: Any
 
 
 def compute_logprobs(logits: jax.Array, ids: jax.Array) -> Logprobs:
@@ -257,6 +259,7 @@ def decode(
     model: Transformer = nnx.merge(graph, weights.params)
     b = len(inputs.remaining_B)
     index_B = jnp.arange(b)
+    chat_B = inputs.chat_B.astype(jnp.int32)
     step_BxN = inputs.generated_B[:, None] + jnp.arange(MAX_STEPS)
     uniform_BxNx2 = jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, None, 0))(
         inputs.seed_B, jnp.uint32(0), step_BxN
@@ -280,7 +283,7 @@ def decode(
         # The last token of a sequence is fed too: the other slots need the step in any case.
         x_Bx1xD, cache = model.hidden_cached(token_B[:, None], position_B[:, None], block.cache, window, weights.layers)
         logits_BxV = ops.einsum("bd,vd->bv", x_Bx1xD[:, -1], weights.head_VxD, model.dtype)
-        active_B &= ~masks.stops_V[token_B] & (i + 1 < inputs.remaining_B)
+        active_B &= ~masks.stops_2xV[chat_B, token_B] & (i + 1 < inputs.remaining_B)
         return i + 1, Block(cache, logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
 
     ids_BxN = jnp.full((b, MAX_STEPS), NO_TOKEN)
@@ -301,6 +304,8 @@ def _zero_logprobs(slots: int) -> Logprobs:
 
 def _sample_next(block: Block, inputs: SlotInputs, masks: TokenMasks, uniform_Bx2: jax.Array) -> jax.Array:
     """Return the next ids int32 [B], sampled as by `slm_jax.generation.decode`."""
-    logits_BxV = penalize(block.logits_BxV, block.seen_BxV & ~masks.stops_V, inputs.sampling.penalty_B)
-    never_BxV = masks.suppressed_V | (inputs.ignore_eos_B[:, None] & masks.stops_V)
+    kind_B = inputs.chat_B.astype(jnp.int32)
+    stops_BxV = masks.stops_2xV[kind_B]
+    logits_BxV = penalize(block.logits_BxV, block.seen_BxV & ~stops_BxV, inputs.sampling.penalty_B)
+    never_BxV = masks.suppressed_2xV[kind_B] | (inputs.ignore_eos_B[:, None] & stops_BxV)
     return sample(jnp.where(never_BxV, -jnp.inf, logits_BxV), uniform_Bx2, inputs.sampling)

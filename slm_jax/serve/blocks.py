@@ -65,7 +65,7 @@ class SlotBlock:
         ids = prefill.request.prompt_ids
         slot = self.requests.index(None)
         self.resize(len(ids))
-        seen_V = id_mask(ids, len(self._masks.stops_V))
+        seen_V = id_mask(ids, self._masks.stops_2xV.shape[1])
         length = np.int32(len(ids))
         self._state = batching.insert(self._state, np.int32(slot), prefill.cache, length, prefill.logits_V, seen_V)
         self.requests[slot] = prefill.request
@@ -106,5 +106,6 @@ def slot_inputs(requests: Sequence[Request]) -> SlotInputs:
         seed_B=np.array([request.sampling.seed for request in requests], np.uint32),
         ignore_eos_B=np.array([request.ignore_eos for request in requests], bool),
         logprobs_B=np.array([request.logprobs for request in requests], bool),
+        chat_B=np.array([request.boundaries is not None for request in requests], bool),
         sampling=stack_sampling([request.sampling for request in requests]),
     )

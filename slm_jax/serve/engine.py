@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from flax import nnx
 
 from slm_jax.generation.decode import id_mask, prepare_weights, suppressed_ids
@@ -23,6 +24,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, TokenMasks
 from slm_jax.serve.blocks import SlotBlock, block_columns
+from slm_jax.serve.conversation import chat_masks, find_template
 from slm_jax.serve.metrics import Counters
 from slm_jax.serve.prefill import Prefill, PromptFeeder, token_logprobs
 from slm_jax.serve.prefix_cache import PrefixCache
@@ -48,7 +50,9 @@ class Engine:
         window: Number of tokens that attention sees.
         context: Maximum number of tokens of a conversation, answer included.
         prefixes: Keys and values of earlier conversations.
-        stop_ids: Ids that end a sequence.
+        stop_ids: Ids that end a text.
+        chat_template: The chat template of the tokenizer, None without one.
+        no_chat_reason: The reason why there is none.
         counters: Statistics since the start.
         failure: The exception that ended the engine's thread, if any.
     """
@@ -90,9 +94,8 @@ class Engine:
         self.failure: BaseException | None = None
         self._graph, params = nnx.split(model, nnx.Param)
         self._weights = prepare_weights(self._graph, params)
-        self._masks = TokenMasks(
-            id_mask(suppressed_ids(run.tokenizer), model.vocab_size), id_mask(self.stop_ids, model.vocab_size)
-        )
+        self.chat_template, self.no_chat_reason = find_template(run.tokenizer)
+        self._masks = self._token_masks()
         self._blocks = [self._empty_block() for _ in range(self.slots // self.block_slots)]
         self.prefixes = PrefixCache(prefix_cache * 10**6)
         self.prefixes.reset(self._weights)
@@ -108,6 +111,14 @@ class Engine:
         self._closing = False
         self._warm_up: WarmUp | None = None
         self._thread = threading.Thread(target=self._serve, name=f"engine {self.name}", daemon=True)
+
+    def _token_masks(self) -> TokenMasks:
+        tokenizer, size = self.run.tokenizer, self.run.model.vocab_size
+        suppressed, stops = suppressed_ids(tokenizer), list(self.stop_ids)
+        chat = chat_masks(tokenizer, self.chat_template) if self.chat_template else (suppressed, stops)
+        self._chat_stop_ids = frozenset(chat[1])
+        rows = [[id_mask(ids, size) for ids in pair] for pair in zip((suppressed, stops), chat, strict=True)]
+        return TokenMasks(np.stack(rows[0]), np.stack(rows[1]))
 
     # Called from any thread.
 
@@ -373,7 +384,8 @@ class Engine:
         request.generated += len(ids)
         self.counters.generated_tokens += len(ids)
         finish_reason = "length" if request.generated >= request.max_tokens else ""
-        if ids and ids[-1] in self.stop_ids:
+        stops = self.stop_ids if request.boundaries is None else self._chat_stop_ids
+        if ids and ids[-1] in stops:
             ids = ids[:-1]
             finish_reason = "stop"
         return Chunk(ids, [] if logprobs is None else token_logprobs(logprobs, len(ids)), finish_reason)

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 import slm_jax
 from slm_jax.serve import responses, schema
+from slm_jax.serve.chat_schema import ChatRequest
 from slm_jax.serve.errors import ErrorBody
 from slm_jax.serve.validation import Body
 
@@ -26,27 +27,21 @@ _ERRORS = {
     503: "The server stops, or an engine failed.",
     504: "The response was not complete in time.",
 }
-_EVENT: dict[str, Any] = {
-    "description": "A server-sent event. Its data is a CompletionBody with the new text of one choice, or an ErrorBody "
-    "that ends the stream; the last event of a complete response is [DONE].",
-    "type": "object",
-    "required": ["data"],
-    "properties": {
-        "data": {
-            "type": "string",
-            "anyOf": [
-                {"const": "[DONE]"},
-                {
-                    "contentMediaType": "application/json",
-                    "contentSchema": {
-                        "anyOf": [{"$ref": _REF.format(model=name)} for name in ("CompletionBody", "ErrorBody")]
-                    },
-                },
-            ],
-        }
-    },
-}
+_STREAMS = {"completions": "CompletionBody", "chat": "ChatChunk"}  # handlers that stream, and the type of their events
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+
+
+def _event(name: str) -> dict[str, Any]:
+    """Return the schema of a server-sent event."""
+    types = {"anyOf": [{"$ref": _REF.format(model=each)} for each in (name, "ErrorBody")]}
+    data = [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": types}]
+    return {
+        "description": f"A server-sent event. Its data is a {name} with the new text of one choice, or an ErrorBody "
+        "that ends the stream; the last event of a complete response is [DONE].",
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": data}},
+    }
 
 
 class Endpoint(NamedTuple):
@@ -82,6 +77,13 @@ ENDPOINTS = (
         "completions",
         responses.CompletionBody,
         body=schema.CompletionRequest,
+        errors=(400, 404, 429, 503, 504),
+    ),
+    Endpoint(
+        "/v1/chat/completions",
+        "chat",
+        responses.ChatCompletionBody,
+        body=ChatRequest,
         errors=(400, 404, 429, 503, 504),
     ),
     Endpoint("/v1/models", "models", responses.ModelList),
@@ -139,12 +141,12 @@ def openapi_document(
     }
 
 
-_WITH_NAMES = ("CompletionRequest", "CutRequest", "CurveQuery", "VocabularyQuery", "ExplainQuery")
+_WITH_NAMES = ("CompletionRequest", "ChatRequest", "CutRequest", "CurveQuery", "VocabularyQuery", "ExplainQuery")
 
 
 def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the schemas of the top-level types by id of the type, and the definitions that they refer to."""
-    types: list[Any] = [ErrorBody]
+    types: list[Any] = [ErrorBody, responses.ChatChunk]
     for endpoint in ENDPOINTS:
         types += [endpoint.body, endpoint.query, endpoint.response, *endpoint.other.values()]
     unique = {id(each): each for each in types if each is not None and not isinstance(each, str)}
@@ -171,8 +173,8 @@ def _operation(
         return {"application/json": {"schema": keys[str(id(kind))]}}
 
     good = content(endpoint.response)
-    if endpoint.handler == "completions":
-        good["text/event-stream"] = {"schema": _EVENT}
+    if endpoint.handler in _STREAMS:
+        good["text/event-stream"] = {"schema": _event(_STREAMS[endpoint.handler])}
     errors = sorted({401, 403, 405, 421, *((408, 413, 415) if endpoint.body else ()), *endpoint.errors})
     operation: dict[str, Any] = {
         "operationId": endpoint.handler,

@@ -106,8 +106,104 @@ class CompletionBody(TypedDict):
     usage: NotRequired[Usage | None]
 
 
+class TokenBody(TypedDict):
+    """A token with its log-probability; its bytes are null for a special token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TokenBody):
+    """A token of an answer, and the most probable ones at its position."""
+
+    top_logprobs: list[TokenBody]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of the tokens of an answer."""
+
+    content: list[ChatLogprob]
+
+
+class AnswerMessage(TypedDict):
+    """An answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    details: NotRequired[list[TokenDetail]]
+
+
+class AnswerDelta(TypedDict):
+    """The new part of an answer; the first one has the role, the last one nothing."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+class ChatChunkChoice(TypedDict):
+    """The new part of one answer."""
+
+    index: int
+    delta: AnswerDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    details: NotRequired[list[TokenDetail]]
+
+
+class PromptDetails(TypedDict):
+    """Number of tokens of the conversation that were not computed again."""
+
+    cached_tokens: int
+
+
+class ChatUsage(Usage):
+    """Token counts of a chat request."""
+
+    prompt_tokens_details: PromptDetails
+
+
+class ChatCompletionBody(TypedDict):
+    """Response of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+class ChatChunk(TypedDict):
+    """Data of one event of a streamed chat response.
+
+    `usage` is only there with `stream_options.include_usage`, and null before the last event.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[ChatUsage | None]
+
+
 class ModelBody(TypedDict):
-    """A run that is served."""
+    """A run that is served.
+
+    `chat` says whether POST /v1/chat/completions works, that is whether the tokenizer has a chat template, and
+    `chat_trained` whether the run was trained on conversations.
+    """
 
     id: str
     object: Literal["model"]
@@ -119,6 +215,8 @@ class ModelBody(TypedDict):
     vocab_size: int
     max_prompt_tokens: int
     max_tokens: int
+    chat: bool
+    chat_trained: bool
 
 
 class ModelList(TypedDict):

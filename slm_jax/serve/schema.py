@@ -24,8 +24,8 @@ IdLists = Annotated[list[Ids], Field(min_length=1, max_length=256, fail_fast=Tru
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class CompletionRequest(Body):
-    """Body of POST /v1/completions.
+class GenerationRequest(Body):
+    """Parameters of every request that generates text.
 
     Parameters of OpenAI's API that are not supported are accepted with their default value only.
     """
@@ -34,34 +34,13 @@ class CompletionRequest(Body):
         "presence_penalty": "leave it out (repetition_penalty is supported)",
         "frequency_penalty": "leave it out (repetition_penalty is supported)",
         "logit_bias": "leave it out",
-        "suffix": "leave it out",
-        "best_of": "leave it out, or set it to n",
     }
-    foreign: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(
-            ("messages", "tools", "tool_choice", "functions", "function_call", "response_format", "modalities"),
-            "these models have no chat format, send a prompt",
-        ),
-        "max_completion_tokens": "use max_tokens",
-        "max_new_tokens": "use max_tokens",
-        "max_length": "use max_tokens",
-        "top_logprobs": "use logprobs, the number of alternatives",
-        "num_return_sequences": "use n",
-        "inputs": "use prompt",
-        "typical_p": "use top_p or min_p",
-        "do_sample": "use temperature 0 for the most probable tokens",
-    }
-
     model: str | None = None
-    prompt: str | Ids | Texts | IdLists = ""
-    max_tokens: Annotated[int, Field(ge=0)] = 16
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     user: str | None = None
@@ -73,10 +52,59 @@ class CompletionRequest(Body):
     token_details: bool = False
     """Add `details` to each choice: id, kind, text and most probable alternatives of every token."""
     # Not supported.
-    best_of: int | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    def sampling(self) -> Sampling:
+        """Return the sampling settings, with a random seed if the request has none."""
+        seed = secrets.randbits(32) if self.seed is None else self.seed
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=seed,
+        )
+
+    def stops(self) -> list[str]:
+        """Return the stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions.
+
+    Parameters of OpenAI's API that are not supported are accepted with their default value only.
+    """
+
+    unsupported: ClassVar[dict[str, str]] = {
+        **GenerationRequest.unsupported,
+        "suffix": "leave it out",
+        "best_of": "leave it out, or set it to n",
+    }
+    foreign: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("messages", "tools", "tool_choice", "functions", "function_call", "response_format", "modalities"),
+            "send a prompt, or use POST /v1/chat/completions",
+        ),
+        "max_completion_tokens": "use max_tokens",
+        "max_new_tokens": "use max_tokens",
+        "max_length": "use max_tokens",
+        "top_logprobs": "use logprobs, the number of alternatives",
+        "num_return_sequences": "use n",
+        "inputs": "use prompt",
+        "typical_p": "use top_p or min_p",
+        "do_sample": "use temperature 0 for the most probable tokens",
+    }
+
+    prompt: str | Ids | Texts | IdLists = ""
+    max_tokens: Annotated[int, Field(ge=0)] = 16
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool = False
+    # Not supported.
+    best_of: int | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
 
     @classmethod
@@ -95,22 +123,6 @@ class CompletionRequest(Body):
         if request.max_tokens == 0 and not request.echo:
             raise ApiError(400, "max_tokens 0 needs echo, else the response is empty", "max_tokens")
         return request
-
-    def sampling(self) -> Sampling:
-        """Return the sampling settings, with a random seed if the request has none."""
-        seed = secrets.randbits(32) if self.seed is None else self.seed
-        return Sampling(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=seed,
-        )
-
-    def stops(self) -> list[str]:
-        """Return the stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Return the prompts: texts, or lists of ids."""

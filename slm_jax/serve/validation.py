@@ -131,7 +131,8 @@ def _to_api_error(model: type[Body], tree: dict[str, Any], error: pydantic.Valid
 def _locate(tree: Any, location: tuple[str | int, ...], kind: str) -> _Problem:
     """Follow a location of pydantic, which also names the alternatives of unions, through the body."""
     if kind == "missing":
-        return _Problem(location, None, kind)
+        parent = _locate(tree, location[:-1], "").path
+        return _Problem((*parent, location[-1]), None, kind)
     path: list[str | int] = []
     for part in location:
         is_key = isinstance(tree, dict) and part in tree
@@ -164,25 +165,38 @@ def _message(model: type[Body], problem: _Problem) -> str:
     if problem.kind == "string_unicode":
         return f"{path} must not contain a lone surrogate, half of a UTF-16 character, as {value} does"
     schema = model.model_json_schema()
-    allowed = _allowed(schema["properties"][name], schema)
+    node = _schema_at(schema, problem.path)
     if problem.kind == "missing":
-        return f"{name} is required: {allowed}"
-    if len(problem.path) == 1:
-        return f"{name} must be {allowed}, not {value}"
-    if "$ref" in _alternatives(schema["properties"][name])[0]:
-        fields = _resolve(_alternatives(schema["properties"][name])[0], schema)["properties"]
-        return f"{path} must be {_allowed(fields[problem.path[1]], schema)}, not {value}"
-    return f"{name} must be {allowed}, but {path} is {value}"
+        return f"{path} is required: {_allowed(node, schema)}"
+    # Of a list of numbers or texts, all of it is described.
+    if len(problem.path) == 1 or any(isinstance(part, str) for part in problem.path[1:]):
+        return f"{path} must be {_allowed(node, schema)}, not {value}"
+    return f"{name} must be {_allowed(schema['properties'][name], schema)}, but {path} is {value}"
+
+
+def _schema_at(root: dict[str, Any], path: tuple[str | int, ...]) -> dict[str, Any]:
+    """Return the schema of the value at a path."""
+    node = root
+    for part in path:
+        for each in _alternatives(node):
+            resolved = _resolve(each, root)
+            if isinstance(part, str) and part in resolved.get("properties", {}):
+                node = resolved["properties"][part]
+                break
+            if isinstance(part, int) and "items" in resolved:
+                node = resolved["items"]
+                break
+    return node
 
 
 def _unknown(model: type[Body], path: tuple[str | int, ...]) -> str:
     """Describe a parameter that is not declared."""
     name = str(path[-1])
     shown = format_path((*path[:-1], _cut(name)))
-    owner = f"{path[0]} has" if len(path) > 1 else "there are"
+    owner = f"{format_path(path[:-1])} has" if len(path) > 1 else "there are"
     schema = model.model_json_schema()
     if len(path) > 1:
-        schema = _resolve(_alternatives(schema["properties"][path[0]])[0], schema)
+        schema = _resolve(_alternatives(_schema_at(schema, path[:-1]))[0], schema)
     elif name in model.foreign:
         return f"{shown} is not supported: {model.foreign[name]}"
     names = list(schema["properties"])
@@ -230,8 +244,11 @@ def _allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         return f"{', '.join(texts[:-1])} or {texts[-1]}"
     schema = _resolve(alternatives[0], root)
     kind = schema.get("type")
+    if "enum" in schema or "const" in schema:
+        texts = [json.dumps(each) for each in schema.get("enum", [schema.get("const")])]
+        return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
     if kind == "array":
-        return f"{_list(schema, 'a ', 'list')} of {_items(schema)}"
+        return f"{_list(schema, 'a ', 'list')} of {_items(schema, root)}"
     if kind == "object":
         return f"an object with {', '.join(schema.get('properties', ()))}"
     if kind == "boolean":
@@ -246,12 +263,14 @@ def _list(schema: dict[str, Any], article: str, noun: str) -> str:
     return f"{article}non-empty {noun}" if schema.get("minItems") == 1 and "maxItems" not in schema else article + noun
 
 
-def _items(schema: dict[str, Any]) -> str:
+def _items(schema: dict[str, Any], root: dict[str, Any]) -> str:
     """Describe the items of a list: "1 to 256 texts"."""
-    item = schema["items"]
+    item = _resolve(schema["items"], root)
     count = _count(schema, "Items") if "maxItems" in schema else ""
     if item.get("type") == "array":
-        return f"{count}{_list(item, '', 'lists')} of {_items(item)}"
+        return f"{count}{_list(item, '', 'lists')} of {_items(item, root)}"
+    if item.get("type") == "object":
+        return f"{count}objects with {', '.join(item['properties'])}"
     limits = _count(item, "Length")
     nouns = {"integer": "integers", "string": "texts"}
     return count + nouns.get(item.get("type", ""), "numbers") + (f" of {limits}characters" if limits else "")

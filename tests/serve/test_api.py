@@ -333,9 +333,6 @@ def test_no_request_reaches_the_file_system(served):
     for method, path, status in (("GET", "/v1/completions", 405), ("GET", "/nothing", 404), ("POST", "/", 405)):
         actual, _, tree = send(served, method, path, {} if method == "POST" else None)
         assert (actual, tree["error"]["code"]) == (status, None)
-    actual, _, tree = send(served, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
-    assert (actual, tree["error"]["type"]) == (404, "not_found_error")
-    assert "POST /v1/completions" in tree["error"]["message"]
     body = {"vocabulary": "/etc/passwd", "text": "x"}
     assert send(served, "POST", "/api/cut", body)[0] == 400
 

@@ -1,5 +1,6 @@
 """The OpenAPI document: complete, and what the server does; schemathesis looks for requests that show otherwise."""
 
+import json
 import subprocess
 import sys
 
@@ -21,6 +22,11 @@ CONFIG = """
 [[operations]]
 include-path = "/v1/completions"
 # What no schema can say: limits of the server, ids of the vocabulary, parameters that depend on each other.
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 429]
+
+[[operations]]
+include-path = "/v1/chat/completions"
+# The order of roles, the context, and parts that are refused by their values.
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 429]
 """
 
@@ -66,6 +72,12 @@ def test_responses_conform_to_their_schemas(served):
     body = {"prompt": PROMPT, "max_tokens": 3, "logprobs": 1, "token_details": True, "echo": True}
     completion = TypeAdapter(responses.CompletionBody).validate_python(send(served, "POST", "/v1/completions", body)[2])
     assert completion["choices"][0]["details"]
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3, "logprobs": True, "top_logprobs": 2}
+    chat = send(served, "POST", "/v1/chat/completions", {**body, "token_details": True})[2]
+    assert TypeAdapter(responses.ChatCompletionBody).validate_python(chat)["choices"][0]["details"]
+    events = send(served, "POST", "/v1/chat/completions", {**body, "stream": True})[2].split("\n\n")
+    for event in events[:-2]:
+        TypeAdapter(responses.ChatChunk).validate_python(json.loads(event.removeprefix("data: ")))
     cut = send(served, "POST", "/api/cut", {"vocabulary": "tiny", "text": PROMPT})[2]
     id_ = TypeAdapter(responses.TokensBody).validate_python(cut)["tokens"][0][2]
     TypeAdapter(responses.TokenTree).validate_python(send(served, "GET", f"/api/explain?vocabulary=tiny&id={id_}")[2])

@@ -82,7 +82,7 @@ def parse(text):
         ('{"token_details": 2}', "token_details", "token_details must be true or false, not 2"),
         ('{"promt": "x"}', "promt", "unknown parameter 'promt': did you mean prompt?"),
         ('{"promt": null}', "promt", "unknown parameter 'promt': did you mean prompt?"),
-        ('{"messages": []}', "messages", "messages is not supported: these models have no chat format, send a prompt"),
+        ('{"messages": []}', "messages", "messages is not supported: send a prompt, or use POST /v1/chat/completions"),
         ('{"max_completion_tokens": 5}', "max_completion_tokens", "is not supported: use max_tokens"),
         ('{"a\\ud800": 1}', None, "a name of a parameter contains a lone surrogate, half of a UTF-16 character"),
         (
