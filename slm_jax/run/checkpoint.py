@@ -1,4 +1,4 @@
-"""Save and restore checkpoints: asynchronous (Orbax), committed atomically, every byte verified when it is read.
+"""Save checkpoints, and restore one: asynchronous (Orbax), committed atomically, every byte verified when it is read.
 
 A checkpoint is a folder named after its step. It appears under that name only when it is complete:
 
@@ -220,7 +220,7 @@ class Checkpoints:
         Args:
             step: The number of steps taken.
             state: A tree of arrays.
-            position: JSON values to store with it, which `restore_newest` passes to its `target`.
+            position: JSON values to store with it, which `run.restore` passes to its `target`.
             score: Validation bits per byte, if it was measured.
 
         Raises:
@@ -326,57 +326,16 @@ class Checkpoints:
             if path.name.startswith(_DELETED) or ".orbax-checkpoint-tmp" in path.name:
                 path.rmtree()
 
-    def restore_newest(self, target: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]] | None:
-        """Restore the newest valid checkpoint.
+    def restore(self, step: int, target: Any) -> Any:
+        """Read this process's part of a state, see `run.restore`.
 
-        Corrupt checkpoints are logged, skipped, and moved to `damaged/` in the folder (in a bucket they lose the mark
-        of a complete checkpoint).
-
-        Args:
-            target: Returns, for a checkpoint's position, the shapes, dtypes and shardings of its state. What it raises
-                is raised.
-
-        Returns:
-            State and position, or None without any checkpoint.
-
-        Raises:
-            UserError: All checkpoints are corrupt, or a valid one does not have the target's arrays.
+        By the handler: the checkpointer would wait for processes that fail.
         """
-        damaged: list[int] = []
-        for step in newest_first(self._folder):
-            checked = agreement.attempt(f"verification of checkpoint {step}", partial(self._verify, step))
-            if checked.errors:
-                damaged.append(step)
-                warn_of_damage(step, checked)
-                continue
-            first: Any = agreement.from_first(f"position of checkpoint {step}", partial(getattr, checked, "value"))
-            is_verified, position = first
-            restored = agreement.attempt(f"restoring checkpoint {step}", partial(self._restore, step, target(position)))
-            if restored.errors:
-                raise_mismatch(self._folder / str(step), restored, is_verified)
-                damaged.append(step)
-                warn_of_damage(step, restored)
-                continue
-            for each in damaged:
-                self._move_aside(each)
-            return restored.value, position
-        if damaged:
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read (of steps {damaged}, see above): restore one from a "
-                "backup, or start another --run"
-            )
-        return None
-
-    def _verify(self, step: int) -> tuple[bool, dict[str, Any]]:
-        """Verify this process's part of a checkpoint; return whether it has checksums, and its position."""
-        return verify_checkpoint(self._folder, step, multihost.part()), read_position(self._folder, step)
-
-    def _restore(self, step: int, target: Any) -> Any:
-        """Read this process's part of a state. By the handler: the checkpointer would wait for processes that fail."""
         args = _Items(state=ocp.args.StandardRestore(target))
         return jax.block_until_ready(self._handler.restore(self._folder / str(step), args=args).state)
 
-    def _move_aside(self, step: int) -> None:
+    def move_aside(self, step: int) -> None:
+        """Move a corrupt checkpoint to `damaged/` in the folder; in a bucket it loses the mark of a complete one."""
         self._scores.pop(step, None)
         if not self._is_first:
             return
@@ -405,47 +364,3 @@ def _write_errors(folder: epath.Path) -> Iterator[None]:
         raise UserError(
             f"{problem}; then give the same command again, which continues from the last complete checkpoint"
         ) from None
-
-
-def newest_first(folder: epath.Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder as the first process sees them, newest first."""
-    return agreement.from_first("checkpoints", lambda: steps_in(folder))[::-1]
-
-
-def raise_mismatch(path: epath.Path, outcome: agreement.Outcome[Any], is_verified: bool) -> None:
-    """Raise the error for a valid checkpoint that no process can restore.
-
-    One that some processes have restored fits the config: the others could not read it. The first version wrote no
-    checksums, so that it cannot be known whether such a checkpoint is corrupt or does not fit.
-    """
-    if is_verified and outcome.error is not None and len(outcome.errors) == multihost.process_count():
-        raise mismatch_error(path, outcome.error) from outcome.error
-
-
-def mismatch_error(path: epath.Path, error: Exception) -> Exception:
-    """Return the error for a valid checkpoint that cannot be restored."""
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return error
-    return UserError(
-        f"the checkpoint {path} is complete, but its arrays do not match this config: it was saved with another one, "
-        f"or by another version of this program ({agreement.summary(error)})"
-    )
-
-
-def warn_of_damage(step: int, outcome: agreement.Outcome[Any], path: epath.Path | None = None) -> None:
-    """Warn of a checkpoint that cannot be read: each process of its own error, the first one of all.
-
-    Args:
-        step: The step of the checkpoint.
-        outcome: What failed.
-        path: The checkpoint, if it may be missing because a training process has just deleted it.
-    """
-    if path is not None and not path.exists():
-        return
-    if outcome.error is not None:
-        logger.warning("checkpoint %d is corrupt and skipped (%s)", step, agreement.summary(outcome.error))
-    if multihost.is_first():
-        for process in outcome.errors.keys() - {0}:
-            logger.warning(
-                "checkpoint %d is skipped: process %d cannot read it (%s)", step, process, outcome.errors[process]
-            )

@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from slm_jax.distributed import agreement, multihost
-from slm_jax.run.checkpoint import newest_first, open_folder, raise_mismatch, verify_checkpoint, warn_of_damage
+from slm_jax.run.checkpoint import open_folder, verify_checkpoint
 from slm_jax.run.quiet import quiet_orbax
+from slm_jax.run.restore import newest_first, raise_mismatch, warn_of_damage
 from slm_jax.utils.errors import UserError
 
 

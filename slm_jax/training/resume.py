@@ -10,6 +10,7 @@ from slm_jax.distributed import sharding
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import other_input_error
 from slm_jax.run.frozen import read_base
+from slm_jax.run.restore import restore_newest
 from slm_jax.run.trend import Trend
 from slm_jax.training import health, loss_scale
 from slm_jax.training.train_step import Steps, TrainState
@@ -103,7 +104,7 @@ def restore(checkpoints: Checkpoints, steps: Steps, mesh: jax.sharding.Mesh, cur
         shapes = TrainState(**jax.eval_shape(steps.init)._asdict() | saved).saved_fields()
         return sharding.abstract_arrays(mesh, shapes, steps.partitions)
 
-    restored = checkpoints.restore_newest(target)
+    restored = restore_newest(checkpoints, target)
     if restored is None:
         return Restored(None, 0, None)
     fields, position = restored

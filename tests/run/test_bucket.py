@@ -19,6 +19,7 @@ SCRIPT = """
 import logging
 import sys
 import jax
+from slm_jax.run.restore import restore_newest
 from slm_jax.run.checkpoint import Checkpoints, open_folder, steps_in
 from slm_jax.run.read_checkpoint import read_params
 from slm_jax.config.schema import CheckpointConfig
@@ -31,7 +32,7 @@ handler = logging.Handler()
 handler.emit = lambda record: warnings.append(record.getMessage())
 logging.getLogger("slm_jax").addHandler(handler)
 with Checkpoints(folder, CheckpointConfig(keep=2, keep_best=1)) as checkpoints:
-    found = checkpoints.restore_newest(lambda _: shapes)
+    found = restore_newest(checkpoints, lambda _: shapes)
     if what == "save":
         assert found is None
         for step, score in ((1, 0.5), (2, 0.7), (3, 0.9), (4, 0.8)):

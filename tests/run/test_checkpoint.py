@@ -19,6 +19,7 @@ from slm_jax.config.schema import CheckpointConfig
 from slm_jax.run import checksums
 from slm_jax.run.checkpoint import Checkpoints, steps_in
 from slm_jax.run.read_checkpoint import read_params
+from slm_jax.run.restore import restore_newest
 from slm_jax.run.selection import regular_steps
 from slm_jax.utils.errors import UserError
 
@@ -39,7 +40,7 @@ def assert_same(first, second):
 def restore(folder, state=None):
     shapes = jax.eval_shape(lambda: make_state() if state is None else state)
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        return checkpoints.restore_newest(lambda _: shapes)
+        return restore_newest(checkpoints, lambda _: shapes)
 
 
 def save(folder, *steps, value=1.0, **policy):
