@@ -40,6 +40,7 @@ class RowFormat(NamedTuple):
 
 
 ALPACA = RowFormat("alpaca", ("instruction", "output"), "input")
+PREFERENCES = RowFormat("preferences", ("chosen", "rejected"), "prompt")
 DOLLY = RowFormat("dolly", ("instruction", "response"), "context")
 
 
@@ -51,16 +52,18 @@ def named_format(name: str, column: str = "") -> RowFormat:
     """Return the format of a name.
 
     Args:
-        name: `messages`, `sharegpt`, `alpaca` or `dolly`.
+        name: `messages`, `sharegpt`, `alpaca`, `dolly` or `preferences`.
         column: The column of the turns; empty: that of the format.
     """
-    if name in ("alpaca", "dolly"):
-        return ALPACA if name == "alpaca" else DOLLY
+    if name in ("alpaca", "dolly", "preferences"):
+        return {"alpaca": ALPACA, "dolly": DOLLY, "preferences": PREFERENCES}[name]
     return RowFormat(name, (column or ("conversations" if name == "sharegpt" else "messages"),))
 
 
 def format_of_columns(columns: Collection[str]) -> RowFormat | None:
     """Return the format of rows with these columns, None if they hold no conversations."""
+    if all(name in columns for name in PREFERENCES.columns):  # first: some have a column of messages as well
+        return PREFERENCES
     for column in _TURN_COLUMNS:
         if column in columns:
             return RowFormat("messages" if column == "messages" else "sharegpt", (column,))
@@ -73,6 +76,8 @@ def format_of_row(row: Mapping[str, Any]) -> RowFormat | None:
     The keys of its first message distinguish OpenAI messages from ShareGPT, whatever the name of the column.
     """
     found = format_of_columns(row.keys())
+    if found == PREFERENCES:
+        return found if all(isinstance(row[name], str | list) for name in found.columns) else None
     if found is None or len(found.columns) > 1:
         is_text = found is not None and all(isinstance(row[name], str) for name in found.columns)
         return found if is_text else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax.checks.finding import DOCUMENTS, FAIL, Finding, finding, skipped
-from slm_jax.config.schema import Config, LoraConfig
+from slm_jax.config.schema import Config, LoraConfig, TrainConfig
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
@@ -78,6 +78,9 @@ def _attempt(name: str, run_check: Callable[[], Finding]) -> Finding:
 def _findings(config: Config, run: Run | None, worst: int, documents: int, step: Step) -> Iterator[Finding]:
     from slm_jax.checks import data as texts
 
+    if config.train.objective == "dpo":  # its corpus holds the chosen conversations, which a language model predicts
+        next_token = {"objective": "next-token", "dpo_beta": TrainConfig().dpo_beta}
+        config = config.model_copy(update={"train": config.train.model_copy(update=next_token)})
     with tempfile.TemporaryDirectory(prefix="slm_jax_check") as scratch:
         logger.info("tokenizer and text")
         try:
@@ -165,13 +168,15 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, choice: Step) ->
     logger.info("weights of %s", loaded.step_text)
     model = loaded.model
     step = loaded.step
+    is_dpo = loaded.config.train.objective == "dpo"
     tokenizer = text.tokenizer
     rows: list[dict[str, Any]] = []
     try:
         rows = read_metrics(run.metrics)
         newest = run.newest_step() or step
         yield _attempt("metrics", lambda: trained.metrics_rows(rows, newest))
-        yield _attempt("overfitting", lambda: trained.overfitting(rows, newest, loaded.step_text, config))
+        if not is_dpo:
+            yield _attempt("overfitting", lambda: trained.overfitting(rows, newest, loaded.step_text, config))
     except UserError as error:
         yield finding("metrics", False, str(error), "a row for each step")
     finite = weights.finite_weights(model)
@@ -186,7 +191,10 @@ def _trained(config: Config, run: Run, text: _Text, worst: int, choice: Step) ->
     loss = trained.held_out_loss(losses)
     unigram = trained.unigram_loss(text.corpus.train, losses, tokenizer.vocab_size)
     yield trained.below_baselines(loss, unigram, tokenizer.vocab_size)
-    yield _attempt("validation repeats", lambda: trained.matches_log(loss, rows, step, model.dtype.name))
+    if is_dpo:
+        yield skipped("validation repeats", "the validations of this run are of preference pairs")
+    else:
+        yield _attempt("validation repeats", lambda: trained.matches_log(loss, rows, step, model.dtype.name))
     yield _attempt("loss of each sample", lambda: trained.per_sample(losses, tokenizer, worst))
     logger.info("generation with and without a cache")
     length = min(config.train.sequence_length, _CACHED)

@@ -179,7 +179,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
     print(f"{result.step} steps{early}, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in result.metrics:
         print(f"Validation: {scores_text(result.metrics)}.")
-    for line in best_lines(result, selection):
+    for line in best_lines(result, selection, config.train.objective == "dpo"):
         print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")
     if has_conversations(run):
@@ -193,12 +193,13 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         print(f"  {PROG} --data.files 'my/*.txt'    # your own text")
 
 
-def best_lines(result: Result, selection: "Selection") -> Iterator[str]:
+def best_lines(result: Result, selection: "Selection", is_dpo: bool = False) -> Iterator[str]:
     """Yield the lines of the summary about the best validation, if it is not the last one."""
     best = result.trend.best
     if best is None or best.loss is None or not result.trend.since_best:
         return
-    yield f"The best validation was at step {best.step}: loss {best.loss:.3f}, {best.bits_per_byte:.3f} bits per byte."
+    bits = "" if is_dpo else f", {best.bits_per_byte:.3f} bits per byte"
+    yield f"The best validation was at step {best.step}: loss {best.loss:.3f}{bits}."
     if selection.step == best.step:
         yield (
             f"generate, serve, evaluate, export and a run that starts with this one use step {best.step}; "

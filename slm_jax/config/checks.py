@@ -43,6 +43,7 @@ def cross_checks(config: Sections) -> Iterator[Problem]:
     yield from _layer_problems(config)
     yield from _init_problems(config)
     yield from _lora_problems(config)
+    yield from _objective_problems(config)
     yield from _mesh_problems(config)
     yield from _batch_problems(config)
     yield from _data_problems(config)
@@ -137,6 +138,31 @@ def _lora_problems(config: Sections) -> Iterator[Problem]:
             "init.optimizer is keep, but with lora.rank only new adapters are trained, for which no run has an "
             "optimizer state: use init.optimizer fresh",
         )
+
+
+def _objective_problems(config: Sections) -> Iterator[Problem]:
+    train, data = config.train, config.data
+    if train.objective != "dpo":
+        if train.dpo_beta != TrainConfig().dpo_beta:
+            text = f"train.dpo_beta has no effect with train.objective {train.objective}: leave it out, or use dpo"
+            yield ("train.objective", "train.dpo_beta"), text
+        return
+    for name, value in (("z_loss", train.z_loss), ("ul_alpha", train.ul_alpha)):
+        if value:
+            text = f"train.{name} adds to the next-token loss, which train.objective dpo does not have: leave it out"
+            yield ("train.objective", f"train.{name}"), text
+    if data.mode != "padded":
+        text = f"train.objective dpo compares whole responses, but data.mode is {data.mode}: use --data.mode padded"
+        yield ("train.objective", "data.mode"), text
+    if data.mix:
+        text = "train.objective dpo takes the pairs of one source: use data.source or data.files in place of data.mix"
+        yield ("train.objective", "data.mix"), text
+    if not (data.mix or data.files) and data.source in ("python-docs", "python-qa"):
+        text = (
+            f"train.objective dpo needs pairs, rows with columns chosen and rejected, and data.source {data.source} "
+            "has none: name files, or hf:OWNER/NAME"
+        )
+        yield ("train.objective", "data.source"), text
 
 
 def _mesh_problems(config: Sections) -> Iterator[Problem]:

@@ -194,6 +194,15 @@ class TrainConfig(Section):
     seed: int = option(
         0, "Seed of the initial weights, the order of the data and dropout.", common=True, ge=0, lt=2**32
     )
+    objective: Literal["next-token", "dpo"] = option(
+        "next-token",
+        "dpo: direct preference optimization on pairs of a chosen and a rejected response, from initial weights that "
+        "are also the reference; a batch then has train.batch_size pairs.",
+        common=True,
+    )
+    dpo_beta: float = option(
+        0.1, "With dpo: the smaller, the farther the model may move away from the reference.", gt=0
+    )
     z_loss: float = option(0.0, "Weight of the z-loss, log(Z)^2, which keeps logits small.", ge=0)
     ul_alpha: float = option(0.0, "Weight of the unlikelihood loss on tokens that already occur in the context.", ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -247,10 +256,11 @@ class DataConfig(Section):
         "Bytes that are not UTF-8; strict: reject the text file, skip the row of other files; replace: read them as "
         "U+FFFD.",
     )
-    format: Literal["auto", "text", "chat", "messages", "sharegpt", "alpaca", "dolly"] = option(
+    format: Literal["auto", "text", "chat", "messages", "sharegpt", "alpaca", "dolly", "preferences"] = option(
         "auto",
         "JSONL, Parquet, hub: what a row holds. auto: text, or a conversation where there is no column text; chat: a "
-        "conversation in one of the formats messages (OpenAI), sharegpt, alpaca and dolly; text: no conversation.",
+        "conversation in one of the formats messages (OpenAI), sharegpt, alpaca and dolly; preferences: a chosen and a "
+        "rejected one; text: no conversation.",
     )
     text_field: str = option(
         "", "JSONL, Parquet, hub: the column of the text, or of the conversation; empty: the source's own, or text."

@@ -278,10 +278,17 @@ def _with_steps(stage: Stage, config: Config, run: Run) -> Config:
 def _steps_of_epochs(config: Config, run: Run, epochs: float) -> int:
     """Return the steps of a number of epochs of a run's text, rounded up; the text is prepared if necessary."""
     from slm_jax.data.batches.modes import make_batches
+    from slm_jax.data.batches.pairs import PairBatches
+    from slm_jax.data.pairs import open_pairs
     from slm_jax.training.tokenizer import prepare_data
 
-    _, corpus = prepare_data(config, run)
-    per_epoch = make_batches(config, corpus).steps_per_epoch
+    tokenizer, corpus = prepare_data(config, run)
+    if config.train.objective == "dpo":
+        length, seed = config.train.sequence_length, config.train.seed
+        pairs = open_pairs(run.pairs, config, corpus, tokenizer)
+        per_epoch = PairBatches(pairs, config.train.batch_size, length, seed).steps_per_epoch
+    else:
+        per_epoch = make_batches(config, corpus).steps_per_epoch
     if epochs * per_epoch > MAX_STEPS:
         raise UserError(
             f"{epochs:g} epochs of {per_epoch:,.1f} steps each are more than {MAX_STEPS:,} steps: lower epochs"

@@ -471,7 +471,7 @@ class Transformer(nnx.Module):
         """Change the vocabulary size in place.
 
         The rows of ids that both vocabularies have stay bit-identical, new rows are drawn from normal(0, INIT_STD), a
-        tied head stays tied. `train_step.resize_vocabulary` does the same to a training state.
+        tied head stays tied. `training.resize.resize_vocabulary` does the same to a training state.
 
         Args:
             vocab_size: Entries of the new vocabulary.

@@ -88,7 +88,12 @@ class Plan(NamedTuple):
     @property
     def tokens(self) -> int:
         """Tokens that a device computes at once."""
-        return self.program.rows * self.config.train.sequence_length
+        return self.program.rows * _row_length(self.config)
+
+
+def _row_length(config: Config) -> int:
+    """Return the tokens of a row of a batch: with DPO it holds two sequences."""
+    return config.train.sequence_length * (2 if config.train.objective == "dpo" else 1)
 
 
 def default_devices(config: Config) -> int:
@@ -140,7 +145,7 @@ def make_plan(config: Config, target: Target, count: int = 0, rows: int = 0) -> 
         first = max((rows for rows in candidates if rows <= guess), default=candidates[0])
         program, programs = search.largest_that_fits(compile_rows, candidates, limit, first)
     length = config.train.sequence_length
-    tokens = config.train.batch_size * length / mesh.size
+    tokens = config.train.batch_size * _row_length(config) / mesh.size
     width = config.model.head_width
     return Plan(
         target=target,

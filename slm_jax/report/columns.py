@@ -12,7 +12,7 @@ from slm_jax.utils.errors import UserError
 
 FIELDS = (
     "step loss accuracy lr grad_norm tokens input_tokens mean_context bytes seconds tokens_per_second mfu time skipped "
-    "loss_scale"
+    "loss_scale margin chosen_reward rejected_reward"
 ).split()
 AXES = ("step", "tokens", "seconds", "flops")
 _REQUIRED = ("step", "tokens", "seconds", "tokens_per_second", "mfu")
@@ -60,7 +60,8 @@ class Columns:
     def bits_per_byte(self) -> np.ndarray:
         """The training loss in bits per byte of predicted text, [N], which is comparable between tokenizers."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self["loss"] * self["tokens"] / np.log(2) / self["bytes"]
+            bits = self["loss"] * self["tokens"] / np.log(2) / self["bytes"]
+        return np.where(self["bytes"] > 0, bits, np.nan)  # of pairs (DPO) there is none
 
     def validation_indices(self) -> np.ndarray:
         """Return the indices of the rows with validation scores, int [V]."""

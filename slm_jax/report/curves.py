@@ -94,7 +94,9 @@ class RunLines:
                 axis: join_with_gaps([columns.x[axis][columns.validation_indices()] for columns in stages], repeat=True)
                 for axis in AXES
             }
-        y = join_with_gaps([np.array([row[field] for row in columns.validations], np.float64) for columns in stages])
+        y = join_with_gaps(
+            [np.array([row.get(field) for row in columns.validations], np.float64) for columns in stages]
+        )
         yield Line(name, self._validation_x, y, dots=True, color=color)
 
     def smoothing_note(self) -> str:
@@ -125,15 +127,33 @@ def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
 
     bits = metric(lambda columns: columns.bits_per_byte, "training", True)
     accuracy = metric("accuracy", "training", True)
+    is_dpo = all(stage.config.train.objective == "dpo" for stage in data.stages)
     charts = [
-        chart("Loss", "nats per token", metric("loss", "training", True), *validation("val_loss"), wide=True),
+        chart(
+            "Loss",
+            "nats per pair" if is_dpo else "nats per token",
+            metric("loss", "training", True),
+            *validation("val_loss"),
+            wide=True,
+        ),
         chart("Bits per byte", "of predicted text", bits, *validation("val_bits_per_byte")),
-        chart("Accuracy", "of next-token prediction", accuracy, *validation("val_accuracy"), **PERCENT),
+        chart(
+            "Accuracy",
+            "of preferences" if is_dpo else "of next-token prediction",
+            accuracy,
+            *validation("val_accuracy"),
+            **PERCENT,
+        ),
         chart("Learning rate", "schedule", metric("lr", "learning rate"), include_zero=True),
         chart("Gradient norm", "before clipping", metric("grad_norm", "gradient norm", True), levels=_clip_level(data)),
         chart("Speed", "tokens per second", metric("tokens_per_second", "speed"), log=False, include_zero=True),
         chart("Model FLOPs utilization", "share of the peak", metric("mfu", "MFU"), note=_mfu_note(data), **PERCENT),
     ]
+    if np.isfinite(data.columns["margin"]).any():
+        margin = metric("margin", "training", True)
+        rewards = (metric(f"{name}_reward", name, color=i) for i, name in enumerate(("chosen", "rejected")))
+        charts.append(chart("Margin", "of preferences", margin, *validation("val_margin"), log=False))
+        charts.append(chart("Rewards", "log-ratio to the reference times beta", *rewards, log=False))
     charts += [render(each, shared_x) for each in layer_charts(data, markers, RUN_AXES)]
     return with_controls(charts, RUN_AXES, lines.smoothing_note())
 

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-_NAME = "checksums.json"
+CHECKSUMS = "checksums.json"
+"""Name of the file."""
+
 _PART = "checksums.part-"  # of one process, while a checkpoint is being written
-_WRITTEN_LATER = {_NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}  # by Orbax's commit; not needed to restore
+_WRITTEN_LATER = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # by Orbax's commit; not needed to restore
 
 
 class DamagedError(ValueError):
@@ -45,7 +47,7 @@ def write(folder: epath.Path) -> None:
         path.unlink()
     names = sorted(_files(folder, ""))
     table |= _checksums(folder, [name for name in names if name not in table])
-    with (folder / _NAME).open("w") as file:
+    with (folder / CHECKSUMS).open("w") as file:
         json.dump({name: table[name] for name in names}, file)
         file.flush()
         if not is_remote(folder):
@@ -67,7 +69,7 @@ def verify(folder: epath.Path, part: tuple[int, int] = (0, 1)) -> bool:
         DamagedError: A file is missing or differs from its checksum.
     """
     try:
-        expected = json.loads((folder / _NAME).read_text())
+        expected = json.loads((folder / CHECKSUMS).read_text())
     except FileNotFoundError:
         return False
     sizes = {name: (folder / name).stat().length for name in _files(folder, "")}

@@ -4,6 +4,8 @@
               tokenizer.hybtok  the tokenizer (tokenizer.foreign.zip: that of a published model)
               corpus/           the tokenized text
               checkpoints/      the newest training states (`checkpoint.folder`: elsewhere); base/: frozen weights
+              pairs/            preference pairs (DPO)
+              reference/        log-probabilities of the reference (DPO)
               metrics.jsonl     one row per step
               layers.jsonl      norms of each layer (`log.layers`)
               profile/          traces of some steps (`log.profile`)
@@ -63,6 +65,16 @@ class Run:
     def corpus(self) -> Path:
         """The folder of the tokenized text."""
         return self.path / "corpus"
+
+    @property
+    def pairs(self) -> Path:
+        """The folder of the preference pairs of a DPO run, see `slm_jax.data.pairs`."""
+        return self.path / "pairs"
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the reference's log-probabilities of a DPO run, see `slm_jax.training.reference`."""
+        return self.path / "reference"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,11 +1,12 @@
-"""The frozen weights of a run with adapters (LoRA): stored once, next to the checkpoints, which hold the adapters only.
+"""The frozen weights of a run, stored once: with adapters (LoRA) their base, with DPO the reference.
 
     checkpoints/base/0/    the initial weights, float32: written before the first checkpoint, never changed
-                100/       adapters and their optimizer state after step 100
+                100/       what is trained, and its optimizer state, after step 100; with LoRA the adapters only
 
 Base and checkpoints have the same format, so that every file has a checksum, which is verified when it is read.
 """
 
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from etils import epath
 from slm_jax.config.schema import CheckpointConfig, Config
 from slm_jax.model import lora_merge
 from slm_jax.run.checkpoint import Checkpoints, open_folder
+from slm_jax.run.checksums import CHECKSUMS
 from slm_jax.run.read_checkpoint import read_fields, read_params
 from slm_jax.utils.errors import UserError
 
@@ -43,6 +45,12 @@ def save_base(checkpoints: Path | epath.Path, params: Any) -> None:
         base.save(_STEP, {"params": params}, {})
 
 
+def base_fingerprint(checkpoints: Path | epath.Path) -> str:
+    """Return the CRC-32 of the checksums of the frozen weights; empty if there are none."""
+    file = base_folder(checkpoints) / str(_STEP) / CHECKSUMS
+    return f"{zlib.crc32(file.read_bytes()):08x}" if file.exists() else ""
+
+
 def read_base(checkpoints: Path | epath.Path, target: Any) -> Any:
     """Read and verify the frozen weights.
 
@@ -58,7 +66,7 @@ def read_base(checkpoints: Path | epath.Path, target: Any) -> Any:
         fields, _ = read_fields(folder, {"params": target}, [_STEP])
     except UserError as error:
         raise UserError(
-            f"the frozen weights in {folder} cannot be used, and without them neither can the adapters: restore that "
+            f"the frozen weights in {folder} cannot be used, and without them neither can this run: restore that "
             f"folder from a backup, or start another --run ({error})"
         ) from None
     return fields["params"]

@@ -187,8 +187,9 @@ def progress_text(row: Row) -> str:
     """Return the loss, learning rate and speed of a row as text."""
     loss = "not finite, skipped" if row["loss"] is None else f"{row['loss']:.3f}"
     skipped = f", {row['skipped']} skipped" if row.get("skipped") else ""
+    preferred = f", accuracy {row['accuracy']:.0%}, margin {row['margin']:.3f}" if "margin" in row else ""
     return (
-        f"loss {loss}{skipped}, lr {row['lr']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, "
+        f"loss {loss}{preferred}{skipped}, lr {row['lr']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, "
         f"MFU {row['mfu']:.0%}, ETA {duration(row['eta_seconds'])}"
     )
 
@@ -197,6 +198,11 @@ def scores_text(row: Row) -> str:
     """Return the validation scores of a row as text."""
     if row["val_loss"] is None:
         return "no finite numbers"
+    if "val_margin" in row:
+        return (
+            f"loss {row['val_loss']:.3f}, {row['val_accuracy']:.1%} of preferences, margin {row['val_margin']:.3f} "
+            f"(rewards {row['val_chosen_reward']:.3f} and {row['val_rejected_reward']:.3f})"
+        )
     return (
         f"loss {row['val_loss']:.3f}, perplexity {row['val_perplexity']:.1f}, "
         f"accuracy {row['val_accuracy']:.1%}, {row['val_bits_per_byte']:.3f} bits per byte{_sources_text(row)}"

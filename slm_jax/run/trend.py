@@ -24,7 +24,7 @@ class Validation:
     Attributes:
         step: The step after which it was measured.
         loss: Nats per token.
-        bits_per_byte: Bits per byte.
+        bits_per_byte: Bits per byte; of a DPO run its loss, in nats per pair.
     """
 
     step: int

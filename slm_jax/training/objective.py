@@ -1,4 +1,7 @@
-"""The objective of next-token prediction: sums of the loss of a model over a batch.
+"""The objectives of training: next-token prediction, and preferences (dpo.py).
+
+An objective is described by `ops.LossWeights` or `dpo.Preference`; its sums over a batch have `loss`, `tokens`, the
+`divisor` of the means, and `metrics()`.
 
 Shapes: B sequences, T tokens, D dim, V vocabulary.
 """
@@ -6,8 +9,10 @@ Shapes: B sequences, T tokens, D dim, V vocabulary.
 import jax
 import jax.numpy as jnp
 
+from slm_jax.config.schema import TrainConfig
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
+from slm_jax.training import dpo
 from slm_jax.utils.batch import Batch
 from tokenizer.vocabulary import SPECIAL_TOKENS
 
@@ -46,3 +51,39 @@ def loss_sums(
     rest = (model.dtype, weights, context, model.vocab_size, model.platform)
     with jax.named_scope("loss"):
         return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
+
+
+Objective = ops.LossWeights | dpo.Preference
+Sums = ops.LossSums | dpo.PreferenceSums
+
+
+def make_objective(config: TrainConfig) -> Objective:
+    """Return the objective of a config."""
+    if config.objective == "dpo":
+        return dpo.Preference(config.dpo_beta)
+    return ops.LossWeights(config.z_loss, config.ul_alpha)
+
+
+def validation_objective(config: TrainConfig) -> Objective:
+    """Return the objective of a config without additional terms."""
+    return make_objective(config) if config.objective == "dpo" else ops.LossWeights()
+
+
+def objective_sums(
+    model: Transformer, batch: Batch, objective: Objective, dropout_key: jax.Array | None = None
+) -> Sums:
+    """Return the sums of an objective over a batch; arguments as of `loss_sums`."""
+    if isinstance(objective, dpo.Preference):
+        return dpo.preference_sums(model, batch, objective, dropout_key)
+    return loss_sums(model, batch, objective, dropout_key)
+
+
+def zero_sums(objective: Objective) -> Sums:
+    """Return the sums of an objective over nothing."""
+    kind = dpo.PreferenceSums if isinstance(objective, dpo.Preference) else ops.LossSums
+    return kind(*(jnp.zeros(()) for _ in kind._fields))
+
+
+def sequences(batch: Batch, objective: Objective) -> Batch:
+    """Return a batch with one sequence in each row, as the model computes it."""
+    return dpo.sequences(batch) if isinstance(objective, dpo.Preference) else batch

@@ -42,6 +42,7 @@ class StepRecorder:
         """
         config = session.config
         self._session = session
+        self._score_name = "val_loss" if session.config.train.objective == "dpo" else "val_bits_per_byte"
         self._config = config
         self._metrics = metrics
         self._is_first = multihost.is_first()
@@ -74,8 +75,8 @@ class StepRecorder:
 
     @property
     def score(self) -> float | None:
-        """Validation bits per byte after the newest step, if it was measured."""
-        return None if self._pending is None else self._pending[2].get("val_bits_per_byte")
+        """The score of the newest step that checkpoints are chosen by, if it was measured."""
+        return None if self._pending is None else self._pending[2].get(self._score_name)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class StepRecorder:
         # What is kept and when to stop depends on the scores: not on sums that one process has rounded otherwise.
         scores = agreement.from_first("validation scores", lambda: own)
         self._pending[2].update(scores)
-        self.trend = self.trend.add(step, scores["val_loss"], scores["val_bits_per_byte"])
+        self.trend = self.trend.add(step, scores["val_loss"], scores[self._score_name])
         texts = self._session.generate_samples(weights)
         if texts:
             append_samples(self._session.run.samples, step, texts)

@@ -21,6 +21,7 @@ from slm_jax.config.schema import Config
 from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.data.batches.padded import PaddedBatches
+from slm_jax.data.batches.pairs import PairBatches
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.distributed.platform import Platform
@@ -38,6 +39,7 @@ from slm_jax.run.trend import Trend
 from slm_jax.training import memory, resume, validation, warm_start
 from slm_jax.training.expectation import expectation
 from slm_jax.training.overfitting import rise_text
+from slm_jax.training.preferences import open_pair_batches, pair_validation, set_reference
 from slm_jax.training.result import Result
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.session import Session
@@ -77,7 +79,7 @@ class OpenRun:
     mesh: jax.sharding.Mesh
     tokenizer: TextTokenizer
     corpus: Corpus
-    batches: PackedBatches | PaddedBatches
+    batches: PackedBatches | PaddedBatches | PairBatches
     steps: Steps
     checkpoints: Checkpoints
     compatibility: dict[str, Any]
@@ -121,7 +123,8 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             "train.ul_alpha with data.mode packed finds documents by the <EOS> of the project's tokenizers, which this "
             "run does not have: use --data.mode segmented"
         )
-    batches = make_batches(config, corpus)
+    is_dpo = config.train.objective == "dpo"
+    batches = open_pair_batches(config, run, corpus, tokenizer) if is_dpo else make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     _log_devices(config, mesh)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
@@ -129,7 +132,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
         state, start, trend = resume.restore(checkpoints, steps, mesh, compatibility)
         if state is None and initial is not None:
             state, weights = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)
-            if config.lora.rank:
+            if config.lora.rank or is_dpo:
                 save_base(checkpoints.folder, weights)
             del weights
             checkpoints.save(0, state.saved_fields(), compatibility)
@@ -192,6 +195,7 @@ def compile_session(opened: OpenRun) -> Session:
     steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
+    validate = _validation(config, opened, steps)
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
     precision = describe_precision(config, Platform.of_mesh(mesh))
@@ -213,7 +217,7 @@ def compile_session(opened: OpenRun) -> Session:
         batch_part=part,
         programs={widest["input_ids"].shape: steps.train if debug else fitted.train},
         compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
-        validate=_validation(config, opened.corpus, steps, mesh),
+        validate=validate,
         rise_text=functools.partial(rise_text, config),
         generate_samples=_sampling(config, opened.tokenizer, steps),
         flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
@@ -250,9 +254,13 @@ def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:
     return waiting(text) if multihost.is_first() else contextlib.nullcontext()
 
 
-def _validation(config: Config, corpus: Corpus, steps: Steps, mesh: jax.sharding.Mesh) -> Callable[[Any], Row]:
-    """Return a function from parameters to their scores on the held-out text."""
-    held_out = corpus.held_out(config.eval.max_tokens)
+def _validation(config: Config, opened: OpenRun, steps: Steps) -> Callable[[Any], Row]:
+    """Return a function from parameters to their scores on the held-out text, or pairs."""
+    mesh = opened.mesh
+    if isinstance(opened.batches, PairBatches):
+        set_reference(opened.batches, config, opened.run, opened.tokenizer.vocab_size, mesh)
+        return pair_validation(config, opened.batches, opened.corpus, steps, mesh)
+    held_out = opened.corpus.held_out(config.eval.max_tokens)
 
     def validate(params: Any) -> Row:
         scores = validation.scores(

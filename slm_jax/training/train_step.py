@@ -20,12 +20,20 @@ from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import lora, ops
-from slm_jax.model.params import abstract_model, declared_partitions, has_vocabulary_axis, pure_params
+from slm_jax.model.params import abstract_model, declared_partitions, pure_params
 from slm_jax.model.precision import Policy
-from slm_jax.model.transformer import Transformer, example_keys, resize_vocabulary_rows
+from slm_jax.model.transformer import Transformer, example_keys
 from slm_jax.training import health, loss_scale
 from slm_jax.training.context import count_input_tokens, layers_mean_context
-from slm_jax.training.objective import loss_sums
+from slm_jax.training.objective import (
+    Objective,
+    Sums,
+    make_objective,
+    objective_sums,
+    sequences,
+    validation_objective,
+    zero_sums,
+)
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
 from slm_jax.utils.batch import Batch
@@ -68,7 +76,7 @@ class Steps(NamedTuple):
     Attributes:
         init: () -> TrainState.
         train: (TrainState, Batch) -> (TrainState, metrics); the state is donated.
-        evaluate: (weights, Batch) -> LossSums, with `TrainState.weights`.
+        evaluate: (weights, Batch) -> sums of the objective, with `TrainState.weights`.
         model: weights -> Transformer.
         partitions: Declared partitions of all arrays of a TrainState.
     """
@@ -90,10 +98,10 @@ def loss_fn(
     key: jax.Array | None,
     *,
     graph: nnx.GraphDef,
-    weights: ops.LossWeights,
+    weights: Objective,
     scale: jax.Array | None = None,
     base: Any = (),
-) -> tuple[jax.Array, ops.LossSums]:
+) -> tuple[jax.Array, Sums]:
     """Return the loss summed over the predicted positions, times a scale, and all sums, not scaled.
 
     Args:
@@ -101,11 +109,11 @@ def loss_fn(
         batch: int32 arrays [B, T].
         key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
         graph: Graph of the model, from `abstract_model`.
-        weights: Weights of the terms added to the cross entropy.
+        weights: The objective, with the weights of its terms.
         scale: Factor of the loss, see `loss_scale`; None: 1.
         base: With LoRA the frozen parameters; params are the adapters then.
     """
-    sums = loss_sums(nnx.merge(graph, lora.join(base, params) if base else params), batch, weights, key)
+    sums = objective_sums(nnx.merge(graph, lora.join(base, params) if base else params), batch, weights, key)
     return sums.loss if scale is None else scale * sums.loss, sums
 
 
@@ -115,12 +123,12 @@ def gradients(
     key: jax.Array | None,
     *,
     graph: nnx.GraphDef,
-    weights: ops.LossWeights,
+    weights: Objective,
     grad_accum_steps: int = 1,
     scale: jax.Array | None = None,
     base: Any = (),
-) -> tuple[Any, ops.LossSums]:
-    """Return the gradient of the loss, averaged over the predicted positions of the batch, and the loss sums.
+) -> tuple[Any, Sums]:
+    """Return the gradient of the loss, averaged over the predicted positions (or pairs) of the batch, and the sums.
 
     The sums of all microbatches are accumulated before one division by the number of predicted positions, so that a
     microbatch with fewer of them weighs less, as it does in one large batch.
@@ -131,7 +139,7 @@ def gradients(
         key: Key of the dropout masks; None disables dropout. The masks of an example are derived from it and the
             example's index in the batch, so that they are the same in every microbatch.
         graph: Graph of the model.
-        weights: Weights of the terms added to the cross entropy.
+        weights: The objective, with the weights of its terms.
         grad_accum_steps: Microbatches that the batch is computed in, one after the other; divides B.
         scale: Factor of the loss that is differentiated, which the gradient is divided by again; None: 1.
         base: With LoRA the frozen parameters.
@@ -151,9 +159,9 @@ def gradients(
         microbatches = jax.tree.map(
             lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys_B)
         )
-        zeros = jax.tree.map(jnp.zeros_like, (params, ops.LossSums(*(jnp.zeros(()) for _ in range(4)))))
+        zeros = jax.tree.map(jnp.zeros_like, (params, zero_sums(weights)))
         (grads, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
-    count = jnp.maximum(sums.tokens, 1.0)
+    count = jnp.maximum(sums.divisor, 1.0)
     divisor = count if scale is None else count * scale
     return jax.tree.map(lambda g: g / divisor, grads), sums
 
@@ -180,13 +188,14 @@ def train_step(
     Returns:
         (state, metrics): the metrics are scalars on the device, and "layers", a dict of norms, if `log.layers` is set.
     """
+    objective = make_objective(config.train)
     key = jax.random.fold_in(state.key, state.step) if config.model.dropout else None
     grads, sums = gradients(
         state.params,
         batch,
         key,
         graph=graph,
-        weights=ops.LossWeights(config.train.z_loss, config.train.ul_alpha),
+        weights=objective,
         grad_accum_steps=config.train.grad_accum_steps,
         scale=state.loss_scale.scale if state.loss_scale else None,
         base=state.base,
@@ -198,11 +207,9 @@ def train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-    count = jnp.maximum(sums.tokens, 1.0)
     schedule = make_schedule(config.optimizer, config.train.steps)
     metrics: dict[str, Any] = {
-        "loss": sums.nll / count,
-        "accuracy": sums.correct / count,
+        **sums.metrics(),
         "lr": jnp.asarray(schedule(state.step), jnp.float32),
         "grad_norm": optax.tree.norm(grads),
     }
@@ -210,6 +217,7 @@ def train_step(
     if state.health:
         updated, metrics = _skip_unhealthy(state, updated, config.health, metrics)
     metrics |= {"param_norm": optax.tree.norm(updated.params), "tokens": sums.tokens}
+    batch = sequences(batch, objective)
     metrics["input_tokens"] = count_input_tokens(batch)
     if "attention_mask" in batch or "segment_ids" in batch:
         metrics["mean_context"] = layers_mean_context(batch, config.model.layer_windows)
@@ -249,9 +257,9 @@ def _skip_unhealthy(
     return new._replace(params=params, opt_state=opt_state, health=statistics), metrics | diagnostics
 
 
-def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef) -> ops.LossSums:
-    """Return the sums of the cross entropy over a batch, without dropout and without additional terms."""
-    return loss_sums(nnx.merge(graph, weights), batch)
+def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef, objective: Objective = ops.LossWeights()) -> Sums:
+    """Return the sums of an objective over a batch, without dropout and, by default, without additional terms."""
+    return objective_sums(nnx.merge(graph, weights), batch, objective)
 
 
 def init_state(
@@ -297,7 +305,7 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     optimizer = make_optimizer(config.optimizer, config.train.steps, policy.compute, partitions)
     init = functools.partial(init_state, config, vocab_size, optimizer, platform)
     train = functools.partial(train_step, config=config, graph=graph, optimizer=optimizer)
-    evaluate = functools.partial(eval_step, graph=graph)
+    evaluate = functools.partial(eval_step, graph=graph, objective=validation_objective(config.train))
     merge = functools.partial(nnx.merge, graph)
     # jax_debug_nans repeats a step that produced a NaN, for which it needs the state.
     donated = () if config.train.debug else 0
@@ -309,19 +317,19 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     return Steps(
         jax.jit(init, out_shardings=shardings),  # created where they belong: no device ever holds all of them
         jax.jit(
-            _in_mesh(train, mesh),
+            in_mesh(train, mesh),
             donate_argnums=donated,
             out_shardings=(shardings, replicated),
             compiler_options=sharding.compiler_options(mesh) or None,
         ),
-        jax.jit(_in_mesh(evaluate, mesh), out_shardings=replicated),
+        jax.jit(in_mesh(evaluate, mesh), out_shardings=replicated),
         merge,
         partitions,
     )
 
 
-def _in_mesh(f: functools.partial, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """Return f traced with the mesh as context, which `distributed.partitioning` acts on."""
+def in_mesh(f: functools.partial, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Return a partial function traced with the mesh as context, which `distributed.partitioning` acts on."""
 
     @functools.wraps(f.func)
     def traced(*args: Any) -> Any:
@@ -329,27 +337,3 @@ def _in_mesh(f: functools.partial, mesh: jax.sharding.Mesh) -> Callable[..., Any
             return f(*args)
 
     return traced
-
-
-def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) -> TrainState:
-    """Return the state for another vocabulary size, and set the resized parameters in the model.
-
-    The rows of ids that both vocabularies have stay bit-identical in parameters and moments. New rows are drawn as in
-    `Transformer.resize_token_embeddings`, their moments are 0.
-
-    Args:
-        state: A training state.
-        model: The model of that state, changed in place.
-        vocab_size: Entries of the new vocabulary.
-    """
-    nnx.update(model, state.params)
-    old_size = model.vocab_size
-    model.resize_token_embeddings(vocab_size, jax.random.fold_in(state.key, state.step))
-
-    def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
-        if not has_vocabulary_axis(path):
-            return moment
-        return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
-
-    opt_state = jax.tree_util.tree_map_with_path(resize, state.opt_state)
-    return state._replace(params=pure_params(model), opt_state=opt_state)

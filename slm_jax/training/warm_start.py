@@ -75,6 +75,11 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
                 f"lora.rank {config.lora.rank} trains adapters of existing weights: give --init.from_run or "
                 "--init.from_hf, or --lora.rank 0 to train all parameters"
             )
+        if config.train.objective == "dpo":
+            raise UserError(
+                "train.objective dpo compares with the model that training starts from: give --init.from_run or "
+                "--init.from_hf, a model that was trained on conversations"
+            )
         return None
     # The newest run, or the newest stage of a curriculum, as the first process sees them.
     path = agreement.from_first("initial weights", lambda: str(find_run(config.init.from_run, trained=True).path))

@@ -68,9 +68,10 @@ def ours_of(folder):
     return config, graph, base, peft_folder.read_adapters(str(folder / "adapters"), config.lora, like)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{}, pytest.param({"target_modules": ["q_proj", "down_proj"], "use_rslora": True}, marks=pytest.mark.slow)],
+    [{}, {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}],
     ids=["all", "some"],
 )
 def test_logits_and_gradients_of_imported_adapters_are_those_of_peft(tmp_path, options):
@@ -100,6 +101,7 @@ def test_logits_and_gradients_of_imported_adapters_are_those_of_peft(tmp_path, o
     assert seen == len(their_grads)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_run_go_to_peft_and_back(tmp_path, capsys):
     """Import in a run, train it, export base and adapters, and load both with PEFT."""
     theirs = theirs_of(tmp_path)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.interpreters import partial_eval
@@ -122,7 +121,7 @@ def test_new_adapters_change_nothing_and_only_they_are_trained():
 @pytest.mark.parametrize(
     "options",
     [
-        {"model__scan_layers": True, "model__remat": "full"},
+        pytest.param({"model__scan_layers": True, "model__remat": "full"}, marks=pytest.mark.slow),
         pytest.param({"model__remat": "elementwise"}, marks=pytest.mark.slow),
         pytest.param({"model__remat": "dots", "model__qkv_bias": True}, marks=pytest.mark.slow),
         pytest.param({"model__tie_weights": False, "model__kv_heads": 2}, marks=pytest.mark.slow),
@@ -141,6 +140,7 @@ def test_execution_options_do_not_change_the_gradients(options):
     assert largest_difference(*results) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__data": 2}])
 @pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_mesh_computes_the_same(axes, optimizer):
@@ -257,10 +257,3 @@ def test_options_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(UserError) as caught:
         Config.load(**fields)
     assert message in str(caught.value)
-
-
-def test_weight_decay_and_muon_treat_adapters_as_matrices_of_the_blocks():
-    config = tiny_config(**LORA, optimizer__name="muon", optimizer__warmup_steps=0)
-    steps = make_steps(config, VOCAB)
-    state = steps.init()
-    assert not [x for x in optax.tree.get_all_with_path(state.opt_state, "mu") if jax.tree.leaves(x[1])]

@@ -19,6 +19,7 @@ from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import compute_dtype
 from slm_jax.model.transformer import drop, example_keys, site_keys
 from slm_jax.training.context import mean_context
+from slm_jax.training.resize import resize_vocabulary
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.train_step import (
     eval_step,
@@ -26,7 +27,6 @@ from slm_jax.training.train_step import (
     init_state,
     loss_fn,
     make_steps,
-    resize_vocabulary,
     train_step,
 )
 from slm_jax.utils.batch import IGNORE_INDEX

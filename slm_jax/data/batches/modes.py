@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from slm_jax.config.schema import Config
-from slm_jax.data.batches import packed, padded
+from slm_jax.data.batches import packed, padded, pairs
 from slm_jax.data.batches.packed import PackedBatches, check_packed_size, sequential_batches
 from slm_jax.data.batches.padded import PaddedBatches, check_padded_size, sequential_padded_batches
 from slm_jax.data.corpus.corpus import Corpus, MixturePart
@@ -27,6 +27,8 @@ def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatche
 def empty_batch(config: Config) -> Arrays:
     """Return a batch without content, of the largest shape that the batches of a config have."""
     train = config.train
+    if train.objective == "dpo":
+        return pairs.empty_pairs(train.batch_size, train.sequence_length)
     if config.data.mode == "padded":
         return padded.empty_batch(train.batch_size, train.sequence_length)
     return packed.empty_batch(train.batch_size, train.sequence_length, config.data.mode == "segmented")

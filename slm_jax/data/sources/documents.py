@@ -23,6 +23,7 @@ class Document(NamedTuple):
         group: A text that documents with common content share: its hash decides about the split of all of them, also
             across sources; empty: each text decides for itself.
         messages: For a conversation, its messages; None otherwise.
+        rejected: For a preference, the conversation that is not preferred to `messages`; None otherwise.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Document(NamedTuple):
     split: Split | None = None
     group: str = ""
     messages: tuple[Message, ...] | None = None
+    rejected: tuple[Message, ...] | None = None
 
     @property
     def strings(self) -> tuple[str, ...]:

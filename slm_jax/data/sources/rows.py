@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from slm_jax.chat.formats import (
+    PREFERENCES,
     MalformedConversationError,
     RowFormat,
     format_of_columns,
@@ -16,6 +17,7 @@ from slm_jax.chat.formats import (
 )
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
+from slm_jax.data.sources.preferences import preference_document
 
 # The prompt of Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca); {0} and {2} depend on the input.
 _ALPACA = (
@@ -142,6 +144,8 @@ class ConversationMapper:
         if missing or row_format is None:
             return InvalidRow(f"column {missing} is missing (columns: {columns_text(columns)})", row.location)
         try:
+            if row_format == PREFERENCES:
+                return preference_document(columns, row.split)
             messages = parse_conversation(columns, row_format)
         except MalformedConversationError as error:
             return InvalidRow(str(error), row.location)
@@ -188,7 +192,7 @@ def resolved_mapper(mapper: Mapper, rows: Iterable[Any]) -> ResolvedMapper:
     if found is None:
         return ResolvedMapper(text)
     note = f"conversations in {found.title}"
-    if len(found.columns) > 1:
+    if len(found.columns) > 1 and found != PREFERENCES:
         note += "; --data.template makes prompts of plain text instead"
     return ResolvedMapper(ConversationMapper(), note)
 

@@ -69,6 +69,16 @@ class LossSums(NamedTuple):
     correct: jax.Array
     tokens: jax.Array
 
+    @property
+    def divisor(self) -> jax.Array:
+        """The divisor of the means."""
+        return self.tokens
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Return the means by name."""
+        count = jnp.maximum(self.tokens, 1.0)
+        return {"loss": self.nll / count, "accuracy": self.correct / count}
+
 
 class LossWeights(NamedTuple):
     """Weights of the terms that are added to the cross entropy of each position.

@@ -1,0 +1,35 @@
+"""Resize a training state to another vocabulary."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from slm_jax.model.params import has_vocabulary_axis, pure_params
+from slm_jax.model.transformer import Transformer, resize_vocabulary_rows
+from slm_jax.training.train_step import TrainState
+
+
+def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) -> TrainState:
+    """Return the state for another vocabulary size, and set the resized parameters in the model.
+
+    The rows of ids that both vocabularies have stay bit-identical in parameters and moments. New rows are drawn as in
+    `Transformer.resize_token_embeddings`, their moments are 0.
+
+    Args:
+        state: A training state.
+        model: The model of that state, changed in place.
+        vocab_size: Entries of the new vocabulary.
+    """
+    nnx.update(model, state.params)
+    old_size = model.vocab_size
+    model.resize_token_embeddings(vocab_size, jax.random.fold_in(state.key, state.step))
+
+    def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
+        if not has_vocabulary_axis(path):
+            return moment
+        return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
+
+    opt_state = jax.tree_util.tree_map_with_path(resize, state.opt_state)
+    return state._replace(params=pure_params(model), opt_state=opt_state)
