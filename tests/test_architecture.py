@@ -24,7 +24,7 @@ LAYERS = (
     {"evaluation", "report", "huggingface"},
     {"training"},
     {"planning"},
-    {"curriculum", "checks"},
+    {"curriculum", "checks", "sweep"},
     {"cli"},
 )
 # Within a line, a package does not import another one of the line.

@@ -121,6 +121,7 @@ def test_files_that_are_named_exist(name):
         "pyproject.toml",
         "config.toml",
         "curriculum.toml",
+        "sweep.toml",
         "my.toml",
         "my.py",
     }  # of the original project, of a run, or of the user

@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "HTML report of a run, or a comparison of several",
     "check": "verify a config or a trained run",
     "orchestrator": "train one model on several texts, stage by stage",
+    "sweep": "train with several values of some options, and compare",
     "benchmark_logger": "append a run's scores to a CSV file",
     "export": "export to the Hugging Face layout",
     "data": "list, prepare and inspect training text",

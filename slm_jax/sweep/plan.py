@@ -1,0 +1,146 @@
+"""The definition of a sweep, its file, and the trials that it consists of."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_jax.config.paths import RUNS
+from slm_jax.config.presets import read_toml
+from slm_jax.config.schema import Config, format_problems
+from slm_jax.sweep.axes import Axis, Convert, Setting, parse_axis, settings
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import replace_text
+
+SWEEP = "sweep.toml"
+_HEADER = "# A sweep: the varied options, then the options that all trials share."
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        setting: The values of the varied options.
+        config: All options.
+        run: The run directory.
+    """
+
+    setting: Setting
+    config: Config
+    run: Path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The definition of a sweep.
+
+    Attributes:
+        base: The options of all trials.
+        vary: The varied options as they were given, see `axes`.
+        seeds: Number of seeds of each setting, from that of `base` on.
+        num_random: Number of random settings; 0: all combinations.
+        random_seed: Seed of the random settings.
+        metric: The key of `metrics.jsonl` that is compared; lower is better.
+    """
+
+    base: Config
+    vary: tuple[str, ...]
+    seeds: int = 1
+    num_random: int = 0
+    random_seed: int = 0
+    metric: str = "val_bits_per_byte"
+
+    def axes(self, convert: Convert) -> list[Axis]:
+        """Return the varied options."""
+        return [parse_axis(text, convert) for text in self.vary]
+
+    def trials(self, folder: Path, convert: Convert) -> list[Trial]:
+        """Return the trials, the first seed of all settings first, so that a comparison is possible early.
+
+        Args:
+            folder: The folder of the sweep.
+            convert: Converts a word of `vary` to the value of an option.
+
+        Raises:
+            UserError: Invalid axes or settings; every invalid setting is named.
+        """
+        chosen = settings(self.axes(convert), self.num_random, self.random_seed)
+        base = self.base.model_dump()
+        configs: list[tuple[Setting, Config]] = []
+        problems: list[str] = []
+        for setting in chosen:
+            tree = {section: dict(fields) for section, fields in base.items()}
+            for name, value in setting.values.items():
+                section, _, key = name.partition(".")
+                tree[section][key] = value
+            config, found = Config.check(tree)
+            if config is None or found:
+                problems += [f"{setting.label}: {problem}" for problem in found]
+            else:
+                configs.append((setting, config))
+        if problems:
+            raise UserError(format_problems("sweep", problems))
+        first = self.base.train.seed
+        return [
+            Trial(setting, _with_seed(config, seed), folder / RUNS / f"{setting.folder}-seed{seed}")
+            for seed in range(first, first + self.seeds)
+            for setting, config in configs
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the definition, so that the folder alone continues the sweep."""
+        own: dict[str, Any] = {
+            "vary": list(self.vary),
+            "seeds": self.seeds,
+            "random": self.num_random,
+            "random_seed": self.random_seed,
+            "metric": self.metric,
+        }
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own.items()]
+        replace_text(folder / SWEEP, "\n".join([_HEADER, "[sweep]", *lines, "", self.base.to_toml()]))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Sweep":
+        """Read the definition of a folder.
+
+        Raises:
+            UserError: It cannot be read, or is invalid.
+        """
+        path = folder / SWEEP
+        tree = read_toml(path)
+        own = tree.pop("sweep", None)
+        try:
+            assert isinstance(own, dict)
+            return cls(
+                Config.from_tree(tree, str(path)),
+                tuple(map(str, own["vary"])),
+                int(own["seeds"]),
+                int(own["random"]),
+                int(own["random_seed"]),
+                str(own["metric"]),
+            )
+        except (AssertionError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the definition of a sweep ({error}): use another folder") from None
+
+    def require_continues(self, saved: "Sweep", folder: Path) -> None:
+        """Refuse to mix other shared options, or another score, with the trials of a folder.
+
+        Other values, more seeds and more random settings may be added.
+
+        Raises:
+            UserError: Names what differs.
+        """
+        differing = [
+            f"{name} ({new!r}, before {old!r})" for name, (new, old) in self.base.differences(saved.base).items()
+        ]
+        if self.random_seed != saved.random_seed:
+            differing.append(f"--random_seed ({self.random_seed}, before {saved.random_seed})")
+        if differing:
+            raise UserError(
+                f"{folder} holds trials with other options: {', '.join(differing)}. Give the same, or another --to"
+            )
+
+
+def _with_seed(config: Config, seed: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})

@@ -1,0 +1,128 @@
+"""Run the trials of a sweep, one after another; each is an ordinary run, resumed where it was interrupted."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slm_jax.run.directory import Run
+from slm_jax.run.metrics import read_metrics
+from slm_jax.sweep.plan import Trial
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import replace_text
+
+logger = logging.getLogger(__name__)
+
+FAILURES = "failures.json"
+
+
+@dataclass
+class Scores:
+    """What the trials of a sweep have reached.
+
+    Attributes:
+        values: The score of each finished trial, by the name of its run directory.
+        failures: The error that ended a trial, by the name of its run directory.
+        stopped_by: The signal that ended the sweep; None: all trials have ended.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    stopped_by: int | None = None
+
+
+def run_trials(trials: Sequence[Trial], folder: Path, metric: str) -> Scores:
+    """Train every trial that is not finished.
+
+    A trial that ends with an error, such as a diverged one, is recorded and not repeated; the others go on.
+
+    Args:
+        trials: The trials, in the order in which they are trained.
+        folder: The folder of the sweep.
+        metric: The key of `metrics.jsonl` that is the score.
+
+    Returns:
+        The scores of all finished trials.
+
+    Raises:
+        UserError: The first trial ends with an error, so that the cause may be common to all.
+    """
+    from slm_jax.training.train import train  # imports JAX: invalid settings are reported without waiting for it
+
+    scores = Scores(failures=read_failures(folder))
+    for number, trial in enumerate(trials, start=1):
+        name = trial.run.name
+        value = finished_score(trial, metric)
+        if value is None and name not in scores.failures:
+            logger.info(
+                "\ntrial %d of %d: %s, seed %d", number, len(trials), trial.setting.label, trial.config.train.seed
+            )
+            try:
+                result = train(trial.config, trial.run)
+            except UserError as error:
+                if not scores.values and not scores.failures:
+                    raise
+                logger.warning("%s: %s", name, error)
+                scores.failures[name] = str(error)
+                replace_text(folder / FAILURES, json.dumps(scores.failures, indent=2, ensure_ascii=False) + "\n")
+                continue
+            if result.stopped_by is not None:
+                scores.stopped_by = result.stopped_by
+                return scores
+            value = last_score(trial.run, metric)
+            _free_programs(trials, number)
+        if value is not None:
+            scores.values[name] = value
+    return scores
+
+
+def _free_programs(trials: Sequence[Trial], number: int) -> None:
+    """Free compiled programs before the next setting: a sweep of many shapes would collect them all in memory."""
+    if number < len(trials) and trials[number].setting != trials[number - 1].setting:
+        import jax
+
+        jax.clear_caches()
+
+
+def finished_score(trial: Trial, metric: str) -> float | None:
+    """Return the score of a trial that has saved its last step; None if it has not, or has not been started."""
+    from slm_jax.run.selection import list_checkpoints  # imports JAX
+
+    # Metrics of the last step may be written although a kill has prevented its checkpoint.
+    if not trial.run.is_dir() or all(
+        saved.step < trial.config.train.steps for saved in list_checkpoints(Run(trial.run))
+    ):
+        return None
+    return last_score(trial.run, metric)
+
+
+def last_score(run: Path, metric: str) -> float:
+    """Return the newest value of a metric.
+
+    Raises:
+        UserError: No row has it.
+    """
+    rows = read_metrics(Run(run).metrics, quiet=True)
+    values = [row[metric] for row in rows if isinstance(row.get(metric), int | float)]
+    if not values:
+        names = sorted({name for row in rows for name, value in row.items() if isinstance(value, float)})
+        raise UserError(f"{run} has no {metric} (--metric); it has {', '.join(names)}")
+    return float(values[-1]) if math.isfinite(values[-1]) else math.inf
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """Return the recorded errors by name of the run directory.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / FAILURES
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(text) for name, text in content.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and failed trials are tried again") from None
