@@ -1,5 +1,6 @@
 """`slm` and `python -m slm_jax`: the list of commands, and each of them as a subcommand."""
 
+import json
 import subprocess
 import sys
 import time
@@ -38,13 +39,44 @@ def test_the_list_is_that_of_the_front_page():
         assert f"| `{'' if name == 'tokenizer' else 'slm_jax.'}{name}` |" in table
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_is_the_command_of_its_module(name):
-    module = name if name == "tokenizer" else f"slm_jax.{name}"
-    direct = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
-    under = slm(name, "--help")
-    assert under.returncode == direct.returncode == 0, under.stderr
-    assert under.stdout.splitlines()[2:] == direct.stdout.splitlines()[2:]
+# Prints the output of `python -m` for each of the given command lines, and which large libraries were imported.
+PROGRAM = """
+import contextlib, io, json, runpy, sys
+
+outputs = []
+for module, *args in json.loads(sys.argv[1]):
+    sys.argv = [module, *args]
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as out:
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            assert not end.code, module
+    out.seek(0)
+    outputs.append(out.read())
+libraries = [name for name in ("jax", "flax", "orbax", "matplotlib", "tyro") if name in sys.modules]
+print(json.dumps({"outputs": outputs, "libraries": libraries}))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """Return the help of each command under `slm` and as a module, and the libraries that these calls imported."""
+    lines = [["slm_jax", name, "--help"] for name in COMMANDS]
+    lines += [[name if name == "tokenizer" else f"slm_jax.{name}", "--help"] for name in COMMANDS]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout)
+
+
+def test_each_is_the_command_of_its_module(helps):
+    under, direct = helps["outputs"][: len(COMMANDS)], helps["outputs"][len(COMMANDS) :]
+    for name, text, other in zip(COMMANDS, under, direct, strict=True):
+        assert len(text.splitlines()) > 5, name
+        assert text.splitlines()[2:] == other.splitlines()[2:], name
+
+
+def test_help_imports_none_of_the_libraries_that_take_seconds(helps):
+    assert helps["libraries"] == []
 
 
 def test_options_and_status_are_passed_on():
