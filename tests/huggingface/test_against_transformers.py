@@ -22,8 +22,7 @@ from slm_jax.generation.decode import encode_prompt, generate, generate_ids, sup
 from slm_jax.generation.sampling import Sampling  # noqa: E402
 from slm_jax.huggingface import import_folder as hf_folder  # noqa: E402
 from slm_jax.huggingface.export import export  # noqa: E402
-from slm_jax.model.transformer import Transformer  # noqa: E402
-from tests.helpers import random_ids  # noqa: E402
+from tests.helpers import CompiledTransformer, random_ids  # noqa: E402
 from tests.huggingface.test_export import LENGTH, MODELS, imported, loaded_run  # noqa: E402
 from tests.test_tokenizer.conftest import make  # noqa: E402
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus  # noqa: E402
@@ -289,7 +288,7 @@ def test_bfloat16_folder_loads_as_bfloat16(tmp_path, tokenizer):
     assert theirs.dtype == torch.bfloat16
     again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.from_numpy(np.asarray(random_ids((1, 8), tokenizer.vocab_size)).astype(np.int64))
-    rounded = Transformer(run.model.config, tokenizer.vocab_size, rngs=nnx.Rngs(0))
+    rounded = CompiledTransformer(run.model.config, tokenizer.vocab_size, rngs=nnx.Rngs(0))
     nnx.update(rounded, imported(folder, run.model))
     with torch.no_grad():
         assert np.abs(np.asarray(again(ids).logits) - np.asarray(rounded(jnp.asarray(ids.numpy())))).max() <= 1e-4
@@ -333,7 +332,7 @@ def test_a_folder_saved_by_transformers_gives_equal_logits(tmp_path, name):
     opened = hf_folder.open_folder(str(tmp_path))
     from slm_jax.config.schema import ModelConfig
 
-    ours = Transformer(ModelConfig(**opened.model), opened.vocab_size, rngs=nnx.Rngs(0))
+    ours = CompiledTransformer(ModelConfig(**opened.model), opened.vocab_size, rngs=nnx.Rngs(0))
     nnx.update(ours, imported(tmp_path, ours))
     ids = np.asarray(random_ids((2, 20), 90))
     with torch.no_grad():

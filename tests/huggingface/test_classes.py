@@ -18,10 +18,9 @@ from slm_jax.generation.sampling import Sampling  # noqa: E402
 from slm_jax.huggingface import import_folder as hf_folder  # noqa: E402
 from slm_jax.huggingface.config_json import from_config_json, to_config_json  # noqa: E402
 from slm_jax.huggingface.weights import to_tensors, write_tensors  # noqa: E402
-from slm_jax.model.transformer import Transformer  # noqa: E402
 from slm_jax.performance import flops  # noqa: E402
 from slm_jax.utils.errors import UserError  # noqa: E402
-from tests.helpers import random_ids  # noqa: E402
+from tests.helpers import CompiledTransformer, random_ids  # noqa: E402
 from tests.huggingface.test_export import params_of  # noqa: E402
 
 VOCAB = 90
@@ -109,7 +108,7 @@ def ours_of(folder, num_ids=0, **options):
     hf_folder.check_size(opened)
     config = Config.from_tree({"model": opened.model | options}).model  # checked as in a run
     num_ids = num_ids or opened.vocab_size
-    model = Transformer(config, num_ids, rngs=nnx.Rngs(0))
+    model = CompiledTransformer(config, num_ids, rngs=nnx.Rngs(0))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params_of(model))
     nnx.update(model, jax.tree.map(jnp.asarray, hf_folder.read_parameters(opened, shapes, num_ids)))
     return model
@@ -235,7 +234,7 @@ def test_shards_half_precision_and_padding_rows(tmp_path):
 def test_options_of_this_project_find_a_class(tmp_path, fields):
     options = {"dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "qk_norm": False} | fields
     config = Config.from_tree({"model": options}).model
-    ours = Transformer(config, VOCAB, rngs=nnx.Rngs(0))
+    ours = CompiledTransformer(config, VOCAB, rngs=nnx.Rngs(0))
     export_to(tmp_path / "out", ours)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = np.asarray(random_ids((2, LENGTH), VOCAB))

@@ -27,6 +27,7 @@ from slm_jax.run.load import load_run  # noqa: E402
 from slm_jax.training.train import train  # noqa: E402
 from slm_jax.utils.errors import UserError  # noqa: E402
 from slm_jax.utils.text_tokenizer import document_prefix  # noqa: E402
+from tests.helpers import logits_of  # noqa: E402
 from tests.runs import assert_same_run  # noqa: E402
 from tests.utils import foreign  # noqa: E402
 
@@ -152,7 +153,7 @@ def test_the_export_has_the_original_tokenizer_and_equal_logits(trained, tmp_pat
     ids = np.array([encode_prompt(loaded.tokenizer, "Line 7: the quick fox sees 10 dogs")])
     with torch.no_grad():
         logits = theirs(torch.from_numpy(ids)).logits.numpy()
-    assert np.abs(np.asarray(loaded.model(jnp.asarray(ids))) - logits).max() <= 1e-4
+    assert np.abs(np.asarray(logits_of(loaded.model, jnp.asarray(ids))) - logits).max() <= 1e-4
     prompts = ["Line 7: the", "שלום"]
     ours = generate(loaded.model, loaded.tokenizer, prompts, 10, Sampling(temperature=0), 64)
     for prompt, text in zip(prompts, ours, strict=True):
@@ -196,4 +197,4 @@ def test_a_killed_run_resumes_with_the_same_bits(workspace, tmp_path):
     ids = np.array([transformers.AutoTokenizer.from_pretrained(out).encode("Line 7: the quick fox")])
     with torch.no_grad():
         logits = theirs(torch.from_numpy(ids)).logits.numpy()
-    assert np.abs(np.asarray(loaded.model(jnp.asarray(ids))) - logits).max() <= 1e-4
+    assert np.abs(np.asarray(logits_of(loaded.model, jnp.asarray(ids))) - logits).max() <= 1e-4

@@ -127,8 +127,13 @@ def test_cached_equals_full_forward(options, params_and_batch):
     model = steps.model(steps.init().params)
     ids = params_and_batch[1]["input_ids"][:2]
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    cached, _ = model.hidden_cached(ids, positions, model.empty_cache(2, ids.shape[1]))
-    full = model.hidden(ids)
+
+    @nnx.jit
+    def compute(model):
+        cached, _ = model.hidden_cached(ids, positions, model.empty_cache(2, ids.shape[1]))
+        return cached, model.hidden(ids)
+
+    cached, full = compute(model)
     assert cached.dtype == full.dtype == BFLOAT16
     error = np.linalg.norm(np.float32(cached - full)) / np.linalg.norm(np.float32(full))
     assert error < UNIT_ROUNDOFF * math.sqrt(20 * config.model.depth)

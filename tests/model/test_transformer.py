@@ -29,16 +29,22 @@ def test_cached_equals_full_forward(options):
     positions = np.where(np.arange(12)[None] < lengths[:, None], np.arange(12)[None], -1)
     cache = model.empty_cache(2, 12 + 5)  # one column per token, padding included
     prompt = jnp.where(positions >= 0, ids[:, :12], 0)
-    x, cache = model.hidden_cached(prompt, jnp.asarray(positions), cache)
+
+    @nnx.jit
+    def cached_logits(model, ids, positions, cache):
+        x, cache = model.hidden_cached(ids, positions, cache)
+        return model.logits(x), cache
+
+    logits, cache = cached_logits(model, prompt, jnp.asarray(positions), cache)
     full = model(ids)
     for row in range(2):
         n = lengths[row]
-        assert largest_difference(model.logits(x[row, :n]), full[row, :n]) < 1e-4
+        assert largest_difference(logits[row, :n], full[row, :n]) < 1e-4
     for i in range(5):
         at = jnp.asarray(lengths + i)[:, None]
-        x, cache = model.hidden_cached(jnp.take_along_axis(ids, at, axis=1), at, cache)
+        logits, cache = cached_logits(model, jnp.take_along_axis(ids, at, axis=1), at, cache)
         expected = jnp.take_along_axis(full, at[..., None], axis=1)
-        assert largest_difference(model.logits(x), expected) < 1e-4  # logits of size 10 in float32
+        assert largest_difference(logits, expected) < 1e-4  # logits of size 10 in float32
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -91,7 +97,7 @@ def test_left_padding_has_no_gradient():
     def real(params):
         return jnp.sum(jnp.tanh(nnx.merge(graph, params).hidden(ids, mask)[0, 4:]))
 
-    gradient = nnx.to_pure_dict(jax.grad(real)(params))["embedding"]
+    gradient = nnx.to_pure_dict(jax.jit(jax.grad(real))(params))["embedding"]
     touched = jnp.abs(gradient).sum(axis=1)[:10] > 0
     assert touched.tolist() == [False] * 4 + [True] * 6
     assert bool(jnp.isfinite(gradient).all())  # queries that attend to nothing must not give NaN
@@ -123,17 +129,20 @@ def loss_and_gradients(batch, key=None, **fields):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("fields", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots", "scan_layers": True}])
-def test_scan_and_remat_change_nothing(fields):
-    """With dropout too: the recomputation draws the same masks."""
+@pytest.fixture(scope="module")
+def batch_and_gradients():
+    """Return a batch, a key, and the loss and gradients with dropout, unrolled and without recomputation."""
     ids = random_ids((3, 17))
-    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
-    key = jax.random.key(3)
-    for expected, value in zip(
-        jax.tree.leaves(loss_and_gradients(batch, key, dropout=0.2)),
-        jax.tree.leaves(loss_and_gradients(batch, key, dropout=0.2, **fields)),
-        strict=True,
-    ):
+    batch, key = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}, jax.random.key(3)
+    return batch, key, loss_and_gradients(batch, key, dropout=0.2)
+
+
+@pytest.mark.parametrize("fields", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots", "scan_layers": True}])
+def test_scan_and_remat_change_nothing(fields, batch_and_gradients):
+    """With dropout too: the recomputation draws the same masks."""
+    batch, key, unrolled = batch_and_gradients
+    values = loss_and_gradients(batch, key, dropout=0.2, **fields)
+    for expected, value in zip(jax.tree.leaves(unrolled), jax.tree.leaves(values), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
@@ -147,10 +156,10 @@ def test_padded_vocabulary_has_no_effect(tied):
     assert padded(ids).shape == (2, 9, 61)
     batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
     graph, params = nnx.split(padded, nnx.Param)
-    grads = jax.grad(lambda params: loss_sums(nnx.merge(graph, params), batch).loss)(params)
+    grads = jax.jit(jax.grad(lambda params: loss_sums(nnx.merge(graph, params), batch).loss))(params)
     assert not np.any(nnx.to_pure_dict(grads)["embedding" if tied else "head"][61:])
     expected = -jnp.take_along_axis(jax.nn.log_softmax(padded(ids[:, :-1])), ids[:, 1:, None], axis=-1).sum()
-    assert float(loss_sums(padded, batch).nll) == pytest.approx(float(expected), rel=1e-5)
+    assert float(nnx.jit(loss_sums)(padded, batch).nll) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

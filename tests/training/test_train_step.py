@@ -30,7 +30,7 @@ from slm_jax.training.train_step import (
     train_step,
 )
 from slm_jax.utils.batch import IGNORE_INDEX
-from tests.helpers import largest_difference, random_ids, tiny_config
+from tests.helpers import largest_difference, logits_of, random_ids, tiny_config
 from tokenizer.vocabulary import SPECIAL_TOKENS
 
 VOCAB = 61
@@ -66,27 +66,18 @@ def test_unlikelihood_of_packed_windows_ends_at_the_document():
     segments = jnp.array([[0, 0, 1, 1, 1, 1, 2, 2], [0] * 8], jnp.int32)
     batch = shifted_batch(ids)
     weights = LossWeights(ul_alpha=1.0)
-    _, packed = loss_fn(params, batch, None, graph=graph, weights=weights)
-    model = nnx.merge(graph, params)
-    expected = ops.cross_entropy(
-        model.hidden(ids),  # attention crosses the documents
-        model.head_weight(),
-        batch["labels"],
-        model.dtype,
-        weights,
-        ops.ContextTokens.from_batch(ids, None, segments),
-        model.vocab_size,
-    )
+    _, packed = jax.jit(functools.partial(loss_fn, graph=graph, weights=weights))(params, batch, None)
+
+    @jax.jit
+    def score(params, context):
+        model = nnx.merge(graph, params)
+        hidden = model.hidden(ids)  # attention crosses the documents
+        options = (batch["labels"], model.dtype, weights, context, model.vocab_size)
+        return ops.cross_entropy(hidden, model.head_weight(), *options)
+
+    expected = score(params, ops.ContextTokens.from_batch(ids, None, segments))
     np.testing.assert_allclose(np.array(packed), np.array(expected), rtol=1e-6)
-    everything = ops.cross_entropy(
-        model.hidden(ids),
-        model.head_weight(),
-        batch["labels"],
-        model.dtype,
-        weights,
-        ops.ContextTokens.from_batch(ids),
-        model.vocab_size,
-    )
+    everything = score(params, ops.ContextTokens.from_batch(ids))
     assert float(everything.loss) > float(packed.loss)
 
 
@@ -97,13 +88,14 @@ def test_gradients_equal_the_derivative_of_the_mean_loss(fields):
     params = make_steps(config, VOCAB).init().params
     batch = shifted_batch(random_ids((4, 8)))
     compute = bound_gradients(config)
-    grads, sums = compute(params, batch, None)
+    grads, sums = jax.jit(compute)(params, batch, None)
+    loss_of = jax.jit(functools.partial(loss_fn, **compute.keywords))
     assert float(sums.tokens) == 4 * 7
     norm = float(optax.tree.norm(grads))
 
     def mean_loss(step):
         moved = jax.tree.map(lambda p, g: p + step / norm * g, params, grads)
-        loss, sums = loss_fn(moved, batch, None, **compute.keywords)
+        loss, sums = loss_of(moved, batch, None)
         return float(loss / sums.tokens)
 
     step = 0.02
@@ -117,9 +109,10 @@ def test_gradients_of_microbatches_equal_those_of_the_batch():
     params = make_steps(config, VOCAB).init().params
     batch = shifted_batch(random_ids((8, 16)))
     batch["labels"] = jnp.where(jnp.arange(16) < jnp.arange(1, 9)[:, None], batch["labels"], IGNORE_INDEX)
-    grads, sums = bound_gradients(config)(params, batch, None)
+    grads, sums = jax.jit(bound_gradients(config))(params, batch, None)
     for steps in (2, 4, 8):
-        accumulated, accumulated_sums = bound_gradients(config, grad_accum_steps=steps)(params, batch, None)
+        compute = jax.jit(bound_gradients(config, grad_accum_steps=steps))
+        accumulated, accumulated_sums = compute(params, batch, None)
         np.testing.assert_allclose(np.array(accumulated_sums), np.array(sums), rtol=1e-6)
         assert largest_difference(accumulated, grads) < 1e-6
 
@@ -244,7 +237,7 @@ def test_learns_to_predict_the_next_token_and_not_to_copy():
     ids = random_ids((8, 16))
     state, metrics, made = train(config, shifted_batch(ids), 150)
     assert float(metrics["loss"]) < 0.2  # not 0: the first token does not determine the text
-    predicted = np.asarray(jnp.argmax(made.model(state.params)(ids), axis=-1))
+    predicted = np.asarray(logits_of(made.model(state.params), ids)).argmax(axis=-1)
     assert (predicted[:, 1:-1] == np.asarray(ids)[:, 2:]).mean() > 0.95
     assert (predicted[:, 1:-1] == np.asarray(ids)[:, 1:-1]).mean() < 0.2
 
@@ -277,7 +270,7 @@ def test_batches_feed_the_next_token_to_the_step():
     for step in range(60):
         state, metrics = made.train(state, batches.at(step))
     assert float(metrics["loss"]) < 0.1
-    predicted = jnp.argmax(made.model(state.params)(jnp.arange(10, 20)[None]), axis=-1)
+    predicted = np.asarray(logits_of(made.model(state.params), jnp.arange(10, 20)[None])).argmax(axis=-1)
     assert predicted[0, 1:].tolist() == list(range(12, 21))
 
 
@@ -297,7 +290,7 @@ def test_input_tokens_and_predicted_tokens_are_counted():
     batch["labels"] = batch["labels"].at[:, :6].set(-100)
     mask = jnp.ones((8, 16), jnp.int32).at[3:, 12:].set(0)
     for accumulation in (1, 2):
-        config = tiny_config(train__accumulation=accumulation)
+        config = tiny_config(train__accumulation=accumulation, model__depth=1)
         metrics = [train(config, inputs, 1)[1] for inputs in (batch, batch | {"attention_mask": mask})]
         assert [int(row["input_tokens"]) for row in metrics] == [8 * 16, 8 * 16 - 5 * 4]
         assert int(metrics[0]["tokens"]) == int((batch["labels"] >= 0).sum())

@@ -37,7 +37,7 @@ def both(x, head, labels, *rest):
     """Yield (sums, gradients) of the chunked and of the naive cross entropy."""
     for f in (cross_entropy, naive_cross_entropy):
         loss = lambda x, head, f=f: (lambda s: (s.loss, s))(f(x, head, labels, *rest))  # noqa: E731
-        (_, sums), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, head)
+        (_, sums), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, head)
         yield sums, grads
 
 
@@ -133,7 +133,8 @@ def test_padding_rows_of_the_head_have_no_probability():
 def test_bfloat16_gradients_have_the_same_direction():
     x, head, labels = inputs(4, 300)
     rest = (LossWeights(1e-3, ul_alpha=0.3), context_tokens(4, 300))
-    grad = lambda f, dtype: jax.grad(lambda x, h: f(x, h, labels, dtype, *rest).loss, argnums=(0, 1))(x, head)  # noqa: E731
+    loss = lambda f, dtype: lambda x, head: f(x, head, labels, dtype, *rest).loss  # noqa: E731
+    grad = lambda f, dtype: jax.jit(jax.grad(loss(f, dtype), argnums=(0, 1)))(x, head)  # noqa: E731
     assert cosine(grad(cross_entropy, BFLOAT16), grad(naive_cross_entropy, FLOAT32)) > 0.9999
 
 
@@ -145,18 +146,16 @@ def test_bfloat16_logits_against_float32():
     """
     x, head, labels = inputs(4, 300)
     x = x.astype(BFLOAT16)
-    for_dtype = lambda x: jax.value_and_grad(  # noqa: E731
-        lambda x, head: (lambda sums: (sums.loss, sums))(cross_entropy(x, head, labels, BFLOAT16, platform=TPU)),
-        argnums=(0, 1),
-        has_aux=True,
-    )(x, head)
+    score = lambda x, head: cross_entropy(x, head, labels, BFLOAT16, platform=TPU)  # noqa: E731
+    loss = lambda x, head: (lambda sums: (sums.loss, sums))(score(x, head))  # noqa: E731
+    for_dtype = lambda x: jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, head)  # noqa: E731
     (_, sums), (dx, dhead) = for_dtype(x)
     (_, exact), exact_grads = for_dtype(x.astype(FLOAT32))
     assert (dx.dtype, dhead.dtype) == (BFLOAT16, FLOAT32)
     assert float(sums.nll) == pytest.approx(float(exact.nll), rel=8 / 512 / 30)
     assert float(sums.correct) == pytest.approx(float(exact.correct), rel=0.02)
     assert cosine((dx, dhead), exact_grads) > 0.9999
-    evaluated = cross_entropy(x, head, labels, BFLOAT16, platform=TPU)  # without gradients: float32 logits
+    evaluated = jax.jit(score)(x, head)  # without gradients: float32 logits
     np.testing.assert_allclose(np.array(evaluated), np.array(exact), rtol=1e-6)
 
 
@@ -180,9 +179,9 @@ def test_chunks_of_accelerators(monkeypatch):
     loss = lambda x, head: cross_entropy(x, head, labels, *rest, TPU).loss  # noqa: E731
     module = sys.modules[cross_entropy.__module__]  # the package has a function of that name
     monkeypatch.setattr(module, "_LOGIT_BYTES", 40 * 37 * 4)  # 40 of 150 positions
-    value, grads = jax.value_and_grad(loss, argnums=(0, 1))(x, head)
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, head)
     naive = jax.value_and_grad(lambda x, head: naive_cross_entropy(x, head, labels, *rest).loss, argnums=(0, 1))
-    expected, expected_grads = naive(x, head)
+    expected, expected_grads = jax.jit(naive)(x, head)
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     for fast, slow in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=2e-6 * float(jnp.max(jnp.abs(slow))))
@@ -232,8 +231,8 @@ def test_float16_keeps_gradients_of_improbable_tokens_and_applies_the_loss_scale
         def loss(x, head):
             return cross_entropy(x, head, labels_1xT, jnp.dtype(dtype), platform=Platform("gpu", "7.5")).loss
 
-        _, pull_back = jax.vjp(loss, x_1xTxD.astype(dtype), head_VxD)
-        return pull_back(jnp.float32(scale))
+        pull_back = lambda x, head, scale: jax.vjp(loss, x, head)[1](scale)  # noqa: E731
+        return jax.jit(pull_back)(x_1xTxD.astype(dtype), head_VxD, jnp.float32(scale))
 
     exact_dx, exact_dhead = scaled_gradients("float32")
     dx, dhead = scaled_gradients("float16")
