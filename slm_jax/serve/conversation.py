@@ -1,5 +1,6 @@
 """A conversation as the prompt of an engine, and what a run knows about conversations."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,11 +42,11 @@ def encode_chat(template: ChatTemplate, messages: Sequence[Message], generation_
     encoded = template.encode(messages, generation_prompt)
     ids, predicted = encoded.ids, encoded.predicted
     if not predicted.any() and any(message.role == "assistant" for message in messages):
-        # Templates of published models mark no response before a generation prompt.
-        earlier = template.encode(messages[: _last_response(messages) + 1])
-        length = _common_prefix(earlier.ids, ids)
-        predicted = np.zeros(len(ids), bool)
-        predicted[:length] = earlier.predicted[:length]
+        # Templates of published models mark no response before a generation prompt; some hide where responses are.
+        with contextlib.suppress(UserError):
+            earlier = template.encode(messages[: _last_response(messages) + 1])
+            length = _common_prefix(earlier.ids, ids)
+            predicted = np.append(earlier.predicted[:length], np.zeros(len(ids) - length, bool))
     boundaries = set((np.flatnonzero(np.diff(predicted)) + 1).tolist())
     if messages[0].role in ("system", "developer") and len(messages) > 1:
         boundaries.add(_after_system(template, messages[0], ids))

@@ -230,6 +230,16 @@ def test_boundaries_are_the_same_in_every_later_turn(tokenizer):
             return EncodedChat(chat.ids, np.zeros_like(chat.predicted)) if generation_prompt else chat
 
     assert encode_chat(Published(), CONVERSATION) == (ids, boundaries)
+
+    class Hiding(Published):
+        """Does not tell which tokens are the assistant's."""
+
+        def encode(self, messages, generation_prompt=False):
+            if not generation_prompt:
+                raise UserError("hidden")
+            return super().encode(messages, generation_prompt)
+
+    assert encode_chat(Hiding(), CONVERSATION).ids == ids
     with pytest.raises(UserError, match="take turns"):
         encode_chat(template, [*CONVERSATION, *CONVERSATION])
 
