@@ -172,8 +172,8 @@ def test_a_phone_needs_no_horizontal_scrolling(phone, served, tab):
 def test_arrow_keys_move_between_tabs(wide, served):
     open_page(wide, served)
     wide.find_element(By.ID, "tab-generate").send_keys(Keys.ARROW_RIGHT)
-    assert wide.execute_script("return document.activeElement.id") == "tab-training"
-    assert wide.find_element(By.ID, "training").is_displayed()
+    assert wide.execute_script("return document.activeElement.id") == "tab-chat"
+    assert wide.find_element(By.ID, "chat").is_displayed()
     assert not wide.find_element(By.ID, "generate").is_displayed()
 
 

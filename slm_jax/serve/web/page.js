@@ -1,37 +1,13 @@
-// The server's page: text generation with one or two runs, learning curves, and the tokenizer playground.
+// The server's page: text generation with one or two runs, a chat, learning curves, and the tokenizer playground.
 import { TokenCard, el, enableArrowKeys, fetchJson, legend, tokenElement } from "./pieces.js";
 import { playground } from "./playground.js";
+import { chatView } from "./chat.js";
 import { curves } from "./curves.js";
+import { randomSeed, streamEvents, surprise } from "./stream.js";
 
 const $ = (id) => document.getElementById(id);
 let key = "";
 const apiKey = () => key;
-
-/** Yield the choices of a streamed completion as they arrive. Throws an Error with the server's message. */
-async function* streamCompletion(body, signal) {
-  const headers = { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const response = await fetch("/v1/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!response.ok) {
-    const content = await response.json().catch(() => ({}));
-    throw new Error(content.error?.message ?? `the server responded with status ${response.status}`);
-  }
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    buffer += value;
-    const events = buffer.split("\n\n");
-    buffer = events.pop(); // an incomplete event
-    for (const event of events) {
-      const data = event.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      const content = JSON.parse(data);
-      if (content.error) throw new Error(content.error.message);
-      yield content.choices[0];
-    }
-  }
-}
 
 const FINISH_REASONS = { stop: "end of document", length: "token limit reached" };
 
@@ -75,7 +51,8 @@ class Panel {
     let firstToken = 0;
     let end = "stopped";
     try {
-      for await (const choice of streamCompletion({ ...settings, model, stream: true, token_details: true }, signal)) {
+      const body = { ...settings, model, token_details: true };
+      for await (const { choices: [choice] } of streamEvents("/v1/completions", body, key, signal)) {
         firstToken ||= performance.now() - start;
         for (const token of choice.details) this.append({ ...token, source: model });
         count += choice.details.length;
@@ -100,8 +77,7 @@ class Panel {
 
   append(token) {
     const element = tokenElement(token);
-    // Surprisal as the strength of the color: none for a certain token, full for a probability of 1/1000 or less.
-    element.style.setProperty("--surprise", `${Math.min(100, Math.max(0, (-token.logprob / 6.9) * 55)).toFixed(0)}%`);
+    element.style.setProperty("--surprise", surprise(token.logprob));
     const atEnd = this.row.scrollHeight - this.row.scrollTop - this.row.clientHeight < 40;
     this.generated.append(element);
     if (atEnd) this.row.scrollTop = this.row.scrollHeight;
@@ -110,16 +86,16 @@ class Panel {
 
 function readSettings() {
   const number = (id) => Number($(id).value);
-  const seed = $("seed").value === "" ? Math.floor(Math.random() * 2 ** 32) : number("seed");
+  const seed = $("seed").value === "" ? randomSeed() : number("seed");
   return {
     prompt: $("prompt").value, temperature: number("temperature"), top_p: number("top_p"), top_k: number("top_k"),
     max_tokens: number("max_tokens"), seed,
   };
 }
 
-function setUpGeneration(models) {
-  const explain = (token) => fetchJson(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
-  const card = new TokenCard(explain);
+const explain = (token) => fetchJson(`/api/explain?vocabulary=${encodeURIComponent(token.source)}&id=${token.id}`, undefined, key);
+
+function setUpGeneration(models, card) {
   let panels;
   const show = (shown) => {
     models = shown;
@@ -150,7 +126,7 @@ function setUpGeneration(models) {
   $("stop").addEventListener("click", stop);
   addEventListener("keydown", (event) => {
     if (event.key === "Escape") stop();
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generation-form").requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("generate").hidden) $("generation-form").requestSubmit();
   });
   for (const id of ["temperature", "top_p"]) {
     $(id).addEventListener("input", () => ($(`${id}-shown`).textContent = $(id).value));
@@ -215,13 +191,17 @@ async function start() {
   try {
     const { data } = await fetchJson("/v1/models", undefined, key);
     $("unlock").hidden = true;
-    const generation = setUpGeneration(data);
+    const card = new TokenCard(explain);
+    const generation = setUpGeneration(data, card);
+    const chat = chatView(data, apiKey, card);
+    if (data.some((model) => model.chat_trained)) $("tab-generate").before($("tab-chat")); // the first view
     let shown = data.map((model) => model.id);
     const onload = async (steps) => {
       if (generation.onload(steps)) return;
       const { data: models } = await fetchJson("/v1/models", undefined, key).catch(() => ({})); // the server may be back later
       if (!models || models.map((model) => model.id).join("\n") === shown.join("\n")) return;
       generation.show(models);
+      chat.show(models);
       shown = models.map((model) => model.id);
       rebuild("tokenizer");
       followCompilation();
