@@ -9,6 +9,7 @@ from slm_jax.utils.errors import UserError
 COMMANDS = {
     "train": "train a model, or resume a run",
     "generate": "continue texts",
+    "chat": "talk to a model in the terminal",
     "serve": "web page and OpenAI-compatible API",
     "evaluate": "held-out text, BLiMP, LAMBADA, analogies, multiple choice",
     "report": "HTML report of a run, or a comparison of several",

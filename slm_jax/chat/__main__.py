@@ -1,0 +1,5 @@
+"""Entry point of `python -m slm_jax.chat`, see slm_jax/cli/chat.py."""
+
+from slm_jax.cli import run_command
+
+run_command(__name__, "chat")
