@@ -92,8 +92,8 @@ def measure_format(records: list[Record], reply: ReplyFunction) -> TaskResult:
         reply: `Replier.reply` of the model.
 
     Returns:
-        `ended_share` (the model ends its turn before the limit), `clean_share` (no special token inside, such as the
-        role of somebody else), `text_share` (the reply is not empty), and the mean number of `tokens`.
+        `ended_share` (the model ends its turn before the limit), `clean_share` (no token inside that begins or ends
+        a turn), `text_share` (the reply is not empty), and the mean number of `tokens`.
 
     Raises:
         UserError: A record is not a conversation.
@@ -106,7 +106,9 @@ def measure_format(records: list[Record], reply: ReplyFunction) -> TaskResult:
         _share("all", "text_share", (bool(each.text.strip()) for each in replies)),
         Metric("all", "tokens", bootstrap_interval(tokens_Nx2, lambda sums: sums[..., 0] / sums[..., 1]), len(replies)),
     ]
-    return TaskResult(metrics, "ended: before the limit of tokens; clean: without special tokens, none is suppressed")
+    return TaskResult(
+        metrics, "ended: before the limit of tokens; clean: without tokens of roles or turns; none is suppressed"
+    )
 
 
 def measure_instructions(records: list[Record], reply: ReplyFunction) -> TaskResult:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from slm_jax.chat.messages import Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.data.turns import boundary_ids
 from slm_jax.generation.decode import generate_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.model.transformer import Transformer
@@ -20,7 +21,7 @@ class Reply(NamedTuple):
     Attributes:
         text: Its text.
         ended: True if the model ended the turn itself.
-        special: Number of special tokens in it, such as the role of another turn; the one that ends it not included.
+        special: Number of tokens in it that begin or end a turn, besides the one that ends it.
         tokens: Number of its tokens, the one that ends it included.
     """
 
@@ -52,6 +53,7 @@ class Replier:
         self._model = model
         self._tokenizer = tokenizer
         self._template = ChatTemplate.of(tokenizer)
+        self._boundaries = boundary_ids(tokenizer)
         self._context = context
         self._max_tokens = max_tokens
         self._replies: dict[Conversation, Reply] = {}
@@ -82,5 +84,5 @@ class Replier:
     def _to_reply(self, prompt: list[int], row: list[int]) -> Reply:
         ended = row[-1] in self._template.stop_ids
         kept = row[:-1] if ended else row
-        special = sum(not self._tokenizer.token_bytes[id_] for id_ in kept)
+        special = sum(id_ in self._boundaries for id_ in kept)
         return Reply(decode_continuation(self._tokenizer, prompt, kept), ended, special, len(row))

@@ -16,6 +16,8 @@ from tests.evaluation.naive import NaiveModel
 from tests.helpers import tiny_model
 from tokenizer import HybridTokenizer
 
+TURN_TOKENS = {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<EOS>"}
+
 
 def values(result):
     return {(metric.group, metric.name): metric.estimate.value for metric in result.metrics}
@@ -171,8 +173,25 @@ def test_replies_in_batches_are_those_one_by_one(monkeypatch):
             ids.append(int(np.argmax(naive.logits(ids)[-1])))
         ended = ids[-1] in template.stop_ids
         own = ids[first : len(ids) - ended]
-        special = sum(tokenizer.token_bytes[id_] == b"" for id_ in own)
+        special = sum(tokenizer.id2token[id_] in TURN_TOKENS for id_ in own)
         assert reply == Reply(tokenizer.decode(own), ended, special, len(ids) - first)
+
+
+def test_tokens_of_roles_are_counted_and_case_marks_are_not(monkeypatch):
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text("The old cat sat on a mat.\n" * 20)
+    tokenizer.freeze_vocab(vocab_size=340)
+    user, assistant, end = (tokenizer.token2id[f"<|{name}|>"] for name in ("user", "assistant", "end"))
+    text = tokenizer.encode("The OLD cat")
+    assert any(not tokenizer.token_bytes[id_] for id_ in text)  # a case mark
+    rows = [[*text, end], [*text, user, *text, assistant, *text]]
+    monkeypatch.setattr(replies, "generate_ids", lambda model, prompts, *_, **__: rows[: len(prompts)])
+    monkeypatch.setattr(replies, "_BATCH", 2)
+    given = Replier(None, tokenizer, context=32).reply([(Message("user", "a"),), (Message("user", "The cat"),)])
+    assert given == [
+        Reply("The OLD cat", True, 0, len(text) + 1),
+        Reply("The OLD cat" * 3, False, 2, 3 * len(text) + 2),
+    ]
 
 
 def test_format_counts_turns_that_end_and_foreign_roles():

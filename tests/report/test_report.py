@@ -277,6 +277,7 @@ def test_evaluation_table(copy):
         make("BLiMP", "all", "accuracy", 0.613, reference="chance 50 %; GPT-2 81.5 % (Warstadt et al. 2020)"),
         make("BLiMP", "syntax", "accuracy", 0.52, reference="chance 50 %"),
         make("LAMBADA", "all", "perplexity", 1234.5, low=None, high=None),
+        make("chat-facts", "all", "right_share", 0.705),
     ]
     (run.path / "evaluation.json").write_text(json.dumps({"results": rows}))
     data, path = write_report(run.path)
@@ -287,7 +288,8 @@ def test_evaluation_table(copy):
     cells = [cell.replace("\xa0", " ") for cell in complete[1]]
     assert cells == ["BLiMP", "accuracy", "61.3 %", "60.3 % – 62.3 %", "", "100", "24", rows[0]["reference"]]
     assert complete[2][:4] == ["LAMBADA", "perplexity", "1,234", ""]  # without an interval
-    assert len(list(section.all("svg", "whisker"))) == 2
+    assert complete[3][1:3] == ["right share", "70.5\xa0%"]
+    assert len(list(section.all("svg", "whisker"))) == 3
     assert len(list(section.all("path", "ref"))) == 2
     assert parts[1][0] == "syntax"
 
