@@ -16,7 +16,7 @@ from slm_jax.training import mfu
 
 ROOT = Path(__file__).parents[2]
 ACCELERATOR_PRESETS = sorted({each.preset for each in PRESET_TARGETS})
-LEARNED_ON_CPU = {"quickstart", "minute", "curriculum-offline"}
+LEARNED_ON_CPU = {"quickstart", "minute", "curriculum-offline", "chat-offline"}
 UNIT = {"M": 1e6, "G": 1e9}
 
 
