@@ -27,18 +27,18 @@ _SOURCE = """\
     {{- raise_exception('the content of a message must be a text') -}}
   {%- endif -%}
   {%- if role == 'system' and loop.first -%}
-    {{- names[role] + message['content'] | replace('<', '<@escape@') + '@end@' -}}
+    {{- names[role] + message['content']@protect@ + '@end@' -}}
   {%- elif role != state.expected -%}
     {{- raise_exception('an optional system message is first, then user and assistant take turns') -}}
   {%- elif role == 'user' -%}
     {%- set state.expected = 'assistant' -%}
-    {{- names[role] + message['content'] | replace('<', '<@escape@') + '@end@' -}}
+    {{- names[role] + message['content']@protect@ + '@end@' -}}
   {%- else -%}
     {%- set state.expected = 'user' -%}
     {{- names[role] -}}
-    {%- generation -%}
-    {{- message['content'] | replace('<', '<@escape@') + '@end@' -}}
-    {%- endgeneration -%}
+    @generation@
+    {{- message['content']@protect@ + '@end@' -}}
+    @endgeneration@
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -59,8 +59,7 @@ class OwnTemplate:
         self._tokenizer = tokenizer
         self._turns = tokenizer.turn_ids
         self.stop_ids: Sequence[int] = (self._turns.end, tokenizer.eos_id)
-        names = {name: tokenizer.id2token[id_] for name, id_ in self._turns._asdict().items()}
-        self.source = template_source(names)
+        self.source = template_source(tokenizer)
 
     def encode(self, messages: Sequence[Message], generation_prompt: bool = False) -> EncodedChat:
         """Encode a conversation; see `slm_jax.chat.template.ChatTemplate.encode`."""
@@ -79,13 +78,23 @@ class OwnTemplate:
         return EncodedChat(np.concatenate(parts).astype(np.int32), np.concatenate(predicted))
 
 
-def template_source(names: dict[str, str]) -> str:
+def template_source(tokenizer: HybridTokenizer, has_escapes: bool = True) -> str:
     """Return the Jinja template of the turn format.
 
     Args:
-        names: The names of the tokens "system", "user", "assistant" and "end".
+        tokenizer: The tokenizer.
+        has_escapes: Whether the program that encodes the text removes the escapes of contents, and knows the tag
+            ``{% generation %}`` (transformers). Otherwise (llama.cpp) the name of a special token in a content gets a
+            space after its "<", and other contents stay as they are.
     """
-    source = _SOURCE.replace("@escape@", ESCAPE)
+    names = {name: tokenizer.id2token[id_] for name, id_ in tokenizer.turn_ids._asdict().items()}
+    protect = f" | replace('<', '<{ESCAPE}')"
+    if not has_escapes:
+        special = [tokenizer.id2token[id_] for id_ in tokenizer.vocabulary.special_ids]
+        protect = "".join(f" | replace('{name}', '< {name[1:]}')" for name in special)
+    source = _SOURCE.replace("message['content']@protect@ +", f"(message['content']{protect}) +")
+    for name in ("generation", "endgeneration"):
+        source = source.replace(f"    @{name}@\n", f"    {{%- {name} -%}}\n" if has_escapes else "")
     for name, token in names.items():
         source = source.replace(f"@{name}@", token)
     return source

@@ -51,6 +51,8 @@ class Options:
     which is one file. Default: 5."""
     overwrite: bool = False
     """Replace a folder written by an earlier export."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Write the chat template and settings; auto: if the run was trained on conversations."""
     push: Annotated[str, Flag(metavar="OWNER/NAME")] = ""
     """Also upload the folder to this repository on the Hugging Face hub, which is created if there is none; needs an
     access token (`hf auth login`) and the extra [hub]."""
@@ -84,8 +86,9 @@ def main(args: Sequence[str] | None = None) -> None:
     _check_format(options)
     hub = Hub(options.push, options.private) if options.push else None  # refused before the work, not after it
     loaded = load_run(options.run or None, options.average, options.step)
+    chat = None if options.chat == "auto" else options.chat == "on"
     if options.format == "gguf":
-        folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite)
+        folder = export_gguf(loaded, options.to, options.dtype, options.name, options.overwrite, chat)
         _show_gguf(loaded, folder, options.dtype)
     else:
         assert options.dtype != "float16"
@@ -99,6 +102,7 @@ def main(args: Sequence[str] | None = None) -> None:
             shard_gb=5.0 if options.shard_gb is None else options.shard_gb,
             overwrite=options.overwrite,
             average=options.average,
+            chat=chat,
         )
         _show_transformers(loaded, folder, options.dtype)
     if hub is None:
@@ -150,7 +154,7 @@ def _export_adapters(options: Options) -> None:
     from slm_jax.huggingface.export import export_peft
     from slm_jax.run.directory import find_run
 
-    others = ("average", "dtype", "license", "name", "shard_gb", "push", "private")
+    others = ("average", "dtype", "license", "name", "shard_gb", "chat", "push", "private")
     for option in others:
         if getattr(options, option) != getattr(Options(to=""), option):
             raise UserError(f"--{option} is not for --format peft, which writes float32 adapters of one checkpoint")

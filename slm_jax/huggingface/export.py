@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 from flax import nnx
 
+from slm_jax.chat.template import ChatTemplate
 from slm_jax.generation.decode import suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
+from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, is_chat_run, stop_ids
 from slm_jax.huggingface.config_json import to_config_json
 from slm_jax.huggingface.gguf import MODELFILE, check_gguf, modelfile, write_gguf
 from slm_jax.huggingface.peft_folder import CONFIG as ADAPTER_CONFIG
@@ -62,6 +64,7 @@ def export(
     shard_gb: float = 5.0,
     overwrite: bool = False,
     average: int = 1,
+    chat: bool | None = None,
 ) -> Path:
     """Write a loaded run to a folder that transformers loads.
 
@@ -74,6 +77,7 @@ def export(
         shard_gb: Maximum size of a weights file in 10^9 bytes.
         overwrite: Replace a folder written by an earlier export.
         average: Number of averaged checkpoints, as passed to `load_run`, for the card.
+        chat: Whether to write the chat template and settings; None: if the run was trained on conversations.
 
     Returns:
         The folder.
@@ -86,12 +90,13 @@ def export(
         raise UserError(f"shard_gb {shard_gb} must be a number above 0")
     vocab_size = loaded.tokenizer.vocab_size
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
-    config |= _special_ids(loaded.tokenizer)
+    is_chat = is_chat_run(loaded.run) if chat is None else chat
+    config |= _special_ids(loaded.tokenizer, is_chat)
     title = name or loaded.run.path.absolute().name
     is_foreign = not isinstance(loaded.tokenizer, HybridTokenizer)
     portable = isinstance(loaded.tokenizer, HybridTokenizer) and loaded.tokenizer.portable
     weights = model_card.ExportedWeights(
-        loaded.step, average, config["architectures"][0], vocab_size, is_foreign, portable
+        loaded.step, average, config["architectures"][0], vocab_size, is_foreign, portable, is_chat
     )
     card = model_card.collect(loaded.run, loaded.config, weights, title, license)
     with _replace_folder(Path(to), overwrite) as folder:
@@ -99,12 +104,12 @@ def export(
         write_tensors(to_tensors(params, vocab_size), folder, dtype, int(shard_gb * 1e9))
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", _generation_config(loaded, config))
-        _write_tokenizer(loaded, folder)
+        _write_tokenizer(loaded, folder, is_chat)
         (folder / "README.md").write_text(model_card.write_card(card), encoding="utf-8", errors="backslashreplace")
     return Path(to)
 
 
-def _write_tokenizer(loaded: LoadedRun, folder: Path) -> None:
+def _write_tokenizer(loaded: LoadedRun, folder: Path, is_chat: bool) -> None:
     """Write the tokenizer: that of a published model as its own files, byte for byte."""
     if not isinstance(loaded.tokenizer, HybridTokenizer):
         from slm_jax.utils.foreign_tokenizer import ForeignTokenizer  # the package tokenizers, an extra
@@ -114,19 +119,23 @@ def _write_tokenizer(loaded: LoadedRun, folder: Path) -> None:
             (folder / name).write_bytes(content)
         return
     if loaded.tokenizer.portable:
-        write_tokenizer(loaded.tokenizer, folder, loaded.context)
+        write_tokenizer(loaded.tokenizer, folder, loaded.context, is_chat)
     else:
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded.context))
+        settings = _tokenizer_config(loaded.context)
+        if is_chat:
+            settings["chat_template"] = ChatTemplate.of(loaded.tokenizer).source
+            (folder / CHAT_TEMPLATE).write_text(settings["chat_template"], encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", settings)
         (folder / TOKENIZER_MODULE.name).write_text(bundle(TOKENIZER_MODULE), encoding="utf-8")
     loaded.tokenizer.save(folder / TOKENIZER_FILE)
 
 
-def _special_ids(tokenizer: TextTokenizer) -> dict[str, Any]:
+def _special_ids(tokenizer: TextTokenizer, is_chat: bool) -> dict[str, Any]:
     """Return the special ids of config.json."""
-    stop_ids = list(tokenizer.stop_ids)
+    ends = stop_ids(tokenizer, is_chat)
     return {
         "bos_token_id": tokenizer.start_id,
-        "eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0],
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": tokenizer.pad_id,
     }
 
@@ -137,6 +146,7 @@ def export_gguf(
     dtype: Literal["float32", "float16", "bfloat16", "q8_0"] = "float32",
     name: str = "",
     overwrite: bool = False,
+    chat: bool | None = None,
 ) -> Path:
     """Write a loaded run to a folder with one GGUF file, for llama.cpp, and an Ollama Modelfile.
 
@@ -146,6 +156,7 @@ def export_gguf(
         dtype: Data type of the matrices.
         name: The model's name, also of the file; empty: that of the run.
         overwrite: Replace a folder written by an earlier export.
+        chat: Whether to write the chat template and settings; None: if the run was trained on conversations.
 
     Returns:
         The folder.
@@ -163,8 +174,9 @@ def export_gguf(
         write_tokenizer_json(tokenizer, folder)  # for the comparison: the GGUF file has the same entries
         (folder / TOKENIZER_JSON).unlink()
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
-        write_gguf(to_tensors(params, vocab_size), config, tokenizer, folder / file, dtype, title)
-        (folder / MODELFILE).write_text(modelfile(file), encoding="utf-8")
+        is_chat = is_chat_run(loaded.run) if chat is None else chat
+        write_gguf(to_tensors(params, vocab_size), config, tokenizer, folder / file, dtype, title, is_chat)
+        (folder / MODELFILE).write_text(modelfile(file, tokenizer if is_chat else None), encoding="utf-8")
     return Path(to)
 
 
@@ -195,6 +207,7 @@ def export_peft(run: Run, step: Step, to: str | Path, overwrite: bool = False) -
 def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, Any]:
     """Return generation_config.json with the defaults of `python -m slm_jax.generate`."""
     sampling = Sampling()
+    ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
     return {
         "bos_token_id": config["bos_token_id"],
         "eos_token_id": config["eos_token_id"],
@@ -203,7 +216,7 @@ def _generation_config(loaded: LoadedRun, config: dict[str, Any]) -> dict[str, A
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
-        "suppress_tokens": suppressed_ids(loaded.tokenizer),
+        "suppress_tokens": [id_ for id_ in suppressed_ids(loaded.tokenizer) if id_ not in ends],
         "use_cache": config["use_cache"],
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_jax.chat.own_template import template_source
 from slm_jax.huggingface.weights import Tensors
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer
@@ -63,7 +64,13 @@ def check_gguf(config: dict[str, Any], tokenizer: TextTokenizer, dtype: str) -> 
 
 
 def write_gguf(
-    tensors: Tensors, config: dict[str, Any], tokenizer: HybridTokenizer, path: Path, dtype: str, name: str
+    tensors: Tensors,
+    config: dict[str, Any],
+    tokenizer: HybridTokenizer,
+    path: Path,
+    dtype: str,
+    name: str,
+    is_chat: bool = False,
 ) -> None:
     """Write weights and tokenizer to one file; norms and biases stay in float32.
 
@@ -74,6 +81,7 @@ def write_gguf(
         path: The file.
         dtype: Data type of the matrices: float32, float16, bfloat16 or q8_0.
         name: The model's name.
+        is_chat: Whether to write the chat template and the token that ends a turn.
     """
     import gguf
 
@@ -92,6 +100,9 @@ def write_gguf(
     writer.add_file_type(file_type[dtype])
     _add_options(writer, config)
     _add_tokenizer(writer, tokenizer)
+    if is_chat:
+        writer.add_chat_template(template_source(tokenizer, has_escapes=False))
+        writer.add_eot_token_id(tokenizer.turn_ids.end)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
     for tensor, read in tensors:
         array = np.ascontiguousarray(read(), dtype=np.float32)
@@ -157,6 +168,34 @@ def _interleave_rotary_pairs(name: str, array: np.ndarray, config: dict[str, Any
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
 
 
-def modelfile(file: str, stop: str = "<EOS>") -> str:
-    """Return an Ollama Modelfile: the text goes to the model as it is, without a chat template."""
-    return f'FROM ./{file}\nTEMPLATE """{{{{ .Prompt }}}}"""\nPARAMETER stop "{stop}"\n'
+# In Go's template language. Ollama puts the start of a text before it.
+_OLLAMA_TEMPLATE = """\
+{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 }}
+{{- if eq .Role "system" }}@system@
+{{- else if eq .Role "user" }}@user@
+{{- else }}@assistant@
+{{- end }}{{ .Content }}
+{{- if or (not $last) (ne .Role "assistant") }}@end@
+{{- end }}
+{{- if and $last (ne .Role "assistant") }}@assistant@
+{{- end }}
+{{- end }}"""
+
+
+def modelfile(file: str, tokenizer: HybridTokenizer | None = None) -> str:
+    """Return an Ollama Modelfile.
+
+    Args:
+        file: The GGUF file in the same folder.
+        tokenizer: The tokenizer of a model for chat; None: the text goes to the model as it is.
+    """
+    template = "{{ .Prompt }}"
+    stops = ["<EOS>"]
+    if tokenizer is not None:
+        template = _OLLAMA_TEMPLATE
+        for name, id_ in tokenizer.turn_ids._asdict().items():
+            template = template.replace(f"@{name}@", tokenizer.id2token[id_])
+        stops.insert(0, tokenizer.id2token[tokenizer.turn_ids.end])
+    lines = [f"FROM ./{file}", f'TEMPLATE """{template}"""', *(f'PARAMETER stop "{stop}"' for stop in stops)]
+    return "\n".join(lines) + "\n"

@@ -28,6 +28,7 @@ class ExportedWeights(NamedTuple):
         vocab_size: Number of ids.
         foreign_tokenizer: The tokenizer is that of a published model.
         portable: Whether the tokenizer is a stock ``tokenizer.json``.
+        chat: Whether the folder has a chat template.
     """
 
     step: int
@@ -36,6 +37,7 @@ class ExportedWeights(NamedTuple):
     vocab_size: int
     foreign_tokenizer: bool = False
     portable: bool = False
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,14 @@ def _usage(data: CardData) -> Iterator[str]:
         return
     portable = data.weights.portable
     strings = "every string without lone surrogates" if portable else "every string"
+    special = "No text\ncan produce a special token."
+    if data.weights.chat:
+        special = (
+            "The chat\ntemplate (`tokenizer.apply_chat_template`) gives the ids of training, and no message can "
+            "produce a special token."
+        )
+        if portable:
+            special += " Elsewhere\nthis needs `split_special_tokens=True`."
     yield f"""## Usage
 
 ```python
@@ -191,8 +201,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_spe
 ```
 
 {_PORTABLE_TOKENIZER if portable else _TOKENIZER} A text starts with `<EOS>`, as documents did in training; with
-`add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for {strings}. No text
-can produce a special token.
+`add_special_tokens=False` it does not, and then `decode(encode(s)) == s` for {strings}. {special}
 `generation_config.json` holds the default sampling settings of slm_jax; `do_sample=False` decodes greedily.
 The model was trained for at most {data.config.train.sequence_length:,} tokens, prompt included.
 """

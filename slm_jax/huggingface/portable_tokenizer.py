@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slm_jax.chat.template import ChatTemplate
+from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, add_chat, verify_chat
 from slm_jax.utils.errors import UserError
 from tokenizer import HybridTokenizer
 from tokenizer.vocabulary import FIRST_LEARNED
@@ -33,44 +35,52 @@ _TEXTS = (
 )
 
 
-def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int) -> None:
+def write_tokenizer(tokenizer: HybridTokenizer, folder: Path, length: int, is_chat: bool = False) -> None:
     """Write the files of a portable tokenizer for transformers; see `write_tokenizer_json` for the comparison.
 
     Args:
         tokenizer: A portable tokenizer.
         folder: The folder of the export.
         length: Maximum number of tokens of a text.
+        is_chat: Whether to write the chat template, for which names of special tokens are recognized in a text.
 
     Raises:
         UserError: A text has other ids, or is decoded to another text.
     """
-    write_tokenizer_json(tokenizer, folder)
+    write_tokenizer_json(tokenizer, folder, is_chat)
     names = _special_names(tokenizer)
     settings = {
         **names,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "split_special_tokens": True,  # "<EOS>" in a text is five characters
+        "split_special_tokens": not is_chat,  # if True, "<EOS>" in a text is five characters
         "model_max_length": length,
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
     }
+    if is_chat:
+        settings["chat_template"] = ChatTemplate.of(tokenizer).source
+        (folder / CHAT_TEMPLATE).write_text(settings["chat_template"], encoding="utf-8")
     for name, content in (("tokenizer_config.json", settings), (SPECIAL_TOKENS_MAP, names)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path) -> None:
+def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path, is_chat: bool = False) -> None:
     """Write ``tokenizer.json`` and compare its ids and texts with those of the tokenizer; log whether that was done.
 
     Args:
         tokenizer: A portable tokenizer.
         folder: The folder of the export.
+        is_chat: Whether to write it for a chat template.
 
     Raises:
-        UserError: A text has other ids, or is decoded to another text.
+        UserError: A text or a conversation has other ids, or a text is decoded to another one.
     """
     path = folder / TOKENIZER_JSON
     tokenizer.save_tokenizer_json(path)
+    if is_chat:
+        content = add_chat(json.loads(path.read_text(encoding="utf-8")), tokenizer)
+        path.write_text(json.dumps(content), encoding="utf-8")
     if importlib.util.find_spec("tokenizers") is None:
         logger.warning(
             "%s was written, but its ids were not compared with those of the run, which needs the package tokenizers: "
@@ -82,6 +92,9 @@ def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path) -> None:
     logger.info(
         "%s: ids and decoded texts equal those of the run's tokenizer on %s texts", TOKENIZER_JSON, f"{count:,}"
     )
+    if is_chat:
+        count = verify_chat(tokenizer, path, _TEXTS)
+        logger.info("%s: ids equal those of the run's tokenizer on %s conversations", TOKENIZER_JSON, f"{count:,}")
 
 
 def _special_names(tokenizer: HybridTokenizer) -> dict[str, Any]:
@@ -109,6 +122,7 @@ def verify(tokenizer: HybridTokenizer, path: Path) -> int:
     import tokenizers
 
     theirs = tokenizers.Tokenizer.from_file(str(path))
+    theirs.encode_special_tokens = True  # names of special tokens are text, also where a chat template has them
     texts = list(_verification_texts(tokenizer))
     encoded = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     decoded = theirs.decode_batch(encoded)

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from slm_jax.chat.messages import Message
+from slm_jax.chat.template import ChatTemplate
 from slm_jax.cli import export as export_command
 from slm_jax.generation.decode import encode_prompt, generate, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
@@ -111,3 +113,30 @@ def test_llama_cpp_computes_the_same(tmp_path, portable, name):
             theirs.eval([token])
         assert drawn == [token for token in row if token != 5]
         assert theirs.detokenize(drawn).decode("utf-8", "replace") == text
+
+
+@pytest.mark.parametrize("turn_tokens", [True, False])
+def test_conversations_in_llama_cpp(tmp_path, turn_tokens):
+    """The template in the file, rendered as llama.cpp does, gives the ids of the run; no message has a turn token."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
+    pytest.importorskip("gguf", reason="pip install -e '.[gguf]'")
+    tokenizer = make(portable=True, vocab_size=500, turn_tokens=turn_tokens)
+    (file,) = export_gguf(loaded_run(tmp_path, tokenizer), tmp_path / "out", chat=True).glob("*.gguf")
+    theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    end = tokenizer.turn_ids.end
+    assert int(theirs.metadata["tokenizer.ggml.eot_token_id"]) == end
+    assert theirs._model.token_eot() == end
+    formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+        theirs.metadata["tokenizer.chat_template"], eos_token="<EOS>", bos_token="<EOS>"
+    )
+    template = ChatTemplate.of(tokenizer)
+    for text in [*LANGUAGES.values(), "def f(x):\n    return x < 3 and x <= 4  # <a>"]:
+        messages = [Message("system", "Hi"), Message("user", text), Message("assistant", text), Message("user", text)]
+        prompt = formatter(messages=[message._asdict() for message in messages]).prompt
+        ids = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
+        assert ids == template.encode(messages, generation_prompt=True).ids.tolist()
+    names = "".join(tokenizer.id2token[id_] for id_ in tokenizer.vocabulary.special_ids)
+    prompt = formatter(messages=[{"role": "user", "content": names}]).prompt
+    ids = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
+    special = [id_ for id_ in ids if id_ in tokenizer.vocabulary.special_ids]
+    assert special == [5, tokenizer.turn_ids.user, end, tokenizer.turn_ids.assistant]

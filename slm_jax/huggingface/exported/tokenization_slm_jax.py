@@ -4,9 +4,11 @@ The ids of a text are exactly those that the model was trained with. Pure Python
 file and contains no code. No text can produce a special token: "<EOS>" in a text is five characters.
 """
 
+import re
 from array import array
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from tokenizer.encoding.phrases import PhraseJoiner
 from tokenizer.encoding.reference import join_phrases
 from tokenizer.storage import read, write
 from tokenizer.vocabulary import FIRST_LEARNED
+
+ESCAPE = "\ufdd0"
 
 
 class SlmJaxTokenizer(PreTrainedTokenizer):
@@ -101,8 +105,21 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
         ids.frombytes(data)
         return join_phrases(ids.tolist(), self._vocabulary)
 
-    def tokenize(self, text: str, **_) -> list[str]:
-        """Return the names of the tokens of a text."""
+    def apply_chat_template(self, conversation, *args, tokenizer_kwargs: dict | None = None, **kwargs):
+        """Render a conversation and encode it; special tokens are those of the template, never of a message."""
+        tokenizer_kwargs = {"of_chat_template": True, **(tokenizer_kwargs or {})}
+        return super().apply_chat_template(conversation, *args, tokenizer_kwargs=tokenizer_kwargs, **kwargs)
+
+    def tokenize(self, text: str, of_chat_template: bool = False, **_) -> list[str]:
+        """Return the names of the tokens of a text; special ones only in the text of a chat template."""
+        if of_chat_template:
+            special = [self._names[id_] for id_ in self._vocabulary.special_ids]
+            parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+            # Names are at odd positions. The template puts an escape after each "<" of a message.
+            plain = [self.tokenize(part.replace("<" + ESCAPE, "<")) for part in parts[::2]]
+            names = [[name] for name in parts[1::2]]
+            ordered = chain.from_iterable(zip_longest(plain, names, fillvalue=[]))
+            return list(chain.from_iterable(ordered))
         added = self._added()
         if not added:
             return self._tokenize(text)
