@@ -1,5 +1,6 @@
 """DPO runs: pairs from rows, a reference computed once, preferences that are learned, exact resume, and kills."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from slm_jax.chat.messages import Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.cli import check as check_command
 from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.load import load_tokenizer
@@ -237,6 +239,16 @@ def test_only_what_follows_the_shared_prompt_is_the_response():
     other = [{"role": "user", "content": "other"}, {"role": "assistant", "content": "x"}]
     mixed = ConversationMapper().to_document(Row({"chosen": row["chosen"], "rejected": other}, "file line 2"))
     assert "do not begin with the same prompt" in mixed.reason
+
+
+@pytest.mark.slow
+def test_checks_treat_the_model_as_one_of_its_chosen_conversations(workspace, capsys):
+    with contextlib.suppress(SystemExit):
+        check_command.main(["--run", str(workspace / "dpo")])
+    shown = capsys.readouterr().out
+    assert "the validations of this run are of preference pairs" in shown
+    failed = [line for line in shown.splitlines() if "FAIL" in line]
+    assert all("below token frequencies" in line for line in failed), failed  # a few steps teach it little
 
 
 @pytest.mark.slow

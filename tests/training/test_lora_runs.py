@@ -1,5 +1,6 @@
 """Runs with adapters: frozen weights stored once, exact resume, merged on load, stages, and kills."""
 
+import json
 import os
 import shutil
 import signal
@@ -198,10 +199,21 @@ lora.rank = 2
 name = "all"
 data.files = ["{path}/a.txt"]
 train.steps = 10
+[[stages]]
+name = "preferences"
+data.files = ["{path}/pairs.jsonl"]
+data.mode = "padded"
+epochs = 2
+train.objective = "dpo"
+train.sequence_length = 64
+lora.rank = 2
 """
 
 
 def test_a_curriculum_killed_in_its_stage_of_adapters_ends_bit_identical(workspace, tmp_path):
+    """Base, adapters, all parameters, preferences."""
+    pairs = ({"prompt": f"Line {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40))
+    (workspace / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     preset = tmp_path / "stages.toml"
     preset.write_text(CURRICULUM.format(path=workspace))
     orchestrate(Curriculum.load(preset), tmp_path / "whole")
@@ -221,5 +233,5 @@ def test_a_curriculum_killed_in_its_stage_of_adapters_ends_bit_identical(workspa
         process.communicate()
     assert not (tmp_path / "killed" / "stages" / "03-all").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    for name in ("01-base", "02-adapters", "03-all"):
+    for name in ("01-base", "02-adapters", "03-all", "04-preferences"):
         assert_same_run(tmp_path / "whole" / "stages" / name, tmp_path / "killed" / "stages" / name)
