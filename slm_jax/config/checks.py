@@ -157,7 +157,7 @@ def _objective_problems(config: Sections) -> Iterator[Problem]:
     if data.mix:
         text = "train.objective dpo takes the pairs of one source: use data.source or data.files in place of data.mix"
         yield ("train.objective", "data.mix"), text
-    if not (data.mix or data.files) and data.source in ("python-docs", "python-qa"):
+    if not (data.mix or data.files) and data.source in ("python-docs", "python-qa", "python-chat"):
         text = (
             f"train.objective dpo needs pairs, rows with columns chosen and rejected, and data.source {data.source} "
             "has none: name files, or hf:OWNER/NAME"
