@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from slm_jax.chat.messages import Message
 from slm_jax.serve.errors import ApiError
@@ -21,6 +21,16 @@ _UNSUPPORTED_FIELDS = {
     "name": "the chat template has no names, write it in the content",
     "annotations": "leave it out",
 }
+
+
+def _check_false(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is supported")
+    return value
+
+
+# Not `Literal[False]`, which accepts 0.
+False_ = Annotated[bool, AfterValidator(_check_false), Field(json_schema_extra={"const": False})]
 
 
 class TextPart(Body):
@@ -102,7 +112,7 @@ class ChatRequest(GenerationRequest):
     function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    store: Literal[False] | None = None
+    store: False_ | None = None
     service_tier: Literal["auto", "default"] | None = None
 
     @classmethod

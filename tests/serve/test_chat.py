@@ -100,7 +100,13 @@ def test_messages_in_other_forms_are_the_same_conversation(served):
     parts = [{"type": "text", "text": text} for text in ("It returns", " the value.")]
     messages[0] = {"role": "developer", "content": parts}
     messages[2] |= {"refusal": None, "tool_calls": None, "annotations": [], "audio": None}
-    more = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]}
+    more = {
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "store": False,
+    }
     status, _, other = send(served, "POST", PATH, {**body, "messages": messages, **more})
     assert status == 200
     assert other["choices"] == plain["choices"]
@@ -127,6 +133,8 @@ def test_messages_in_other_forms_are_the_same_conversation(served):
         ({"messages": MESSAGES, "functions": [{}]}, "functions", "call no functions"),
         ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"messages": MESSAGES, "modalities": ["text", "audio"]}, "modalities", "not supported"),
+        ({"messages": MESSAGES, "store": True}, "store", "store true is not supported"),
+        ({"messages": MESSAGES, "store": 0}, "store", "store 0 is not supported"),
         ({"messages": MESSAGES, "audio": {}}, "audio", "read and write text only"),
         ({"messages": MESSAGES, "prompt": "x"}, "prompt", "send messages"),
         ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs", "needs logprobs true"),

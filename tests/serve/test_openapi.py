@@ -26,8 +26,9 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 429]
 
 [[operations]]
 include-path = "/v1/chat/completions"
-# The order of roles, the context, and parts that are refused by their values.
+# The order of roles, the context, and parts refused by their values; too many messages exceed the limit of the body.
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 429]
+checks.negative_data_rejection.expected-statuses = ["4xx"]
 """
 
 
