@@ -318,7 +318,15 @@ def _has_changed(config: Config, corpus: Corpus) -> bool:
         described = [source.describe() for source, _ in make_sources(config.data)]
     except UserError:  # the files do not exist any more
         return True
-    return corpus.source != (described if len(described) > 1 else described[0])
+    current = described if len(described) > 1 else described[0]
+    return corpus.source not in (current, _without_options(current))
+
+
+def _without_options(described: Any) -> Any:
+    """Return the description of sources without the options by which files are read, as earlier versions stored it."""
+    if not isinstance(described, list):
+        return described
+    return [_without_options(each) for each in described if not isinstance(each, dict)]
 
 
 def describe_corpus(corpus: Corpus) -> Iterator[str]:

@@ -117,6 +117,58 @@ def test_example_prompt_of_instructions_is_a_whole_prompt(workspace):
     )
 
 
+def test_example_prompt_of_conversations_is_the_first_question(workspace, capsys):
+    chats = [
+        {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": f"Is {i} even?"}]}
+        for i in range(300)
+    ]
+    for i, row in enumerate(chats):
+        row["conversations"].append({"from": "gpt", "value": "No." if i % 2 else "Yes."})
+    (workspace.path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    options = {"data__files": (str(workspace.path / "chats.jsonl"),), "data__mode": "segmented"}
+    _, corpus = workspace.prepare("run", **options)
+    assert "conversations in ShareGPT format (column conversations)" in "\n".join(workspace.messages)
+    run = Run(workspace.path / "run")
+    assert re.fullmatch(r"Is \d+ even\?", load.example_prompt(run))
+    assert load.has_conversations(run)
+    assert corpus.train.num_turns == corpus.train.num_documents
+    manifest = json.loads((run.corpus / "manifest.json").read_text())
+    assert manifest["source"][-1] == {"columns": ["conversations"]}
+    workspace.prepare("run", **options)
+    assert not [text for text in workspace.messages if "the text has changed" in text]
+
+
+def test_another_chat_template_of_the_tokenizer_is_another_corpus(workspace, monkeypatch):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    rows = [
+        {"messages": [{**each, "content": f"{each['content']} {i}"} for each in row["messages"]]} for i in range(300)
+    ]
+    (workspace.path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data__files": (str(workspace.path / "chats.jsonl"),), "data__mode": "segmented"}
+    workspace.prepare("one", **options)
+    workspace.prepare("two", **options)
+    assert not [text for text in workspace.messages if "another chat template" in text]
+    monkeypatch.setattr("slm_jax.data.prepare.template_digest", lambda tokenizer: "of another template")
+    workspace.prepare("three", **options)
+    assert [text for text in workspace.messages if "another chat template" in text]
+
+
+def test_a_run_of_an_earlier_version_has_not_changed(workspace):
+    """Versions before did not store the options by which files were read."""
+    (workspace.path / "rows.jsonl").write_text(
+        "".join(json.dumps({"body": f"Row {i}. " * 9}) + "\n" for i in range(99))
+    )
+    options = {"data__files": (str(workspace.path / "rows.jsonl"),), "data__text_field": "body"}
+    workspace.prepare("run", **options)
+    file = workspace.path / "run" / "corpus" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["source"].pop() == {"columns": ["body", "", ""]}
+    file.unlink()  # a hard link to the cache
+    file.write_text(json.dumps(manifest))
+    workspace.prepare("run", **options)
+    assert not [text for text in workspace.messages if "the text has changed" in text]
+
+
 def test_on_another_file_system_small_text_is_copied_and_large_text_linked(workspace, monkeypatch):
     def refuse(*_, **__):
         raise OSError(18, "Invalid cross-device link")

@@ -339,6 +339,30 @@ def test_reading_resumes_at_any_position(tmp_path):
             assert list(itertools.islice(each.read(position), 20 - done)) == beginning[done:]
 
 
+def test_a_description_has_the_options_that_change_the_documents(tmp_path):
+    """It is a part of the cache key: other columns of the same file are another text."""
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.txt").write_text("text")
+    mapper = RowMapper(text_column="body")
+    plain = file_source.FileSource((str(tmp_path),)).describe()
+    assert [len(entry) for entry in plain] == [3, 3]  # as versions before stored it
+    changed = [
+        file_source.FileSource((str(tmp_path),), **options).describe()
+        for options in (
+            {"mapper": mapper},
+            {"mapper": RowMapper(template="{a}", response_column="b")},
+            {"separator": "---"},
+            {"per_line": True},
+            {"encoding_errors": "replace"},
+        )
+    ]
+    assert len({json.dumps(each) for each in [plain, *changed]}) == 6
+    assert all(each[:2] == plain for each in changed)
+    rows, text = str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt")
+    assert file_source.FileSource((rows,), per_line=True).describe() == plain[:1]  # not used for such files
+    assert file_source.FileSource((text,), mapper).describe() == plain[1:]
+
+
 def test_templates_map_rows_to_instructions():
     row = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
     made = RowMapper(template="alpaca", response_column="output").to_document(Row(row, "here"))

@@ -26,6 +26,7 @@ from slm_jax.utils.formatting import plural
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SEPARATOR = "<|endoftext|>"
 _FIRST_ROWS = 20  # by which the format of the rows is detected
 
 
@@ -36,7 +37,7 @@ class FileSource:
         self,
         patterns: Sequence[str],
         mapper: Mapper | None = None,
-        separator: str = "<|endoftext|>",
+        separator: str = DEFAULT_SEPARATOR,
         per_line: bool = False,
         encoding_errors: str = "strict",
         remedy: str = ", or replace such bytes by U+FFFD with --data.encoding_errors replace",
@@ -88,9 +89,21 @@ class FileSource:
         return _first_rows(path, state.st_size, state.st_mtime_ns)
 
     def describe(self) -> Any:
-        """Return paths, sizes and times of modification of the files, and how conversations are read."""
-        files = describe_files(self.files)
-        return [*files, self.mapper.describe()] if isinstance(self.mapper, ConversationMapper) else files
+        """Return paths, sizes and times of modification of the files, and the options by which they are read.
+
+        Options with their defaults are left out, as earlier versions left out all.
+        """
+        options: dict[str, Any] = {}
+        if self._row_files and self.mapper.describe() != RowMapper().describe():
+            options["columns"] = self.mapper.describe()
+        if len(self._row_files) < len(self.files):
+            if self.separator != DEFAULT_SEPARATOR:
+                options["separator"] = self.separator
+            if self.per_line:
+                options["document"] = "line"
+        if self.encoding_errors != "strict":
+            options["encoding_errors"] = self.encoding_errors
+        return [*describe_files(self.files), *([options] if options else [])]
 
     def read(self, position: Any = None) -> "FileReader":
         """Read from a position, see `FileReader.position`."""
