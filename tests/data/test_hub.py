@@ -37,6 +37,29 @@ ARTICLES = [f" = Title {i} = \n \n Text of {i}.\n = = Section = = \n More <unk> 
 TASKS = [{"instruction": f"Add {i}.", "input": str(i) if i % 2 else "", "output": f"It is {i}."} for i in range(60)]
 
 
+# (tree, message, parent, role, text, rank, deleted)
+_NODES = [
+    ("a", "1", None, "prompter", "Which?", None, False),
+    ("a", "2", "1", "assistant", "Second best.", 1, False),
+    ("a", "3", "1", "assistant", "Best.", 0, False),
+    ("a", "4", "1", "assistant", "Deleted.", -1, True),
+    ("a", "5", "3", "prompter", "Why?", None, False),
+    ("a", "6", "5", "assistant", "So.", None, False),
+    ("a", "7", "6", "prompter", "Unanswered.", None, False),
+    ("b", "8", None, "prompter", "Alone.", None, False),
+    ("c", "9", None, "prompter", "One?", None, False),
+    ("c", "10", "9", "assistant", "One.", None, False),
+]
+TREES = [
+    dict(zip(("message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted"), node, strict=True))
+    for node in _NODES
+]
+THREADS = [
+    [["user", "Which?"], ["assistant", "Best."], ["user", "Why?"], ["assistant", "So."]],
+    [["user", "One?"], ["assistant", "One."]],
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder of tiny data sets with the real schemas."""
@@ -66,23 +89,40 @@ def folder(tmp_path_factory):
     (wikipedia / "README.md").write_text(
         "---\nconfigs:\n- config_name: 20231101.he\n  data_files:\n  - split: train\n    path: 20231101.he/*\n---\n"
     )
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    smoltalk = root / "HuggingFaceTB" / "smoltalk"
+    table(smoltalk / "data" / "all" / "train-00000-of-00001.parquet", [{"messages": turns, "source": "x"}] * 3)
+    (smoltalk / "README.md").write_text(
+        "---\nconfigs:\n- config_name: all\n  data_files:\n  - split: train\n    path: data/all/train-*\n---\n"
+    )
+    for split in ("train", "validation"):
+        table(root / "OpenAssistant" / "oasst2" / "data" / f"{split}-00000-of-00001.parquet", TREES)
+    shared = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}] * 2
+    table(root / "some" / "chats" / "train.parquet", shared)
     lines(root / "some" / "rows" / "train.jsonl", [{"body": f"Row {i}. " * 20, "n": i} for i in range(3000)])
     return root
 
 
 PROGRAM = """
-import json, sys, time
+import json, logging, sys, time
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources import hub
+from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.registry import make_source
 from slm_jax.utils.errors import UserError
+logging.basicConfig()
+logging.getLogger("slm_jax").setLevel("INFO")
 wait, *requests = json.loads(sys.argv[1])
 hub.RETRY_WAITS = (wait,) * 4
 time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, wait))  # the libraries retry as well
 for name, fields, start, count in requests:
     try:
         reader = make_source(name, DataConfig(source=name, **fields)).read(start)
-        items = [[item.text, item.response, item.split] for _, item in zip(range(count), reader)]
+        items = [
+            ["invalid", item.reason] if isinstance(item, InvalidRow)
+            else [item.text, item.response, item.split] if item.messages is None else [*item.messages, item.split]
+            for _, item in zip(range(count), reader)
+        ]
         print(json.dumps([items, reader.position()]))
     except UserError as error:
         print(json.dumps(["error", str(error)]))
@@ -159,6 +199,31 @@ def test_instructions_and_configurations(served):
     assert alpaca[1][0].endswith("### Instruction:\nAdd 1.\n\n### Input:\n1\n\n### Response:\n")
     assert dolly == alpaca
     assert hebrew == [["שלום " * 9, None, None]]
+
+
+def test_conversations_by_name_and_by_detection(served):
+    chat = {"format": "chat"}
+    (smoltalk, _), (shared, _), (alpaca, _), (dolly, _), (first, position), (whole, _) = served.read_all(
+        ["smoltalk", {}, None, 10**6],
+        ["hf:some/chats", {}, None, 10**6],
+        ["alpaca", chat, None, 10**6],
+        ["dolly", chat, None, 10**6],
+        ["oasst", {}, None, 1],
+        ["oasst", {}, None, 10**6],
+    )
+    assert smoltalk == shared[:1] * 3 == [[["user", "Hi"], ["assistant", "Hello."], None]] * 3
+    assert alpaca[1] == [["user", "Add 1.\n\n1"], ["assistant", "It is 1."], None]
+    assert dolly == alpaca
+    assert "conversations in ShareGPT format (column conversations)" in served.err
+    assert "conversations in dolly format (columns instruction, context, response)" in served.err
+    alone = ["invalid", "a tree of messages without a prompt and its answer"]
+    expected = []
+    for split in ("validation", "train"):
+        expected += [[*THREADS[0], split], alone, [*THREADS[1], split]]
+    assert whole == expected
+    assert first == whole[:1]
+    assert position["lines"][0]["message_id"] == "8"  # of the tree that was begun
+    assert served.read("oasst", start=position)[0] == whole[1:]
 
 
 def test_any_hub_id_and_its_errors(served):

@@ -34,10 +34,11 @@ class ThreadJoiner:
         if missing:
             yield InvalidRow(f"column {missing[0]} is missing", row.location)
             return
-        if self.rows and self.rows[0]["message_tree_id"] != value["message_tree_id"]:
-            yield from self.end(row.split)
+        is_next = bool(self.rows) and self.rows[0]["message_tree_id"] != value["message_tree_id"]
+        finished = list(self.end(row.split)) if is_next else []
         self._location = row.location
         self.rows.append({name: value.get(name) for name in (*THREADS.columns, *_OPTIONAL)})
+        yield from finished  # after the state has the row, which a reader that resumes here does not read again
 
     def end(self, split: Split | None) -> Iterator[Document | InvalidRow]:
         """Yield the thread of the current tree, if there is one."""
