@@ -125,8 +125,12 @@ def resolve(name):
 def test_invented_names_do_not_exist_and_are_refused():
     chats = [chat for chat in heldout_chats() if chat.kind.startswith("invented")]
     assert [item.style for item in heldout_names()[: len(STYLES)]] == list(STYLES)
+    last_parts = {fact.last for fact in facts()}
+    for item in itertools.islice(invented_names("train"), 3000):
+        assert item.name not in last_parts, "a question about its module has an answer"
     for item, chat in zip(heldout_names(), chats, strict=True):
         assert resolve(item.name) is None, item
+        assert item.name not in last_parts
         assert chat.kind == f"invented names / {item.style}"
         assert chat.answer == f"I do not know {item.name}."
         assert item.name in chat.messages[-1].content

@@ -37,7 +37,7 @@ _HELDOUT_NAMES = 240
 _SYSTEM_SHARE = 0.25  # conversations that begin with a system message
 _FOLLOW_UP_SHARE = 0.35  # questions about a fact after which another one about the same name follows
 _MAX_QUESTIONS = 4  # of a conversation
-_FORMAT = 1  # of the conversations; part of the cache key
+_FORMAT = 2  # of the conversations; part of the cache key
 
 
 class Question(NamedTuple):

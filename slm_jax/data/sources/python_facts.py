@@ -164,13 +164,23 @@ def _fact(name: str, module: str, value: Any, purpose: str, unique: bool) -> Fac
 
 
 def exists(name: str) -> bool:
-    """Return True if a dotted name is that of a module, a built-in name, or an attribute of one that is listed here."""
+    """Return True if a name is that of a module, a built-in name, or an attribute of one that is listed here.
+
+    The last part of a listed name also exists without its module, since questions ask which module contains it.
+    """
     owner, _, last = name.rpartition(".")
+    if not owner and name in _last_parts():
+        return True
     if name in _NAMES or hasattr(builtins, name) or name.partition(".")[0] in sys.stdlib_module_names - set(_NAMES):
         return True
     if owner and hasattr(builtins, owner):
         return hasattr(getattr(builtins, owner), last)
     return owner in _NAMES and hasattr(importlib.import_module(owner or "builtins"), last)
+
+
+@cache
+def _last_parts() -> frozenset[str]:
+    return frozenset(last for names in _NAMES.values() for last in names.split())
 
 
 def owners() -> Iterator[str]:
