@@ -34,7 +34,7 @@ def _contains(text: str, value: Any) -> bool:
 
 def _is_json(text: str, value: Any) -> bool:
     try:
-        return isinstance(json.loads(text), dict) is (value == "object")
+        return isinstance(json.loads(text), dict if value == "object" else list)
     except ValueError:
         return False
 
@@ -59,6 +59,19 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
 """Constraints by name: a function of the reply and of the value of the constraint. An empty reply satisfies none."""
 
 
+_COUNTS = ("max_words", "min_words", "words", "sentences", "bullets", "paragraphs")
+_CHOICES: dict[str, tuple[Any, ...]] = {"case": ("lower", "upper"), "no_commas": (True,), "json": ("object", "array")}
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether a value is one for a constraint."""
+    if name in _COUNTS:
+        return type(value) is int and value >= 0
+    if name in _CHOICES:
+        return any(value == choice and type(value) is type(choice) for choice in _CHOICES[name])
+    return isinstance(value, str) and bool(value)
+
+
 def satisfied(text: str, check: Check) -> bool:
     """Return whether a reply satisfies a constraint.
 
@@ -67,15 +80,15 @@ def satisfied(text: str, check: Check) -> bool:
         check: {"check": name, "value": value}.
 
     Raises:
-        UserError: The constraint is unknown, or its value has the wrong type.
+        UserError: The constraint is unknown, or its value is none for it.
     """
-    name = check.get("check")
-    if name not in CHECKS:
+    name, value = check.get("check"), check.get("value")
+    if not isinstance(name, str) or name not in CHECKS:
         raise UserError(f"unknown check {name!r} (known: {', '.join(CHECKS)})")
-    try:
-        return bool(text.strip()) and CHECKS[name](text, check.get("value"))
-    except TypeError:
-        raise UserError(f"check {name}: {check.get('value')!r} is not a value for it") from None
+    if not _is_valid(name, value):
+        wanted = "a number" if name in _COUNTS else f"one of {_CHOICES[name]}" if name in _CHOICES else "a text"
+        raise UserError(f"check {name}: {value!r} is not a value for it, which is {wanted}")
+    return bool(text.strip()) and CHECKS[name](text, value)
 
 
 def _check(name: str, value: Any) -> Check:

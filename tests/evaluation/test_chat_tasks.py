@@ -116,6 +116,8 @@ CASES = [
     ("a, b", "no_commas", True, False),
     ('{"name": 1}', "json", "object", True),
     ("[1]", "json", "object", False),
+    ("[1]", "json", "array", True),
+    ("3", "json", "array", False),
     ("{name}", "json", "object", False),
 ]
 
@@ -125,10 +127,13 @@ def test_constraints():
     for text, name, value, expected in CASES:
         assert satisfied(text, {"check": name, "value": value}) is expected, (text, name)
         assert not satisfied(" \n", {"check": name, "value": value})
-    with pytest.raises(UserError, match="unknown check 'rhymes'"):
-        satisfied("text", {"check": "rhymes", "value": 1})
-    with pytest.raises(UserError, match="'three' is not a value"):
-        satisfied("text", {"check": "max_words", "value": "three"})
+    for name in ("rhymes", ["words"], None):
+        with pytest.raises(UserError, match="unknown check"):
+            satisfied("text", {"check": name, "value": 1})
+    invalid = [("words", None), ("max_words", "three"), ("bullets", True), ("excludes", None), ("contains", "")]
+    for name, value in [*invalid, ("case", "title"), ("no_commas", False), ("no_commas", 1), ("json", "number")]:
+        with pytest.raises(UserError, match=f"check {name}: .* is not a value for it"):
+            satisfied("text", {"check": name, "value": value})
 
 
 def test_instructions_are_scored_as_a_naive_loop_does():
