@@ -69,14 +69,15 @@ def is_overflow(loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
     return jnp.isfinite(loss) & ~jnp.isfinite(grad_norm)
 
 
-def update(state: LossScale, overflow: jax.Array) -> LossScale:
+def update(state: LossScale, overflow: jax.Array, is_finite: jax.Array | bool = True) -> LossScale:
     """Return the scale of the next step.
 
     Args:
         state: The scale of this step.
         overflow: Whether its gradient overflowed, bool scalar.
+        is_finite: Whether its loss is finite, bool scalar; the gradient of another one says nothing about the scale.
     """
-    good_steps = jnp.where(overflow, 0, state.good_steps + 1)
+    good_steps = jnp.where(overflow, 0, state.good_steps + jnp.where(is_finite, 1, 0))
     grows = good_steps >= GROWTH_INTERVAL
     grown = jnp.where(grows, jnp.minimum(2 * state.scale, MAX_SCALE), state.scale)
     scale = jnp.where(overflow, jnp.maximum(state.scale / 2, MIN_SCALE), grown)

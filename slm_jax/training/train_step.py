@@ -249,7 +249,7 @@ def _skip_unhealthy(
         overflow = loss_scale.is_overflow(metrics["loss"], metrics["grad_norm"])
         grad_norm = loss_scale.without_nan(metrics["grad_norm"], overflow)
         metrics = metrics | {"grad_norm": grad_norm, "loss_scale": old.loss_scale.scale}
-        new = new._replace(loss_scale=loss_scale.update(old.loss_scale, overflow))
+        new = new._replace(loss_scale=loss_scale.update(old.loss_scale, overflow, jnp.isfinite(metrics["loss"])))
     statistics, is_taken, diagnostics = health.update(
         old.health, config, metrics["loss"], metrics["grad_norm"], overflow
     )

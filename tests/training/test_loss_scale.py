@@ -188,6 +188,7 @@ def test_a_loss_that_is_not_finite_is_no_overflow(half):
     after, metrics = half.train(jax.tree.map(jnp.copy, state), batch())
     assert np.isnan(metrics["loss"])
     assert float(after.loss_scale.scale) == loss_scale.INITIAL_SCALE
+    assert int(after.loss_scale.good_steps) == 0  # it does not bring the next growth closer
     assert int(metrics["skipped"]) == 0  # the default policy ends the run
 
 
