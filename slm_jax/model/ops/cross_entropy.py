@@ -311,10 +311,22 @@ def _zero_sums() -> LossSums:
     return LossSums(zero, zero, zero, zero)
 
 
+def _smaller_chunks(x_SxPxD: jax.Array, labels_SxP: jax.Array, bytes_of_position: int) -> tuple[jax.Array, jax.Array]:
+    """Divide chunks whose logits take more than `_LOGIT_BYTES`: those without gradients are float32 in any case."""
+    chunks, positions, d = x_SxPxD.shape
+    parts = min(positions, -(-positions * bytes_of_position // _LOGIT_BYTES))
+    size = -(-positions // parts)
+    padding = ((0, 0), (0, parts * size - positions))
+    x_SxPxD = jnp.pad(x_SxPxD, (*padding, (0, 0)))
+    labels_SxP = jnp.pad(labels_SxP, padding, constant_values=IGNORE_INDEX)
+    return x_SxPxD.reshape(chunks * parts, size, d), labels_SxP.reshape(chunks * parts, size)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform):
     """Return the sums without gradients; differentiation uses `_forward` instead."""
-    del platform
+    if platform.name != "cpu" and context is None:
+        x_SxBxCxD, labels_SxBxC = _smaller_chunks(x_SxBxCxD, labels_SxBxC, 4 * len(head_VxD))
     head_VxD = head_VxD.astype(dtype)
     rows_BxTxD: Any = None if context is None else head_VxD[context.ids_BxT]
 

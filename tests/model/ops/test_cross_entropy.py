@@ -1,5 +1,6 @@
 """Test the chunked cross entropy against the naive one, the definition and closed forms."""
 
+import re
 import sys
 
 import jax
@@ -185,6 +186,20 @@ def test_chunks_of_accelerators(monkeypatch):
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     for fast, slow in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=2e-6 * float(jnp.max(jnp.abs(slow))))
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_logits_of_a_validation_take_no_more_memory_than_those_of_training(dtype, monkeypatch):
+    """Without gradients they are float32, where hidden states are bfloat16 as well."""
+    x, head, labels = inputs(3, 50)
+    module = sys.modules[cross_entropy.__module__]
+    monkeypatch.setattr(module, "_LOGIT_BYTES", 40 * 37 * 4)  # 40 of 150 positions
+    score = lambda x: cross_entropy(x, head, labels, dtype, platform=TPU)  # noqa: E731
+    program = jax.jit(score).lower(x.astype(dtype)).as_text()
+    rows = [int(rows) for rows in re.findall(r"tensor<(\d+)x37xf32>", program)]
+    assert max(rows) <= 40
+    expected = naive_cross_entropy(x.astype(dtype), head, labels, dtype)
+    np.testing.assert_allclose(np.array(jax.jit(score)(x.astype(dtype))), np.array(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
