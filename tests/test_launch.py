@@ -165,12 +165,30 @@ def environment(folder, **values):
     return os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LOG": str(folder / "log"), **values}
 
 
+SRUN = """
+codes = [subprocess.run(sys.argv[1:], env=os.environ | {"TASK": str(task)}).returncode for task in range(2)]
+raise SystemExit(max(codes))
+"""
+
+
 @pytest.mark.parametrize(
-    ("status", "restarts", "requeued"),
-    [(0, "0", False), (2, "0", False), (75, "", True), (134, "99", True), (143, "3", True), (134, "100", False)],
+    ("tasks", "restarts", "requeued"),
+    [
+        ([0, 0], "0", False),
+        ([134, 2], "0", False),  # the mistake of one process, which the other one has lost
+        ([1, 75], "0", False),
+        ([75, 0], "", True),
+        ([134, 75], "99", True),
+        ([143, 143], "3", True),
+        ([137, 134], "3", True),
+        ([75, 134], "100", False),
+    ],
 )
-def test_slurm_script(tmp_path, status, restarts, requeued):
-    stand_in(tmp_path / "bin", "srun", f"raise SystemExit({status})")
+def test_slurm_script(tmp_path, tasks, restarts, requeued):
+    """srun returns the highest status; one that is not of a lost process decides."""
+    status = next((each for each in tasks if each in (1, 2)), max(tasks))
+    stand_in(tmp_path / "bin", "srun", SRUN)
+    stand_in(tmp_path / "bin", "python", f"raise SystemExit({tasks}[int(os.environ['TASK'])])")
     stand_in(tmp_path / "bin", "scontrol", "")
     (tmp_path / "activate").touch()
     values = {"SLURM_JOB_ID": "17", "VENV": str(tmp_path), **({"SLURM_RESTART_COUNT": restarts} if restarts else {})}
@@ -179,9 +197,12 @@ def test_slurm_script(tmp_path, status, restarts, requeued):
         ["bash", LAUNCH / "slurm.sbatch"], env=environment(tmp_path, **values), capture_output=True, check=False
     )
     assert done.returncode == status
-    srun, *others = calls_of(tmp_path)
-    assert srun[:4] == ["srun", "python", "-m", "slm_jax.train"]
-    train.parse_args(srun[4:])
+    srun, *calls = calls_of(tmp_path)
+    assert srun[:2] == ["srun", "bash"]
+    others = [call for call in calls if call[0] != "python"]
+    assert [call for call in calls if call[0] == "python"] == [srun[5:], srun[5:]]
+    assert srun[5:8] == ["python", "-m", "slm_jax.train"]
+    train.parse_args(srun[8:])
     assert others == ([["scontrol", "requeue", "17"]] if requeued else [])
 
 
