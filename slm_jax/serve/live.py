@@ -205,5 +205,8 @@ class LiveView:
                     if newest not in (None, engine.run.step, tried.get(name)):
                         tried[name] = newest
                         await self._loading.run(self._load_newest, engine)
-                except (UserError, ApiError) as error:
+                except ApiError as error:  # other checkpoints are being loaded: again at the next look
+                    tried.pop(name, None)
+                    logger.info("%s: a newer checkpoint is not served yet: %s", name, error)
+                except UserError as error:
                     logger.warning("%s: a newer checkpoint is not served: %s", name, error)

@@ -1,7 +1,9 @@
 """The runs that the page shows, and a newer checkpoint for requests that begin."""
 
+import asyncio
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from slm_jax.cli.serve import find_runs
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.run.directory import Run
-from slm_jax.serve import batching
+from slm_jax.serve import batching, live
+from slm_jax.serve.errors import ApiError
 from slm_jax.serve.runs import RunList, read_curves, runs_in
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
@@ -50,6 +53,25 @@ def test_all_runs_of_a_folder_are_listed(tmp_path):
     assert "new" in runs.runs()
     assert runs.version("../elsewhere/c") is None
     assert set(RunList(lambda: {"a": (served, 10)}).runs()) == {"a"}
+
+
+def test_a_checkpoint_that_a_full_gate_refused_is_loaded_later(tmp_path, monkeypatch):
+    engine = SimpleNamespace(name="a", run=SimpleNamespace(run=make_run(tmp_path / "a", 30, (10, 20)), step=10))
+    models = SimpleNamespace(items=lambda: [("a", engine)], get={"a": engine}.get)
+    view = live.LiveView(models, [])
+    calls = []
+
+    async def refuse_once(function, *args):
+        calls.append((function, *args))
+        if len(calls) == 1:
+            raise ApiError(429, "busy")
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(live, "_FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(view, "_loading", SimpleNamespace(run=refuse_once))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(asyncio.wait_for(view.follow(), 10))
+    assert calls == 2 * [(view._load_newest, engine)]
 
 
 def test_points_of_two_runs_stand_for_as_many_steps(tmp_path):
