@@ -4,10 +4,11 @@ Each problem comes with values that would work.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
+from slm_jax.config.sections import LoraConfig, ModelConfig, Sections, TrainConfig
 
 # Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
 SOURCES: tuple[str, ...] = (
@@ -94,14 +95,50 @@ def _layer_problems(config: Sections) -> Iterator[Problem]:
     names = ("model.rope_scaling", "model.rope_original_length", "model.rope_factor")
     if model.rope_scaling in ("llama3", "yarn") and not model.rope_original_length:
         yield names, f"model.rope_scaling {model.rope_scaling} needs {names[1]}, the sequence length before it"
-    if model.rope_scaling == "none" and model.rope_factor != 1:
-        yield (
-            names,
-            f"{names[2]} {model.rope_factor:g} has no effect without model.rope_scaling: linear, llama3 or yarn",
-        )
+    for name, kinds in _ROPE_OPTIONS.items():
+        if model.rope_scaling not in kinds and getattr(model, name) != type(model).model_fields[name].default:
+            allowed = " or ".join((", ".join(kinds[:-1]), kinds[-1]) if kinds[:-1] else kinds)
+            text = f"model.{name} {getattr(model, name):g} has no effect without model.rope_scaling: {allowed}"
+            yield ("model.rope_scaling", f"model.{name}"), text
+    if model.rope_scaling == "yarn" and model.rope_original_length:
+        yield from _yarn_problems(model)
     if model.rope_low_turns >= model.rope_high_turns:
         text = f"model.rope_low_turns {model.rope_low_turns:g} must be below rope_high_turns {model.rope_high_turns:g}"
         yield ("model.rope_low_turns", "model.rope_high_turns"), text
+
+
+# The kinds of model.rope_scaling for which an option has an effect.
+_ROPE_OPTIONS = {
+    "rope_factor": ("linear", "llama3", "yarn"),
+    "rope_original_length": ("llama3", "yarn"),
+    "rope_low_turns": ("llama3", "yarn"),
+    "rope_high_turns": ("llama3", "yarn"),
+    "rope_attention_factor": ("yarn",),
+}
+
+
+def _yarn_problems(model: ModelConfig) -> Iterator[Problem]:
+    """Yield problems of lengths for which YaRN's ramp over the channels would run backwards (model/rotary.py)."""
+
+    def channel(turns: float) -> float:
+        ratio = model.rope_original_length / (turns * 2 * math.pi)
+        return model.head_width * math.log(ratio) / (2 * math.log(model.rope_base))
+
+    names = ("model.rope_scaling", "model.rope_original_length", "model.rope_low_turns", "model.rope_high_turns")
+    length = f"model.rope_original_length {model.rope_original_length}"
+    if channel(model.rope_low_turns) <= -1:
+        least = math.ceil(2 * math.pi * model.rope_low_turns)
+        yield (
+            names,
+            f"{length} is too short for yarn, no channel makes rope_low_turns {model.rope_low_turns:g} turns in it: "
+            f"give {least} or more, or rope_scaling linear",
+        )
+    if channel(model.rope_high_turns) >= model.head_width:
+        yield (
+            names,
+            f"{length} is too long for yarn, every channel makes more than rope_high_turns {model.rope_high_turns:g} "
+            "turns in it: raise rope_high_turns, or leave rope_scaling out",
+        )
 
 
 def _init_problems(config: Sections) -> Iterator[Problem]:

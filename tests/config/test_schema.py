@@ -95,6 +95,28 @@ def test_all_problems_together():
         ({"model.lr": 3}, "unknown key model.lr, perhaps you meant optimizer.lr"),
         ({"trian.steps": 3}, "unknown key trian, perhaps you meant train"),
         ({"model.dim": 65, "model.heads": 2}, "heads of even width: use dim 64 or 68"),
+        (
+            {"model.rope_original_length": 64},
+            "rope_original_length 64 has no effect without model.rope_scaling: llama3 or",
+        ),
+        (
+            {"model.rope_scaling": "linear", "model.rope_factor": 2.0, "model.rope_low_turns": 2.0},
+            "model.rope_low_turns 2 has no effect without model.rope_scaling: llama3 or yarn",
+        ),
+        ({"model.rope_high_turns": 8.0}, "model.rope_high_turns 8 has no effect without model.rope_scaling: llama3 or"),
+        (
+            {"model.rope_scaling": "llama3", "model.rope_original_length": 64, "model.rope_attention_factor": 1.5},
+            "model.rope_attention_factor 1.5 has no effect without model.rope_scaling: yarn",
+        ),
+        ({"model.rope_factor": 2.0}, "no effect without model.rope_scaling: linear, llama3 or yarn"),
+        (
+            {"model.rope_scaling": "yarn", "model.rope_original_length": 4, "model.rope_low_turns": 30.0},
+            "rope_original_length 4 is too short for yarn, no channel makes rope_low_turns 30 turns in it: give 189 or",
+        ),
+        (
+            {"model.rope_scaling": "yarn", "model.rope_original_length": 10**9, "model.rope_base": 10.0},
+            "every channel makes more than rope_high_turns 32 turns in it: raise rope_high_turns",
+        ),
     ],
 )
 def test_each_problem_states_a_remedy(overrides, message):
