@@ -7,8 +7,8 @@ from typing import Any
 from slm_jax.utils.errors import UserError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Files of an earlier upload that would be loaded together with the new ones.
-_REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
+# Files of an earlier upload of the same format that would be loaded together with the new ones.
+_REPLACED = {"transformers": ["*.safetensors", "*.safetensors.index.json"], "gguf": ["*.gguf"]}
 
 
 class Hub:
@@ -19,11 +19,11 @@ class Hub:
 
         Args:
             repository: OWNER/NAME.
-            private: Create the repository as a private one; an existing one stays as it is.
+            private: Create the repository as a private one; an existing public one is refused.
 
         Raises:
-            UserError: An invalid name, no or a refused access token, an unreachable hub, or `huggingface_hub` is
-                missing.
+            UserError: An invalid name, no or a refused access token, one that may not write, an existing public
+                repository with `private`, an unreachable hub, or `huggingface_hub` is missing.
         """
         if not _REPOSITORY.fullmatch(repository) or len(repository) > 96:
             raise UserError(f"--push {repository}: give OWNER/NAME, of letters, digits, '-', '_' and '.'")
@@ -37,12 +37,20 @@ class Hub:
         self._private = private
         self._api = huggingface_hub.HfApi()
         try:
-            self._api.whoami()
+            token = self._api.whoami().get("auth", {}).get("accessToken", {})
+            is_public = private and self._api.repo_exists(repository) and not self._api.model_info(repository).private
         except Exception as error:
             raise UserError(f"--push {repository}: {_reason(error)}") from None
+        if token.get("role") == "read":
+            raise UserError(f"--push {repository}: the access token may only read: use one that may write")
+        if is_public:
+            raise UserError(
+                f"--push {repository}: the repository exists and is public: make it private on the hub first, or leave "
+                "out --private"
+            )
 
     def upload(self, folder: Path, title: str) -> str:
-        """Upload the files of a folder; weights in the repository that are not in the folder are deleted.
+        """Upload the files of a folder; other weights of its format in the repository are deleted.
 
         Args:
             folder: A folder that an export wrote.
@@ -54,13 +62,14 @@ class Hub:
         Raises:
             UserError: The hub refuses the upload or cannot be reached. The folder stays as it is.
         """
+        kind = "gguf" if any(folder.glob("*.gguf")) else "transformers"
         try:
             url = self._api.create_repo(self._repository, private=self._private or None, exist_ok=True)
             self._api.upload_folder(
                 repo_id=self._repository,
                 folder_path=folder,
                 commit_message=title,
-                delete_patterns=list(_REPLACED),
+                delete_patterns=_REPLACED[kind],
             )
         except Exception as error:
             raise UserError(

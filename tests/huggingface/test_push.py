@@ -82,6 +82,28 @@ def test_faults_are_reported_before_the_export(server, monkeypatch, tmp_path, na
     assert not server.folder.exists()
 
 
+def test_an_export_of_the_other_format_stays(server, folder):
+    Hub("ada/story").upload(folder, "weights")
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "story-q8_0.gguf").write_bytes(b"GGUF")
+    Hub("ada/story").upload(folder, "gguf")
+    names = {path.name for path in (server.folder / "ada/story").iterdir()}
+    assert names == {"model.safetensors", "config.json", "story-q8_0.gguf"}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(server, folder):
+    Hub("ada/story").upload(folder, "public")
+    with pytest.raises(UserError, match="the repository exists and is public"):
+        Hub("ada/story", private=True)
+
+
+def test_a_token_that_may_only_read_is_refused(server):
+    server.role = "read"
+    with pytest.raises(UserError, match="may only read"):
+        Hub("ada/story")
+
+
 def test_an_unreachable_hub_is_reported(server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the hub cannot be reached"):

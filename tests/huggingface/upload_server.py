@@ -19,6 +19,7 @@ class UploadHub:
         self.folder = folder
         self.messages: list[str] = []  # of the commits
         self.objects: dict[str, bytes] = {}  # large files by SHA-256
+        self.role = "write"  # of the access token
         self.refused = 0  # status of the answers to commits; 0: they are accepted
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -44,16 +45,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not self._authorized():
             return self._answer(401, {"error": "Invalid username or password."})
         if path == "/api/whoami-v2":
-            return self._answer(200, {"type": "user", "name": "ada", "auth": {}})
+            auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": self.hub.role}}
+            return self._answer(200, {"type": "user", "name": "ada", "auth": auth})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/main/?)?(?:/revision/main)?", path):
             root = self.hub.folder / found[1]
             if not root.is_dir():
-                return self._answer(404, {"error": "Repository not found"})
+                return self._answer(404, {"error": "Repository not found"}, "RepoNotFound")
             files = sorted(file for file in root.iterdir())
             if found[2]:
                 return self._answer(200, [_entry(file) for file in files])
             return self._answer(
-                200, {"id": found[1], "sha": "0" * 40, "siblings": [{"rfilename": file.name} for file in files]}
+                200,
+                {
+                    "id": found[1],
+                    "private": False,
+                    "sha": "0" * 40,
+                    "siblings": [{"rfilename": file.name} for file in files],
+                },
             )
         return self._answer(404, {"error": "unknown"})
 
@@ -124,10 +132,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _body(self):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _answer(self, status, value):
+    def _answer(self, status, value, code=""):
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        if code:
+            self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
