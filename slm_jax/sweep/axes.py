@@ -142,7 +142,10 @@ def settings(axes: Sequence[Axis], num_random: int = 0, seed: int = 0) -> list[S
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--vary: {doubled[0]} is given twice")
     if num_random:
-        return list(itertools.islice(_random_settings(axes, seed), num_random))
+        drawn = list(itertools.islice(_random_settings(axes, seed), num_random))
+        if len(drawn) < num_random:
+            raise UserError(f"--random {num_random}: there are only {len(drawn)} different settings")
+        return drawn
     if ranged := [axis.names[0] for axis in axes if axis.bounds]:
         raise UserError(f"--vary {ranged[0]}: a range needs --random N, the number of settings to try")
     return [_setting(axes, combination) for combination in itertools.product(*(axis.values for axis in axes))]

@@ -110,23 +110,24 @@ class Sweep:
         path = folder / SWEEP
         tree = read_toml(path)
         own = tree.pop("sweep", None)
+        config = Config.from_tree(tree, str(path))
         try:
             assert isinstance(own, dict)
             return cls(
-                Config.from_tree(tree, str(path)),
+                config,
                 tuple(map(str, own["vary"])),
                 int(own["seeds"]),
                 int(own["random"]),
                 int(own["random_seed"]),
                 str(own["metric"]),
             )
-        except (AssertionError, KeyError, TypeError) as error:
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not the definition of a sweep ({error}): use another folder") from None
 
     def require_continues(self, saved: "Sweep", folder: Path) -> None:
-        """Refuse to mix other shared options, or another score, with the trials of a folder.
+        """Refuse to mix trials with other shared options into a folder.
 
-        Other values, more seeds and more random settings may be added.
+        Other values, more seeds and more random settings may be added, and another score may be compared.
 
         Raises:
             UserError: Names what differs.
@@ -134,8 +135,11 @@ class Sweep:
         differing = [
             f"{name} ({new!r}, before {old!r})" for name, (new, old) in self.base.differences(saved.base).items()
         ]
-        if self.random_seed != saved.random_seed:
-            differing.append(f"--random_seed ({self.random_seed}, before {saved.random_seed})")
+        if self.num_random and saved.num_random:  # else the settings that were tried would be drawn no more
+            for name in ("random_seed", "vary"):
+                new, old = getattr(self, name), getattr(saved, name)
+                if new != old:
+                    differing.append(f"--{name} ({new!r}, before {old!r})")
         if differing:
             raise UserError(
                 f"{folder} holds trials with other options: {', '.join(differing)}. Give the same, or another --to"

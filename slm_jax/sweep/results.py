@@ -42,8 +42,8 @@ class SettingScore:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the confidence interval of the mean (Student's t); NaN with less than two scores."""
-        if len(self.by_seed) < 2:
+        """Half the width of the confidence interval of the mean (Student's t); NaN without two finite scores."""
+        if len(self.by_seed) < 2 or not all(map(math.isfinite, self.by_seed.values())):
             return math.nan
         from scipy.stats import t
 
@@ -81,6 +81,8 @@ def differs(first: SettingScore, second: SettingScore) -> bool | None:
     if len(seeds) < 2:
         return None
     differences = [first.by_seed[seed] - second.by_seed[seed] for seed in seeds]
+    if not all(map(math.isfinite, differences)):
+        return True
     if statistics.stdev(differences) == 0:
         return differences[0] != 0
     from scipy.stats import ttest_1samp
@@ -98,7 +100,7 @@ def table(rows: Sequence[SettingScore], metric: str) -> str:
 
 def _cells(row: SettingScore) -> list[str]:
     mean = f"{statistics.fmean(row.by_seed.values()):.4f}" if row.by_seed else ""
-    half_width = f"{row.half_width:.4f}" if len(row.by_seed) > 1 else ""
+    half_width = "" if math.isnan(row.half_width) else f"{row.half_width:.4f}"
     return [mean, half_width, str(len(row.by_seed)), str(row.failed or "")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.sweep.plan import Trial
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import TrainingError, UserError
 from slm_jax.utils.files import replace_text
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Scores:
 def run_trials(trials: Sequence[Trial], folder: Path, metric: str) -> Scores:
     """Train every trial that is not finished.
 
-    A trial that ends with an error, such as a diverged one, is recorded and not repeated; the others go on.
+    A trial that diverges or needs too much memory is recorded and not repeated; the others go on.
 
     Args:
         trials: The trials, in the order in which they are trained.
@@ -47,7 +47,7 @@ def run_trials(trials: Sequence[Trial], folder: Path, metric: str) -> Scores:
         The scores of all finished trials.
 
     Raises:
-        UserError: The first trial ends with an error, so that the cause may be common to all.
+        UserError: Another error, whose cause may be common to all trials, such as a missing text or a full disk.
     """
     from slm_jax.training.train import train  # imports JAX: invalid settings are reported without waiting for it
 
@@ -61,9 +61,7 @@ def run_trials(trials: Sequence[Trial], folder: Path, metric: str) -> Scores:
             )
             try:
                 result = train(trial.config, trial.run)
-            except UserError as error:
-                if not scores.values and not scores.failures:
-                    raise
+            except TrainingError as error:
                 logger.warning("%s: %s", name, error)
                 scores.failures[name] = str(error)
                 replace_text(folder / FAILURES, json.dumps(scores.failures, indent=2, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from slm_jax.config.schema import HealthConfig
 from slm_jax.distributed.partitioning import REPLICATED, Partitions
 from slm_jax.training.schedule import is_schedule_state
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import TrainingError
 
 PARTITIONS: Partitions = {("health", "mean"): REPLICATED, ("health", "variance"): REPLICATED}
 """Partitions of the statistics in a training state."""
@@ -140,7 +140,7 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
         The row without diagnostics. Values that are not finite, of a skipped step, are None.
 
     Raises:
-        UserError: If the config's policy is to stop the run, or if too many updates in a row were skipped.
+        TrainingError: If the config's policy is to stop the run, or if too many updates in a row were skipped.
     """
     diagnostics = {name: row.pop(name) for name in _DIAGNOSTICS if name in row}
     step = row["step"]
@@ -149,7 +149,7 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
             if config.on_nan == "stop":
                 if "loss_scale" in row:  # no lower scale helps the forward pass
                     advice += "; or with --train.dtype float32, if this model needs a wider range than float16"
-                raise UserError(f"{name} of step {step} is {value}: training has diverged. {advice}")
+                raise TrainingError(f"{name} of step {step} is {value}: training has diverged. {advice}")
             row[name] = None
     if not diagnostics:
         return row
@@ -158,12 +158,12 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
         spikes = " and ".join(
             f"{name} of step {step} is {row[name]:.4g}, above {diagnostics[f'{name}_limit']:.4g}" for name in high
         )
-        raise UserError(
+        raise TrainingError(
             f"{spikes}: {config.deviations:g} deviations over its running mean (health.deviations). {advice}; or skip "
             "such batches: the same command with --health.on_spike skip"
         )
     if diagnostics["in_a_row"] >= config.max_skips:
-        raise UserError(
+        raise TrainingError(
             f"{int(diagnostics['in_a_row'])} batches in a row were skipped, the last one at step {step} "
             f"(health.max_skips): training has diverged. {advice}"
         )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import TrainingError
 
 INITIAL_SCALE = 2.0**7
 """The scale of the first step."""
@@ -103,12 +103,12 @@ def check(row: dict[str, Any], advice: str) -> dict[str, Any]:
         The row, its gradient norm None if it overflowed.
 
     Raises:
-        UserError: The gradient overflowed at the lowest scale.
+        TrainingError: The gradient overflowed at the lowest scale.
     """
     if "loss_scale" not in row or not math.isfinite(row["loss"]) or math.isfinite(row["grad_norm"]):
         return row
     if row["loss_scale"] <= MIN_SCALE:
-        raise UserError(
+        raise TrainingError(
             f"the gradient of step {row['step']} overflows float16 even at the lowest loss scale, {MIN_SCALE:.2g}: "
             f"training has diverged, or this model needs a wider range. {advice}; or with --train.dtype float32"
         )

@@ -13,7 +13,7 @@ from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, sharding
 from slm_jax.training.train_step import Steps, make_steps
 from slm_jax.utils.batch import Batch
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import TrainingError
 from slm_jax.utils.formatting import memory_size, plural
 from slm_jax.utils.memory import free_host_memory
 
@@ -61,7 +61,7 @@ def compile_to_fit(
         min_grad_accum_steps: Lower bound of the microbatches of a batch, if the microbatch is "auto".
 
     Raises:
-        UserError: If the requested microbatch does not fit (names one that does), or if none does.
+        TrainingError: If the requested microbatch does not fit (names one that does), or if none does.
     """
     limit = agreement.minimum("free memory", memory_limit(config, mesh) + resident)
     requested = config.train.microbatch
@@ -77,13 +77,13 @@ def compile_to_fit(
         if fitted.needed <= limit and requested in ("auto", microbatch):
             return fitted
         if fitted.needed <= limit:
-            raise UserError(
+            raise TrainingError(
                 f"train.microbatch {requested} needs {memory_size(needed_first)} per step, but {memory_size(limit)} "
                 f"are free: --train.microbatch {microbatch} fits ({memory_size(fitted.needed)}), auto would choose it"
             )
         # Memory shrinks no faster than the microbatch: candidates that cannot fit are not compiled.
         candidates = _at_least(int(0.9 * grad_accum_steps * fitted.needed / limit), candidates)
-    raise UserError(
+    raise TrainingError(
         f"a step of this model needs {memory_size(fitted.needed)} even with {plural(microbatch, 'sequence')} at once, "
         f"but {memory_size(limit)} are free: use --model.remat full, a shorter --train.sequence_length or a smaller "
         f"model"

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake that the user can correct; the text states what was found, what was expected and what to do."""
 
 
+class TrainingError(UserError):
+    """Training failed because of its own options (it diverged, or needs more memory): others may succeed."""
+
+
 @contextmanager
 def command_errors() -> Iterator[None]:
     """Run the body of a command: end with one line instead of a traceback where the user can correct the problem.

@@ -1,6 +1,8 @@
 """Sweeps: planned, run by real processes, killed, continued, and their results."""
 
 import csv
+import dataclasses
+import json
 import math
 import shutil
 import subprocess
@@ -17,7 +19,8 @@ from slm_jax.sweep import results
 from slm_jax.sweep.axes import Setting
 from slm_jax.sweep.plan import Sweep
 from slm_jax.sweep.results import SettingScore
-from slm_jax.utils.errors import UserError
+from slm_jax.sweep.run import run_trials
+from slm_jax.utils.errors import TrainingError, UserError
 from tests.processes import command_environment, kill_at_random_instants
 from tests.runs import assert_same_run
 
@@ -93,9 +96,52 @@ class TestPlan:
         (tmp_path / "notes.txt").touch()
         with pytest.raises(UserError, match="is not empty and holds no sweep"):
             parse_args(["--to", str(tmp_path), *VARY])
-        (tmp_path / "sweep.toml").write_text("[sweep]\nvary = 3\n")
-        with pytest.raises(UserError, match="is not the definition of a sweep"):
-            parse_args(["--to", str(tmp_path), *VARY])
+        for text in ("vary = 3", 'vary = ["a"]\nseeds = "x"\nrandom = 0\nrandom_seed = 0\nmetric = "m"'):
+            (tmp_path / "sweep.toml").write_text(f"[sweep]\n{text}\n")
+            with pytest.raises(UserError, match="is not the definition of a sweep"):
+                parse_args(["--to", str(tmp_path), *VARY])
+
+    def test_random_settings_that_were_tried_are_kept(self, tmp_path):
+        sweep = Sweep(Config.load("minute"), ("optimizer.lr=0.01..0.1",), num_random=3)
+        more = dataclasses.replace(sweep, num_random=5)
+        more.require_continues(sweep, tmp_path)
+        assert {trial.run for trial in sweep.trials(tmp_path, convert_word)} < {
+            trial.run for trial in more.trials(tmp_path, convert_word)
+        }
+        for change in ({"random_seed": 1}, {"vary": ("optimizer.lr=0.01..0.2",)}):
+            with pytest.raises(UserError, match=f"--{next(iter(change))} "):
+                dataclasses.replace(more, **change).require_continues(sweep, tmp_path)
+
+
+class TestTrials:
+    """Training is replaced: which errors end a sweep, and which only a trial."""
+
+    def run(self, monkeypatch, tmp_path, errors):
+        def train(config, run):
+            tried.append(config.optimizer.lr)
+            raise errors[config.optimizer.lr]
+
+        tried = []
+        monkeypatch.setattr("slm_jax.training.train.train", train)
+        sweep = Sweep(Config.load("minute"), ("optimizer.lr=10,0.01",))
+        try:
+            return tried, run_trials(sweep.trials(tmp_path, convert_word), tmp_path, "loss")
+        except UserError as error:
+            return tried, error
+
+    def test_a_diverged_first_trial_is_recorded(self, monkeypatch, tmp_path):
+        errors = {10.0: TrainingError("diverged"), 0.01: TrainingError("too large")}
+        tried, scores = self.run(monkeypatch, tmp_path, errors)
+        assert tried == [10.0, 0.01]
+        assert list(scores.failures.values()) == ["diverged", "too large"]
+        tried, scores = self.run(monkeypatch, tmp_path, errors)
+        assert tried == []
+        assert len(scores.failures) == 2
+
+    def test_an_error_of_all_trials_ends_the_sweep(self, monkeypatch, tmp_path):
+        errors = {10.0: TrainingError("diverged"), 0.01: UserError("no text")}
+        assert str(self.run(monkeypatch, tmp_path, errors)[1]) == "no text"
+        assert len(json.loads((tmp_path / "failures.json").read_text())) == 1
 
 
 def scored(by_seed, failed=0, **values):
@@ -133,6 +179,12 @@ class TestResults:
         assert math.isinf(failed.mean)  # two of three seeds diverged: not the best, although the third is low
         lines = results.table([good, close, bad, failed], "val_loss").splitlines()
         assert [line.split() for line in lines if line.startswith("64")] == [["64", "1.5100", "0.0248", "3"]]
+
+    def test_an_infinite_score_is_the_worst(self):
+        rows = [scored((1.0, 1.1, 1.2), dim=1), scored((math.inf, 1.0, 1.1), dim=2)]
+        assert list(results.summary(rows)) == ["best: dim 1"]
+        assert results.differs(*rows)
+        assert "inf" in results.table(rows, "loss")
 
     def test_one_seed_proves_nothing(self):
         rows = [scored((1.0 + dim,), dim=dim) for dim in (1, 2)]
