@@ -25,7 +25,7 @@ from slm_jax.run.metrics import Row
 from slm_jax.run.trend import Trend
 from slm_jax.training.overfitting import remedies
 from slm_jax.utils.batch import IGNORE_INDEX, Batch
-from slm_jax.utils.text_tokenizer import TextTokenizer
+from slm_jax.utils.text_tokenizer import TextTokenizer, decode_continuation
 
 _COUNTED = 50_000_000  # training tokens that frequencies are counted in
 _SNIPPET = 70  # characters of a text that are shown
@@ -37,6 +37,7 @@ class RowLoss(NamedTuple):
     nll: float  # nats, summed over its predicted positions
     tokens: int  # predicted
     labels: np.ndarray  # int32 [T]
+    before: tuple[int, ...] = ()  # id before the first label
 
     @property
     def mean(self) -> float:
@@ -78,7 +79,10 @@ def row_losses(model: Transformer, config: Config, parts: Sequence[TokenStream])
     for batch, _ in itertools.chain.from_iterable(validation_batches(config, part, size) for part in parts):
         nll_B = np.asarray(losses(params, batch), np.float64)
         counts_B = np.count_nonzero(batch["labels"] != IGNORE_INDEX, axis=1)
-        rows += [RowLoss(*each) for each in zip(nll_B, counts_B.tolist(), batch["labels"], strict=True) if each[1]]
+        first_B = np.argmax(batch["labels"] != IGNORE_INDEX, axis=1)
+        before_B = [(int(row[first]),) for row, first in zip(batch["input_ids"], first_B, strict=True)]
+        values = zip(nll_B, counts_B.tolist(), batch["labels"], before_B, strict=True)
+        rows += [RowLoss(*each) for each in values if each[1]]
     return rows
 
 
@@ -131,7 +135,8 @@ def per_sample(rows: Sequence[RowLoss], tokenizer: TextTokenizer, worst: int = 3
     details = []
     for index in np.argsort(-means)[:worst]:
         ids = rows[index].labels[rows[index].labels != IGNORE_INDEX][: 4 * _SNIPPET]
-        details.append(f"{means[index]:.3f}  {tokenizer.decode(ids.tolist())[:_SNIPPET]!r}")
+        text = decode_continuation(tokenizer, rows[index].before, ids.tolist())
+        details.append(f"{means[index]:.3f}  {text[:_SNIPPET]!r}")
     low, middle, high = (float(np.quantile(means, q)) for q in (0.05, 0.5, 0.95))
     found = f"{len(means):,} rows: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}"
     return finding("loss of each sample", True, found, f"finite; the {len(details)} worst are shown", details)
@@ -192,7 +197,7 @@ def greedy_text(
     gaps = logits_NxV.max(axis=1) - logits_NxV[np.arange(len(drawn)), drawn]
     tolerance = _rounding(model) * size
     found = f"{np.count_nonzero(gaps == 0)} of {len(drawn)} tokens, largest gap {gaps.max():.2g}"
-    text = tokenizer.decode(list(map(int, drawn)))[:_SNIPPET]
+    text = decode_continuation(tokenizer, prompt, list(map(int, drawn)))[:_SNIPPET]
     ok = bool((gaps <= tolerance).all())  # false of NaN
     return finding("greedy text", ok, found, f"the most probable, or within {tolerance:.1g}", [repr(text)])
 

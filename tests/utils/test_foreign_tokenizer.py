@@ -11,6 +11,7 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
 
+from slm_jax.checks import trained  # noqa: E402
 from slm_jax.cli import generate as command  # noqa: E402
 from slm_jax.generation.decode import encode_prompt, generate, generate_ids  # noqa: E402
 from slm_jax.generation.sampling import Sampling  # noqa: E402
@@ -119,6 +120,18 @@ def test_generated_texts_are_what_their_ids_add_to_the_prompt(tmp_path, capsys):
     command._stream_one(loaded, "Line 3", prompt_ids, options, 0, suppress)
     assert capsys.readouterr().out == f"Line 3{expected}\n"
     assert expected == f" {tokenizer.decode(row)}"
+
+
+def test_texts_of_checks_keep_the_space_before_their_first_word(tmp_path):
+    tokenizer = load_tokenizer(foreign.byte_fallback(tmp_path))
+    words = [id_ for name, id_ in tokenizer.token2id.items() if name.startswith("\u2581") and len(name) > 2][:5]
+    row = trained.RowLoss(float(len(words)), len(words), np.array(words, np.int32), (words[0],))
+    (detail,) = trained.per_sample([row], tokenizer, 1).details
+    assert detail == f"1.000  {(' ' + tokenizer.decode(words))[:70]!r}"
+    tokenizer.suppressed_ids = [id_ for name, id_ in tokenizer.token2id.items() if not name.startswith("\u2581")]
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    (detail,) = trained.greedy_text(model, tokenizer, encode_prompt(tokenizer, "Line 3"), 32, 4).details
+    assert detail.startswith("' ")
 
 
 def test_a_context_does_not_change_a_text_of_the_projects_tokenizer():
