@@ -40,7 +40,7 @@ def cudnn_attention(
         v_BxTxGxK: Values.
         valid_BxT: 0 for padding.
         segment_ids_BxT: Segment of each token.
-        dtype: bfloat16.
+        dtype: bfloat16 or float16.
         window: Tokens that a query attends to, itself included; 0: all earlier ones.
         implementation: "cudnn" is requested by name, because JAX would choose XLA's; "xla" is for tests without a GPU.
 

@@ -54,7 +54,7 @@ def matmul(x: jax.Array, w_IxO: jax.Array, dtype: jnp.dtype, platform: Platform 
     Args:
         x: float32 or dtype [..., I].
         w_IxO: float32 or dtype weight.
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or float16.
         platform: The hardware that the gradients are written for; None: JAX's first device.
 
     Returns:
