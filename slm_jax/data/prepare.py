@@ -12,7 +12,15 @@ from slm_jax.data.batches.modes import check_size
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import build_corpus
 from slm_jax.data.corpus.conversations import template_digest
-from slm_jax.data.corpus.corpus import FORMAT, Corpus, MixturePart, mixture_fingerprint, open_corpus, read_manifest
+from slm_jax.data.corpus.corpus import (
+    CHAT_FORMAT,
+    FORMAT,
+    Corpus,
+    MixturePart,
+    mixture_fingerprint,
+    open_corpus,
+    read_manifest,
+)
 from slm_jax.data.corpus.disjoint import (
     copy_without,
     exclusion_key,
@@ -27,6 +35,8 @@ from slm_jax.data.corpus.splitting import SourceCounts
 from slm_jax.data.corpus.writing import write_json
 from slm_jax.data.learning import WeightedSource, learned_tokenizer, weighted_sources
 from slm_jax.data.load import load_tokenizer
+from slm_jax.data.sources.documents import Source
+from slm_jax.data.sources.hub import HubSource
 from slm_jax.data.sources.registry import make_sources
 from slm_jax.run.directory import Run, other_input_error
 from slm_jax.utils.errors import UserError
@@ -158,6 +168,7 @@ def prepare_cached(
                 _make_corpus(folder, source, tokenizer, config.data.workers, merge)
             else:
                 remove_leftovers(folder)
+        _require_kind(folder, source.source)
         entries.append(CachedCorpus(folder, source))
     return tokenizer, _disjoint(entries, tokenizer, _corpora_of_weights(config), verify)
 
@@ -236,6 +247,20 @@ def _make_corpus(entry: Path, source: WeightedSource, tokenizer: TextTokenizer, 
     build_corpus(entry, source.source, tokenizer, source.options, source.sample, workers)
 
 
+def _require_kind(folder: Path, source: Source) -> None:
+    """Refuse conversations where only text is asked for: the key of a data set of the hub is the same for both.
+
+    Raises:
+        UserError: The corpus has conversations, and the options of the source read text only.
+    """
+    if isinstance(source, HubSource) and source.reads_text_only and read_manifest(folder)["format"] == CHAT_FORMAT:
+        column = source.dataset.mapper.describe()[0]
+        raise UserError(
+            f"{source.name} has no column {column}, it was prepared as conversations: leave out data.format and "
+            "data.text_field, or make a prompt of columns with --data.template and --data.response_field"
+        )
+
+
 def _is_usable(entry: Path, tokenizer: TextTokenizer, verify: bool | None) -> bool:
     """Return whether a corpus is in the cache; one that is damaged or of another chat template is removed."""
     if not entry.is_dir():
@@ -246,7 +271,7 @@ def _is_usable(entry: Path, tokenizer: TextTokenizer, verify: bool | None) -> bo
         logger.warning("%s: building it again", str(error).partition(": remove")[0])
         cache.remove_folder(entry)
         return False
-    if manifest.get("chat_template") not in (None, template_digest(tokenizer)):
+    if "chat_template" in manifest and manifest["chat_template"] != template_digest(tokenizer):
         logger.info("%s was prepared with another chat template of the tokenizer: building it again", manifest["name"])
         cache.remove_folder(entry)
         return False

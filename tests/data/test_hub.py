@@ -99,6 +99,10 @@ def folder(tmp_path_factory):
         table(root / "OpenAssistant" / "oasst2" / "data" / f"{split}-00000-of-00001.parquet", TREES)
     shared = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}] * 2
     table(root / "some" / "chats" / "train.parquet", shared)
+    nulls = [{"text": None, "messages": turns}, {"text": "A", "messages": turns}, {"text": "B", "messages": None}]
+    table(root / "some" / "nulls" / "train.parquet", nulls)
+    late = [{"messages": None}, {"messages": turns}]
+    table(root / "some" / "late" / "train.parquet", late)
     lines(root / "some" / "rows" / "train.jsonl", [{"body": f"Row {i}. " * 20, "n": i} for i in range(3000)])
     return root
 
@@ -224,6 +228,19 @@ def test_conversations_by_name_and_by_detection(served):
     assert first == whole[:1]
     assert position["lines"][0]["message_id"] == "8"  # of the tree that was begun
     assert served.read("oasst", start=position)[0] == whole[1:]
+
+
+def test_columns_decide_whatever_their_values_are(served):
+    """Also where a build resumes after rows whose values are null."""
+    (text, after), (late, first), (again, _) = served.read_all(
+        ["hf:some/nulls", {}, None, 10**6],
+        ["hf:some/late", {}, None, 1],
+        ["hf:some/late", {}, None, 10**6],
+    )
+    assert [item[0] for item in text] == ["invalid", "A", "B"]
+    assert after["conversations"] is False
+    assert (late[0][0], first["conversations"]) == ("invalid", True)
+    assert again[1:] == served.read("hf:some/late", start=first)[0] == [[["user", "Hi"], ["assistant", "Hello."], None]]
 
 
 def test_any_hub_id_and_its_errors(served):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, DataConfig
 from slm_jax.data import load
 from slm_jax.data.batches.modes import make_batches
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.part_files import Part
-from slm_jax.data.prepare import prepare, prepare_part
+from slm_jax.data.prepare import _require_kind, prepare, prepare_part
+from slm_jax.data.sources.registry import make_source
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 
@@ -151,6 +152,32 @@ def test_another_chat_template_of_the_tokenizer_is_another_corpus(workspace, mon
     monkeypatch.setattr("slm_jax.data.prepare.template_digest", lambda tokenizer: "of another template")
     workspace.prepare("three", **options)
     assert [text for text in workspace.messages if "another chat template" in text]
+
+
+def test_prepared_conversations_are_not_read_as_text(tmp_path):
+    """The key of a data set of the hub does not tell what is detected in it."""
+    for number, options, is_refused in [
+        (4, {}, False),
+        (4, {"format": "chat"}, False),
+        (4, {"format": "text"}, True),
+        (4, {"text_field": "body"}, True),
+        (3, {"format": "text"}, False),
+    ]:
+        (tmp_path / "manifest.json").write_text(json.dumps({"format": number}))
+        source = make_source("hf:some/chats", DataConfig(**options))
+        with pytest.raises(UserError, match="prepared as conversations") if is_refused else contextlib.nullcontext():
+            _require_kind(tmp_path, source)
+
+
+def test_text_needs_no_chat_template(workspace, monkeypatch):
+    """The tokenizer of a base model has none."""
+
+    def refuse(tokenizer):
+        raise UserError("the tokenizer has no chat template")
+
+    monkeypatch.setattr("slm_jax.data.prepare.template_digest", refuse)
+    first = workspace.prepare("one")[1].fingerprint
+    assert workspace.prepare("two")[1].fingerprint == first  # from the cache
 
 
 def test_a_run_of_an_earlier_version_has_not_changed(workspace):

@@ -10,14 +10,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from slm_jax.chat.formats import format_of_columns
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.catalog import HubDataset, find_dataset
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
 from slm_jax.data.sources.optional import import_optional
-from slm_jax.data.sources.rows import ConversationMapper, Mapper, Row, make_row_mapper, resolved_mapper
+from slm_jax.data.sources.rows import (
+    ConversationMapper,
+    Mapper,
+    Row,
+    RowMapper,
+    make_row_mapper,
+    resolved_mapper,
+)
 from slm_jax.data.sources.threads import THREADS, ThreadJoiner
 from slm_jax.utils.errors import UserError
 
@@ -71,6 +80,11 @@ class HubSource:
         columns = dataset.mapper.describe()
         return ["hub", dataset.repo, dataset.config, dataset.split, self.revision, *columns, dataset.rows_are_lines]
 
+    @property
+    def reads_text_only(self) -> bool:
+        """True if no row is read as a conversation, whatever its columns are."""
+        return isinstance(self.dataset.mapper, RowMapper) and not self.dataset.mapper.detects
+
     def read(self, position: Any = None) -> "HubReader":
         """Read documents from a position, see `HubReader.position`."""
         return HubReader(self, position)
@@ -96,6 +110,8 @@ class HubReader:
         self._name = source.name
         self._dataset = source.dataset
         self._mapper: Mapper | None = None  # known when the first row was read
+        # Whether rows are conversations, where that is detected; known when the first row of the data set was read.
+        self._detected: bool | None = position.get("conversations") if position else None
         self._resumed = position is not None
         self._rows = source.read_rows(position, mapper=source.dataset.mapper)
         mapper = source.dataset.mapper
@@ -107,7 +123,8 @@ class HubReader:
     def position(self) -> Any:
         """Return the position of the rows with the lines of the current article, or the messages of the thread."""
         pending = self._lines if self._threads is None else self._threads.rows
-        return {**self._rows.position(), "lines": list(pending)}
+        detected = {} if self._detected is None else {"conversations": self._detected}
+        return {**self._rows.position(), "lines": list(pending), **detected}
 
     @property
     def version(self) -> str:
@@ -134,9 +151,15 @@ class HubReader:
                 self._lines.append(document.text)
 
     def _resolved(self, row: Row) -> Mapper:
-        """Return the mapper, which the first row decides; all rows of a data set have the same columns."""
+        """Return the mapper, which the columns of the first row decide, whatever their values are."""
         if self._mapper is None:
             self._mapper, note = resolved_mapper(self._dataset.mapper, [row.value])
+            mapper = self._dataset.mapper
+            if isinstance(mapper, RowMapper) and mapper.detects:
+                if self._detected is None:
+                    columns = row.value.keys()
+                    self._detected = mapper.text_column not in columns and format_of_columns(columns) is not None
+                self._mapper = ConversationMapper() if self._detected else replace(mapper, detects=False)
             if note and not self._resumed:
                 logger.info("%s: %s", self._name, note)
         return self._mapper
