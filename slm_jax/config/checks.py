@@ -296,7 +296,7 @@ def _data_problems(config: Sections) -> Iterator[Problem]:
         if data.template:
             text = f"data.format {data.format} makes conversations, data.template prompts of plain text: leave one out"
             yield ("data.format", "data.template"), text
-        if data.text_field and data.format in ("alpaca", "dolly"):
+        if data.text_field and data.format in ("alpaca", "dolly", "preferences"):
             text = f"data.format {data.format} has columns of its own: leave out data.text_field"
             yield ("data.format", "data.text_field"), text
         if data.source == "python-docs" and not (data.mix or data.files):
@@ -304,6 +304,12 @@ def _data_problems(config: Sections) -> Iterator[Problem]:
                 f"data.format {data.format} makes conversations, but data.source python-docs is plain text: name files"
             )
             yield ("data.format", "data.source"), text
+    if data.source == "python-chat" and not (data.mix or data.files):
+        given = [name for name in ("template", "text_field", "response_field") if getattr(data, name)]
+        given += ["format"] if data.format not in ("auto", "chat") else []
+        if given:
+            text = f"data.source python-chat generates conversations: leave out data.{' and data.'.join(given)}"
+            yield ("data.source", *(f"data.{name}" for name in given)), text
     if "\n" in data.separator or data.separator != data.separator.strip():
         yield (
             ("data.separator",),

@@ -23,7 +23,7 @@ from slm_jax.data.mask_view import masked_lines, uses_color
 from slm_jax.data.overlap import corpus_overlap
 from slm_jax.data.prepare import describe_corpus
 from slm_jax.data.sources.documents import Document, InvalidRow
-from slm_jax.data.sources.registry import make_source
+from slm_jax.data.sources.registry import make_source, make_sources
 from slm_jax.data.turns import boundary_ids, stream_pieces
 from slm_jax.evaluation.heldout import _documents_of_stream
 from slm_jax.utils.batch import IGNORE_INDEX
@@ -237,6 +237,48 @@ def test_the_mask_is_shown(corpora, tokenizer, loss_on):
     assert re.sub("\x1b\\[[0-9]+m", "", colored) == plain
     assert colored.count("\x1b[32m") == colored.count("\x1b[0m") > 0
     assert all(line.count("\x1b[32m") == line.count("\x1b[0m") for line in colored.split("\n"))
+
+
+@pytest.mark.parametrize("beginnings", [60, 3])
+def test_conversations_with_the_same_beginning_are_on_one_side(tokenizer, tmp_path, beginnings):
+    """Unless there are few beginnings, such as one greeting."""
+    chats = [
+        Document("", messages=(Message("user", f"Question {n % beginnings}?"), Message("assistant", f"Answer {n}.")))
+        for n in range(240)
+    ]
+    build_corpus(tmp_path / "corpus", ListSource(chats), tokenizer, CorpusOptions(0.2), workers=1)
+    corpus = open_corpus(tmp_path / "corpus", tokenizer)
+    sides = []
+    for stream in (corpus.train, corpus.validation):
+        spans = itertools.pairwise([0, *stream.ends.tolist()])
+        texts = [stream_pieces(stream, a, b, tokenizer, boundary_ids(tokenizer)) for a, b in spans]
+        sides.append({each[0].text for each in texts})
+        assert len(texts) > 20
+    assert len(sides[0] & sides[1]) == (0 if beginnings == 60 else 3)
+
+
+def test_text_beside_conversations_stays_text(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    write_rows(tmp_path / "b.jsonl", map(openai, CHATS[:2]))
+    config = DataConfig(mix=(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")), format="chat")
+    text, chats = (list(source.read()) for source, _ in make_sources(config))
+    assert (text, chats) == ([Document("text")], CHATS[:2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data.source": "python-chat", "data.text_field": "body"},
+        {"data.source": "python-chat", "data.format": "text"},
+        {"data.source": "python-chat", "data.template": "{a}"},
+        {"data.source": "dolly", "data.format": "dolly", "data.text_field": "x"},
+        {"data.source": "dolly", "data.format": "preferences", "data.text_field": "x"},
+        {"data.source": "dolly", "data.format": "chat", "data.template": "{a}"},
+    ],
+)
+def test_options_without_effect_are_refused(options):
+    with pytest.raises(UserError, match=r"leave (out|one out)"):
+        Config.load("quickstart", **options)
 
 
 def test_color_is_for_terminals(monkeypatch):

@@ -325,7 +325,8 @@ class _Drafts:
         if is_empty(item):
             return _Draft(EMPTY)
         digest = document_digest(item)
-        group = split_digest(item) if item.group else digest
+        by_beginning = self._plan.by_beginning
+        group = split_digest(item, by_beginning) if item.group or by_beginning else digest
         is_whole = item.response is not None or item.messages is not None
         flags = (OWN_SPLITS.index(item.split), int(bool(item.group)), int(is_whole))
         values = (digest, group, item.size, *flags)

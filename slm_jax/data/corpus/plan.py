@@ -7,7 +7,7 @@ departs from the hash: by other whole documents, or, for want of such, by cuttin
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class SplitPlan:
         cut: The fraction of each document that is held out, at its beginning; 0: documents stay whole.
         min_cut: Characters of the shortest document that is cut.
         predefined: Whether the source assigns the splits itself.
+        by_beginning: Whether the beginning of a conversation decides about its split, see `split_digest`.
     """
 
     limit: int = 0
@@ -46,14 +47,18 @@ class SplitPlan:
     cut: float = 0.0
     min_cut: int = 0
     predefined: bool = False
+    by_beginning: bool = False
 
     def holds_out(self, digest: int) -> bool:
         """Return whether whole documents of a split digest are held out."""
         return digest == self.held_out or (digest < self.limit and digest not in self.trained)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value."""
-        return asdict(self)
+        """Return a JSON value; earlier versions had no `by_beginning`."""
+        content = asdict(self)
+        if not self.by_beginning:
+            del content["by_beginning"]
+        return content
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "SplitPlan":
@@ -82,9 +87,21 @@ def document_digest(document: Document) -> int:
     return _digest(" ".join(document.strings))
 
 
-def split_digest(document: Document) -> int:
-    """Return the digest that decides about the split of a document: that of its group, or its own."""
-    return _group_digest(document.group) if document.group else document_digest(document)
+def split_digest(document: Document, by_beginning: bool = False) -> int:
+    """Return the digest that decides about the split of a document: that of its group, or its own.
+
+    Args:
+        document: The document.
+        by_beginning: Whether conversations that begin with the same messages, up to the first of the assistant, are on
+            one side.
+    """
+    if document.group:
+        return _group_digest(document.group)
+    if by_beginning and document.messages is not None:
+        roles = [message.role for message in document.messages]
+        first = roles.index("assistant") if "assistant" in roles else len(roles)
+        return _group_digest(" ".join(message.content for message in document.messages[:first]))
+    return document_digest(document)
 
 
 @lru_cache(maxsize=1024)  # a group may have thousands of documents
@@ -109,7 +126,16 @@ def make_plan(documents: Sequence[Document], fraction: float, complete: bool = T
     """
     if any(document.split for document in documents):
         return SplitPlan(predefined=True)
-    sizes = _group_sizes(documents)
+    if any(document.messages is not None for document in documents):
+        beginnings = {split_digest(document, True) for document in documents}
+        # With few beginnings, such as one greeting for all, too much would be on one side.
+        if len(beginnings) >= _FEW:
+            return replace(_make_plan(documents, _group_sizes(documents, True), fraction, complete), by_beginning=True)
+    return _make_plan(documents, _group_sizes(documents), fraction, complete)
+
+
+def _make_plan(documents: Sequence[Document], sizes: dict[int, int], fraction: float, complete: bool) -> SplitPlan:
+    """Return the plan for a source of documents with the sizes of their groups."""
     total = sum(sizes.values())
     is_few = len(sizes) < _FEW
     plan = _by_hash(sizes, fraction)
@@ -130,7 +156,7 @@ def make_plan(documents: Sequence[Document], fraction: float, complete: bool = T
     return SplitPlan(held_out=min(digest for digest, size in sizes.items() if size <= total / 2))
 
 
-def _group_sizes(documents: Sequence[Document]) -> dict[int, int]:
+def _group_sizes(documents: Sequence[Document], by_beginning: bool = False) -> dict[int, int]:
     """Return the characters of the documents of each split digest; duplicates count once."""
     sizes: dict[int, int] = {}
     seen = set()
@@ -138,7 +164,7 @@ def _group_sizes(documents: Sequence[Document]) -> dict[int, int]:
         digest = document_digest(document)
         if digest not in seen:
             seen.add(digest)
-            group = split_digest(document)
+            group = split_digest(document, by_beginning)
             sizes[group] = sizes.get(group, 0) + document.size
     return sizes
 

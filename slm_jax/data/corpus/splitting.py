@@ -96,9 +96,15 @@ class Assignable(Protocol):
 class ReadDocument:
     """An `Assignable` of a document that was read."""
 
-    def __init__(self, document: Document):
-        """Wrap a document."""
+    def __init__(self, document: Document, by_beginning: bool = False):
+        """Wrap a document.
+
+        Args:
+            document: The document.
+            by_beginning: See `split_digest`.
+        """
         self._document = document
+        self._by_beginning = by_beginning
 
     @property
     def is_empty(self) -> bool:
@@ -113,7 +119,7 @@ class ReadDocument:
     @property
     def split_digest(self) -> int:
         """Its `split_digest`."""
-        return split_digest(self._document) if self.has_group else self.digest
+        return split_digest(self._document, self._by_beginning) if self.has_group or self._by_beginning else self.digest
 
     @property
     def has_group(self) -> bool:
@@ -330,7 +336,7 @@ class SplitAssigner:
             Document, else what `Assignable.whole` and `Assignable.cut` return.
         """
         if isinstance(document, Document):
-            document = ReadDocument(document)
+            document = ReadDocument(document, self._plan.by_beginning)
         counts.documents += 1
         if document.is_empty:
             counts.empty += 1

@@ -5,11 +5,12 @@ from slm_jax.config.schema import DataConfig
 from slm_jax.data.batches.mixture import check_weights
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files
 from slm_jax.data.sources.hub import make_hub_source
 from slm_jax.data.sources.python_chat import PythonChat
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.python_qa import QA_MAPPER, PythonQA
-from slm_jax.data.sources.rows import make_row_mapper
+from slm_jax.data.sources.rows import RowMapper, make_row_mapper
 from slm_jax.utils.errors import UserError
 
 
@@ -68,4 +69,7 @@ def make_source(name: str, config: DataConfig) -> Source:
         return make_hub_source(name, config)
     patterns = config.files if name == "files" else (name,)
     per_line = config.document == "line"
-    return FileSource(patterns, make_row_mapper(config), config.separator, per_line, config.encoding_errors)
+    mapper = make_row_mapper(config)
+    if config.mix and not any(file_format(path) in ROW_FORMATS for path in find_files(patterns)):
+        mapper = RowMapper()  # text beside conversations
+    return FileSource(patterns, mapper, config.separator, per_line, config.encoding_errors)
