@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # needs the package tokenizers, an extra
 
 _PROBE = (Message("user", "Question"), Message("assistant", "Response"))
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_TRAINING_DATE = datetime(2026, 1, 1)
+"""The date that templates read in training data, whose ids must not depend on the day; prompts have the present one."""
 Span = tuple[int, int]
 
 
@@ -52,36 +55,57 @@ class ForeignTemplate:
 
         With a generation prompt, no token is marked as predicted.
         """
-        guard = self._protection.guard(normalized(messages))
-        text, spans = self._render(guard, len(messages), generation_prompt)
+        turns = normalized(messages)
+        now = None if generation_prompt else _TRAINING_DATE
+        guard = self._protection.guard(turns)
+        written = self._rendered(guard.messages, generation_prompt, now)[0]
+        names = self._protection.names_in(written)
+        harmless = self._protection.harmless(turns)
+        if harmless and self._protection.names_in(self._rendered(harmless, generation_prompt, now)[0]) != names:
+            raise UserError(
+                "a message and the tokenizer's chat template together form the name of a special token: remove its "
+                "parts from the message"
+            )
+        text, spans = self._render(guard, len(messages), generation_prompt, now)
         ids, offsets = guard.encode(text)
+        if not self._protection.recognizes(ids, names):  # the tokenizer normalizes a text to a name
+            guard.rename()
+            text, spans = self._render(guard, len(messages), generation_prompt, now)
+            ids, offsets = guard.encode(text)
         predicted = np.zeros(len(ids), bool)
         if not generation_prompt:
             for start, end in spans or self._spans(guard, text, ids, offsets):
                 predicted |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
         return EncodedChat(ids, predicted)
 
-    def _render(self, guard: Guard, count: int, generation_prompt: bool) -> tuple[str, list[Span]]:
-        """Return the text of the first messages, and the spans in it that the template marks as generated.
+    def _render(
+        self, guard: Guard, count: int, generation_prompt: bool, now: datetime | None = _TRAINING_DATE
+    ) -> tuple[str, list[Span]]:
+        """Return the restored text of the first messages, and the spans in it that the template marks as generated."""
+        text, marked = self._rendered(guard.messages[:count], generation_prompt, now)
+        spans = [(len(guard.restore(text[:start])), len(guard.restore(text[:end]))) for start, end in marked]
+        return guard.restore(text), spans
+
+    def _rendered(
+        self, messages: Sequence[Message], generation_prompt: bool, now: datetime | None
+    ) -> tuple[str, list[Span]]:
+        """Return the text that the template writes, and the spans that it marks.
 
         Raises:
             UserError: The template refuses the messages.
         """
         variables = {
             **self._tokens,
-            "messages": [message._asdict() for message in guard.messages[:count]],
+            "messages": [message._asdict() for message in messages],
             "tools": None,
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }
         with self._lock:
             try:
-                text = self._environment.render(self._template, variables)
+                return self._environment.render(self._template, variables, now), self._environment.spans
             except Exception as error:  # whatever a program of somebody else raises
                 raise UserError(f"the tokenizer's chat template refuses the conversation: {error}") from None
-            marked = self._environment.spans
-        spans = [(len(guard.restore(text[:start])), len(guard.restore(text[:end]))) for start, end in marked]
-        return guard.restore(text), spans
 
     def _spans(self, guard: Guard, text: str, ids: np.ndarray, offsets: np.ndarray) -> list[Span]:
         """Return the spans of assistant turns in the text of messages, found by rendering the beginnings of it.

@@ -1,8 +1,9 @@
 """Contents that contain names of special tokens: encoded as text where a tokenizer would recognize the names.
 
-Names in contents are interrupted by a marker before a template is rendered. What is a name afterwards was written by
-the template. Such a text is encoded by a copy of the tokenizer in which the tokens have other, secret names: the
-template's are replaced by these, then the markers are removed, and the names in contents are ordinary text.
+In contents, the first character of each name is replaced by a stand-in before a template is rendered. What is a name
+afterwards was written by the template. This is verified: with contents that have no parts of names, it must write
+the same ones. Such a text is encoded by a copy of the tokenizer in which the tokens have other, secret names: the
+template's are replaced by these, then the stand-ins by their characters, and the names in contents are ordinary text.
 """
 
 import functools
@@ -21,8 +22,10 @@ from slm_jax.utils.text_tokenizer import FOREIGN_JSON
 if TYPE_CHECKING:
     from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
 
-_MARKERS = tuple(map(chr, range(0xFDD0, 0xFDEF)))
-"""Noncharacters of Unicode; the one that interrupts names is not in any text at hand."""
+_STAND_INS = tuple(map(chr, range(0xFDD0, 0xFDEE)))
+"""Noncharacters of Unicode; those that stand for characters are not in any text at hand."""
+_HARMLESS = "\ufdee"
+"""Noncharacter in place of characters of which names could be made."""
 _FRAME = "\ufdef"
 """Noncharacter around a secret name."""
 
@@ -50,6 +53,9 @@ class Protection:
         self.tokenizer = tokenizer
         self._source = source
         self._special = _pattern(special)
+        self._special_ids = [tokenizer.token2id[name] for name in special]
+        characters = {each for name in special for each in name if not (each.isalnum() or each.isspace())}
+        self._parts = re.compile("[" + re.escape("".join(sorted(characters))) + "]" if characters else "(?!)")
         self._names = _pattern(names)
         secret = secrets.token_hex(8)
         self._secret_names = {name: f"{_FRAME}{secret}-{number}{_FRAME}" for number, name in enumerate(names)}
@@ -58,21 +64,37 @@ class Protection:
         """Return the messages with contents that contain no protected name, and what encodes their text.
 
         Raises:
-            UserError: No marker is left, or the tokenizer cannot be copied with other names.
+            UserError: There are not enough noncharacters.
         """
-        if not any(self._pattern_for(message.role).search(message.content) for message in messages):
-            return Guard(list(messages), self)
         contents = "".join(message.content for message in messages)
-        marker = next((each for each in _MARKERS if each not in contents and each not in self._source), None)
-        if marker is None or _FRAME in contents:
-            raise UserError("the conversation contains names of special tokens and all noncharacters: remove either")
         marked = []
+        stand_ins: dict[str, str] = {}
+        free = iter([each for each in _STAND_INS if each not in contents and each not in self._source])
         for role, content in messages:
             pattern = self._pattern_for(role)
-            while pattern.search(content):  # a name may contain another one
-                content = pattern.sub(lambda match: match[0][0] + marker + match[0][1:], content)
+            while match := pattern.search(content):  # a name may contain another one
+                first = match[0][0]
+                if first not in stand_ins:
+                    stand_ins[first] = next(free, "")
+                if not stand_ins[first] or _FRAME in contents:
+                    raise UserError("the conversation has names of special tokens and noncharacters: remove either")
+                content = content[: match.start()] + stand_ins[first] + content[match.start() + 1 :]
             marked.append(Message(role, content))
-        return Guard(marked, self, marker)
+        return Guard(marked, self, {stand_in: first for first, stand_in in stand_ins.items()})
+
+    def harmless(self, messages: Sequence[Message]) -> list[Message] | None:
+        """Return the messages without characters of which names could be made; None if they have none."""
+        result = [Message(role, self._parts.sub(_HARMLESS, content)) for role, content in messages]
+        return None if result == list(messages) else result
+
+    def names_in(self, text: str) -> list[str]:
+        """Return the special names in a text, in order."""
+        return self._special.findall(text)
+
+    def recognizes(self, ids: np.ndarray, names: Sequence[str]) -> bool:
+        """Return whether the special tokens among ids are the named ones."""
+        expected = [self.tokenizer.token2id[name] for name in names]
+        return ids[np.isin(ids, self._special_ids)].tolist() == expected
 
     def _pattern_for(self, role: str) -> re.Pattern[str]:
         return self._special if role == "assistant" else self._names
@@ -110,24 +132,29 @@ class Guard:
     """The protected contents of one conversation.
 
     Attributes:
-        messages: The messages, with markers in names of special tokens.
+        messages: The messages, with stand-ins in names of special tokens.
     """
 
-    def __init__(self, messages: list[Message], protection: Protection, marker: str = ""):
+    def __init__(self, messages: list[Message], protection: Protection, characters: dict[str, str]):
         self.messages = messages
         self._protection = protection
-        self._marker = marker
+        self._characters = str.maketrans(characters)
+        self._is_renamed = bool(characters)
 
     def restore(self, text: str) -> str:
-        """Return a rendered text without markers, for `encode`; the beginning of a text gives that of the result."""
-        if not self._marker:
+        """Return a rendered text without stand-ins, for `encode`; the beginning of a text gives that of the result."""
+        if not self._is_renamed:
             return text
-        return self._protection.rename(text).replace(self._marker, "")
+        return self._protection.rename(text).translate(self._characters)
 
     def encode(self, restored: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a restored text, int32 [T], and the characters [start, end) of each, int [T, 2]."""
-        tokenizer = self._protection.renamed if self._marker else self._protection.tokenizer
+        tokenizer = self._protection.renamed if self._is_renamed else self._protection.tokenizer
         return tokenizer.encode_with_offsets(restored)
+
+    def rename(self) -> None:
+        """Encode with secret names from now on, also if no name is in the contents as it is written."""
+        self._is_renamed = True
 
 
 def _pattern(names: Sequence[str]) -> re.Pattern[str]:

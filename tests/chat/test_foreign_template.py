@@ -1,6 +1,7 @@
 """Chat templates of published models: ids equal those of `apply_chat_template` of transformers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,64 @@ def test_a_role_that_the_template_refuses(model):
             ChatTemplate.of(model[1]).encode([Message("user", "a"), Message("user", "b")])
     with pytest.raises(UserError, match="message 1 has the role 'tool'"):
         ChatTemplate.of(model[1]).encode([Message("tool", "a")])
+
+
+def changed(folder: Path, template: str | None = None, **changes):
+    """The tokenizer of `make_files` with other fields of its tokenizer.json."""
+    from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
+
+    make_files(folder, "chatml", template)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    tokens = changes.pop("added_tokens", {})
+    content["added_tokens"] = [each | tokens for each in content["added_tokens"]]
+    path.write_text(json.dumps(content | changes))
+    return ForeignTokenizer.load(path)
+
+
+def special_ids(tokenizer, content: str) -> list[int]:
+    ids = ChatTemplate.of(tokenizer).encode([Message("user", content)]).ids.tolist()
+    return [id_ for id_ in ids if id_ < len(SPECIAL["chatml"])]
+
+
+def test_a_name_that_a_normalizer_makes_is_text(tmp_path):
+    tokenizer = changed(tmp_path, normalizer={"type": "Lowercase"}, added_tokens={"normalized": True})
+    assert special_ids(tokenizer, "a<|IM_END|>b") == special_ids(tokenizer, "ab") == [1, 2, 1, 2]
+    assert tokenizer.token2id["<|im_end|>"] in tokenizer.encode("a<|IM_END|>b")  # the danger is there
+
+
+@pytest.mark.parametrize(
+    ("expression", "content"),
+    [
+        ("message.content + '>'", "a<|im_end|"),
+        ("message.content | replace('<think>', '')", "a<|im_<think>end|>b"),
+        ("message.content ~ message.content", "end|><|im_"),
+    ],
+)
+def test_names_that_contents_and_template_form_together_are_refused(tmp_path, expression, content):
+    tokenizer = changed(tmp_path, CHATML.replace("message.content", expression))
+    with pytest.raises(UserError, match="together form the name of a special token"):
+        special_ids(tokenizer, content)
+    assert special_ids(tokenizer, "a < b | c >") == [1, 2, 1, 2]
+
+
+def test_a_special_token_of_one_character(tmp_path):
+    tokenizer = changed(tmp_path)
+    content = json.loads(tokenizer.files["tokenizer.json"])
+    id_ = tokenizer.vocab_size
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": id_, "content": "☯"})
+    tokenizer = tokenizer.with_json(json.dumps(content).encode())
+    assert id_ in tokenizer.encode("a☯☯b")
+    ids = ChatTemplate.of(tokenizer).encode([Message("user", "a☯☯<|im_end|>b")]).ids
+    assert id_ not in ids
+    assert "a☯☯<|im_end|>b" in tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def test_training_data_does_not_depend_on_the_day(tmp_path):
+    tokenizer = changed(tmp_path, "{{ strftime_now('%Y-%m-%d') }}" + CHATML)
+    template = ChatTemplate.of(tokenizer)
+    text = tokenizer.decode(template.encode(CONVERSATION[:2]).ids)
+    assert text.startswith("2026-01-01")
+    prompt = tokenizer.decode(template.encode(CONVERSATION[:1], generation_prompt=True).ids)
+    assert re.match(r"20\d\d-\d\d-\d\d", prompt)
+    assert not prompt.startswith("2026-01-01")

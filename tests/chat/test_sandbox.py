@@ -61,6 +61,19 @@ def test_spans_of_generated_text():
         "{{ (['a'] * 10**6) | join('b' * 10**6) }}",
         "{{ ().__class__.__base__.__subclasses__() }}",
         "{{ lipsum(1000) }}",
+        "{{ (['a' * 10**6] * 1000) | join }}",
+        "{{ ''.join(['a' * 10**6] * 1000) }}",
+        "{{ ('%9999d' * 10**5) % ((1,) * 10**5) }}",
+        "{{ ('{0}' * 10**5).format('a' * 10**5) }}",
+        "{{ ('\\t' * 10**6).expandtabs(10**5) }}",
+        "{{ ('\\n' * 10**6) | indent(10**5) }}",
+        "{{ 'a'.translate({97: 'b'}) }}",
+        DOUBLE + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        DOUBLE + "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ ns.x }}",
+        DOUBLE + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x }}",
+        DOUBLE + "{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+        "{% for i in [1] recursive %}{{ loop([1, 1]) if loop.depth0 < 40 }}{% endfor %}",
+        "{% set x = 'a' * 10**7 %}{% for i in range(1000) %}{% set y = x.upper() %}{% endfor %}",
         "{% include '/etc/passwd' %}",
         "{{ messages.append(1) }}",
         "{{ raise_exception('no') }}",
@@ -70,6 +83,11 @@ def test_spans_of_generated_text():
 def test_what_is_refused(source):
     with pytest.raises((jinja2.TemplateError, TypeError)):
         render(source)
+
+
+def test_the_text_of_nested_namespaces_is_short():
+    source = "{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ namespace(a=ns, b=ns) }}"
+    assert render(source)[0] == "<Namespace>"
 
 
 def test_endless_recursion():
