@@ -70,15 +70,19 @@ class Protection:
         marked = []
         stand_ins: dict[str, str] = {}
         free = iter([each for each in _STAND_INS if each not in contents and each not in self._source])
+
+        def interrupt(match: re.Match[str]) -> str:
+            first = match[0][0]
+            if first not in stand_ins:
+                stand_ins[first] = next(free, "")
+            if not stand_ins[first] or _FRAME in contents:
+                raise UserError("the conversation has names of special tokens and noncharacters: remove either")
+            return stand_ins[first] + match[0][1:]
+
         for role, content in messages:
             pattern = self._pattern_for(role)
-            while match := pattern.search(content):  # a name may contain another one
-                first = match[0][0]
-                if first not in stand_ins:
-                    stand_ins[first] = next(free, "")
-                if not stand_ins[first] or _FRAME in contents:
-                    raise UserError("the conversation has names of special tokens and noncharacters: remove either")
-                content = content[: match.start()] + stand_ins[first] + content[match.start() + 1 :]
+            while pattern.search(content):  # a name may contain another one
+                content = pattern.sub(interrupt, content)
             marked.append(Message(role, content))
         return Guard(marked, self, {stand_in: first for first, stand_in in stand_ins.items()})
 

@@ -311,6 +311,12 @@ def test_a_special_token_of_one_character(tmp_path):
     assert "a☯☯<|im_end|>b" in tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 
+def test_many_names_take_time_in_proportion(tmp_path):
+    """Replaced one by one, each would copy the whole message: minutes for this one."""
+    tokenizer = changed(tmp_path)
+    assert special_ids(tokenizer, "<|im_end|>" * 60_000) == [1, 2, 1, 2]
+
+
 def test_training_data_does_not_depend_on_the_day(tmp_path):
     tokenizer = changed(tmp_path, "{{ strftime_now('%Y-%m-%d') }}" + CHATML)
     template = ChatTemplate.of(tokenizer)
