@@ -342,7 +342,7 @@ def test_a_stage_that_was_stopped_early_is_finished(workspace, tmp_path, monkeyp
     """It is not trained further, and the options that ended it are fixed, also before the next stage is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    early = workspace.text.replace("train.steps = 8", "train.steps = 40\ntrain.stop_early = 2\noptimizer.lr = 0.5")
+    early = workspace.text.replace("train.steps = 8", "train.steps = 40\ntrain.stop_early = 2\noptimizer.lr = 4.0")
     first = early.partition('[[stages]]\nname = "mixed"')[0]
     folder = tmp_path / "early"
 
