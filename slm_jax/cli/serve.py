@@ -70,7 +70,7 @@ class Options:
     timeout: float = 300.0
     """Maximum time of a request in seconds, waiting included."""
     context: int = 0
-    """Number of tokens that attention sees; 0: the length that the model was trained at."""
+    """Maximum length of a conversation in tokens; of a longer text attention sees the last ones. 0: the trained one."""
 
 
 def check(options: Options) -> None:

@@ -47,7 +47,7 @@ class Engine:
         slots: Number of requests decoded at the same time.
         block_slots: Number of slots that one compiled program decodes.
         queue_size: Number of requests that may wait beyond the slots.
-        window: Number of tokens that attention sees.
+        window: Number of tokens that attention sees: `context`, or less if every layer has a window.
         context: Maximum number of tokens of a conversation, answer included.
         prefixes: Keys and values of earlier conversations.
         stop_ids: Ids that end a text.
@@ -75,7 +75,8 @@ class Engine:
             queue_size: Number of requests that may wait beyond these.
             block_slots: Slots per compiled program; 0: eight on a CPU (whose caches hold what eight slots need), all
                 slots on other devices.
-            context: Number of tokens that attention sees; 0: the length that the model was trained at.
+            context: Maximum number of tokens of a conversation, and of those that attention sees: layers without a
+                window of their own see all of them. 0: the length that the model was trained at.
             name: Name in log messages; empty: that of the run directory.
             prefix_cache: Maximum size of the keys and values of earlier conversations that are kept, in MB.
         """
@@ -88,7 +89,15 @@ class Engine:
         self.block_slots = min(block_slots or (8 if model.platform.name == "cpu" else slots), slots)
         self.slots = -(-slots // self.block_slots) * self.block_slots
         self.context = context or run.context
-        self.window = min(w for w in (self.context, model.config.longest_window or run.context) if w)
+        self.window = min(w for w in (self.context, model.config.longest_window) if w)
+        if self.context > run.context:
+            logger.info(
+                "note: %s was trained on %d tokens at once; the context of %d lets it attend to longer distances, "
+                "which it has not seen in training",
+                self.name,
+                run.context,
+                self.context,
+            )
         self.stop_ids = tuple(run.tokenizer.stop_ids)
         self.counters = Counters()
         self.failure: BaseException | None = None

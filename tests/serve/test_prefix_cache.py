@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.prefill import CHUNKS, conversation_chunks
@@ -173,3 +174,23 @@ def test_the_size_of_an_entry_is_that_of_its_arrays(loaded):
     per_column = 2 * config.depth * config.dim * 4 + 4  # keys and values in float32, the position
     assert engine.prefixes.bytes == 64 * per_column + 4
     assert jax.tree.leaves(engine.prefixes._entries[0].cache)[0].shape[1] == 64
+
+
+def test_a_context_beyond_the_trained_length_is_seen_in_full(loaded, caplog):
+    """The conversation has chunks of the largest size; the oracle is `generate_ids` with the same context."""
+    with caplog.at_level("INFO", "slm_jax.serve.engine"):
+        cached, plain = (Engine(loaded, 2, 2, 2, context=700, prefix_cache=size) for size in (512, 0))
+    assert f"was trained on {CONTEXT} tokens at once; the context of 700" in caplog.text
+    assert (cached.context, cached.window) == (700, 700)
+    ids = np.random.default_rng(7).integers(10, 330, 640).tolist()
+    boundaries = [20, 300, 560]
+    assert CHUNKS[-1] in {chunk.size for chunk in conversation_chunks(560, boundaries[:2])}
+    turns = [(ids[:560], boundaries[:2]), (ids, boundaries)]
+    texts = outputs(cached, turns)
+    assert texts == outputs(plain, turns)
+    assert cached.counters.reused_tokens >= 560
+    request = make_request(ids, 4, VARIED, ignore_eos=True, boundaries=boundaries)
+    suppress = [*suppressed_ids(loaded.tokenizer), loaded.tokenizer.eos_id]
+    assert run(cached, [request]) == generate_ids(loaded.model, [ids], 4, VARIED, 700, suppress)
+    other = [*range(10, 30), *ids[20:]]  # the first message, 600 tokens before the answer
+    assert outputs(plain, [(ids, boundaries)])[0][0] != outputs(plain, [(other, boundaries)])[0][0]
