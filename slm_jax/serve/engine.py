@@ -216,7 +216,7 @@ class Engine:
             prompt_ids: Ids of the conversation, the last answer included.
             boundaries: Positions where messages begin, see `Request`.
         """
-        if self.prefixes.max_bytes and len(prompt_ids) <= self.context:
+        if len(prompt_ids) <= self.context and self._feeder.fits(self._weights, len(prompt_ids)):
             self._answered.append(Request(prompt_ids, 0, Sampling(), lambda chunk: None, boundaries=boundaries))
             self._inbox.put(None)
 
@@ -322,15 +322,19 @@ class Engine:
 
     def _compute_ahead(self) -> None:
         """Feed a chunk of a conversation that was answered, unless anybody waits for something else."""
+        if not self.prefixes.max_bytes:
+            self._ahead = None
+            self._answered.clear()
         if self._queue or self._prefills or any(block.running() for block in self._blocks):
             return
-        if self._ahead is None or self._ahead.weights is not self._weights:
-            self._ahead = self._feeder.start(self._answered.popleft(), self._weights) if self._answered else None
-        if self._ahead is not None:
-            self._feeder.feed(self._ahead)
-            if self._ahead.is_complete:
-                self._feeder.keep(self._ahead)
-                self._ahead = None
+        with self.prefixes.optional("computing a conversation ahead"):
+            if self._ahead is None or self._ahead.weights is not self._weights:
+                self._ahead = self._feeder.start(self._answered.popleft(), self._weights) if self._answered else None
+            if self._ahead is not None:
+                self._feeder.feed(self._ahead)
+                if self._ahead.is_complete:
+                    self._feeder.keep(self._ahead)
+                    self._ahead = None
 
     def _admit(self, prefill: Prefill) -> bool:
         """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time.

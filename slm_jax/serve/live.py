@@ -32,15 +32,19 @@ _REPORT_POLICY = (  # no access to this server
 )
 
 
-def _require_memory(run: Run) -> None:
+def _require_memory(run: Run, prefix_cache: int) -> None:
     """Refuse a run whose parameters do not fit into the free memory beside those that are served.
+
+    Args:
+        run: The run.
+        prefix_cache: Maximum size of its prefix cache in bytes, which counts as well.
 
     Raises:
         UserError: They do not fit; or the run cannot be read.
     """
     device = jax.devices()[0]
     _, shapes = abstract_model(run.read_config(), load_tokenizer(run).vocab_size)
-    needed = _COPIES * sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    needed = _COPIES * sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) + prefix_cache
     stats = device.memory_stats() or {}
     if device.platform == "cpu" or "bytes_limit" not in stats:
         free = free_host_memory()
@@ -175,7 +179,7 @@ class LiveView:
         if run is None:
             raise ApiError(404, f"there is no run {name!r}: GET /api/runs lists them", "run", "model_not_found")
         try:
-            _require_memory(run)
+            _require_memory(run, old.prefixes.max_bytes)
             return old.for_run(load_run(str(run.path), step=self._step), name)
         except UserError:
             raise

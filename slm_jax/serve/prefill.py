@@ -91,6 +91,7 @@ class PromptFeeder:
         self.prefixes = prefixes
         self._graph = graph
         self._window = window
+        self._column_bytes: int | None = None  # of a conversation's cache
         # A chunk may begin in any column before the context's end, and its padding exceeds that.
         self._columns = -(-(context + CHUNKS[-1] - 1) // CHUNKS[-1]) * CHUNKS[-1]
 
@@ -104,11 +105,14 @@ class PromptFeeder:
         # The last chunk is fed in any case: its logits are needed, which are not kept.
         reusable = [] if request.prompt_logprobs else chunks[:-1]
         kept, count = self.prefixes.find(weights, _ids(request), reusable)
-        if kept is None:
-            return Prefill(request, weights, self.empty_cache(weights), chunks)
-        request.reused = chunks[count - 1].end
-        cache = batching.restore_prompt(kept, np.int32(request.reused), self._columns)
-        return Prefill(request, weights, cache, chunks, count)
+        if kept is not None:
+            with self.prefixes.optional("restoring a conversation"):
+                length = chunks[count - 1].end
+                cache = batching.restore_prompt(kept, np.int32(length), self._columns)
+                jax.block_until_ready(cache)  # an error of the device appears here, not in the chunks that follow
+                request.reused = length
+                return Prefill(request, weights, cache, chunks, count)
+        return Prefill(request, weights, self.empty_cache(weights), chunks)
 
     def empty_cache(self, weights: Any, size: int = 0) -> KVCache:
         """Return an empty cache for a text that is fed in chunks of a size, or, if that is 0, for a conversation."""
@@ -142,18 +146,33 @@ class PromptFeeder:
         return chunk.size
 
     def keep(self, prefill: Prefill) -> None:
-        """Keep the keys and values of a conversation that was fed."""
+        """Keep the keys and values of a conversation that was fed, if the prefix cache has room for it."""
         ids = _ids(prefill.request)
-        if self.prefixes.has(prefill.weights, ids, prefill.chunks):
+        if not self.fits(prefill.weights, len(ids)) or self.prefixes.has(prefill.weights, ids, prefill.chunks):
             return
-        columns = next(c for c in kept_columns(self._columns) if c >= len(ids))
-        self.prefixes.add(prefill.weights, ids, prefill.chunks, batching.trim_prompt(prefill.cache, columns))
+        with self.prefixes.optional("keeping a conversation"):
+            kept = jax.block_until_ready(batching.trim_prompt(prefill.cache, self._kept_columns(len(ids))))
+            self.prefixes.add(prefill.weights, ids, prefill.chunks, kept)
+
+    def fits(self, weights: Any, length: int) -> bool:
+        """Return whether the prefix cache can hold a conversation of a length, alone."""
+        if not self.prefixes.max_bytes:
+            return False
+        if self._column_bytes is None:
+            shapes = batching.empty_prompt_cache.eval_shape(self._graph, weights, self._columns)
+            self._column_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // self._columns
+        return self._column_bytes * self._kept_columns(length) <= self.prefixes.max_bytes
+
+    def _kept_columns(self, length: int) -> int:
+        return next(columns for columns in kept_columns(self._columns) if columns >= length)
 
     def compile_copies(self, weights: Any) -> None:
-        """Compile the programs that keep a conversation and restore it."""
-        cache = self.empty_cache(weights)
-        for columns in kept_columns(self._columns):
-            batching.restore_prompt(batching.trim_prompt(cache, columns), np.int32(0), self._columns)
+        """Compile the programs that keep a conversation and restore it, of the sizes that the prefix cache can hold."""
+        with self.prefixes.optional("compiling the programs of the prefix cache"):
+            cache = self.empty_cache(weights)
+            for columns in kept_columns(self._columns):
+                if self.fits(weights, columns):
+                    batching.restore_prompt(batching.trim_prompt(cache, columns), np.int32(0), self._columns)
 
 
 def kept_columns(full: int) -> list[int]:

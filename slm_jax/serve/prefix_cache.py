@@ -9,8 +9,10 @@ decoding computed, one token at a time by another program, is never reused: the 
 of the conversation while it has nothing else to do.
 """
 
+import contextlib
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ import jax
 import numpy as np
 
 from slm_jax.model.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
 
 
 class PromptChunk(NamedTuple):
@@ -64,7 +68,7 @@ class PrefixCache:
     It may be used from any thread. Entries belong to the weights that computed them.
 
     Attributes:
-        max_bytes: Maximum size of all entries; 0: nothing is kept.
+        max_bytes: Maximum size of all entries; 0: nothing is kept, as from an error on (see `optional`).
         bytes: Their size.
         evicted: Number of entries dropped because of the bound, the least recently used first.
     """
@@ -143,3 +147,23 @@ class PrefixCache:
             self._weights = weights
             self._entries = []
             self.bytes = 0
+
+    @contextlib.contextmanager
+    def optional(self, work: str) -> Iterator[None]:
+        """Do work that requests can do without: after an error, there is no cache any more, and its memory is free.
+
+        Args:
+            work: The work, for the log.
+        """
+        try:
+            yield
+        except Exception as error:  # above all of the device: out of memory
+            self.max_bytes = 0
+            self.reset(self._weights)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            logger.warning(
+                "warning: %s failed (%s): turns of conversations are computed in full from now on; if memory is short, "
+                "start again with a smaller --prefix_cache",
+                work,
+                reason,
+            )

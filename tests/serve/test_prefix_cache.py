@@ -6,6 +6,7 @@ import pytest
 
 from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
+from slm_jax.serve import batching
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.prefill import CHUNKS, conversation_chunks
 from slm_jax.serve.prefix_cache import PrefixCache, PromptChunk
@@ -194,3 +195,45 @@ def test_a_context_beyond_the_trained_length_is_seen_in_full(loaded, caplog):
     assert run(cached, [request]) == generate_ids(loaded.model, [ids], 4, VARIED, 700, suppress)
     other = [*range(10, 30), *ids[20:]]  # the first message, 600 tokens before the answer
     assert outputs(plain, [(ids, boundaries)])[0][0] != outputs(plain, [(other, boundaries)])[0][0]
+
+
+@pytest.mark.parametrize("program", ["trim_prompt", "restore_prompt", "prefill_chunk"])
+def test_an_error_in_work_for_the_cache_costs_the_cache_only(program, loaded, monkeypatch, caplog):
+    """The device is out of memory as a conversation is kept, restored, or computed ahead."""
+    engine, plain = (Engine(loaded, 4, 6, 2, prefix_cache=size) for size in (512, 0))
+    ids, boundaries = random_conversation(np.random.default_rng(5), 90)
+    first = make_request(ids[: boundaries[-1]], 3, ignore_eos=True, boundaries=boundaries[:-1])
+    run(engine, [first])
+    if program == "restore_prompt":
+        idle(engine)
+        assert len(engine.prefixes) == 1
+
+    def fail(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(batching, program, fail)
+        if program != "restore_prompt":
+            engine.compute_ahead(ids, boundaries)
+            idle(engine)
+        else:
+            run(engine, [make_request(ids, 3, boundaries=boundaries)])
+    assert "RESOURCE_EXHAUSTED" in caplog.text
+    assert (len(engine.prefixes), engine.prefixes.bytes, engine.prefixes.max_bytes) == (0, 0, 0)
+    requests = [make_request(ids, 9, ignore_eos=True, boundaries=boundaries) for _ in range(2)]
+    assert run(engine, requests[:1]) == run(plain, requests[1:])
+    engine.compute_ahead(ids, boundaries)
+    idle(engine)
+    assert (len(engine.prefixes), requests[0].reused, engine._ahead) == (0, 0, None)
+
+
+def test_a_conversation_larger_than_the_cache_is_not_computed_ahead(loaded):
+    engine = Engine(loaded, 4, 6, 2)
+    per_column = 2 * loaded.config.model.depth * loaded.config.model.dim * 4 + 4
+    engine.prefixes.max_bytes = 64 * per_column + 4
+    engine.compute_ahead(random_prompt(loaded, 65, 0), [])
+    assert not engine._answered
+    engine.compute_ahead(random_prompt(loaded, 64, 0), [])
+    assert len(engine._answered) == 1
+    idle(engine)
+    assert len(engine.prefixes) == 1

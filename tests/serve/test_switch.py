@@ -121,7 +121,7 @@ def test_a_run_that_is_too_large_leaves_the_old_one(switched, monkeypatch):
     status, _, tree = send(switched, "POST", "/api/load", body)
     assert status == 409
     message = tree["error"]["message"]
-    assert re.search(r"/second needs \d+ MB of memory beside the model that is served, 0 MB are free: stop", message)
+    assert re.search(r"/second needs 51\d MB of memory beside the model that is served, 0 MB are free: stop", message)
     monkeypatch.undo()
 
     def exhausted(self, run, name):
