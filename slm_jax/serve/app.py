@@ -192,7 +192,8 @@ class Server:
         return AsciiJSONResponse(self._model(self._engine(request.path_params["name"])[0]))
 
     def _model(self, name: str) -> ModelBody:
-        run = self.engines[name].run
+        engine = self.engines[name]
+        run = engine.run
         return {
             "id": name,
             "object": "model",
@@ -200,11 +201,11 @@ class Server:
             "owned_by": "slm_jax",
             "step": run.step,
             "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(run.model, nnx.Param))),
-            "context": run.context,
+            "context": engine.context,
             "vocab_size": run.tokenizer.vocab_size,
             "max_prompt_tokens": self.limits.prompt_tokens,
             "max_tokens": self.limits.max_tokens,
-            "chat": self.engines[name].chat_template is not None,
+            "chat": engine.chat_template is not None,
             "chat_trained": is_chat_trained(run.run),
         }
 

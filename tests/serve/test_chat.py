@@ -174,6 +174,12 @@ def test_a_conversation_that_fills_the_context_is_refused_not_truncated(served, 
             assert f"the limit is {CONTEXT - 1} tokens" in tree["error"]["message"]
 
 
+def test_the_context_of_a_model_is_the_one_that_is_enforced(served, monkeypatch):
+    monkeypatch.setattr(served.engines["other"], "context", 77)
+    models = {model["id"]: model["context"] for model in send(served, "GET", "/v1/models")[2]["data"]}
+    assert models == {"tiny": CONTEXT, "other": 77}
+
+
 def test_a_tokenizer_without_a_template_is_refused_with_the_reason(served, monkeypatch):
     engine = served.engines["other"]
     monkeypatch.setattr(engine, "chat_template", None)
