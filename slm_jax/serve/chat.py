@@ -72,10 +72,10 @@ class ChatCompletion(Answer):
         # The answer needs room for one token at least.
         longest = min(self._limits.prompt_tokens, self._engine.context - 1)
         if self.characters > self._engine.longest_token * longest:
-            raise _too_long(f"{self.characters:,} characters", longest)
+            raise self._too_long(f"{self.characters:,} characters")
         prompt = self._encode(self._messages)
         if len(prompt.ids) > longest:
-            raise _too_long(f"{len(prompt.ids):,} tokens", longest)
+            raise self._too_long(f"{len(prompt.ids):,} tokens")
         self._prompt_tokens = len(prompt.ids)
         rest = self._engine.context - len(prompt.ids)
         max_tokens = min(rest, self._limits.max_tokens if limit is None else limit)
@@ -88,6 +88,18 @@ class ChatCompletion(Answer):
             return encode_chat(self._template, messages)
         except UserError as error:
             raise ApiError(400, f"messages: {error}", "messages") from None
+
+    def _too_long(self, size: str) -> ApiError:
+        limit, context = self._limits.prompt_tokens, self._engine.context
+        if limit < context:
+            bound = f"{limit:,} tokens, which this server accepts as a prompt (--max_prompt)"
+        else:
+            bound = f"{context - 1:,} tokens, so that an answer fits into the context of {context:,}"
+        message = (
+            f"the conversation has {size}; the limit is {bound}: leave out its oldest turns, nothing is cut off "
+            "without notice"
+        )
+        return ApiError(400, message, "messages", "context_length_exceeded")
 
     def _choice(self, prompt: ChatPrompt, max_tokens: int, sampling: Sampling) -> Choice:
         request = Request(
@@ -200,14 +212,6 @@ class ChatCompletion(Answer):
         if usage:
             yield event([], usage=self.chat_usage())
         yield "data: [DONE]\n\n"
-
-
-def _too_long(size: str, limit: int) -> ApiError:
-    message = (
-        f"the conversation has {size}; the limit is {limit:,} tokens, so that an answer fits into the context: "
-        "leave out its oldest turns, nothing is cut off without notice"
-    )
-    return ApiError(400, message, "messages", "context_length_exceeded")
 
 
 def _delta(

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions over a real socket: OpenAI's client, refusals, and the prefix cache."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 
 from slm_jax.chat.messages import EncodedChat, Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.serve.chat import ChatCompletion
+from slm_jax.serve.chat_schema import ChatRequest
+from slm_jax.serve.completions import Limits
 from slm_jax.serve.conversation import chat_masks, encode_chat, is_chat_trained
+from slm_jax.serve.errors import ApiError
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT
 from tests.serve.test_api import send, wait_until
@@ -172,6 +177,25 @@ def test_a_conversation_that_fills_the_context_is_refused_not_truncated(served, 
                 "messages",
             )
             assert f"the limit is {CONTEXT - 1} tokens" in tree["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("max_prompt", "text"),
+    [
+        (20, "the limit is 20 tokens, which this server accepts as a prompt (--max_prompt): "),
+        (CONTEXT - 1, "the limit is 127 tokens, which this server accepts as a prompt (--max_prompt): "),
+        (CONTEXT, "the limit is 127 tokens, so that an answer fits into the context of 128: "),
+    ],
+)
+def test_the_smaller_of_both_limits_is_named(engine, max_prompt, text):
+    async def encode(content):
+        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": content}]}).encode()
+        ChatCompletion("tiny", engine, ChatRequest.parse(body), Limits(max_prompt, 100, 60)).encode()
+
+    for content, size in (("list " * (max_prompt + 10), " tokens; "), ("list " * 9000, " characters; ")):
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(encode(content))
+        assert size + text in str(refused.value.body())
 
 
 def test_the_context_of_a_model_is_the_one_that_is_enforced(served, monkeypatch):
