@@ -183,6 +183,9 @@ def _schema_at(root: dict[str, Any], path: tuple[str | int, ...]) -> dict[str, A
             if isinstance(part, str) and part in resolved.get("properties", {}):
                 node = resolved["properties"][part]
                 break
+            if isinstance(part, str) and isinstance(resolved.get("additionalProperties"), dict):
+                node = resolved["additionalProperties"]
+                break
             if isinstance(part, int) and "items" in resolved:
                 node = resolved["items"]
                 break
@@ -249,6 +252,8 @@ def _allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
     if kind == "array":
         return f"{_list(schema, 'a ', 'list')} of {_items(schema, root)}"
+    if kind == "object" and isinstance(values := schema.get("additionalProperties"), dict):
+        return f"an object whose values are each {_allowed(values, root)}"
     if kind == "object":
         return f"an object with {', '.join(schema.get('properties', ()))}"
     if kind == "boolean":

@@ -147,6 +147,8 @@ def test_messages_in_other_forms_are_the_same_conversation(served):
         ({"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "max_tokens must be an integer of 1 or more, not 0"),
         ({"messages": MESSAGES, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ"),
         ({"messages": MESSAGES, "max_completion_tokens": 10**6}, "max_completion_tokens", "exceeds the limit"),
+        ({"messages": MESSAGES, "metadata": {"a": 1}}, "metadata.a", "metadata.a must be a text, not 1"),
+        ({"messages": MESSAGES, "metadata": 1}, "metadata", "an object whose values are each a text, not 1"),
         ({"messages": MESSAGES, "stream_options": {"x": 1}}, "stream_options.x", "stream_options has include_usage"),
     ],
 )  # fmt: skip
