@@ -223,20 +223,25 @@ def _delta(
 def format_chat_logprobs(tokenizer: TextTokenizer, tokens: Sequence[Token], count: int) -> list[ChatLogprob]:
     """Return log-probabilities in the format of OpenAI's chat API.
 
+    The tokens of the answer, joined, are its text: a case mark is an empty text and changes the token after it, and a
+    character of several tokens is the text of the last of them. What another token would have become in this place is
+    not known: the most probable ones have their names in the vocabulary and the bytes there.
+
     Args:
         tokenizer: The tokenizer.
         tokens: The tokens of an answer, with log-probabilities.
         count: Number of most probable tokens to list for each.
     """
 
-    def token(id_: int, logprob: float) -> TokenBody:
+    def other(id_: int, logprob: float) -> TokenBody:
         data = tokenizer.token_bytes[id_]
         return {"token": tokenizer.id2token[id_], "logprob": logprob, "bytes": list(data) if data else None}
 
     result: list[ChatLogprob] = []
     for each in tokens:
         if each.logprob is not None:
-            top = [token(*candidate) for candidate in each.logprob.top[:count]]
-            body = token(each.id, each.logprob.logprob)
+            data = list(each.text.encode("utf-8", "surrogatepass"))
+            body: TokenBody = {"token": each.text, "logprob": each.logprob.logprob, "bytes": data}
+            top = [body if id_ == each.id else other(id_, value) for id_, value in each.logprob.top[:count]]
             result.append({**body, "top_logprobs": top})
     return result

@@ -107,7 +107,11 @@ class CompletionBody(TypedDict):
 
 
 class TokenBody(TypedDict):
-    """A token with its log-probability; its bytes are null for a special token."""
+    """A token with its log-probability.
+
+    A token of the answer has the text that it added, and the bytes of this text in UTF-8. Another probable one has its
+    name in the vocabulary and its bytes there, null for special tokens and case marks.
+    """
 
     token: str
     logprob: float

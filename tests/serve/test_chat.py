@@ -8,11 +8,13 @@ import pytest
 
 from slm_jax.chat.messages import EncodedChat, Message
 from slm_jax.chat.template import ChatTemplate
-from slm_jax.serve.chat import ChatCompletion
+from slm_jax.serve.chat import ChatCompletion, format_chat_logprobs
 from slm_jax.serve.chat_schema import ChatRequest
 from slm_jax.serve.completions import Limits
 from slm_jax.serve.conversation import chat_masks, encode_chat, is_chat_trained
+from slm_jax.serve.detokenizer import IncrementalDetokenizer
 from slm_jax.serve.errors import ApiError
+from slm_jax.serve.requests import TokenLogprob
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT
 from tests.serve.test_api import send, wait_until
@@ -82,6 +84,8 @@ def test_stop_n_and_logprobs(client, loaded):
     assert free.finish_reason == "length"
     tokens = free.logprobs.content
     assert len(tokens) == 20
+    assert free.message.content.startswith("".join(token.token for token in tokens))  # all but an incomplete character
+    assert b"".join(map(bytes, (token.bytes for token in tokens))).decode() == "".join(token.token for token in tokens)
     for token in tokens:
         assert len(token.top_logprobs) == 2
         assert token.logprob <= token.top_logprobs[0].logprob
@@ -95,6 +99,24 @@ def test_stop_n_and_logprobs(client, loaded):
     assert several.usage.completion_tokens == 60
     again = client.chat.completions.create(**{**options, "seed": 4}).choices[0]
     assert again.message.content == several.choices[2].message.content
+
+
+def test_the_tokens_of_logprobs_are_the_text(tokenizer):
+    """Case marks, characters of several tokens; the chosen token among the most probable ones is the same."""
+    text = "LIST Naïve שלום. \U0001f600 None"
+    ids = tokenizer.encode(text)
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    detokenizer.append(ids, [TokenLogprob(-0.5, [(id_, -0.5), (tokenizer.eos_id, -2.0)]) for id_ in ids])
+    detokenizer.finish()
+    formatted = format_chat_logprobs(tokenizer, detokenizer.release(final=True)[1], 2)
+    assert len(formatted) == len(ids)
+    assert "".join(token["token"] for token in formatted) == text
+    assert b"".join(bytes(token["bytes"]) for token in formatted) == text.encode()
+    assert any(not tokenizer.token_bytes[id_] for id_ in ids)  # case marks
+    for token in formatted:
+        chosen, other = token.pop("top_logprobs")
+        assert chosen == token
+        assert (other["token"], other["bytes"]) == ("<EOS>", None)
 
 
 def test_messages_in_other_forms_are_the_same_conversation(served):
