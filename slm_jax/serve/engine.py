@@ -24,7 +24,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, TokenMasks
 from slm_jax.serve.blocks import SlotBlock, block_columns
-from slm_jax.serve.conversation import chat_masks, find_template
+from slm_jax.serve.conversation import chat_masks, find_template, is_chat_trained
 from slm_jax.serve.metrics import Counters
 from slm_jax.serve.prefill import Prefill, PromptFeeder, token_logprobs
 from slm_jax.serve.prefix_cache import PrefixCache
@@ -135,11 +135,14 @@ class Engine:
         """Start the engine's thread.
 
         Args:
-            warm_up: Compile every program that requests will need, short prompts and texts first. Requests may be
-                submitted meanwhile: they are served between two programs.
+            warm_up: Compile every program that requests will need: those of short prompts first, and those of texts
+                before those of conversations unless the run was trained on conversations. Requests may be submitted
+                meanwhile: they are served between two programs.
         """
         if warm_up:
-            self._warm_up = WarmUp(self._empty_block(), block_columns(self.window))
+            chat_first = self.chat_template is not None and is_chat_trained(self.run.run)
+            columns = block_columns(self.window)
+            self._warm_up = WarmUp(self._empty_block(), columns, self.chat_template is not None, chat_first)
         self._thread.start()
 
     def for_run(self, run: LoadedRun, name: str) -> "Engine":

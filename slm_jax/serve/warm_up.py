@@ -22,15 +22,18 @@ _LOG_SECONDS = 2.0  # time between two log lines
 class WarmUp:
     """Prompts that are still to be served, in a block that no client's request is in and that no statistics count."""
 
-    def __init__(self, block: SlotBlock, columns: Sequence[int]):
+    def __init__(self, block: SlotBlock, columns: Sequence[int], chat: bool = True, chat_first: bool = False):
         """Choose the prompts.
 
         Args:
             block: An empty block.
             columns: Numbers of columns that a block can have.
+            chat: Compile the programs of conversations as well.
+            chat_first: Compile them before those of texts.
         """
         self._block: SlotBlock | None = block
-        self._prompts = deque([*_texts(columns), *_conversations(columns)])
+        texts, conversations = _texts(columns), _conversations(columns) if chat else ()
+        self._prompts = deque([*conversations, *texts] if chat_first else [*texts, *conversations])
         self._total = len(self._prompts)
         self._start = time.perf_counter()
         self._last_log = self._start

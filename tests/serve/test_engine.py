@@ -20,6 +20,7 @@ from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.requests import QueueFullError, Request
 from slm_jax.serve.schema import CompletionRequest
+from slm_jax.serve.warm_up import WarmUp
 from slm_jax.utils.errors import UserError
 from tests.serve.conftest import CONTEXT, loaded_run
 from tokenizer import HybridTokenizer
@@ -212,6 +213,24 @@ def test_requests_are_served_during_the_warm_up_and_nothing_is_compiled_after_it
     fresh.close()
     assert [program._cache_size() for program in programs] == before
     assert fresh.counters.generated_tokens > 240
+
+
+def test_the_warm_up_compiles_what_can_be_requested(loaded, monkeypatch):
+    """No conversations without a chat template, conversations first if asked for, no copies without a prefix cache."""
+
+    def kinds(**options):
+        return [request.boundaries is not None for request, _ in WarmUp(None, [64, 128], **options)._prompts]
+
+    assert kinds() == sorted(kinds())
+    assert kinds(chat_first=True) == sorted(kinds(), reverse=True)
+    assert kinds(chat=False) == [False] * kinds().count(False)
+    calls = []
+    monkeypatch.setattr(batching, "trim_prompt", lambda cache, columns: calls.append(columns) or cache)
+    monkeypatch.setattr(batching, "restore_prompt", lambda *args: None)
+    for size, expected in ((0, []), (512, [64, 128, 256, 512])):
+        plain = Engine(loaded, 2, 2, 2, prefix_cache=size)
+        plain._feeder.compile_copies(plain._weights)
+        assert calls == expected
 
 
 def test_closing_the_engine_cancels_its_requests(loaded):
