@@ -28,7 +28,8 @@ class RunBody(TypedDict):
     """A run that the page shows.
 
     `loaded` is the step of the served model, `saved` that of the newest checkpoint, `step` that of the newest metrics,
-    `steps` the planned ones. `held_out` and `tokenizer` are digests: losses of runs with the same can be compared.
+    `steps` the planned ones. `held_out` and `tokenizer` are digests: losses of runs with the same can be compared
+    if they have the same `objective`.
     """
 
     id: str
@@ -39,6 +40,7 @@ class RunBody(TypedDict):
     report: bool
     held_out: str
     tokenizer: str
+    objective: str
 
 
 class RunsBody(TypedDict):

@@ -76,14 +76,15 @@ class RunList:
         Returns:
             "id"; "loaded", the step of the served model, or null; "saved", the step of the newest checkpoint, or null;
             "step", that of the newest row of the metrics; "steps", those that are planned; "report", whether there is
-            a report.html; "held_out" and "tokenizer", digests that tell whether losses can be compared.
+            a report.html; "held_out" and "tokenizer", digests that tell whether losses can be compared, as "objective"
+            does, the training objective.
         """
         served = self._served()
         described = []
         for name, run in self.runs().items():
             try:
                 saved = run.newest_step()
-                steps = run.read_options().get("train", {}).get("steps", 0)
+                train = run.read_options().get("train", {})
             except UserError:  # removed, or being written
                 continue
             described.append(
@@ -92,10 +93,11 @@ class RunList:
                     "loaded": served[name][1] if name in served else None,
                     "saved": saved,
                     "step": _last_step(run.metrics),
-                    "steps": steps,
+                    "steps": train.get("steps", 0),
                     "report": run.report.is_file(),
                     "held_out": _held_out_digest(run),
                     "tokenizer": _tokenizer_digest(run),
+                    "objective": train.get("objective", "next-token"),
                 }
             )
         return described

@@ -20,9 +20,9 @@ from tests.serve.conftest import loaded_run
 from tests.serve.test_engine import alone, make_request, run
 
 
-def make_run(path, steps=0, checkpoints=(), held_out=None):
+def make_run(path, steps=0, checkpoints=(), held_out=None, **options):
     path.mkdir(parents=True)
-    Run(path).save_config(tiny_config(train__steps=100))
+    Run(path).save_config(tiny_config(train__steps=100, **options))
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": i + 1, "loss": 1.0}) + "\n" for i in range(steps)))
     for step in checkpoints:
         (path / "checkpoints" / str(step)).mkdir(parents=True)
@@ -35,7 +35,8 @@ def make_run(path, steps=0, checkpoints=(), held_out=None):
 
 def test_all_runs_of_a_folder_are_listed(tmp_path):
     served = make_run(tmp_path / "runs" / "a", 30, (10, 20), held_out=[1, 2])
-    make_run(tmp_path / "runs" / "b", 0, held_out=[2, 1])
+    dpo = {"train__objective": "dpo", "data__mode": "padded", "data__source": "files", "data__files": ("pairs.jsonl",)}
+    make_run(tmp_path / "runs" / "b", 0, held_out=[2, 1], **dpo)
     make_run(tmp_path / "runs" / "school" / "stages" / "01-prose", 5, held_out=[3])
     make_run(tmp_path / "elsewhere" / "c")
     (tmp_path / "runs" / "a" / "report.html").write_text("x")
@@ -49,6 +50,7 @@ def test_all_runs_of_a_folder_are_listed(tmp_path):
     assert {name: described["a"][name] for name in expected} == expected
     assert (described["b"]["loaded"], described["b"]["saved"], described["b"]["step"]) == (None, None, 0)
     assert described["a"]["held_out"] == described["b"]["held_out"] != described["school-01-prose"]["held_out"]
+    assert (described["a"]["objective"], described["b"]["objective"]) == ("next-token", "dpo")
     make_run(tmp_path / "runs" / "new", 1)  # while the server runs
     assert "new" in runs.runs()
     assert runs.version("../elsewhere/c") is None

@@ -107,6 +107,9 @@ function runStatus(run, { key, load, served }) {
 /** Why the losses of two runs cannot be compared; "" if they can. */
 function caution([first, second]) {
   if (!second) return "";
+  if (first.objective !== second.objective) {
+    return `These runs have different objectives (${first.objective}, ${second.objective}): their losses cannot be compared.`;
+  }
   if (first.held_out !== second.held_out || !first.held_out) {
     return "These runs are validated on different text: their validation losses and bits per byte cannot be compared.";
   }
