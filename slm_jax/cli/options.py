@@ -16,7 +16,7 @@ from slm_jax.cli.flags import Flag, InvalidValuesError, Option, build, command_o
 from slm_jax.cli.help import help_text, wrapped
 from slm_jax.config.finetuning import fine_tuning_settings
 from slm_jax.config.presets import read_preset
-from slm_jax.config.schema import Config, TrainConfig
+from slm_jax.config.schema import Config, ModelConfig, TrainConfig
 from slm_jax.run.directory import find_run
 
 __all__ = [
@@ -163,9 +163,9 @@ def config_from_args(args: Sequence[str], prog: str, description: str, base: Tre
 def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None = None) -> Config:
     """Return the config of a preset or of `base`, with overrides.
 
-    With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder; with
-    `init.from_hf` the optimizer has the settings for fine-tuning. With `lora.from_peft` the adapters are those of the
-    folder.
+    With `init.from_run` or `init.from_hf`, and without a preset, the model is that of the run or folder. Without a
+    preset, the optimizer has the settings for fine-tuning with `init.from_hf`, adapters or preferences. With
+    `lora.from_peft` the adapters are those of the folder.
 
     Args:
         overrides: Values by dotted name.
@@ -196,18 +196,27 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
 
 
 def _initial_sections(overrides: dict[str, Any], tree: Tree) -> Tree:
-    """Return the sections that depend on the run or folder that training starts from, nothing without one."""
+    """Return the sections that differ from those of `tree` for a run that starts with existing weights."""
+    sections: Tree = {}
     if start := overrides.get("init.from_run"):
-        return {"model": find_run(start, trained=True).read_options().get("model", {})}
-    if folder := overrides.get("init.from_hf"):
+        sections["model"] = find_run(start, trained=True).read_options().get("model", {})
+    elif folder := overrides.get("init.from_hf"):
         # Imports JAX, which is not needed to check other options.
         from slm_jax.huggingface.import_folder import open_folder
 
-        model = {**tree.get("model", {}), **open_folder(folder).model}
+        sections["model"] = {**tree.get("model", {}), **open_folder(folder).model}
+    rank = overrides.get("lora.rank", int(bool(overrides.get("lora.from_peft"))))
+    objective = overrides.get("train.objective", "next-token")
+    # Training all parameters of a run on with text: as that run was trained.
+    if overrides.get("init.from_hf") or rank or objective != "next-token":
         steps = overrides.get("train.steps", tree.get("train", {}).get("steps", TrainConfig().steps))
-        settings = fine_tuning_settings(steps, overrides.get("lora.rank", int("lora.from_peft" in overrides)))
-        return {"model": model, "optimizer": {**tree.get("optimizer", {}), **settings}}
-    return {}
+        model: Tree = sections.get("model") or tree.get("model") or {}
+        width = int(overrides.get("model.dim") or model.get("dim") or ModelConfig().dim)
+        settings = fine_tuning_settings(steps, width, rank, objective)
+        sections["optimizer"] = {**tree.get("optimizer", {}), **settings}
+    return sections
+
+
 
 
 def nested(overrides: dict[str, Any]) -> Tree:

@@ -67,7 +67,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
         check_size(folder)
         if problems := list(folder_misfits(folder, config.model)):
             raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
-        logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora))
+        logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora, config.model.dim))
         return folder
     if not config.init.from_run:
         if config.lora.rank:
@@ -91,6 +91,8 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
             f"this run cannot start with the weights of {run.path}:{listed}\n"
             f"Give the same values, or use those of that run: --config {run.config}"
         )
+    if config.lora.rank or config.train.objective == "dpo":
+        logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora, config.model.dim))
     return source
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import pytest
 
 from slm_jax.cli import train
-from slm_jax.cli.options import Flag, config_from_args, read_options, read_options_and_config
+from slm_jax.cli.options import Flag, config_from_args, make_config, read_options, read_options_and_config
+from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config
+from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 
 
@@ -141,6 +143,28 @@ def test_options_of_the_command_and_of_the_config():
 def test_values_of_earlier_versions_are_accepted():
     with pytest.raises(UserError, match=r"init\.optimizer is keep, but there is no run"):
         config_from_args(["--init.optimizer", "carry"], "x", "x")
+
+
+def test_adapters_and_preferences_have_settings_for_fine_tuning(tmp_path):
+    Run(tmp_path).save_config(Config.load(**{"model.dim": 64, "model.heads": 2}))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    start = {"init.from_run": str(tmp_path), "train.steps": 200, "data.files": ("a.txt",)}
+    preferences = {"train.objective": "dpo", "data.mode": "padded"}
+    rates = {}
+    for name, given in (("lora", {"lora.rank": 8}), ("dpo", preferences), ("both", {"lora.rank": 8, **preferences})):
+        config = make_config({**start, **given})
+        optimizer = config.optimizer
+        rates[name] = optimizer.lr
+        assert (optimizer.name, optimizer.weight_decay, optimizer.warmup_steps) == ("adamw", 0.0, 6)
+        assert config.model.dim == 64
+        assert "(for fine-tuning; " in describe_fine_tuning(optimizer, config.train, config.lora, 64)
+    assert rates == {"lora": 2e-4, "dpo": 8e-5, "both": 8e-4}
+    wide = {"init.from_run": "", "model.dim": 2048, "model.heads": 16, **preferences}
+    assert make_config({**start, **wide}).optimizer.lr == 2e-6
+    assert make_config({**start, **preferences, "optimizer.lr": 0.5}).optimizer.lr == 0.5
+    # Training all parameters on with text, or with a preset: as before.
+    assert make_config(start).optimizer == make_config({}).optimizer
+    assert make_config({**start, "lora.rank": 8}, "minute").optimizer == make_config({}, "minute").optimizer
 
 
 def test_several_types():
