@@ -68,6 +68,8 @@ def measure(run: Run) -> Benchmark:
     done = rows[: validated[-1] + 1]
     config = run.read_config()
     call = _last_call(run)
+    is_dpo = config.train.objective == "dpo"  # its loss and accuracy are of pairs, not of tokens
+    loss = math.nan if is_dpo or row["loss"] is None else row["loss"]
     return Benchmark(
         timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["time"])),
         stage=run.path.name,
@@ -81,11 +83,11 @@ def measure(run: Run) -> Benchmark:
         batch=config.train.batch_size,
         tokens=sum(each["tokens"] for each in done),
         seconds=row["seconds"],
-        loss=row["val_loss"],
+        loss=math.log(row["val_perplexity"]) if is_dpo else row["val_loss"],
         perplexity=row["val_perplexity"],
-        accuracy=row["val_accuracy"],
+        accuracy=math.nan if is_dpo else row["val_accuracy"],
         bits_per_byte=row["val_bits_per_byte"],
-        train_loss=math.nan if row["loss"] is None else row["loss"],
+        train_loss=loss,
         tokens_per_second=statistics.median(each["tokens_per_second"] for each in done),
         mfu=statistics.median(each["mfu"] for each in done),
         version=call["version"],
@@ -139,7 +141,9 @@ def table(rows: Sequence[Row]) -> str:
     """Return the main columns of benchmark rows as a text table."""
     cells = [[name.replace("_", " ") for name in _TABLE]]
     for row in rows:
-        cells.append([format(row[name], form)[:_MAX_WIDTH] for name, form in _TABLE.items()])
+        cells.append(
+            ["" if row[name] != row[name] else f"{row[name]:{form}}"[:_MAX_WIDTH] for name, form in _TABLE.items()]
+        )
     return text_table(cells, right=range(2, len(_TABLE)))
 
 

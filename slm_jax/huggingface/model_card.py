@@ -225,6 +225,8 @@ def _training(data: CardData) -> Iterator[str]:
         f"- Optimizer: {optimizer_name}; peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warmup steps, "
         f"schedule {optimizer.schedule}, weight decay {optimizer.weight_decay:g}, dropout {config.model.dropout:g}."
     )
+    if train.objective == "dpo":
+        yield f"- Loss: preferences (DPO), beta {train.dpo_beta:g}, with the initial weights as reference."
     loss_weights = {"z-loss": train.z_loss, "unlikelihood of repetition": train.ul_alpha}
     if terms := [f"{name} {weight:g}" for name, weight in loss_weights.items() if weight]:
         yield f"- Loss: cross-entropy plus {', '.join(terms)}."
@@ -272,6 +274,12 @@ _VALIDATION = {
     "val_bits_per_byte": ("bits per byte", ".4f"),
     "val_accuracy": ("next-token accuracy", ".1%"),
 }
+_PREFERENCES = {
+    "val_accuracy": ("pairs whose chosen response is preferred", ".1%"),
+    "val_loss": ("loss per pair", ".4f"),
+    "val_perplexity": ("perplexity of the chosen responses", ".2f"),
+    "val_bits_per_byte": ("their bits per byte", ".4f"),
+}
 
 
 def _evaluation(data: CardData) -> Iterator[str]:
@@ -285,8 +293,10 @@ def _evaluation(data: CardData) -> Iterator[str]:
         )
     if validated:
         row = validated[-1]
-        scores = ", ".join(f"{name} {row[key]:{form}}" for key, (name, form) in _VALIDATION.items() if key in row)
-        yield f"Validation text, step {row['step']:,}: {scores}.\n"
+        is_dpo = data.config.train.objective == "dpo"
+        labels = _PREFERENCES if is_dpo else _VALIDATION
+        scores = ", ".join(f"{name} {row[key]:{form}}" for key, (name, form) in labels.items() if key in row)
+        yield f"{'Held-out pairs' if is_dpo else 'Validation text'}, step {row['step']:,}: {scores}.\n"
     # A group is FIELD / PHENOMENON / PARADIGM; BLiMP has 67 of the last, and the mean over all in the group "all".
     details = [result for result in data.results if str(result.get("group") or "").count(" / ") >= 2]
     yield from _table([result for result in data.results if result not in details])

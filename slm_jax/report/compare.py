@@ -73,11 +73,12 @@ def table_rows(runs: list[ReportData], names: list[str]) -> Iterator[list[str]]:
     for run, name in zip(runs, names, strict=True):
         scores = run.scores
         columns = run.columns
+        is_dpo = run.last.config.train.objective == "dpo"
         yield [
             name,
             f"{scores['val_bits_per_byte']:.4f}" if scores else "",
-            f"{scores['val_loss']:.4f}" if scores else "",
-            format_percent(scores["val_accuracy"]) if scores else "",
+            f"{scores['val_loss']:.4f}{' per pair' * is_dpo}" if scores else "",
+            f"{format_percent(scores['val_accuracy'])}{' of pairs' * is_dpo}" if scores else "",
             format_compact(run.last.num_parameters) if run.last.vocab_size else "",
             f"{run.last.vocab_size:,}",
             f"{int(columns.end['step']):,}",
@@ -107,9 +108,9 @@ def comparison_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
 
 
 def _validation_notes(runs: list[ReportData], names: list[str]) -> Iterator[str]:
-    """Yield the options that differ although a validation score depends on them: windows, context, predicted tokens."""
+    """Yield the options that differ although a validation score depends on them: objective, windows, predictions."""
     differing = []
-    for option in ("data.mode", "train.sequence_length", "data.loss_on", "eval.max_tokens"):
+    for option in ("train.objective", "data.mode", "train.sequence_length", "data.loss_on", "eval.max_tokens"):
         groups: dict[str, list[str]] = {}
         for run, name in zip(runs, names, strict=True):
             groups.setdefault(str(run.last.config.flat()[option]), []).append(name)

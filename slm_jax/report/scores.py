@@ -25,11 +25,13 @@ def validation_section(data: ReportData) -> SafeHtml:
     if not columns.validations:
         return SafeHtml("")
     stages = [stage.stage for stage in data.stages for _ in stage.columns.validations]
+    preferences = {stage.stage for stage in data.stages if stage.config.train.objective == "dpo"}
     rows: list[list[str]] = []
     for row, index, stage in zip(columns.validations, columns.validation_indices().tolist(), stages, strict=True):
         tokens = format_compact(float(columns.x["tokens"][index]))
         seconds = format_duration(float(columns["seconds"][index]))
-        rows.append([f"{int(row['step']):,}", stage, *_score_cells(row), tokens, seconds])
+        is_dpo = stage in preferences
+        rows.append([f"{int(row['step']):,}", stage, *_score_cells(row, is_dpo), tokens, seconds])
     rows.reverse()
     rows += [[name, "", *cells, "", ""] for name, cells in baselines(data.last)]
     header = ["step", "stage", "bits per byte", "loss", "perplexity", "accuracy", "tokens", "training time"]
@@ -57,12 +59,13 @@ def _without_column(index: int, header: list[Any], rows: list[list[Any]]) -> tup
     return header[:index] + header[index + 1 :], [row[:index] + row[index + 1 :] for row in rows]
 
 
-def _score_cells(row: Row) -> list[str]:
+def _score_cells(row: Row, is_dpo: bool) -> list[str]:
+    """Return the scores of a validation; with DPO loss and accuracy are of pairs, the others of chosen responses."""
     return [
         f"{row['val_bits_per_byte']:.4f}",
-        f"{row['val_loss']:.4f}",
+        f"{row['val_loss']:.4f}{' per pair' * is_dpo}",
         format_number(row["val_perplexity"]),
-        format_percent(row["val_accuracy"]),
+        f"{format_percent(row['val_accuracy'])}{' of pairs' * is_dpo}",
     ]
 
 

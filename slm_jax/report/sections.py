@@ -39,8 +39,10 @@ def _key_values(data: ReportData) -> Iterator[tuple[str, str, str]]:
     if scores:
         yield "Bits per byte", f"{scores['val_bits_per_byte']:.3f}", f"validation, step {int(scores['step']):,}"
         perplexity = format_number(scores["val_perplexity"], 3)
-        yield "Validation loss", f"{scores['val_loss']:.3f}", f"perplexity {perplexity}"
-        yield "Accuracy", format_percent(scores["val_accuracy"]), "of held-out tokens"
+        is_dpo = last.config.train.objective == "dpo"
+        of_loss = f"per pair; chosen responses: perplexity {perplexity}" if is_dpo else f"perplexity {perplexity}"
+        yield "Validation loss", f"{scores['val_loss']:.3f}", of_loss
+        yield "Accuracy", format_percent(scores["val_accuracy"]), f"of held-out {'pairs' if is_dpo else 'tokens'}"
     if last.vocab_size:
         model = last.config.model
         shape = f"width {model.dim}, depth {model.depth}, vocabulary {last.vocab_size:,}"

@@ -136,11 +136,11 @@ class Benchmark:
     batch: int  # sequences per step
     tokens: int  # predicted in training
     seconds: float
-    loss: float  # nats per token
+    loss: float  # nats per token; of a DPO run those of the chosen responses
     perplexity: float
-    accuracy: float
+    accuracy: float  # of next tokens; NaN for a DPO run
     bits_per_byte: float
-    train_loss: float  # of the last step; NaN if that was skipped
+    train_loss: float  # of the last step; NaN if that was skipped, and for a DPO run
     tokens_per_second: float  # input tokens, also those that are not predicted; median over the steps
     mfu: float
     version: str  # of slm_jax

@@ -1,6 +1,8 @@
 """DPO runs: pairs from rows, a reference computed once, preferences that are learned, exact resume, and kills."""
 
 import contextlib
+import dataclasses
+import gc
 import json
 import math
 import os
@@ -9,23 +11,37 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from slm_jax.chat.messages import Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.checks.run import check
 from slm_jax.cli import check as check_command
+from slm_jax.cli import mfu as mfu_command
 from slm_jax.config.schema import Config
+from slm_jax.curriculum import benchmarks
+from slm_jax.data import pairs as pairs_module
 from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.data.corpus.plan import document_digest
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.pairs import open_pairs
 from slm_jax.data.sources.documents import InvalidRow
 from slm_jax.data.sources.rows import ConversationMapper, Row
+from slm_jax.huggingface.model_card import CardData, ExportedWeights, write_card
+from slm_jax.report.compare import comparison_notes
 from slm_jax.report.page import write_report
+from slm_jax.report.run_data import read_report_data
+from slm_jax.run import frozen
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
+from slm_jax.training import warm_start
+from slm_jax.training.preferences import set_reference
 from slm_jax.training.recorder import StepRecorder
+from slm_jax.training.resume import check_compatibility
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
@@ -195,6 +211,31 @@ def test_the_report_and_the_summary_show_preferences(workspace, capsys):
     rows = read_rows(workspace / "dpo")
     print_summary(Run(workspace / "dpo"), Result(workspace / "dpo", 24, rows[-1], trend=Trend.from_rows(rows)), 1.0)
     assert "100.0% of preferences" in capsys.readouterr().out
+
+
+def test_scores_are_named_by_the_objective(workspace):
+    """No loss of pairs is shown as one of tokens, and no accuracy of preferences as one of next tokens."""
+    row = [row for row in read_rows(workspace / "dpo") if "val_loss" in row][-1]
+    run = Run(workspace / "dpo")
+    benchmark = benchmarks.measure(run)
+    assert benchmark.loss == pytest.approx(math.log(row["val_perplexity"]))
+    assert math.isnan(benchmark.accuracy)
+    assert math.isnan(benchmark.train_loss)
+    assert "nan" not in benchmarks.table([dataclasses.asdict(benchmark)])
+    weights = ExportedWeights(24, 1, "Qwen3ForCausalLM", 340)
+    card = write_card(CardData("x", "", run.read_config(), weights, [row], [], [], ""))
+    assert f"step 24: pairs whose chosen response is preferred 100.0%, loss per pair {row['val_loss']:.4f}" in card
+    assert "preferences (DPO), beta 0.5" in card
+    assert "next-token" not in card
+    _, path = write_report(run.path)
+    page = path.read_text()
+    assert "of held-out pairs" in page
+    assert f"{row['val_loss']:.4f} per pair" in page
+    assert "% of pairs" in page
+    data = [read_report_data(workspace / name) for name in ("base", "dpo")]
+    assert any(
+        "train.objective (next-token: base; dpo: dpo)" in note for note in comparison_notes(data, ["base", "dpo"])
+    )
 
 
 def test_what_has_no_pairs_or_no_weights_is_refused(workspace, tmp_path):
