@@ -60,6 +60,11 @@ def main(args: Sequence[str] | None = None) -> "Report":
             f"lora.rank {config.lora.rank}: slm_jax.mfu measures the training of all parameters, give --lora.rank 0; "
             "training with adapters logs its own MFU"
         )
+    if config.train.objective == "dpo":
+        raise UserError(
+            "train.objective dpo: slm_jax.mfu measures next-token steps on random ids, give "
+            "--train.objective next-token; training with dpo logs its own MFU"
+        )
     from slm_jax.training.mfu import as_json, as_text, measure, vocabulary
     from slm_jax.utils.process import tune_process
 

@@ -238,6 +238,11 @@ def test_scores_are_named_by_the_objective(workspace):
     )
 
 
+def test_the_mfu_of_a_step_of_pairs_is_not_measured(workspace):
+    with pytest.raises(UserError, match=r"train\.objective dpo: slm_jax\.mfu measures next-token steps"):
+        mfu_command.main(["--run", str(workspace / "dpo"), "--lora.rank", "0"])
+
+
 def test_what_has_no_pairs_or_no_weights_is_refused(workspace, tmp_path):
     with pytest.raises(UserError, match=r"train\.objective dpo compares with the model that training starts from"):
         train(tuned(workspace, **{"init.from_run": "", "lora.rank": 0}), tmp_path / "none")
