@@ -65,11 +65,21 @@ def read_base(checkpoints: Path | epath.Path, target: Any) -> Any:
     try:
         fields, _ = read_fields(folder, {"params": target}, [_STEP])
     except UserError as error:
-        raise UserError(
-            f"the frozen weights in {folder} cannot be used, and without them neither can this run: restore that "
-            f"folder from a backup, or start another --run ({error})"
-        ) from None
+        raise missing_base_error(checkpoints, str(error)) from None
     return fields["params"]
+
+
+def missing_base_error(checkpoints: Path | epath.Path, reason: str = "it is missing") -> UserError:
+    """Return the error for a run whose frozen weights are missing or damaged.
+
+    Args:
+        checkpoints: The folder of the run's checkpoints.
+        reason: The problem.
+    """
+    return UserError(
+        f"the frozen weights in {base_folder(checkpoints)} cannot be used, and without them neither can this run: "
+        f"restore that folder from a backup, or start another --run ({reason})"
+    )
 
 
 def read_merged(

@@ -18,7 +18,7 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import describe_precision
 from slm_jax.run.directory import Run
-from slm_jax.run.frozen import base_fingerprint, read_base
+from slm_jax.run.frozen import base_fingerprint, missing_base_error, read_base
 from slm_jax.run.metrics import Row
 from slm_jax.training import dpo
 from slm_jax.training.reference import LogProbabilities, reference_log_probabilities
@@ -60,10 +60,13 @@ def set_reference(batches: PairBatches, config: Config, run: Run, vocab_size: in
         mesh: The devices.
 
     Raises:
-        UserError: The frozen weights are damaged, and values are missing.
+        UserError: The frozen weights are missing, or they are damaged and values are missing.
     """
+    weights = agreement.from_first("frozen weights", lambda: base_fingerprint(run.checkpoints))
+    if not weights:  # before what was computed with them is taken for that of other weights
+        raise missing_base_error(run.checkpoints)
     depends_on = {
-        "weights": agreement.from_first("frozen weights", lambda: base_fingerprint(run.checkpoints)),
+        "weights": weights,
         "pairs": batches.rows.pairs.fingerprint,
         "length": config.train.sequence_length,
         "precision": describe_precision(config, Platform.of_mesh(mesh)).partition(" (")[0],

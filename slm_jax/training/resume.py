@@ -23,6 +23,8 @@ _BINDING = (
     "train.",
     "data.mode",
 )  # what a training state depends on, unless `resumable`
+# Options of a state's meaning that earlier versions did not have, and so did not store.
+_ADDED = {"train.objective": "next-token", "lora.rank": 0}
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 
@@ -60,7 +62,7 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
         if name in saved and saved[name] != current[name]:
             raise other_input_error(saved["step"], description, saved[name], current[name])
     resumable = Config.fields_with("resumable")
-    for name, value in saved.get("config", {}).items():
+    for name, value in {**_ADDED, **saved.get("config", {})}.items():
         if name in resumable or not name.startswith(_BINDING):
             continue
         if value != current["config"].get(name, value):

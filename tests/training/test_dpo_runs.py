@@ -243,6 +243,23 @@ def test_the_mfu_of_a_step_of_pairs_is_not_measured(workspace):
         mfu_command.main(["--run", str(workspace / "dpo"), "--lora.rank", "0"])
 
 
+def test_a_missing_base_deletes_no_reference(workspace, tmp_path):
+    run = Run(tmp_path / "run")
+    shutil.copytree(workspace / "dpo", run.path)
+    shutil.rmtree(run.checkpoints / "base")
+    with pytest.raises(UserError, match=r"frozen weights in .* cannot be used.*\(it is missing\)"):
+        set_reference(None, run.read_config(), run, 340, None)
+    assert min(path.name for path in run.reference.iterdir()) == "00000.crc32"
+
+
+def test_a_checkpoint_of_a_version_without_dpo_is_not_continued_with_it():
+    saved = {"step": 3, "config": {"train.batch_size": 4}}
+    current = {"config": {"train.batch_size": 4, "train.objective": "dpo", "lora.rank": 0}}
+    with pytest.raises(UserError, match=r"train\.objective is 'next-token' saved, 'dpo' current"):
+        check_compatibility(saved, current)
+    check_compatibility(saved, {"config": {**current["config"], "train.objective": "next-token"}})
+
+
 def test_what_has_no_pairs_or_no_weights_is_refused(workspace, tmp_path):
     with pytest.raises(UserError, match=r"train\.objective dpo compares with the model that training starts from"):
         train(tuned(workspace, **{"init.from_run": "", "lora.rank": 0}), tmp_path / "none")
