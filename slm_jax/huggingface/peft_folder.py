@@ -46,6 +46,16 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None, []),  # active only after these tokens
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "lora_ga_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    # The others, such as pissa, olora, corda and loftq, also change the weights that the adapters are for.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
 }
 
 

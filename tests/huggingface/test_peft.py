@@ -152,6 +152,9 @@ def test_other_adapters_are_refused(tmp_path):
         peft_folder.read_adapters(folder, config.lora, like)
     for fields, message in (
         ({"use_dora": True}, "use_dora is True, supported is False"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', supported is True"),
+        ({"use_qalora": True}, "use_qalora is True, supported is False"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is \[1\], supported is None"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', supported is 'LORA'"),
         ({"r": 0, "rank_pattern": {"q": 4}}, "2 problems"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', not a number above 0"),
