@@ -194,7 +194,13 @@ def _objective_problems(config: Sections) -> Iterator[Problem]:
     if data.mix:
         text = "train.objective dpo takes the pairs of one source: use data.source or data.files in place of data.mix"
         yield ("train.objective", "data.mix"), text
-    if not (data.mix or data.files) and data.source in ("python-docs", "python-qa", "python-chat"):
+    if data.loss_on == "all":
+        text = "data.loss_on all has no effect with train.objective dpo, whose loss is on the responses: leave it out"
+        yield ("train.objective", "data.loss_on"), text
+    if data.format not in ("auto", "chat", "preferences"):
+        text = f"train.objective dpo needs pairs, and data.format {data.format} reads none: leave it out"
+        yield ("train.objective", "data.format"), text
+    if not (data.mix or data.files) and data.source in SOURCES and data.source != "files":
         text = (
             f"train.objective dpo needs pairs, rows with columns chosen and rejected, and data.source {data.source} "
             "has none: name files, or hf:OWNER/NAME"

@@ -13,6 +13,8 @@ from slm_jax.config.presets import preset_names
 from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 
+DPO = {"train.objective": "dpo", "data.mode": "padded"}
+
 
 def problem(**overrides):
     with pytest.raises(UserError) as caught:
@@ -117,6 +119,9 @@ def test_all_problems_together():
             {"model.rope_scaling": "yarn", "model.rope_original_length": 10**9, "model.rope_base": 10.0},
             "every channel makes more than rope_high_turns 32 turns in it: raise rope_high_turns",
         ),
+        ({**DPO, "data.source": "smoltalk"}, "needs pairs, .* and data.source smoltalk has none: name files, or hf:"),
+        ({**DPO, "data.source": "hf:a/b", "data.loss_on": "all"}, "data.loss_on all has no effect with .*leave it out"),
+        ({**DPO, "data.source": "hf:a/b", "data.format": "alpaca"}, "needs pairs, and data.format alpaca reads none"),
     ],
 )
 def test_each_problem_states_a_remedy(overrides, message):
