@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def _read(folder: Path, corpus: Corpus) -> Pairs:
         OSError, ValueError, KeyError, TypeError: They are damaged, or of another corpus.
     """
     manifest = json.loads((folder / "manifest.json").read_text())
+    if manifest["format"] != _FORMAT:
+        raise ValueError(f"its format is {manifest['format']!r}, not {_FORMAT}")
     if manifest["corpus"] != corpus.fingerprint:
         raise ValueError("it is of another corpus")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
@@ -125,22 +128,27 @@ def _read(folder: Path, corpus: Corpus) -> Pairs:
 def _write(folder: Path, config: Config, corpus: Corpus, tokenizer: TextTokenizer) -> None:
     """Write the pairs of the documents of a corpus."""
     sequences: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    missing = {split: set(getattr(corpus, split).documents["digest"].tolist()) for split in SPLITS}
+    # With data.deduplicate false a corpus has some documents several times, and each time with a pair of its own.
+    missing = {split: Counter(getattr(corpus, split).documents["digest"].tolist()) for split in SPLITS}
+    left = sum(map(Counter.total, missing.values()))
     template = ChatTemplate.of(tokenizer)
     refused = 0
     for document in _documents(config, tokenizer):
         digest = ReadDocument(document).digest
-        split = next((split for split in SPLITS if digest in missing[split]), None)
+        split = next((split for split in SPLITS if missing[split][digest]), None)
         if split is None:  # a duplicate, or beyond a limit
             continue
-        missing[split].discard(digest)
+        missing[split][digest] -= 1
+        left -= 1
         try:
             sequences[split] += _encoded(template, document)
         except UserError:  # the template of a published model rejects the other conversation
             refused += 1
+        if not left:  # with a limit, the rest of the source may be far longer than what the run uses
+            break
     if refused:
         logger.warning("%s are left out: the chat template rejects a conversation", plural(refused, "pair"))
-    _require_complete(config, sequences, sum(map(len, missing.values())))
+    _require_complete(config, sequences, left)
     ordered = [ids for split in SPLITS for ids in sequences[split]]
     tokens = np.concatenate(ordered)
     ends = np.cumsum([ids.size for ids in ordered], dtype=np.int64)

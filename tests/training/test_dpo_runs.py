@@ -153,6 +153,36 @@ def test_pairs_are_those_of_the_source_with_the_shared_prompt_left_out(workspace
     assert again.fingerprint == pairs.fingerprint
 
 
+def test_pairs_of_repeated_documents_and_a_long_source(workspace, tmp_path, monkeypatch, caplog):
+    """Each document of a corpus has a pair, however often it is in it, and the source is read no further than that."""
+    run = Run(workspace / "dpo")
+    tokenizer, config = load_tokenizer(str(run.tokenizer)), run.read_config()
+    mapper = ConversationMapper()
+    documents = [mapper.to_document(Row(row, "file")) for row in rows_of(3)]
+    other = mapper.to_document(Row({**rows_of(2)[1], "rejected": "never"}, "file"))
+    digests = [document_digest(each) for each in documents]
+    assert document_digest(other) == digests[1]
+    splits = {
+        name: SimpleNamespace(documents={"digest": np.array(each, np.uint64)})
+        for name, each in (("train", [*digests[:2], digests[1]]), ("validation", digests[2:]))
+    }
+
+    def source(*_):
+        yield from (*documents, other)
+        raise AssertionError("it is read on")
+
+    monkeypatch.setattr(pairs_module, "_documents", source)
+    corpus = SimpleNamespace(fingerprint="x", **splits)
+    pairs = open_pairs(tmp_path / "pairs", config, corpus, tokenizer)
+    assert (len(pairs), pairs.train) == (4, 3)
+    texts = [tokenizer.decode([int(i) for i in pairs.sequence(pair, 1)[0]]) for pair in range(4)]
+    assert [text.count("never") for text in texts] == [0, 0, 1, 0]
+    manifest = tmp_path / "pairs" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    assert open_pairs(tmp_path / "pairs", config, corpus, tokenizer).fingerprint == pairs.fingerprint
+    assert "its format is 2, not 1" in caplog.text
+
+
 def test_checkpoints_hold_the_adapters_and_the_base_is_the_reference(workspace):
     _, arrays = saved_arrays(workspace / "dpo" / "checkpoints")
     assert all("adapter" in name for name in arrays if "['params']" in name)
