@@ -181,10 +181,8 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
         tree = dict(base)
     if not preset and base is None:
         tree |= _initial_sections(overrides, tree)
-    if base is None and (folder := overrides.get("lora.from_peft")):
-        from slm_jax.huggingface.peft_folder import open_adapters  # as in _initial_sections
-
-        tree["lora"] = {**tree.get("lora", {}), **open_adapters(folder).options()}
+    if base is None:
+        tree["lora"] = _adapter_options(overrides, tree)
     data = tree.get("data")
     if {"data.files", "data.mix"} & overrides.keys() and "data.source" not in overrides and isinstance(data, dict):
         tree["data"] = {name: value for name, value in data.items() if name != "source"}  # overridden as well
@@ -217,6 +215,21 @@ def _initial_sections(overrides: dict[str, Any], tree: Tree) -> Tree:
     return sections
 
 
+def _adapter_options(overrides: dict[str, Any], tree: Tree) -> Any:
+    """Return the section `lora` of `tree` with rank, alpha and targets of the folder `lora.from_peft`.
+
+    Values of a preset that itself names the folder are kept, so that other ones are reported.
+    """
+    section = tree.get("lora", {})
+    if not isinstance(section, dict):  # from_tree reports it
+        return section
+    folder = overrides.get("lora.from_peft", section.get("from_peft"))
+    if not (folder and isinstance(folder, str)):
+        return section
+    from slm_jax.huggingface.peft_folder import open_adapters  # as in _initial_sections
+
+    options = open_adapters(folder).options()
+    return {**section, **options} if "lora.from_peft" in overrides else {**options, **section}
 
 
 def nested(overrides: dict[str, Any]) -> Tree:

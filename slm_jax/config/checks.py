@@ -159,6 +159,10 @@ def _init_problems(config: Sections) -> Iterator[Problem]:
 def _lora_problems(config: Sections) -> Iterator[Problem]:
     lora = config.lora
     if not lora.rank:
+        if lora.from_peft:
+            text = "lora.from_peft has no effect with lora.rank 0: give rank, alpha and targets of its adapters"
+            yield ("lora.rank", "lora.from_peft"), text
+            return
         for name, default in LoraConfig().model_dump().items():
             if getattr(lora, name) != default:
                 yield (

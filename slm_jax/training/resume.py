@@ -63,7 +63,7 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
             raise other_input_error(saved["step"], description, saved[name], current[name])
     resumable = Config.fields_with("resumable")
     for name, value in {**_ADDED, **saved.get("config", {})}.items():
-        if name in resumable or not name.startswith(_BINDING):
+        if name in resumable or name == "lora.from_peft" or not name.startswith(_BINDING):  # read once, at the start
             continue
         if value != current["config"].get(name, value):
             raise UserError(

@@ -22,6 +22,7 @@ from slm_jax.model import lora  # noqa: E402
 from slm_jax.model.ops import LossWeights  # noqa: E402
 from slm_jax.model.params import abstract_model  # noqa: E402
 from slm_jax.run.load import load_run  # noqa: E402
+from slm_jax.training.resume import check_compatibility  # noqa: E402
 from slm_jax.training.train import train  # noqa: E402
 from slm_jax.training.train_step import gradients  # noqa: E402
 from slm_jax.utils.errors import UserError  # noqa: E402
@@ -172,3 +173,20 @@ def test_other_adapters_are_refused(tmp_path):
         peft_folder.open_adapters(folder)
     with pytest.raises(UserError, match="not a folder of PEFT"):
         peft_folder.open_adapters(str(tmp_path / "base"))
+
+
+def test_a_config_file_may_name_the_folder(tmp_path):
+    theirs_of(tmp_path, target_modules=["q_proj"])
+    file = tmp_path / "tuned.toml"
+    folder = f'[lora]\nfrom_peft = "{tmp_path / "adapters"}"\n'
+    file.write_text(folder)
+    lora_config = config_from_args(["--config", str(file)], "x", "x").lora
+    assert (lora_config.rank, lora_config.alpha, lora_config.targets) == (3, 12.0, ("query",))
+    file.write_text(f"{folder}rank = 4\n")
+    other = config_from_args(["--config", str(file)], "x", "x").lora
+    with pytest.raises(UserError, match=r"lora\.rank: 3 in the folder, 4 in this config"):
+        peft_folder.check_adapters(other.from_peft, other)
+    with pytest.raises(UserError, match=r"with lora\.rank 0: give rank, alpha and targets of its adapters"):
+        Config.load(**{"lora.from_peft": str(tmp_path / "adapters")})
+    saved = {"step": 3, "config": {"lora.rank": 3, "lora.from_peft": "moved"}}
+    check_compatibility(saved, {"config": {"lora.rank": 3, "lora.from_peft": "", "train.objective": "next-token"}})
