@@ -15,8 +15,9 @@ from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.data.pairs import Pairs, open_pairs
 from slm_jax.distributed import agreement, sharding
 from slm_jax.distributed.platform import Platform
+from slm_jax.model import lora
 from slm_jax.model.params import abstract_model
-from slm_jax.model.precision import describe_precision
+from slm_jax.model.precision import Policy, describe_precision
 from slm_jax.run.directory import Run
 from slm_jax.run.frozen import base_fingerprint, missing_base_error, read_base
 from slm_jax.run.metrics import Row
@@ -80,7 +81,9 @@ def _reference_model(config: Config, run: Run, vocab_size: int, mesh: jax.shardi
     """Load the frozen weights, and compile the log-probabilities of a batch under them."""
     plain = config.model_copy(update={"lora": LoraConfig()})
     steps = make_steps(plain, vocab_size, mesh)
-    _, shapes = abstract_model(plain, vocab_size)
+    policy = Policy.choose(plain, Platform.of_mesh(mesh))
+    # Matrices have the dtype of the products, which round them to it anyway: the training state needs the memory.
+    shapes = jax.eval_shape(lambda params: lora.freeze(params, policy), abstract_model(plain, vocab_size)[1])
     weights = read_base(run.checkpoints, sharding.abstract_arrays(mesh, shapes, steps.partitions))
 
     def log_probabilities(weights: Any, batch: Batch) -> jax.Array:

@@ -119,6 +119,9 @@ def initial_state(
     _, shapes = abstract_model(config, vocab_size)
     target = sharding.abstract_arrays(mesh, shapes, steps.partitions)
     state = steps.init()
+    dtypes = jax.tree.map(lambda x: x.dtype, state.base)
+    # Free the random weights first, which those that are read replace: large models do not fit twice.
+    state = state._replace(base=()) if config.lora.rank else state._replace(params=())
     if isinstance(source, Folder):
         logger.info("initial weights: %s", source.path)
         params = _folder_weights(target, source, vocab_size)
@@ -132,7 +135,7 @@ def initial_state(
         logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
     if not config.lora.rank:
         return state._replace(params=params), params
-    state = state._replace(base=jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.base))
+    state = state._replace(base=jax.tree.map(lambda new, dtype: new.astype(dtype), params, dtypes))
     if config.lora.from_peft:
         logger.info("initial adapters: %s", config.lora.from_peft)
         state = state._replace(params=_folder_adapters(config, state.params))

@@ -85,8 +85,22 @@ def workspace(tmp_path_factory):
         both += [row["chosen"], row["rejected"]]
     (path / "base.jsonl").write_text("\n".join(json.dumps({"messages": each}) for each in both))
     train(config_of(path, "base", **{"train.steps": 12}), path / "base")
-    train(tuned(path), path / "dpo")
+    real = warm_start.read_merged
+    before = live_bytes()
+
+    def read(*args, **options):
+        (path / "live").write_text(str(live_bytes() - before))
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, "read_merged", read)
+        train(tuned(path), path / "dpo")
     return path
+
+
+def live_bytes():
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
 
 
 def config_of(path, text, **overrides):
@@ -181,6 +195,13 @@ def test_pairs_of_repeated_documents_and_a_long_source(workspace, tmp_path, monk
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
     assert open_pairs(tmp_path / "pairs", config, corpus, tokenizer).fingerprint == pairs.fingerprint
     assert "its format is 2, not 1" in caplog.text
+
+
+def test_no_random_weights_are_held_while_those_of_the_source_are_read(workspace):
+    _, base = saved_arrays(workspace / "dpo" / "checkpoints" / "base")
+    _, trained = saved_arrays(workspace / "dpo" / "checkpoints")
+    weights, adapters = (sum(array.nbytes for array in arrays.values()) for arrays in (base, trained))
+    assert 0 < int((workspace / "live").read_text()) < adapters + weights / 2
 
 
 def test_checkpoints_hold_the_adapters_and_the_base_is_the_reference(workspace):
