@@ -28,6 +28,33 @@ def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
     return merged
 
 
+def rounding_error(base: Params, merged: Params, dtype: jnp.dtype) -> jax.Array:
+    """Return the error of the adapters' products when merged weights are rounded, as a share of these products.
+
+    Args:
+        base: Float32 parameters of the model without adapters.
+        merged: The result of `merge`.
+        dtype: The dtype that products of matrices round weights to.
+
+    Returns:
+        Float32: the root mean square of (rounded merged weight - rounded weight) - product, divided by that of the
+        products; 0 if these are 0.
+    """
+
+    def rounded(x: jax.Array) -> jax.Array:
+        info = jnp.finfo(dtype)
+        return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+    def squares(weight: jax.Array, new: jax.Array) -> jax.Array:
+        product = new - weight
+        return jnp.array([jnp.sum((rounded(new) - rounded(weight) - product) ** 2), jnp.sum(product**2)])
+
+    # Products of 0 have no error: parameters without adapters add nothing.
+    sums = jnp.stack(jax.tree.leaves(jax.tree.map(squares, base, merged))).sum(axis=0)
+    error, total = sums[0], sums[1]
+    return jnp.sqrt(error / jnp.where(total, total, 1))
+
+
 def abstract_adapters(base: Params, config: LoraConfig) -> Params:
     """Return the shapes and shardings of the adapters of a model.
 

@@ -6,6 +6,7 @@
 Base and checkpoints have the same format, so that every file has a checksum, which is verified when it is read.
 """
 
+import logging
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from slm_jax.config.schema import CheckpointConfig, Config
@@ -22,8 +24,15 @@ from slm_jax.run.checksums import CHECKSUMS
 from slm_jax.run.read_checkpoint import read_fields, read_params
 from slm_jax.utils.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _FOLDER = "base"
 _STEP = 0
+_LARGE_ERROR = 0.1  # of the adapters' products
+_ROUNDED = (
+    "the adapters are small next to the weights that they are merged into: computing in %s rounds them by %.0f %%. "
+    "export --format peft keeps them separate"
+)
 
 
 def base_folder(checkpoints: Path | epath.Path) -> epath.Path:
@@ -83,7 +92,12 @@ def missing_base_error(checkpoints: Path | epath.Path, reason: str = "it is miss
 
 
 def read_merged(
-    checkpoints: Path | epath.Path, config: Config, target: Any, average: int = 1, steps: Sequence[int] | None = None
+    checkpoints: Path | epath.Path,
+    config: Config,
+    target: Any,
+    average: int = 1,
+    steps: Sequence[int] | None = None,
+    compute: np.dtype | None = None,
 ) -> tuple[Any, int]:
     """Read the parameters of a run as those of a model without adapters.
 
@@ -93,6 +107,7 @@ def read_merged(
         target: Shapes, dtypes and shardings of the model's parameters.
         average: Number of checkpoints to average, see `read_params`.
         steps: Steps in the order in which they are tried; None: all, newest first.
+        compute: The dtype that the model will round weights to; a warning is logged if adapters lose much by it.
 
     Returns:
         The parameters, with the adapters of a LoRA run merged into them, and the step of the first valid checkpoint.
@@ -105,4 +120,13 @@ def read_merged(
     base = read_base(checkpoints, target)
     adapters = lora_merge.abstract_adapters(target, config.lora)
     merge = jax.jit(partial(lora_merge.merge, config=config.lora))
-    return read_params(checkpoints, adapters, average, steps, convert=lambda adapters: merge(base, adapters))
+
+    def convert(adapters: Any) -> Any:
+        merged = merge(base, adapters)
+        if compute is not None and compute != np.float32 and average == 1:
+            error = float(jax.jit(partial(lora_merge.rounding_error, dtype=compute))(base, merged))
+            if error > _LARGE_ERROR:
+                logger.warning(_ROUNDED, compute.name, 100 * error)
+        return merged
+
+    return read_params(checkpoints, adapters, average, steps, convert=convert)

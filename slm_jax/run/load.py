@@ -9,6 +9,7 @@ from flax import nnx
 from slm_jax.config.schema import Config
 from slm_jax.model import lora, lora_merge
 from slm_jax.model.params import abstract_model
+from slm_jax.model.precision import compute_dtype
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.frozen import read_merged
@@ -87,7 +88,8 @@ def load_run(path: str | None = None, average: int = 1, step: Step = None) -> Lo
     graph, shapes = abstract_model(config, tokenizer.vocab_size)
     target = _on_first_device(shapes)
     candidates = selection.candidates if average == 1 else regular_steps(selection.candidates, config.checkpoint)
-    params, used = read_merged(run.checkpoints, config, target, average, candidates)
+    compute = compute_dtype(config.train.dtype)
+    params, used = read_merged(run.checkpoints, config, target, average, candidates, compute)
     text = selection.describe(used) if average == 1 else f"mean of {average} checkpoints up to step {used}"
     return LoadedRun(run, config, tokenizer, nnx.merge(graph, params), used, text)
 

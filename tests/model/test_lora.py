@@ -75,6 +75,25 @@ def test_merged_weights_compute_the_same(model):
     assert largest_difference(adapted, nnx.merge(plain, base)(ids)) > 0.1
 
 
+def test_rounding_error_of_merged_weights():
+    """Against NumPy, and without error in float32."""
+    config = LoraConfig(rank=2, alpha=2.0)
+    keys = jax.random.split(jax.random.key(0), 3)
+    weight = 0.02 * jax.random.normal(keys[0], (1, 32, 32))
+    a, b = (
+        0.008 * jax.random.normal(key, shape) for key, shape in zip(keys[1:], [(1, 32, 2), (1, 2, 32)], strict=True)
+    )
+    base, adapters = {"up": {"weight": weight}, "norm": jnp.ones(3)}, {"up": {lora.ADAPTER: {"a": a, "b": b}}}
+    merged = lora_merge.merge(base, adapters, config)
+    product = np.asarray(merged["up"]["weight"]) - np.asarray(weight)
+    new, old = (np.asarray(x.astype(jnp.bfloat16), np.float32) for x in (merged["up"]["weight"], weight))
+    expected = np.sqrt(((new - old - product) ** 2).sum() / (product**2).sum())
+    assert expected > 0.1
+    assert float(lora_merge.rounding_error(base, merged, jnp.dtype("bfloat16"))) == pytest.approx(expected, rel=1e-4)
+    assert float(lora_merge.rounding_error(base, merged, jnp.dtype("float32"))) == 0
+    assert float(lora_merge.rounding_error(base, base, jnp.dtype("bfloat16"))) == 0
+
+
 def test_gradients_follow_from_those_of_the_merged_weights(model):
     """Of w + s·a·b: the gradient of a is s·dw·bᵀ, that of b is s·aᵀ·dw."""
     config, graph, base, adapters = model

@@ -311,6 +311,18 @@ def test_a_checkpoint_of_a_version_without_dpo_is_not_continued_with_it():
     check_compatibility(saved, {"config": {**current["config"], "train.objective": "next-token"}})
 
 
+def test_adapters_that_bfloat16_would_round_away_are_reported(workspace, tmp_path, caplog, monkeypatch):
+    load_run(str(workspace / "dpo"))
+    assert "small next to the weights" not in caplog.text  # it computes in float32
+    shutil.copytree(workspace / "dpo", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    config = run.read_config()
+    run.save_config(config.model_copy(update={"train": config.train.model_copy(update={"dtype": "bfloat16"})}))
+    monkeypatch.setattr(frozen, "_LARGE_ERROR", 0.0)
+    load_run(str(run.path))
+    assert "computing in bfloat16 rounds them by" in caplog.text
+
+
 def test_what_has_no_pairs_or_no_weights_is_refused(workspace, tmp_path):
     with pytest.raises(UserError, match=r"train\.objective dpo compares with the model that training starts from"):
         train(tuned(workspace, **{"init.from_run": "", "lora.rank": 0}), tmp_path / "none")
