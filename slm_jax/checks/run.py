@@ -78,6 +78,7 @@ def _attempt(name: str, run_check: Callable[[], Finding]) -> Finding:
 def _findings(config: Config, run: Run | None, worst: int, documents: int, step: Step) -> Iterator[Finding]:
     from slm_jax.checks import data as texts
 
+    trained_as = config
     if config.train.objective == "dpo":  # its corpus holds the chosen conversations, which a language model predicts
         next_token = {"objective": "next-token", "dpo_beta": TrainConfig().dpo_beta}
         config = config.model_copy(update={"train": config.train.model_copy(update=next_token)})
@@ -102,7 +103,9 @@ def _findings(config: Config, run: Run | None, worst: int, documents: int, step:
         if run is not None and run.newest_step() is not None:
             yield from _trained(config, run, text, worst, step)
         else:
-            yield from _untrained(config, text)
+            if trained_as.train.objective == "dpo":
+                yield _attempt("preference pairs", lambda: _pairs(trained_as, text))
+            yield from _untrained(config, text, trained_as)
 
 
 def _read_text(config: Config, run: Run | None, documents: int, scratch: Path) -> _Text:
@@ -123,9 +126,24 @@ def _read_text(config: Config, run: Run | None, documents: int, scratch: Path) -
     return _Text(tokenizer, corpus, make_batches(config, corpus))
 
 
-def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
-    """Check the devices, the compiled step and untrained weights."""
+def _pairs(config: Config, text: _Text) -> Finding:
+    """Check that the source has preference pairs."""
+    from slm_jax.data.pairs import has_pairs
+
+    found = has_pairs(config, text.tokenizer)
+    return finding("preference pairs", found, "found" if found else "none", "rows with columns chosen and rejected")
+
+
+def _untrained(config: Config, text: _Text, trained_as: Config) -> Iterator[Finding]:
+    """Check the devices, the compiled step and untrained weights.
+
+    Args:
+        config: The config of a next-token model.
+        text: Its input.
+        trained_as: The config of the run, which differs with DPO.
+    """
     from slm_jax.checks import step, weights
+    from slm_jax.data.batches.modes import empty_batch
     from slm_jax.distributed import sharding
     from slm_jax.training.train_step import make_steps
 
@@ -135,8 +153,8 @@ def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
     if mesh is None:
         return
     logger.info("compiling the training step")
-    widest = text.batches.empty_batch()
-    found, fitted = step.memory_fit(config, vocab_size, mesh, sharding.shard_batch(mesh, widest))
+    widest = empty_batch(trained_as)
+    found, fitted = step.memory_fit(trained_as, vocab_size, mesh, sharding.shard_batch(mesh, widest))
     yield found
     if fitted is None:
         yield skipped("model", "the step does not fit on these devices")
@@ -149,6 +167,9 @@ def _untrained(config: Config, text: _Text) -> Iterator[Finding]:
     batch = text.batches.at(0)
     yield from _model(config, model, text, batch, True)
     logger.info("one training step")
+    if trained_as.train.objective == "dpo":
+        yield skipped("one step", "a step of pairs compares with the initial weights of the run")
+        return
     yield _attempt("one step", lambda: step.one_step(fitted, state, mesh, step.filled(widest, batch)))
 
 

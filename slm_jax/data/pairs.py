@@ -162,6 +162,11 @@ def _write(folder: Path, config: Config, corpus: Corpus, tokenizer: TextTokenize
     write_json(folder / "manifest.json", {**content, "crc32": checksums})
 
 
+def has_pairs(config: Config, tokenizer: TextTokenizer) -> bool:
+    """Return whether the source of a config has a preference pair; reads it up to the first."""
+    return next(_documents(config, tokenizer), None) is not None
+
+
 def _documents(config: Config, tokenizer: TextTokenizer) -> Iterator[Document]:
     """Yield the documents of the source that have a rejected conversation."""
     ((source, _),) = make_sources(config.data)

@@ -378,6 +378,17 @@ def test_checks_treat_the_model_as_one_of_its_chosen_conversations(workspace, ca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", ["pairs", "base"])
+def test_checks_before_training_look_for_pairs_and_compile_their_step(workspace, text):
+    found = {
+        each.name: each for each in check(config=tuned(workspace, **{"data.files": str(workspace / f"{text}.jsonl")}))
+    }
+    assert found["preference pairs"].verdict == ("ok" if text == "pairs" else "FAIL")
+    assert found["memory"].verdict == "ok"
+    assert found["one step"].verdict == "skipped"
+
+
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_identical(workspace, tmp_path):
     """SIGKILL while the reference is computed, and after a checkpoint."""
     more = {"train.steps": 60, "eval.every": 20, "checkpoint.every": 5, "eval.sample_tokens": 4}
