@@ -78,8 +78,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError("; ".join(problems))
     with without_garbage_collection():
         tune_process()
+        from slm_jax.run.conversations import is_chat_trained
         from slm_jax.run.load import load_run
-        from slm_jax.serve.conversation import is_chat_trained
         from slm_jax.serve.engine import Engine
         from slm_jax.serve.session import ChatSession
 

@@ -4,7 +4,6 @@ Only models that were trained on conversations get them. Those of a base model h
 template makes programs offer a chat. It also needs a tokenizer that recognizes the names of special tokens in any text.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,24 +13,11 @@ from slm_jax.chat.messages import Message
 from slm_jax.chat.own_template import ESCAPE
 from slm_jax.chat.sandbox import compile_template
 from slm_jax.chat.template import ChatTemplate
-from slm_jax.data.corpus.corpus import CHAT_FORMAT
-from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
 
 CHAT_TEMPLATE = "chat_template.jinja"
-
-
-def is_chat_run(run: Run) -> bool:
-    """Return whether a run was trained on conversations, which the manifests of its corpus state."""
-    for path in run.corpus.rglob("manifest.json"):
-        try:
-            if json.loads(path.read_text(encoding="utf-8")).get("format") == CHAT_FORMAT:
-                return True
-        except (OSError, ValueError, AttributeError):
-            continue
-    return False
 
 
 def stop_ids(tokenizer: TextTokenizer, is_chat: bool) -> list[int]:

@@ -22,13 +22,14 @@ from slm_jax.generation.decode import suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
-from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, is_chat_run, stop_ids
+from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, stop_ids
 from slm_jax.huggingface.config_json import to_config_json
 from slm_jax.huggingface.gguf import MODELFILE, check_gguf, modelfile, write_gguf
 from slm_jax.huggingface.peft_folder import CONFIG as ADAPTER_CONFIG
 from slm_jax.huggingface.peft_folder import write_adapters
 from slm_jax.huggingface.portable_tokenizer import TOKENIZER_JSON, write_tokenizer, write_tokenizer_json
 from slm_jax.huggingface.weights import INDEX, to_tensors, write_tensors
+from slm_jax.run.conversations import is_chat_trained
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_adapters
 from slm_jax.run.selection import Step
@@ -90,7 +91,7 @@ def export(
         raise UserError(f"shard_gb {shard_gb} must be a number above 0")
     vocab_size = loaded.tokenizer.vocab_size
     config = to_config_json(loaded.config.model, vocab_size, loaded.context, dtype)
-    is_chat = is_chat_run(loaded.run) if chat is None else chat
+    is_chat = is_chat_trained(loaded.run) if chat is None else chat
     config |= _special_ids(loaded.tokenizer, is_chat)
     title = name or loaded.run.path.absolute().name
     is_foreign = not isinstance(loaded.tokenizer, HybridTokenizer)
@@ -174,7 +175,7 @@ def export_gguf(
         write_tokenizer_json(tokenizer, folder)  # for the comparison: the GGUF file has the same entries
         (folder / TOKENIZER_JSON).unlink()
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
-        is_chat = is_chat_run(loaded.run) if chat is None else chat
+        is_chat = is_chat_trained(loaded.run) if chat is None else chat
         write_gguf(to_tensors(params, vocab_size), config, tokenizer, folder / file, dtype, title, is_chat)
         (folder / MODELFILE).write_text(modelfile(file, tokenizer if is_chat else None), encoding="utf-8")
     return Path(to)

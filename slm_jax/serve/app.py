@@ -19,13 +19,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from slm_jax.run.conversations import is_chat_trained
 from slm_jax.run.selection import Step
 from slm_jax.serve.answers import Answer, Limits, format_event
 from slm_jax.serve.auth import AsciiJSONResponse, Auth, Receive, Scope, Send
 from slm_jax.serve.chat import ChatCompletion
 from slm_jax.serve.chat_schema import ChatRequest
 from slm_jax.serve.completions import Completion
-from slm_jax.serve.conversation import is_chat_trained
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.gate import Gate

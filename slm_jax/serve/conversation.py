@@ -1,7 +1,6 @@
 """A conversation as the prompt of an engine, and what a run knows about conversations."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from slm_jax.chat.messages import Message
 from slm_jax.chat.template import ChatTemplate
-from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
@@ -89,14 +87,3 @@ def chat_masks(tokenizer: TextTokenizer, template: ChatTemplate) -> tuple[list[i
     if not isinstance(tokenizer, HybridTokenizer):  # whose case marks have no bytes either
         suppressed |= {id_ for id_, data in enumerate(tokenizer.token_bytes) if not data}
     return sorted(suppressed - set(stops)), stops
-
-
-def is_chat_trained(run: Run) -> bool:
-    """Return whether a run was trained on conversations: its corpora name the chat template that encoded them."""
-    for manifest in run.path.glob("corpus/**/manifest.json"):
-        try:
-            if "chat_template" in json.loads(manifest.read_text(encoding="utf-8")):
-                return True
-        except (OSError, ValueError):
-            continue
-    return False

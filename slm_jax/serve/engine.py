@@ -21,10 +21,11 @@ from flax import nnx
 
 from slm_jax.generation.decode import id_mask, prepare_weights, suppressed_ids
 from slm_jax.generation.sampling import Sampling
+from slm_jax.run.conversations import is_chat_trained
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, TokenMasks
 from slm_jax.serve.blocks import SlotBlock, block_columns
-from slm_jax.serve.conversation import chat_masks, find_template, is_chat_trained
+from slm_jax.serve.conversation import chat_masks, find_template
 from slm_jax.serve.metrics import Counters
 from slm_jax.serve.prefill import Prefill, PromptFeeder, token_logprobs
 from slm_jax.serve.prefix_cache import PrefixCache

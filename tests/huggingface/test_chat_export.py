@@ -120,7 +120,7 @@ def test_only_runs_trained_on_conversations_have_chat_settings(tmp_path):
     assert json.loads((folder / "tokenizer.json").read_text())["added_tokens"] == []
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == run.tokenizer.eos_id
     (run.run.corpus / "part").mkdir(parents=True)
-    (run.run.corpus / "part" / "manifest.json").write_text(json.dumps({"format": chat_files.CHAT_FORMAT}))
+    (run.run.corpus / "part" / "manifest.json").write_text(json.dumps({"chat_template": "0f"}))
     assert (export(run, tmp_path / "chat") / "chat_template.jinja").exists()
     assert not (export(run, tmp_path / "off", chat=False) / "chat_template.jinja").exists()
 

@@ -8,10 +8,11 @@ import pytest
 
 from slm_jax.chat.messages import EncodedChat, Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.run.conversations import is_chat_trained
 from slm_jax.serve.chat import ChatCompletion, format_chat_logprobs
 from slm_jax.serve.chat_schema import ChatRequest
 from slm_jax.serve.completions import Limits
-from slm_jax.serve.conversation import chat_masks, encode_chat, is_chat_trained
+from slm_jax.serve.conversation import chat_masks, encode_chat
 from slm_jax.serve.detokenizer import IncrementalDetokenizer
 from slm_jax.serve.errors import ApiError
 from slm_jax.serve.requests import TokenLogprob
