@@ -5,22 +5,6 @@ from typing import Any
 
 from slm_jax.config.sections import LoraConfig, OptimizerConfig, TrainConfig
 
-# Pre-training moves the weights far, fine-tuning must not: it would lose what they know.
-#
-# name          Muon's updates are of equal size in all directions of a matrix. Weights that AdamW has trained, as those
-#               of most published models, gain nothing from it (arXiv:2502.16982, section 3.5).
-# lr            See below; for text the default of transformers. 0.01 is for random weights.
-# schedule      Linear decay to 0 after the warmup: wsd over the fraction 1.
-# weight_decay  It pulls the weights toward 0, not toward where they start.
-# beta2         Averages the gradient's square over 1,000 steps, as batches are small.
-_SETTINGS: dict[str, Any] = {
-    "name": "adamw",
-    "schedule": "wsd",
-    "decay_fraction": 1.0,
-    "final_lr_fraction": 0.0,
-    "weight_decay": 0.0,
-    "beta2": 0.999,
-}
 # Adapters start at 0 and take larger steps than the weights themselves (arXiv:2305.14314, appendix B).
 _LR = 5e-5
 _LORA_LR = 2e-4
@@ -29,6 +13,24 @@ _LORA_LR = 2e-4
 # at 2e-5 left the perplexity of held-out responses as it was (1.20), at 1e-4 it rose (1.74).
 _DPO_LR = 0.005
 _DPO_LORA_LR = 0.05
+
+# Pre-training moves the weights far, fine-tuning must not: it would lose what they know.
+#
+# name          Muon's updates are of equal size in all directions of a matrix. Weights that AdamW has trained, as those
+#               of most published models, gain nothing from it (arXiv:2502.16982, section 3.5).
+# lr            See above; for text the default of transformers. 0.01 is for random weights.
+# schedule      Linear decay to 0 after the warmup: wsd over the fraction 1.
+# weight_decay  It pulls the weights toward 0, not toward where they start.
+# beta2         Averages the gradient's square over 1,000 steps, as batches are small.
+_SETTINGS: dict[str, Any] = {
+    "name": "adamw",
+    "lr": _LR,
+    "schedule": "wsd",
+    "decay_fraction": 1.0,
+    "final_lr_fraction": 0.0,
+    "weight_decay": 0.0,
+    "beta2": 0.999,
+}
 _WARMUP_FRACTION = 0.03
 _MAX_WARMUP_STEPS = 100
 
