@@ -18,6 +18,8 @@ for package in sys.argv[1:]:
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if module.name.startswith("slm_jax.serve.") and importlib.util.find_spec("starlette") is None:
             continue  # the extra that it needs is not installed
+        if module.name == "slm_jax.utils.foreign_tokenizer" and importlib.util.find_spec("tokenizers") is None:
+            continue
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 """

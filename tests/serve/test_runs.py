@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from slm_jax.cli.serve import find_runs
+pytest.importorskip("starlette")
+
+from slm_jax.cli.serve import find_runs  # after the check for the extra
 from slm_jax.generation.decode import encode_prompt
 from slm_jax.run.directory import Run
 from slm_jax.serve import batching, live
