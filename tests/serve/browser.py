@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -17,6 +18,15 @@ _ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-
 def chromium() -> str | None:
     """Return the path of Chromium or Chrome, None if there is none."""
     return shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+IN_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (chromium() and shutil.which("chromedriver")), reason="Chromium or chromedriver is not installed"
+    ),
+]
+"""Marks of tests in a browser."""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The chat view of the page in a real Chromium."""
 
 import json
-import shutil
 import time
 
 import pytest
@@ -11,15 +10,10 @@ pytest.importorskip("selenium")
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.serve.browser import chromium, open_browser
+from tests.serve.browser import IN_BROWSER, open_browser
 from tests.serve.test_page import open_page, wait, warnings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (chromium() and shutil.which("chromedriver")), reason="Chromium or chromedriver is not installed"
-    ),
-]
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,15 +17,10 @@ pytest.importorskip("uvicorn")
 from selenium.webdriver.common.by import By
 
 from tests.processes import command_environment
-from tests.serve.browser import chromium, open_browser
+from tests.serve.browser import IN_BROWSER, open_browser
 from tests.serve.test_page import warnings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (chromium() and shutil.which("chromedriver")), reason="Chromium or chromedriver is not installed"
-    ),
-]
+pytestmark = IN_BROWSER
 
 TINY = (
     "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "

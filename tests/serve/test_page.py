@@ -1,6 +1,5 @@
 """The page in a real Chromium: user actions and what is displayed."""
 
-import shutil
 import time
 
 import pytest
@@ -13,14 +12,9 @@ pytest.importorskip("selenium")
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.serve.browser import chromium, open_browser
+from tests.serve.browser import IN_BROWSER, open_browser
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (chromium() and shutil.which("chromedriver")), reason="Chromium or chromedriver is not installed"
-    ),
-]
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
