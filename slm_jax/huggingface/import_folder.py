@@ -1,12 +1,12 @@
 """Hugging Face model folders as initial weights of a run: `--init.from_hf DIR`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.config_json import from_config_json
+from slm_jax.huggingface.json_file import read_json_object
 from slm_jax.model.transformer import swiglu_width
 from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
@@ -47,12 +47,7 @@ def open_folder(path: str) -> Folder:
         is_hub_name = not folder.exists() and path.count("/") == 1
         hint = f" (from the hub: hf download {path} --local-dir DIR)" if is_hub_name else ""
         raise UserError(f"init.from_hf {path}: not a model folder, no config.json{hint}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: not a JSON object")
+    content = read_json_object(file)
     model, vocab_size = from_config_json(content, str(file))
     return Folder(folder, model, vocab_size)
 

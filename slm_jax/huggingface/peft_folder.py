@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax.config.schema import LoraConfig, format_problems
+from slm_jax.huggingface.json_file import read_json_object
 from slm_jax.model.lora import ADAPTER, SUBLAYERS
 from slm_jax.utils.errors import UserError
 
@@ -89,12 +90,7 @@ def open_adapters(path: str) -> PeftAdapters:
     file = Path(path) / CONFIG
     if not file.is_file():
         raise UserError(f"lora.from_peft {path}: not a folder of PEFT, no {CONFIG}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: not a JSON object")
+    content = read_json_object(file)
     problems = [
         f"{name} is {content[name]!r}, supported is {allowed[0]!r}"
         for name, allowed in _REQUIRED.items()
