@@ -31,7 +31,7 @@ class Options:
         python -m slm_jax.sweep --to sweeps/lr                continue, or print the results again
 
     Each trial is a run in FOLDER/runs, which all other commands read. The folder also has results.csv, sweep.png,
-    report.html and sweep.toml. The same command after a kill at any instant goes on with the same bits. More values
+    report.html and sweep.toml. After a kill at any instant, the same command continues with the same bits. More values
     (not of random settings), seeds or random settings add trials. A trial that diverges or does not fit into memory is
     listed in failures.json; remove it there to try it again.
 

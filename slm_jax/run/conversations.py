@@ -1,4 +1,4 @@
-"""Whether a run was trained on conversations."""
+"""The kind of text that a run was trained on: conversations, or plain text."""
 
 import json
 

@@ -68,7 +68,7 @@ class Prefill:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all chunks were fed."""
+        """True if all chunks were fed."""
         return self.fed == len(self.chunks)
 
 

@@ -45,7 +45,7 @@ class WarmUp:
 
     @property
     def is_running(self) -> bool:
-        """Whether there are prompts to serve."""
+        """True if there are prompts to serve."""
         return bool(self._prompts)
 
     def compile_next(self, feeder: PromptFeeder, weights: Any, name: str) -> None:

@@ -105,7 +105,7 @@ def _cells(row: SettingScore) -> list[str]:
 
 
 def summary(rows: Sequence[SettingScore]) -> Iterator[str]:
-    """Yield sentences about the best setting, and those that cannot be told from it."""
+    """Yield sentences about the best setting, and those that cannot be distinguished from it."""
     best = rows[0]
     if math.isinf(best.mean):
         yield "No setting has a score."
@@ -118,7 +118,7 @@ def summary(rows: Sequence[SettingScore]) -> Iterator[str]:
         return
     close = [row.setting.label for row, verdict in zip(others, verdicts, strict=True) if not verdict]
     if close:
-        yield "not told from it by these seeds (paired t-test, 5 %): " + "; ".join(close)
+        yield "not distinguishable from it with these seeds (paired t-test, 5 %): " + "; ".join(close)
     elif others:
         yield "all others differ from it (paired t-test, 5 %, not corrected for the number of comparisons)"
 

@@ -20,7 +20,7 @@ FAILURES = "failures.json"
 
 @dataclass
 class Scores:
-    """What the trials of a sweep have reached.
+    """Results of the trials of a sweep.
 
     Attributes:
         values: The score of each finished trial, by the name of its run directory.

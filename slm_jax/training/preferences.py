@@ -1,4 +1,4 @@
-"""What a DPO run has besides an ordinary one: batches of pairs, the reference, and the validation of both."""
+"""The additions of a DPO run to an ordinary one: batches of pairs, the reference, and the validation of both."""
 
 import functools
 import json

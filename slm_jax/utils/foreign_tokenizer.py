@@ -300,7 +300,7 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
     if ids["pad_id"] is not None:
         named.append(("pad_id", ids["pad_id"]))
     for name, id_ in named:
-        if type(id_) is not int or not 0 <= id_ < vocab_size:  # True is no id
+        if type(id_) is not int or not 0 <= id_ < vocab_size:  # True is not an id
             raise TokenizerError(f"{name} has {id_!r}: the ids of this tokenizer are 0 to {vocab_size - 1}")
     if ids["eos_id"] not in stops:
         raise TokenizerError(f"stop_ids is {stops!r}: eos_id, {ids['eos_id']}, must be among them")

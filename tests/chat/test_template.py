@@ -78,7 +78,7 @@ def render(source: str, messages, generation_prompt=False) -> str:
 
 
 def ids_of_rendered(tokenizer: HybridTokenizer, text: str) -> list[int]:
-    """What a tokenizer gives that looks for special tokens first and then removes escapes."""
+    """Return the ids of a tokenizer that looks for special tokens first and then removes escapes."""
     special = {tokenizer.id2token[id_]: id_ for id_ in tokenizer.vocabulary.special_ids}
     parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
     ids = [[special[part]] if part in special else tokenizer.encode(part.replace("<" + ESCAPE, "<")) for part in parts]

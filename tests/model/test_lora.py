@@ -95,7 +95,7 @@ def test_rounding_error_of_merged_weights():
 
 
 def test_gradients_follow_from_those_of_the_merged_weights(model):
-    """Of w + s·a·b: the gradient of a is s·dw·bᵀ, that of b is s·aᵀ·dw."""
+    """With merged weights w + s·a·b, the gradient of a is s·dw·bᵀ, that of b is s·aᵀ·dw."""
     config, graph, base, adapters = model
     batch = batch_of()
     plain, _ = abstract_model(config, VOCAB)

@@ -103,7 +103,7 @@ def test_words_stay_apart_after_a_context(tmp_path):
 
 
 def test_generated_texts_are_what_their_ids_add_to_the_prompt(tmp_path, capsys):
-    """Of the function, and of the command for one text and for several."""
+    """Tested with the function, and with the command for one text and for several."""
     tokenizer = load_tokenizer(foreign.byte_fallback(tmp_path))
     suppress = [id_ for name, id_ in tokenizer.token2id.items() if not name.startswith("\u2581")]
     tokenizer.suppressed_ids = suppress

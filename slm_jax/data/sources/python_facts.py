@@ -105,7 +105,7 @@ _SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
 
 
 class Fact(NamedTuple):
-    """What is known about a name; fields that are not known are empty.
+    """The documented facts about a name; fields that are not known are empty.
 
     Attributes:
         name: The full name, as in `os.path.join`.
