@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from slm_jax.config.sections import LoraConfig, ModelConfig, Sections, TrainConfig
+from slm_jax.config.model_section import ModelConfig
+from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
 
 # Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
 SOURCES: tuple[str, ...] = (

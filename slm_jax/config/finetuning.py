@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from slm_jax.config.sections import LoraConfig, OptimizerConfig, TrainConfig
+from slm_jax.config.optimizer_section import OptimizerConfig
+from slm_jax.config.sections import LoraConfig, TrainConfig
 
 # Adapters start at 0 and take larger steps than the weights themselves (arXiv:2305.14314, appendix B).
 _LR = 5e-5

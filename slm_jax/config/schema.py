@@ -13,19 +13,11 @@ from typing import Any
 import pydantic
 
 from slm_jax.config.checks import cross_checks
+from slm_jax.config.data_section import DataConfig, TokenizerConfig
+from slm_jax.config.model_section import ModelConfig
+from slm_jax.config.optimizer_section import OptimizerConfig
 from slm_jax.config.presets import read_preset
-from slm_jax.config.sections import (
-    MAX_STEPS,
-    CheckpointConfig,
-    DataConfig,
-    HealthConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Sections,
-    TokenizerConfig,
-    TrainConfig,
-)
+from slm_jax.config.sections import MAX_STEPS, CheckpointConfig, HealthConfig, LoraConfig, Sections, TrainConfig
 from slm_jax.utils.errors import UserError
 
 __all__ = [

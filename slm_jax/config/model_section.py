@@ -1,0 +1,124 @@
+"""Options of the section `model`: the shape of the Transformer, and how it is computed."""
+
+from typing import Literal
+
+from slm_jax.config.option import Integers, Section, option
+
+
+class ModelConfig(Section):
+    """Shape of the Transformer, and how it is computed."""
+
+    dim: int = option(192, "Width of the residual stream.", common=True, shapes_weights=True, exported=True, ge=8)
+    depth: int = option(
+        4, "Number of blocks (attention and SwiGLU).", common=True, shapes_weights=True, exported=True, ge=1
+    )
+    heads: int = option(3, "Query heads; must divide dim.", common=True, shapes_weights=True, exported=True, ge=1)
+    kv_heads: int = option(
+        0,
+        "Key and value heads (grouped-query attention); 0: as many as heads.",
+        shapes_weights=True,
+        exported=True,
+        ge=0,
+    )
+    head_dim: int = option(0, "Channels of a head; 0: dim / heads.", shapes_weights=True, exported=True, ge=0)
+    mlp_dim: int = option(
+        768,
+        "SwiGLU size; its inner width is 2/3 of this, rounded up.",
+        common=True,
+        shapes_weights=True,
+        exported=True,
+        ge=8,
+    )
+    mlp_multiple: int = option(
+        64, "The SwiGLU's inner width is rounded up to a multiple of this.", shapes_weights=True, exported=True, ge=1
+    )
+    window: int = option(
+        0,
+        "Sliding window: tokens that a token attends to, itself included; 0 or at least the sequence length: all "
+        "before it.",
+        exported=True,
+        ge=0,
+    )
+    full_layers: Integers = option(
+        (), "Layers, counted from 0, that attend to all tokens before them in spite of `window`.", exported=True
+    )
+    dropout: float = option(
+        0.0, "Dropout rate on the embeddings and on each sublayer's output.", training_only=True, ge=0, lt=1
+    )
+    tie_weights: bool = option(True, "Share the embedding with the output head.", shapes_weights=True, exported=True)
+    qk_norm: bool = option(True, "RMSNorm on queries and keys, per head.", shapes_weights=True, exported=True)
+    qkv_bias: bool = option(
+        False, "Biases of the query, key and value projections.", shapes_weights=True, exported=True
+    )
+    norm_eps: float = option(1e-6, "Epsilon of RMSNorm, added to the mean square.", exported=True, gt=0)
+    rope_base: float = option(10_000.0, "Base of the rotary position frequencies.", exported=True, gt=1)
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = option(
+        "none",
+        "Scaling of rotary frequencies to longer texts; linear: all are divided by rope_factor; llama3, yarn: those "
+        "of few turns.",
+        exported=True,
+    )
+    rope_factor: float = option(1.0, "With rope_scaling: the factor by which texts become longer.", exported=True, ge=1)
+    rope_original_length: int = option(
+        0, "With llama3 and yarn: sequence length of the pre-training before it, in tokens.", exported=True, ge=0
+    )
+    rope_low_turns: float = option(
+        1.0, "With llama3 and yarn: fewer turns per original length are divided by rope_factor.", exported=True, gt=0
+    )
+    rope_high_turns: float = option(
+        32.0, "With llama3 and yarn: frequencies of more turns per original length are kept.", exported=True, gt=0
+    )
+    rope_attention_factor: float = option(
+        0.0, "With yarn: scale of rotated queries and keys; 0: 0.1 ln(rope_factor) + 1.", exported=True, ge=0
+    )
+    nope_layers: Integers = option(
+        (), "Layers, counted from 0, without rotary positions (NoPE, arXiv:2305.19466).", exported=True
+    )
+    max_positions: int = option(
+        0,
+        "Longest text that the initial weights were trained on, in tokens, which an export states; 0 or less than "
+        "train.sequence_length: that one.",
+        exported=True,
+        ge=0,
+    )
+    vocab_multiple: int = option(
+        1,
+        "Pad the embedding and the head to a multiple of this many rows (adds no tokens).",
+        shapes_weights=True,
+        training_only=True,
+        ge=1,
+    )
+    attention: Literal["auto", "blocks", "cudnn", "splash", "naive"] = option(
+        "auto",
+        "Attention implementation; auto: cudnn on NVIDIA GPUs, splash on TPUs, else blocks of queries; naive: all "
+        "scores at once.",
+        execution=True,
+    )
+    scan_layers: bool | Literal["auto"] = option(
+        "auto",
+        "Compile one block and loop over it: compile time does not depend on depth, but steps are slower on CPUs; "
+        "auto: on TPUs, and on GPUs with more than 24 blocks.",
+        execution=True,
+    )
+    remat: Literal["auto", "none", "elementwise", "dots", "full"] = option(
+        "auto",
+        "Activations recomputed in the backward pass to save memory; elementwise: norms, rotations and the like; dots: "
+        "all but the outputs of linear layers; full: all but the input of each block; auto: elementwise, on CPUs none.",
+        execution=True,
+    )
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head, K."""
+        return self.head_dim or self.dim // self.heads
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """Window of each layer; 0: the layer attends to all earlier tokens."""
+        return tuple(0 if layer in self.full_layers else self.window for layer in range(self.depth))
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens that at least one layer attends to; 0: all."""
+        windows = self.layer_windows
+        return max(windows) if all(windows) else 0
