@@ -12,7 +12,8 @@ from flax import nnx
 from slm_jax.checks.finding import Finding, finding, shortened
 from slm_jax.checks.uncached import run_uncached
 from slm_jax.config.schema import ModelConfig
-from slm_jax.model.transformer import INIT_STD, Transformer, round_up
+from slm_jax.model.block import INIT_STD, round_up
+from slm_jax.model.transformer import Transformer
 from slm_jax.performance import flops
 from slm_jax.training.objective import loss_sums
 from slm_jax.utils.batch import IGNORE_INDEX, Batch

@@ -19,7 +19,7 @@ from typing import Any
 from slm_jax.config.option import traits_of
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.rope_json import rope_options, rope_problems, to_rope_json
-from slm_jax.model.transformer import swiglu_width
+from slm_jax.model.block import swiglu_width
 from slm_jax.utils.errors import UserError
 from tokenizer.vocabulary import SPECIAL_TOKENS
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.config_json import from_config_json
 from slm_jax.huggingface.json_file import read_json_object
-from slm_jax.model.transformer import swiglu_width
+from slm_jax.model.block import swiglu_width
 from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size

@@ -2,7 +2,7 @@
 
 Parameters, optimizer state, and everything inside norms, softmax and the loss are float32 in any case, and so are
 the gradients that the optimizer gets (those of the blocks' matrices are rounded before where activations are bfloat16,
-see `transformer.cast_weights`).
+see `block.cast_weights`).
 Two things depend on hardware and options:
 
 compute       the operands of matrix products, which are accumulated in float32 (`train.dtype`)

@@ -1,14 +1,21 @@
-"""Frequencies of the rotary position embeddings, with the scalings to longer texts that published models use.
+"""Rotary position embeddings, with the scalings to longer texts that published models use.
 
 Frequencies are computed in float64 and rounded once: a float32 power is off by an ulp for some channels, which at
 position 1,000 is an error of 1e-4 in the angle.
+
+Shapes: B batch, T tokens, H heads, K channels of a head.
 """
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slm_jax.config.schema import ModelConfig
+
+RotaryTables = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
+"""(cos, sin), float32 [B, T, 1, K / 2] each."""
 
 
 def rotary_frequencies(config: ModelConfig) -> np.ndarray:
@@ -38,6 +45,32 @@ def rotary_scale(config: ModelConfig) -> float:
 def yarn_scale(factor: float, slope: float = 1.0) -> float:
     """Return YaRN's factor of queries and keys, 0.1 · slope · ln(factor) + 1 (arXiv:2309.00071, equation 22)."""
     return 0.1 * slope * math.log(factor) + 1.0
+
+
+def rotary_tables(positions_BxT: jax.Array | np.ndarray, config: ModelConfig) -> RotaryTables:
+    """Return cos and sin of the rotary angles (arXiv:2104.09864), times the scale of YaRN.
+
+    NumPy positions give NumPy tables: constants of the compiled program, which would otherwise recompute them wherever
+    they are used.
+
+    Args:
+        positions_BxT: Position of each token.
+        config: The model's options.
+
+    Returns:
+        float32 [B, T, 1, K / 2] each.
+    """
+    xp = np if isinstance(positions_BxT, np.ndarray) else jnp
+    angle = positions_BxT.astype(np.float32)[:, :, None, None] * rotary_frequencies(config)
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    scale = np.float32(rotary_scale(config))
+    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
+
+
+def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
+    """Return x with each pair of channels (i, i + K/2) rotated by the angle of its position, in the dtype of x."""
+    a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxK.dtype)
 
 
 def _llama3(frequency: np.ndarray, config: ModelConfig) -> np.ndarray:

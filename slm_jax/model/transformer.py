@@ -1,20 +1,13 @@
 """The model: a decoder-only Transformer in Flax NNX.
 
-RMSNorm before each sub-layer, rotary position embeddings, causal attention with an optional local window and grouped
-queries, SwiGLU, a tied or untied output head, no biases except optional ones of queries, keys and values. Parameters
-are float32; the dtypes of products and activations are those of the `Policy` (precision.py). The parameters of all
-blocks are stacked, [L, …] each: a few large arrays are faster to update, shard and save than many small ones.
+A token embedding, the blocks (block.py), a norm, and a tied or untied output head. Parameters are float32; the dtypes
+of products and activations are those of the `Policy` (precision.py). The parameters of all blocks are stacked, [L, …]
+each: a few large arrays are faster to update, shard and save than many small ones.
 
-Each parameter declares the axes of the mesh that it is split over where it is created (distributed/partitioning.py).
-The first matrices of a sub-layer are split by columns over "tensor", the last one by rows, so that a sub-layer needs
-one all-reduce (Megatron-LM, arXiv:1909.08053); the other axis of each matrix is split over "fsdp".
-
-Shapes: B batch, T tokens, S keys, D dim, H query heads, G key/value heads, K channels of a head, V vocabulary, L
-layers.
+Shapes: B batch, T tokens, D dim, H query heads, G key/value heads, K channels of a head, V vocabulary, L layers.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,239 +17,16 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.config.schema import ModelConfig
-from slm_jax.distributed.partitioning import (
-    FSDP,
-    REPLICATED,
-    TENSOR,
-    Partition,
-    embedding_lookup,
-    shard_by_batch,
-)
+from slm_jax.distributed.partitioning import FSDP, TENSOR, embedding_lookup, shard_by_batch
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
+from slm_jax.model.block import INIT_STD, Block, RMSNorm, cast_weights, normal_init, round_up
+from slm_jax.model.dropout import drop, example_keys, site_keys
 from slm_jax.model.kv_cache import Cache, KVCache
 from slm_jax.model.layers import layer_kinds, scan_layers
 from slm_jax.model.precision import Policy
-from slm_jax.model.recomputation import choose_remat, choose_scan, keep, recompute
-from slm_jax.model.rotary import rotary_frequencies, rotary_scale
-
-INIT_STD = 0.02
-"""Standard deviation of the initial matrices."""
-
-RotaryTables = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
-"""(cos, sin), float32 [B, T, 1, K / 2] each."""
-
-
-def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    """Return float32 values drawn from normal(0, INIT_STD)."""
-    return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, computed in float32, in the dtype of x (arXiv:1910.07467)."""
-
-    def __init__(self, dim: int, eps: float):
-        """Create a norm over the last axis, of size `dim`; `eps` is added to the mean square."""
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32), partition=REPLICATED)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x_f32 = x.astype(jnp.float32)
-        y_f32 = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps) * self.scale[...]
-        return y_f32.astype(x.dtype)
-
-
-class Linear(nnx.Module):
-    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD), a bias is 0.
-
-    Attributes:
-        adapter: Function of the input and x·w that corrects the latter (lora.py); None: no correction.
-    """
-
-    adapter: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-
-    def __init__(
-        self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs, bias: bool = False
-    ):
-        """Create the layer.
-
-        Args:
-            inputs: Size of the last axis of x.
-            outputs: Size of the last axis of the result.
-            partition: Mesh axes that the input and the output axis of the weight are split over.
-            policy: Dtype of the product's operands, and the hardware that it runs on.
-            rngs: Source of the initial weight.
-            bias: Add a bias.
-        """
-        self.weight = nnx.Param(normal_init(rngs, (inputs, outputs)), partition=partition)
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32), partition=partition[1:]) if bias else None
-        self.policy = policy
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = ops.matmul(x, self.weight[...], self.policy.compute, self.policy.platform)
-        if self.adapter is not None:
-            y = self.adapter(x, y)
-        return y if self.bias is None else (y.astype(jnp.float32) + self.bias[...]).astype(y.dtype)
-
-
-def rotary_tables(positions_BxT: jax.Array | np.ndarray, config: ModelConfig) -> RotaryTables:
-    """Return cos and sin of the rotary angles (arXiv:2104.09864), times the scale of YaRN.
-
-    NumPy positions give NumPy tables: constants of the compiled program, which would otherwise recompute them wherever
-    they are used.
-
-    Args:
-        positions_BxT: Position of each token.
-        config: The model's options.
-
-    Returns:
-        float32 [B, T, 1, K / 2] each.
-    """
-    xp = np if isinstance(positions_BxT, np.ndarray) else jnp
-    angle = positions_BxT.astype(np.float32)[:, :, None, None] * rotary_frequencies(config)
-    cos, sin = xp.cos(angle), xp.sin(angle)
-    scale = np.float32(rotary_scale(config))
-    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
-
-
-def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
-    """Return x with each pair of channels (i, i + K/2) rotated by the angle of its position, in the dtype of x."""
-    a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxK.dtype)
-
-
-class Attention(nnx.Module):
-    """The projections of causal self-attention with rotary positions and grouped queries."""
-
-    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
-        """Create the projections from normal(0, INIT_STD)."""
-        self.heads = config.heads
-        self.kv_heads = config.kv_heads or config.heads
-        self.width = config.head_width
-        bias = config.qkv_bias
-        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs)
-        self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
-
-    def project(self, x_BxTxD: jax.Array, rotary: RotaryTables | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return queries [B, T, H, K], keys and values [B, T, G, K], in the dtype of x; rotate with tables."""
-        b, t, _ = x_BxTxD.shape
-        q_BxTxHxK = keep(self.query(x_BxTxD)).reshape(b, t, self.heads, self.width)
-        k_BxTxGxK = keep(self.key(x_BxTxD)).reshape(b, t, self.kv_heads, self.width)
-        v_BxTxGxK = keep(self.value(x_BxTxD)).reshape(b, t, self.kv_heads, self.width)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BxTxHxK = self.query_norm(q_BxTxHxK)
-            k_BxTxGxK = self.key_norm(k_BxTxGxK)
-        if rotary is None:
-            return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
-        return rotate(q_BxTxHxK, *rotary), rotate(k_BxTxGxK, *rotary), v_BxTxGxK
-
-    def merge_heads(self, out_BxTxHxK: jax.Array) -> jax.Array:
-        """Return the output of the sub-layer, [B, T, D]."""
-        return keep(self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1)))
-
-
-def round_up(size: float, multiple: int) -> int:
-    """Return the smallest multiple that is at least `size`."""
-    return math.ceil(size / multiple) * multiple
-
-
-def swiglu_width(config: ModelConfig) -> int:
-    """Return the inner width of the SwiGLU: 2/3 of mlp_dim, rounded up to a multiple of `mlp_multiple`.
-
-    Its three matrices then have as many parameters as the two of an MLP of width mlp_dim.
-    """
-    return round_up(2 * config.mlp_dim / 3, config.mlp_multiple)
-
-
-class SwiGLU(nnx.Module):
-    """(silu(x·gate) * x·up)·down (arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
-        """Create the three matrices from normal(0, INIT_STD)."""
-        width = swiglu_width(config)
-        self.gate = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
-        self.up = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
-        self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = keep(self.gate(x)).astype(jnp.float32), keep(self.up(x)).astype(jnp.float32)
-        return self.down((jax.nn.silu(gate) * up).astype(x.dtype))
-
-
-class Block(nnx.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x))."""
-
-    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
-        """Create one layer."""
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, policy, rngs)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config, policy, rngs)
-
-    def __call__(
-        self,
-        x_BxTxD: jax.Array,
-        rotary: RotaryTables | None,
-        attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-        dropout: float = 0.0,
-        dropout_keys: tuple[jax.Array, jax.Array] | None = None,
-    ) -> jax.Array:
-        """Return the residual stream after the block.
-
-        Args:
-            x_BxTxD: Residual stream.
-            rotary: Tables of the tokens' positions; None: a layer without rotary positions.
-            attend: Function of queries [B, T, H, K], keys and values [B, T, G, K] that returns [B, T, H, K].
-            dropout: Rate of the dropout at the end of each sub-layer.
-            dropout_keys: For each sub-layer the keys of the examples [B]; None disables dropout.
-        """
-        attention_key, mlp_key = (None, None) if dropout_keys is None else dropout_keys
-        with jax.named_scope("attention"):
-            q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
-            x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v)), dropout, attention_key)
-        with jax.named_scope("mlp"):
-            return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
-
-
-def cast_weights(params: Any, policy: Policy) -> Any:
-    """Return the blocks' parameters with the matrices in the dtype of the products, scales of norms in float32.
-
-    Cast before they are used, matrices are kept for the backward pass, gathered from other devices and read in that
-    dtype; their gradients are rounded to it on each device and in each microbatch, and summed over devices in it. Where
-    activations are float32, `ops.matmul` casts them, whose gradients of matrices are float32; so it does for float16,
-    which overflows with a sum over all tokens of a batch.
-    """
-    if policy.activation == jnp.float32 or policy.compute == jnp.float16:
-        return params
-    return jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim == 3 else x, params)
-
-
-def example_keys(key: jax.Array, count: int) -> jax.Array:
-    """Return the dropout keys [B] of a batch's examples, each derived from `key` and the example's index alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-
-
-def site_keys(keys_B: jax.Array, site: jax.Array | int) -> jax.Array:
-    """Return the examples' keys [B] for one place where dropout is applied, numbered by `site`."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, site)
-
-
-def drop(x_BxTxD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
-    """Return x after dropout: zeroed with probability `rate`, scaled by 1 / (1 - rate) elsewhere; x without keys.
-
-    The mask of an example is a function of its own key and of the position in it, so that it depends neither on the
-    examples computed together with it, nor on the device that computes it, nor on the padding at its end.
-    """
-    if keys_B is None or rate == 0.0:
-        return x_BxTxD
-    kept_BxTxD = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x_BxTxD.shape[1:]))(keys_B)
-    # In float32: 1 - rate is a fifth of a percent off in bfloat16, at every sub-layer.
-    scaled_BxTxD = (x_BxTxD.astype(jnp.float32) / (1.0 - rate)).astype(x_BxTxD.dtype)
-    return jnp.where(kept_BxTxD, scaled_BxTxD, 0.0)
+from slm_jax.model.recomputation import choose_remat, choose_scan, recompute
+from slm_jax.model.rotary import rotary_tables
 
 
 class Transformer(nnx.Module):

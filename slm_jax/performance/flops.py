@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from slm_jax.config.schema import LoraConfig, ModelConfig
-from slm_jax.model.transformer import round_up, swiglu_width
+from slm_jax.model.block import round_up, swiglu_width
 
 
 def block_matrices(config: ModelConfig) -> list[tuple[int, int]]:

@@ -67,7 +67,7 @@ def _text_name(config: Config) -> str:
 def _size_name(config: Config) -> str:
     """Return about how many parameters a config's model has, as `850k`, `3m` or `1b`; the vocabulary is an estimate."""
     model = config.model
-    inner = -(-2 * model.mlp_dim // (3 * model.mlp_multiple)) * model.mlp_multiple  # as `transformer.swiglu_width`
+    inner = -(-2 * model.mlp_dim // (3 * model.mlp_multiple)) * model.mlp_multiple  # as `block.swiglu_width`
     q_dim = model.heads * model.head_width
     kv_dim = (model.kv_heads or model.heads) * model.head_width
     tables = config.tokenizer.vocab_size * (1 if model.tie_weights else 2)

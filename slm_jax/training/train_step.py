@@ -20,9 +20,10 @@ from slm_jax.distributed import sharding
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import lora, ops
+from slm_jax.model.dropout import example_keys
 from slm_jax.model.params import abstract_model, declared_partitions, pure_params
 from slm_jax.model.precision import Policy
-from slm_jax.model.transformer import Transformer, example_keys
+from slm_jax.model.transformer import Transformer
 from slm_jax.training import health, loss_scale
 from slm_jax.training.context import count_input_tokens, layers_mean_context
 from slm_jax.training.objective import (

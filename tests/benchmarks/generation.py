@@ -27,8 +27,9 @@ from flax import nnx  # noqa: E402
 
 from slm_jax.config.schema import ModelConfig  # noqa: E402
 from slm_jax.generation.decode import Sampling, generate_ids  # noqa: E402
+from slm_jax.model.block import swiglu_width  # noqa: E402
 from slm_jax.model.precision import Policy, compute_dtype  # noqa: E402
-from slm_jax.model.transformer import Transformer, swiglu_width  # noqa: E402
+from slm_jax.model.transformer import Transformer  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
 VOCAB = 8192  # ids

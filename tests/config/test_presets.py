@@ -8,7 +8,7 @@ import pytest
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.presets import preset_names, read_preset
 from slm_jax.config.schema import Config
-from slm_jax.model.transformer import swiglu_width
+from slm_jax.model.block import swiglu_width
 from slm_jax.performance import flops
 from slm_jax.planning.presets import PRESET_TARGETS, targets_of
 from slm_jax.planning.targets import TARGETS

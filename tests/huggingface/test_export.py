@@ -21,7 +21,8 @@ from slm_jax.huggingface import import_folder as hf_folder
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import from_config_json, to_config_json
 from slm_jax.huggingface.export import TOKENIZER_MODULE, export
-from slm_jax.model.transformer import Transformer, swiglu_width
+from slm_jax.model.block import swiglu_width
+from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun
 from slm_jax.utils.errors import UserError

@@ -10,11 +10,11 @@ from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
 from slm_jax.distributed.platform import Platform
+from slm_jax.model.block import swiglu_width
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import choose_remat, choose_scan
-from slm_jax.model.transformer import swiglu_width
 from slm_jax.planning.cudnn import described_gpu
 from slm_jax.training.train_step import gradients
 from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_config

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from slm_jax.model.dropout import drop, example_keys
 from slm_jax.model.ops import LossWeights
-from slm_jax.model.transformer import drop, example_keys
 from slm_jax.training.objective import loss_sums
 from tests.helpers import largest_difference, random_ids, tiny_model
 

@@ -14,10 +14,10 @@ from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
+from slm_jax.model.dropout import drop, example_keys, site_keys
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import compute_dtype
-from slm_jax.model.transformer import drop, example_keys, site_keys
 from slm_jax.training.context import mean_context
 from slm_jax.training.resize import resize_vocabulary
 from slm_jax.training.schedule import make_schedule
