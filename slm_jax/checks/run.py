@@ -241,6 +241,7 @@ def _model(config: Config, model: Any, text: _Text, batch: Any, fresh: bool) -> 
     yield weights.finite_logits(outputs)
     if fresh:
         yield weights.initial_loss(outputs, model)
+        model = weights.without_zeros(model)
     checks = {
         "gradient flow": lambda: weights.gradient_flow(model, few),
         "causality": lambda: masking.causality(model, length, fresh),

@@ -12,7 +12,7 @@ from flax import nnx
 from slm_jax.checks.finding import Finding, finding, shortened
 from slm_jax.checks.uncached import run_uncached
 from slm_jax.config.schema import ModelConfig
-from slm_jax.model.block import INIT_STD, round_up
+from slm_jax.model.block import round_up
 from slm_jax.model.transformer import Transformer
 from slm_jax.performance import flops
 from slm_jax.training.objective import loss_sums
@@ -104,6 +104,21 @@ def copy_to_one_device(make: Callable[[Any], Transformer], params: Any) -> Trans
     return make(jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), first), params))
 
 
+def without_zeros(model: Transformer) -> Transformer:
+    """Return the model with small random values in parameters that are all 0.
+
+    Parameters that start at 0, such as output projections (`model.output_init`), let no gradient through to what comes
+    before them: dependences would not show.
+    """
+    graph, params = nnx.split(model, nnx.Param)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    pairs = zip(leaves, keys, strict=True)
+    filled = [x if jnp.any(x) else 0.02 * jax.random.normal(key, x.shape, x.dtype) for x, key in pairs]
+    merged: Transformer = nnx.merge(graph, jax.tree.unflatten(structure, filled))
+    return merged
+
+
 def few_rows(batch: Batch, rows: int = 2) -> Batch:
     """Return the rows of a batch with the most labels."""
     order = np.argsort(-np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX, axis=1), kind="stable")[:rows]
@@ -141,14 +156,14 @@ def finite_logits(out: Outputs) -> Finding:
 def initial_loss(out: Outputs, model: Transformer) -> Finding:
     """Check that the loss of untrained weights is ln V and a little more: all tokens are about equally likely.
 
-    Untrained logits are about normal with variance D * 0.02^2, the head's rows times hidden states of root mean square
-    1; the mean of their exponentials lifts the loss by half of that. A tied head also favours the token just read,
-    whose row is part of the state: that and the chance of a small batch are the 0.3 nats on either side.
+    Untrained logits are about normal with variance D * init_std^2, the head's rows times hidden states of root mean
+    square 1; the mean of their exponentials lifts the loss by half of that. A tied head also favours the token just
+    read, whose row is part of the state: that and the chance of a small batch are the 0.3 nats on either side.
     """
     size = model.vocab_size
     dim = model.config.dim
     loss = out.loss
-    lift = dim * INIT_STD**2 / 2
+    lift = dim * model.config.init_std**2 / 2
     ok = math.isfinite(loss) and abs(loss - math.log(size) - lift) < 0.3 + lift
     return finding(
         "initial loss",

@@ -81,6 +81,15 @@ class ModelConfig(Section):
         exported=True,
         ge=0,
     )
+    init_std: float = option(
+        0.02, "Standard deviation of the initial matrices, of embedding and head too.", training_only=True, gt=0
+    )
+    output_init: Literal["normal", "zero", "depth"] = option(
+        "normal",
+        "Initial output projections of attention and MLP; normal: as other matrices; zero: 0, a block is the identity "
+        "at first; depth: init_std / sqrt(2 depth), as in GPT-2.",
+        training_only=True,
+    )
     vocab_multiple: int = option(
         1,
         "Pad the embedding and the head to a multiple of this many rows (adds no tokens).",
@@ -111,6 +120,12 @@ class ModelConfig(Section):
     def head_width(self) -> int:
         """Channels of one attention head, K."""
         return self.head_dim or self.dim // self.heads
+
+    @property
+    def output_std(self) -> float:
+        """Standard deviation of the initial output projections of attention and MLP."""
+        factors = {"normal": 1.0, "zero": 0.0, "depth": (2 * self.depth) ** -0.5}
+        return self.init_std * factors[self.output_init]
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

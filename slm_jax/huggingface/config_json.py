@@ -79,7 +79,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         "intermediate_size": swiglu_width(model),
         "hidden_act": "silu",
         "max_position_embeddings": max(length, model.max_positions),
-        "initializer_range": 0.02,
+        "initializer_range": model.init_std,
         "rms_norm_eps": model.norm_eps,
         **to_rope_json(model),
         "attention_bias": False,

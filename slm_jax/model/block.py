@@ -27,13 +27,11 @@ from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import keep
 from slm_jax.model.rotary import RotaryTables, rotate
 
-INIT_STD = 0.02
-"""Standard deviation of the initial matrices."""
 
-
-def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    """Return float32 values drawn from normal(0, INIT_STD)."""
-    return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
+def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
+    """Return float32 values drawn from normal(0, std)."""
+    key = rngs.params()  # drawn for zeros too: the other parameters are the same whatever the std of one
+    return std * jax.random.normal(key, shape, jnp.float32) if std else jnp.zeros(shape, jnp.float32)
 
 
 class RMSNorm(nnx.Module):
@@ -51,7 +49,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, INIT_STD), a bias is 0.
+    """x·w, or x·w + b, in the dtype of x; the weight [in, out] is drawn from normal(0, std), a bias is 0.
 
     Attributes:
         adapter: Function of the input and x·w that corrects the latter (lora.py); None: no correction.
@@ -60,7 +58,15 @@ class Linear(nnx.Module):
     adapter: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def __init__(
-        self, inputs: int, outputs: int, partition: Partition, policy: Policy, rngs: nnx.Rngs, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        partition: Partition,
+        policy: Policy,
+        rngs: nnx.Rngs,
+        *,
+        std: float,
+        bias: bool = False,
     ):
         """Create the layer.
 
@@ -70,9 +76,10 @@ class Linear(nnx.Module):
             partition: Mesh axes that the input and the output axis of the weight are split over.
             policy: Dtype of the product's operands, and the hardware that it runs on.
             rngs: Source of the initial weight.
+            std: Standard deviation of the initial weight.
             bias: Add a bias.
         """
-        self.weight = nnx.Param(normal_init(rngs, (inputs, outputs)), partition=partition)
+        self.weight = nnx.Param(normal_init(rngs, (inputs, outputs), std), partition=partition)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32), partition=partition[1:]) if bias else None
         self.policy = policy
 
@@ -87,15 +94,15 @@ class Attention(nnx.Module):
     """The projections of causal self-attention with rotary positions and grouped queries."""
 
     def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
-        """Create the projections from normal(0, INIT_STD)."""
+        """Create the projections; `config.init_std` and `output_std` are those of the initial weights."""
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
         self.width = config.head_width
-        bias = config.qkv_bias
-        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, bias)
-        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs)
+        inner: dict[str, Any] = {"std": config.init_std, "bias": config.qkv_bias}
+        self.query = Linear(config.dim, self.heads * self.width, (FSDP, TENSOR), policy, rngs, **inner)
+        self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, **inner)
+        self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, **inner)
+        self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs, std=config.output_std)
         self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
 
@@ -134,11 +141,11 @@ class SwiGLU(nnx.Module):
     """(silu(x·gate) * x·up)·down (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
-        """Create the three matrices from normal(0, INIT_STD)."""
+        """Create the three matrices; `config.init_std` and `output_std` are those of the initial weights."""
         width = swiglu_width(config)
-        self.gate = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
-        self.up = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs)
-        self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs)
+        self.gate = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs, std=config.init_std)
+        self.up = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs, std=config.init_std)
+        self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs, std=config.output_std)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = keep(self.gate(x)).astype(jnp.float32), keep(self.up(x)).astype(jnp.float32)

@@ -20,7 +20,7 @@ from slm_jax.config.schema import ModelConfig
 from slm_jax.distributed.partitioning import FSDP, TENSOR, embedding_lookup, shard_by_batch
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
-from slm_jax.model.block import INIT_STD, Block, RMSNorm, cast_weights, normal_init, round_up
+from slm_jax.model.block import Block, RMSNorm, cast_weights, normal_init, round_up
 from slm_jax.model.dropout import drop, example_keys, site_keys
 from slm_jax.model.kv_cache import Cache, KVCache
 from slm_jax.model.layers import layer_kinds, scan_layers
@@ -66,13 +66,15 @@ class Transformer(nnx.Module):
         self.policy = policy
         self.dropout = config.dropout
         padded_size = round_up(vocab_size, config.vocab_multiple)
-        self.embedding = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
+        self.embedding = nnx.Param(
+            normal_init(rngs, (padded_size, config.dim), config.init_std), partition=(TENSOR, FSDP)
+        )
         create_blocks = nnx.vmap(lambda layer_rngs: Block(config, policy, layer_rngs))
         self.blocks: Block = nnx.split_rngs(splits=config.depth)(create_blocks)(rngs)
         self.final_norm = RMSNorm(config.dim, config.norm_eps)
         head = None
         if not config.tie_weights:
-            head = nnx.Param(normal_init(rngs, (padded_size, config.dim)), partition=(TENSOR, FSDP))
+            head = nnx.Param(normal_init(rngs, (padded_size, config.dim), config.init_std), partition=(TENSOR, FSDP))
         self.head = head  # assigned once: NNX fixes the kind of an attribute with its first value
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
@@ -240,7 +242,7 @@ class Transformer(nnx.Module):
     def resize_token_embeddings(self, vocab_size: int, key: jax.Array | None = None) -> None:
         """Change the vocabulary size in place.
 
-        The rows of ids that both vocabularies have stay bit-identical, new rows are drawn from normal(0, INIT_STD), a
+        The rows of ids that both vocabularies have stay bit-identical, new rows are drawn from normal(0, init_std), a
         tied head stays tied. `training.resize.resize_vocabulary` does the same to a training state.
 
         Args:
@@ -252,7 +254,9 @@ class Transformer(nnx.Module):
         weights = {"embedding": self.embedding, "head": self.head}
         for (name, weight), weight_key in zip(weights.items(), keys, strict=True):
             if weight is not None:
-                new_VxD = INIT_STD * jax.random.normal(weight_key, (padded_size, self.config.dim), jnp.float32)
+                new_VxD = self.config.init_std * jax.random.normal(
+                    weight_key, (padded_size, self.config.dim), jnp.float32
+                )
                 resized_VxD = resize_vocabulary_rows(weight[...], self.vocab_size, vocab_size, new_VxD)
                 nnx.update(self, {name: resized_VxD})
         self.vocab_size = vocab_size

@@ -118,6 +118,13 @@ def test_correct_model_passes():
     assert weights.finite_logits(out).verdict == weights.initial_loss(out, model).verdict == OK
 
 
+def test_parameters_that_start_at_zero_hide_no_gradient():
+    model = fresh(output_init="zero")
+    filled = weights.without_zeros(model)
+    assert weights.gradient_flow(filled, batch_of()).verdict == OK
+    assert np.array_equal(filled.embedding[...], model.embedding[...])
+
+
 def test_wrong_shapes_fail():
     model = fresh()
     assert weights.shapes(model, ModelConfig(**{**FIELDS, "depth": 3}), VOCAB, 16).verdict == FAIL

@@ -205,3 +205,24 @@ def test_dropout_scales_in_float32():
     assert dropped.dtype == jnp.bfloat16
     assert 0.8 < kept.mean() < 1
     np.testing.assert_array_equal(np.asarray(dropped)[kept], expected.astype(jnp.bfloat16)[kept])
+
+
+@pytest.mark.parametrize(("output_init", "factor"), [("zero", 0.0), ("depth", 0.5)])
+def test_initial_output_projections(output_init, factor):
+    """They alone depend on output_init; the draws of all others are the same, times init_std."""
+    plain = nnx.to_pure_dict(nnx.state(tiny_model(scale=1.0), nnx.Param))
+    initial = tiny_model(scale=1.0, output_init=output_init, init_std=0.03)
+    params = nnx.to_pure_dict(nnx.state(initial, nnx.Param))
+    outputs = {("attention", "out"), ("mlp", "down")}
+    for path, value in jax.tree_util.tree_leaves_with_path(params["blocks"]):
+        expected = plain["blocks"]
+        for key in path:
+            expected = expected[key.key]
+        names = tuple(key.key for key in path[:2])
+        scale = 1.0 if path[-1].key == "scale" else 1.5 * (factor if names in outputs else 1.0)
+        np.testing.assert_allclose(value, scale * expected, rtol=1e-6)
+    np.testing.assert_allclose(params["embedding"], 1.5 * plain["embedding"], rtol=1e-6)
+    if output_init == "zero":
+        ids = random_ids((2, 9))
+        hidden = initial.final_norm(initial.embedding[...][ids])
+        assert largest_difference(initial(ids), initial.logits(hidden)) < 1e-5
