@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from slm_jax.config.schema import OptimizerConfig
-from slm_jax.training.optimizer import make_optimizer, orthogonalize, scale_by_muon
+from slm_jax.training.muon import orthogonalize, scale_by_muon
+from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
 from tests.helpers import BFLOAT16, FLOAT32, cosine, largest_difference
 
