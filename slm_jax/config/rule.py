@@ -1,0 +1,310 @@
+"""The rule behind `--size` and `--budget`: from a number of parameters and a budget to the options of a run.
+
+Each value has its reason in one line. The constants at the top of the file are what is known today, in the comment
+beside each: "measured" names what was compared, everything else is a convention or from the literature. Options that
+are given are kept, and the others follow from them: with `--model.depth 6` the width is chosen for six blocks.
+
+The shape itself is in `shape.py`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slm_jax.config.shape import Shape, choose_shape, shape_reasons, smallest, smooth_flops_per_token
+from slm_jax.utils.errors import UserError
+
+# Length of training.
+TOKENS_PER_PARAMETER = 20  # best use of a given amount of computation (arXiv:2203.15556)
+MAX_EPOCHS = 4  # a text read up to four times is nearly as good as fresh text (arXiv:2305.16264)
+MIN_STEPS = 100  # a shorter run takes smaller batches instead; not measured
+
+# Vocabulary of a learned tokenizer: VOCABULARY · (parameters / VOCABULARY_AT)^VOCABULARY_POWER.
+VOCABULARY = 2048  # that of quickstart
+VOCABULARY_AT = 2.2e6
+VOCABULARY_POWER = 0.7  # about the 16,384 of gpu_30m and the 32,768 of gpu_125m; not measured
+VOCABULARY_MULTIPLE = 128  # suits matrix units
+MIN_VOCABULARY = 512
+MAX_VOCABULARY = 32_768
+BYTES_PER_ENTRY = 200  # a small text has no more entries worth learning than its bytes divided by this; not measured
+# UTF-8 bytes per token, to estimate the tokens of a text: measured on Python's documentation with 2,048 entries.
+BYTES_PER_TOKEN = 3.4
+BYTES_PER_TOKEN_PER_DOUBLING = 0.25  # not measured
+
+# Tokens of a sequence, by the smallest number of parameters that has them; those of the presets, not measured.
+SEQUENCE_LENGTHS = ((0, 128), (1.5e6, 256), (5e6, 512), (25e6, 1024), (700e6, 2048))
+
+# Tokens of a batch: BATCH_TOKENS · (training tokens / BATCH_AT)^BATCH_POWER.
+BATCH_TOKENS = 4096  # that of quickstart
+BATCH_AT = 2.0e6
+BATCH_POWER = 0.5  # the critical batch grows as tokens^0.47 (arXiv:2410.21676)
+
+# Peak learning rate: LR · LR_WIDTH / width.
+LR = {"muon": 0.01, "adamw": 0.001}  # muon: quickstart's, whose updates have AdamW's root mean square
+LR_WIDTH = 192
+LR_WIDTH_POWER = 1.0  # not measured
+
+# Schedule.
+WARMUP_STEPS = 10  # warm-up: WARMUP_STEPS + WARMUP_FRACTION of the steps; 20 of quickstart's 500
+WARMUP_FRACTION = 0.02
+DECAY_FRACTION = 0.5  # quickstart's
+WEIGHT_DECAY = 0.1  # the default of most recipes (arXiv:2005.14165)
+
+# Intervals.
+VALIDATIONS = 8  # validations and checkpoints of a run
+MAX_INTERVAL = 1000  # steps between two of them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Value of an option, and why it has it."""
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """Input of the rule; at least one of `parameters`, `flops` and `tokens` is given.
+
+    Attributes:
+        parameters: Parameters of the model; 0: they follow from the budget.
+        flops: Model FLOPs of the training; 0: no such budget.
+        tokens: Training tokens; 0: no such budget.
+        minutes: Time that `flops` was estimated from; 0: none. The steps are fixed by a speed trial then.
+        text_bytes: Bytes of the training text; 0: not known.
+        vocab_size: Entries of an existing tokenizer; 0: one is learned.
+        given: Options by dotted name that are kept as they are.
+    """
+
+    parameters: float = 0
+    flops: float = 0
+    tokens: float = 0
+    minutes: float = 0
+    text_bytes: int = 0
+    vocab_size: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Output of the rule.
+
+    Attributes:
+        options: Every option that the rule decides, by dotted name; given ones are not among them.
+        parameters: Parameters of the model.
+        tokens: Training tokens, all steps together.
+        flops: Model FLOPs of the training.
+        notes: Further remarks, one line each.
+    """
+
+    options: dict[str, Choice]
+    parameters: int
+    tokens: int
+    flops: float
+    notes: tuple[str, ...]
+
+
+def make_recipe(request: Request) -> Recipe:
+    """Return the options of a run.
+
+    Args:
+        request: What is asked for.
+
+    Raises:
+        UserError: The size is too small for its vocabulary, or the budget for a single step.
+    """
+    return _Builder(request).build()
+
+
+class _Builder:
+    """Decides option by option; later ones depend on earlier ones."""
+
+    def __init__(self, request: Request):
+        """Start with the given options.
+
+        Args:
+            request: What is asked for.
+        """
+        self._request = request
+        self._given = dict(request.given)
+        self._options: dict[str, Choice] = {}
+        self._notes: list[str] = []
+
+    def build(self) -> Recipe:
+        """Return the recipe."""
+        target = self._request.parameters or self._compute_optimal()
+        vocab_size = self._vocabulary(target)
+        length = self._choose(
+            "train.sequence_length", sequence_length(target), f"tokens of a sequence at {_short(target)} parameters"
+        )
+        shape = choose_shape(target, vocab_size, self._given)
+        for name, (value, reason) in shape_reasons(shape).items():
+            self._choose(name, value, reason)
+        tokens, reason = self._tokens(shape, length)
+        batch_size, steps = self._batch_and_steps(tokens, length, reason, shape)
+        self._optimizer(shape, steps)
+        self._intervals(steps)
+        total = steps * batch_size * length
+        return Recipe(self._options, shape.parameters, total, total * shape.flops_per_token(length), tuple(self._notes))
+
+    def _choose(self, name: str, value: Any, reason: str) -> Any:
+        """Return the given value of an option, otherwise record and return that of the rule."""
+        if name in self._given:
+            return self._given[name]
+        self._options[name] = Choice(value, reason)
+        return value
+
+    def _compute_optimal(self) -> float:
+        """Return the parameters whose 20 tokens each cost the budget, or fill the text a few times."""
+        request = self._request
+        sizes = []
+        if request.flops:
+            sizes.append(_solve(lambda n: TOKENS_PER_PARAMETER * n * self._flops_per_token(n), request.flops))
+        if request.tokens:
+            sizes.append(request.tokens / TOKENS_PER_PARAMETER)
+        target = min(sizes)
+        if request.text_bytes:
+            limit = _solve(lambda n: TOKENS_PER_PARAMETER * n / self._tokens_of_text(n), MAX_EPOCHS)
+            if limit < target:
+                self._notes.append(
+                    f"the text is enough for {_short(limit)} parameters ({TOKENS_PER_PARAMETER} tokens each, "
+                    f"{MAX_EPOCHS} epochs): the budget is not used up. --size chooses a larger model, at the risk of "
+                    "overfitting"
+                )
+                target = limit
+        least = smallest(request.vocab_size or self._given.get("tokenizer.vocab_size") or MIN_VOCABULARY, self._given)
+        return max(target, least)
+
+    def _flops_per_token(self, parameters: float) -> float:
+        vocab_size = self._request.vocab_size or self._given.get("tokenizer.vocab_size") or vocabulary(parameters)
+        length = self._given.get("train.sequence_length") or sequence_length(parameters)
+        return smooth_flops_per_token(parameters, vocab_size, length)
+
+    def _tokens_of_text(self, parameters: float) -> float:
+        """Return the estimated tokens of the text with the vocabulary of a size."""
+        given = self._request.vocab_size or self._given.get("tokenizer.vocab_size")
+        return text_tokens(self._request.text_bytes, given or vocabulary(parameters, self._request.text_bytes))
+
+    def _vocabulary(self, target: float) -> int:
+        request = self._request
+        if request.vocab_size:
+            return request.vocab_size
+        reason = f"grows as parameters^{VOCABULARY_POWER}"
+        if request.text_bytes and vocabulary(target, request.text_bytes) < vocabulary(target):
+            reason = f"at most one entry for {BYTES_PER_ENTRY} bytes of the text"
+        return int(self._choose("tokenizer.vocab_size", vocabulary(target, request.text_bytes), reason))
+
+    def _tokens(self, shape: Shape, length: int) -> tuple[float, str]:
+        """Return the training tokens and their reason."""
+        request = self._request
+        by_size = TOKENS_PER_PARAMETER * shape.parameters
+        if request.flops or request.tokens:
+            tokens = request.tokens or request.flops / shape.flops_per_token(length)
+            ratio = tokens / shape.parameters
+            reason = f"the budget: {_short(tokens)} tokens, {_short(ratio)} per parameter"
+            if not request.parameters:
+                tokens, reason = self._capped(shape, tokens, reason)
+            elif request.text_bytes and tokens > 2 * MAX_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size):
+                epochs = tokens / text_tokens(request.text_bytes, shape.vocab_size)
+                self._notes.append(
+                    f"the budget reads the text about {_short(epochs)} times: likely to overfit, see --train.stop_early"
+                )
+            return tokens, reason
+        return self._capped(shape, by_size, f"{TOKENS_PER_PARAMETER} tokens per parameter: {_short(by_size)} tokens")
+
+    def _capped(self, shape: Shape, tokens: float, reason: str) -> tuple[float, str]:
+        """Return the tokens and their reason, at most MAX_EPOCHS epochs of the text."""
+        if not self._request.text_bytes:
+            return tokens, reason
+        limit = MAX_EPOCHS * text_tokens(self._request.text_bytes, shape.vocab_size)
+        if limit < tokens:
+            return limit, f"{MAX_EPOCHS} epochs of the text: about {_short(limit)} tokens"
+        return tokens, reason
+
+    def _batch_and_steps(self, tokens: float, length: int, reason: str, shape: Shape) -> tuple[int, int]:
+        size = self._choose(
+            "train.batch_size",
+            batch_sequences(tokens, length),
+            f"{batch_sequences(tokens, length) * length:,} tokens: grows as training tokens^{BATCH_POWER}",
+        )
+        steps = round(tokens / (size * length))
+        if steps < 1 and "train.steps" not in self._given:
+            needed = size * length * shape.flops_per_token(length)
+            raise UserError(
+                f"the budget is too small for one step of {_short(shape.parameters)} parameters, which takes "
+                f"{needed:.1e} FLOPs: give a larger --budget, or a smaller --size"
+            )
+        if self._request.minutes:
+            minutes = self._request.minutes
+            self._choose("train.minutes", minutes, "the budget; a short speed trial then fixes train.steps")
+            self._choose("train.steps", steps, f"estimated; {reason}")
+        else:
+            self._choose("train.steps", steps, reason)
+        return size, int(self._given.get("train.steps", steps))
+
+    def _optimizer(self, shape: Shape, steps: int) -> None:
+        name = self._choose("optimizer.name", "muon", "Muon for matrices, AdamW for all else")
+        base = LR.get(name, LR["muon"])
+        self._choose("optimizer.lr", learning_rate(shape.dim, name), f"{base:g} x {LR_WIDTH} / width")
+        warmup = min(round(WARMUP_STEPS + WARMUP_FRACTION * steps), steps // 4)
+        self._choose("optimizer.warmup_steps", warmup, f"{WARMUP_STEPS} steps and {WARMUP_FRACTION:.0%} of all")
+        schedule = self._choose("optimizer.schedule", "wsd", "a constant rate can be extended, its decay repeated")
+        if schedule == "wsd":
+            self._choose("optimizer.decay_fraction", DECAY_FRACTION, "the second half of the steps")
+        self._choose("optimizer.weight_decay", WEIGHT_DECAY, "the usual value, of matrices")
+
+    def _intervals(self, steps: int) -> None:
+        every = max(1, min(MAX_INTERVAL, math.ceil(steps / VALIDATIONS)))
+        self._choose("eval.every", every, f"about {VALIDATIONS} validations, at most {MAX_INTERVAL:,} steps apart")
+        self._choose("checkpoint.every", every, "at each validation")
+
+
+def vocabulary(parameters: float, text_bytes: int = 0) -> int:
+    """Return the entries of a learned tokenizer for a model, and for a text if its size is known."""
+    ideal = VOCABULARY * (parameters / VOCABULARY_AT) ** VOCABULARY_POWER
+    if text_bytes:
+        ideal = min(ideal, text_bytes / BYTES_PER_ENTRY)
+    bounded = min(max(ideal, MIN_VOCABULARY), MAX_VOCABULARY)
+    return round(bounded / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def text_tokens(text_bytes: int, vocab_size: int) -> float:
+    """Return about how many tokens a text has."""
+    per_token = BYTES_PER_TOKEN + BYTES_PER_TOKEN_PER_DOUBLING * math.log2(vocab_size / VOCABULARY)
+    return text_bytes / max(per_token, 1.0)
+
+
+def sequence_length(parameters: float) -> int:
+    """Return the tokens of a sequence for a model."""
+    return max(length for least, length in SEQUENCE_LENGTHS if parameters >= least)
+
+
+def learning_rate(width: int, optimizer: str = "muon") -> float:
+    """Return the peak learning rate for a width, with two significant digits."""
+    return float(f"{LR.get(optimizer, LR['muon']) * (LR_WIDTH / width) ** LR_WIDTH_POWER:.2g}")
+
+
+def batch_sequences(tokens: float, length: int) -> int:
+    """Return the sequences of a batch: a power of two or three quarters of one, from 8 on a multiple of 8."""
+    ideal = min(BATCH_TOKENS * (tokens / BATCH_AT) ** BATCH_POWER, tokens / MIN_STEPS) / length
+    sizes = [2**i for i in range(20)] + [3 * 2**i for i in range(3, 18)]
+    return min(sizes, key=lambda size: abs(math.log(size / max(ideal, 0.5))))
+
+
+def _solve(cost: Any, target: float) -> float:
+    """Return the number of parameters at which a growing cost reaches a target, by bisection."""
+    low, high = 1.0, 1e14
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) < target else (low, middle)
+    return math.sqrt(low * high)
+
+
+def _short(value: float) -> str:
+    """Return a number with about three digits: 950, 12.3 k, 2.21 M, 1.2 B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

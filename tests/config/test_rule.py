@@ -1,0 +1,141 @@
+"""The rule from a size and a budget to options: monotone, valid, and as large and as expensive as was asked."""
+
+import itertools
+import math
+
+import pytest
+
+from slm_jax.config import rule
+from slm_jax.config.rule import Request, make_recipe
+from slm_jax.config.schema import Config
+from slm_jax.utils.errors import UserError
+
+SIZES = [1.3e5 * 1.1**i for i in range(101)]  # up to 1.8 B
+BUDGETS = [1e12 * 2**i for i in range(28)]
+
+
+def values(request):
+    return {name: choice.value for name, choice in make_recipe(request).options.items()}
+
+
+def config_of(options):
+    tree = {}
+    for name, value in options.items():
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {})[key] = value
+    return Config.from_tree(tree)  # raises for invalid values, and for those that do not fit together
+
+
+@pytest.mark.parametrize("size", [*SIZES[::4], 10e6, 30e6, 125e6, 350e6, 1e9, 20e9])
+def test_a_size_is_met_and_its_options_are_valid(size):
+    from slm_jax.performance import flops
+
+    recipe = make_recipe(Request(parameters=size))
+    config = config_of(values(Request(parameters=size)))
+    assert recipe.parameters == pytest.approx(size, rel=0.05)
+    assert recipe.parameters == flops.parameters(config.model, config.tokenizer.vocab_size)
+    train = config.train
+    per_token = flops.train_flops_per_token(config.model, config.tokenizer.vocab_size, train.sequence_length)
+    assert recipe.flops == pytest.approx(recipe.tokens * per_token)
+    assert recipe.tokens == train.steps * train.batch_size * train.sequence_length
+    assert recipe.tokens == pytest.approx(rule.TOKENS_PER_PARAMETER * recipe.parameters, rel=0.05)
+    assert config.optimizer.warmup_steps < train.steps / 2
+    assert all(choice.reason for choice in recipe.options.values())
+
+
+def test_a_larger_size_has_no_smaller_width_and_more_tokens():
+    recipes = [make_recipe(Request(parameters=size)) for size in SIZES]
+    for smaller, larger in itertools.pairwise(recipes):
+        assert smaller.parameters < larger.parameters
+        assert smaller.tokens < larger.tokens
+        assert smaller.flops < larger.flops
+        for name in ("model.dim", "tokenizer.vocab_size", "train.sequence_length"):
+            assert smaller.options[name].value <= larger.options[name].value
+        assert smaller.options["optimizer.lr"].value >= larger.options["optimizer.lr"].value
+
+
+@pytest.mark.parametrize("given", [{}, {"parameters": 5e5}])
+def test_a_budget_is_spent(given):
+    recipes = [make_recipe(Request(flops=budget, **given)) for budget in BUDGETS]
+    for budget, recipe in zip(BUDGETS, recipes, strict=True):
+        assert recipe.flops == pytest.approx(budget, rel=0.1)
+    for smaller, larger in itertools.pairwise(recipes):
+        assert smaller.tokens < larger.tokens
+        assert smaller.parameters <= larger.parameters
+
+
+def test_a_budget_alone_is_spent_on_twenty_tokens_per_parameter():
+    for budget in BUDGETS[6:]:
+        recipe = make_recipe(Request(flops=budget))
+        assert recipe.tokens / recipe.parameters == pytest.approx(20, rel=0.15)
+    recipe = make_recipe(Request(tokens=2e9))
+    assert recipe.parameters == pytest.approx(1e8, rel=0.05)
+    assert recipe.tokens == pytest.approx(2e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model.depth": 6},
+        {"model.dim": 256},
+        {"model.heads": 5},
+        {"model.mlp_dim": 1024},
+        {"model.tie_weights": False},
+        {"tokenizer.vocab_size": 1000},
+        {"train.sequence_length": 100, "train.batch_size": 7},
+    ],
+)
+def test_given_options_are_kept_and_the_others_follow(given):
+    recipe = make_recipe(Request(parameters=10e6, given=given))
+    options = {name: choice.value for name, choice in recipe.options.items()}
+    assert not given.keys() & options.keys()
+    config = config_of({**options, **given})
+    assert recipe.parameters == pytest.approx(10e6, rel=0.1)  # a given mlp_dim leaves whole blocks only
+    assert recipe.tokens == config.train.steps * config.train.batch_size * config.train.sequence_length
+
+
+def test_a_small_text_is_read_at_most_four_times():
+    text = 5_000_000
+    for request in (Request(parameters=10e6, text_bytes=text), Request(flops=1e16, text_bytes=text)):
+        recipe = make_recipe(request)
+        tokens = rule.text_tokens(text, recipe.options["tokenizer.vocab_size"].value)
+        assert recipe.tokens == pytest.approx(rule.MAX_EPOCHS * tokens, rel=0.1)
+    assert any("not used up" in note for note in recipe.notes)
+    both = make_recipe(Request(parameters=10e6, flops=1e16, text_bytes=text))  # as was asked, with a warning
+    assert both.flops == pytest.approx(1e16, rel=0.05)
+    assert any("overfit" in note for note in both.notes)
+
+
+def test_an_existing_tokenizer_is_kept():
+    recipe = make_recipe(Request(parameters=30e6, vocab_size=16_384))
+    assert "tokenizer.vocab_size" not in recipe.options
+    assert recipe.parameters == pytest.approx(30e6, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(parameters=3), "no model of 3 parameters"),
+        (Request(parameters=1e6, vocab_size=32_768), "give a larger --size"),
+        (Request(parameters=1e12), "too many"),
+        (Request(flops=1e6), "too small for one step"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(request_, message):
+    with pytest.raises(UserError, match=message) as error:
+        make_recipe(request_)
+    assert "\n" not in str(error.value)
+
+
+def test_batches_are_round_and_grow_with_the_tokens():
+    sizes = [rule.batch_sequences(1e5 * 1.3**i, 256) for i in range(50)]
+    assert sizes == sorted(sizes)
+    assert all(size % 8 == 0 or size in (1, 2, 4) for size in sizes)
+    assert all(math.log2(size).is_integer() or math.log2(size / 3).is_integer() for size in sizes)
+
+
+def test_epochs_and_tokens_per_parameter_are_those_that_training_expects():
+    from slm_jax.training import expectation
+
+    assert expectation.MAX_EPOCHS == rule.MAX_EPOCHS
+    assert expectation.TOKENS_PER_PARAMETER == rule.TOKENS_PER_PARAMETER
