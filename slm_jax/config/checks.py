@@ -45,6 +45,7 @@ def cross_checks(config: Sections) -> Iterator[Problem]:
     yield from _layer_problems(config)
     yield from _init_problems(config)
     yield from _lora_problems(config)
+    yield from _optimizer_problems(config)
     yield from _objective_problems(config)
     yield from _mesh_problems(config)
     yield from _batch_problems(config)
@@ -180,6 +181,22 @@ def _lora_problems(config: Sections) -> Iterator[Problem]:
             "init.optimizer is keep, but with lora.rank only new adapters are trained, for which no run has an "
             "optimizer state: use init.optimizer fresh",
         )
+
+
+def _optimizer_problems(config: Sections) -> Iterator[Problem]:
+    """Yield learning rates of groups of parameters that are not trained."""
+    optimizer = config.optimizer
+    if config.lora.rank:
+        for name in ("embedding_lr_scale", "head_lr_scale", "vector_lr_scale"):
+            if getattr(optimizer, name) != 1:
+                text = f"optimizer.{name} has no effect with lora.rank, which trains matrices only: leave it out"
+                yield (f"optimizer.{name}", "lora.rank"), text
+    elif config.model.tie_weights and optimizer.head_lr_scale != 1:
+        text = (
+            "optimizer.head_lr_scale has no effect with model.tie_weights, where the head is the embedding: use "
+            "optimizer.embedding_lr_scale, or --model.tie_weights False"
+        )
+        yield ("optimizer.head_lr_scale", "model.tie_weights"), text
 
 
 def _objective_problems(config: Sections) -> Iterator[Problem]:

@@ -17,6 +17,13 @@ class OptimizerConfig(Section):
         common=True,
         gt=0,
     )
+    embedding_lr_scale: float = option(
+        1.0, "Learning rate of the embedding, with tied weights the head as well, as a multiple of lr.", ge=0
+    )
+    head_lr_scale: float = option(1.0, "Learning rate of an untied head as a multiple of lr.", ge=0)
+    vector_lr_scale: float = option(
+        1.0, "Learning rate of vectors (norm scales, biases, other scales) as a multiple of lr.", ge=0
+    )
     warmup_steps: int = option(20, "Steps of linear warmup, part of train.steps.", ge=0)
     schedule: Literal["cosine", "wsd", "constant"] = option(
         "wsd", "After warmup; cosine: cosine decay to the final rate; wsd: constant, then linear decay to it."

@@ -4,7 +4,7 @@ The tree is a pure dict of arrays, {"embedding": …, "blocks": {"attention": {"
 checkpoints store under these names. The leaves under "blocks" have a leading axis of layers.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -102,6 +102,21 @@ def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
         leaf: The array or its shape and dtype.
     """
     return leaf.ndim >= (3 if is_in_blocks(path) else 2)
+
+
+def parameter_group(path: tuple[Any, ...], leaf: Any) -> Literal["embedding", "head", "vector", "matrix"]:
+    """Return the group of a parameter, for which it may have a learning rate of its own.
+
+    Args:
+        path: Key path of the parameter in the tree.
+        leaf: The array or its shape and dtype.
+    """
+    if not is_matrix(path, leaf):
+        return "vector"
+    names = [str(getattr(key, "key", "")) for key in path]
+    if any("embedding" in name for name in names):
+        return "embedding"
+    return "head" if names[0] == "head" else "matrix"
 
 
 def has_vocabulary_axis(path: tuple[Any, ...]) -> bool:

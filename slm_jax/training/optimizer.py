@@ -8,7 +8,7 @@ import optax
 
 from slm_jax.config.schema import OptimizerConfig
 from slm_jax.distributed.partitioning import Partitions
-from slm_jax.model.params import is_in_blocks, is_matrix
+from slm_jax.model.params import is_in_blocks, is_matrix, parameter_group
 from slm_jax.training.muon import scale_by_muon
 from slm_jax.training.schedule import make_schedule
 
@@ -19,7 +19,8 @@ def make_optimizer(
     """Return gradient clipping followed by the optimizer.
 
     "muon" updates the matrices inside the blocks with Muon and everything else with AdamW: embedding and head are
-    looked up and summed over, not composed like linear maps. Weight decay is decoupled and applies to matrices only.
+    looked up and summed over, not composed like linear maps. Weight decay is decoupled and applies to matrices only; a
+    step decays a matrix by its learning rate times the weight decay.
     To add an optimizer, add its name to `OptimizerConfig.name` and a branch here.
 
     Args:
@@ -31,28 +32,49 @@ def make_optimizer(
     Returns:
         A transformation of float32 gradients whose matrices are [in, out], stacked over layers inside the blocks.
     """
-    schedule = make_schedule(config, steps)
+    rate = _scale_by_learning_rate(config, steps)
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree)
     )
 
     def adamw() -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(config.beta1, config.beta2), decay, optax.scale_by_learning_rate(schedule)
-        )
+        return optax.chain(optax.scale_by_adam(config.beta1, config.beta2), decay, rate)
 
     if config.name == "adamw":
         update = adamw()
     else:
-        muon = optax.chain(scale_by_muon(dtype, partitions), decay, optax.scale_by_learning_rate(schedule))
+        muon = optax.chain(scale_by_muon(dtype, partitions), decay, rate)
         update = optax.partition({"muon": muon, "adamw": adamw()}, _optimizer_labels)
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def _scale_by_learning_rate(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Return the multiplication of updates by the negative learning rate of each parameter's group.
+
+    Its state is that of optax's scale_by_learning_rate in any case, so that the states of runs with other rates fit.
+    """
+    schedule = make_schedule(config, steps)
+    common = optax.scale_by_learning_rate(schedule)
+    scales = {
+        "embedding": config.embedding_lr_scale,
+        "head": config.head_lr_scale,
+        "vector": config.vector_lr_scale,
+        "matrix": 1.0,
+    }
+    if set(scales.values()) == {1.0}:
+        return common
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = common.update(updates, state, params)
+        return jax.tree_util.tree_map_with_path(lambda path, u: scales[parameter_group(path, u)] * u, updates), state
+
+    return optax.GradientTransformation(common.init, update)
 
 
 def _optimizer_labels(tree: Any) -> Any:
     """Return the name of the optimizer that updates each parameter."""
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return "muon" if is_in_blocks(path) and is_matrix(path, leaf) else "adamw"
+        return "muon" if is_in_blocks(path) and parameter_group(path, leaf) == "matrix" else "adamw"
 
     return jax.tree_util.tree_map_with_path(label, tree)

@@ -24,7 +24,13 @@ _BINDING = (
     "data.mode",
 )  # what a training state depends on, unless `resumable`
 # Options of a state's meaning that earlier versions did not have, and so did not store.
-_ADDED = {"train.objective": "next-token", "lora.rank": 0}
+_ADDED = {
+    "train.objective": "next-token",
+    "lora.rank": 0,
+    "optimizer.embedding_lr_scale": 1.0,
+    "optimizer.head_lr_scale": 1.0,
+    "optimizer.vector_lr_scale": 1.0,
+}
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 

@@ -120,6 +120,8 @@ def test_all_problems_together():
             "every channel makes more than rope_high_turns 32 turns in it: raise rope_high_turns",
         ),
         ({**DPO, "data.source": "smoltalk"}, "needs pairs, .* and data.source smoltalk has none: name files, or hf:"),
+        ({"optimizer.head_lr_scale": 0.5}, "head_lr_scale has no effect with model.tie_weights, .*embedding_lr_scale"),
+        ({"optimizer.vector_lr_scale": 2, "lora.rank": 4}, "vector_lr_scale has no effect with lora.rank"),
         ({**DPO, "data.source": "hf:a/b", "data.loss_on": "all"}, "data.loss_on all has no effect with .*leave it out"),
         ({**DPO, "data.source": "hf:a/b", "data.format": "alpaca"}, "needs pairs, and data.format alpaca reads none"),
     ],

@@ -14,6 +14,7 @@ from slm_jax.model.params import (
     declared_partitions,
     has_vocabulary_axis,
     is_matrix,
+    parameter_group,
     pure_params,
 )
 from tests.helpers import largest_difference, logits_of, tiny_config, tiny_model
@@ -81,3 +82,7 @@ def test_kinds_of_parameters():
     assert {name(path) for path, _ in leaves if has_vocabulary_axis(path)} == {"embedding", "head"}
     scales = {name(path) for path, leaf in leaves if not is_matrix(path, leaf)}
     assert scales == {name(path) for path, _ in leaves if path[-1].key == "scale"}
+    groups = {name(path): parameter_group(path, leaf) for path, leaf in leaves}
+    assert {groups[scale] for scale in scales} == {"vector"}
+    assert (groups["embedding"], groups["head"]) == ("embedding", "head")
+    assert {groups[name] for name in groups.keys() - scales - {"embedding", "head"}} == {"matrix"}

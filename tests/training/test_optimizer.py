@@ -118,3 +118,62 @@ def test_clipping_bounds_the_gradient():
     from_big = optimizer.update(big, optimizer.init(tree()), tree())[0]
     from_small = optimizer.update(small, optimizer.init(tree()), tree())[0]
     assert largest_difference(from_big, from_small) < 1e-5
+
+
+def naive_adamw(params, gradients, rate, config):
+    """Return an array after AdamW steps in NumPy, written down from arXiv:1711.05101, algorithm 2."""
+    x, m, v = np.asarray(params, np.float64), 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        g = np.asarray(gradient, np.float64)
+        m = config.beta1 * m + (1 - config.beta1) * g
+        v = config.beta2 * v + (1 - config.beta2) * g * g
+        direction = m / (1 - config.beta1**step) / (np.sqrt(v / (1 - config.beta2**step)) + 1e-8)
+        decay = config.weight_decay if x.ndim > 1 else 0.0
+        x = x - rate * (direction + decay * x)
+    return x
+
+
+SCALES = {"embedding_lr_scale": 3.0, "head_lr_scale": 0.25, "vector_lr_scale": 7.0}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_group_has_its_own_learning_rate(name):
+    fixed = {"name": name, "lr": 0.01, "warmup_steps": 0, "schedule": "constant", "clip": 0, "weight_decay": 0.3}
+    config = OptimizerConfig(**fixed, **SCALES)
+
+    def with_head(seed):
+        return {**tree(seed), "head": tree(seed + 10)["embedding"]}
+
+    def params_after(config, steps=3):
+        optimizer = make_optimizer(config, 10, FLOAT32)
+        params = with_head(0)
+        state = optimizer.init(params)
+        for i in range(steps):
+            updates, state = optimizer.update(with_head(i + 1), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    scaled, state = params_after(config)
+    plain, plain_state = params_after(OptimizerConfig(**fixed))
+    assert jax.tree.structure(state) == jax.tree.structure(plain_state)  # either run resumes the other's state
+    rates = {"embedding": 0.03, "head": 0.0025, "final_norm": 0.07}
+    for parameter, rate in rates.items():
+        gradients = [with_head(i + 1)[parameter] for i in range(3)]
+        naive = naive_adamw(with_head(0)[parameter], gradients, rate, config)
+        np.testing.assert_allclose(scaled[parameter], naive, rtol=2e-5, atol=1e-6)
+    for layer in range(2):  # the vectors of a stack, one per layer
+        gradients = [with_head(i + 1)["blocks"]["norm"][layer] for i in range(3)]
+        naive = naive_adamw(with_head(0)["blocks"]["norm"][layer], gradients, 0.07, config)
+        np.testing.assert_allclose(scaled["blocks"]["norm"][layer], naive, rtol=2e-5, atol=1e-6)
+    for matrix in ("wide", "tall"):
+        np.testing.assert_array_equal(scaled["blocks"][matrix], plain["blocks"][matrix])
+
+
+def test_scales_of_one_are_the_same_program():
+    def program(config):
+        optimizer = make_optimizer(config, 10, FLOAT32)
+        return jax.jit(optimizer.update).lower(tree(1), optimizer.init(tree()), tree()).as_text()
+
+    ones = dict.fromkeys(SCALES, 1.0)
+    assert program(OptimizerConfig(**ones)) == program(OptimizerConfig())
+    assert program(OptimizerConfig(**SCALES)) != program(OptimizerConfig())
