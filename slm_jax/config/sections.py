@@ -66,8 +66,8 @@ class TrainConfig(Section):
     ul_alpha: float = option(0.0, "Weight of the unlikelihood loss on tokens that already occur in the context.", ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it, float16 on "
-        "NVIDIA GPUs that multiply only that (T4, V100). float16 scales the loss (dynamic loss scaling).",
+        "Compute precision (parameters stay float32); auto: bfloat16 where the hardware multiplies it faster, float16 "
+        "on NVIDIA GPUs that multiply only that faster (T4, V100). float16 scales the loss (dynamic loss scaling).",
         common=True,
     )
     residual_dtype: Literal["auto", "float32", "compute"] = option(

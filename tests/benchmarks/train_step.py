@@ -5,9 +5,9 @@ its defaults). All take turns in every round. The result is the ratio of times w
 over the rounds, in wall-clock and in processor time (more reliable on a shared machine, but it includes threads that
 spin). Both sides train the same model on the same batch with the same loss terms, clipping and AdamW, on all cores.
 PyTorch uses fused attention, loss and AdamW; "fp32" rows multiply in float32, "bf16" rows under autocast to bfloat16.
-The row `ours` multiplies in what `train.dtype` auto chooses, bfloat16 where the processor has units for it; the output
-says which. Parameters are float32 on both sides. `dense` is the unlikelihood term as its authors published it; the
-other rows gather only the probabilities that it needs.
+The row `ours` multiplies in what `train.dtype` auto chooses, bfloat16 where the processor multiplies it faster; the
+output says which. Parameters are float32 on both sides. `dense` is the unlikelihood term as its authors published it;
+the other rows gather only the probabilities that it needs.
 
     --only ROW …      rows in addition to `ours` (a part of the name suffices)
     --terms plain ul  without, with the unlikelihood term
@@ -58,6 +58,7 @@ OURS = {
     "ours": {},
     "ours, Muon": {"optimizer.name": "muon"},
     "ours, fp32": {"train.dtype": "float32"},
+    "ours, bf16": {"train.dtype": "bfloat16"},
     "ours, scan + remat": {"model.scan_layers": True, "model.remat": "full"},
     "naive JAX fp32": {"train.dtype": "float32", "model.attention": "naive"},
 }

@@ -13,7 +13,7 @@ from flax import nnx
 from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import abstract_model
-from slm_jax.model.precision import Policy, describe_precision
+from slm_jax.model.precision import Policy, describe_precision, processor_prefers_bfloat16
 from slm_jax.training.setup import _log_other_precision
 from slm_jax.training.train_step import gradients, make_steps
 from tests.helpers import BFLOAT16, FLOAT16, FLOAT32, random_ids, tiny_config
@@ -100,6 +100,20 @@ def test_residual_stream_on_cpu_is_float32():
         return str(jax.make_jaxpr(lambda params: nnx.merge(graph, params).hidden(ids))(params))
 
     assert program("auto") == program("float32")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "prefers"),
+    [
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512f avx512_bf16 avx512_fp16", False),
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2 fma", False),
+    ],
+)
+def test_processors_that_multiply_bfloat16_faster(vendor, flags, prefers):
+    cpuinfo = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n"
+    assert processor_prefers_bfloat16(cpuinfo) == prefers
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -307,7 +307,7 @@ def test_auto_may_mean_another_precision_after_a_move(start, tmp_path, monkeypat
     """A run that began without loss scaling, as those of earlier versions, gets a scale, and loses it again."""
 
     def move_to(has_float16_only):
-        monkeypatch.setattr(precision, "_has_bfloat16_units", lambda platform: False)
+        monkeypatch.setattr(precision, "_prefers_bfloat16", lambda platform: False)
         monkeypatch.setattr(precision, "_has_only_float16_units", lambda platform: has_float16_only)
 
     for index, is_half in enumerate((False, True, False)):
