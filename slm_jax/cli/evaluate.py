@@ -103,7 +103,7 @@ def describe_tasks() -> str:
     """Return a description of every task: its metrics, its data set, and the columns of a file that replaces it."""
     from slm_jax.evaluation import analogies
     from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
-    from slm_jax.evaluation.suite import SPECIAL_TASKS
+    from slm_jax.evaluation.specs import SPECIAL_TASKS
 
     formats = {"heldout": "text, or records with the column text", "analogies": analogies.FORMAT}
     lines = ["Tasks (--tasks NAME, or NAME=FILE for a file of your own):"]

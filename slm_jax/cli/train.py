@@ -160,7 +160,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         seconds: Duration of this call.
     """
     from slm_jax.data.load import example_prompt, has_conversations
-    from slm_jax.run.metrics import scores_text
+    from slm_jax.run.metrics import scores_text, tasks_text
     from slm_jax.run.samples import read_samples
     from slm_jax.run.selection import select_checkpoint
     from slm_jax.utils.formatting import duration
@@ -179,6 +179,8 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
     print(f"{result.step} steps{early}, {duration(seconds)} in this call.", end=" ")
     if "val_loss" in result.metrics:
         print(f"Validation: {scores_text(result.metrics)}.")
+    if tasks := tasks_text(result.metrics):
+        print(f"Tasks: {tasks}.")
     for line in best_lines(result, selection, config.train.objective == "dpo"):
         print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")

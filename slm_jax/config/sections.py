@@ -177,6 +177,24 @@ class EvalConfig(Section):
         ("",), "Prompts of the sample texts written at each validation; empty: a new document.", resumable=True
     )
     sample_tokens: int = option(120, "Length of each sample text, in tokens; 0: no samples.", resumable=True, ge=0)
+    tasks: Strings = option(
+        (),
+        "Tasks that are scored during training, named as for python -m slm_jax.evaluate --tasks (NAME or NAME=FILE); "
+        "their data is read before training starts.",
+        resumable=True,
+    )
+    tasks_every: int = option(
+        0,
+        "Steps between scores of the tasks, which the last step always has; 0: with each validation.",
+        resumable=True,
+        ge=0,
+    )
+    task_items: int = option(
+        500,
+        "Largest number of items of each task, a random subset with a fixed seed; 0: all.",
+        resumable=True,
+        ge=0,
+    )
 
 
 class HealthConfig(Section):

@@ -112,7 +112,7 @@ def _begin(folder: Path, curriculum: Curriculum) -> None:
     """Check the curriculum against its texts and what was trained before; save it and its tokenizer."""
     from slm_jax.curriculum import stage_scores
     from slm_jax.data.sources.registry import make_sources
-    from slm_jax.evaluation.suite import parse_tasks
+    from slm_jax.evaluation.specs import parse_tasks
 
     names = {entry.name for entry in folder.iterdir() if not is_partial(entry)} - {".lock", UNUSED}
     if names and CURRICULUM not in names:

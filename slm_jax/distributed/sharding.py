@@ -10,7 +10,7 @@ tensor   splits attention heads, the inner width of the SwiGLU and the vocabular
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -133,6 +133,15 @@ def is_replicated(tree: Any) -> bool:
 def local_replica(tree: Any) -> Any:
     """Return the arrays of a replicated tree as those of the first device of this process; nothing is copied."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """Return the mesh that the arrays of a tree are split over; None if one device holds them."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return cast("Mesh", sharding.mesh)
+    return None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -44,7 +44,13 @@ class HubLoader:
     If the hub is unreachable, this is detected once: later loads fail immediately.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, option: str = "--tasks") -> None:
+        """Start without a connection.
+
+        Args:
+            option: The option that names the tasks, for messages.
+        """
+        self._option = option
         self._failure = ""  # why the hub is unreachable
 
     def load(self, task: str, location: HubLocation, columns: Sequence[str]) -> Dataset:
@@ -82,7 +88,7 @@ class HubLoader:
 
     def _check_connection(self, task: str, columns: Sequence[str]) -> None:
         """Raise UserError if the hub is unreachable, without another attempt after the first."""
-        remedy = f"--tasks {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
+        remedy = f"{self._option} {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
         if self._failure:
             raise UserError(f"{task}{self._failure}{remedy}")
         try:

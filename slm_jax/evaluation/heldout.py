@@ -73,12 +73,26 @@ def documents_of_run(run: Run, tokenizer: TextTokenizer, max_tokens: int = 0) ->
 
 
 def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
-    """Read documents of text, JSONL or Parquet files (column `text`).
+    """Read and encode documents of text, JSONL or Parquet files (column `text`).
 
     Args:
         pattern: A file, folder or glob.
         tokenizer: The tokenizer of the model.
         max_tokens: Read complete documents from the beginning up to this number of tokens, but at least one; 0: all.
+
+    Raises:
+        UserError: A file cannot be read, a record is invalid, or there is no text.
+    """
+    return documents_of_texts(read_texts(pattern, max_tokens), pattern, tokenizer, max_tokens)
+
+
+def read_texts(pattern: str, max_tokens: int = 0) -> list[str]:
+    """Read documents of text, JSONL or Parquet files (column `text`).
+
+    Args:
+        pattern: A file, folder or glob.
+        max_tokens: Read complete documents from the beginning, at least as many as can hold this number of tokens; 0:
+            all.
 
     Raises:
         UserError: A file cannot be read, a record is invalid, or there is no text.
@@ -95,6 +109,18 @@ def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int =
             break
     if not texts:
         raise UserError(f"{pattern} contains no text")
+    return texts
+
+
+def documents_of_texts(texts: list[str], name: str, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
+    """Encode documents.
+
+    Args:
+        texts: The documents, none empty.
+        name: Name of their source.
+        tokenizer: The tokenizer of the model.
+        max_tokens: Keep complete documents from the beginning up to this number of tokens, but at least one; 0: all.
+    """
     eos = np.array([tokenizer.eos_id], np.int32)
     begin = np.array(document_prefix(tokenizer), np.int32)
     arrays = tokenizer.encode_arrays(texts)
@@ -108,7 +134,7 @@ def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int =
         bytes_D=np.array([num_bytes(text) for text in texts]),
         words_D=np.array([len(text.split()) for text in texts]),
         source_D=np.zeros(len(texts), np.int64),
-        sources=[pattern],
+        sources=[name],
         responses=[None] * len(texts),
     )
 

@@ -25,12 +25,14 @@ class Task(NamedTuple):
         columns: Columns that every record must have.
         measure: Computes the metrics from all records.
         hub: The data set on the Hugging Face hub; None: the task needs a file.
+        score: The metric over all records that stands for the task where one number is shown.
     """
 
     description: str
     columns: tuple[str, ...]
     measure: Callable[[list[Record], TextTokenizer, ScoreFunction], TaskResult]
     hub: HubLocation | None = None
+    score: str = "accuracy"
 
 
 class ChatTask(NamedTuple):
@@ -41,12 +43,18 @@ class ChatTask(NamedTuple):
         columns: Columns that every record must have.
         measure: Computes the metrics from all records.
         records: Returns the built-in records.
+        score: The metric over all records that stands for the task where one number is shown.
     """
 
     description: str
     columns: tuple[str, ...]
     measure: Callable[[list[Record], ReplyFunction], TaskResult]
     records: Callable[[], Dataset]
+    score: str
+
+
+SPECIAL_SCORES = {"heldout": "top1_accuracy", "analogies": "accuracy_3cosadd"}
+"""The metric that stands for a task that is not computed from records."""
 
 
 def _multiple_choice(
@@ -57,7 +65,7 @@ def _multiple_choice(
     reference: str = "",
 ) -> Task:
     measure = functools.partial(tasks.measure_multiple_choice, to_question, reference)
-    return Task(description, tuple(columns.split()), measure, hub)
+    return Task(description, tuple(columns.split()), measure, hub, "accuracy_norm")
 
 
 TASKS = {
@@ -111,17 +119,20 @@ CHAT_TASKS = {
         ("messages", "answer"),
         chat_tasks.measure_facts,
         chat_tasks.python_chat_records,
+        "right_share",
     ),
     "chat-format": ChatTask(
         "form of the replies to these questions: the turn ends, without tokens of other roles",
         ("messages",),
         chat_tasks.measure_format,
         chat_tasks.python_chat_records,
+        "ended_share",
     ),
     "chat-instructions": ChatTask(
         "40 instructions whose constraints a program verifies (number of words, last words, lower case …)",
         ("prompt", "checks"),
         chat_tasks.measure_instructions,
         chat_tasks.instruction_records,
+        "prompt_share",
     ),
 }

@@ -1,5 +1,6 @@
 """Results of a task: metrics with confidence intervals, and a note on the method."""
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +32,15 @@ class TaskResult(NamedTuple):
     Attributes:
         metrics: One entry per group and metric.
         note: How the metrics were computed, in one sentence.
+        origin: The origin of the data, if it is known only when the task is measured.
     """
 
     metrics: list[Metric]
     note: str
+    origin: str = ""
+
+
+def chance_of(reference: str) -> float | None:
+    """Return the score of guessing that the references of a metric begin with (`chance 25 %`), from 0 to 1."""
+    match = re.search(r"chance ([\d.]+) ?%", reference)
+    return float(match[1]) / 100 if match else None

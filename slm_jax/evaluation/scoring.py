@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
+from slm_jax.distributed.sharding import mesh_of, replicated
 from slm_jax.model.transformer import Transformer
 from slm_jax.utils.errors import UserError
 
@@ -123,7 +125,8 @@ class Scorer:
                 context.
             batch_tokens: Tokens per batch, padding included; 0: a default for the device.
         """
-        self._graph, self._params = nnx.split(model, nnx.Param)
+        self._graph, self._params = nnx.split(model, nnx.Param)  # the arrays of the model, not copies
+        self._mesh = mesh_of(self._params)
         self.context = context
         self.batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if model.platform.name == "cpu" else _BATCH_TOKENS)
         self.stride = min(stride or (context + 1) // 2, context)
@@ -155,7 +158,7 @@ class Scorer:
 
         for batch in _batches(rows, self.context, self.batch_tokens):
             arrays, destinations = _batch_arrays(batch, items, starts)
-            pending.append((destinations, _score(self._graph, self._params, *arrays)))
+            pending.append((destinations, _score(self._graph, self._params, *arrays, self._mesh)))
             if len(pending) > _MAX_IN_FLIGHT:
                 read_oldest()
         while pending:
@@ -235,11 +238,19 @@ def _batches(rows: list[_Row], context: int, batch_tokens: int) -> Iterator[_Bat
             yield _Batch([rows[i] for i in members[start : start + num_rows]], num_rows, width)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@functools.partial(jax.jit, static_argnames=("graph", "mesh"))
 def _score(
-    graph: nnx.GraphDef, params: Any, ids_RxW: jax.Array, positions_N: jax.Array, labels_N: jax.Array
+    graph: nnx.GraphDef,
+    params: Any,
+    ids_RxW: jax.Array,
+    positions_N: jax.Array,
+    labels_N: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the log-probability, float32 [N], and the rank, int32 [N], of labels at positions of the flat batch."""
+    """Return the log-probability, float32 [N], and the rank, int32 [N], of labels at positions of the flat batch.
+
+    The results of parameters that are split over a mesh are held in full by every device of it.
+    """
     model: Transformer = nnx.merge(graph, params)
     x_RxWxD = model.hidden(ids_RxW)
     x_NxD = x_RxWxD.reshape(-1, x_RxWxD.shape[-1])[positions_N]
@@ -258,4 +269,5 @@ def _score(
     x_SxCxD = jnp.pad(x_NxD, ((0, padding), (0, 0))).reshape(num_chunks, chunk_size, -1)
     labels_SxC = jnp.pad(labels_N, (0, padding)).reshape(num_chunks, chunk_size)
     logprobs, ranks = jax.lax.map(score_chunk, (x_SxCxD, labels_SxC))
-    return logprobs.reshape(-1)[: positions_N.size], ranks.reshape(-1)[: positions_N.size]
+    results = (logprobs.reshape(-1)[: positions_N.size], ranks.reshape(-1)[: positions_N.size])
+    return results if mesh is None else jax.lax.with_sharding_constraint(results, replicated(mesh))

@@ -22,7 +22,7 @@ Shapes: B sequences, L columns (padding, prompts, generated tokens), V vocabular
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from slm_jax.distributed.sharding import mesh_of
 from slm_jax.generation.sampling import Sampling, SamplingArrays, ban_ngrams, penalize, sample, stack_sampling
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
@@ -98,15 +99,6 @@ def prepare_weights(graph: nnx.GraphDef, params: Any) -> DecodeWeights:
     blocks = jax.tree_util.tree_map_with_path(to_dtype, nnx.state(model.blocks, nnx.Param))
     head_VxD = model.head_weight()[: model.vocab_size].astype(model.dtype)
     return DecodeWeights(params, unstack_layers(blocks, model.config.depth), head_VxD)
-
-
-def _mesh_of(params: Any) -> Mesh | None:
-    """Return the mesh that parameters are split over; None if one device holds them."""
-    for leaf in jax.tree.leaves(params):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            return cast("Mesh", sharding.mesh)
-    return None
 
 
 def _replicate(state: _State, mesh: Mesh | None) -> _State:
@@ -266,7 +258,7 @@ def _segments(
     """Yield tokens int32 [B, N] as they are generated: one segment unless streaming."""
     settings = _check(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
     graph, params = nnx.split(model, nnx.Param)
-    mesh = _mesh_of(params)
+    mesh = mesh_of(params)
     chunk = min(max(_power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
     history_BxL, first = _pad_prompts(prompts, max_tokens, chunk)
     length = history_BxL.shape[1]

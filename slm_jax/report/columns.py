@@ -1,13 +1,13 @@
 """The metrics of a run as columns, and their reduction to as few points as a screen can show."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from slm_jax.performance.flops import TokenFlops
-from slm_jax.run.metrics import Row, iter_rows
+from slm_jax.run.metrics import Row, iter_rows, task_scores
 from slm_jax.utils.errors import UserError
 
 FIELDS = (
@@ -28,17 +28,19 @@ class Columns:
             `bytes` and `flops` are per step; `x` has their cumulative sums.
         validations: The rows with validation scores.
         offsets: Values of `AXES` at the end of the previous stages of a curriculum.
+        tasks: The rows with scores of `eval.tasks`.
     """
 
     fields: dict[str, np.ndarray]
     validations: list[Row]
     offsets: dict[str, float]
+    tasks: list[Row] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.fields["step"])
 
-    def __getitem__(self, field: str) -> np.ndarray:
-        return self.fields[field]
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.fields[name]
 
     @property
     def x(self) -> dict[str, np.ndarray]:
@@ -65,7 +67,11 @@ class Columns:
 
     def validation_indices(self) -> np.ndarray:
         """Return the indices of the rows with validation scores, int [V]."""
-        return np.searchsorted(self["step"], [row["step"] for row in self.validations])
+        return self.indices(self.validations)
+
+    def indices(self, rows: list[Row]) -> np.ndarray:
+        """Return the indices of rows, int [R]."""
+        return np.searchsorted(self["step"], [row["step"] for row in rows])
 
 
 def read_columns(path: Path, token_flops: TokenFlops = TokenFlops(0.0, 0.0, 0.0)) -> Columns:
@@ -80,20 +86,23 @@ def read_columns(path: Path, token_flops: TokenFlops = TokenFlops(0.0, 0.0, 0.0)
     """
     rows: list[list[Any]] = []
     validations = []
+    tasks = []
     for number, row in iter_rows(path):
         has_scores = row.get("val_loss") is not None
-        for field in (*_REQUIRED, *_SCORES) if has_scores else _REQUIRED:
-            if not isinstance(row.get(field), int | float):
-                problem = f"line {number}: {field} is not a number"
+        for name in (*_REQUIRED, *_SCORES) if has_scores else _REQUIRED:
+            if not isinstance(row.get(name), int | float):
+                problem = f"line {number}: {name} is not a number"
                 raise UserError(f"{path} is damaged ({problem}): restore it, or remove that line")
-        rows.append([row.get(field) for field in FIELDS])
+        rows.append([row.get(name) for name in FIELDS])
         if has_scores:
             validations.append(row)
+        if task_scores(row):
+            tasks.append(row)
     try:
         values = np.array(rows, np.float64).reshape(len(rows), len(FIELDS))  # None becomes NaN
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it") from None
-    fields = {field: np.ascontiguousarray(column) for field, column in zip(FIELDS, values.T, strict=True)}
+    fields = {name: np.ascontiguousarray(column) for name, column in zip(FIELDS, values.T, strict=True)}
     # Runs of earlier versions have no input_tokens.
     inputs = fields["input_tokens"]
     fields["input_tokens"] = np.where(np.isnan(inputs), fields["tokens"], inputs)
@@ -101,16 +110,17 @@ def read_columns(path: Path, token_flops: TokenFlops = TokenFlops(0.0, 0.0, 0.0)
     context = fields["mean_context"]
     context = np.where(np.isnan(context), token_flops.context, context)
     fields["flops"] = fields["input_tokens"] * token_flops.at(context)
-    return Columns(fields, validations, dict.fromkeys(AXES, 0.0))
+    return Columns(fields, validations, dict.fromkeys(AXES, 0.0), tasks)
 
 
 def concatenate_stages(stages: list[Columns]) -> Columns:
     """Concatenate the columns of stages, each with the offsets that `with_offsets` set."""
-    fields = {field: np.concatenate([stage[field] for stage in stages]) for field in stages[0].fields}
+    fields = {name: np.concatenate([stage[name] for stage in stages]) for name in stages[0].fields}
     for axis in ("step", "seconds"):
         fields[axis] = np.concatenate([stage.x[axis] for stage in stages])
     validations = [row | {"step": row["step"] + stage.offsets["step"]} for stage in stages for row in stage.validations]
-    return Columns(fields, validations, dict.fromkeys(AXES, 0.0))
+    tasks = [row | {"step": row["step"] + stage.offsets["step"]} for stage in stages for row in stage.tasks]
+    return Columns(fields, validations, dict.fromkeys(AXES, 0.0), tasks)
 
 
 def moving_average(y: np.ndarray, width: int) -> np.ndarray:

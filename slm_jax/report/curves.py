@@ -12,6 +12,7 @@ from slm_jax.report.columns import AXES, Buckets, Columns, join_with_gaps, movin
 from slm_jax.report.escaping import SafeHtml
 from slm_jax.report.layer_charts import layer_charts
 from slm_jax.report.run_data import ReportData
+from slm_jax.report.task_charts import task_charts
 
 POINTS = 500  # per line; a wide screen cannot show more
 _MIN_ROWS_TO_SMOOTH = 20
@@ -154,6 +155,7 @@ def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
         rewards = (metric(f"{name}_reward", name, color=i) for i, name in enumerate(("chosen", "rejected")))
         charts.append(chart("Margin", "of preferences", margin, *validation("val_margin"), log=False))
         charts.append(chart("Rewards", "log-ratio to the reference times beta", *rewards, log=False))
+    charts += [render(each, shared_x) for each in task_charts(lines.stages, markers, RUN_AXES, PERCENT)]
     charts += [render(each, shared_x) for each in layer_charts(data, markers, RUN_AXES)]
     return with_controls(charts, RUN_AXES, lines.smoothing_note())
 

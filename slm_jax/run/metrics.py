@@ -221,6 +221,22 @@ def source_scores(row: Row, score: str) -> dict[str, float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
+def task_scores(row: Row) -> dict[str, float]:
+    """Return the scores of `eval.tasks` in a row by task, without their intervals; empty if none was scored."""
+    names = [name for name in row if name.startswith("task_") and "/" not in name]
+    return {name.removeprefix("task_"): row[name] for name in names if isinstance(row[name], int | float)}
+
+
+def tasks_text(row: Row) -> str:
+    """Return the scores of the tasks of a row as text: `blimp 61.2 % (58.0 – 64.3)`."""
+    parts = []
+    for name, value in task_scores(row).items():
+        low, high = row.get(f"task_{name}/low"), row.get(f"task_{name}/high")
+        interval = "" if low is None or high is None else f" ({100 * low:.1f} – {100 * high:.1f})"
+        parts.append(f"{name} {100 * value:.1f} %{interval}")
+    return ", ".join(parts)
+
+
 def _sources_text(row: Row) -> str:
     """Return the validation scores of the sources of a mixture as text: ` (python-docs 1.532, my 2.112)`."""
     scores = source_scores(row, "val_bits_per_byte")

@@ -5,6 +5,7 @@
         dispatch the step                          the device is never waited for
         write the row of the step before           its metrics are ready by now
         validate, write samples                    every `eval.every` steps, and at the end
+        score tasks                                every `eval.tasks_every` steps, and at the end
         save a checkpoint                          every `checkpoint.every` steps, and at the end
         collect garbage                            after a validation or a save, and at no other time
 
@@ -76,6 +77,9 @@ def run_loop(session: Session) -> Result:
                 recorder.validate(state.weights, step)
                 collect_garbage()
                 is_last = is_last or recorder.trend.is_over(patience)
+            if config.eval.tasks and (is_last or step % (config.eval.tasks_every or config.eval.every) == 0):
+                recorder.score_tasks(state.weights, step)
+                collect_garbage()
             if session.checkpoints.due(step, recorder.score) or is_last:
                 _save(session, state, step, recorder, metrics)
                 saved = step

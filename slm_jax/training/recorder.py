@@ -14,10 +14,11 @@ from typing import Any
 import jax
 
 from slm_jax.distributed import agreement, multihost
-from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text
+from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text, tasks_text
 from slm_jax.run.samples import append_samples
 from slm_jax.training import health, loss_scale
 from slm_jax.training.session import Session
+from slm_jax.utils.formatting import duration
 from slm_jax.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,22 @@ class StepRecorder:
         self._step_began += elapsed  # not a part of the step's time
         logger.info("step %d: validation %s", step, scores_text(scores))
         self._report_rise()
+
+    def score_tasks(self, weights: Any, step: int) -> None:
+        """Score the newest parameters on `eval.tasks`; the scores join the step's row.
+
+        Args:
+            weights: All parameters after the newest step, `TrainState.weights`.
+            step: That step.
+        """
+        assert self._pending is not None
+        began = self._wait_for_step()
+        scores = self._session.score_tasks(weights)
+        self._pending[2].update(scores)
+        elapsed = time.perf_counter() - began
+        self._seconds += elapsed
+        self._step_began += elapsed
+        logger.info("step %d: tasks %s, in %s", step, tasks_text(scores) or "not scored", duration(elapsed))
 
     def _report_rise(self) -> None:
         """Warn of a rising validation loss: once, until it falls below its lowest value."""

@@ -42,6 +42,7 @@ class Session:
         rise_text: Returns the warning about a trend that has risen, given the newest training loss.
         generate_samples: Returns a text for each prompt of `eval.prompts`; empty on processes other than the first, or
             if no samples are wanted.
+        score_tasks: Returns the scores of `eval.tasks`, see `tasks.TrainingTasks`; the same in all processes.
         flops_per_token: Returns the model FLOPs of training on one input token, given the keys that it attends to on
             average (None: those of a full window).
         peak_flops: FLOP/s that the MFU is relative to.
@@ -62,5 +63,6 @@ class Session:
     validate: Callable[[Any], Row]
     rise_text: Callable[[Trend, float | None], str]
     generate_samples: Callable[[Any], list[str]]
+    score_tasks: Callable[[Any], Row]
     flops_per_token: Callable[[float | None], float]
     peak_flops: float

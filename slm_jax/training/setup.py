@@ -25,6 +25,7 @@ from slm_jax.data.batches.pairs import PairBatches
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.distributed.platform import Platform
+from slm_jax.evaluation.loading import LoadedTask
 from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.model.precision import compute_dtype, describe_precision
@@ -43,6 +44,7 @@ from slm_jax.training.preferences import open_pair_batches, pair_validation, set
 from slm_jax.training.result import Result
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.session import Session
+from slm_jax.training.tasks import TrainingTasks, load_tasks
 from slm_jax.training.tokenizer import prepare_data_together
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
@@ -72,6 +74,7 @@ class OpenRun:
         start: The number of steps taken.
         trend: The validations up to then.
         rows: The rows of `metrics.jsonl`, which may include steps after the newest checkpoint.
+        tasks: The tasks of `eval.tasks` with their data.
     """
 
     config: Config
@@ -87,6 +90,7 @@ class OpenRun:
     start: int
     trend: Trend
     rows: list[Row]
+    tasks: list[LoadedTask]
 
     @property
     def finished(self) -> Result | None:
@@ -117,6 +121,8 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     mesh = sharding.make_mesh(config)
     has_checkpoint = agreement.from_first("newest checkpoint", run.newest_step) is not None
     initial = None if has_checkpoint else warm_start.find_initial_weights(config)
+    is_done = agreement.from_first("steps so far", lambda: (run.newest_step() or 0) >= config.train.steps)
+    tasks = [] if is_done else load_tasks(config)
     tokenizer, corpus = prepare_data_together(config, run)
     if config.train.ul_alpha and config.data.mode == "packed" and not isinstance(tokenizer, HybridTokenizer):
         raise UserError(
@@ -160,6 +166,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             start=start,
             trend=trend,
             rows=rows,
+            tasks=tasks,
         )
         _log_start(opened)
         yield opened
@@ -220,6 +227,7 @@ def compile_session(opened: OpenRun) -> Session:
         validate=validate,
         rise_text=functools.partial(rise_text, config),
         generate_samples=_sampling(config, opened.tokenizer, steps),
+        score_tasks=TrainingTasks(opened.tasks, config, run, opened.tokenizer, steps.model).score,
         flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
         peak_flops=peak.flops,
     )

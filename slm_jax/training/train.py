@@ -49,7 +49,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
             read or written.
     """
     show_log(multihost.log_prefix())
-    config = _with_absolute_checkpoint_folder(config)
+    config = _with_absolute_paths(config)
     require_same_software()
     shared = {name: value for name, value in config.flat().items() if name not in Config.fields_with("per_host")}
     agreement.require_same("the options", lambda: shared, "give the same command to all processes")
@@ -139,10 +139,22 @@ def _require_shared(run: Run) -> None:
             mark.unlink()
 
 
-def _with_absolute_checkpoint_folder(config: Config) -> Config:
-    """Return the config with an absolute `checkpoint.folder`, so that the run can be resumed from any directory."""
+def _with_absolute_paths(config: Config) -> Config:
+    """Return the config with absolute `checkpoint.folder` and files of `eval.tasks`: a run can be resumed anywhere."""
+    tasks = config.eval.model_copy(update={"tasks": with_absolute_files(config.eval.tasks)})
+    config = config.model_copy(update={"eval": tasks})
     folder = config.checkpoint.folder
     if not folder or "://" in folder:
         return config
     section = config.checkpoint.model_copy(update={"folder": str(Path(folder).expanduser().absolute())})
     return config.model_copy(update={"checkpoint": section})
+
+
+def with_absolute_files(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return arguments of `eval.tasks`, one each, with absolute paths."""
+    absolute = []
+    for argument in (part.strip() for text in tasks for part in text.split(",")):
+        title, equals, path = argument.partition("=")
+        is_local = bool(path) and not path.startswith("hf:")
+        absolute.append(f"{title}{equals}{Path(path).expanduser().absolute() if is_local else path}")
+    return tuple(absolute)

@@ -1,6 +1,7 @@
 """Test runs of several processes, connected on the loopback interface."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -86,7 +87,11 @@ def wait_for_step(folder, run, step, started):
 
 def test_run_of_two_processes_resumes_on_one(folder, monkeypatch):
     """2 processes x 2 devices, FSDP x tensor, then one device, give the metrics of one device throughout."""
-    constant = ("--optimizer.schedule", "constant")  # does not depend on the number of steps
+    (folder / "words.txt").write_text("fox quick dogs lazy\nLine fox jumps dogs\n")
+    pairs = ({"sentence_good": f"The quick fox {i} jumps.", "sentence_bad": f"Quick the {i}"} for i in range(8))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    # The schedule does not depend on the number of steps. Tasks are scored with parameters split over the processes.
+    constant = ("--optimizer.schedule", "constant", "--eval.tasks", "blimp=pairs.jsonl", "analogies=words.txt")
     mesh = ("--mesh.fsdp", 2, "--mesh.tensor", 2)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -97,6 +102,7 @@ def test_run_of_two_processes_resumes_on_one(folder, monkeypatch):
         options = ("--mesh.data", 1, "--mesh.fsdp", 1, "--mesh.tensor", 1, *constant, "--train.steps", 8)
         train(parse_args([*FIELDS, "--run", run, *map(str, options)])[0], folder / run)
     assert_close(rows(folder, "two"), rows(folder, "one"))
+    assert {"task_blimp", "task_analogies"} <= rows(folder, "two")[4].keys()
     # Generated with parameters split over both processes, and by one device.
     split, alone = (read_samples(Run(folder / run).samples) for run in ("two", "one"))
     assert split == alone

@@ -16,6 +16,7 @@ from slm_jax.data.prepare import prepare
 from slm_jax.data.sources import hub
 from slm_jax.evaluation import datasets, evaluate, suite
 from slm_jax.evaluation.datasets import HubLocation
+from slm_jax.evaluation.loading import subset
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.run.results import update_evaluation
@@ -260,11 +261,11 @@ def test_all_invalid_numbers_are_reported_together():
 
 def test_a_subset_is_spread_and_deterministic():
     numbers = list(range(1000))
-    subset = suite._subset(numbers, 50)
-    assert subset == suite._subset(numbers, 50) == sorted(set(subset))
-    assert len(subset) == 50
-    assert subset[-1] > 800
-    assert suite._subset(numbers, 0) is numbers
+    chosen = subset(numbers, 50)
+    assert chosen == subset(numbers, 50) == sorted(set(chosen))
+    assert len(chosen) == 50
+    assert chosen[-1] > 800
+    assert subset(numbers, 0) is numbers
 
 
 PROGRAM = """

@@ -1,0 +1,152 @@
+"""Tasks with their data in memory, ready to be measured on any model: of a checkpoint, or during training."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from slm_jax.distributed.sharding import mesh_of, replicated
+from slm_jax.evaluation import analogies, heldout
+from slm_jax.evaluation.datasets import Dataset, HubLoader, read_files
+from slm_jax.evaluation.registry import CHAT_TASKS, SPECIAL_SCORES, TASKS
+from slm_jax.evaluation.replies import Replier
+from slm_jax.evaluation.results import TaskResult
+from slm_jax.evaluation.scoring import Scorer
+from slm_jax.evaluation.specs import TaskSpec
+from slm_jax.model.transformer import Transformer
+from slm_jax.run.directory import Run
+from slm_jax.utils.formatting import plural
+from slm_jax.utils.text_tokenizer import TextTokenizer
+
+_SEED = 0  # of the random subset for max_items
+
+
+class Subject:
+    """A model to measure.
+
+    Attributes:
+        model: The model. Its parameters may be split over devices; all processes must then measure.
+        tokenizer: Its tokenizer.
+        run: Its run, whose held-out text is that of the task `heldout`.
+        scorer: Log-probabilities by the model.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: TextTokenizer, run: Run, scorer: Scorer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.run = run
+        self.scorer = scorer
+
+    @functools.cached_property
+    def replier(self) -> Replier:
+        """Replies of the model, shared by the tasks that ask for the same ones.
+
+        Raises:
+            UserError: The tokenizer has no chat template.
+        """
+        return Replier(self.model, self.tokenizer, self.scorer.context)
+
+    def embedding(self) -> np.ndarray:
+        """Return the token embeddings, float32 [V, D]."""
+        embedding_VxD = self.model.embedding[...]
+        mesh = mesh_of(embedding_VxD)
+        if mesh is not None:
+            embedding_VxD = jax.jit(lambda x: x, out_shardings=replicated(mesh))(embedding_VxD)
+        return np.asarray(embedding_VxD)[: self.model.vocab_size]
+
+
+class LoadedTask(NamedTuple):
+    """A task whose data is in memory.
+
+    Attributes:
+        spec: The requested task.
+        origin: The origin of the data.
+        size: Number and kind of its items: "67,000 records".
+        score: The metric over all items that stands for the task, a share from 0 to 1.
+        content: The items, as JSON values.
+        measure: Computes all metrics of a model.
+    """
+
+    spec: TaskSpec
+    origin: str
+    size: str
+    score: str
+    content: Any
+    measure: Callable[[Subject], TaskResult]
+
+
+def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: int = 0) -> LoadedTask:
+    """Read the data of a task; held-out text is encoded, and that of a run read, when it is measured.
+
+    Args:
+        spec: The task.
+        hub: Loads data sets of the hub.
+        max_items: Maximum number of records, a random subset with a fixed seed; 0: all.
+        max_tokens: Maximum number of tokens of held-out text; 0: all.
+
+    Raises:
+        UserError: The data cannot be read.
+    """
+    if spec.name == "heldout":
+        return _load_heldout(spec, max_tokens)
+    if spec.name == "analogies":
+        questions = analogies.read_questions(spec.path)
+        questions = questions.select(subset(list(range(len(questions.sections))), max_items))
+
+        def measure_analogies(subject: Subject) -> TaskResult:
+            return analogies.measure_analogies(questions, subject.tokenizer, subject.embedding())
+
+        size = plural(len(questions.sections), "question")
+        content = [questions.words, questions.index_Qx4.tolist()]
+        return LoadedTask(spec, spec.path, size, SPECIAL_SCORES["analogies"], content, measure_analogies)
+    if spec.name in CHAT_TASKS:
+        chat_task = CHAT_TASKS[spec.name]
+        dataset = read_files(spec.path, chat_task.columns) if spec.path else chat_task.records()
+        chats = subset(dataset.records, max_items)
+
+        def measure_replies(subject: Subject) -> TaskResult:
+            return chat_task.measure(chats, subject.replier.reply)
+
+        return LoadedTask(
+            spec, dataset.origin, plural(len(chats), "conversation"), chat_task.score, chats, measure_replies
+        )
+    task = TASKS[spec.name]
+    dataset = read_files(spec.path, task.columns) if spec.path else _load_from_hub(spec.name, hub)
+    records = subset(dataset.records, max_items)
+
+    def measure_records(subject: Subject) -> TaskResult:
+        return task.measure(records, subject.tokenizer, subject.scorer.score)
+
+    return LoadedTask(spec, dataset.origin, plural(len(records), "record"), task.score, records, measure_records)
+
+
+def _load_heldout(spec: TaskSpec, max_tokens: int) -> LoadedTask:
+    texts = heldout.read_texts(spec.path, max_tokens) if spec.path else []
+
+    def measure(subject: Subject) -> TaskResult:
+        if spec.path:
+            documents = heldout.documents_of_texts(texts, spec.path, subject.tokenizer, max_tokens)
+        else:
+            documents = heldout.documents_of_run(subject.run, subject.tokenizer, max_tokens)
+        scorer = subject.scorer
+        result = heldout.measure_heldout(documents, subject.tokenizer, scorer.score, scorer.context, scorer.stride)
+        return result._replace(origin=", ".join(documents.sources))
+
+    size = plural(len(texts), "document") if spec.path else "held-out text of the run"
+    return LoadedTask(spec, spec.path or "held-out text of the run", size, SPECIAL_SCORES["heldout"], texts, measure)
+
+
+def _load_from_hub(name: str, hub: HubLoader) -> Dataset:
+    task = TASKS[name]
+    assert task.hub is not None  # parse_tasks requires a file for the others
+    return hub.load(name, task.hub, task.columns)
+
+
+def subset(items: list[Any], max_items: int) -> list[Any]:
+    """Return at most `max_items` items (0: all), a random subset in order, always the same."""
+    if not max_items or len(items) <= max_items:
+        return items
+    chosen = np.random.default_rng(_SEED).permutation(len(items))[:max_items]
+    return [items[i] for i in np.sort(chosen)]
