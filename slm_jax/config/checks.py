@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slm_jax.config.model_section import ModelConfig
+from slm_jax.config.optimizer_section import MIN_MOMENTUM, OptimizerConfig
 from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
 
 # Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
@@ -184,8 +185,25 @@ def _lora_problems(config: Sections) -> Iterator[Problem]:
 
 
 def _optimizer_problems(config: Sections) -> Iterator[Problem]:
-    """Yield learning rates of groups of parameters that are not trained."""
+    """Yield options of the optimizer without effect."""
     optimizer = config.optimizer
+    defaults = OptimizerConfig()
+    if optimizer.name == "adamw":
+        for name in ("orthogonalization", "momentum", "momentum_warmup_steps", "momentum_cooldown_steps"):
+            if getattr(optimizer, name) != getattr(defaults, name):
+                text = f"optimizer.{name} has no effect with optimizer.name adamw: leave it out, or use muon or normuon"
+                yield (f"optimizer.{name}", "optimizer.name"), text
+    elif optimizer.momentum <= MIN_MOMENTUM:
+        for name in ("momentum_warmup_steps", "momentum_cooldown_steps"):
+            if getattr(optimizer, name):
+                text = (
+                    f"optimizer.{name} changes the momentum from or to {MIN_MOMENTUM}, but optimizer.momentum is "
+                    f"{optimizer.momentum:g}: use a larger one, or leave {name} out"
+                )
+                yield (f"optimizer.{name}", "optimizer.momentum"), text
+    if optimizer.cautious_decay and not optimizer.weight_decay:
+        text = "optimizer.cautious_decay has no effect with optimizer.weight_decay 0: leave it out"
+        yield ("optimizer.cautious_decay", "optimizer.weight_decay"), text
     if config.lora.rank:
         for name in ("embedding_lr_scale", "head_lr_scale", "vector_lr_scale"):
             if getattr(optimizer, name) != 1:
@@ -414,11 +432,20 @@ def weight_conflicts(
             f"optimizer.name: {source.optimizer.name!r} {saved}, {config.optimizer.name!r} {current}; moments can be "
             "kept with the same optimizer only (init.optimizer fresh starts new ones)"
         )
+    if config.init.optimizer == "keep" and _has_momentum_schedule(config) != _has_momentum_schedule(source):
+        yield (
+            "optimizer.momentum_warmup_steps, momentum_cooldown_steps: given in one of the runs only; moments can be "
+            "kept if both or neither have a schedule of the momentum (init.optimizer fresh starts new ones)"
+        )
     if config.init.optimizer == "keep" and source.lora.rank:
         yield (
             f"lora.rank: {source.lora.rank} {saved}; its optimizer state is that of adapters, which are merged into "
             "the weights: use init.optimizer fresh"
         )
+
+
+def _has_momentum_schedule(config: Sections) -> bool:
+    return bool(config.optimizer.momentum_warmup_steps or config.optimizer.momentum_cooldown_steps)
 
 
 def _resolved(config: Sections, name: str) -> Any:

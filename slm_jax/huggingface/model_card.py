@@ -220,7 +220,8 @@ def _training(data: CardData) -> Iterator[str]:
     if rows:
         steps += f", {sum(row['tokens'] for row in rows):,} predicted tokens, {rows[-1]['seconds'] / 60:,.1f} minutes"
     yield f"{steps}."
-    optimizer_name = {"muon": "Muon for hidden matrices, AdamW for the rest", "adamw": "AdamW"}[optimizer.name]
+    matrices = {"muon": "Muon", "normuon": "NorMuon"}.get(optimizer.name)
+    optimizer_name = f"{matrices} for hidden matrices, AdamW for the rest" if matrices else "AdamW"
     yield (
         f"- Optimizer: {optimizer_name}; peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warmup steps, "
         f"schedule {optimizer.schedule}, weight decay {optimizer.weight_decay:g}, dropout {config.model.dropout:g}."

@@ -158,15 +158,15 @@ def _adapter_flops(config: ModelConfig, vocab_size: int, lora: LoraConfig) -> tu
 def optimizer_flops(config: ModelConfig, name: str, iterations: int = 5) -> float:
     """Return the FLOPs of the optimizer's matrix products in one step; they are no model FLOPs.
 
-    Muon: each Newton-Schulz iteration on a matrix of a block, m its shorter and n its longer side, computes the Gram
+    Muon, NorMuon: each iteration on a matrix of a block, m its shorter and n its longer side, computes the Gram
     matrix (2·m²·n), its square (2·m³) and the product with the matrix (2·m²·n). AdamW multiplies no matrices.
 
     Args:
         config: The model.
         name: Name of the optimizer, the value of `optimizer.name`.
-        iterations: Newton-Schulz iterations of a step.
+        iterations: Iterations of Newton-Schulz or Polar Express in a step.
     """
-    if name != "muon":
+    if name == "adamw":
         return 0.0
     sides = [(min(shape), max(shape)) for shape in block_matrices(config)]
     return float(config.depth * iterations * sum(4 * m * m * n + 2 * m**3 for m, n in sides))

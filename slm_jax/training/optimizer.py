@@ -1,4 +1,4 @@
-"""The optimizers, AdamW and Muon, with gradient clipping and decoupled weight decay."""
+"""The optimizers, AdamW, Muon and NorMuon, with gradient clipping and decoupled weight decay."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from slm_jax.config.schema import OptimizerConfig
 from slm_jax.distributed.partitioning import Partitions
 from slm_jax.model.params import is_in_blocks, is_matrix, parameter_group
 from slm_jax.training.muon import scale_by_muon
-from slm_jax.training.schedule import make_schedule
+from slm_jax.training.schedule import make_momentum, make_schedule
 
 
 def make_optimizer(
@@ -18,9 +18,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return gradient clipping followed by the optimizer.
 
-    "muon" updates the matrices inside the blocks with Muon and everything else with AdamW: embedding and head are
-    looked up and summed over, not composed like linear maps. Weight decay is decoupled and applies to matrices only; a
-    step decays a matrix by its learning rate times the weight decay.
+    "muon" updates the matrices inside the blocks with Muon, "normuon" with NorMuon, and everything else with AdamW:
+    embedding and head are looked up and summed over, not composed like linear maps. Weight decay is decoupled and
+    applies to matrices only; a step decays a matrix by its learning rate times the weight decay.
     To add an optimizer, add its name to `OptimizerConfig.name` and a branch here.
 
     Args:
@@ -33,9 +33,7 @@ def make_optimizer(
         A transformation of float32 gradients whose matrices are [in, out], stacked over layers inside the blocks.
     """
     rate = _scale_by_learning_rate(config, steps)
-    decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree)
-    )
+    decay = _add_decay(config)
 
     def adamw() -> optax.GradientTransformation:
         return optax.chain(optax.scale_by_adam(config.beta1, config.beta2), decay, rate)
@@ -43,9 +41,30 @@ def make_optimizer(
     if config.name == "adamw":
         update = adamw()
     else:
-        muon = optax.chain(scale_by_muon(dtype, partitions), decay, rate)
+        beta2 = config.beta2 if config.name == "normuon" else None
+        direction = scale_by_muon(dtype, partitions, make_momentum(config, steps), config.orthogonalization, beta2)
+        muon = optax.chain(direction, decay, rate)
         update = optax.partition({"muon": muon, "adamw": adamw()}, _optimizer_labels)
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def _add_decay(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the decoupled weight decay of matrices, added to the direction that is subtracted later.
+
+    The cautious one (arXiv:2510.12402, algorithm 1) decays only the weights that the update moves toward 0 as well.
+    """
+
+    def matrices(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(is_matrix, tree)
+
+    if not config.cautious_decay:
+        return optax.add_decayed_weights(config.weight_decay, mask=matrices)
+
+    def decayed(update: jax.Array, weight: jax.Array) -> jax.Array:
+        return update + jnp.where(update * weight >= 0, config.weight_decay * weight, 0)
+
+    cautious = optax.stateless(lambda updates, params: jax.tree.map(decayed, updates, params))
+    return optax.masked(cautious, matrices)
 
 
 def _scale_by_learning_rate(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -30,6 +30,11 @@ _ADDED = {
     "optimizer.embedding_lr_scale": 1.0,
     "optimizer.head_lr_scale": 1.0,
     "optimizer.vector_lr_scale": 1.0,
+    "optimizer.cautious_decay": False,
+    "optimizer.orthogonalization": "newton-schulz",
+    "optimizer.momentum": 0.95,
+    "optimizer.momentum_warmup_steps": 0,
+    "optimizer.momentum_cooldown_steps": 0,
 }
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 

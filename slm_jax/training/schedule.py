@@ -1,10 +1,12 @@
-"""Learning-rate schedules: linear warm-up, then cosine, warm-up-stable-decay or constant."""
+"""Schedules of the learning rate (linear warm-up, then cosine, warm-up-stable-decay or constant) and the momentum."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from slm_jax.config.schema import OptimizerConfig
+from slm_jax.config.optimizer_section import MIN_MOMENTUM, OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -33,6 +35,28 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     # The warm-up starts at peak / (warmup + 1), not at 0, which would waste the first step.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after_warmup
     return optax.join_schedules([rise, after_warmup], [warmup])
+
+
+def make_momentum(config: OptimizerConfig, steps: int) -> float | optax.Schedule:
+    """Return Muon's momentum, constant or as a function of the step, from 0.
+
+    It rises linearly from 0.85 over the first `momentum_warmup_steps` and falls back to it over the last
+    `momentum_cooldown_steps`, as in the records of modded-nanogpt.
+
+    Args:
+        config: Momentum and the lengths of its warm-up and cooldown.
+        steps: Optimizer steps of the run.
+    """
+    if not (config.momentum_warmup_steps or config.momentum_cooldown_steps):
+        return config.momentum
+
+    def momentum(count: jax.Array) -> jax.Array:
+        rise = count / config.momentum_warmup_steps if config.momentum_warmup_steps else 1.0
+        fall = (steps - count) / config.momentum_cooldown_steps if config.momentum_cooldown_steps else 1.0
+        share = jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
+        return MIN_MOMENTUM + (config.momentum - MIN_MOMENTUM) * share
+
+    return momentum
 
 
 def is_schedule_state(node: Any) -> bool:

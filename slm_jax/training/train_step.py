@@ -26,6 +26,7 @@ from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
 from slm_jax.training import health, loss_scale
 from slm_jax.training.context import count_input_tokens, layers_mean_context
+from slm_jax.training.muon import state_partitions
 from slm_jax.training.objective import (
     Objective,
     Sums,
@@ -301,7 +302,8 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     """
     platform = Platform.default() if mesh is None else Platform.of_mesh(mesh)
     graph, _ = abstract_model(config, vocab_size, platform, adapters=True)
-    partitions = {**declared_partitions(config, vocab_size), **health.PARTITIONS}
+    declared = declared_partitions(config, vocab_size)
+    partitions = {**declared, **health.PARTITIONS, **state_partitions(config.optimizer, declared)}
     policy = Policy.choose(config, platform)
     optimizer = make_optimizer(config.optimizer, config.train.steps, policy.compute, partitions)
     init = functools.partial(init_state, config, vocab_size, optimizer, platform)

@@ -121,6 +121,18 @@ def test_all_problems_together():
         ),
         ({**DPO, "data.source": "smoltalk"}, "needs pairs, .* and data.source smoltalk has none: name files, or hf:"),
         ({"optimizer.head_lr_scale": 0.5}, "head_lr_scale has no effect with model.tie_weights, .*embedding_lr_scale"),
+        (
+            {"optimizer.momentum": 0.9, "optimizer.name": "adamw"},
+            "momentum has no effect with optimizer.name adamw: .*",
+        ),
+        (
+            {"optimizer.momentum": 0.8, "optimizer.momentum_warmup_steps": 9},
+            "use a larger one, or leave momentum_warmup",
+        ),
+        (
+            {"optimizer.cautious_decay": True, "optimizer.weight_decay": 0},
+            "cautious_decay has no effect with .* 0: leave",
+        ),
         ({"optimizer.vector_lr_scale": 2, "lora.rank": 4}, "vector_lr_scale has no effect with lora.rank"),
         ({**DPO, "data.source": "hf:a/b", "data.loss_on": "all"}, "data.loss_on all has no effect with .*leave it out"),
         ({**DPO, "data.source": "hf:a/b", "data.format": "alpaca"}, "needs pairs, and data.format alpaca reads none"),
@@ -177,7 +189,7 @@ def test_all_wrong_values_of_a_command_line_are_reported_at_once():
         "command line: 5 problems:",
         "  - --train.steps many: should be a whole number",
         "  - --model.depth x: should be a whole number",
-        "  - --optimizer.name sgd: should be one of 'muon', 'adamw'",
+        "  - --optimizer.name sgd: should be one of 'muon', 'normuon', 'adamw'",
         "  - --data.files needs at least one value",
         "  - train.batch_size = 0: should be greater than or equal to 1",
     ]
@@ -213,7 +225,7 @@ def test_frozen():
         (["--train.steps", "abc"], "--train.steps abc: should be a whole number"),
         (["--optimizer.lr=fast"], "--optimizer.lr fast: should be a number"),
         (["--model.tie_weights", "maybe"], "--model.tie_weights maybe: should be one of 'True', 'False'"),
-        (["--optimizer.name", "sgd"], "--optimizer.name sgd: should be one of 'muon', 'adamw'"),
+        (["--optimizer.name", "sgd"], "--optimizer.name sgd: should be one of 'muon', 'normuon', 'adamw'"),
         (["--log.sinks", "wandb", "paper"], "--log.sinks paper: should be one of 'tensorboard', 'wandb', 'trackio'"),
         (["--train.steps"], "--train.steps needs a value"),
         (["--train.steps", "3", "4"], "unknown: 4 (--help lists the options)"),

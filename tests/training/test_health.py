@@ -113,15 +113,16 @@ def without_schedules(tree):
     return jax.tree.map(lambda x: None if is_schedule_state(x) else x, tree, is_leaf=is_schedule_state)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(("name", "count"), [("adamw", 1), ("muon", 2), ("normuon", 3)])
 @pytest.mark.parametrize("is_taken", [True, False])
-def test_select_always_advances_the_schedule(name, is_taken):
-    """The counts of schedules are the new ones, everything else is new or old."""
-    optimizer = make_optimizer(tiny_config(optimizer__name=name).optimizer, 20, jnp.dtype("float32"))
+def test_select_always_advances_the_schedule(name, count, is_taken):
+    """The counts of schedules, also of the momentum, are the new ones, everything else is new or old."""
+    warmup = {"optimizer__momentum_warmup_steps": 5} if name == "normuon" else {}
+    optimizer = make_optimizer(tiny_config(optimizer__name=name, **warmup).optimizer, 20, jnp.dtype("float32"))
     old = optimizer.init({"blocks": {"up": jnp.zeros((2, 3, 4))}, "embedding": jnp.zeros((5, 3))})
     new = jax.tree.map(lambda x: x + 1, old)
     selected = health.select(jnp.asarray(is_taken), new, old)
-    assert len(schedules(selected)) == (1 if name == "adamw" else 2)
+    assert len(schedules(selected)) == count
     assert all(int(x.count) == 1 for x in schedules(selected))
     leaves = jax.tree.leaves(without_schedules(selected))
     assert len(leaves) >= 4

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from slm_jax.config.schema import OptimizerConfig
+from slm_jax.training import muon
 from slm_jax.training.muon import orthogonalize, scale_by_muon
 from slm_jax.training.optimizer import make_optimizer
 from slm_jax.training.schedule import make_schedule
@@ -87,6 +88,102 @@ def test_orthogonalize_approximates_the_polar_factor(shape):
     assert cosine(orthogonalize(x, FLOAT32), orthogonalize(x, BFLOAT16)) > 0.999
 
 
+def naive_polar_express(x):
+    """Return the polynomials of arXiv:2505.16932, algorithm 1, applied to the singular values, in float64."""
+    u, s, vt = np.linalg.svd(np.asarray(x, np.float64), full_matrices=False)
+    s = s / (1.01 * np.linalg.norm(s))
+    for a, b, c in (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    ):
+        s = s / 1.01
+        s = a * s + b * s**3 + c * s**5
+    return u * s @ vt
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (2, 16, 40), (40, 16)])
+def test_polar_express_equals_its_polynomials_of_singular_values(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    result = orthogonalize(x, FLOAT32, "polar-express")
+    expected = np.stack([naive_polar_express(matrix) for matrix in x]) if x.ndim == 3 else naive_polar_express(x)
+    np.testing.assert_allclose(result, expected, atol=2e-4)
+    assert cosine(result, orthogonalize(x, BFLOAT16, "polar-express")) > 0.998
+
+
+def test_polar_express_is_closer_to_the_polar_factor_than_newton_schulz():
+    """Compare singular values from 1 down to 1/200 of the largest, as gradients have them."""
+    rng = np.random.default_rng(0)
+    u, _, vt = np.linalg.svd(rng.normal(size=(32, 32)))
+    x = jnp.asarray(u * np.geomspace(1, 1 / 200, 32) @ vt, jnp.float32)
+
+    def error(method):
+        return float(np.linalg.norm(orthogonalize(x, FLOAT32, method) - u @ vt) / np.sqrt(32))
+
+    assert error("polar-express") < 0.1 < 0.15 < error("newton-schulz")
+
+
+def naive_muon(weight, gradients, config, momenta):
+    """Return one matrix [in, out] after steps of Muon or NorMuon in NumPy, with an exact polar factor."""
+    x = np.asarray(weight, np.float64)
+    m, v = np.zeros_like(x), np.zeros(x.shape[1])
+    for gradient, beta in zip(gradients, momenta, strict=True):
+        g = np.asarray(gradient, np.float64)
+        m = beta * m + (1 - beta) * g
+        u, _, vt = np.linalg.svd(beta * m + (1 - beta) * g, full_matrices=False)
+        update = u @ vt
+        if config.name == "normuon":  # arXiv:2510.05491, algorithm 1; the rows there are columns here
+            v = config.beta2 * v + (1 - config.beta2) * np.mean(update**2, axis=0)
+            normalized = update / np.sqrt(v)
+            update = normalized * np.linalg.norm(update) / np.linalg.norm(normalized)
+        update = 0.2 * np.sqrt(max(x.shape)) * update
+        decayed = x * (update * x >= 0) if config.cautious_decay else x
+        x = x - config.lr * (update + config.weight_decay * decayed)
+    return x
+
+
+def exactly_orthogonal(x, dtype, method):
+    """Return the polar factor in place of the iteration's approximation."""
+    u, _, vt = jnp.linalg.svd(x, full_matrices=False)
+    return u @ vt
+
+
+@pytest.mark.parametrize(
+    ("fields", "momenta"),
+    [
+        ({"name": "normuon"}, [0.95] * 4),
+        ({"name": "muon", "cautious_decay": True, "momentum": 0.9}, [0.9] * 4),
+        # A warm-up of 2 steps from 0.85, and a cooldown over the last 2 of 5 steps, of which 4 are taken.
+        (
+            {"name": "normuon", "cautious_decay": True, "momentum_warmup_steps": 2, "momentum_cooldown_steps": 2},
+            [0.85, 0.9, 0.95, 0.95],
+        ),
+        ({"name": "muon", "momentum": 0.95, "momentum_cooldown_steps": 4}, [0.95, 0.95, 0.925, 0.9]),
+    ],
+)
+def test_options_of_muon_agree_with_numpy(monkeypatch, fields, momenta):
+    monkeypatch.setattr(muon, "orthogonalize", exactly_orthogonal)
+    config = OptimizerConfig(lr=0.05, warmup_steps=0, schedule="constant", clip=0, weight_decay=0.5, **fields)
+    params = run(make_optimizer(config, 5, FLOAT32), steps=4)
+    for name in ("wide", "tall"):
+        for layer in range(2):
+            gradients = [tree(i + 1)["blocks"][name][layer] for i in range(4)]
+            expected = naive_muon(tree()["blocks"][name][layer], gradients, config, momenta)
+            np.testing.assert_allclose(params["blocks"][name][layer], expected, atol=2e-5)
+
+
+def test_cautious_decay_of_adamw_agrees_with_numpy():
+    config = OptimizerConfig(
+        name="adamw", lr=0.05, warmup_steps=0, schedule="constant", clip=0, weight_decay=0.5, cautious_decay=True
+    )
+    params = run(make_optimizer(config, 10, FLOAT32))
+    for name in ("embedding", "final_norm"):
+        expected = naive_adamw(tree()[name], [tree(i + 1)[name] for i in range(3)], 0.05, config)
+        np.testing.assert_allclose(params[name], expected, rtol=2e-5, atol=1e-6)
+
+
 def test_adamw_equals_that_of_optax():
     config = OptimizerConfig(name="adamw", lr=0.1, warmup_steps=0, schedule="constant", clip=0, weight_decay=0.3)
     decay = {"embedding": True, "blocks": {"wide": True, "tall": True, "norm": False}, "final_norm": False}
@@ -94,7 +191,7 @@ def test_adamw_equals_that_of_optax():
     assert largest_difference(run(make_optimizer(config, 10, FLOAT32)), run(expected)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon"])
 def test_matrices_decay_and_scales_do_not(name):
     config = OptimizerConfig(name=name, lr=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5)
     optimizer = make_optimizer(config, 10, FLOAT32)
@@ -129,7 +226,8 @@ def naive_adamw(params, gradients, rate, config):
         v = config.beta2 * v + (1 - config.beta2) * g * g
         direction = m / (1 - config.beta1**step) / (np.sqrt(v / (1 - config.beta2**step)) + 1e-8)
         decay = config.weight_decay if x.ndim > 1 else 0.0
-        x = x - rate * (direction + decay * x)
+        decayed = x * (direction * x >= 0) if config.cautious_decay else x
+        x = x - rate * (direction + decay * decayed)
     return x
 
 
