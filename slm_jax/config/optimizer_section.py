@@ -51,3 +51,10 @@ class OptimizerConfig(Section):
     momentum: float = option(0.95, "Decay rate of Muon's momentum.", ge=0, lt=1)
     momentum_warmup_steps: int = option(0, "Steps over which Muon's momentum rises from 0.85; 0: none.", ge=0)
     momentum_cooldown_steps: int = option(0, "Last steps, over which Muon's momentum falls to 0.85; 0: none.", ge=0)
+    average_decay: float = option(
+        0.0,
+        "Decay rate of a moving average of the parameters, which is validated, sampled and loaded in their place; 0: "
+        "none.",
+        ge=0,
+        lt=1,
+    )

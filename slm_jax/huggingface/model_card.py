@@ -226,6 +226,8 @@ def _training(data: CardData) -> Iterator[str]:
         f"- Optimizer: {optimizer_name}; peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warmup steps, "
         f"schedule {optimizer.schedule}, weight decay {optimizer.weight_decay:g}, dropout {config.model.dropout:g}."
     )
+    if optimizer.average_decay:
+        yield f"- The weights are a moving average over the steps, with decay {optimizer.average_decay:g}."
     if train.objective == "dpo":
         yield f"- Loss: preferences (DPO), beta {train.dpo_beta:g}, with the initial weights as reference."
     loss_weights = {"z-loss": train.z_loss, "unlikelihood of repetition": train.ul_alpha}

@@ -99,7 +99,7 @@ def read_merged(
     steps: Sequence[int] | None = None,
     compute: np.dtype | None = None,
 ) -> tuple[Any, int]:
-    """Read the parameters of a run as those of a model without adapters.
+    """Read the parameters of a run as those of a model without adapters; its averages if `average_decay` is set.
 
     Args:
         checkpoints: The folder of the run's checkpoints.
@@ -115,8 +115,9 @@ def read_merged(
     Raises:
         UserError: There is no usable checkpoint, or the frozen weights are damaged.
     """
+    moving_average = bool(config.optimizer.average_decay)
     if not config.lora.rank:
-        return read_params(checkpoints, target, average, steps)
+        return read_params(checkpoints, target, average, steps, moving_average=moving_average)
     base = read_base(checkpoints, target)
     adapters = lora_merge.abstract_adapters(target, config.lora)
     merge = jax.jit(partial(lora_merge.merge, config=config.lora))
@@ -129,4 +130,4 @@ def read_merged(
                 logger.warning(_ROUNDED, compute.name, 100 * error)
         return merged
 
-    return read_params(checkpoints, adapters, average, steps, convert=convert)
+    return read_params(checkpoints, adapters, average, steps, convert, moving_average)

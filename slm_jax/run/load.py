@@ -111,7 +111,9 @@ def load_adapters(run: Run, config: Config, step: Step = None) -> tuple[lora.Par
     selection = select_checkpoint(run, step)
     _, shapes = abstract_model(config, load_tokenizer(run).vocab_size)
     adapters = lora_merge.abstract_adapters(_on_first_device(shapes), config.lora)
-    params, used = read_params(run.checkpoints, adapters, steps=selection.candidates)
+    params, used = read_params(
+        run.checkpoints, adapters, steps=selection.candidates, moving_average=bool(config.optimizer.average_decay)
+    )
     return params, selection.describe(used)
 
 

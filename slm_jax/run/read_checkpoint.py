@@ -48,6 +48,7 @@ def read_params(
     average: int = 1,
     steps: Sequence[int] | None = None,
     convert: Callable[[Any], Any] = lambda params: params,
+    moving_average: bool = False,
 ) -> tuple[Any, int]:
     """Read the parameters of a checkpoint, or average those of several.
 
@@ -58,6 +59,8 @@ def read_params(
             average the last 5 or 20).
         steps: Steps in the order in which they are tried; None: all, newest first.
         convert: Function of the parameters of one checkpoint; its results are averaged and returned.
+        moving_average: Read the average over the steps that the run keeps (`optimizer.average_decay`) in place of the
+            parameters.
 
     Returns:
         The parameters, and the step of the first valid checkpoint. Corrupt checkpoints are logged and skipped.
@@ -65,13 +68,14 @@ def read_params(
     Raises:
         UserError: There are fewer valid checkpoints than `average`.
     """
+    item = {"average": {"params": target}} if moving_average else {"params": target}
     if average == 1:
-        fields, step = read_fields(folder, {"params": target}, steps)
-        return convert(fields["params"]), step
+        fields, step = read_fields(folder, item, steps)
+        return convert(fields.get("average", fields)["params"]), step
     total = None
     averaged = []
-    for fields, step in itertools.islice(_read(folder, {"params": target}, steps), average):
-        params = convert(fields["params"])
+    for fields, step in itertools.islice(_read(folder, item, steps), average):
+        params = convert(fields.get("average", fields)["params"])
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         total = wide if total is None else jax.tree.map(np.add, total, wide)
         averaged.append(step)

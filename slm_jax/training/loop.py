@@ -74,7 +74,7 @@ def run_loop(session: Session) -> Result:
             recorder.record(step, step_metrics, num_bytes)
             is_last = step == config.train.steps
             if is_last or step % config.eval.every == 0:
-                recorder.validate(state.weights, step)
+                recorder.validate(state.evaluated_weights, step)
                 collect_garbage()
                 is_last = is_last or recorder.trend.is_over(patience)
             if config.eval.tasks and (is_last or step % (config.eval.tasks_every or config.eval.every) == 0):

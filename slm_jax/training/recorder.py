@@ -150,7 +150,7 @@ class StepRecorder:
         """Score the newest parameters on the held-out text and append samples; the scores join the step's row.
 
         Args:
-            weights: All parameters after the newest step, `TrainState.weights`.
+            weights: All parameters after the newest step, `TrainState.evaluated_weights`.
             step: That step.
         """
         assert self._pending is not None

@@ -15,7 +15,7 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
     """Return the state for another vocabulary size, and set the resized parameters in the model.
 
     The rows of ids that both vocabularies have stay bit-identical in parameters and moments. New rows are drawn as in
-    `Transformer.resize_token_embeddings`, their moments are 0.
+    `Transformer.resize_token_embeddings`, their moments are 0; their averages are the new rows.
 
     Args:
         state: A training state.
@@ -32,4 +32,13 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
         return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
 
     opt_state = jax.tree_util.tree_map_with_path(resize, state.opt_state)
-    return state._replace(params=pure_params(model), opt_state=opt_state)
+    params = pure_params(model)
+
+    def resize_mean(path: tuple[Any, ...], mean: jax.Array, param: jax.Array) -> jax.Array:
+        return resize_vocabulary_rows(mean, old_size, vocab_size, param) if has_vocabulary_axis(path) else mean
+
+    average = state.average
+    if average:
+        means = jax.tree_util.tree_map_with_path(resize_mean, average["params"], params)
+        average = {**average, "params": means}
+    return state._replace(params=params, opt_state=opt_state, average=average)

@@ -30,6 +30,7 @@ _ADDED = {
     "optimizer.embedding_lr_scale": 1.0,
     "optimizer.head_lr_scale": 1.0,
     "optimizer.vector_lr_scale": 1.0,
+    "optimizer.average_decay": 0.0,
     "optimizer.cautious_decay": False,
     "optimizer.orthogonalization": "newton-schulz",
     "optimizer.momentum": 0.95,

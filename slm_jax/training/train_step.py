@@ -24,7 +24,7 @@ from slm_jax.model.dropout import example_keys
 from slm_jax.model.params import abstract_model, declared_partitions, pure_params
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
-from slm_jax.training import health, loss_scale
+from slm_jax.training import averaging, health, loss_scale
 from slm_jax.training.context import count_input_tokens, layers_mean_context
 from slm_jax.training.muon import state_partitions
 from slm_jax.training.objective import (
@@ -52,6 +52,7 @@ class TrainState(NamedTuple):
         health: `health.Health`; () unless the config enables it or the loss is scaled.
         loss_scale: `loss_scale.LossScale`; () unless the compute dtype is float16.
         base: With LoRA the frozen parameters, see `lora.freeze`; () without.
+        average: The average of `params` over the steps, see `averaging`; () unless `optimizer.average_decay` is set.
     """
 
     step: jax.Array
@@ -61,11 +62,17 @@ class TrainState(NamedTuple):
     health: Any = ()
     loss_scale: Any = ()
     base: Any = ()
+    average: Any = ()
 
     @property
     def weights(self) -> Any:
         """All parameters of the model, the trained and the frozen ones."""
         return lora.join(self.base, self.params) if self.base else self.params
+
+    @property
+    def evaluated_weights(self) -> Any:
+        """The weights that are validated, sampled and loaded later: the average if there is one."""
+        return self._replace(params=self.average["params"]).weights if self.average else self.weights
 
     def saved_fields(self) -> dict[str, Any]:
         """Return the fields that a checkpoint holds: all that are not empty, without the frozen parameters."""
@@ -216,6 +223,8 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
     }
     updated = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+    if state.average:
+        updated = updated._replace(average=averaging.update(state.average, params, config.optimizer.average_decay))
     if state.health:
         updated, metrics = _skip_unhealthy(state, updated, config.health, metrics)
     metrics |= {"param_norm": optax.tree.norm(updated.params), "tokens": sums.tokens}
@@ -255,8 +264,11 @@ def _skip_unhealthy(
     statistics, is_taken, diagnostics = health.update(
         old.health, config, metrics["loss"], metrics["grad_norm"], overflow
     )
-    params, opt_state = health.select(is_taken, (new.params, new.opt_state), (old.params, old.opt_state))
-    return new._replace(params=params, opt_state=opt_state, health=statistics), metrics | diagnostics
+    params, opt_state, average = health.select(
+        is_taken, (new.params, new.opt_state, new.average), (old.params, old.opt_state, old.average)
+    )
+    new = new._replace(params=params, opt_state=opt_state, average=average, health=statistics)
+    return new, metrics | diagnostics
 
 
 def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef, objective: Objective = ops.LossWeights()) -> Sums:
@@ -285,6 +297,7 @@ def init_state(
         health=health.init() if is_scaled or health.is_enabled(config.health) else (),
         loss_scale=loss_scale.init() if is_scaled else (),
         base=base,
+        average=averaging.init(params) if config.optimizer.average_decay else (),
     )
 
 

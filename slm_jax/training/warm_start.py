@@ -27,6 +27,7 @@ from slm_jax.run.directory import Run, find_run
 from slm_jax.run.frozen import read_merged
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.run.selection import Selection, select_checkpoint
+from slm_jax.training import averaging
 from slm_jax.training.schedule import is_schedule_state
 from slm_jax.training.train_step import Steps, TrainState, make_steps
 from slm_jax.utils.errors import UserError
@@ -134,13 +135,18 @@ def initial_state(
         params, step = read_merged(source.run.checkpoints, source.config, target, steps=selection.candidates)
         logger.info("initial weights: run %s, %s", source.path, selection.describe(step))
     if not config.lora.rank:
-        return state._replace(params=params), params
+        return _with_average(state._replace(params=params)), params
     state = state._replace(base=jax.tree.map(lambda new, dtype: new.astype(dtype), params, dtypes))
     if config.lora.from_peft:
         logger.info("initial adapters: %s", config.lora.from_peft)
         state = state._replace(params=_folder_adapters(config, state.params))
     logger.info(lora_merge.describe(config.lora, state.base, state.params))
-    return state, params
+    return _with_average(state), params
+
+
+def _with_average(state: TrainState) -> TrainState:
+    """Return the state with the average, if it has one, at its parameters."""
+    return state._replace(average=jax.jit(averaging.init)(state.params)) if state.average else state
 
 
 def _selection(source: SourceRun) -> Selection:

@@ -131,7 +131,7 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     batches = list(sequential_batches(tokens, config.train.batch_size, config.train.sequence_length))
     scores = {}
     while any(folder.name.isdigit() for folder in run.checkpoints.iterdir()):
-        params, step = read_params(run.checkpoints, target)
+        params, step = read_params(run.checkpoints, target, moving_average=bool(config.optimizer.average_decay))
         nats = sum(float(steps.evaluate(params, batch).nll) for batch in batches)
         scores[step] = nats / math.log(2) / len(held_out.encode())
         shutil.rmtree(run.checkpoints / str(step))

@@ -75,7 +75,8 @@ def test_spikes_are_detected():
 @pytest.fixture(scope="module")
 def watched():
     """Return steps that skip non-finite updates and report the norms of layers."""
-    return make_steps(tiny_config(health__on_nan="skip", log__layers=2, **SMALL), VOCAB)
+    fields = {"health__on_nan": "skip", "log__layers": 2, "optimizer__average_decay": 0.9}
+    return make_steps(tiny_config(**fields, **SMALL), VOCAB)
 
 
 SMALL = {"model__depth": 2, "optimizer__name": "adamw", "optimizer__clip": 0, "optimizer__schedule": "cosine"}
@@ -99,6 +100,8 @@ def test_skipped_update_changes_only_the_schedule(watched):
         return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True)
 
     assert jax.tree.all(jax.tree.map(same, before.params, after.params))
+    assert jax.tree.all(jax.tree.map(same, before.average, after.average))
+    assert int(after.average["count"]) == 1
     counts = [[int(x.count) for x in schedules(each.opt_state)] for each in (before, after)]
     assert counts == [[1], [2]]
     moments = [jax.tree.leaves(without_schedules(each.opt_state)) for each in (before, after)]
