@@ -65,10 +65,11 @@ class DataConfig(Section):
         "Largest number of characters held out per source; later documents are trained on; 0: no limit.",
         ge=0,
     )
-    mode: Literal["packed", "segmented", "padded"] = option(
+    mode: Literal["packed", "segmented", "best-fit", "padded"] = option(
         "packed",
         "packed: windows of full length across documents; segmented: the same, with attention within each document "
-        "only; padded: one document per sequence.",
+        "only; best-fit: whole documents packed into full rows, attention within each; padded: one document per "
+        "sequence.",
         common=True,
     )
     cache: str = option(

@@ -86,7 +86,7 @@ def inspect_corpus(
             f"  {name}: {plural(stream.num_documents, 'document')} in {plural(len(stream.shards), 'shard')}; tokens "
             f"per document: median {median:,}, 95th percentile {high:,}, longest {int(lengths.max()):,}"
         )
-    for mode in ("packed", *(("segmented",) if corpus.train.has_conversations else ()), "padded"):
+    for mode in ("packed", *(("segmented",) if corpus.train.has_conversations else ()), "best-fit", "padded"):
         yield f"  {_mode_text(mode, corpus, config)}"
     ends = corpus.train.ends
     has_mask = corpus.train.has_prompts or corpus.train.has_conversations

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_jax.config.schema import Config
+from slm_jax.data.batches.best_fit import BestFitBatches
 from slm_jax.data.batches.mixture import Mixture
 from slm_jax.data.batches.modes import make_batches, validation_batches
 from slm_jax.data.batches.packed import PackedBatches, sequential_batches, window
@@ -148,7 +149,7 @@ def test_byte_counts_of_batches_are_exact(shards):
         for step in range(40):
             labels = batches.at(step)["labels"]
             assert batches.num_bytes(step) == np.count_nonzero((labels != IGNORE_INDEX) & (labels != EOS))
-    for mode in ("packed", "segmented", "padded"):
+    for mode in ("packed", "segmented", "best-fit", "padded"):
         config = tiny_config(data__mode=mode, train__sequence_length=96)
         found = list(validation_batches(config, stream, 3))
         assert sum(size for _, size in found) == stream.num_bytes
@@ -250,7 +251,8 @@ def test_every_weight_gets_its_share(weights):
 def batches_of_all_modes():
     stream = stream_of(LENGTHS * 3)
     parts = [MixturePart(stream, 2, "a"), MixturePart(stream_of([20] * 9, first=500), 1, "b")]
-    return [PackedBatches(parts, 8, 16, 5), PackedBatches(stream, 8, 16, 5, True), PaddedBatches(parts, 8, 32, 5)]
+    padded, best_fit = PaddedBatches(parts, 8, 32, 5), BestFitBatches(parts, 8, 32, 5)
+    return [PackedBatches(parts, 8, 16, 5), PackedBatches(stream, 8, 16, 5, True), padded, best_fit]
 
 
 def test_hosts_and_devices_get_the_same_batch():

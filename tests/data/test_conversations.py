@@ -12,6 +12,7 @@ import pytest
 
 from slm_jax.chat.messages import Message
 from slm_jax.config.schema import Config, DataConfig
+from slm_jax.data.batches.best_fit import BestFitBatches, sequential_best_fit_batches
 from slm_jax.data.batches.packed import PackedBatches, sequential_batches
 from slm_jax.data.batches.padded import PaddedBatches, PaddedRows, sequential_padded_batches
 from slm_jax.data.corpus import build, marks
@@ -138,7 +139,7 @@ def label_pairs(batch, into):
 
 
 @pytest.mark.parametrize("loss_on", ["response", "all"])
-@pytest.mark.parametrize("mode", ["packed", "segmented", "padded"])
+@pytest.mark.parametrize("mode", ["packed", "segmented", "best-fit", "padded"])
 def test_labels_are_the_responses(corpora, tokenizer, mode, loss_on):
     """Over an epoch each predicted token is a label once, after the token before it; bytes add up."""
     corpus = corpora[loss_on][1]
@@ -147,11 +148,15 @@ def test_labels_are_the_responses(corpora, tokenizer, mode, loss_on):
         pairs = zip([tokenizer.eos_id, *ids], ids, predicted, strict=False)
         expected += [(before, id_) for before, id_, is_label in pairs if is_label or loss_on == "all"]
     longest = int(np.diff(corpus.train.ends, prepend=0).max())
-    length = longest if mode == "padded" else 48
+    length = longest if mode in ("padded", "best-fit") else 48
     if mode == "padded":
         batches = PaddedBatches(corpus.parts, 4, length, seed=1)
         epoch = batches.batches
         once = [batch for batch, _ in sequential_padded_batches(corpus.train, 3, length)]
+    elif mode == "best-fit":
+        batches = BestFitBatches(corpus.parts, 1, length, seed=1)
+        epoch = batches.windows
+        once = [batch for batch, _ in sequential_best_fit_batches(corpus.train, 3, length)]
     else:
         batches = PackedBatches(corpus.parts, 1, length, seed=1, segments=mode == "segmented")
         epoch = batches.windows
@@ -162,7 +167,7 @@ def test_labels_are_the_responses(corpora, tokenizer, mode, loss_on):
     for batch in once:
         label_pairs(batch, in_order)
     assert sorted(shuffled) == sorted(in_order) == sorted(expected)
-    if mode != "padded":
+    if mode in ("packed", "segmented"):
         assert in_order == expected
     assert sum(batches.num_bytes(step) for step in range(epoch)) == corpus.train.num_bytes
     assert not list(batches.warnings(epoch))

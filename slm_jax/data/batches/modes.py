@@ -1,9 +1,10 @@
-"""The batches of a run, by the option `data.mode`: packed, segmented or padded."""
+"""The batches of a run, by the option `data.mode`: packed, segmented, best-fit or padded."""
 
 from collections.abc import Iterator, Sequence
 
 from slm_jax.config.schema import Config
 from slm_jax.data.batches import packed, padded, pairs
+from slm_jax.data.batches.best_fit import BestFitBatches, sequential_best_fit_batches
 from slm_jax.data.batches.packed import PackedBatches, check_packed_size, sequential_batches
 from slm_jax.data.batches.padded import PaddedBatches, check_padded_size, sequential_padded_batches
 from slm_jax.data.corpus.corpus import Corpus, MixturePart
@@ -20,6 +21,8 @@ def make_batches(config: Config, corpus: Corpus) -> PackedBatches | PaddedBatche
     train = config.train
     if config.data.mode == "padded":
         return PaddedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed)
+    if config.data.mode == "best-fit":
+        return BestFitBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed)
     segments = config.data.mode == "segmented"
     return PackedBatches(corpus.parts, train.batch_size, train.sequence_length, train.seed, segments)
 
@@ -31,7 +34,7 @@ def empty_batch(config: Config) -> Arrays:
         return pairs.empty_pairs(train.batch_size, train.sequence_length)
     if config.data.mode == "padded":
         return padded.empty_batch(train.batch_size, train.sequence_length)
-    return packed.empty_batch(train.batch_size, train.sequence_length, config.data.mode == "segmented")
+    return packed.empty_batch(train.batch_size, train.sequence_length, config.data.mode != "packed")
 
 
 def check_size(config: Config, parts: Sequence[MixturePart]) -> None:
@@ -44,8 +47,9 @@ def check_size(config: Config, parts: Sequence[MixturePart]) -> None:
     Raises:
         UserError: There is too little.
     """
-    if config.data.mode == "padded":
+    if config.data.mode in ("padded", "best-fit"):
         check_padded_size(parts, config.train.sequence_length)
+    if config.data.mode == "padded":
         return
     tokens = sum(len(part.train) for part in parts)
     check_packed_size(tokens, config.train.batch_size, config.train.sequence_length)
@@ -62,6 +66,9 @@ def validation_batches(config: Config, stream: TokenStream, batch_size: int) -> 
     length = config.train.sequence_length
     if config.data.mode == "padded":
         yield from sequential_padded_batches(stream, batch_size, length)
+        return
+    if config.data.mode == "best-fit":
+        yield from sequential_best_fit_batches(stream, batch_size, length)
         return
     segments = config.data.mode == "segmented"
     for number, batch in enumerate(sequential_batches(stream, batch_size, length, segments)):

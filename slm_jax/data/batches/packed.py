@@ -4,7 +4,8 @@ Batches are a function of position: `at(step)` returns the same arrays whatever 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -145,7 +146,13 @@ class PackedBatches:
     """
 
     def __init__(
-        self, tokens: Tokens | Sequence[MixturePart], batch_size: int, length: int, seed: int, segments: bool = False
+        self,
+        tokens: Tokens | Sequence[MixturePart],
+        batch_size: int,
+        length: int,
+        seed: int,
+        segments: bool = False,
+        rows: Callable[[Any, int, int], Any] = ShuffledWindows,
     ):
         """Fix the order of the rows.
 
@@ -155,6 +162,7 @@ class PackedBatches:
             length: Tokens in a row, T.
             seed: The seed of the order.
             segments: Whether batches have segment_ids and positions.
+            rows: Makes the rows of a stream, given its length and seed.
 
         Raises:
             UserError: There are too few tokens for one batch.
@@ -171,11 +179,11 @@ class PackedBatches:
         self._batch_size = batch_size
         self._length = length
         self._segments = segments
-        self._sources = [ShuffledWindows(s, length, source_seed(seed, k)) for k, s in enumerate(streams)]
+        self._sources = [rows(s, length, source_seed(seed, k)) for k, s in enumerate(streams)]
         self._mixture = Mixture(weights, seed) if len(streams) > 1 else None
         self.windows = sum(source.count for source in self._sources)
 
-    def _locate(self, number: int) -> tuple[ShuffledWindows, int]:
+    def _locate(self, number: int) -> tuple[Any, int]:
         """Return (source, draw from it) of a row, counted from the first row of step 0."""
         if self._mixture is None:
             return self._sources[0], number

@@ -78,7 +78,8 @@ class PaddedRows:
         ids = read_circular(self.stream, start - 1, size + 1)  # before a document is the <EOS> of the one before
         into["input_ids"][:size] = ids[:-1]
         into["labels"][:size] = ids[1:]
-        into["attention_mask"][:size] = 1
+        if "attention_mask" in into:
+            into["attention_mask"][:size] = 1
         mask = self.stream.prompt_mask(start, start + size)
         if mask is not None:
             into["labels"][:size][mask] = IGNORE_INDEX
@@ -237,52 +238,58 @@ class PaddedBatches:
 
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""
-        rows = [source.rows for source in self._sources]
-        yield from self._conversation_warnings([each for each in rows if each.stream.has_conversations])
-        rows = [each for each in rows if not each.stream.has_conversations]
-        truncated = sum(each.truncated_responses for each in rows)
-        skipped = sum(each.skipped for each in rows)
-        if truncated or skipped:
-            sizes = np.concatenate([each.instruction_sizes for each in rows])
-            if truncated:
-                yield (
-                    f"{truncated:,} of {plural(sizes.size, 'response')} are longer than a row of {self._length} tokens "
-                    f"and lose their end: {self._fitting_length(sizes)}"
-                )
-            if skipped:
-                yield (
-                    f"{skipped:,} of {plural(sizes.size, 'instruction')} are skipped, because their prompt alone fills "
-                    f"a row of {self._length} tokens: {self._fitting_length(sizes)}"
-                )
+        yield from truncation_warnings([source.rows for source in self._sources], self._length)
         yield from unused_text(self._names, self.epochs(steps), steps)
 
-    def _conversation_warnings(self, rows: Sequence[PaddedRows]) -> Iterator[str]:
-        truncated = sum(each.truncated_responses for each in rows)
-        skipped = sum(each.skipped for each in rows)
-        if not (truncated or skipped):
-            return
+
+def truncation_warnings(rows: Sequence[PaddedRows], length: int) -> Iterator[str]:
+    """Yield which instructions and conversations rows of at most `length` tokens cut or leave out, with a remedy."""
+    yield from _conversation_warnings([each for each in rows if each.stream.has_conversations], length)
+    rows = [each for each in rows if not each.stream.has_conversations]
+    truncated = sum(each.truncated_responses for each in rows)
+    skipped = sum(each.skipped for each in rows)
+    if truncated or skipped:
         sizes = np.concatenate([each.instruction_sizes for each in rows])
         if truncated:
-            turns = sum(each.truncated_turns() for each in rows)
-            total = sum(each.stream.num_turns for each in rows)
             yield (
-                f"{turns:,} of {plural(total, 'turn')} of the assistant are truncated or left out: {truncated:,} of "
-                f"{plural(sizes.size, 'conversation')} are longer than a row of {self._length} tokens: "
-                f"{self._fitting_length(sizes)}"
+                f"{truncated:,} of {plural(sizes.size, 'response')} are longer than a row of {length} tokens "
+                f"and lose their end: {_fitting_length(sizes, length)}"
             )
         if skipped:
             yield (
-                f"{skipped:,} of {plural(sizes.size, 'conversation')} are skipped, because their first response begins "
-                f"after a row of {self._length} tokens: {self._fitting_length(sizes)}"
+                f"{skipped:,} of {plural(sizes.size, 'instruction')} are skipped, because their prompt alone fills "
+                f"a row of {length} tokens: {_fitting_length(sizes, length)}"
             )
 
-    def _fitting_length(self, sizes: np.ndarray) -> str:
-        """Return the sequence lengths that hold most instructions, and all of them, as advice."""
-        longest = int(sizes.max())
-        most = -(-int(np.quantile(sizes, _MOST, method="higher")) // _LENGTH_STEP) * _LENGTH_STEP
-        if self._length < most < longest:
-            return f"--train.sequence_length {most} would hold {_MOST:.0%} of them whole, {longest} all"
-        return f"--train.sequence_length {longest} would hold all of them whole"
+
+def _conversation_warnings(rows: Sequence[PaddedRows], length: int) -> Iterator[str]:
+    truncated = sum(each.truncated_responses for each in rows)
+    skipped = sum(each.skipped for each in rows)
+    if not (truncated or skipped):
+        return
+    sizes = np.concatenate([each.instruction_sizes for each in rows])
+    if truncated:
+        turns = sum(each.truncated_turns() for each in rows)
+        total = sum(each.stream.num_turns for each in rows)
+        yield (
+            f"{turns:,} of {plural(total, 'turn')} of the assistant are truncated or left out: {truncated:,} of "
+            f"{plural(sizes.size, 'conversation')} are longer than a row of {length} tokens: "
+            f"{_fitting_length(sizes, length)}"
+        )
+    if skipped:
+        yield (
+            f"{skipped:,} of {plural(sizes.size, 'conversation')} are skipped, because their first response begins "
+            f"after a row of {length} tokens: {_fitting_length(sizes, length)}"
+        )
+
+
+def _fitting_length(sizes: np.ndarray, length: int) -> str:
+    """Return the sequence lengths that hold most instructions, and all of them, as advice."""
+    longest = int(sizes.max())
+    most = -(-int(np.quantile(sizes, _MOST, method="higher")) // _LENGTH_STEP) * _LENGTH_STEP
+    if length < most < longest:
+        return f"--train.sequence_length {most} would hold {_MOST:.0%} of them whole, {longest} all"
+    return f"--train.sequence_length {longest} would hold all of them whole"
 
 
 def sequential_padded_batches(stream: TokenStream, batch_size: int, length: int) -> Iterator[tuple[Arrays, int]]:
