@@ -146,7 +146,10 @@ def initial_state(
 
 def _with_average(state: TrainState) -> TrainState:
     """Return the state with the average, if it has one, at its parameters."""
-    return state._replace(average=jax.jit(averaging.init)(state.params)) if state.average else state
+    if not state.average:
+        return state
+    shardings = jax.tree.map(lambda x: x.sharding, state.average)
+    return state._replace(average=jax.jit(averaging.init, out_shardings=shardings)(state.params))
 
 
 def _selection(source: SourceRun) -> Selection:

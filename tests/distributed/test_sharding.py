@@ -76,7 +76,7 @@ def test_every_mesh_equals_one_device(mesh, single_device):
         ),
         {"train__accumulation": 2, "train__z_loss": 0.01, "model__window": 7, "model__vocab_multiple": 48}
         | {"optimizer__name": "normuon", "optimizer__orthogonalization": "polar-express"}
-        | {"optimizer__cautious_decay": True, "optimizer__momentum_warmup_steps": 2}
+        | {"optimizer__cautious_decay": True, "optimizer__momentum_warmup_steps": 2, "optimizer__average_decay": 0.9}
         | {"optimizer__embedding_lr_scale": 2.0, "optimizer__vector_lr_scale": 0.5},
     ],
 )

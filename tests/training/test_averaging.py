@@ -9,9 +9,10 @@ import pytest
 
 from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.model import lora
 from slm_jax.model.params import pure_params
 from slm_jax.run.directory import Run
-from slm_jax.run.load import load_run
+from slm_jax.run.load import load_adapters, load_run
 from slm_jax.training import averaging, validation
 from slm_jax.training.train import train
 from slm_jax.training.train_step import make_steps
@@ -109,3 +110,23 @@ def test_a_warm_start_begins_with_the_average_of_its_source(workspace):
         np.testing.assert_array_equal(first[name], source[f"['average']{name}"])
         np.testing.assert_array_equal(first[f"['average']{name}"], first[name])
     assert first["['average']['count']"] == 0
+
+
+@pytest.mark.slow
+def test_adapters_are_averaged_and_merged(workspace):
+    """On a mesh, so that the average of the initial adapters has the sharding that the step expects."""
+    fields = {"init.from_run": str(workspace / "run"), "lora.rank": 2, "train.steps": 3, "checkpoint.keep": 9}
+    mesh = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}
+    config = config_of(workspace, **fields, **mesh)
+    train(config, workspace / "adapted")
+    run = Run(workspace / "adapted")
+    step, arrays = saved_arrays(run.checkpoints)
+    assert step == 3
+    adapters, _ = load_adapters(run, config, step=3)
+    for path, value in jax.tree_util.tree_leaves_with_path(adapters):
+        np.testing.assert_array_equal(value, arrays[f"['average']['params']{jax.tree_util.keystr(path)}"])
+    base = pure_params(load_run(str(workspace / "run")).model)
+    merged = pure_params(load_run(str(run.path), step=3).model)
+    up = adapters["blocks"]["mlp"]["up"]["adapter"]
+    expected = base["blocks"]["mlp"]["up"]["weight"] + lora.scale_of(config.lora) * jnp.matmul(up["a"], up["b"])
+    np.testing.assert_allclose(merged["blocks"]["mlp"]["up"]["weight"], expected, atol=1e-6)

@@ -414,7 +414,7 @@ def test_gradients_are_reduced_once_per_step():
 )
 def test_resized_state_keeps_its_old_rows(name, tied):
     """Parameters and moments of old ids stay bit-identical, moments of new ones are 0, and training continues."""
-    config = tiny_config(optimizer__name=name, model__tie_weights=tied)
+    config = tiny_config(optimizer__name=name, model__tie_weights=tied, optimizer__average_decay=0.5)
     ids = random_ids((8, 16))
     state, _, made = train(config, shifted_batch(ids), 3)
     old = jax.device_get(state)  # training donates the state
@@ -428,6 +428,9 @@ def test_resized_state_keeps_its_old_rows(name, tied):
     for moments in jax.tree.leaves(wider.opt_state):
         if moments.shape[:1] == (VOCAB + 9,):
             assert not np.any(moments[VOCAB:])
+    mean = wider.average["params"]["embedding"]
+    assert np.array_equal(mean[:VOCAB], old.average["params"]["embedding"][:VOCAB])
+    assert np.array_equal(mean[VOCAB:], wider.params["embedding"][VOCAB:])
     larger = make_steps(config, VOCAB + 9)
     assert jax.tree.structure(wider) == jax.tree.structure(jax.eval_shape(larger.init))
     state, metrics = larger.train(wider, shifted_batch(ids.at[:, ::2].set(VOCAB + 8)))

@@ -128,6 +128,9 @@ def test_conflicts_are_refused_with_both_values(workspace, tmp_path):
         train(other, tmp_path / "run")
     assert "model.heads: 4 saved, 2 current" in str(caught.value)
     assert "optimizer.name: 'muon' saved, 'adamw' current" in str(caught.value)
+    scheduled = tuned(workspace, init__optimizer="keep", optimizer__momentum_warmup_steps=9)
+    with pytest.raises(UserError, match="moments can be kept if both or neither have a schedule of the momentum"):
+        train(scheduled, tmp_path / "scheduled")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="no run whose optimizer state could be kept"):
         Config.load(init__optimizer="carry")
