@@ -44,6 +44,7 @@ class _Oracle:
         self.dtype = jnp.dtype("float32")
         self.platform = Platform.default()
         self.vocab_size = len(rows_VxD)
+        self.logit_softcap = 0.0
 
     def hidden(self, *_: Any, **__: Any) -> jax.Array:
         return 50.0 * self._rows[self._names]

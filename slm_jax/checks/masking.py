@@ -29,9 +29,16 @@ def one_block(model: Transformer, layer: int = 0) -> Transformer:
     tree = nnx.to_pure_dict(params)
     tree["blocks"] = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["blocks"])
     single = nnx.merge(graph, tree)
+    value_layers = (0,) if layer in model.config.value_embeddings else ()
+    if single.value_embeddings is not None:
+        slot = model.config.value_embeddings.index(layer) if value_layers else 0
+        kept = jax.tree.map(lambda leaf: leaf[slot : slot + 1], tree["value_embeddings"])
+        nnx.update(single.value_embeddings, kept)
+        single.value_embeddings.layers = value_layers
     window = model.config.layer_windows[layer]
     nope_layers = (0,) if layer in model.config.nope_layers else ()
-    update = {"depth": 1, "window": window, "full_layers": (), "nope_layers": nope_layers}
+    update = {"depth": 1, "window": window, "full_layers": (), "window_pattern": "", "nope_layers": nope_layers}
+    update["value_embeddings"] = value_layers
     single.config = model.config.model_copy(update=update)
     return single
 
@@ -61,6 +68,9 @@ def dependencies(
     graph, params = nnx.split(model, nnx.Param)
     tree: dict[str, Any] = nnx.to_pure_dict(params)
     rows_NxD = tree.pop("embedding")[jnp.asarray(ids_BxT).reshape(-1)]
+    if "value_embeddings" in tree:  # constants: what passes through them is masked as the other values are
+        values = tree["value_embeddings"]
+        tree["value_embeddings"] = {**values, "table": values["table"][:, jnp.asarray(ids_BxT).reshape(-1)]}
     head_VxD = model.head_weight()
     # A random mixture of all logits, so that a dependence of any of them shows.
     mixture_D = jax.random.normal(jax.random.key(0), head_VxD.shape[:1]) @ head_VxD
@@ -106,7 +116,7 @@ def attention_window(model: Transformer, length: int, fresh: bool = True, seed: 
     if not 0 < window < length:
         return skipped("attention window", "no window: each token attends to all before it")
     if not any(model.config.layer_windows):
-        return skipped("attention window", "no layer has the window: model.full_layers names all")
+        return skipped("attention window", "no layer has the window: model.full_layers or window_pattern leave none")
     ids_BxT, at_B = _probe(model, length, seed)
     layer = model.config.layer_windows.index(window)
     found_BxT = dependencies(one_block(model, layer), ids_BxT, at_B)

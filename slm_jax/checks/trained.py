@@ -70,6 +70,7 @@ def row_losses(model: Transformer, config: Config, parts: Sequence[TokenStream])
                 merged.dtype,
                 vocab_size=merged.vocab_size,
                 platform=merged.platform,
+                softcap=merged.logit_softcap,
             ).nll
 
         return jax.vmap(one)(x_BxTxD, batch["labels"])

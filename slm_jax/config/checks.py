@@ -88,13 +88,18 @@ def _head_problems(config: Sections) -> Iterator[Problem]:
 def _layer_problems(config: Sections) -> Iterator[Problem]:
     """Yield problems of layers that differ, and of scaled rotary frequencies."""
     model = config.model
-    for name, layers in (("model.full_layers", model.full_layers), ("model.nope_layers", model.nope_layers)):
+    for name in ("model.full_layers", "model.nope_layers", "model.value_embeddings"):
+        layers = getattr(model, name.removeprefix("model."))
         if any(not 0 <= layer < model.depth for layer in layers) or len(set(layers)) < len(layers):
             text = f"{name} {list(layers)}: name layers from 0 to {model.depth - 1} (model.depth), each once"
             yield (name, "model.depth"), text
-    if model.full_layers and not model.window:
-        text = "model.full_layers has no effect without model.window: leave it out"
-        yield ("model.full_layers", "model.window"), text
+    for name, value in (("full_layers", model.full_layers), ("window_pattern", model.window_pattern)):
+        if value and not model.window:
+            text = f"model.{name} has no effect without model.window: leave it out, or give a window"
+            yield (f"model.{name}", "model.window"), text
+    if model.full_layers and model.window_pattern:
+        text = "model.full_layers and window_pattern both say which layers have the window: leave one of them out"
+        yield ("model.full_layers", "model.window_pattern"), text
     names = ("model.rope_scaling", "model.rope_original_length", "model.rope_factor")
     if model.rope_scaling in ("llama3", "yarn") and not model.rope_original_length:
         yield names, f"model.rope_scaling {model.rope_scaling} needs {names[1]}, the sequence length before it"
@@ -176,6 +181,10 @@ def _lora_problems(config: Sections) -> Iterator[Problem]:
     if not lora.targets or len(set(lora.targets)) < len(lora.targets):
         names = ", ".join(LoraConfig().targets)
         yield ("lora.targets",), f"lora.targets {list(lora.targets)}: name at least one of {names}, each once"
+    if "gate" in lora.targets and config.model.mlp != "swiglu":
+        others = " ".join(target for target in lora.targets if target != "gate")
+        text = f"lora.targets names gate, which model.mlp {config.model.mlp} does not have: use --lora.targets {others}"
+        yield ("lora.targets", "model.mlp"), text
     if config.init.optimizer == "keep":
         yield (
             ("lora.rank", "init.optimizer"),

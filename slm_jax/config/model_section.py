@@ -29,6 +29,13 @@ class ModelConfig(Section):
         exported=True,
         ge=8,
     )
+    mlp: Literal["swiglu", "relu2"] = option(
+        "swiglu",
+        "MLP of each block; swiglu: three matrices, see mlp_dim; relu2: relu(x)^2 between two matrices, of inner width "
+        "mlp_dim: as many parameters.",
+        shapes_weights=True,
+        exported=True,
+    )
     mlp_multiple: int = option(
         64, "The SwiGLU's inner width is rounded up to a multiple of this.", shapes_weights=True, exported=True, ge=1
     )
@@ -42,6 +49,13 @@ class ModelConfig(Section):
     full_layers: Integers = option(
         (), "Layers, counted from 0, that attend to all tokens before them in spite of `window`.", exported=True
     )
+    window_pattern: str = option(
+        "",
+        "Windows of the layers as letters that repeat, such as SSSL; S: `window`, L: all tokens before it. The last "
+        "layer always attends to all; empty: all layers but full_layers have the window.",
+        exported=True,
+        pattern="^[SL]*$",
+    )
     dropout: float = option(
         0.0, "Dropout rate on the embeddings and on each sublayer's output.", training_only=True, ge=0, lt=1
     )
@@ -49,6 +63,29 @@ class ModelConfig(Section):
     qk_norm: bool = option(True, "RMSNorm on queries and keys, per head.", shapes_weights=True, exported=True)
     qkv_bias: bool = option(
         False, "Biases of the query, key and value projections.", shapes_weights=True, exported=True
+    )
+    attention_gate: bool = option(
+        False,
+        "Scale each head's output by a learned gate, 2 sigmoid of the layer's first 12 input channels times a matrix "
+        "(arXiv:2505.06708); 1 at first.",
+        shapes_weights=True,
+    )
+    value_embeddings: Integers = option(
+        (),
+        "Layers, counted from 0, that add a further embedding of each token to the values of attention, scaled by a "
+        "gate for each head (nanochat).",
+        shapes_weights=True,
+    )
+    residual_scales: bool = option(
+        False,
+        "Scale the input of each layer, and add a share of the normalized embeddings to it: two learned numbers for "
+        "each layer, 1 and 0.1 at first (nanochat).",
+        shapes_weights=True,
+    )
+    logit_softcap: float = option(
+        0.0,
+        "Bound c of the logits, which become c tanh(logits / c); 0: no bound. nanochat has 15, Gemma 2 has 30.",
+        ge=0,
     )
     norm_eps: float = option(1e-6, "Epsilon of RMSNorm, added to the mean square.", exported=True, gt=0)
     rope_base: float = option(10_000.0, "Base of the rotary position frequencies.", exported=True, gt=1)
@@ -122,6 +159,11 @@ class ModelConfig(Section):
         return self.head_dim or self.dim // self.heads
 
     @property
+    def gate_channels(self) -> int:
+        """Channels of a layer's input that its gates depend on, C."""
+        return min(12, self.dim)
+
+    @property
     def output_std(self) -> float:
         """Standard deviation of the initial output projections of attention and MLP."""
         factors = {"normal": 1.0, "zero": 0.0, "depth": (2 * self.depth) ** -0.5}
@@ -130,7 +172,10 @@ class ModelConfig(Section):
     @property
     def layer_windows(self) -> tuple[int, ...]:
         """Window of each layer; 0: the layer attends to all earlier tokens."""
-        return tuple(0 if layer in self.full_layers else self.window for layer in range(self.depth))
+        if not self.window_pattern:
+            return tuple(0 if layer in self.full_layers else self.window for layer in range(self.depth))
+        letters = (self.window_pattern * self.depth)[: self.depth - 1] + "L"
+        return tuple(self.window if letter == "S" else 0 for letter in letters)
 
     @property
     def longest_window(self) -> int:

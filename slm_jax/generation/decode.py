@@ -34,7 +34,8 @@ from slm_jax.distributed.sharding import mesh_of
 from slm_jax.generation.sampling import Sampling, SamplingArrays, ban_ngrams, penalize, sample, stack_sampling
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
-from slm_jax.model.transformer import Transformer, unstack_layers
+from slm_jax.model.layers import unstack_layers
+from slm_jax.model.transformer import Transformer
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer, decode_continuation
 
@@ -101,6 +102,11 @@ def prepare_weights(graph: nnx.GraphDef, params: Any) -> DecodeWeights:
     return DecodeWeights(params, unstack_layers(blocks, model.config.depth), head_VxD)
 
 
+def next_logits(model: Transformer, weights: DecodeWeights, x: jax.Array) -> jax.Array:
+    """Return logits float32 [..., V] of final hidden states [..., D] with the prepared head; as `model.logits`."""
+    return ops.cap_logits(ops.einsum("...d,vd->...v", x, weights.head_VxD, model.dtype), model.logit_softcap)
+
+
 def _replicate(state: _State, mesh: Mesh | None) -> _State:
     """Return the state constrained to be held in full by every device of the mesh."""
     return state if mesh is None else jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec()))
@@ -116,7 +122,7 @@ def _feed(
     positions_BxT = column + jnp.arange(width) - inputs.start_B[:, None]
     positions_BxT = jnp.where(ids_BxT < 0, -1, positions_BxT)
     x_BxTxD, cache = model.hidden_cached(jnp.maximum(ids_BxT, 0), positions_BxT, state.cache, window, weights.layers)
-    logits_BxV = ops.einsum("bd,vd->bv", x_BxTxD[:, -1], weights.head_VxD, model.dtype)
+    logits_BxV = next_logits(model, weights, x_BxTxD[:, -1])
     return _replicate(state._replace(cache=cache, logits_BxV=logits_BxV), mesh)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.config_json import from_config_json
 from slm_jax.huggingface.json_file import read_json_object
-from slm_jax.model.block import swiglu_width
+from slm_jax.model.block import mlp_width
 from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size
@@ -63,7 +63,8 @@ def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
         A line with both values for each difference that keeps the weights from being loaded.
     """
     source = ModelConfig(**folder.model)
-    for name in ("dim", "depth", "heads", "head_width", "tie_weights", "qk_norm", "qkv_bias"):
+    features = ("qk_norm", "qkv_bias", "mlp", "attention_gate", "value_embeddings", "residual_scales")
+    for name in ("dim", "depth", "heads", "head_width", "tie_weights", *features):
         if getattr(source, name) != getattr(model, name):
             option = "head_dim" if name == "head_width" else name
             yield f"model.{option}: {getattr(source, name)!r} in the folder, {getattr(model, name)!r} in this config"
@@ -71,10 +72,10 @@ def folder_misfits(folder: Folder, model: ModelConfig) -> Iterator[str]:
     kv_heads = model.kv_heads or model.heads
     if source_kv_heads != kv_heads:
         yield f"model.kv_heads: {source_kv_heads} in the folder, {kv_heads} in this config"
-    if swiglu_width(source) != swiglu_width(model):
+    if mlp_width(source) != mlp_width(model):
         yield (
-            f"SwiGLU width: {swiglu_width(source)} in the folder (model.mlp_dim {source.mlp_dim}, model.mlp_multiple "
-            f"1), {swiglu_width(model)} in this config"
+            f"{'SwiGLU' if model.mlp == 'swiglu' else 'MLP'} width: {mlp_width(source)} in the folder (model.mlp_dim "
+            f"{source.mlp_dim}, model.mlp_multiple 1), {mlp_width(model)} in this config"
         )
 
 

@@ -138,7 +138,7 @@ def _introduction(data: CardData) -> Iterator[str]:
     if model.kv_heads:
         heads += f" ({model.kv_heads} key/value heads)"
     attention = f"sliding-window attention over {model.window} tokens" if model.window else "full causal attention"
-    if model.full_layers:
+    if model.window and not all(model.layer_windows):
         attention += f" in {sum(map(bool, model.layer_windows))} of them"
     tied = "tied" if model.tie_weights else "untied"
     yield f"# {data.name}\n"

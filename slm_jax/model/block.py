@@ -23,6 +23,15 @@ from slm_jax.config.schema import ModelConfig
 from slm_jax.distributed.partitioning import FSDP, REPLICATED, TENSOR, Partition
 from slm_jax.model import ops
 from slm_jax.model.dropout import drop
+from slm_jax.model.extras import (
+    LayerValues,
+    add_values,
+    create_gate,
+    create_residual_scales,
+    gates,
+    mix_residual,
+    scale_heads,
+)
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import keep
 from slm_jax.model.rotary import RotaryTables, rotate
@@ -105,8 +114,12 @@ class Attention(nnx.Module):
         self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs, std=config.output_std)
         self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
+        self.head_gate = create_gate(config, config.heads) if config.attention_gate else None
+        self.policy = policy
 
-    def project(self, x_BxTxD: jax.Array, rotary: RotaryTables | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x_BxTxD: jax.Array, rotary: RotaryTables | None, values: LayerValues | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries [B, T, H, K], keys and values [B, T, G, K], in the dtype of x; rotate with tables."""
         b, t, _ = x_BxTxD.shape
         q_BxTxHxK = keep(self.query(x_BxTxD)).reshape(b, t, self.heads, self.width)
@@ -115,12 +128,16 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q_BxTxHxK = self.query_norm(q_BxTxHxK)
             k_BxTxGxK = self.key_norm(k_BxTxGxK)
+        if values is not None:
+            v_BxTxGxK = add_values(v_BxTxGxK, x_BxTxD, values, self.policy)
         if rotary is None:
             return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
         return rotate(q_BxTxHxK, *rotary), rotate(k_BxTxGxK, *rotary), v_BxTxGxK
 
-    def merge_heads(self, out_BxTxHxK: jax.Array) -> jax.Array:
-        """Return the output of the sub-layer, [B, T, D]."""
+    def merge_heads(self, out_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+        """Return the output of the sub-layer, [B, T, D], from the outputs of the heads and its input."""
+        if self.head_gate is not None:
+            out_BxTxHxK = scale_heads(out_BxTxHxK, gates(x_BxTxD, self.head_gate[...], self.policy))
         return keep(self.out(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:2], -1)))
 
 
@@ -135,6 +152,11 @@ def swiglu_width(config: ModelConfig) -> int:
     Its three matrices then have as many parameters as the two of an MLP of width mlp_dim.
     """
     return round_up(2 * config.mlp_dim / 3, config.mlp_multiple)
+
+
+def mlp_width(config: ModelConfig) -> int:
+    """Return the inner width of the MLP."""
+    return config.mlp_dim if config.mlp == "relu2" else swiglu_width(config)
 
 
 class SwiGLU(nnx.Module):
@@ -152,15 +174,32 @@ class SwiGLU(nnx.Module):
         return self.down((jax.nn.silu(gate) * up).astype(x.dtype))
 
 
+class ReLU2(nnx.Module):
+    """relu(x·up)²·down (Primer, arXiv:2109.08668); at width mlp_dim it has as many parameters as the SwiGLU."""
+
+    def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
+        """Create the two matrices; `config.init_std` and `output_std` are those of the initial weights."""
+        width = mlp_width(config)
+        self.up = Linear(config.dim, width, (FSDP, TENSOR), policy, rngs, std=config.init_std)
+        self.down = Linear(width, config.dim, (TENSOR, FSDP), policy, rngs, std=config.output_std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        positive = jax.nn.relu(keep(self.up(x)).astype(jnp.float32))
+        return self.down((positive * positive).astype(x.dtype))
+
+
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, policy: Policy, rngs: nnx.Rngs):
         """Create one layer."""
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, policy, rngs)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config, policy, rngs)
+        self.mlp = (SwiGLU if config.mlp == "swiglu" else ReLU2)(config, policy, rngs)
+        scales = create_residual_scales() if config.residual_scales else (None, None)
+        self.residual_scale: nnx.Param[jax.Array] | None = scales[0]
+        self.skip_scale: nnx.Param[jax.Array] | None = scales[1]
 
     def __call__(
         self,
@@ -169,6 +208,8 @@ class Block(nnx.Module):
         attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         dropout: float = 0.0,
         dropout_keys: tuple[jax.Array, jax.Array] | None = None,
+        skip_BxTxD: jax.Array | None = None,
+        values: LayerValues | None = None,
     ) -> jax.Array:
         """Return the residual stream after the block.
 
@@ -178,11 +219,16 @@ class Block(nnx.Module):
             attend: Function of queries [B, T, H, K], keys and values [B, T, G, K] that returns [B, T, H, K].
             dropout: Rate of the dropout at the end of each sub-layer.
             dropout_keys: For each sub-layer the keys of the examples [B]; None disables dropout.
+            skip_BxTxD: Normalized embeddings, with `model.residual_scales`.
+            values: Value embeddings of the layer; None: it has none.
         """
         attention_key, mlp_key = (None, None) if dropout_keys is None else dropout_keys
+        if self.residual_scale is not None and self.skip_scale is not None and skip_BxTxD is not None:
+            x_BxTxD = mix_residual(x_BxTxD, skip_BxTxD, self.residual_scale[...], self.skip_scale[...])
         with jax.named_scope("attention"):
-            q, k, v = self.attention.project(self.attention_norm(x_BxTxD), rotary)
-            x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v)), dropout, attention_key)
+            normed_BxTxD = self.attention_norm(x_BxTxD)
+            q, k, v = self.attention.project(normed_BxTxD, rotary, values)
+            x_BxTxD += drop(self.attention.merge_heads(attend(q, k, v), normed_BxTxD), dropout, attention_key)
         with jax.named_scope("mlp"):
             return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), dropout, mlp_key)
 

@@ -15,16 +15,20 @@ class LayerKind(NamedTuple):
     Attributes:
         window: Tokens that the layer attends to; 0: all earlier ones.
         rotates: The layer has rotary positions.
+        has_values: The layer has value embeddings (extras.py).
     """
 
     window: int
     rotates: bool
+    has_values: bool
 
 
 def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
     """Return the kind of each layer."""
-    windows = enumerate(config.layer_windows)
-    return tuple(LayerKind(window, layer not in config.nope_layers) for layer, window in windows)
+    return tuple(
+        LayerKind(window, layer not in config.nope_layers, layer in config.value_embeddings)
+        for layer, window in enumerate(config.layer_windows)
+    )
 
 
 def scan_layers(layers: Sequence[Callable[..., Any]], x_BxTxD: jax.Array, inputs: Any) -> jax.Array:
@@ -46,3 +50,11 @@ def scan_layers(layers: Sequence[Callable[..., Any]], x_BxTxD: jax.Array, inputs
         return jax.lax.switch(which, distinct, x_BxTxD, layer_inputs)
 
     return jax.lax.scan(switch, x_BxTxD, (which_L, inputs))[0]
+
+
+def unstack_layers(tree: Any, layers: int) -> list[Any]:
+    """Return one tree per layer from a tree whose leaves are stacked, [L, …]."""
+    # The gradient of one split is a concatenation; that of L slices would be L zero-padded copies of the full array.
+    leaves, structure = jax.tree.flatten(tree)
+    slices = [[part.squeeze(0) for part in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]

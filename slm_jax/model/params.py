@@ -94,14 +94,18 @@ def is_in_blocks(path: tuple[Any, ...]) -> bool:
     return getattr(path[0], "key", None) == "blocks"
 
 
+_GATES = ("head_gate", "value_gate")
+
+
 def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Return whether a parameter is a matrix, or a stack of them, one per layer, rather than a vector of scales.
+    """Return whether a parameter is a matrix, or a stack of them, rather than a vector of scales or a gate's weights.
 
     Args:
         path: Key path of the parameter in the tree.
         leaf: The array or its shape and dtype.
     """
-    return leaf.ndim >= (3 if is_in_blocks(path) else 2)
+    is_gate = any(getattr(key, "key", None) in _GATES for key in path)
+    return leaf.ndim >= (3 if is_in_blocks(path) else 2) and not is_gate
 
 
 def parameter_group(path: tuple[Any, ...], leaf: Any) -> Literal["embedding", "head", "vector", "matrix"]:
@@ -120,5 +124,5 @@ def parameter_group(path: tuple[Any, ...], leaf: Any) -> Literal["embedding", "h
 
 
 def has_vocabulary_axis(path: tuple[Any, ...]) -> bool:
-    """Return whether a parameter, or a moment of one, has one row per vocabulary entry: embedding and head."""
-    return any(getattr(key, "key", None) in ("embedding", "head") for key in path)
+    """Return whether a parameter, or a moment of one, has one row per vocabulary entry: embeddings and head."""
+    return any(getattr(key, "key", None) in ("embedding", "head", "table") for key in path)

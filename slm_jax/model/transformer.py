@@ -22,8 +22,9 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
 from slm_jax.model.block import Block, RMSNorm, cast_weights, normal_init, round_up
 from slm_jax.model.dropout import drop, example_keys, site_keys
+from slm_jax.model.extras import LayerValues, ValueEmbeddings, skip_input, stack_values
 from slm_jax.model.kv_cache import Cache, KVCache
-from slm_jax.model.layers import layer_kinds, scan_layers
+from slm_jax.model.layers import layer_kinds, scan_layers, unstack_layers
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import choose_remat, choose_scan, recompute
 from slm_jax.model.rotary import rotary_tables
@@ -41,6 +42,7 @@ class Transformer(nnx.Module):
         blocks: One Block whose parameters are stacked over the layers, [L, …].
         final_norm: Norm before the output head.
         head: float32 [V', D]; None if it is tied to the embedding.
+        value_embeddings: Further embeddings of some layers; None: no layer has one.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Transformer(nnx.Module):
         if not config.tie_weights:
             head = nnx.Param(normal_init(rngs, (padded_size, config.dim), config.init_std), partition=(TENSOR, FSDP))
         self.head = head  # assigned once: NNX fixes the kind of an attribute with its first value
+        self.value_embeddings = ValueEmbeddings(config, padded_size, rngs) if config.value_embeddings else None
 
     def __call__(self, input_ids, attention_mask=None, segment_ids=None, positions=None, *, dropout_key=None):
         """Return logits float32 [B, T, V] for ids int32 [B, T]; arguments as in `hidden`."""
@@ -84,7 +87,8 @@ class Transformer(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Return logits float32 [..., V] of final hidden states [..., D]."""
-        return ops.row_products(x, self.head_weight(), self.dtype)[..., : self.vocab_size]
+        logits = ops.row_products(x, self.head_weight(), self.dtype)[..., : self.vocab_size]
+        return ops.cap_logits(logits, self.logit_softcap)
 
     def head_weight(self) -> jax.Array:
         """Return the output head [V', D], which is the embedding if tied; rows from V on are padding."""
@@ -118,17 +122,18 @@ class Transformer(nnx.Module):
         graph, params = nnx.split(self.blocks)
         params = cast_weights(params, self.policy)
 
-        def layer(kind, x_BxTxD, params_and_index):
+        def layer(kind, x_BxTxD, inputs):
             def attend(q, k, v):
                 options = (kind.window, attention_mask_BxT, segment_ids_BxT, self.config.attention, self.platform)
                 return ops.attention(q, k, v, self.dtype, *options)
 
-            layer_params, index = params_and_index
+            layer_params, index, values = inputs
             block = nnx.merge(graph, layer_params)
             # Sites: 0 is the embedding, 1 + 2 l and 2 + 2 l are the sub-layers of layer l.
             keys = None if keys_B is None else (site_keys(keys_B, 1 + 2 * index), site_keys(keys_B, 2 + 2 * index))
             with jax.named_scope("block"):
-                x_BxTxD = block(x_BxTxD, rotary if kind.rotates else None, attend, self.dropout, keys)
+                extras = (skip_BxTxD, values if kind.has_values else None)
+                x_BxTxD = block(x_BxTxD, rotary if kind.rotates else None, attend, self.dropout, keys, *extras)
             return shard_by_batch(x_BxTxD), None
 
         keys_B = None
@@ -140,17 +145,29 @@ class Transformer(nnx.Module):
             x_BxTxD = embedding_lookup(self.embedding[...], input_ids_BxT).astype(self.policy.activation)
         x_BxTxD = shard_by_batch(x_BxTxD)
         x_BxTxD = drop(x_BxTxD, self.dropout, None if keys_B is None else site_keys(keys_B, 0))
-        x_BxTxD = self._run_layers(layer, x_BxTxD, (params, index_L))
+        skip_BxTxD = skip_input(x_BxTxD, self.config.norm_eps) if self.config.residual_scales else None
+        values = self._layer_values(lambda table: embedding_lookup(table, input_ids_BxT))
+        x_BxTxD = self._run_layers(layer, x_BxTxD, (params, index_L), values)
         with jax.named_scope("final_norm"):
             return self.final_norm(x_BxTxD)
 
-    def _run_layers(self, layer: Callable[..., Any], x_BxTxD: jax.Array, inputs_L: Any) -> jax.Array:
+    def _layer_values(self, lookup: Callable[[jax.Array], jax.Array]) -> list[LayerValues | None]:
+        """Return the value embeddings of each layer; arguments as of `ValueEmbeddings.of_layers`."""
+        if self.value_embeddings is None:
+            return [None] * self.config.depth
+        dtype = self.policy.activation
+        return self.value_embeddings.of_layers(self.config.depth, lambda table: lookup(table).astype(dtype))
+
+    def _run_layers(
+        self, layer: Callable[..., Any], x_BxTxD: jax.Array, inputs_L: Any, values: list[LayerValues | None]
+    ) -> jax.Array:
         """Return the residual stream after all layers, in a loop over them or unrolled (recomputation.py).
 
         Args:
             layer: Function of the kind of a layer, the residual stream and the layer's inputs.
             x_BxTxD: Residual stream before the first layer.
-            inputs_L: Inputs of all layers, a tree of arrays with a leading axis of layers.
+            inputs_L: Inputs of all layers, a tuple of trees of arrays with a leading axis of layers.
+            values: Value embeddings of each layer, its last input.
         """
         is_scanned = choose_scan(self.config.scan_layers, self.config.depth, self.policy)
         remat = choose_remat(self.config.remat, self.policy)
@@ -158,9 +175,9 @@ class Transformer(nnx.Module):
         layer_of = {kind: recompute(functools.partial(layer, kind), remat, is_scanned) for kind in dict.fromkeys(kinds)}
         layers = [layer_of[kind] for kind in kinds]
         if is_scanned:
-            return scan_layers(layers, x_BxTxD, inputs_L)
-        for run_layer, inputs in zip(layers, unstack_layers(inputs_L, self.config.depth), strict=True):
-            x_BxTxD, _ = run_layer(x_BxTxD, inputs)
+            return scan_layers(layers, x_BxTxD, (*inputs_L, stack_values(values)))
+        for run_layer, inputs, value in zip(layers, unstack_layers(inputs_L, self.config.depth), values, strict=True):
+            x_BxTxD, _ = run_layer(x_BxTxD, (*inputs, value))
         return x_BxTxD
 
     def hidden_cached(
@@ -189,19 +206,23 @@ class Transformer(nnx.Module):
         kinds = layer_kinds(self.config)
         windows = [min((w for w in (window, kind.window) if w), default=0) for kind in kinds]
         masks = {w: ops.cache_mask(positions_BxT, cache.positions, w) for w in dict.fromkeys(windows)}
-        keys, values = list(cache.keys), list(cache.values)
+        keys, cached_values = list(cache.keys), list(cache.values)
         x_BxTxD = self.embedding[...][input_ids_BxT].astype(self.policy.activation)
+        skip_BxTxD = skip_input(x_BxTxD, self.config.norm_eps) if self.config.residual_scales else None
+        values = self._layer_values(lambda table: table[input_ids_BxT])
         graph, params = nnx.split(self.blocks)
 
         def attend(layer, q, k, v):
             keys[layer] = ops.write_cache(keys[layer], k, column, self.dtype)
-            values[layer] = ops.write_cache(values[layer], v, column, self.dtype)
-            return ops.cached_attention(q, keys[layer], values[layer], masks[windows[layer]], self.dtype)
+            cached_values[layer] = ops.write_cache(cached_values[layer], v, column, self.dtype)
+            return ops.cached_attention(q, keys[layer], cached_values[layer], masks[windows[layer]], self.dtype)
 
         for layer, layer_params in enumerate(layers or unstack_layers(params, self.config.depth)):
             tables = rotary if kinds[layer].rotates else None
-            x_BxTxD = nnx.merge(graph, layer_params)(x_BxTxD, tables, functools.partial(attend, layer))
-        return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(values))
+            block = nnx.merge(graph, layer_params)
+            attend_to_cache = functools.partial(attend, layer)
+            x_BxTxD = block(x_BxTxD, tables, attend_to_cache, skip_BxTxD=skip_BxTxD, values=values[layer])
+        return self.final_norm(x_BxTxD), cache._replace(keys=tuple(keys), values=tuple(cached_values))
 
     def empty_cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache of `capacity` columns for `batch` sequences, which share one column per token."""
@@ -218,6 +239,11 @@ class Transformer(nnx.Module):
     def dtype(self) -> jnp.dtype:
         """Dtype of the matrix products' operands."""
         return self.policy.compute
+
+    @property
+    def logit_softcap(self) -> float:
+        """Bound of the logits, see `ops.cap_logits`; 0: none."""
+        return self.config.logit_softcap
 
     @property
     def platform(self) -> Platform:
@@ -249,7 +275,8 @@ class Transformer(nnx.Module):
             vocab_size: Entries of the new vocabulary.
             key: Key of the new rows; `jax.random.key(0)` by default.
         """
-        keys = jax.random.split(jax.random.key(0) if key is None else key)
+        key = jax.random.key(0) if key is None else key
+        keys = jax.random.split(key)
         padded_size = round_up(vocab_size, self.config.vocab_multiple)
         weights = {"embedding": self.embedding, "head": self.head}
         for (name, weight), weight_key in zip(weights.items(), keys, strict=True):
@@ -259,6 +286,12 @@ class Transformer(nnx.Module):
                 )
                 resized_VxD = resize_vocabulary_rows(weight[...], self.vocab_size, vocab_size, new_VxD)
                 nnx.update(self, {name: resized_VxD})
+        if self.value_embeddings is not None:
+            table_NxVxGK = self.value_embeddings.table[...]
+            shape = (len(table_NxVxGK), padded_size, table_NxVxGK.shape[-1])
+            new_NxVxGK = self.config.init_std * jax.random.normal(jax.random.fold_in(key, 2), shape, jnp.float32)
+            resized_NxVxGK = resize_vocabulary_rows(table_NxVxGK, self.vocab_size, vocab_size, new_NxVxGK)
+            nnx.update(self.value_embeddings, {"table": resized_NxVxGK})
         self.vocab_size = vocab_size
 
 
@@ -266,18 +299,10 @@ def resize_vocabulary_rows(old_VxD: jax.Array, old_size: int, new_size: int, new
     """Return new_VxD with the rows of the ids that both vocabularies have copied from old_VxD.
 
     Args:
-        old_VxD: Rows of the old vocabulary, padding included.
+        old_VxD: Rows of the old vocabulary, padding included; or a stack of such tables, as is then new_VxD.
         old_size: Entries of the old vocabulary.
         new_size: Entries of the new vocabulary.
         new_VxD: Initial rows of the new vocabulary, padding included.
     """
     kept = min(old_size, new_size)
-    return jnp.concatenate([old_VxD[:kept], new_VxD[kept:]])
-
-
-def unstack_layers(tree: Any, layers: int) -> list[Any]:
-    """Return one tree per layer from a tree whose leaves are stacked, [L, …]."""
-    # The gradient of one split is a concatenation; that of L slices would be L zero-padded copies of the full array.
-    leaves, structure = jax.tree.flatten(tree)
-    slices = [[part.squeeze(0) for part in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]
+    return jnp.concatenate([old_VxD[..., :kept, :], new_VxD[..., kept:, :]], axis=-2)

@@ -16,37 +16,50 @@ from typing import Any, NamedTuple
 import jax
 
 from slm_jax.config.schema import LoraConfig, ModelConfig
-from slm_jax.model.block import round_up, swiglu_width
+from slm_jax.model.block import mlp_width, round_up
 
 
 def block_matrices(config: ModelConfig) -> list[tuple[int, int]]:
     """Return the shapes [in, out] of the matrices of one block."""
     dim = config.dim
-    inner = swiglu_width(config)
     q_dim = config.heads * config.head_width
     kv_dim = (config.kv_heads or config.heads) * config.head_width
-    return [(dim, q_dim), (dim, kv_dim), (dim, kv_dim), (q_dim, dim), (dim, inner), (dim, inner), (inner, dim)]
+    attention = [(dim, q_dim), (dim, kv_dim), (dim, kv_dim), (q_dim, dim)]
+    inner = mlp_width(config)
+    into_mlp = 2 if config.mlp == "swiglu" else 1  # matrices: gate and up, or up alone
+    return [*attention, *[(dim, inner)] * into_mlp, (inner, dim)]
+
+
+def _gate_parameters(config: ModelConfig) -> int:
+    """Return the number of weights of all gates of heads, on outputs of attention and on value embeddings."""
+    kv_heads = config.kv_heads or config.heads
+    gates = config.depth * config.heads if config.attention_gate else 0
+    return config.gate_channels * (gates + len(config.value_embeddings) * kv_heads)
 
 
 def matmul_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Return the number of parameters that every token is multiplied with: the matrices of the blocks and the head.
 
-    The embedding is a lookup and does not count; a tied head counts once.
+    Embeddings are lookups and do not count; a tied head counts once.
     """
-    return config.depth * sum(i * o for i, o in block_matrices(config)) + vocab_size * config.dim
+    blocks = config.depth * sum(i * o for i, o in block_matrices(config)) + _gate_parameters(config)
+    return blocks + vocab_size * config.dim
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """Return the number of all parameters.
 
-    Unlike `matmul_parameters` this includes an untied embedding, the scales of the norms, biases, and the rows that pad
-    the vocabulary to a multiple of `vocab_multiple`.
+    Unlike `matmul_parameters` this includes an untied embedding, value embeddings, scales, biases, and the rows that
+    pad the vocabulary to a multiple of `vocab_multiple`.
     """
     head_norms = 2 * config.head_width if config.qk_norm else 0
     biases = (config.heads + 2 * (config.kv_heads or config.heads)) * config.head_width if config.qkv_bias else 0
-    vectors = config.depth * (2 * config.dim + head_norms + biases) + config.dim
-    tables = (1 if config.tie_weights else 2) * round_up(vocab_size, config.vocab_multiple) * config.dim
-    return config.depth * sum(i * o for i, o in block_matrices(config)) + tables + vectors
+    residual_scales = 2 if config.residual_scales else 0
+    vectors = config.depth * (2 * config.dim + head_norms + biases + residual_scales) + config.dim
+    kv_dim = (config.kv_heads or config.heads) * config.head_width
+    width = (1 if config.tie_weights else 2) * config.dim + len(config.value_embeddings) * kv_dim
+    tables = round_up(vocab_size, config.vocab_multiple) * width
+    return config.depth * sum(i * o for i, o in block_matrices(config)) + _gate_parameters(config) + tables + vectors
 
 
 def _layers_mean_context(config: ModelConfig, length: int) -> float:
@@ -127,7 +140,10 @@ def token_flops(config: ModelConfig, vocab_size: int, length: int, lora: LoraCon
 
 
 # The linear layers of a block in the order of `block_matrices`, grouped by what depends on what.
-_SUBLAYERS = (("query", "key", "value"), ("out",), ("gate", "up"), ("down",))
+_SUBLAYERS = {
+    "swiglu": (("query", "key", "value"), ("out",), ("gate", "up"), ("down",)),
+    "relu2": (("query", "key", "value"), ("out",), ("up",), ("down",)),
+}
 
 
 def _adapter_flops(config: ModelConfig, vocab_size: int, lora: LoraConfig) -> tuple[float, float]:
@@ -135,12 +151,17 @@ def _adapter_flops(config: ModelConfig, vocab_size: int, lora: LoraConfig) -> tu
 
     A product with a frozen weight has a gradient of its input only, and none before the first adapter of the model.
     """
-    names = [name for group in _SUBLAYERS for name in group]
+    sublayers = _SUBLAYERS[config.mlp]
+    names = [name for group in sublayers for name in group]
     shapes = dict(zip(names, block_matrices(config), strict=True))
-    fixed = 4.0 * vocab_size * config.dim
+    # Gates are frozen; their input has a gradient but for that of the first layer.
+    gates = _gate_parameters(config)
+    kv_heads = config.kv_heads or config.heads
+    heads_of_first = config.attention_gate * config.heads + (0 in config.value_embeddings) * kv_heads
+    fixed = 4.0 * vocab_size * config.dim + 4.0 * gates - 2.0 * config.gate_channels * heads_of_first
     for layer in range(config.depth):
         needs_gradient = layer > 0
-        for group in _SUBLAYERS:
+        for group in sublayers:
             for name in group:
                 inputs, outputs = shapes[name]
                 fixed += 2.0 * inputs * outputs * (1 + needs_gradient)
@@ -149,7 +170,7 @@ def _adapter_flops(config: ModelConfig, vocab_size: int, lora: LoraConfig) -> tu
                     fixed += 2.0 * lora.rank * (2 * (inputs + outputs) + outputs + inputs * needs_gradient)
             needs_gradient |= bool(set(group) & set(lora.targets))
     # In the attention of the first layer, gradients of probabilities, queries, keys and values that lead to an adapter.
-    has = {name: name in lora.targets for name in _SUBLAYERS[0]}
+    has = {name: name in lora.targets for name in sublayers[0]}
     first = (has["query"] or has["key"]) + sum(has.values())
     per_key = (12.0 * (config.depth - 1) + 4 + 2 * first) * config.heads * config.head_width
     return fixed, per_key

@@ -68,10 +68,11 @@ def _size_name(config: Config) -> str:
     """Return about how many parameters a config's model has, as `850k`, `3m` or `1b`; the vocabulary is an estimate."""
     model = config.model
     inner = -(-2 * model.mlp_dim // (3 * model.mlp_multiple)) * model.mlp_multiple  # as `block.swiglu_width`
+    mlp = 3 * inner if model.mlp == "swiglu" else 2 * model.mlp_dim
     q_dim = model.heads * model.head_width
     kv_dim = (model.kv_heads or model.heads) * model.head_width
-    tables = config.tokenizer.vocab_size * (1 if model.tie_weights else 2)
-    count = model.depth * model.dim * (2 * q_dim + 2 * kv_dim + 3 * inner) + tables * model.dim
+    tables = (1 if model.tie_weights else 2) * model.dim + len(model.value_embeddings) * kv_dim
+    count = model.depth * model.dim * (2 * q_dim + 2 * kv_dim + mlp) + tables * config.tokenizer.vocab_size
     for unit, size in (("b", 1e9), ("m", 1e6)):
         if count >= 0.9995 * size:  # 999,600 are 1m, not 1000k
             return f"{count / size:.0f}{unit}"

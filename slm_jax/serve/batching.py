@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from slm_jax.generation.decode import NO_TOKEN, DecodeWeights, uniform_pair
+from slm_jax.generation.decode import NO_TOKEN, DecodeWeights, next_logits, uniform_pair
 from slm_jax.generation.sampling import SamplingArrays, penalize, sample
-from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache, SlotCache
 from slm_jax.model.transformer import Transformer
 
@@ -154,10 +153,10 @@ def prefill_chunk(
     positions_1xT = jnp.where(index_T < count, first + index_T, -1)[None]
     x_1xTxD, cache = model.hidden_cached(ids_T[None], positions_1xT, cache, window, weights.layers)
     last_D = jax.lax.dynamic_index_in_dim(x_1xTxD[0], count - 1, keepdims=False)
-    logits_V = ops.einsum("d,vd->v", last_D, weights.head_VxD, model.dtype)
+    logits_V = next_logits(model, weights, last_D)
     if not logprobs:
         return cache, logits_V, None
-    logits_TxV = ops.einsum("td,vd->tv", x_1xTxD[0], weights.head_VxD, model.dtype)
+    logits_TxV = next_logits(model, weights, x_1xTxD[0])
     return cache, logits_V, compute_logprobs(logits_TxV, next_T)
 
 
@@ -282,7 +281,7 @@ def decode(
         position_B = jnp.where(active_B, inputs.position_B + i, -1)
         # The last token of a sequence is fed too: the other slots need the step in any case.
         x_Bx1xD, cache = model.hidden_cached(token_B[:, None], position_B[:, None], block.cache, window, weights.layers)
-        logits_BxV = ops.einsum("bd,vd->bv", x_Bx1xD[:, -1], weights.head_VxD, model.dtype)
+        logits_BxV = next_logits(model, weights, x_Bx1xD[:, -1])
         active_B &= ~masks.stops_2xV[chat_B, token_B] & (i + 1 < inputs.remaining_B)
         return i + 1, Block(cache, logits_BxV, seen_BxV), active_B, ids_BxN, logprobs
 

@@ -110,7 +110,8 @@ def response_log_probabilities(model: Transformer, batch: Batch, dropout_key: ja
     def add_chunk(total_N: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x_NxCxD, labels_NxC = chunk
         logits_NxCxV = ops.matmul(x_NxCxD.astype(jnp.float32), head_VxD.T, model.dtype, model.platform)
-        log_p_NxCxV = jax.nn.log_softmax(logits_NxCxV[..., : model.vocab_size])
+        logits_NxCxV = ops.cap_logits(logits_NxCxV[..., : model.vocab_size], model.logit_softcap)
+        log_p_NxCxV = jax.nn.log_softmax(logits_NxCxV)
         valid_NxC = labels_NxC != IGNORE_INDEX
         of_label_NxC = jnp.take_along_axis(log_p_NxCxV, jnp.where(valid_NxC, labels_NxC, 0)[..., None], axis=-1)[..., 0]
         return total_N + jnp.sum(jnp.where(valid_NxC, of_label_NxC, 0.0), axis=-1), None

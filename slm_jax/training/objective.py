@@ -48,7 +48,7 @@ def loss_sums(
             segments_BxT = jnp.cumsum(batch["input_ids"] == _EOS_ID, axis=-1, dtype=jnp.int32)
         context = ops.ContextTokens.from_batch(batch["input_ids"], batch.get("attention_mask"), segments_BxT)
     head_VxD = model.head_weight()
-    rest = (model.dtype, weights, context, model.vocab_size, model.platform)
+    rest = (model.dtype, weights, context, model.vocab_size, model.platform, model.logit_softcap)
     with jax.named_scope("loss"):
         return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
 

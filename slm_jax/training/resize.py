@@ -29,7 +29,9 @@ def resize_vocabulary(state: TrainState, model: Transformer, vocab_size: int) ->
     def resize(path: tuple[Any, ...], moment: jax.Array) -> jax.Array:
         if not has_vocabulary_axis(path):
             return moment
-        return resize_vocabulary_rows(moment, old_size, vocab_size, jnp.zeros(model.embedding[...].shape, moment.dtype))
+        rows = len(model.embedding[...])
+        new = jnp.zeros((*moment.shape[:-2], rows, moment.shape[-1]), moment.dtype)
+        return resize_vocabulary_rows(moment, old_size, vocab_size, new)
 
     opt_state = jax.tree_util.tree_map_with_path(resize, state.opt_state)
     params = pure_params(model)

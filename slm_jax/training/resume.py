@@ -27,6 +27,12 @@ _BINDING = (
 _ADDED = {
     "train.objective": "next-token",
     "lora.rank": 0,
+    "model.window_pattern": "",
+    "model.mlp": "swiglu",
+    "model.logit_softcap": 0.0,
+    "model.attention_gate": False,
+    "model.value_embeddings": [],
+    "model.residual_scales": False,
     "optimizer.embedding_lr_scale": 1.0,
     "optimizer.head_lr_scale": 1.0,
     "optimizer.vector_lr_scale": 1.0,

@@ -74,6 +74,12 @@ def test_every_mesh_equals_one_device(mesh, single_device):
             | {"model__window": 7, "model__full_layers": (1,), "model__nope_layers": (1,), "model__scan_layers": True},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"model__kv_heads": 2, "model__mlp": "relu2", "model__logit_softcap": 6.0, "model__attention_gate": True}
+            | {"model__value_embeddings": (1,), "model__residual_scales": True, "model__window": 7}
+            | {"model__window_pattern": "SL", "model__output_init": "zero"},
+            marks=pytest.mark.slow,
+        ),
         {"train__accumulation": 2, "train__z_loss": 0.01, "model__window": 7, "model__vocab_multiple": 48}
         | {"optimizer__name": "normuon", "optimizer__orthogonalization": "polar-express"}
         | {"optimizer__cautious_decay": True, "optimizer__momentum_warmup_steps": 2, "optimizer__average_decay": 0.9}

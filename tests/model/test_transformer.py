@@ -17,6 +17,8 @@ OPTIONS = [
     {"kv_heads": 1, "qk_norm": False, "tie_weights": True, "window": 0},
     {"kv_heads": 0, "qk_norm": False, "tie_weights": False, "window": 3},
     {"kv_heads": 2, "window": 3, "full_layers": (1,), "nope_layers": (1,), "head_dim": 6, "qkv_bias": True},
+    {"kv_heads": 2, "window": 3, "window_pattern": "SL", "mlp": "relu2", "logit_softcap": 6.0, "attention_gate": True}
+    | {"value_embeddings": (1,), "residual_scales": True},
 ]
 
 

@@ -55,6 +55,8 @@ SHAPES = {
     "scanned, recomputed, padded": {"scan_layers": True, "remat": "full", "vocab_multiple": 64, "mlp_multiple": 32},
     "wide heads, biases": {"head_dim": 12, "qkv_bias": True, "kv_heads": 2},
     "some layers with a window": {"window": 5, "full_layers": (0,), "nope_layers": (0,), "depth": 3},
+    "parts of the speed runs": {"kv_heads": 2, "mlp": "relu2", "attention_gate": True, "value_embeddings": (0, 2)}
+    | {"residual_scales": True, "depth": 3, "window": 5, "window_pattern": "SL", "logit_softcap": 15.0},
     "all": {"kv_heads": 2, "window": 7, "tie_weights": False, "heads": 8, "dropout": 0.1},
 }
 

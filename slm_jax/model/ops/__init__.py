@@ -20,7 +20,14 @@ from slm_jax.model.ops.attention import (
     naive_attention,
     write_cache,
 )
-from slm_jax.model.ops.cross_entropy import ContextTokens, LossSums, LossWeights, cross_entropy, naive_cross_entropy
+from slm_jax.model.ops.cross_entropy import (
+    ContextTokens,
+    LossSums,
+    LossWeights,
+    cap_logits,
+    cross_entropy,
+    naive_cross_entropy,
+)
 from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul, row_products
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "cache_dtype",
     "cache_mask",
     "cached_attention",
+    "cap_logits",
     "causal_mask",
     "cross_entropy",
     "describe_attention",

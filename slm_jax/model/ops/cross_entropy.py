@@ -32,6 +32,8 @@ bfloat16 one by one, their difference would be noise. Both are dense, therefore,
 
 1 - p_d has to be exact as well: it is S / (1 + S), S = Σ exp(l_v - l_d) over v ≠ d, not a difference of near numbers.
 
+Logits may be bounded (`cap_logits`); the gradients above are by the bounded ones, times the slope of the bound.
+
 Shapes: B batch, T tokens, D dim, V rows of the head, S chunks, C positions of a chunk.
 """
 
@@ -153,9 +155,11 @@ def naive_cross_entropy(
     weights: LossWeights = LossWeights(),
     context: ContextTokens | None = None,
     vocab_size: int = 0,
+    softcap: float = 0.0,
 ) -> LossSums:
     """Return what `cross_entropy` computes, from the full logits."""
-    logits_BxTxV = _logits(x_BxTxD.astype(dtype), head_VxD.astype(dtype), vocab_size or len(head_VxD))
+    x_BxTxD, head_VxD = x_BxTxD.astype(dtype), head_VxD.astype(dtype)
+    logits_BxTxV = _logits(x_BxTxD, head_VxD, vocab_size or len(head_VxD), softcap)
     sums, log_z_BxT, _ = _sums(logits_BxTxV, labels_BxT, weights.z_loss)
     if not weights.ul_alpha:
         return sums
@@ -178,6 +182,7 @@ def cross_entropy(
     context: ContextTokens | None = None,
     vocab_size: int = 0,
     platform: Platform | None = None,
+    softcap: float = 0.0,
 ) -> LossSums:
     """Return the sums of the next-token loss of hidden states under the output head.
 
@@ -192,6 +197,7 @@ def cross_entropy(
         context: Tokens of the batch, required if `weights.ul_alpha` is not 0.
         vocab_size: Rows of the head that are vocabulary entries, the rest is padding; 0: all.
         platform: The hardware that the gradients are written for; None: JAX's first device.
+        softcap: Bound of the logits, see `cap_logits`; 0: none.
     """
     assert context is not None or not weights.ul_alpha, "the unlikelihood term needs the context"
     context = context if weights.ul_alpha else None
@@ -202,11 +208,12 @@ def cross_entropy(
         weights=weights,
         vocab_size=vocab_size or len(head_VxD),
         platform=platform or Platform.default(),
+        softcap=softcap,
     )
     return sum_over_batch(f, x_BxTxD, head_VxD, labels_BxT, context, replicated=(1,))
 
 
-def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab_size, platform):
+def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab_size, platform, softcap):
     """Pad T to a multiple of the chunks, split into chunks and sum over them."""
     b, t, d = x_BxTxD.shape
     # Split along T, not B: a chunk contains positions of every sequence, and the head's rows of the text's own tokens
@@ -223,7 +230,7 @@ def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab
     if context is None and platform.name != "cpu":
         # One axis of positions: the gradient of the logits can then take their memory.
         x_SxBxCxD, labels_SxBxC = x_SxBxCxD.reshape(chunks, -1, d), labels_SxBxC.reshape(chunks, -1)
-    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform)
+    return _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform, softcap)
 
 
 def _chunk_count(positions: int, limit: int, bytes_of_position: int, platform: Platform) -> int:
@@ -232,11 +239,27 @@ def _chunk_count(positions: int, limit: int, bytes_of_position: int, platform: P
     return min(limit, -(-positions // chunk))
 
 
+def cap_logits(logits: jax.Array, softcap: float) -> jax.Array:
+    """Return softcap · tanh(logits / softcap) (Gemma 2, arXiv:2408.00118), in their dtype; the logits if it is 0."""
+    return (softcap * jnp.tanh(logits.astype(jnp.float32) / softcap)).astype(logits.dtype) if softcap else logits
+
+
+def _times_slope(gradient: jax.Array, logits: jax.Array, softcap: float) -> jax.Array:
+    """Return the gradient by logits before `cap_logits`, of the gradient by those after it; 0 for padding rows."""
+    if not softcap:
+        return gradient
+    return gradient * (1 - (jnp.minimum(jnp.abs(logits.astype(jnp.float32)), softcap) / softcap) ** 2)
+
+
 def _logits(
-    x_BxCxD: jax.Array, head_VxD: jax.Array, vocab_size: int, dtype: jnp.dtype = jnp.dtype("float32")
+    x_BxCxD: jax.Array,
+    head_VxD: jax.Array,
+    vocab_size: int,
+    softcap: float,
+    dtype: jnp.dtype = jnp.dtype("float32"),
 ) -> jax.Array:
     """Return logits [B, C, V] in dtype; the head's padding rows have probability 0."""
-    logits_BxCxV = row_products(x_BxCxD, head_VxD, x_BxCxD.dtype, dtype)
+    logits_BxCxV = cap_logits(row_products(x_BxCxD, head_VxD, x_BxCxD.dtype, dtype), softcap)
     if vocab_size == len(head_VxD):
         return logits_BxCxV
     return jnp.where(jnp.arange(len(head_VxD)) < vocab_size, logits_BxCxV, _PADDING_LOGIT)
@@ -272,20 +295,22 @@ class _Unlikelihood(NamedTuple):
     Attributes:
         total: Sum of the terms, float32 scalar.
         odds_BxCxT: Odds o_c of the candidates that are not dominant, 0 elsewhere.
+        gradient_BxCxT: Their gradient by the candidates' logits before `cap_logits`.
         dominant_BxC: Token id of the dominant candidate of each position, -1 if there is none or its term is clamped.
         dominant_odds_BxC: Odds of that candidate, 0 if there is none.
     """
 
     total: jax.Array
     odds_BxCxT: jax.Array
+    gradient_BxCxT: jax.Array
     dominant_BxC: jax.Array
     dominant_odds_BxC: jax.Array
 
 
-def _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start) -> _Unlikelihood:
+def _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start, softcap) -> _Unlikelihood:
     """Return the unlikelihood terms of a chunk; see the top of the file."""
     candidates_BxCxT = context.candidates(labels_BxC, start)
-    logits_BxCxT = einsum("bcd,btd->bct", x_BxCxD, rows_BxTxD, x_BxCxD.dtype)
+    logits_BxCxT = cap_logits(einsum("bcd,btd->bct", x_BxCxD, rows_BxTxD, x_BxCxD.dtype), softcap)
     p_BxCxT = jnp.exp(jnp.minimum(logits_BxCxT - log_z_BxC[..., None], 0.0))
     max_BxC = jnp.max(logits_BxCxV, axis=-1)
     # A dominant token is the only one with the largest logit: S is the sum over all others.
@@ -303,7 +328,8 @@ def _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_
     # Ids are at most once among the candidates of a position, so the sum picks the id of the dominant one.
     dominant_BxC = jnp.sum(jnp.where(has_gradient_BxCxT, context.ids_BxT[:, None] + 1, 0), axis=-1) - 1
     dominant_odds_BxC = jnp.where(dominant_BxC >= 0, dominant_p_BxC / dominant_complement_BxC, 0.0)
-    return _Unlikelihood(total, odds_BxCxT, dominant_BxC, dominant_odds_BxC)
+    gradient_BxCxT = _times_slope(odds_BxCxT, logits_BxCxT, softcap)
+    return _Unlikelihood(total, odds_BxCxT, gradient_BxCxT, dominant_BxC, dominant_odds_BxC)
 
 
 def _zero_sums() -> LossSums:
@@ -322,8 +348,8 @@ def _smaller_chunks(x_SxPxD: jax.Array, labels_SxP: jax.Array, bytes_of_position
     return x_SxPxD.reshape(chunks * parts, size, d), labels_SxP.reshape(chunks * parts, size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform, softcap):
     """Return the sums without gradients; differentiation uses `_forward` instead."""
     if platform.name != "cpu" and context is None:
         x_SxBxCxD, labels_SxBxC = _smaller_chunks(x_SxBxCxD, labels_SxBxC, 4 * len(head_VxD))
@@ -333,17 +359,18 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
     def add_chunk(total, chunk):
         x_BxCxD, labels_BxC, start = chunk
         x_BxCxD = x_BxCxD.astype(dtype)
-        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size)
+        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size, softcap)
         sums, log_z_BxC, _ = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         if context is not None:
-            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start)
+            texts = (context, labels_BxC, start, softcap)
+            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
             sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
         return jax.tree.map(jnp.add, total, sums), None
 
     return jax.lax.scan(add_chunk, _zero_sums(), (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC)))[0]
 
 
-def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform):
+def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform, softcap):
     """Return the sums, and the gradients of `loss` by the hidden states and the head."""
     head_VxD = head_VxD.astype(dtype)
     vocab_V = jnp.arange(len(head_VxD))
@@ -363,27 +390,29 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         x_BxCxD = x_BxCxD.astype(dtype)
         # The unlikelihood term needs 1 - p of probable tokens exactly.
         logits_dtype = in_dtype if context is None else jnp.dtype(jnp.float32)
-        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size, logits_dtype)
+        logits_BxCxV = _logits(x_BxCxD, head_VxD, vocab_size, softcap, logits_dtype)
         sums, log_z_BxC, valid_BxC = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         dlog_z_BxC = 1.0 + 2.0 * weights.z_loss * log_z_BxC  # gradient of the loss by log Z
         scale_BxCxV = dlog_z_BxC[..., None]
         dx_BxCxD: Any = 0.0
         if context is not None:
-            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start)
+            texts = (context, labels_BxC, start, softcap)
+            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
             sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
             dlog_z_BxC -= weights.ul_alpha * jnp.sum(terms.odds_BxCxT, axis=-1)
             is_dominant_BxCxV = terms.dominant_BxC[..., None] == vocab_V
             scale_BxCxV = dlog_z_BxC[..., None] + weights.ul_alpha * jnp.where(
                 is_dominant_BxCxV, 1.0, -terms.dominant_odds_BxC[..., None]
             )
-            odds_BxCxT = (weights.ul_alpha * terms.odds_BxCxT).astype(dtype)
+            odds_BxCxT = (weights.ul_alpha * terms.gradient_BxCxT).astype(dtype)
             dx_BxCxD = einsum("bct,btd->bcd", odds_BxCxT, rows_BxTxD, dtype)
             # Transposed explicitly for the bfloat16 units of CPUs, see matmul.py.
             odds_BxTxC = jax.lax.optimization_barrier(odds_BxCxT.swapaxes(1, 2))
             drows_BxTxD += einsum("btc,bcd->btd", odds_BxTxC, x_BxCxD, dtype)
         p_BxCxV = jnp.exp(logits_BxCxV.astype(jnp.float32) - log_z_BxC[..., None]) * scale_BxCxV
         is_label_BxCxV = labels_BxC[..., None] == vocab_V
-        dlogits_BxCxV = (factor * jnp.where(valid_BxC[..., None], p_BxCxV - is_label_BxCxV, 0.0)).astype(dtype)
+        dlogits_BxCxV = _times_slope(p_BxCxV - is_label_BxCxV, logits_BxCxV, softcap)
+        dlogits_BxCxV = (factor * jnp.where(valid_BxC[..., None], dlogits_BxCxV, 0.0)).astype(dtype)
         dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype) / factor
         dlogits_NxV = dlogits_BxCxV.reshape(-1, len(head_VxD))
         x_NxD = x_BxCxD.reshape(-1, head_VxD.shape[1])
@@ -414,7 +443,7 @@ def _starts(labels_SxBxC: jax.Array) -> jax.Array:
     return jnp.arange(labels_SxBxC.shape[0]) * labels_SxBxC.shape[-1]
 
 
-def _backward(dtype, weights, vocab_size, platform, residuals, g):
+def _backward(dtype, weights, vocab_size, platform, softcap, residuals, g):
     """Scale the gradients that the forward pass computed; g holds the gradient of each field of LossSums."""
     dx_SxBxCxD, dhead_VxD, like_x = residuals
     scaled_dx_SxBxCxD = (dx_SxBxCxD * g.loss.astype(dx_SxBxCxD.dtype)).astype(like_x.dtype)

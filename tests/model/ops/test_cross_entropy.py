@@ -52,6 +52,21 @@ def test_equals_naive_in_float32(b, t, weights):
         np.testing.assert_allclose(fast, naive, rtol=1e-6, atol=2e-6 * float(jnp.max(jnp.abs(naive))))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(FLOAT32, 2e-6), (BFLOAT16, 0.03)])
+def test_capped_logits_equal_naive(dtype, tolerance):
+    """With every term, and rows of padding, whose capped logits still have no probability."""
+    x, head, labels = inputs(2, 9)
+    labels = jnp.minimum(labels, 29)
+    rest = (dtype, LossWeights(0.01, ul_alpha=0.5), context_tokens(2, 9, v=30), 30)
+    loss = lambda x, head: cross_entropy(x, head, labels, *rest, TPU, 2.5).loss  # noqa: E731
+    naive = lambda x, head: naive_cross_entropy(x, head, labels, *rest, 2.5).loss  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, head)
+    expected, expected_grads = jax.jit(jax.value_and_grad(naive, argnums=(0, 1)))(x, head)
+    assert float(value) == pytest.approx(float(expected), rel=tolerance)
+    for fast, slow in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=tolerance * float(jnp.max(jnp.abs(slow))))
+
+
 def test_unlikelihood_matches_its_definition():
     """Sum one by one over the distinct tokens of the segment so far, without padding and the label."""
     x, head, labels = inputs(3, 9, v=11)
