@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Options:
     """Export a run to a folder that Hugging Face transformers loads.
 
-    The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Qwen2, SmolLM3, Mistral or
-    Llama, depending on the model's options), the tokenizer, and a model card made from the run's metrics. A portable
+    The folder holds the weights as safetensors, the config.json of a stock class (Qwen3, Qwen2, SmolLM3, Arcee, Mistral
+    or Llama, depending on the model's options), the tokenizer, and a model card made from the run's metrics. A portable
     tokenizer (--tokenizer.portable True in training) is a stock tokenizer.json, that of a published model its own
     files, any other a Python module with its vocabulary.
     Import it again with `python -m slm_jax.train --init.from_hf DIR`.

@@ -1,12 +1,13 @@
 """`config.json` of the stock transformers classes to and from the `model.*` options.
 
-Five classes compute what `slm_jax.model.transformer` computes; the options decide which:
+Six classes compute what `slm_jax.model.transformer` computes; the options decide which:
 
     qk_norm                        Qwen3     RMSNorm on queries and keys per head; a window in all, some or no layers
     qkv_bias                       Qwen2     biases on queries, keys and values; windows as in Qwen3
     nope_layers, or a window in
     some of the layers only        SmolLM3   layers without rotary positions; windows as in Qwen3
     a window in all layers         Mistral
+    mlp relu2                      Arcee     full attention in all layers
     none of these                  Llama     also SmolLM2, Llama 3.2 and others
 
 All rotate the channel pairs (i, i + K/2) of a head, assign query heads to key/value heads in order, have no other
@@ -19,7 +20,7 @@ from typing import Any
 from slm_jax.config.option import traits_of
 from slm_jax.config.schema import ModelConfig
 from slm_jax.huggingface.rope_json import rope_options, rope_problems, to_rope_json
-from slm_jax.model.block import swiglu_width
+from slm_jax.model.block import mlp_width
 from slm_jax.utils.errors import UserError
 from tokenizer.vocabulary import SPECIAL_TOKENS
 
@@ -28,6 +29,7 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "arcee": "ArceeForCausalLM",
     "llama": "LlamaForCausalLM",
 }
 _MAX_LAYERS = 1000
@@ -42,7 +44,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2_000_000.0},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "arcee": {"hidden_act": "relu2", "rms_norm_eps": 1e-5},
     "llama": {},
+}
+_ACTIVATIONS = {"arcee": ("relu2",)}  # of the MLP; the other classes have a SwiGLU
+
+# Options that no class computes together with the rest of this model, each with the class that comes closest.
+NO_CLASS = {
+    "logit_softcap": "Gemma2ForCausalLM bounds logits, but also normalizes the output of each sub-layer",
+    "attention_gate": "Qwen3NextForCausalLM gates attention, but by all channels of a layer",
+    "value_embeddings": "none has value embeddings",
+    "residual_scales": "none has scales of the residual stream",
 }
 _SHARED_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "no_rope_layer_interval": 4}
 
@@ -62,10 +74,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
     Raises:
         UserError: An option has a value that no supported class can express.
     """
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if not traits_of(field) & {"exported", "execution", "training_only"} and value != field.default:
-            raise UserError(f"model.{name} = {value}: no exported architecture supports it")
+    _check_options(model)
     kind = _architecture(model)
     config: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
@@ -76,8 +85,8 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads or model.heads,
         "head_dim": model.head_width,
-        "intermediate_size": swiglu_width(model),
-        "hidden_act": "silu",
+        "intermediate_size": mlp_width(model),
+        "hidden_act": "silu" if model.mlp == "swiglu" else model.mlp,
         "max_position_embeddings": max(length, model.max_positions),
         "initializer_range": model.init_std,
         "rms_norm_eps": model.norm_eps,
@@ -106,9 +115,25 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
         config["no_rope_layers"] = [int(layer not in model.nope_layers) for layer in range(model.depth)]
     if kind in ("mistral", "qwen2"):  # not an option of these
         del config["attention_bias"]
-    if kind in ("llama", "smollm3"):
+    if kind in ("llama", "smollm3", "arcee"):
         config["mlp_bias"] = False
     return config
+
+
+def _check_options(model: ModelConfig) -> None:
+    """Raise UserError if an option has a value that no class can express; names all of them."""
+    problems = []
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if not traits_of(field) & {"exported", "execution", "training_only"} and value != field.default:
+            shown = list(value) if isinstance(value, tuple) else value
+            problems.append(f"model.{name} = {shown}" + (f" ({NO_CLASS[name]})" if name in NO_CLASS else ""))
+    if problems:
+        raise UserError(
+            f"{', '.join(problems)}: no exported architecture supports {'this' if len(problems) == 1 else 'these'}; "
+            "generate, chat, serve and evaluate read the run itself, and a model trained with the defaults of these "
+            "options can be exported"
+        )
 
 
 def _architecture(model: ModelConfig) -> str:
@@ -120,9 +145,21 @@ def _architecture(model: ModelConfig) -> str:
     features = [name for name in ("qk_norm", "qkv_bias", "nope_layers") if getattr(model, name)]
     if len(features) > 1:
         raise UserError(f"model.{features[0]} and model.{features[1]} together: no exported architecture supports both")
+    if features and model.mlp != "swiglu":
+        raise UserError(
+            f"model.mlp {model.mlp} and model.{features[0]} together: no exported architecture supports both "
+            "(ArceeForCausalLM has the MLP, but plain attention)"
+        )
     if features:
         return {"qk_norm": "qwen3", "qkv_bias": "qwen2", "nope_layers": "smollm3"}[features[0]]
     windows = set(model.layer_windows)
+    if model.mlp == "relu2":
+        if any(windows):
+            raise UserError("model.mlp relu2 and model.window together: no exported architecture supports both")
+        if model.dim % model.heads:  # as the class of Llama
+            sizes = f"model.dim {model.dim}, which is no multiple of {model.heads} heads"
+            raise UserError(f"model.mlp relu2 with {sizes}: no exported architecture supports both")
+        return "arcee"
     if len(windows) > 1:
         return "smollm3"
     # The class of Llama refuses a width that is no multiple of the heads, also where the head width is given.
@@ -157,11 +194,12 @@ def from_config_json(config: dict[str, Any], name: str) -> tuple[dict[str, Any],
         "heads": heads,
         "kv_heads": _kv_heads(config),
         "head_dim": 0 if width * heads == dim else width,
-        # The inner width is 2/3 of mlp_dim, rounded up: this mlp_dim gives the same width again.
-        "mlp_dim": 3 * config["intermediate_size"] // 2,
+        # The inner width of a SwiGLU is 2/3 of mlp_dim, rounded up: this mlp_dim gives the same width again.
+        "mlp_dim": config["intermediate_size"] if kind == "arcee" else 3 * config["intermediate_size"] // 2,
         "mlp_multiple": 1,
         "window": max(windows),
         "full_layers": tuple(layer for layer in range(depth) if any(windows) and not windows[layer]),
+        "mlp": "relu2" if kind == "arcee" else "swiglu",
         "tie_weights": config.get("tie_word_embeddings", False),
         "qk_norm": kind == "qwen3",
         "qkv_bias": kind == "qwen2",
@@ -214,8 +252,9 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
         yield from (f"{key} {config[key]!r}: must be {_TYPES[key][0]}" for key in sorted(wrong))
         return
     yield from _unsupported_heads(config)
-    if config["hidden_act"] not in ("silu", "swish"):
-        yield f"hidden_act {config['hidden_act']!r}: only silu is supported"
+    activations = _ACTIVATIONS.get(config["model_type"], ("silu", "swish"))
+    if config["hidden_act"] not in activations:
+        yield f"hidden_act {config['hidden_act']!r}: only {activations[0]} is supported"
     if not isinstance(config["rms_norm_eps"], int | float) or not 0 < config["rms_norm_eps"] < 1e30:
         yield f"rms_norm_eps {config['rms_norm_eps']!r}: must be a number above 0"
     for key in ("attention_bias", "mlp_bias"):

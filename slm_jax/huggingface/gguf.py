@@ -51,8 +51,8 @@ def check_gguf(config: dict[str, Any], tokenizer: TextTokenizer, dtype: str) -> 
         )
     if kind not in _ARCHITECTURES or config.get("use_sliding_window"):
         raise UserError(
-            f"--format gguf: a model of type {kind} with windows or layers without rotary positions is not supported; "
-            f"only {', '.join(_ARCHITECTURES)} with full attention in all layers"
+            f"--format gguf: a model of type {kind}, or with windows or layers without rotary positions, is not "
+            f"supported; only {', '.join(_ARCHITECTURES)} with full attention in all layers"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", "default") != "default":

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[str, dict]] = {
         "Qwen3",
         _MIXED | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "arcee": ("Arcee", {"head_dim": 16, "rope_parameters": _LINEAR}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
     "smollm3, default layers": ("SmolLM3", {"num_hidden_layers": 4, "pad_token_id": 0}),
     "smollm3, mixed windows": ("SmolLM3", _MIXED | {"no_rope_layers": [1, 0, 1], "pad_token_id": 0}),

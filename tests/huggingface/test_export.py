@@ -19,7 +19,7 @@ from slm_jax.config.option import TRAITS, traits_of
 from slm_jax.config.schema import Config, ModelConfig  # after the check for safetensors
 from slm_jax.huggingface import import_folder as hf_folder
 from slm_jax.huggingface.bundle import bundle
-from slm_jax.huggingface.config_json import from_config_json, to_config_json
+from slm_jax.huggingface.config_json import NO_CLASS, from_config_json, to_config_json
 from slm_jax.huggingface.export import TOKENIZER_MODULE, export
 from slm_jax.model.block import swiglu_width
 from slm_jax.model.transformer import Transformer
@@ -133,7 +133,8 @@ MODEL_OPTIONS = {
 
 def test_every_model_option_is_exported_or_declared_unnecessary():
     not_exported = MODEL_OPTIONS["execution"] | MODEL_OPTIONS["training_only"]
-    assert set(ModelConfig.model_fields) == MODEL_OPTIONS["exported"] | not_exported
+    assert set(ModelConfig.model_fields) == MODEL_OPTIONS["exported"] | not_exported | NO_CLASS.keys()
+    assert not NO_CLASS.keys() & (MODEL_OPTIONS["exported"] | not_exported)
     assert not MODEL_OPTIONS["exported"] & not_exported
 
 
@@ -144,6 +145,24 @@ def test_an_option_that_no_class_supports_is_refused():
     # The subclass stands for a later version with one more option.
     with pytest.raises(UserError, match=r"model\.new_trick = 3"):
         to_config_json(Wider(new_trick=3), 100, 64, "float32")
+
+
+UNSUPPORTED = [
+    (
+        {"logit_softcap": 15.0, "value_embeddings": (1, 3)},
+        "model.logit_softcap = 15.0 (Gemma2ForCausalLM bounds logits",
+    ),
+    ({"value_embeddings": (1, 3)}, "model.value_embeddings = [1, 3] (none has value embeddings): no exported"),
+    ({"mlp": "relu2"}, "model.mlp relu2 and model.qk_norm together"),
+    ({"mlp": "relu2", "qk_norm": False, "window": 8}, "model.mlp relu2 and model.window together"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), UNSUPPORTED, ids=str)
+def test_parts_that_no_class_has_are_named_in_one_line(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        to_config_json(ModelConfig(**fields), 100, 64, "float32")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
