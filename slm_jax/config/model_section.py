@@ -8,6 +8,12 @@ from slm_jax.config.option import Integers, Section, option
 class ModelConfig(Section):
     """Shape of the Transformer, and how it is computed."""
 
+    recipe: Literal["standard", "speedrun"] = option(
+        "standard",
+        "Values of options that are not given; speedrun: mlp relu2, output_init zero, logit_softcap 15, "
+        "residual_scales, attention_gate, and value_embeddings in every other layer.",
+        training_only=True,
+    )
     dim: int = option(192, "Width of the residual stream.", common=True, shapes_weights=True, exported=True, ge=8)
     depth: int = option(
         4, "Number of blocks (attention and SwiGLU).", common=True, shapes_weights=True, exported=True, ge=1

@@ -17,6 +17,7 @@ from slm_jax.config.data_section import DataConfig, TokenizerConfig
 from slm_jax.config.model_section import ModelConfig
 from slm_jax.config.optimizer_section import OptimizerConfig
 from slm_jax.config.presets import read_preset
+from slm_jax.config.recipes import with_recipe
 from slm_jax.config.sections import MAX_STEPS, CheckpointConfig, HealthConfig, LoraConfig, Sections, TrainConfig
 from slm_jax.utils.errors import UserError
 
@@ -92,7 +93,7 @@ class Config(Sections):
             The config, None if single values are invalid, and all problems. Cross-field checks also run on the
             values that are valid by themselves.
         """
-        tree = _with_implied_source(tree)
+        tree = with_recipe(_with_implied_source(tree))
         try:
             config = cls.model_validate(tree)
         except pydantic.ValidationError as error:
