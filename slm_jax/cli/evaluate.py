@@ -13,7 +13,7 @@ from slm_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the model of a run: held-out text, BLiMP, LAMBADA, word analogies, multiple choice, conversations.
+    """Measure the model of a run: held-out text, BLiMP, LAMBADA, multiple choice, conversations, CORE and more.
 
     Tasks are separated by spaces or commas. NAME=FILE measures a data set of your own, NAME:LABEL=FILE one of several
     for the same task.
@@ -36,6 +36,8 @@ class Options:
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     max_items: int = 0
     """Maximum number of records of each data set, a random subset with a fixed seed; 0: all."""
+    limit: int = 0
+    """The same as --max_items, by its name in lm-evaluation-harness."""
     max_tokens: int = 1_000_000
     """Tokens of held-out text, about: whole documents, at least one; 0: all."""
     context: int = 0
@@ -62,9 +64,11 @@ def main(args: Sequence[str] | None = None) -> None:
     options = read_options(Options, args, "python -m slm_jax.evaluate")
     problems = [
         f"--{name} {getattr(options, name)} must be 0 or more"
-        for name in ("max_items", "max_tokens", "context", "stride", "batch_tokens")
+        for name in ("max_items", "limit", "max_tokens", "context", "stride", "batch_tokens")
         if getattr(options, name) < 0
     ]
+    if options.limit and options.max_items and options.limit != options.max_items:
+        problems.append(f"--limit {options.limit} and --max_items {options.max_items} are the same option: give one")
     if problems:
         raise UserError("; ".join(problems))
     from slm_jax.evaluation import suite
@@ -81,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
         step=options.step,
         context=options.context,
         stride=options.stride,
-        max_items=options.max_items,
+        max_items=options.max_items or options.limit,
         max_tokens=options.max_tokens,
         batch_tokens=options.batch_tokens,
     )
@@ -106,6 +110,7 @@ def describe_tasks() -> str:
     from slm_jax.evaluation.specs import SPECIAL_TASKS
 
     formats = {"heldout": "text, or records with the column text", "analogies": analogies.FORMAT}
+    formats["core"] = "folder or zip file with core.yaml, eval_meta_data.csv and eval_data/, or hf:OWNER/NAME"
     lines = ["Tasks (--tasks NAME, or NAME=FILE for a file of your own):"]
     for name, description in SPECIAL_TASKS.items():
         lines += [f"  {name:17} {description}", f"  {'':17} file: {formats[name]}"]

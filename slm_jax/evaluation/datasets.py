@@ -42,6 +42,9 @@ class HubLoader:
     """Loads data sets from the hub, or from their copies in the user's cache.
 
     If the hub is unreachable, this is detected once: later loads fail immediately.
+
+    Attributes:
+        option: The option that names the tasks, for messages.
     """
 
     def __init__(self, option: str = "--tasks") -> None:
@@ -50,7 +53,7 @@ class HubLoader:
         Args:
             option: The option that names the tasks, for messages.
         """
-        self._option = option
+        self.option = option
         self._failure = ""  # why the hub is unreachable
 
     def load(self, task: str, location: HubLocation, columns: Sequence[str]) -> Dataset:
@@ -88,7 +91,7 @@ class HubLoader:
 
     def _check_connection(self, task: str, columns: Sequence[str]) -> None:
         """Raise UserError if the hub is unreachable, without another attempt after the first."""
-        remedy = f"{self._option} {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
+        remedy = f"{self.option} {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
         if self._failure:
             raise UserError(f"{task}{self._failure}{remedy}")
         try:

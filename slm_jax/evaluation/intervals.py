@@ -1,6 +1,6 @@
 """95 % confidence intervals: exact for a proportion of independent items, by the bootstrap for everything else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,31 @@ def bootstrap_interval(
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(np.concatenate(values), [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def centered_mean_interval(
+    counts: Sequence[tuple[int, int, float]], seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Return the mean of centered accuracies, (accuracy - b) / (1 - b), with its percentile bootstrap interval.
+
+    The items of each group are resampled, the groups are not: with items that are right or wrong, the number of right
+    ones in a resample is binomial.
+
+    Args:
+        counts: For each group the number of right items, the number of items, and the accuracy b of guessing.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+    """
+    hits, sizes, baselines = (np.array(column, np.float64) for column in zip(*counts, strict=True))
+
+    def mean(accuracies: np.ndarray) -> np.ndarray:
+        return ((accuracies - baselines) / (1 - baselines)).mean(-1)
+
+    rng = np.random.default_rng(seed)
+    drawn = rng.binomial(sizes.astype(np.int64), hits / sizes, (resamples, sizes.size))
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(mean(drawn / sizes), [tail, 100 - tail])
+    return Estimate(float(mean(hits / sizes)), float(low), float(high))
 
 
 def _resample_counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from slm_jax.distributed.sharding import mesh_of, replicated
-from slm_jax.evaluation import analogies, heldout
+from slm_jax.evaluation import analogies, core, heldout
+from slm_jax.evaluation.core_bundle import open_bundle, read_tasks
 from slm_jax.evaluation.datasets import Dataset, HubLoader, read_files
 from slm_jax.evaluation.registry import CHAT_TASKS, SPECIAL_SCORES, TASKS
 from slm_jax.evaluation.replies import Replier
@@ -31,13 +32,15 @@ class Subject:
         tokenizer: Its tokenizer.
         run: Its run, whose held-out text is that of the task `heldout`.
         scorer: Log-probabilities by the model.
+        verbose: Whether long tasks log their progress.
     """
 
-    def __init__(self, model: Transformer, tokenizer: TextTokenizer, run: Run, scorer: Scorer):
+    def __init__(self, model: Transformer, tokenizer: TextTokenizer, run: Run, scorer: Scorer, verbose: bool = False):
         self.model = model
         self.tokenizer = tokenizer
         self.run = run
         self.scorer = scorer
+        self.verbose = verbose
 
     @functools.cached_property
     def replier(self) -> Replier:
@@ -101,6 +104,8 @@ def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: in
         size = plural(len(questions.sections), "question")
         content = [questions.words, questions.index_Qx4.tolist()]
         return LoadedTask(spec, spec.path, size, SPECIAL_SCORES["analogies"], content, measure_analogies)
+    if spec.name == "core":
+        return _load_core(spec, hub.option, max_items)
     if spec.name in CHAT_TASKS:
         chat_task = CHAT_TASKS[spec.name]
         dataset = read_files(spec.path, chat_task.columns) if spec.path else chat_task.records()
@@ -136,6 +141,18 @@ def _load_heldout(spec: TaskSpec, max_tokens: int) -> LoadedTask:
 
     size = plural(len(texts), "document") if spec.path else "held-out text of the run"
     return LoadedTask(spec, spec.path or "held-out text of the run", size, SPECIAL_SCORES["heldout"], texts, measure)
+
+
+def _load_core(spec: TaskSpec, option: str, max_items: int) -> LoadedTask:
+    bundle = open_bundle(spec.path, option)
+    tasks = [(task, core.shuffled(records, max_items)) for task, records in read_tasks(bundle)]
+
+    def measure(subject: Subject) -> TaskResult:
+        scorer = subject.scorer
+        return core.measure_core(tasks, subject.tokenizer, scorer.score, scorer.context, verbose=subject.verbose)
+
+    size = f"{plural(sum(len(records) for _, records in tasks), 'item')} of {plural(len(tasks), 'task')}"
+    return LoadedTask(spec, bundle.origin, size, SPECIAL_SCORES["core"], tasks, measure)
 
 
 def _load_from_hub(name: str, hub: HubLoader) -> Dataset:

@@ -16,6 +16,17 @@ HELLASWAG = "humans 95.6 % (Zellers et al. 2019), GPT-2 124M 31.1 % (lm-eval)"
 # Humans: Bisk et al. 2020 (arXiv:1911.11641); GPT-2: lm-eval's acc_norm (per character).
 PIQA = "humans 94.9 % (Bisk et al. 2020), GPT-2 124M 62.5 % (lm-eval)"
 ARC_CHALLENGE = "GPT-2 124M 22.7 % (lm-eval)"
+# karpathy/nanochat, dev/LEADERBOARD.md: GPT-2 XL, measured by its core_eval.py.
+CORE = "chance 0 %; GPT-2 XL 1.6B 0.2565 (nanochat)"
+
+# Li et al. 2024 (arXiv:2406.11794): the 22 tasks, by their labels in the evaluation bundle.
+CORE_TASKS = tuple(
+    """
+    hellaswag_zeroshot jeopardy bigbench_qa_wikidata arc_easy arc_challenge copa commonsense_qa piqa openbook_qa
+    lambada_openai hellaswag winograd winogrande bigbench_dyck_languages agi_eval_lsat_ar bigbench_cs_algorithms
+    bigbench_operators bigbench_repeat_copy_logic squad coqa boolq bigbench_language_identification
+    """.split()
+)
 
 # The 67 configurations of nyu-mll/blimp.
 BLIMP_PARADIGMS = tuple(

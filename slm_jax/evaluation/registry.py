@@ -53,7 +53,7 @@ class ChatTask(NamedTuple):
     score: str
 
 
-SPECIAL_SCORES = {"heldout": "top1_accuracy", "analogies": "accuracy_3cosadd"}
+SPECIAL_SCORES = {"heldout": "top1_accuracy", "analogies": "accuracy_3cosadd", "core": "core"}
 """The metric that stands for a task that is not computed from records."""
 
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from slm_jax.data.sources.files import find_files
+from slm_jax.evaluation.core_bundle import check_path
 from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
 from slm_jax.utils.errors import UserError
 
 SPECIAL_TASKS = {  # tasks that are not computed from records; the others are in registry.py
     "heldout": "held-out text of the run (or heldout=FILE): loss, perplexity, bits per byte, accuracy",
     "analogies": "word analogies by the embeddings (analogies=FILE, in the format of word2vec's questions-words.txt)",
+    "core": "CORE of DataComp-LM: mean centered accuracy over 22 few-shot tasks (or core=DIR, the evaluation bundle)",
 }
 OPTION = "--tasks"
 
@@ -72,7 +74,10 @@ def _parse_task(argument: str, option: str) -> TaskSpec:
         raise UserError(f"{option} {title} needs a file: {title}=FILE")
     if path:
         try:
-            find_files((path,))
+            if name == "core":
+                check_path(path)
+            else:
+                find_files((path,))
         except UserError as error:
             raise UserError(f"{option} {argument}: {str(error).removeprefix('data.files: ')}") from None
     return TaskSpec(name, label, path)

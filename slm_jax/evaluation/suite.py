@@ -101,7 +101,7 @@ def evaluate(
     scorer = Scorer(loaded.model, context or loaded.context, stride, batch_tokens)
     options = {"context": scorer.context, "stride": scorer.stride, "max_items": max_items, "max_tokens": max_tokens}
     evaluation = Evaluation([], {})
-    subject = Subject(loaded.model, loaded.tokenizer, loaded.run, scorer)
+    subject = Subject(loaded.model, loaded.tokenizer, loaded.run, scorer, verbose=True)
     hub = HubLoader()
     tasks_with_data: list[LoadedTask] = []
     for spec in specs:
@@ -205,7 +205,7 @@ def format_table(rows: Sequence[dict[str, Any]], all_groups: bool = False) -> st
 def _format_value(metric: str, value: float) -> str:
     if is_share(metric):
         return f"{100 * value:.1f} %"
-    if metric in ("loss", "bits_per_byte"):
+    if metric in ("loss", "bits_per_byte", "core"):
         return f"{value:.4f}"
     if value >= 1e6:
         return f"{value:.3g}"

@@ -23,6 +23,7 @@ from slm_jax.run.results import update_evaluation
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.data.hub_server import Hub
+from tests.evaluation.test_core import write_bundle
 from tests.helpers import TINY
 
 PAIRS = [
@@ -136,6 +137,18 @@ def test_the_command_prints_a_table_and_continues_without_a_network(folder, caps
     shown = json.loads(capsys.readouterr().out)
     assert {row["task"] for row in shown["results"]} == {"blimp"}
     assert list(shown["missing"]) == ["piqa"]
+
+
+def test_core_is_measured_on_the_first_items_of_each_task(folder, capsys):
+    write_bundle(folder / "bundle")
+    main(["--run", "runs/tiny", "--tasks", "core=bundle", "--limit", "2"])
+    assert "core=bundle" not in capsys.readouterr().err
+    rows = stored(folder)["results"]
+    assert rows[0]["metric"] == "core"
+    assert {row["count"] for row in rows[1:]} == {2}
+    assert suite.unmeasured_tasks(Run(folder / "runs" / "tiny"), ["core=bundle"]) == ["core=bundle"]  # not of all items
+    with pytest.raises(UserError, match="--limit 2 and --max_items 3 are the same option"):
+        main(["--limit", "2", "--max_items", "3"])
 
 
 def test_all_prints_the_smallest_groups(capsys):
