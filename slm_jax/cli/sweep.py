@@ -1,7 +1,5 @@
 """The command `python -m slm_jax.sweep`."""
 
-import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from slm_jax.cli.flags import config_options
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
+from slm_jax.cli.trials_folder import holds_definition, trials_folder
 from slm_jax.sweep.plan import SWEEP, Sweep, Trial
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import locked_folder
 from slm_jax.utils.progress import show_log
 
 if TYPE_CHECKING:
@@ -64,10 +62,7 @@ def parse_args(args: Sequence[str] | None) -> tuple[Sweep, Path]:
     """
     options, overrides = read_options_and_config(Options, args, PROG)
     folder = Path(options.to)
-    saved = Sweep.load(folder) if (folder / SWEEP).is_file() else None
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if saved is None and any(not name.startswith(".") for name in names):
-        raise UserError(f"--to {folder} is not empty and holds no sweep: give another folder")
+    saved = Sweep.load(folder) if holds_definition(folder, SWEEP) else None
     for name in ("seeds", "random"):
         value = getattr(options, name)
         if value is not None and value < (name == "seeds"):
@@ -110,21 +105,11 @@ def main(args: Sequence[str] | None = None) -> None:
     from slm_jax.utils.process import tune_process
 
     tune_process(sweep.base.train.deterministic)  # before a device is opened
-    again = f"{PROG} --to {shlex.quote(str(folder))}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked_folder(folder, f"running the sweep in {folder}", "--to"):
-            sweep.save(folder)
-            scores = run_trials(trials, folder, sweep.metric)
-            _write_results(sweep, folder, trials, scores)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    except KeyboardInterrupt:
-        print(f"stopped. Continue with:\n  {again}", file=sys.stderr)
-        raise SystemExit(130) from None
-    if scores.stopped_by is not None:
-        print(f"stopped by {signal.Signals(scores.stopped_by).name}, saved. Continue with:\n  {again}")
-        raise SystemExit(128 + scores.stopped_by)
+    with trials_folder(folder, PROG) as stop:
+        sweep.save(folder)
+        scores = run_trials(trials, folder, sweep.metric)
+        _write_results(sweep, folder, trials, scores)
+        stop(scores.stopped_by)
 
 
 def _write_results(sweep: Sweep, folder: Path, trials: Sequence[Trial], scores: "Scores") -> None:

@@ -1,19 +1,17 @@
 """The definition of a sweep, its file, and the trials that it consists of."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm_jax.config.paths import RUNS
-from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.sweep.axes import Axis, Convert, Setting, parse_axis, settings
+from slm_jax.sweep.definition import read_definition, require_same_options, save_definition
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.files import replace_text
 
 SWEEP = "sweep.toml"
-_HEADER = "# A sweep: the varied options, then the options that all trials share."
+_HEADER = "A sweep: the varied options, then the options that all trials share."
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Sweep:
             raise UserError(format_problems("sweep", problems))
         first = self.base.train.seed
         return [
-            Trial(setting, _with_seed(config, seed), folder / RUNS / f"{setting.folder}-seed{seed}")
+            Trial(setting, with_seed(config, seed), folder / RUNS / f"{setting.folder}-seed{seed}")
             for seed in range(first, first + self.seeds)
             for setting, config in configs
         ]
@@ -97,8 +95,7 @@ class Sweep:
             "random_seed": self.random_seed,
             "metric": self.metric,
         }
-        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own.items()]
-        replace_text(folder / SWEEP, "\n".join([_HEADER, "[sweep]", *lines, "", self.base.to_toml()]))
+        save_definition(folder / SWEEP, _HEADER, own, self.base)
 
     @classmethod
     def load(cls, folder: Path) -> "Sweep":
@@ -107,22 +104,18 @@ class Sweep:
         Raises:
             UserError: It cannot be read, or is invalid.
         """
-        path = folder / SWEEP
-        tree = read_toml(path)
-        own = tree.pop("sweep", None)
-        config = Config.from_tree(tree, str(path))
-        try:
-            assert isinstance(own, dict)
-            return cls(
-                config,
-                tuple(map(str, own["vary"])),
-                int(own["seeds"]),
-                int(own["random"]),
-                int(own["random_seed"]),
-                str(own["metric"]),
-            )
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not the definition of a sweep ({error}): use another folder") from None
+        return read_definition(folder / SWEEP, cls._from_table)
+
+    @classmethod
+    def _from_table(cls, base: Config, own: dict[str, Any]) -> "Sweep":
+        return cls(
+            base,
+            tuple(map(str, own["vary"])),
+            int(own["seeds"]),
+            int(own["random"]),
+            int(own["random_seed"]),
+            str(own["metric"]),
+        )
 
     def require_continues(self, saved: "Sweep", folder: Path) -> None:
         """Refuse to mix trials with other shared options into a folder.
@@ -132,19 +125,15 @@ class Sweep:
         Raises:
             UserError: Names what differs.
         """
-        differing = [
-            f"{name} ({new!r}, before {old!r})" for name, (new, old) in self.base.differences(saved.base).items()
-        ]
+        others = []
         if self.num_random and saved.num_random:  # else the settings that were tried would be drawn no more
             for name in ("random_seed", "vary"):
                 new, old = getattr(self, name), getattr(saved, name)
                 if new != old:
-                    differing.append(f"--{name} ({new!r}, before {old!r})")
-        if differing:
-            raise UserError(
-                f"{folder} holds trials with other options: {', '.join(differing)}. Give the same, or another --to"
-            )
+                    others.append(f"--{name} ({new!r}, before {old!r})")
+        require_same_options(self.base, saved.base, folder, others)
 
 
-def _with_seed(config: Config, seed: int) -> Config:
+def with_seed(config: Config, seed: int) -> Config:
+    """Return a config with another seed."""
     return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
