@@ -25,6 +25,7 @@ LAYERS = (
     {"training"},
     {"planning"},
     {"curriculum", "checks", "sweep"},
+    {"scaling"},
     {"cli"},
 )
 # Within a line, a package does not import another one of the line.

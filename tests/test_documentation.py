@@ -122,6 +122,7 @@ def test_files_that_are_named_exist(name):
         "config.toml",
         "curriculum.toml",
         "sweep.toml",
+        "scaling.toml",
         "my.toml",
         "my.py",
     }  # of the original project, of a run, or of the user

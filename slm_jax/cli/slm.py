@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "verify a config or a trained run",
     "orchestrator": "train one model on several texts, stage by stage",
     "sweep": "train with several values of some options, and compare",
+    "scaling": "fit scaling laws at equal FLOPs, and predict a larger run",
     "benchmark_logger": "append a run's scores to a CSV file",
     "export": "export to the Hugging Face layout",
     "data": "list, prepare and inspect training text",

@@ -96,6 +96,16 @@ def finished_score(trial: Trial, metric: str) -> float | None:
     return last_score(trial.run, metric)
 
 
+def finished_scores(trials: Sequence[Trial], folder: Path, metric: str) -> Scores:
+    """Return the scores of the trials that are finished, and train none.
+
+    Raises:
+        UserError: A finished trial has no such metric.
+    """
+    values = {trial.run.name: value for trial in trials if (value := finished_score(trial, metric)) is not None}
+    return Scores(values, read_failures(folder))
+
+
 def last_score(run: Path, metric: str) -> float:
     """Return the newest value of a metric.
 
