@@ -184,6 +184,16 @@ def test_resizing_the_vocabulary_keeps_old_rows(tied, size, multiple):
         model(jnp.full((1, 3), size - 1))  # the new ids are valid
 
 
+def test_resizing_the_vocabulary_keeps_value_embeddings():
+    model = tiny_model(value_embeddings=(1,), vocab_multiple=32)
+    table, gate = model.value_embeddings.table[...], model.value_embeddings.value_gate[...]
+    model.resize_token_embeddings(70)
+    assert model.value_embeddings.table[...].shape == (1, 96, 32)
+    assert np.array_equal(model.value_embeddings.table[...][:, :61], table[:, :61])
+    assert np.array_equal(model.value_embeddings.value_gate[...], gate)
+    assert 0.01 < float(jnp.std(model.value_embeddings.table[...][:, 64:])) < 0.03
+
+
 def test_tied_head_is_the_embedding_and_untied_is_not():
     assert "head" not in nnx.to_pure_dict(nnx.state(tiny_model(), nnx.Param))
     untied = tiny_model(tie_weights=False)
