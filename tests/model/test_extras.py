@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 from slm_jax.config.schema import Config, ModelConfig
+from slm_jax.generation import decode
 from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import is_matrix
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
+from slm_jax.training import dpo
 from slm_jax.training.objective import loss_sums
 from tests.helpers import cosine, random_ids, tiny_model
 from tests.model import naive_model
@@ -129,6 +131,24 @@ def test_low_precision_is_close(dtype):
     expected, expected_gradients = jax.jit(jax.value_and_grad(naive))(params)
     assert float(value) == pytest.approx(float(expected), rel=0.03)
     assert cosine(gradients, expected_gradients) > 0.99
+
+
+@pytest.mark.slow
+def test_preferences_and_decoding_bound_the_logits():
+    """Log-probabilities of DPO and logits of decoding are those of the full forward pass with the bound."""
+    model = tiny_model(logit_softcap=2.0)
+    ids = random_ids((2, 2 * 9))
+    labels = jnp.where(jnp.arange(18) % 9 > 3, jnp.roll(ids, -1, axis=1), -100)
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": jnp.ones_like(ids)}
+    rows, targets = ids.reshape(4, 9), labels.reshape(4, 9)
+    log_p = jax.nn.log_softmax(model(rows))
+    assert float(jnp.abs(model(rows)).max()) < 2.0
+    chosen = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    expected = jnp.where(targets >= 0, chosen, 0.0).sum(axis=-1).reshape(2, 2)
+    np.testing.assert_allclose(dpo.response_log_probabilities(model, batch), expected, rtol=1e-5)
+    weights = decode.prepare_weights(*nnx.split(model, nnx.Param))
+    x = model.hidden(rows)
+    np.testing.assert_allclose(decode.next_logits(model, weights, x), model.logits(x), rtol=1e-5, atol=1e-5)
 
 
 def test_window_pattern_repeats_and_ends_with_a_full_layer():

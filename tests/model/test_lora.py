@@ -230,6 +230,28 @@ def test_the_backward_pass_skips_the_gradients_of_frozen_weights():
     assert compiled[1] / compiled[0] == pytest.approx(2 / 3, abs=0.08)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts", [{"mlp": "relu2"}, {"attention_gate": True}, {"value_embeddings": (0, 2)}, {"value_embeddings": (1,)}]
+)
+@pytest.mark.parametrize("targets", [("query", "key", "value", "out", "up", "down"), ("down",), ("value",)])
+def test_flops_with_the_parts_of_the_speed_runs(parts, targets):
+    """The formula counts exactly the products of the traced program; gates are frozen."""
+    fields = {"depth": 3, "attention": "naive", "scan_layers": False, "remat": "none", **parts}
+    fields = {f"model__{name}": value for name, value in fields.items()}
+    config = tiny_config(**fields, lora__rank=2, lora__targets=targets)
+    graph, base = abstract_model(config, VOCAB, adapters=True)[0], abstract_model(config, VOCAB)[1]
+    params = jax.eval_shape(lambda: lora.init_adapters(base, config.lora, jax.random.key(0)))
+    batch = batch_of(8, 16)
+
+    def gradient(params, base):
+        return gradients(params, batch, None, graph=graph, weights=LossWeights(), base=base)[0]
+
+    closed = jax.make_jaxpr(gradient)(params, base)
+    alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    assert flops._count(alive)[0] == 8 * 16 * flops.token_flops(config.model, VOCAB, 16, config.lora).at(16)
+
+
 def test_without_a_rank_nothing_changes():
     """The state and the program of a step are those of a config without the section."""
     config = tiny_config(lora__rank=0)
