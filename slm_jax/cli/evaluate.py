@@ -46,6 +46,8 @@ class Options:
     """Tokens that each further window of a long text scores (1: all have the full context); 0: half the context."""
     batch_tokens: int = 0
     """Tokens per batch; 0: a default for the device."""
+    contamination: bool = False
+    """Also find the items that share 13 consecutive words with the training text, and score the others alone."""
     every_group: Annotated[bool, Flag(name="all")] = False
     """Print every group, including BLiMP's 67 paradigms (evaluation.json always contains them)."""
     json: bool = False
@@ -88,6 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
         max_items=options.max_items or options.limit,
         max_tokens=options.max_tokens,
         batch_tokens=options.batch_tokens,
+        contamination=options.contamination,
     )
     if options.json:
         results = {"results": evaluation.rows, "tasks": evaluation.tasks, "missing": evaluation.missing}

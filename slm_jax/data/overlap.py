@@ -209,7 +209,7 @@ def corpus_overlap(corpora: Sequence[Corpus], tokenizer: TextTokenizer, earlier:
     streams = [part.train for each in (*corpora, *earlier) for part in each.parts]
     if (tokens := sum(map(len, streams))) > _LARGE:
         logger.info("comparing %s of held-out text with %s", plural(len(held_out), "document"), plural(tokens, "token"))
-    blocks = (block for stream in streams for block in _blocks(stream, tokenizer))
+    blocks = (texts for stream in streams for texts, _ in text_blocks(stream, tokenizer))
     return measure_overlap(held_out, blocks, sum(corpus.validation.num_documents for corpus in corpora))
 
 
@@ -240,8 +240,8 @@ def _conversation(texts: Sequence[Piece], stream: TokenStream) -> HeldOutText:
     return HeldOutText(text, text, tuple(spans))
 
 
-def _blocks(stream: TokenStream, tokenizer: TextTokenizer) -> Iterator[list[str]]:
-    """Yield the documents of a stream in blocks."""
+def text_blocks(stream: TokenStream, tokenizer: TextTokenizer) -> Iterator[tuple[list[str], int]]:
+    """Yield the documents of a stream in blocks, each with the number of tokens of the stream up to its end."""
     ends = stream.ends
     boundaries = boundary_ids(tokenizer) if stream.has_conversations else ()
     first = 0
@@ -251,12 +251,12 @@ def _blocks(stream: TokenStream, tokenizer: TextTokenizer) -> Iterator[list[str]
         if stream.has_conversations:
             spans = itertools.pairwise([start, *ends[first:last].tolist()])
             texts = [stream_pieces(stream, a, b, tokenizer, boundaries) for a, b in spans]
-            yield [" ".join(piece.text for piece in each) for each in texts]
+            yield [" ".join(piece.text for piece in each) for each in texts], int(ends[last - 1])
             first = last
             continue
         ids = stream[start : int(ends[last - 1])]
         documents = np.split(ids, ends[first : last - 1] - start)
-        yield [_decode(document.tolist(), tokenizer) for document in documents]
+        yield [_decode(document.tolist(), tokenizer) for document in documents], int(ends[last - 1])
         first = last
 
 

@@ -53,6 +53,18 @@ class Documents(NamedTuple):
     sources: list[str]
     responses: Sequence[np.ndarray | None]
 
+    def select(self, keep: np.ndarray) -> "Documents":
+        """Return the documents that a mask, bool [D], keeps."""
+        chosen = np.flatnonzero(keep).tolist()
+        return Documents(
+            [self.items[i] for i in chosen],
+            self.bytes_D[chosen],
+            self.words_D[chosen],
+            self.source_D[chosen],
+            self.sources,
+            [self.responses[i] for i in chosen],
+        )
+
 
 def documents_of_run(run: Run, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
     """Read the validation documents of a run.

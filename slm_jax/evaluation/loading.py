@@ -1,7 +1,7 @@
 """Tasks with their data in memory, ready to be measured on any model: of a checkpoint, or during training."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +10,19 @@ import numpy as np
 from slm_jax.distributed.sharding import mesh_of, replicated
 from slm_jax.evaluation import analogies, core, heldout
 from slm_jax.evaluation.core_bundle import open_bundle, read_tasks
-from slm_jax.evaluation.datasets import Dataset, HubLoader, read_files
+from slm_jax.evaluation.datasets import Dataset, HubLoader, Record, read_files
 from slm_jax.evaluation.registry import CHAT_TASKS, SPECIAL_SCORES, TASKS
 from slm_jax.evaluation.replies import Replier
 from slm_jax.evaluation.results import TaskResult
-from slm_jax.evaluation.scoring import Scorer
+from slm_jax.evaluation.scoring import Item, Scorer, TokenScores
 from slm_jax.evaluation.specs import TaskSpec
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run
 from slm_jax.utils.formatting import plural
 from slm_jax.utils.text_tokenizer import TextTokenizer
+
+Keep = np.ndarray | None
+"""Which items count, bool [N]; None: all."""
 
 _SEED = 0  # of the random subset for max_items
 
@@ -33,6 +36,8 @@ class Subject:
         run: Its run, whose held-out text is that of the task `heldout`.
         scorer: Log-probabilities by the model.
         verbose: Whether long tasks log their progress.
+        memory: Scores that are kept for a second measurement of the same items, by token ids and first scored token;
+            None: none are.
     """
 
     def __init__(self, model: Transformer, tokenizer: TextTokenizer, run: Run, scorer: Scorer, verbose: bool = False):
@@ -41,6 +46,16 @@ class Subject:
         self.run = run
         self.scorer = scorer
         self.verbose = verbose
+        self.memory: dict[tuple[int, bytes], TokenScores] | None = None
+
+    def score(self, items: Sequence[Item]) -> list[TokenScores]:
+        """Score items, see `Scorer.score`; those in `memory` are not computed again."""
+        if self.memory is None:
+            return self.scorer.score(items)
+        keys = [(item.first, item.ids.tobytes()) for item in items]
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self.memory}
+        self.memory.update(zip(missing, self.scorer.score(list(missing.values())), strict=True))
+        return [self.memory[key] for key in keys]
 
     @functools.cached_property
     def replier(self) -> Replier:
@@ -69,7 +84,9 @@ class LoadedTask(NamedTuple):
         size: Number and kind of its items: "67,000 records".
         score: The metric over all items that stands for the task, a share from 0 to 1.
         content: The items, as JSON values.
-        measure: Computes all metrics of a model.
+        texts: The text of each item, to be searched for in training text; empty: it is not.
+        parts: The part of the task that each of these items belongs to; empty: the task has no parts.
+        measure: Computes all metrics of a model, over the items that a mask, bool [N], keeps (None: all).
     """
 
     spec: TaskSpec
@@ -77,7 +94,9 @@ class LoadedTask(NamedTuple):
     size: str
     score: str
     content: Any
-    measure: Callable[[Subject], TaskResult]
+    texts: Sequence[str]
+    parts: Sequence[str]
+    measure: Callable[..., TaskResult]
 
 
 def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: int = 0) -> LoadedTask:
@@ -98,12 +117,12 @@ def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: in
         questions = analogies.read_questions(spec.path)
         questions = questions.select(subset(list(range(len(questions.sections))), max_items))
 
-        def measure_analogies(subject: Subject) -> TaskResult:
+        def measure_analogies(subject: Subject, keep: Keep = None) -> TaskResult:
             return analogies.measure_analogies(questions, subject.tokenizer, subject.embedding())
 
         size = plural(len(questions.sections), "question")
         content = [questions.words, questions.index_Qx4.tolist()]
-        return LoadedTask(spec, spec.path, size, SPECIAL_SCORES["analogies"], content, measure_analogies)
+        return LoadedTask(spec, spec.path, size, SPECIAL_SCORES["analogies"], content, (), (), measure_analogies)
     if spec.name == "core":
         return _load_core(spec, hub.option, max_items)
     if spec.name in CHAT_TASKS:
@@ -111,54 +130,80 @@ def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: in
         dataset = read_files(spec.path, chat_task.columns) if spec.path else chat_task.records()
         chats = subset(dataset.records, max_items)
 
-        def measure_replies(subject: Subject) -> TaskResult:
-            return chat_task.measure(chats, subject.replier.reply)
+        def measure_replies(subject: Subject, keep: Keep = None) -> TaskResult:
+            return chat_task.measure(_kept(chats, keep), subject.replier.reply)
 
-        return LoadedTask(
-            spec, dataset.origin, plural(len(chats), "conversation"), chat_task.score, chats, measure_replies
-        )
+        size = plural(len(chats), "conversation")
+        texts = [_text(record, chat_task.columns) for record in chats]
+        return LoadedTask(spec, dataset.origin, size, chat_task.score, chats, texts, (), measure_replies)
     task = TASKS[spec.name]
     dataset = read_files(spec.path, task.columns) if spec.path else _load_from_hub(spec.name, hub)
     records = subset(dataset.records, max_items)
 
-    def measure_records(subject: Subject) -> TaskResult:
-        return task.measure(records, subject.tokenizer, subject.scorer.score)
+    def measure_records(subject: Subject, keep: Keep = None) -> TaskResult:
+        return task.measure(_kept(records, keep), subject.tokenizer, subject.score)
 
-    return LoadedTask(spec, dataset.origin, plural(len(records), "record"), task.score, records, measure_records)
+    texts = [_text(record, task.columns) for record in records]
+    size = plural(len(records), "record")
+    return LoadedTask(spec, dataset.origin, size, task.score, records, texts, (), measure_records)
 
 
 def _load_heldout(spec: TaskSpec, max_tokens: int) -> LoadedTask:
     texts = heldout.read_texts(spec.path, max_tokens) if spec.path else []
 
-    def measure(subject: Subject) -> TaskResult:
+    def measure(subject: Subject, keep: Keep = None) -> TaskResult:
         if spec.path:
             documents = heldout.documents_of_texts(texts, spec.path, subject.tokenizer, max_tokens)
         else:
             documents = heldout.documents_of_run(subject.run, subject.tokenizer, max_tokens)
+        if keep is not None:
+            documents = documents.select(keep[: len(documents.items)])
         scorer = subject.scorer
-        result = heldout.measure_heldout(documents, subject.tokenizer, scorer.score, scorer.context, scorer.stride)
+        result = heldout.measure_heldout(documents, subject.tokenizer, subject.score, scorer.context, scorer.stride)
         return result._replace(origin=", ".join(documents.sources))
 
     size = plural(len(texts), "document") if spec.path else "held-out text of the run"
-    return LoadedTask(spec, spec.path or "held-out text of the run", size, SPECIAL_SCORES["heldout"], texts, measure)
+    return LoadedTask(
+        spec, spec.path or "held-out text of the run", size, SPECIAL_SCORES["heldout"], texts, texts, (), measure
+    )
 
 
 def _load_core(spec: TaskSpec, option: str, max_items: int) -> LoadedTask:
     bundle = open_bundle(spec.path, option)
     tasks = [(task, core.shuffled(records, max_items)) for task, records in read_tasks(bundle)]
 
-    def measure(subject: Subject) -> TaskResult:
-        scorer = subject.scorer
-        return core.measure_core(tasks, subject.tokenizer, scorer.score, scorer.context, verbose=subject.verbose)
+    def measure(subject: Subject, keep: Keep = None) -> TaskResult:
+        context = subject.scorer.context
+        return core.measure_core(tasks, subject.tokenizer, subject.score, context, keep, subject.verbose)
 
     size = f"{plural(sum(len(records) for _, records in tasks), 'item')} of {plural(len(tasks), 'task')}"
-    return LoadedTask(spec, bundle.origin, size, SPECIAL_SCORES["core"], tasks, measure)
+    texts = [core.record_text(task.kind, record) for task, records in tasks for record in records]
+    parts = [task.label for task, records in tasks for _ in records]
+    return LoadedTask(spec, bundle.origin, size, SPECIAL_SCORES["core"], tasks, texts, parts, measure)
 
 
 def _load_from_hub(name: str, hub: HubLoader) -> Dataset:
     task = TASKS[name]
     assert task.hub is not None  # parse_tasks requires a file for the others
     return hub.load(name, task.hub, task.columns)
+
+
+def _kept(records: list[Record], keep: Keep) -> list[Record]:
+    return records if keep is None else [records[i] for i in np.flatnonzero(keep)]
+
+
+def _text(record: Record, columns: Sequence[str]) -> str:
+    """Return all text in some columns of a record."""
+    return " ".join(text for column in columns for text in _strings(record[column]))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
 
 
 def subset(items: list[Any], max_items: int) -> list[Any]:

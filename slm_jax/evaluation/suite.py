@@ -12,6 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slm_jax.evaluation.contamination import (
+    Contamination,
+    clean_metrics,
+    contamination_metrics,
+    describe,
+    run_contamination,
+)
 from slm_jax.evaluation.datasets import HubLoader
 from slm_jax.evaluation.loading import LoadedTask, Subject, load_task
 from slm_jax.evaluation.results import TaskResult
@@ -68,6 +75,7 @@ def evaluate(
     max_items: int = 0,
     max_tokens: int = MAX_TOKENS,
     batch_tokens: int = 0,
+    contamination: bool = False,
     save: bool = True,
 ) -> Evaluation:
     """Measure tasks on the model of a run and store the results in its `evaluation.json`.
@@ -84,6 +92,8 @@ def evaluate(
         max_items: Maximum number of records of each data set, a random subset with a fixed seed; 0: all.
         max_tokens: Maximum number of tokens of held-out text; 0: all.
         batch_tokens: Tokens per batch; 0: a default for the device.
+        contamination: Also find the items that the training text of the run contains in part (see `contamination`),
+            and add their share and the metrics of the others.
         save: Store the results in the run.
 
     Returns:
@@ -109,9 +119,10 @@ def evaluate(
             tasks_with_data.append(load_task(spec, hub, max_items, max_tokens))
         except UserError as error:
             _add_missing(evaluation, spec, error)
+    contaminated = _find_contaminated(tasks_with_data, loaded) if contamination else {}
     for task in tasks_with_data:
         try:
-            rows, about = _measure(task, subject, loaded, options)
+            rows, about = _measure(task, subject, loaded, options, contaminated.get(task.spec.title))
         except UserError as error:
             _add_missing(evaluation, task.spec, error)
             continue
@@ -127,14 +138,28 @@ def _add_missing(evaluation: Evaluation, spec: TaskSpec, error: UserError) -> No
     logger.warning("%s: not measured: %s", spec.title, error)
 
 
+def _find_contaminated(tasks: Sequence[LoadedTask], loaded: LoadedRun) -> dict[str, Contamination]:
+    """Return the contamination of each task whose items have texts, by title. Raises UserError without a corpus."""
+    searched = [task for task in tasks if task.texts]
+    found = run_contamination([task.texts for task in searched], loaded.run, loaded.tokenizer)
+    return {task.spec.title: each for task, each in zip(searched, found, strict=True)}
+
+
 def _measure(
-    task: LoadedTask, subject: Subject, loaded: LoadedRun, options: dict[str, Any]
+    task: LoadedTask,
+    subject: Subject,
+    loaded: LoadedRun,
+    options: dict[str, Any],
+    contamination: Contamination | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of a task, and its entry under "tasks" in evaluation.json."""
     spec = task.spec
     start = time.perf_counter()
     with waiting(f"{spec.title}: {task.size}"):
+        subject.memory = None if contamination is None else {}
         result = task.measure(subject)
+        if contamination is not None:
+            result = _with_contamination(task, subject, result, contamination)
     about = {
         "data": result.origin or task.origin,
         "file": spec.path,
@@ -145,6 +170,18 @@ def _measure(
         "step": loaded.step,
     }
     return _result_rows(spec.title, result, loaded.step), about
+
+
+def _with_contamination(
+    task: LoadedTask, subject: Subject, result: TaskResult, contamination: Contamination
+) -> TaskResult:
+    """Return a result with the share of contaminated items and the metrics of the others."""
+    found = contamination.found
+    metrics = [*result.metrics, *contamination_metrics(found, task.parts)]
+    if not found.all():
+        clean = task.measure(subject, ~found) if found.any() else result
+        metrics += clean_metrics(clean, task.parts)
+    return TaskResult(metrics, f"{result.note}; {describe(contamination)}", result.origin)
 
 
 def _result_rows(title: str, result: TaskResult, step: int) -> list[dict[str, Any]]:

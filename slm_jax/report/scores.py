@@ -120,7 +120,7 @@ def evaluation_section(data: ReportData) -> SafeHtml:
     complete = [row for row in data.evaluation if is_complete_task(row)]
     parts: dict[str, list[Row]] = {}
     for row in data.evaluation:
-        if not is_complete_task(row):
+        if not is_complete_task(row) and row["group"] != "clean":  # those are beside the complete tasks
             parts.setdefault(task_title(row, data), []).append(row)
     blocks = [_evaluation_table(complete, data, by_part=False)] if complete else []
     for task, rows in parts.items():
@@ -150,6 +150,9 @@ def _evaluation_table(rows: list[Row], data: ReportData, by_part: bool) -> SafeH
     columns["metric"] = [metric_text(row) for row in rows]
     columns["value"] = [_value_text(row, row["value"]) for row in rows]
     columns["95 % interval"] = [_interval_text(row) for row in rows]
+    clean = {} if by_part else _clean_values(data)
+    if clean:
+        columns["clean items"] = [clean.get(_metric_key(row), "") for row in rows]
     if any(map(_is_fraction, rows)):
         columns["0 – 100 %"] = [_whisker(row) for row in rows]
     columns["items"] = [format_number(row["count"]) if is_number(row.get("count")) else "" for row in rows]
@@ -157,9 +160,19 @@ def _evaluation_table(rows: list[Row], data: ReportData, by_part: bool) -> SafeH
     if any(row.get("reference") for row in rows):
         columns["references"] = [row.get("reference", "") for row in rows]
     header = list(columns)
-    numbers = {i for i, name in enumerate(header) if name in ("value", "95 % interval", "items", "step")}
+    numeric = ("value", "95 % interval", "clean items", "items", "step")
+    numbers = {i for i, name in enumerate(header) if name in numeric}
     cells = list(zip(*columns.values(), strict=True))
     return markup.table(header, cells, numbers, "Evaluation by part" if by_part else "Evaluation")
+
+
+def _metric_key(row: Row) -> tuple[str, ...]:
+    return str(row.get("stage", "")), str(row["task"]), str(row.get("metric", ""))
+
+
+def _clean_values(data: ReportData) -> dict[tuple[str, ...], str]:
+    """Return the values over the items that the training text does not contain, by stage, task and metric."""
+    return {_metric_key(row): _value_text(row, row["value"]) for row in data.evaluation if row["group"] == "clean"}
 
 
 def metric_text(row: Row) -> str:
