@@ -1,7 +1,8 @@
 """The command `python -m slm_jax.report`: write the report of a run, or compare several."""
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ class Options:
 
         python -m slm_jax.report                      the newest run: runs/NAME/report.html
         python -m slm_jax.report runs/A runs/B        runs/comparison.html
+        python -m slm_jax.report --against reference  is the run on track? (configs/references)
     """
 
     runs: Annotated[tuple[str, ...], Flag(positional=True, bare=bare_words.run_folders())] = ()
@@ -28,6 +30,10 @@ class Options:
     """A run directory, as for the other commands."""
     to: str = ""
     """The file to write; empty: report.html in the run, or comparison.html next to the first of several."""
+    against: Annotated[str, Flag(metavar="reference|NAME|PATH")] = ""
+    """Compare the run with a reference result: the nearest one of the package, one by name, or a file."""
+    reference: Annotated[str, Flag(metavar="PATH")] = ""
+    """Write a reference result of the runs, finished seeds of one config, to this JSON file."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,14 +49,34 @@ def main(args: Sequence[str] | None = None) -> None:
     options = read_options(Options, args, "python -m slm_jax.report")
     from slm_jax.report import terminal
     from slm_jax.report.compare import comparison_html, default_path
-    from slm_jax.report.page import write_page, write_report
+    from slm_jax.report.page import report_html, write_page, write_report
+    from slm_jax.report.reference import find_references, make_reference, write_reference
     from slm_jax.report.run_data import read_report_data
+    from slm_jax.report.track import track
+    from slm_jax.run.directory import Run
 
     paths = [Path(run) for run in (options.run, *options.runs) if run]
     to = Path(options.to) if options.to else None
     if to is not None and to.is_dir():
         raise UserError(f"--to {to} is a folder: give a file, such as {to / 'report.html'}")
-    if len(paths) <= 1:
+    lines: Iterator[str]
+    if options.against and len(paths) > 1:
+        raise UserError("--against compares one run with a reference: give one run")
+    if options.reference:
+        reference = make_reference(Path(options.reference).stem, [read_report_data(path) for path in paths])
+        write_reference(reference, Path(options.reference))
+        mean, spread = reference.final
+        print(
+            f"{mean:.4f} bits per byte, standard deviation {spread:.4f} over {len(paths)} seeds\n\n{options.reference}"
+        )
+        return
+    if len(paths) <= 1 and options.against:
+        data = read_report_data(paths[0] if paths else None)
+        compared = track(data, find_references(options.against))
+        target = to or Run(data.path).report
+        write_page(target, report_html(data, compared))
+        lines = itertools.chain(terminal.run_summary(data), compared.lines())
+    elif len(paths) <= 1:
         data, target = write_report(paths[0] if paths else None, to)
         lines = terminal.run_summary(data)
     else:

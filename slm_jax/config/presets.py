@@ -25,6 +25,16 @@ def _preset_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def reference_path(name: str) -> Path:
+    """Return the path of the reference result of a preset, which may not exist."""
+    return _preset_folder() / "references" / f"{name}.json"
+
+
+def reference_names() -> list[str]:
+    """Return the presets that have a reference result, sorted."""
+    return sorted(path.stem for path in reference_path("any").parent.glob("*.json"))
+
+
 def read_preset(preset: str | Path, curricula: bool = False) -> dict[str, Any]:
     """Read a preset as nested dicts.
 

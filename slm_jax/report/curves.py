@@ -114,8 +114,14 @@ class RunLines:
         return note
 
 
-def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
-    """Return all charts of a run with their controls; "" if there are no rows."""
+def curves_section(data: ReportData, shared_x: SharedX, reference: Line | None = None) -> SafeHtml:
+    """Return all charts of a run with their controls; "" if there are no rows.
+
+    Args:
+        data: The run.
+        shared_x: Collects the x values.
+        reference: Bits per byte of a reference; None: none.
+    """
     if not len(data.columns):
         return SafeHtml("")
     lines = RunLines(data, POINTS)
@@ -127,6 +133,7 @@ def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
         return render(Chart(title, unit, list(lines), markers, axes=RUN_AXES, **options), shared_x)
 
     bits = metric(lambda columns: columns.bits_per_byte, "training", True)
+    others = [] if reference is None else [reference]
     accuracy = metric("accuracy", "training", True)
     is_dpo = all(stage.config.train.objective == "dpo" for stage in data.stages)
     charts = [
@@ -137,7 +144,7 @@ def curves_section(data: ReportData, shared_x: SharedX) -> SafeHtml:
             *validation("val_loss"),
             wide=True,
         ),
-        chart("Bits per byte", "of predicted text", bits, *validation("val_bits_per_byte")),
+        chart("Bits per byte", "of predicted text", bits, *validation("val_bits_per_byte"), *others),
         chart(
             "Accuracy",
             "of preferences" if is_dpo else "of next-token prediction",

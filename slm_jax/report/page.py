@@ -6,9 +6,11 @@ from pathlib import Path
 from slm_jax.report import markup, scores, sections
 from slm_jax.report.charts import SharedX
 from slm_jax.report.curves import curves_section
+from slm_jax.report.escaping import SafeHtml
 from slm_jax.report.markup import Section
 from slm_jax.report.run_data import ReportData, read_report_data
 from slm_jax.report.tokenizer_section import tokenizer_section
+from slm_jax.report.track import Track
 from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import replace_text
@@ -60,12 +62,18 @@ def write_page(target: Path, text: str) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
-def report_html(data: ReportData) -> str:
-    """Return the page as HTML."""
+def report_html(data: ReportData, compared: Track | None = None) -> str:
+    """Return the page as HTML.
+
+    Args:
+        data: The run or curriculum.
+        compared: The run against a reference; None: no such section.
+    """
     shared_x = SharedX()
     samples = [sample for stage in data.stages for sample in stage.samples]
     parts = [
-        Section("Curves", curves_section(data, shared_x)),
+        Section("Curves", curves_section(data, shared_x, compared.line() if compared else None)),
+        Section("Reference", compared.section() if compared else SafeHtml("")),
         Section("Validation", scores.validation_section(data)),
         Section("Stages", scores.stages_section(data)),
         Section("Evaluation", scores.evaluation_section(data)),
