@@ -112,7 +112,10 @@ def describe_tasks() -> str:
     from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
     from slm_jax.evaluation.specs import SPECIAL_TASKS
 
-    formats = {"heldout": "text, or records with the column text", "analogies": analogies.FORMAT}
+    formats = {
+        "heldout": "text, or records with the column text, of instructions or of conversations",
+        "analogies": analogies.FORMAT,
+    }
     formats["core"] = "folder or zip file with core.yaml, eval_meta_data.csv and eval_data/, or hf:OWNER/NAME"
     lines = ["Tasks (--tasks NAME, or NAME=FILE for a file of your own):"]
     for name, description in SPECIAL_TASKS.items():

@@ -174,7 +174,10 @@ class EvalConfig(Section):
         ge=0,
     )
     prompts: Strings = option(
-        ("",), "Prompts of the sample texts written at each validation; empty: a new document.", resumable=True
+        ("",),
+        "Prompts of the sample texts written at each validation; empty: a new document. Of a run trained on "
+        "conversations they are messages of the user, and an empty one stands for a held-out question.",
+        resumable=True,
     )
     sample_tokens: int = option(120, "Length of each sample text, in tokens; 0: no samples.", resumable=True, ge=0)
     tasks: Strings = option(

@@ -6,17 +6,25 @@ instead, so its metrics are slightly worse. Of instructions, only the response i
 the assistant.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from slm_jax.config.schema import DataConfig
 from slm_jax.data.corpus.corpus import open_corpus
-from slm_jax.data.corpus.stream import TokenStream, byte_table
-from slm_jax.data.sources.documents import InvalidRow
+from slm_jax.data.corpus.encode import ItemEncoder
+from slm_jax.data.corpus.encoded import TextEncoder, encoded_items, end_of
+from slm_jax.data.corpus.splitting import SplitText
+from slm_jax.data.corpus.stream import DOCUMENT_DTYPE, Shard, TokenStream, byte_table
+from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.file_source import FileSource
+from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files
+from slm_jax.data.sources.row_files import read_rows
+from slm_jax.data.sources.rows import Mapper, Row, RowMapper, make_row_mapper
 from slm_jax.data.turns import boundary_ids, pieces
-from slm_jax.evaluation.encoding import num_bytes, with_eos_prefix
+from slm_jax.evaluation.encoding import with_eos_prefix
 from slm_jax.evaluation.intervals import bootstrap_interval
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.evaluation.scoring import Item, TokenScores
@@ -24,7 +32,9 @@ from slm_jax.evaluation.tasks import MAX_NATS, ScoreFunction
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
-from slm_jax.utils.text_tokenizer import TextTokenizer, document_prefix
+from slm_jax.utils.text_tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
 
 _TOP = 5  # of top5_accuracy
 _SEGMENT = 4096  # tokens; longer documents are split into segments, which are resampled separately
@@ -84,71 +94,93 @@ def documents_of_run(run: Run, tokenizer: TextTokenizer, max_tokens: int = 0) ->
     return _concatenated(parts)
 
 
-def documents_of_files(pattern: str, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
-    """Read and encode documents of text, JSONL or Parquet files (column `text`).
+def documents_of_files(
+    pattern: str, tokenizer: TextTokenizer, max_tokens: int = 0, data: DataConfig | None = None
+) -> Documents:
+    """Read and encode documents of files, see `read_documents` and `encode_documents`."""
+    documents = read_documents(pattern, data, max_tokens)
+    return encode_documents(documents, pattern, tokenizer, max_tokens, data)
+
+
+def read_documents(pattern: str, data: DataConfig | None = None, max_tokens: int = 0) -> list[Document]:
+    """Read documents of files in all formats that `data.files` reads: text, instructions and conversations.
 
     Args:
         pattern: A file, folder or glob.
-        tokenizer: The tokenizer of the model.
-        max_tokens: Read complete documents from the beginning up to this number of tokens, but at least one; 0: all.
-
-    Raises:
-        UserError: A file cannot be read, a record is invalid, or there is no text.
-    """
-    return documents_of_texts(read_texts(pattern, max_tokens), pattern, tokenizer, max_tokens)
-
-
-def read_texts(pattern: str, max_tokens: int = 0) -> list[str]:
-    """Read documents of text, JSONL or Parquet files (column `text`).
-
-    Args:
-        pattern: A file, folder or glob.
+        data: The options by which the training text was read (format, columns, template, separator …); None: defaults.
         max_tokens: Read complete documents from the beginning, at least as many as can hold this number of tokens; 0:
             all.
 
     Raises:
         UserError: A file cannot be read, a record is invalid, or there is no text.
     """
-    texts = []
+    data = data or DataConfig()
+    mapper = _mapper(pattern, data)
+    source = FileSource((pattern,), mapper, data.separator, data.document == "line", data.encoding_errors, remedy="")
+    documents = []
     num_chars = 0
-    for document in FileSource((pattern,), remedy="").read():
+    for document in source.read():
         if isinstance(document, InvalidRow):
             raise UserError(f"{document.location}: {document.reason}")
-        if document.text.strip():
-            texts.append(document.text)
-            num_chars += len(document.text)
+        if any(text.strip() for text in document.strings):
+            documents.append(document)
+            num_chars += document.size
         if max_tokens and num_chars > _CHARS_PER_TOKEN * max_tokens:
             break
-    if not texts:
+    if not documents:
         raise UserError(f"{pattern} contains no text")
-    return texts
+    return documents
 
 
-def documents_of_texts(texts: list[str], name: str, tokenizer: TextTokenizer, max_tokens: int = 0) -> Documents:
-    """Encode documents.
+def _mapper(pattern: str, data: DataConfig) -> Mapper:
+    """Return the mapping of rows to documents: that of the training text, or the column `text` of rows without it."""
+    files = [path for path in find_files((pattern,)) if file_format(path) in ROW_FORMATS]
+    if not files:
+        return RowMapper()
+    mapper = make_row_mapper(data)
+    row = next((each for each in read_rows(files[0]) if isinstance(each, Row)), None)
+    columns = row.value if row is not None and isinstance(row.value, dict) else {}
+    if "text" in columns and mapper.missing_column(columns):
+        logger.info("%s has no column %s: its column text is read", pattern, mapper.missing_column(columns))
+        return RowMapper()
+    return mapper
+
+
+def encode_documents(
+    documents: Sequence[Document],
+    name: str,
+    tokenizer: TextTokenizer,
+    max_tokens: int = 0,
+    data: DataConfig | None = None,
+) -> Documents:
+    """Encode documents as those of a corpus are; of instructions and conversations the responses are scored.
 
     Args:
-        texts: The documents, none empty.
+        documents: The documents.
         name: Name of their source.
-        tokenizer: The tokenizer of the model.
+        tokenizer: The tokenizer of the model, with whose chat template conversations are encoded.
         max_tokens: Keep complete documents from the beginning up to this number of tokens, but at least one; 0: all.
+        data: The option `loss_on` of the training text; None: the default.
+
+    Raises:
+        UserError: There are conversations, and the tokenizer has no chat template, or its template rejects one.
     """
-    eos = np.array([tokenizer.eos_id], np.int32)
-    begin = np.array(document_prefix(tokenizer), np.int32)
-    arrays = tokenizer.encode_arrays(texts)
-    if max_tokens:
-        total_tokens = np.cumsum([len(ids) + 1 for ids in arrays])
-        kept = max(1, int(np.searchsorted(total_tokens, max_tokens, side="right")))
-        arrays = arrays[:kept]
-        texts = texts[:kept]
-    return Documents(
-        items=[Item(with_eos_prefix(tokenizer, begin, ids, eos)) for ids in arrays],
-        bytes_D=np.array([num_bytes(text) for text in texts]),
-        words_D=np.array([len(text.split()) for text in texts]),
-        source_D=np.zeros(len(texts), np.int64),
-        sources=[name],
-        responses=[None] * len(texts),
-    )
+    marked = any(document.messages is not None for document in documents)
+    loss_on = (data or DataConfig()).loss_on
+    encoder = TextEncoder(tokenizer, loss_on, marked)
+    texts = [SplitText(each.text, each.response, "validation", 0, messages=each.messages) for each in documents]
+    ids = iter(ItemEncoder(tokenizer).encode(encoded_items(texts)))
+    tokens: list[np.ndarray] = []
+    rows = []
+    end = 0
+    for text in texts:
+        encoded = encoder.encoded(text, ids)
+        tokens += [encoded.ids, end_of(encoded, tokenizer.eos_id, marked)]
+        end += tokens[-2].size + tokens[-1].size
+        rows.append((end, 0, encoded.num_bytes, encoded.prompt_size, encoded.rest, 0))
+    prompts = (marked and loss_on == "response") or any(row[3] for row in rows)
+    shard = Shard(np.concatenate(tokens), np.array(rows, DOCUMENT_DTYPE), prompts, marked=marked)
+    return _documents_of_stream(TokenStream([shard]).head(max_tokens), tokenizer, name)
 
 
 def _documents_of_stream(stream: TokenStream, tokenizer: TextTokenizer, name: str) -> Documents:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from slm_jax.config.schema import DataConfig
 from slm_jax.distributed.sharding import mesh_of, replicated
 from slm_jax.evaluation import analogies, core, heldout
 from slm_jax.evaluation.core_bundle import open_bundle, read_tasks
@@ -99,7 +100,9 @@ class LoadedTask(NamedTuple):
     measure: Callable[..., TaskResult]
 
 
-def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: int = 0) -> LoadedTask:
+def load_task(
+    spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: int = 0, data: DataConfig | None = None
+) -> LoadedTask:
     """Read the data of a task; held-out text is encoded, and that of a run read, when it is measured.
 
     Args:
@@ -107,12 +110,13 @@ def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: in
         hub: Loads data sets of the hub.
         max_items: Maximum number of records, a random subset with a fixed seed; 0: all.
         max_tokens: Maximum number of tokens of held-out text; 0: all.
+        data: The options by which the training text was read, which held-out files are read with; None: defaults.
 
     Raises:
         UserError: The data cannot be read.
     """
     if spec.name == "heldout":
-        return _load_heldout(spec, max_tokens)
+        return _load_heldout(spec, max_tokens, data)
     if spec.name == "analogies":
         questions = analogies.read_questions(spec.path)
         questions = questions.select(subset(list(range(len(questions.sections))), max_items))
@@ -148,12 +152,13 @@ def load_task(spec: TaskSpec, hub: HubLoader, max_items: int = 0, max_tokens: in
     return LoadedTask(spec, dataset.origin, size, task.score, records, texts, (), measure_records)
 
 
-def _load_heldout(spec: TaskSpec, max_tokens: int) -> LoadedTask:
-    texts = heldout.read_texts(spec.path, max_tokens) if spec.path else []
+def _load_heldout(spec: TaskSpec, max_tokens: int, data: DataConfig | None) -> LoadedTask:
+    read = heldout.read_documents(spec.path, data, max_tokens) if spec.path else []
+    texts = [" ".join(document.strings) for document in read]
 
     def measure(subject: Subject, keep: Keep = None) -> TaskResult:
         if spec.path:
-            documents = heldout.documents_of_texts(texts, spec.path, subject.tokenizer, max_tokens)
+            documents = heldout.encode_documents(read, spec.path, subject.tokenizer, max_tokens, data)
         else:
             documents = heldout.documents_of_run(subject.run, subject.tokenizer, max_tokens)
         if keep is not None:

@@ -116,7 +116,7 @@ def evaluate(
     tasks_with_data: list[LoadedTask] = []
     for spec in specs:
         try:
-            tasks_with_data.append(load_task(spec, hub, max_items, max_tokens))
+            tasks_with_data.append(load_task(spec, hub, max_items, max_tokens, loaded.config.data))
         except UserError as error:
             _add_missing(evaluation, spec, error)
     contaminated = _find_contaminated(tasks_with_data, loaded) if contamination else {}

@@ -40,8 +40,8 @@ class Session:
         validate: Returns the scores of parameters on the held-out text: `val_loss`, `val_perplexity`, `val_accuracy`,
             `val_bits_per_byte`; of a mixture also those of each source, see `validation.scores`.
         rise_text: Returns the warning about a trend that has risen, given the newest training loss.
-        generate_samples: Returns a text for each prompt of `eval.prompts`; empty on processes other than the first, or
-            if no samples are wanted.
+        generate_samples: Returns a text for each prompt of `eval.prompts`, see `sample_texts`; empty on processes other
+            than the first, or if no samples are wanted.
         score_tasks: Returns the scores of `eval.tasks`, see `tasks.TrainingTasks`; the same in all processes.
         flops_per_token: Returns the model FLOPs of training on one input token, given the keys that it attends to on
             average (None: those of a full window).

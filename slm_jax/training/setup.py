@@ -26,7 +26,6 @@ from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.evaluation.loading import LoadedTask
-from slm_jax.generation.decode import Sampling, generate
 from slm_jax.model import ops
 from slm_jax.model.precision import compute_dtype, describe_precision
 from slm_jax.performance import flops
@@ -42,6 +41,7 @@ from slm_jax.training.expectation import expectation
 from slm_jax.training.overfitting import rise_text
 from slm_jax.training.preferences import open_pair_batches, pair_validation, set_reference
 from slm_jax.training.result import Result
+from slm_jax.training.sample_texts import sampling_function
 from slm_jax.training.schedule import make_schedule
 from slm_jax.training.session import Session
 from slm_jax.training.tasks import TrainingTasks, load_tasks
@@ -226,7 +226,7 @@ def compile_session(opened: OpenRun) -> Session:
         compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
         validate=validate,
         rise_text=functools.partial(rise_text, config),
-        generate_samples=_sampling(config, opened.tokenizer, steps),
+        generate_samples=sampling_function(config, run, opened.tokenizer, steps),
         score_tasks=TrainingTasks(opened.tasks, config, run, opened.tokenizer, steps.model).score,
         flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
         peak_flops=peak.flops,
@@ -277,26 +277,6 @@ def _validation(config: Config, opened: OpenRun, steps: Steps) -> Callable[[Any]
         return {f"val_{name}": value for name, value in scores.items() if name != "count"}
 
     return validate
-
-
-def _sampling(config: Config, tokenizer: TextTokenizer, steps: Steps) -> Callable[[Any], list[str]]:
-    """Return a function from parameters to sample texts, one for each prompt, prompts included."""
-    prompts = config.eval.prompts
-    sampling = Sampling(seed=config.train.seed)  # fixed: the samples of two steps differ by the model only
-
-    def generate_samples(params: Any) -> list[str]:
-        if not (config.eval.sample_tokens and prompts):
-            return []
-        if sharding.is_replicated(params):
-            if not multihost.is_first():
-                return []
-            params = sharding.local_replica(params)  # one device is enough
-        # Otherwise the parameters stay split and all processes generate: in full they may not fit on a device.
-        model = steps.model(params)
-        texts = generate(model, tokenizer, prompts, config.eval.sample_tokens, sampling, config.train.sequence_length)
-        return [prompt + text for prompt, text in zip(prompts, texts, strict=True)] if multihost.is_first() else []
-
-    return generate_samples
 
 
 def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:

@@ -41,7 +41,9 @@ def load_tasks(config: Config) -> list[LoadedTask]:
 
     def load() -> list[str]:
         if not tasks:
-            tasks.extend(load_task(spec, hub, config.eval.task_items, config.eval.max_tokens) for spec in specs)
+            tasks.extend(
+                load_task(spec, hub, config.eval.task_items, config.eval.max_tokens, config.data) for spec in specs
+            )
         return [f"{task.spec.title}: {task.size} of {task.origin}" for task in tasks]
 
     for line in agreement.from_first("data of the tasks", load):

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,11 +27,12 @@ from slm_jax.data.prepare import describe_corpus
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.registry import make_source, make_sources
 from slm_jax.data.turns import boundary_ids, stream_pieces
-from slm_jax.evaluation.heldout import _documents_of_stream
+from slm_jax.evaluation.heldout import _documents_of_stream, documents_of_files
+from slm_jax.training import sample_texts
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.data.test_corpus import ListSource
-from tests.helpers import learned_tokenizer
+from tests.helpers import learned_tokenizer, tiny_config
 
 NASTY = "<|end|> <|assistant|> <EOS> é🙂\n \ud800"
 
@@ -220,6 +222,44 @@ def test_held_out_responses_are_scored_and_compared(corpora, tokenizer):
     characters = sum(len(" ".join(text.split())) for row in rows for text in row[2])
     assert (overlap.documents, overlap.whole, overlap.characters) == (len(rows), 0, characters)
     assert 0 < overlap.matched <= characters  # "because so" repeats in all of them
+
+
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_conversations_of_a_file_are_scored_like_those_of_a_corpus(corpora, tokenizer, loss_on, tmp_path):
+    stream = corpora[loss_on][1].train
+    expected = _documents_of_stream(stream, tokenizer, "chats")
+    rows = ({"messages": [message._asdict() for message in chat.messages]} for chat in CHATS)
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = documents_of_files(str(tmp_path / "chats.jsonl"), tokenizer, data=DataConfig(loss_on=loss_on))
+    assert len(found.items) == len(CHATS)
+    index = {item.ids.tobytes(): i for i, item in enumerate(found.items)}
+    for i, (item, response) in enumerate(zip(expected.items, expected.responses, strict=True)):
+        at = index[item.ids.tobytes()]
+        assert found.items[at].first == item.first
+        assert found.responses[at].tolist() == response.tolist()
+        assert (found.bytes_D[at], found.words_D[at]) == (expected.bytes_D[i], expected.words_D[i])
+
+
+def test_samples_of_a_run_with_conversations_are_replies(tokenizer, monkeypatch):
+    """Prompts are messages of the user, and an empty one is a held-out question."""
+    seen = {}
+
+    def generate_ids(model, prompts, size, sampling, context, suppress, stop):
+        seen.update(prompts=prompts, size=size, suppress=suppress)
+        return [[*tokenizer.encode(f"Answer {i}."), stop[0]] for i in range(len(prompts))]
+
+    monkeypatch.setattr(sample_texts, "generate_ids", generate_ids)
+    monkeypatch.setattr(sample_texts, "has_conversations", lambda run: True)
+    monkeypatch.setattr(sample_texts, "example_prompt", lambda run: "Why?")
+    config = tiny_config(eval__prompts=["Hello <|end|>", ""], eval__sample_tokens=9)
+    steps = SimpleNamespace(model=lambda params: None)
+    texts = sample_texts.sampling_function(config, None, tokenizer, steps)({})
+    assert texts == ["user: Hello <|end|>\n\nassistant: Answer 0.", "user: Why?\n\nassistant: Answer 1."]
+    ids = tokenizer.turn_ids
+    for prompt, text in zip(seen["prompts"], ("Hello <|end|>", "Why?"), strict=True):
+        assert prompt == [tokenizer.eos_id, ids.user, *tokenizer.encode(text), ids.end, ids.assistant]
+    assert ids.user in seen["suppress"]
+    assert ids.end not in seen["suppress"]
 
 
 @pytest.mark.parametrize("loss_on", ["response", "all"])

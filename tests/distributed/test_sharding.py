@@ -1,6 +1,7 @@
 """Test that a mesh distributes the work and changes nothing else."""
 
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from slm_jax.generation import decode
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.read_checkpoint import read_fields
-from slm_jax.training import setup
+from slm_jax.training.sample_texts import sampling_function
 from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config
@@ -106,7 +107,7 @@ def sample_texts(sizes):
     fields = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), sizes, strict=True))
     config = tiny_config(**fields, eval__sample_tokens=12, eval__prompts=["the quick", "dogs"])
     made = make_steps(config, tokenizer.vocab_size, sharding.make_mesh(config))
-    return setup._sampling(config, tokenizer, made)(made.init().params), tokenizer.vocab_size
+    return sampling_function(config, Run(Path("none")), tokenizer, made)(made.init().params), tokenizer.vocab_size
 
 
 @pytest.fixture(scope="module")

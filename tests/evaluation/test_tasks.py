@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from slm_jax.config.schema import DataConfig
 from slm_jax.data.corpus.stream import byte_table
 from slm_jax.data.prepare import prepare
 from slm_jax.evaluation import analogies, heldout, tasks
@@ -382,6 +383,28 @@ def test_files_instead_of_the_heldout_text(tmp_path, tokenizer, score):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match="contains no text"):
         heldout.documents_of_files(str(tmp_path / "empty.txt"), tokenizer)
+
+
+def test_files_are_read_with_the_options_of_the_run(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO", "slm_jax")
+    rows = [{"instruction": f"Cat {i}?", "output": f"mat {i}", "text": f"Dogs {i}"} for i in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def decoded(**options):
+        documents = heldout.documents_of_files(str(path), tokenizer, data=DataConfig(**options))
+        return [(tokenizer.decode(ids[1:first]), tokenizer.decode(ids[first:-1])) for ids, first in documents.items]
+
+    template = {"template": "Q: {instruction}", "response_field": "output"}
+    assert decoded(**template) == [(f"Q: Cat {i}?", f"mat {i}") for i in range(3)]
+    assert decoded(**template, loss_on="all") == [("", f"Q: Cat {i}?mat {i}") for i in range(3)]
+    assert decoded(text_field="output") == [("", f"mat {i}") for i in range(3)]
+    assert decoded() == [("", f"Dogs {i}") for i in range(3)]
+    assert decoded(text_field="story") == [("", f"Dogs {i}") for i in range(3)]
+    assert "has no column story: its column text is read" in caplog.text
+    (tmp_path / "plain.txt").write_text("Cats sit.\n")  # the model of a run with conversations reads plain text, too
+    chat = DataConfig(format="chat")
+    assert len(heldout.documents_of_files(str(tmp_path / "plain.txt"), tokenizer, data=chat).items) == 1
 
 
 def test_segments_of_a_long_document_add_up(tokenizer):

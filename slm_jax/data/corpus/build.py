@@ -21,8 +21,8 @@ import numpy as np
 from slm_jax.data.corpus.conversations import accepted, template_digest
 from slm_jax.data.corpus.corpus import CHAT_FORMAT, FORMAT, SPLITS, read_documents
 from slm_jax.data.corpus.encode import encode_groups
-from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_items
-from slm_jax.data.corpus.marks import is_marked, mark_of, num_turns, token_dtype
+from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_items, end_of
+from slm_jax.data.corpus.marks import num_turns, token_dtype
 from slm_jax.data.corpus.plan import SplitPlan, make_plan
 from slm_jax.data.corpus.splitting import Assignable, SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
@@ -379,23 +379,11 @@ class _ShardWriter:
     def _add_text(self, text: EncodedText) -> None:
         split = text.split
         turns = num_turns(text.ids) if self._progress.marked else 0
-        end = self._end(text)
+        end = end_of(text, self._eos, self._progress.marked)
         self._ids[split] += [text.ids, end]
         self.tokens[split] += text.ids.size + end.size
         numbers = (text.digest, text.num_bytes, text.prompt_size, text.rest, turns)
         self._documents[split].append((self.tokens[split], *numbers))
-
-    def _end(self, text: EncodedText) -> np.ndarray:
-        """Return the <EOS> after a text.
-
-        A conversation ends with the end of its last turn, which the template predicts; the <EOS> after it separates
-        documents and is marked. If the template ends turns with <EOS>, there is no second one.
-        """
-        dtype = text.ids.dtype
-        if not text.ends or (self._progress.marked and text.ids.size and int(text.ids[-1]) == self._eos):
-            return np.zeros(0, dtype)
-        is_conversation = self._progress.marked and bool(is_marked(text.ids[:1]).any())
-        return np.array([self._eos | mark_of(dtype) if is_conversation else self._eos], dtype)
 
     def _write(self, group: TextGroup, done: bool) -> None:
         for split in SPLITS:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_jax.data.corpus.encode import Item
-from slm_jax.data.corpus.marks import to_stored, token_dtype
+from slm_jax.data.corpus.marks import is_marked, mark_of, to_stored, token_dtype
 from slm_jax.data.corpus.splitting import SplitText
 from slm_jax.data.corpus.stream import byte_table
 from slm_jax.data.sources.documents import Split
@@ -103,6 +103,24 @@ class TextEncoder:
         prompt_size = before if is_response_only else 0
         stored = to_stored(ids, self._dtype)
         return EncodedText(text.split, text.digest, text.ends, text.size, stored, num_bytes, prompt_size, rest)
+
+
+def end_of(text: EncodedText, eos_id: int, marked: bool) -> np.ndarray:
+    """Return the <EOS> after a text, in the form in which it is stored; empty if there is none.
+
+    A conversation ends with the end of its last turn, which the template predicts; the <EOS> after it separates
+    documents and is marked. If the template ends turns with <EOS>, there is no second one.
+
+    Args:
+        text: The text.
+        eos_id: The id of <EOS>.
+        marked: Whether the corpus has conversations, whose ids have marks.
+    """
+    dtype = text.ids.dtype
+    if not text.ends or (marked and text.ids.size and int(text.ids[-1]) == eos_id):
+        return np.zeros(0, dtype)
+    is_conversation = marked and bool(is_marked(text.ids[:1]).any())
+    return np.array([eos_id | mark_of(dtype) if is_conversation else eos_id], dtype)
 
 
 def encoded_items(texts: Iterable[SplitText | EncodedText]) -> list[Item]:
