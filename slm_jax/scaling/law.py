@@ -8,7 +8,7 @@ and intervals come from a bootstrap.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -150,13 +150,3 @@ def fit_law(points: Points, draws: int = 0, seed: int = 0) -> LawFit:
         return LawFit(problem.law(best), (), np.empty(0))
     laws = [problem.law(problem.minimize(fitted + residuals, [best])) for residuals in drawn[:-1]]
     return LawFit(problem.law(best), tuple(laws), source.choice(drawn.ravel(), len(laws)))
-
-
-def huber_objective(law: Law, points: Points) -> float:
-    """Return the sum of the Huber losses of a law, computed term by term: the reference for tests."""
-    total = 0.0
-    for n, d, loss in zip(points.parameters, points.tokens, points.losses, strict=True):
-        e, a, b, alpha, beta = astuple(law)
-        error = abs(np.log(e + a / n**alpha + b / d**beta) - np.log(loss))
-        total += error**2 / 2 if error <= HUBER_DELTA else HUBER_DELTA * (error - HUBER_DELTA / 2)
-    return total

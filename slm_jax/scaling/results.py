@@ -100,6 +100,7 @@ def fit_lines(fits: Fits) -> Iterator[str]:
         if exponent is not None:
             yield f"{name}(C) ~ C^{exponent.value:.2f}{_range(exponent, '.2f')}"
     if fits.law is not None:
+        size = Estimate.of(fits.law.law.size_exponent, [law.size_exponent for law in fits.law.resampled])
         values = law_estimates(fits)
         e, a, b, alpha, beta = (values[name].value for name in _LAW)
         yield f"L(N, D) = {e:.3f} + {a:.4g} / N^{alpha:.3f} + {b:.4g} / D^{beta:.3f}"
@@ -108,6 +109,7 @@ def fit_lines(fits: Fits) -> Iterator[str]:
         ]
         if spreads:
             yield f"95 %: {', '.join(spreads)}"
+        yield f"by this law N*(C) ~ C^{size.value:.2f}{_range(size, '.2f')}"
 
 
 def prediction_lines(prediction: Prediction, metric: str) -> Iterator[str]:
