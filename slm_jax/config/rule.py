@@ -40,10 +40,18 @@ BATCH_TOKENS = 4096  # that of quickstart
 BATCH_AT = 2.0e6
 BATCH_POWER = 0.5  # the critical batch grows as tokens^0.47 (arXiv:2410.21676)
 
-# Peak learning rate: LR · LR_WIDTH / width.
-LR = {"muon": 0.01, "adamw": 0.001}  # muon: quickstart's, whose updates have AdamW's root mean square
-LR_WIDTH = 192
-LR_WIDTH_POWER = 1.0  # not measured
+# Peak learning rate: LR · (width / LR_WIDTH)^-LR_WIDTH_POWER · (tokens of a batch / LR_BATCH)^LR_BATCH_POWER ·
+# (steps / LR_STEPS)^-LR_STEPS_POWER. Measured with Muon (tests/benchmarks/rule.py) at widths 64 and 128, batches of 128
+# to 2,048 tokens, 300 and 1,200 steps, on two texts; all else is extrapolated. The powers of the fit are 0.81 ± 0.25,
+# 0.14 ± 0.09 and 0.54 ± 0.14; these are round numbers within two standard errors, whose rate at width 768 is near a
+# published one: 0.0036, which is 0.02 for orthogonal matrices (github.com/karpathy/nanochat).
+LR = {"muon": 0.005, "normuon": 0.005, "adamw": 0.0005}  # normuon and adamw: not measured
+LR_WIDTH = 128
+LR_WIDTH_POWER = 0.75
+LR_BATCH = 512
+LR_BATCH_POWER = 0.25
+LR_STEPS = 300
+LR_STEPS_POWER = 0.33
 
 # Schedule.
 WARMUP_STEPS = 10  # warm-up: WARMUP_STEPS + WARMUP_FRACTION of the steps; 20 of quickstart's 500
@@ -144,7 +152,7 @@ class _Builder:
             self._choose(name, value, reason)
         tokens, reason = self._tokens(shape, length)
         batch_size, steps = self._batch_and_steps(tokens, length, reason, shape)
-        self._optimizer(shape, steps)
+        self._optimizer(shape, batch_size * length, steps)
         self._intervals(steps)
         total = steps * batch_size * length
         return Recipe(self._options, shape.parameters, total, total * shape.flops_per_token(length), tuple(self._notes))
@@ -244,10 +252,13 @@ class _Builder:
             self._choose("train.steps", steps, reason)
         return size, int(self._given.get("train.steps", steps))
 
-    def _optimizer(self, shape: Shape, steps: int) -> None:
+    def _optimizer(self, shape: Shape, batch_tokens: int, steps: int) -> None:
         name = self._choose("optimizer.name", "muon", "Muon for matrices, AdamW for all else")
-        base = LR.get(name, LR["muon"])
-        self._choose("optimizer.lr", learning_rate(shape.dim, name), f"{base:g} x {LR_WIDTH} / width")
+        self._choose(
+            "optimizer.lr",
+            learning_rate(shape.dim, batch_tokens, steps, name),
+            f"falls as width^-{LR_WIDTH_POWER} and steps^-{LR_STEPS_POWER}, grows as batch^{LR_BATCH_POWER}",
+        )
         warmup = min(round(WARMUP_STEPS + WARMUP_FRACTION * steps), steps // 4)
         self._choose("optimizer.warmup_steps", warmup, f"{WARMUP_STEPS} steps and {WARMUP_FRACTION:.0%} of all")
         schedule = self._choose("optimizer.schedule", "wsd", "a constant rate can be extended, its decay repeated")
@@ -281,9 +292,17 @@ def sequence_length(parameters: float) -> int:
     return max(length for least, length in SEQUENCE_LENGTHS if parameters >= least)
 
 
-def learning_rate(width: int, optimizer: str = "muon") -> float:
-    """Return the peak learning rate for a width, with two significant digits."""
-    return float(f"{LR.get(optimizer, LR['muon']) * (LR_WIDTH / width) ** LR_WIDTH_POWER:.2g}")
+def learning_rate(width: int, batch_tokens: int, steps: int, optimizer: str = "muon") -> float:
+    """Return the peak learning rate, with two significant digits.
+
+    Args:
+        width: Width of the model.
+        batch_tokens: Tokens of a batch.
+        steps: Optimizer steps of the run.
+        optimizer: A value of `optimizer.name`.
+    """
+    shrinks = (width / LR_WIDTH) ** -LR_WIDTH_POWER * (steps / LR_STEPS) ** -LR_STEPS_POWER
+    return float(f"{LR.get(optimizer, LR['muon']) * shrinks * (batch_tokens / LR_BATCH) ** LR_BATCH_POWER:.2g}")
 
 
 def batch_sequences(tokens: float, length: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.presets import preset_names, read_preset
+from slm_jax.config.rule import learning_rate
 from slm_jax.config.schema import Config
 from slm_jax.model.block import swiglu_width
 from slm_jax.performance import flops
@@ -51,7 +52,7 @@ def test_every_preset_for_accelerators_is_planned():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_comments_of_a_preset_follow_from_its_values(name):
-    """Parameters to 5 %, tokens of the run, widths, and the learning rate's rule."""
+    """Parameters to 5 %, tokens of the run, and widths."""
     text = (ROOT / "configs" / f"{name}.toml").read_text()
     config = Config.load(name)
     (stated,) = re.findall(r"^([\d.]+ [MG]) parameters", header(name))
@@ -64,12 +65,14 @@ def test_comments_of_a_preset_follow_from_its_values(name):
         assert int(stated) == config.model.dim // config.model.heads
     for stated in re.findall(r"inner width (\d+)", text):
         assert int(stated) == swiglu_width(config.model)
-    scaled = 0.01 * 192 / config.model.dim
-    assert ("0.01 x 192 / dim" in text) == (config.model.dim > 192 and config.optimizer.lr < 0.01)
-    if "0.01 x 192 / dim" in text:
-        assert config.optimizer.lr == pytest.approx(scaled, rel=0.1)
-    else:
-        assert config.optimizer.lr == 0.01
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_learning_rate_of_a_preset_is_that_of_the_rule(name):
+    config = Config.load(name)
+    batch_tokens = config.train.batch_size * config.train.sequence_length
+    rate = learning_rate(config.model.dim, batch_tokens, config.train.steps, config.optimizer.name)
+    assert config.optimizer.lr == pytest.approx(rate, rel=0.06)
 
 
 @pytest.mark.parametrize("name", preset_names())

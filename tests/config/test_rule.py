@@ -51,7 +51,6 @@ def test_a_larger_size_has_no_smaller_width_and_more_tokens():
         assert smaller.flops < larger.flops
         for name in ("model.dim", "tokenizer.vocab_size", "train.sequence_length"):
             assert smaller.options[name].value <= larger.options[name].value
-        assert smaller.options["optimizer.lr"].value >= larger.options["optimizer.lr"].value
 
 
 @pytest.mark.parametrize("given", [{}, {"parameters": 5e5}])
@@ -132,6 +131,16 @@ def test_batches_are_round_and_grow_with_the_tokens():
     assert sizes == sorted(sizes)
     assert all(size % 8 == 0 or size in (1, 2, 4) for size in sizes)
     assert all(math.log2(size).is_integer() or math.log2(size / 3).is_integer() for size in sizes)
+
+
+def test_the_learning_rate_is_a_power_law():
+    """Against its closed form, and with the direction of each argument."""
+    rate = rule.learning_rate(256, 4096, 1000)
+    assert rate == pytest.approx(0.005 * (256 / 128) ** -0.75 * (4096 / 512) ** 0.25 * (1000 / 300) ** -0.33, rel=0.03)
+    assert rule.learning_rate(128, 512, 300) == 0.005
+    assert rule.learning_rate(512, 4096, 1000) < rate < rule.learning_rate(128, 4096, 1000)
+    assert rule.learning_rate(256, 1024, 1000) < rate < rule.learning_rate(256, 16_384, 1000)
+    assert rule.learning_rate(256, 4096, 4000) < rate < rule.learning_rate(256, 4096, 250)
 
 
 def test_epochs_and_tokens_per_parameter_are_those_that_training_expects():
