@@ -29,12 +29,14 @@ def one_block(model: Transformer, layer: int = 0) -> Transformer:
     tree = nnx.to_pure_dict(params)
     tree["blocks"] = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["blocks"])
     single = nnx.merge(graph, tree)
-    value_layers = (0,) if layer in model.config.value_embeddings else ()
-    if single.value_embeddings is not None:
-        slot = model.config.value_embeddings.index(layer) if value_layers else 0
-        kept = jax.tree.map(lambda leaf: leaf[slot : slot + 1], tree["value_embeddings"])
-        nnx.update(single.value_embeddings, kept)
+    value_layers: tuple[int, ...] = ()
+    if layer in model.config.value_embeddings:
+        slot = model.config.value_embeddings.index(layer)
+        value_layers = (0,)
         single.value_embeddings.layers = value_layers
+        nnx.update(single.value_embeddings, jax.tree.map(lambda leaf: leaf[slot : slot + 1], tree["value_embeddings"]))
+    else:
+        single.value_embeddings = None
     window = model.config.layer_windows[layer]
     nope_layers = (0,) if layer in model.config.nope_layers else ()
     update = {"depth": 1, "window": window, "full_layers": (), "window_pattern": "", "nope_layers": nope_layers}

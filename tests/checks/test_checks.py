@@ -49,8 +49,12 @@ LENGTH = 16
 WINDOWED = {"window": 5, "kv_heads": 2, "tie_weights": False}
 
 
+PARTS = {"window": 5, "window_pattern": "SL", "mlp": "relu2", "logit_softcap": 9.0, "attention_gate": True}
+PARTS |= {"value_embeddings": (1,), "residual_scales": True}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, WINDOWED])
+@pytest.mark.parametrize("fields", [{}, WINDOWED, PARTS])
 def test_correct_model_sees_the_visible_tokens(fields):
     model = fresh(**fields)
     for look in (masking.causality, masking.attention_window, masking.padding, masking.segments):
@@ -116,6 +120,15 @@ def test_correct_model_passes():
     out = weights.outputs(model, batch_of())
     assert out.loss == pytest.approx(math.log(VOCAB), abs=0.1)
     assert weights.finite_logits(out).verdict == weights.initial_loss(out, model).verdict == OK
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_one_block_has_the_value_embeddings_of_its_layer(layer):
+    model = fresh(value_embeddings=(1,))
+    single = masking.one_block(model, layer)
+    assert single.config.value_embeddings == ((0,) if layer else ())
+    assert (single.value_embeddings is None) == (layer == 0)
+    nnx.eval_shape(lambda: single.hidden(jnp.zeros((1, 4), jnp.int32)))
 
 
 def test_parameters_that_start_at_zero_hide_no_gradient():
