@@ -15,7 +15,15 @@ from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
 from tokenizer.portable import character_tables, encoder
 from tokenizer.portable.batch import BatchMerger
-from tokenizer.portable.pretokens import PATTERN, count_pretokens, split_blocks, split_chunks, split_pretokens
+from tokenizer.portable.pretokens import (
+    END_OF_TEXT,
+    PATTERN,
+    count_pretokens,
+    split_blocks,
+    split_chunks,
+    split_many,
+    split_pretokens,
+)
 from tokenizer.portable.reference import merge_bytes, merge_long
 from tokenizer.portable.tokenizer_json import to_tokenizer_json
 from tokenizer.vocabulary import FIRST_BYTE, FIRST_LEARNED
@@ -89,6 +97,32 @@ def test_chunks_and_blocks_end_where_pretokens_end(text):
     assert [part for block in split_blocks(text, 3) for part in split_pretokens(block)] == pretokens
     counts = sum(count_pretokens(text), start=type(next(count_pretokens("a")))())
     assert sum(len(part) * count for part, count in counts.items()) == len(text)
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.one_of(white_space_text, any_text), max_size=6))
+def test_texts_are_split_together_as_alone(texts):
+    together = split_many(texts)
+    if any(END_OF_TEXT in text or max(text, default="") > "\uffff" for text in texts):
+        assert together is None
+        texts = [re.sub("[\0\U00010000-\U0010ffff]", "", text) for text in texts]
+        together = split_many(texts)
+    alone = [part for text in texts for part in (END_OF_TEXT, *split_pretokens(text))]
+    assert together == alone[1:]
+
+
+@pytest.mark.parametrize("unusual", ["", "\0", "\U0001f642", "\0\U0001f642\udc00"])
+def test_many_new_chunks(portable, unusual):
+    """Encode enough new words, with and without unusual characters, for the ways that take many at once."""
+    source = random.Random(3)
+    words = ["".join(source.choices("abeht'1é\u05d0.,中", k=source.randrange(1, 9))) for _ in range(400)]
+    text = " ".join(word + unusual if index % 3 else word for index, word in enumerate(words)) + unusual
+    fresh = HybridTokenizer.from_vocabulary(portable._vocabulary)
+    expected = encode_reference(text, portable._vocabulary)
+    assert fresh.encode(text) == expected == fresh.encode(text)
+    assert [ids.tolist() for ids in fresh.encode_arrays(words)] == [
+        encode_reference(word, portable._vocabulary) for word in words
+    ]
 
 
 # Merges

@@ -8,10 +8,10 @@ tests/test_tokenizer/test_roundtrip.py checks.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +41,8 @@ _TEXTS_AT_ONCE = 4096
 """Texts of `encode_many` whose cache misses are segmented together."""
 CACHE_LIMIT = 48 << 20
 """Upper bound in bytes for the estimated size of the cache, which is emptied when it would exceed it."""
+ENTRY_BYTES = 200
+"""Bytes of an entry of a cache other than its characters, of at most four bytes each, and its ids."""
 _MIN_BATCH = 64
 """Number of pre-tokens from which NumPy is faster than plain Python."""
 
@@ -86,9 +88,10 @@ class Encoder:
         encoded = iter(self._encode_parts([part for parts in words for part in parts]))
         rows = [[next(encoded) for _ in parts] for parts in words]
         for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            rests = self._look_up([rest for _, rest in split[first : first + _TEXTS_AT_ONCE]])
-            for row, rest in zip(rows[first:], rests, strict=False):
-                row += rest
+            blocks = [list(split_blocks(rest, _LOOKUP_BLOCK)) for _, rest in split[first : first + _TEXTS_AT_ONCE]]
+            encoded_blocks = iter(self._look_up(chain.from_iterable(blocks)))
+            for row, own_blocks in zip(rows[first:], blocks, strict=False):
+                row += [b"".join(next(encoded_blocks)) for _ in own_blocks]
         return [b"".join(row) for row in rows]
 
     def _look_up(self, texts: Iterable[str]) -> list[list[bytes]]:
@@ -123,7 +126,7 @@ class Encoder:
         short = [pretoken for pretoken in pretokens if len(pretoken) < MAX_PRETOKEN]
         long = [pretoken for pretoken in pretokens if len(pretoken) >= MAX_PRETOKEN]
         parts_of_long = [split_long_pretoken(expand(pretoken)) for pretoken in long]
-        texts = [expand(pretoken) for pretoken in short]
+        texts = [pretoken if pretoken[:1] in SEPARATORS else " " + pretoken for pretoken in short]  # `expand`
         for parts in parts_of_long:
             texts += parts
         ids = self._encode_parts(texts, len(short))
@@ -170,7 +173,7 @@ class Encoder:
 
     def _store(self, cache: dict[str, bytes], new: dict[str, bytes]) -> None:
         """Add entries to one of the two caches, emptying both first where the limit would be exceeded."""
-        size = sum(map(sys.getsizeof, new)) + sum(map(len, new.values())) + 160 * len(new)
+        size = 4 * sum(map(len, new)) + sum(map(len, new.values())) + ENTRY_BYTES * len(new)
         with self._lock:
             if self._cache_bytes + size > CACHE_LIMIT:
                 self._cache.clear()

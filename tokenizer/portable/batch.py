@@ -13,41 +13,60 @@ import numpy as np
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+_NO_KEY = np.uint64(2**64 - 1)
 NO_MERGE = np.int32(2**31 - 1)
+_NO_ID = np.int32(-1)
+"""In place of an id: there is a word's border."""
+_CHANGED = np.int32(-2)
+"""In place of a merge: one of the two ids is new."""
 
 
 class PairTable:
-    """A hash table from pairs of ids to the id of their merge: pairs sorted by bucket, and the start of each bucket."""
+    """A hash table from pairs of ids to the id of their merge, with linear probing; one slot in eight is used."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         pairs = np.array(vocabulary.merges, dtype=np.uint64).reshape(-1, 2)
         keys = pairs[:, 0] << np.uint64(32) | pairs[:, 1]
         bits = max(4, (4 * len(keys)).bit_length())
         self._shift = np.uint64(64 - bits)
-        buckets = self._bucket(keys)
-        order = np.argsort(buckets, kind="stable")
-        self._starts = np.searchsorted(buckets[order], np.arange((1 << bits) + 1)).astype(np.int32)
-        self._keys = keys[order]
-        self._ids = (vocabulary.first_merge + order).astype(np.int32)
+        self._keys = np.full(1 << bits, _NO_KEY)
+        self._ids = np.full(1 << bits, NO_MERGE, dtype=np.int32)
+        self._last_slot = (1 << bits) - 1
+        slots = self._slots(keys)
+        pending = np.arange(len(keys))
+        while len(pending):  # where several claim a slot, one of them is in it afterwards
+            free = pending[self._keys[slots[pending]] == _NO_KEY]
+            self._keys[slots[free]] = keys[free]
+            pending = pending[self._keys[slots[pending]] != keys[pending]]
+            slots[pending] = slots[pending] + 1 & self._last_slot
+        self._ids[slots] = vocabulary.first_merge + np.arange(len(keys))
+        bytes_ = np.arange(FIRST_BYTE, FIRST_BYTE + 256, dtype=np.int32)
+        self._ids_of_bytes = self.find(np.repeat(bytes_, 256), np.tile(bytes_, 256))
 
-    def _bucket(self, keys: np.ndarray) -> np.ndarray:
-        return ((keys * _GOLDEN_RATIO) >> self._shift).astype(np.int64)
+    def _slots(self, keys: np.ndarray) -> np.ndarray:
+        return ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
+
+    def find_bytes(self, data: np.ndarray) -> np.ndarray:
+        """Return the id of the merge of each byte (uint8 [n]) and the next one, int32 [n]; the last is arbitrary."""
+        pairs = data.astype(np.int64) << 8
+        pairs[:-1] |= data[1:]
+        return self._ids_of_bytes.take(pairs)
 
     def find(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the id of the merge of each pair (int32 [n] each), `NO_MERGE` where there is none."""
         keys = left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
-        buckets = self._bucket(keys)
-        result = np.full(len(keys), NO_MERGE, dtype=np.int32)
-        position = self._starts[buckets]
-        stop = self._starts[buckets + 1]
-        pending = np.flatnonzero(position < stop)
+        slots = self._slots(keys)
+        stored = self._keys.take(slots)
+        result = self._ids.take(slots)
+        pending = np.flatnonzero(stored != keys)
+        result[pending] = NO_MERGE
+        pending = pending[stored[pending] != _NO_KEY]
         while len(pending):
-            at = position[pending]
-            hit = self._keys[at] == keys[pending]
-            result[pending[hit]] = self._ids[at[hit]]
-            pending = pending[~hit]
-            position[pending] += 1
-            pending = pending[position[pending] < stop[pending]]
+            slots[pending] = slots[pending] + 1 & self._last_slot
+            stored = self._keys[slots[pending]]
+            hit = stored == keys[pending]
+            result[pending[hit]] = self._ids[slots[pending[hit]]]
+            pending = pending[~hit & (stored != _NO_KEY)]
         return result
 
 
@@ -78,46 +97,38 @@ class BatchMerger:
 
     def _rounds(self, words: list[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (indices of words that are done, their concatenated ids, number of ids of each)."""
-        lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-        ids = np.frombuffer(b"".join(words), dtype=np.uint8).astype(np.int32) + np.int32(FIRST_BYTE)
-        word = np.repeat(np.arange(len(words)), lengths)
-        merged = np.full(len(ids), NO_MERGE, dtype=np.int32)
-        self._look_up(merged, np.arange(len(ids) - 1), ids, word)
-        while len(ids):
-            starts = np.flatnonzero(np.diff(word, prepend=-1))
-            best = np.minimum.reduceat(merged, starts)
-            lengths = np.diff(starts, append=len(ids))
+        members = np.arange(len(words))
+        # `_NO_ID` is before, between and after the words, so that every id has two neighbors.
+        data = np.frombuffer(b"\0".join([b"", *words, b""]), dtype=np.uint8)
+        ids = data + np.int32(FIRST_BYTE)
+        borders = np.cumsum([0, *[len(word) + 1 for word in words]])
+        ids[borders] = _NO_ID
+        merged = self._table.find_bytes(data)  # of each item and the next one
+        merged[borders] = NO_MERGE
+        merged[borders[1:] - 1] = NO_MERGE
+        while len(members):
+            sizes = np.diff(borders)  # with the item after each word
+            best = np.minimum.reduceat(merged, borders[:-1] + 1)
             done = best == NO_MERGE
-            if done.any():
-                is_done = np.repeat(done, lengths)
-                yield word[starts[done]], ids[is_done], lengths[done]
-                kept = ~is_done
-                ids = ids[kept]
-                word = word[kept]
-                merged = merged[kept]
-                best = best[~done]
-                lengths = lengths[~done]
-                if not len(ids):
-                    return
-            positions = np.flatnonzero(merged == np.repeat(best, lengths))
-            positions = _without_overlaps(positions)
-            ids[positions] = merged[positions]
+            best[done] = _NO_ID
             kept = np.ones(len(ids), dtype=bool)
+            if done.any():
+                is_done = np.repeat(done, sizes)
+                ids_done = ids[1:][is_done]
+                yield members[done], ids_done[ids_done != _NO_ID], sizes[done] - 1
+                members = members[~done]
+                np.logical_not(is_done, out=kept[1:])
+            positions = _without_overlaps(1 + np.flatnonzero(merged[1:] == np.repeat(best, sizes)))
+            ids[positions] = merged[positions]
+            merged[positions] = _CHANGED
             kept[positions + 1] = False
-            ids = ids[kept]
-            word = word[kept]
-            # The pair of a removed id moves to the id that replaces it; both of its neighbors are looked up again.
-            merged = merged[kept]
-            positions -= np.arange(len(positions))
-            self._look_up(merged, positions, ids, word)
-            self._look_up(merged, positions[positions > 0] - 1, ids, word)
-
-    def _look_up(self, merged: np.ndarray, positions: np.ndarray, ids: np.ndarray, word: np.ndarray) -> None:
-        """Set the merges of the pairs at positions; there is none across words."""
-        merged[positions] = NO_MERGE
-        positions = positions[positions < len(ids) - 1]
-        positions = positions[word[positions] == word[positions + 1]]
-        merged[positions] = self._table.find(ids[positions], ids[positions + 1])
+            kept_at = np.flatnonzero(kept)
+            ids = ids.take(kept_at)
+            merged = merged.take(kept_at)
+            borders = np.flatnonzero(ids == _NO_ID)
+            positions = np.flatnonzero(merged == _CHANGED)
+            changed = np.concatenate((positions - 1, positions))
+            merged[changed] = self._table.find(ids.take(changed), ids.take(changed + 1))
 
 
 def _without_overlaps(positions: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ Constants here only affect speed: the ids are those of `tokenizer.portable.refer
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,16 +14,29 @@ from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from tokenizer.encoding.encoder import ENTRY_BYTES
 from tokenizer.encoding.unicode import text_to_bytes
-from tokenizer.portable.pretokens import split_blocks, split_chunks, split_pretokens
+from tokenizer.portable.pretokens import (
+    END_OF_TEXT,
+    find_unusual,
+    split_blocks,
+    split_chunks,
+    split_many,
+    split_pretokens,
+)
 from tokenizer.portable.reference import segment_data
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizer.portable.batch import BatchMerger
 
-_BLOCK = 1 << 17
-"""Characters whose missing chunks are segmented together."""
+_FIRST_BLOCK = 1 << 15
+_BLOCK = 1 << 19
+"""Characters whose missing chunks are segmented together: few at first, when nearly everything is missing."""
+_LOOKUP_BLOCK = 1 << 13
+"""Characters that are split and looked up at once: the chunks are then still in the processor's cache."""
+_END_OF_IDS = b"\xff\xfe\xfd\xfc"
+"""Between ids: no part of it and of ids next to it, which are below 2**24, is equal to it, in either byte order."""
 _TEXTS_AT_ONCE = 4096
 CACHE_LIMIT = 48 << 20
 """Upper bound in bytes for the estimated size of both caches, which are emptied when they would exceed it."""
@@ -52,9 +64,7 @@ class PortableEncoder:
 
     def ids(self, text: str) -> bytes:
         """Return the ids of a text, as the bytes of an int32 array."""
-        if len(text) <= _BLOCK:
-            return self._encode_together([text])[0]
-        return b"".join(self._encode_together([block])[0] for block in split_blocks(text, _BLOCK))
+        return b"".join([self._encode_together([block])[0] for block in split_blocks(text, _FIRST_BLOCK, _BLOCK)])
 
     def ids_of_many(self, texts: Sequence[str]) -> list[bytes]:
         """Return `ids` of each text, in much less time where the texts are short."""
@@ -76,45 +86,62 @@ class PortableEncoder:
                 size = 0
         return rows + self._encode_together(group)
 
-    def _encode_together(self, texts: list[str]) -> list[bytes]:
+    def _encode_together(self, texts: Sequence[str]) -> list[bytes]:
         """Return the ids of each text; what is not cached is segmented in one batch."""
         cached = self._chunks.get
-        split = [split_chunks(text) for text in texts]
-        found = [list(map(cached, chunks)) for chunks in split]
-        missing = {
-            chunk
-            for chunks, row in zip(split, found, strict=True)
-            if None in row
-            for chunk, ids in zip(chunks, row, strict=True)
-            if ids is None
-        }
+        blocks = [list(split_blocks(text, _LOOKUP_BLOCK)) for text in texts]
+        split = []
+        found = []
+        missing: set[str] = set()
+        for block in chain.from_iterable(blocks):
+            chunks = split_chunks(block)
+            ids = list(map(cached, chunks))
+            if None in ids:
+                missing.update([chunk for chunk, known in zip(chunks, ids, strict=True) if known is None])
+            split.append(chunks)
+            found.append(ids)
         if missing:
             new = self._encode_chunks(list(missing))
-            found = [
-                [new[chunk] if ids is None else ids for chunk, ids in zip(chunks, row, strict=True)]
-                if None in row
-                else row
-                for chunks, row in zip(split, found, strict=True)
-            ]
-        return [b"".join(row) for row in found]  # type: ignore[arg-type]  # no None is left
+            for chunks, ids in zip(split, found, strict=True):
+                if None in ids:
+                    ids[:] = [new[chunk] if known is None else known for chunk, known in zip(chunks, ids, strict=True)]
+        rows = iter(found)
+        return [b"".join([b"".join(next(rows)) for _ in own_blocks]) for own_blocks in blocks]  # type: ignore[arg-type]  # no None is left
 
     def _encode_chunks(self, chunks: list[str]) -> dict[str, bytes]:
-        """Return the ids of distinct chunks, and cache those that are short."""
-        cached = self._pretokens.get
-        split = [split_pretokens(chunk) for chunk in chunks]
-        distinct = dict.fromkeys(chain.from_iterable(split))
-        ids = dict(zip(distinct, map(cached, distinct), strict=True))
+        """Return the ids of distinct chunks, and cache those that are short.
+
+        All chunks are split at once, and their ids joined at once: the ids of a chunk are what is between two marks.
+        """
+        result: dict[str, bytes] = {}
+        pretokens = split_many(chunks)
+        if pretokens is None:
+            unusual = list(filter(find_unusual, chunks))
+            usual = list(set(chunks).difference(unusual))
+            split = list(map(split_pretokens, unusual))
+            ids = self._encode_pretokens(set(chain.from_iterable(split)))
+            result.update(zip(unusual, (b"".join([ids[part] for part in parts]) for parts in split), strict=True))
+            chunks = usual
+            pretokens = split_many(chunks) or []
+        ids = self._encode_pretokens(set(pretokens) - {END_OF_TEXT})
+        ids[END_OF_TEXT] = _END_OF_IDS
+        rows = b"".join(map(ids.__getitem__, pretokens)).split(_END_OF_IDS)
+        result.update(zip(chunks, rows, strict=bool(chunks)))
+        self._store(self._chunks, result)
+        return result
+
+    def _encode_pretokens(self, pretokens: set[str]) -> dict[str, bytes]:
+        """Return the ids of pre-tokens, and cache those that are short."""
+        ids = dict(zip(pretokens, map(self._pretokens.get, pretokens), strict=True))
         missing = [pretoken for pretoken, known in ids.items() if known is None]
         if missing:
             new = dict(zip(missing, self._segment(missing), strict=True))
             ids.update(new)
             self._store(self._pretokens, new)
-        result = {chunk: b"".join([ids[part] for part in parts]) for chunk, parts in zip(chunks, split, strict=True)}  # type: ignore[misc]  # no None is left
-        self._store(self._chunks, result)
-        return result
+        return ids  # type: ignore[return-value]  # no None is left
 
     def _segment(self, pretokens: list[str]) -> list[bytes]:
-        data = [text_to_bytes(pretoken) for pretoken in pretokens]
+        data = [pretoken.encode("utf-8", "surrogatepass") for pretoken in pretokens]
         vocabulary = self.vocabulary
         if len(data) < _MIN_BATCH:
             return [array("i", segment_data(word, vocabulary)).tobytes() for word in data]
@@ -140,12 +167,17 @@ class PortableEncoder:
     def _batch(self) -> BatchMerger:
         from tokenizer.portable.batch import BatchMerger  # imports NumPy, which short texts do not need
 
-        return BatchMerger(self.vocabulary)
+        # An entry that is one pre-token is its own segmentation: fill the cache with them.
+        vocabulary = self.vocabulary
+        words = {text: self._whole_words[text_to_bytes(text)] for text in vocabulary.texts[FIRST_BYTE:] if text}
+        self._store(self._chunks, {text: ids for text, ids in words.items() if split_pretokens(text) == [text]})
+        return BatchMerger(vocabulary)
 
     def _store(self, cache: dict[str, bytes], new: dict[str, bytes]) -> None:
         """Add short entries to one of the two caches, emptying both first where the limit would be exceeded."""
-        new = {text: ids for text, ids in new.items() if len(text) <= _MAX_CACHED}
-        size = sum(map(sys.getsizeof, new)) + sum(map(len, new.values())) + 160 * len(new)
+        if max(map(len, new), default=0) > _MAX_CACHED:
+            new = {text: ids for text, ids in new.items() if len(text) <= _MAX_CACHED}
+        size = 4 * sum(map(len, new)) + sum(map(len, new.values())) + ENTRY_BYTES * len(new)
         with self._lock:
             if self._cache_bytes + size > CACHE_LIMIT:
                 self._chunks.clear()
