@@ -1,18 +1,22 @@
 """Generation speed: python tests/benchmarks/generation.py [--shapes S M] [--batches 1 8] [--rounds 3]
 
 slm_jax and each baseline continue a prompt of 16 tokens to 256 tokens, greedily, in turn within each round. Baselines
-are a PyTorch loop without a cache, which runs the model on the whole text for every token, and `generate` of Hugging
-Face transformers with its cache, both in float32, with models of the same shape (no query-key norm, as in Llama). The
-ratio of a round compares two adjacent runs; the table gives its median, minimum and maximum, in wall-clock time and in
-processor time (which other programs on the machine disturb less: use it with --threads 1). Weights are random.
+are a PyTorch loop without a cache, which runs the model on the whole text for every token, `generate` of Hugging
+Face transformers with its cache, both in float32, with models of the same shape (no query-key norm, as in Llama), and
+llama.cpp in float32 with the weights of slm_jax, exported to GGUF: with --dtype float32 the tokens are compared too.
+The ratio of a round compares two adjacent runs; the table gives its median, minimum and maximum, in wall-clock time and
+in processor time (which other programs on the machine disturb less: use it with --threads 1). Weights are random.
 
-Needs torch and transformers: pip install torch transformers. A baseline that is not installed is skipped.
+Needs torch and transformers (pip install torch transformers), and llama-cpp-python and gguf. A baseline that is not
+installed is skipped. Against llama.cpp alone: --baselines llama.cpp --dtype float32.
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,14 +48,22 @@ TARGETS = {
     ("no cache", 8): 25.0,
     ("transformers", 1): 1.5,
     ("transformers", 8): 1.5,
+    ("llama.cpp", 1): 0.7,
+    ("llama.cpp", 8): 1.5,
 }
+PACKAGES = {"no cache": ("torch",), "transformers": ("transformers",), "llama.cpp": ("llama_cpp", "gguf")}
 Work = Callable[[np.ndarray], np.ndarray]
 """Function from prompts int [B, PROMPT] to generated ids int [B, LENGTH - PROMPT]."""
 
 
+def model_of(config: ModelConfig, dtype: str) -> Transformer:
+    """Return a model of random weights."""
+    return Transformer(config, VOCAB, policy=Policy(jnp.dtype(dtype)), rngs=nnx.Rngs(0))
+
+
 def ours(config: ModelConfig, dtype: str, sampling: Sampling) -> Work:
     """Return `generate_ids` of slm_jax with a model of random weights."""
-    model = Transformer(config, VOCAB, policy=Policy(jnp.dtype(dtype)), rngs=nnx.Rngs(0))
+    model = model_of(config, dtype)
     return lambda prompts: np.array(generate_ids(model, prompts.tolist(), LENGTH - PROMPT, sampling))
 
 
@@ -137,6 +149,16 @@ def transformers_generate(config: ModelConfig) -> Work:
     return run
 
 
+def llama_cpp_generate(config: ModelConfig, threads: int) -> Work:
+    """Return greedy generation of llama.cpp with the weights of `model_of`."""
+    from tests.benchmarks.llama_cpp_rival import LlamaCpp, write_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_model(model_of(config, "float32"), config, LENGTH, path)
+        return LlamaCpp(path, LENGTH, threads)
+
+
 def seconds(work: Work, prompts: np.ndarray) -> np.ndarray:
     """Return wall-clock and processor time of one call, in seconds."""
     start = np.array([time.perf_counter(), time.process_time()])
@@ -159,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=2, help="threads of all libraries; the process is limited to as many cores"
     )
+    parser.add_argument("--baselines", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
     parser.add_argument("--dtype", help="compute dtype of slm_jax; default: that of training")
     parser.add_argument(
         "--sample",
@@ -175,13 +198,15 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     tune_process()
     makers = {
-        "no cache": ("torch", torch_without_cache),
-        "transformers": ("transformers", transformers_generate),
+        "no cache": torch_without_cache,
+        "transformers": transformers_generate,
+        "llama.cpp": functools.partial(llama_cpp_generate, threads=args.threads),
     }
-    baselines = {name: make for name, (package, make) in makers.items() if importlib.util.find_spec(package)}
-    for name in makers.keys() - baselines.keys():
-        print(f"{name}: skipped, {makers[name][0]} is not installed (pip install torch transformers)")
-    if baselines:
+    missing = {name: [each for each in PACKAGES[name] if not importlib.util.find_spec(each)] for name in args.baselines}
+    for name in filter(missing.get, missing):
+        print(f"{name}: skipped, {', '.join(missing[name])} not installed")
+    baselines = {name: makers[name] for name in args.baselines if not missing[name]}
+    if baselines.keys() - {"llama.cpp"}:
         import torch
 
         torch.set_num_threads(args.threads)
@@ -203,6 +228,9 @@ def main() -> None:
             for work in (own, *others.values()):
                 seconds(work, prompts)  # compile, and touch the memory
             for name, other in others.items():
+                if name == "llama.cpp" and dtype == "float32" and not args.sample:
+                    same = (own(prompts) == other(prompts)).mean()
+                    print(f"tokens equal to those of llama.cpp: {100 * same:.1f} %", file=sys.stderr)
                 times = np.array([(seconds(own, prompts), seconds(other, prompts)) for _ in range(args.rounds)])
                 mine, its = np.median(times[:, :, 0], axis=0) / (LENGTH - PROMPT) * 1e3
                 clock, processor = (spread(times[:, 1, i] / times[:, 0, i]) for i in (0, 1))
