@@ -1,7 +1,7 @@
 """The section about the tokenizer of a run: its entries, its compression of unseen text, and a tokenized sample."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -10,9 +10,13 @@ from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.report import markup
 from slm_jax.report.axes import format_percent
 from slm_jax.report.escaping import SafeHtml, escape_text
+from slm_jax.report.foreign_tokenizer_section import foreign_tokenizer_section
 from slm_jax.report.run_data import RunData
 from slm_jax.run.samples import Sample
 from tokenizer import HybridTokenizer
+
+if TYPE_CHECKING:  # needs the package tokenizers, an extra
+    from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
 
 _TABLE_ROWS = 24
 _SAMPLE_CHARS = 1200  # of the tokenized sample
@@ -54,8 +58,8 @@ def tokenizer_section(run_data: RunData, samples: list[Sample]) -> SafeHtml:
     if tokenizer is None:
         return SafeHtml("")
     if not isinstance(tokenizer, HybridTokenizer):
-        kind = {"Kind": "of the initial weights", "Entries": f"{tokenizer.vocab_size:,}"}
-        return markup.card(markup.properties({**kind, "Fingerprint": tokenizer.fingerprint[:16]}.items()))
+        published = cast("ForeignTokenizer", tokenizer)
+        return foreign_tokenizer_section(run_data, published, samples, list(_rates(run_data)))
     categories = token_categories(tokenizer)
     parts = [
         markup.card(markup.properties(_properties(run_data, tokenizer, categories))),
@@ -82,12 +86,16 @@ def _properties(run_data: RunData, tokenizer: HybridTokenizer, categories: list[
     entries = ", ".join(f"{count:,} {category}" for category, count in counts.items() if count)
     yield "Vocabulary", f"{tokenizer.vocab_size:,} ({entries})"
     yield "Origin", run_data.config.tokenizer.path or "trained on the training text"
+    yield from _rates(run_data)
+    yield "Fingerprint", tokenizer.fingerprint[:16]
+
+
+def _rates(run_data: RunData) -> Iterator[tuple[str, str]]:
     for split, name in zip(SPLITS, ("training", "held-out"), strict=True):
         rates = [_bytes_per_token(manifest, split) for manifest in run_data.manifests]
         known = [rate for rate in rates if rate]
         if known:
             yield f"Bytes per token, {name} text", "; ".join(known)
-    yield "Fingerprint", tokenizer.fingerprint[:16]
 
 
 def _bytes_per_token(manifest: dict[str, Any], split: str) -> str:
