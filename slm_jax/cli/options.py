@@ -18,6 +18,7 @@ from slm_jax.config.finetuning import fine_tuning_settings
 from slm_jax.config.presets import read_preset
 from slm_jax.config.schema import Config, ModelConfig, TrainConfig
 from slm_jax.run.directory import find_run
+from slm_jax.utils.errors import UserError
 
 __all__ = [
     "SINGLE_HOST",
@@ -175,6 +176,10 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
     Raises:
         UserError: The preset cannot be read, or the values are invalid; lists every problem.
     """
+    if "train.steps" in overrides:
+        if overrides.get("train.minutes"):
+            raise UserError("train.steps and train.minutes are both given, but minutes choose the steps: leave one out")
+        overrides = {**overrides, "train.minutes": 0.0}  # of a preset or an existing run
     if preset or base is None:
         tree = dict(read_preset(preset or "quickstart"))
     else:

@@ -28,6 +28,14 @@ class TrainConfig(Section):
         ge=1,
         le=MAX_STEPS,
     )
+    minutes: float = option(
+        0.0,
+        "On a new run: choose train.steps such that training takes this many minutes on this machine, by a short speed "
+        "trial; the run keeps them. 0: train.steps as given.",
+        common=True,
+        resumable=True,
+        ge=0,
+    )
     stop_early: int = option(
         0,
         "End the run when this many validations in a row (every eval.every steps) were not better than the best one "

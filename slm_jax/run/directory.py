@@ -92,6 +92,11 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def trial(self) -> Path:
+        """The number of steps that a speed trial chose, see `slm_jax.run.speed_trial`."""
+        return self.path / "trial.json"
+
+    @property
     def layers(self) -> Path:
         """JSON rows with the norms of each layer, see `slm_jax.run.metrics`."""
         return self.path / "layers.jsonl"

@@ -168,7 +168,6 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             rows=rows,
             tasks=tasks,
         )
-        _log_start(opened)
         yield opened
 
 
@@ -202,7 +201,7 @@ def compile_session(opened: OpenRun) -> Session:
     steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
-    validate = _validation(config, opened, steps)
+    validate = make_validation(config, opened, steps)
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
     precision = describe_precision(config, Platform.of_mesh(mesh))
@@ -262,7 +261,7 @@ def _waiting_on_first(text: str) -> contextlib.AbstractContextManager[None]:
     return waiting(text) if multihost.is_first() else contextlib.nullcontext()
 
 
-def _validation(config: Config, opened: OpenRun, steps: Steps) -> Callable[[Any], Row]:
+def make_validation(config: Config, opened: OpenRun, steps: Steps) -> Callable[[Any], Row]:
     """Return a function from parameters to their scores on the held-out text, or pairs."""
     mesh = opened.mesh
     if isinstance(opened.batches, PairBatches):
@@ -289,7 +288,7 @@ def _log_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
     logger.info("%s, %s, %s", sharding.describe(mesh), precision, attention)
 
 
-def _log_start(opened: OpenRun) -> None:
+def log_start(opened: OpenRun) -> None:
     """Log where training starts, and what may be unexpected about it."""
     start = opened.start
     if opened.finished:

@@ -2,6 +2,7 @@
 
     begin      the run directory: created, or checked against the config          run/directory.py
     set up     mesh, tokenizer and text, restored or initial state, compiled step  training/setup.py
+    trial      of a new run with train.minutes: times steps, fixes their number    training/trial.py
     loop       step, measure, validate, save                                       training/loop.py
     report     training curve and report.html                                      report/
 
@@ -13,6 +14,7 @@ import contextlib
 import logging
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from slm_jax.distributed.software import require_same_software
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.naming import new_run, removed_if_unused
+from slm_jax.run.speed_trial import with_steps_of_trial
 from slm_jax.training.result import Result
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import PARTIAL
@@ -48,6 +51,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
         UserError: The config does not fit the run, the data or the devices, training has diverged, or a file cannot be
             read or written.
     """
+    began = time.monotonic()
     show_log(multihost.log_prefix())
     config = _with_absolute_paths(config)
     require_same_software()
@@ -60,9 +64,15 @@ def train(config: Config, run: str | Path | None = None) -> Result:
         _require_shared(directory)
         # These import JAX: until here an invalid option is reported without waiting for it.
         from slm_jax.training.loop import run_loop
-        from slm_jax.training.setup import compile_session, open_run
+        from slm_jax.training.setup import compile_session, log_start, open_run
 
+        config, needs_trial = with_steps_of_trial(config, directory)
         with open_run(config, directory) as opened:
+            if needs_trial:
+                from slm_jax.training.trial import run_trial
+
+                opened = run_trial(opened, began)
+            log_start(opened)
             result = opened.finished or run_loop(compile_session(opened))
         if multihost.is_first():
             _write_curve_and_report(directory)

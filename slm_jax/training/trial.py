@@ -1,0 +1,213 @@
+"""Speed trial of `train.minutes`: how many steps fit into the time.
+
+The real step is compiled and timed on the first batches, and so are a validation, its samples and a checkpoint. The
+state of the trial is its own and is dropped: batch n is a function of n, so that the run that follows is the one that
+`train.steps` with the chosen number would have started. The minutes count from the start of the call and include
+preparing the text, compiling, the trial, validations, checkpoints and the report.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from slm_jax.config.schema import Config
+from slm_jax.data.batches.prefetch import Prefetcher
+from slm_jax.distributed import agreement, multihost, sharding
+from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.speed_trial import SpeedTrial, with_steps, write_trial
+from slm_jax.training import memory
+from slm_jax.training.sample_texts import sampling_function
+from slm_jax.training.setup import OpenRun, make_validation
+from slm_jax.training.tasks import TrainingTasks
+from slm_jax.training.train_step import TrainState, make_steps
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.files import PARTIAL
+from slm_jax.utils.formatting import duration
+
+logger = logging.getLogger(__name__)
+
+_SHARE = 0.03  # of the minutes that steps are timed for
+_MIN_SECONDS = 2.0
+_MAX_SECONDS = 60.0
+_MIN_STEPS = 10  # timed, unless they take longer than three times the share
+_UNTIMED_STEPS = 2  # the first ones are slower
+_REPEATED_BELOW = 5.0  # seconds of a validation that is timed a second time, without its compilation
+_AFTERWARDS = 3.0  # seconds for the learning curve and the report
+
+
+class Times(NamedTuple):
+    """Times of a trial in seconds, see `SpeedTrial`."""
+
+    steps: int
+    step: float
+    validation: float
+    first_validation: float
+    save: float
+    compilation: float
+    tasks: float = 0.0
+
+
+def run_trial(opened: OpenRun, began: float) -> OpenRun:
+    """Choose the steps of a new run by a speed trial, and save their number.
+
+    Args:
+        opened: A run without steps.
+        began: Start of the call as `time.monotonic()`, from which the minutes count.
+
+    Returns:
+        The run with the number of steps.
+
+    Raises:
+        UserError: No step fits into the time.
+    """
+    config = opened.config
+    minutes = config.train.minutes
+    logger.info("train.minutes %g: timing steps", minutes)
+    own = _measure(opened)
+
+    def choose() -> dict[str, Any]:
+        before = time.monotonic() - began
+        steps = steps_that_fit(config, own, 60 * minutes - before)
+        if steps < 1:
+            raise UserError(
+                f"train.minutes {minutes:g}: preparing and compiling took {duration(before)}, and {own.step:.3g} s for "
+                "a step does not fit: give more minutes (the prepared text is kept), or a smaller model"
+            )
+        trial = SpeedTrial(
+            minutes, steps, own.steps, own.step, own.validation, own.save, own.compilation, round(before, 3)
+        )
+        write_trial(opened.run, trial)
+        return dataclasses.asdict(trial)
+
+    trial = agreement.from_first("steps of train.minutes", choose)
+    logger.info(
+        "train.minutes %g: %s steps of %.3g s (%d were timed), validations of %.3g s, checkpoints of %.3g s; a run "
+        "that is resumed keeps them",
+        minutes,
+        f"{trial['steps']:,}",
+        trial["step_seconds"],
+        trial["timed_steps"],
+        trial["validation_seconds"],
+        trial["save_seconds"],
+    )
+    config = with_steps(config, trial["steps"])
+    return dataclasses.replace(
+        opened, config=config, steps=make_steps(config, opened.tokenizer.vocab_size, opened.mesh)
+    )
+
+
+def steps_that_fit(config: Config, times: Times, seconds: float) -> int:
+    """Return how many steps fit into a time, with their validations and checkpoints.
+
+    Args:
+        config: The intervals of validations and checkpoints.
+        times: Times of the trial.
+        seconds: Time left after the trial; the step is compiled again, because its schedule depends on the steps.
+    """
+    left = seconds - times.compilation - _AFTERWARDS - (times.first_validation - times.validation)
+
+    def needed(steps: int) -> float:
+        validations = math.ceil(steps / config.eval.every)
+        saves = math.ceil(steps / config.checkpoint.every)
+        if config.checkpoint.keep_best:  # a validation that is the best so far is saved as well
+            saves += sum(step % config.checkpoint.every > 0 for step in range(0, steps, config.eval.every))
+        scored = math.ceil(steps / (config.eval.tasks_every or config.eval.every)) * times.tasks
+        return steps * times.step + validations * times.validation + saves * times.save + scored
+
+    low, high = 0, max(1, int(left / times.step) + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= left else (low, middle)
+    return low
+
+
+def _measure(opened: OpenRun) -> Times:
+    """Time steps, validations and a checkpoint on a state of their own."""
+    config, mesh = opened.config, opened.mesh
+    widest = sharding.shard_batch(mesh, opened.batches.empty_batch())
+    start = time.perf_counter()
+    resident = sharding.bytes_per_device(opened.state)
+    fitted = memory.compile_to_fit(config, opened.tokenizer.vocab_size, mesh, widest, resident)
+    compilation = time.perf_counter() - start
+    validate = make_validation(config, opened, fitted.steps)  # computes the reference of preferences, which steps need
+    generate_samples = sampling_function(config, opened.run, opened.tokenizer, fitted.steps)
+    state = fitted.steps.init() if opened.state is None else jax.tree.map(jnp.copy, opened.state)
+    state, steps = _time_steps(opened, fitted, state, widest["input_ids"].shape)
+
+    def validation() -> None:
+        validate(state.weights)
+        generate_samples(state.weights)
+
+    first = _seconds(validation)
+    later = _seconds(validation) if first < _REPEATED_BELOW else first
+    save = _time_save(opened, state)
+    score_tasks = TrainingTasks(opened.tasks, config, opened.run, opened.tokenizer, fitted.steps.model).score
+    tasks = _seconds(lambda: score_tasks(state.weights)) if opened.tasks else 0.0
+    return Times(len(steps), statistics.fmean(steps), later, first, save, compilation, tasks)
+
+
+def _time_steps(opened: OpenRun, fitted: memory.FittedStep, state: TrainState, shape: Any) -> tuple[Any, list[float]]:
+    """Return the state after the timed steps, and the seconds of each."""
+    config, mesh = opened.config, opened.mesh
+    part = sharding.batch_shard(mesh)
+    programs = {shape: fitted.train}
+    wanted = min(max(_SHARE * 60 * config.train.minutes, _MIN_SECONDS), _MAX_SECONDS)
+    times: list[float] = []
+    pending = None
+    untimed = _UNTIMED_STEPS
+    is_enough = False
+    with Prefetcher(
+        opened.batches, lambda batch: sharding.shard_batch(mesh, batch, part), 0, 1 << 30, part
+    ) as prefetcher:
+        end = time.perf_counter()
+        while not is_enough:
+            batch, _ = prefetcher.next()
+            if batch["input_ids"].shape not in programs:
+                programs[batch["input_ids"].shape] = fitted.steps.train.lower(state, batch).compile()
+                untimed = max(untimed, 2)
+            state, metrics = programs[batch["input_ids"].shape](state, batch)
+            if pending is not None:  # as in the training loop, a step is dispatched before the one before is awaited
+                jax.block_until_ready(pending)
+            pending = metrics
+            start, end = end, time.perf_counter()
+            if untimed:
+                untimed -= 1
+            else:
+                times.append(end - start)
+            total = sum(times)
+            # All processes take the same number of steps: they wait for each other in each.
+            own = len(times) > 0 and total >= wanted and (len(times) >= _MIN_STEPS or total >= 3 * wanted)
+            is_enough = bool(agreement.gather("end of the speed trial", functools.partial(bool, own))[0])
+    jax.block_until_ready(pending)
+    return state, times
+
+
+def _time_save(opened: OpenRun, state: TrainState) -> float:
+    """Return the seconds of a checkpoint, saved to a folder of its own and removed."""
+    folder = opened.run.path / f".trial{PARTIAL}"
+
+    def save() -> None:
+        with Checkpoints(folder, opened.config.checkpoint) as checkpoints:
+            checkpoints.save(1, state.saved_fields(), opened.compatibility)
+            checkpoints.wait()
+
+    seconds = _seconds(save)
+    agreement.gather("end of the trial's checkpoint", lambda: 0)
+    if multihost.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+    return seconds
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
