@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from slm_jax.checks.finding import DOCUMENTS, FAIL, as_json, as_table, count
 from slm_jax.cli import bare_words
+from slm_jax.cli.dial import NO_DIAL, DialOptions, apply_rule, measured_speed, require_memory
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.config.schema import Config
 from slm_jax.planning.presets import PresetTarget, targets_of
@@ -48,6 +49,7 @@ class Options:
     """Held-out texts that are shown, those with the highest loss."""
     documents: Annotated[int, Flag(metavar="N")] = DOCUMENTS
     """Documents of a hub source that are read if no run has them; 0: all."""
+    dial: DialOptions = NO_DIAL
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -63,10 +65,14 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in ("worst", "documents"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)}: should be 0 or more")
+    if options.run and options.dial:
+        raise UserError("--size and --budget choose a new model, --run names an existing one: leave one of them out")
     run = None
-    if options.run or not (options.config or overrides):
+    if options.run or not (options.config or overrides or options.dial):
         run = find_run(options.run or None)
+    overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
     config = make_config(overrides, options.config, run.read_options() if run is not None else None)
+    require_memory(options.dial, config)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # texts on any terminal
     from slm_jax.checks.run import check
     from slm_jax.utils.process import tune_process

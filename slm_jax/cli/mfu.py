@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from slm_jax.cli import bare_words
+from slm_jax.cli.dial import NO_DIAL, DialOptions, apply_rule, measured_speed, require_memory
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
@@ -35,6 +36,7 @@ class Options:
     """Write a profile of three further steps there (TensorBoard, Perfetto)."""
     json: bool = False
     """Print one JSON object instead of text."""
+    dial: DialOptions = NO_DIAL
 
 
 def main(args: Sequence[str] | None = None) -> "Report":
@@ -50,11 +52,15 @@ def main(args: Sequence[str] | None = None) -> "Report":
     if options.steps < 1:
         raise UserError(f"--steps {options.steps}: should be a whole number, 1 or more")
     base = None
+    if options.run and options.dial:
+        raise UserError("--size and --budget choose a new model, --run names an existing one: leave one of them out")
     if options.run:
         run = find_run(options.run)
         base = run.read_options()
         base["tokenizer"] = {**base.get("tokenizer", {}), "path": str(run.tokenizer)}
+    overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
     config = make_config(overrides, options.config, base)
+    require_memory(options.dial, config)
     if config.lora.rank:
         raise UserError(
             f"lora.rank {config.lora.rank}: slm_jax.mfu measures the training of all parameters, give --lora.rank 0; "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from slm_jax.cli.dial import NO_DIAL, DialOptions, apply_rule
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
 from slm_jax.planning.compilers import use_compiler, without_native_messages
 from slm_jax.planning.targets import TARGETS
@@ -34,6 +35,7 @@ class Options:
     microbatches that fit."""
     json: bool = False
     """Print one JSON object instead of text; its figures are of one device."""
+    dial: DialOptions = NO_DIAL
 
 
 def main(args: Sequence[str] | None = None) -> "Plan":
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> "Plan":
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)}: should be 0 or more")
     target = TARGETS[options.device]
-    config = make_config(overrides, options.config)
+    config = make_config(apply_rule(options.dial, overrides, options.config), options.config)
     use_compiler(target.kind, target.name)
     with without_native_messages():
         from slm_jax.planning.plan import as_json, as_text, make_plan

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from slm_jax.cli.dial import NO_DIAL, DialOptions, apply_rule, keep_saved, measured_speed, require_memory
 from slm_jax.cli.options import SINGLE_HOST, Flag, MultihostOptions, make_config, nested, read_options_and_config
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, lifecycle, multihost
@@ -45,6 +46,7 @@ class Options:
     """Run directory (default: a new one in runs/); an existing run is resumed."""
     resume: bool = False
     """Resume the newest run in runs/, or the one of --run, which must exist."""
+    dial: DialOptions = NO_DIAL
     multihost: MultihostOptions = SINGLE_HOST
 
 
@@ -72,7 +74,12 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
             _require_resumable(run, base, overrides)
         if {"train.batch_size", "train.accumulation"} & overrides.keys() and "train.microbatch" not in overrides:
             base["train"] = {**base.get("train", {}), "microbatch": "auto"}  # the saved one fitted the saved batch
+    if run is not None and run.exists():
+        overrides = keep_saved(options.dial, overrides, run)
+    else:
+        overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
     config = make_config(overrides, options.config, base)
+    require_memory(options.dial, config)
     return config, run
 
 
@@ -90,6 +97,7 @@ def _agreed_config_and_run(options: Options, overrides: dict[str, Any]) -> tuple
         return config, run or new_run(config)
     per_host = {name: value for name, value in overrides.items() if name in Config.fields_with("per_host")}
     given = {"config": options.config, "run": options.run, "resume": options.resume}
+    given |= vars(options.dial)
     given |= {name: value for name, value in overrides.items() if name not in per_host}
     agreement.require_same("the options", lambda: given, "give the same command to all processes")
 

@@ -53,6 +53,13 @@ LR_BATCH_POWER = 0.25
 LR_STEPS = 300
 LR_STEPS_POWER = 0.33
 
+# Learning rates of groups of parameters as multiples of LR, and initial weights: the defaults of the options.
+EMBEDDING_LR_SCALE = 1.0
+HEAD_LR_SCALE = 1.0  # of an untied head
+VECTOR_LR_SCALE = 1.0
+INIT_STD = 0.02
+OUTPUT_INIT = "normal"
+
 # Schedule.
 WARMUP_STEPS = 10  # warm-up: WARMUP_STEPS + WARMUP_FRACTION of the steps; 20 of quickstart's 500
 WARMUP_FRACTION = 0.02
@@ -62,6 +69,16 @@ WEIGHT_DECAY = 0.1  # the default of most recipes (arXiv:2005.14165)
 # Intervals.
 VALIDATIONS = 8  # validations and checkpoints of a run
 MAX_INTERVAL = 1000  # steps between two of them
+
+# Everything that the rule may decide, besides data.max_tokens of a preset.
+OPTIONS = (
+    *("tokenizer.vocab_size", "model.dim", "model.depth", "model.heads", "model.kv_heads", "model.head_dim"),
+    *("model.mlp_dim", "model.mlp_multiple", "train.sequence_length", "train.batch_size", "train.steps"),
+    *("model.init_std", "model.output_init", "train.minutes", "optimizer.name", "optimizer.lr"),
+    *("optimizer.embedding_lr_scale", "optimizer.head_lr_scale", "optimizer.vector_lr_scale"),
+    *("optimizer.warmup_steps", "optimizer.schedule"),
+    *("optimizer.decay_fraction", "optimizer.weight_decay", "eval.every", "checkpoint.every"),
+)
 
 
 @dataclass(frozen=True)
@@ -259,6 +276,12 @@ class _Builder:
             learning_rate(shape.dim, batch_tokens, steps, name),
             f"falls as width^-{LR_WIDTH_POWER} and steps^-{LR_STEPS_POWER}, grows as batch^{LR_BATCH_POWER}",
         )
+        self._choose("optimizer.embedding_lr_scale", EMBEDDING_LR_SCALE, "of the embedding, with tied weights the head")
+        if shape.tables == 2:
+            self._choose("optimizer.head_lr_scale", HEAD_LR_SCALE, "of the head")
+        self._choose("optimizer.vector_lr_scale", VECTOR_LR_SCALE, "of norm scales and biases")
+        self._choose("model.init_std", INIT_STD, "standard deviation of the initial matrices")
+        self._choose("model.output_init", OUTPUT_INIT, "initial output projections of attention and MLP")
         warmup = min(round(WARMUP_STEPS + WARMUP_FRACTION * steps), steps // 4)
         self._choose("optimizer.warmup_steps", warmup, f"{WARMUP_STEPS} steps and {WARMUP_FRACTION:.0%} of all")
         schedule = self._choose("optimizer.schedule", "wsd", "a constant rate can be extended, its decay repeated")

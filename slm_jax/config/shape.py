@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
 WIDTH_PER_LAYER = 64  # aspect ratio, width / depth: that of gpu_30m; 768 x 12 is GPT-2's; not measured
@@ -87,6 +88,24 @@ def smallest(vocab_size: int, given: Mapping[str, Any]) -> float:
     tables = 1 if given.get("model.tie_weights", True) else 2
     dim = int(given.get("model.dim", 0)) or MIN_WIDTH
     return _usual_parameters(dim, vocab_size, tables, int(given.get("model.depth", 0)) or MIN_DEPTH)
+
+
+def parameters_of(config: Sections) -> int:
+    """Return about how many parameters the model of a config has, with the largest vocabulary that it may learn."""
+    model = config.model
+    inner = math.ceil(2 * model.mlp_dim / 3 / model.mlp_multiple) * model.mlp_multiple
+    tables = 1 if model.tie_weights else 2
+    shape = Shape(
+        model.dim,
+        model.depth,
+        model.heads,
+        inner,
+        model.mlp_multiple,
+        model.mlp_dim,
+        config.tokenizer.vocab_size,
+        tables,
+    )
+    return shape.parameters
 
 
 def choose_shape(parameters: float, vocab_size: int, given: Mapping[str, Any]) -> Shape:

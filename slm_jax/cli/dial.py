@@ -1,0 +1,226 @@
+"""The options `--size` and `--budget` of the commands: the rule applied to the text, the machine and what is given."""
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from slm_jax.cli.flags import Flag
+from slm_jax.config.dial import Budget, parse_budget, parse_size
+from slm_jax.config.presets import read_preset
+from slm_jax.config.rule import OPTIONS, Recipe, Request, make_recipe
+from slm_jax.config.schema import Config
+from slm_jax.config.shape import parameters_of
+from slm_jax.data.sources.files import find_files, is_compressed
+from slm_jax.distributed import multihost
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import text_table
+
+logger = logging.getLogger(__name__)
+
+# Share of the fastest matrix product that a training step reaches, to estimate a size from a time; the speed trial
+# then measures the step itself. quickstart reaches 0.45 on two CPU cores.
+_UTILIZATION = 0.4
+_TEXTS = {"python-docs": 2_400_000}  # bytes of training text of sources whose size is known
+_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32
+_ROW_FILES = (".parquet", ".jsonl", ".json")  # hold more than their text, or are compressed
+_SAME_SIZE = 0.1  # a run has the size that is asked for if it differs by at most this
+
+
+@dataclass(frozen=True)
+class DialOptions:
+    """Size and budget: shape, text length, batch, rates and intervals follow from one rule, are printed with their
+    reasons, and are saved in the run. They replace those of --config, which keeps its text and all other options;
+    options of the command line win over both."""
+
+    size: Annotated[str, Flag(metavar="N")] = ""
+    """Parameters of the model: 10M, 2.5M, 1B. Alone: 20 tokens for each, at most 4 epochs of a text of known size."""
+    budget: Annotated[str, Flag(metavar="TIME|FLOPS|TOKENS")] = ""
+    """Length of the training: 10min, 2h (on this machine), 1e18 (FLOPs) or '2B tokens'. Alone: the size follows too."""
+
+    def __bool__(self) -> bool:
+        return bool(self.size or self.budget)
+
+
+NO_DIAL = DialOptions()
+
+
+def apply_rule(
+    dial: DialOptions,
+    overrides: dict[str, Any],
+    preset: str = "",
+    speed: Callable[[Config], float] | None = None,
+) -> dict[str, Any]:
+    """Return the options of the command line together with those that the rule chooses, and print these.
+
+    Args:
+        dial: Values of `--size` and `--budget`; with neither, the options are returned as they are.
+        overrides: Options of the command line by dotted name; they are kept.
+        preset: Value of `--config`, which the text comes from.
+        speed: Returns the model FLOPs per second of this machine; None: a time is refused.
+
+    Raises:
+        UserError: A value is wrong, or does not fit the other options.
+    """
+    if not dial:
+        return overrides
+    size = parse_size(dial.size) if dial.size else 0.0
+    budget = parse_budget(dial.budget) if dial.budget else Budget()
+    if started := next((name for name in ("init.from_run", "init.from_hf") if overrides.get(name)), ""):
+        raise UserError(
+            f"--size and --budget choose a new model, but --{started} starts with an existing one: leave them out and "
+            "give --train.steps or --train.minutes"
+        )
+    tree = read_preset(preset or "quickstart")
+    flops = budget.flops
+    if budget.seconds:
+        if speed is None:
+            raise UserError(f"--budget {dial.budget}: the time is that of this machine; give FLOPs, or tokens")
+        flops = budget.seconds * speed(Config.load(preset or "quickstart"))
+    model = tree.get("model", {})
+    kept = {f"model.{name}": model[name] for name in ("tie_weights",) if name in model}
+    recipe = make_recipe(
+        Request(
+            parameters=size,
+            flops=flops,
+            tokens=budget.tokens,
+            minutes=budget.seconds / 60,
+            text_bytes=_text_bytes(tree.get("data", {}), overrides),
+            vocab_size=_vocabulary(tree.get("tokenizer", {}), overrides),
+            given={**kept, **overrides},
+        )
+    )
+    chosen = {name: choice.value for name, choice in recipe.options.items()}
+    if "train.minutes" in chosen:
+        del chosen["train.minutes" if "train.steps" in overrides else "train.steps"]  # the latter is an estimate
+    limit = tree.get("data", {}).get("max_tokens", 0)
+    if limit and "data.max_tokens" not in overrides:  # of a preset, whose own training it is enough for
+        chosen["data.max_tokens"] = math.ceil(1.05 * recipe.tokens)
+    print(as_text(recipe), file=sys.stderr)
+    return {**chosen, **overrides}
+
+
+def as_text(recipe: Recipe) -> str:
+    """Return a recipe as a table of option, value and reason."""
+    rows = [("option", "value", "reason")]
+    rows += [
+        (name, _value(choice.value), choice.reason)
+        for name, choice in recipe.options.items()
+        if name not in ("model.kv_heads", "model.head_dim")  # replace those of a preset, and are 0
+    ]
+    tokens = f"{recipe.tokens:,} tokens, {recipe.tokens / recipe.parameters:.1f} per parameter"
+    total = f"{recipe.parameters:,} parameters, {tokens}, {recipe.flops:.2e} FLOPs"
+    return "\n".join([text_table(rows, right=[1]), total, *(f"note: {note}" for note in recipe.notes)])
+
+
+def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Return the options of the command line for a run that exists: what the rule decided then stays as it is.
+
+    Args:
+        dial: Values of `--size` and `--budget`.
+        overrides: Options of the command line by dotted name.
+        run: The run.
+
+    Raises:
+        UserError: The run has another size than the one that is asked for.
+    """
+    if not dial:
+        return overrides
+    if dial.budget:
+        parse_budget(dial.budget)
+    saved = run.read_config()
+    if dial.size and not math.isclose(parameters_of(saved), parse_size(dial.size), rel_tol=_SAME_SIZE):
+        raise UserError(
+            f"{run.path} is a run of about {parameters_of(saved):,.0f} parameters: --size {dial.size} needs another "
+            "--run"
+        )
+    logger.info("%s exists: --size and --budget keep what they chose for it", run.path)
+    flat = saved.flat()
+    length = {"train.steps", "train.minutes"}
+    kept = {name: flat[name] for name in OPTIONS if name not in length}
+    if not length & overrides.keys():
+        name = "train.minutes" if saved.train.minutes else "train.steps"
+        kept[name] = flat[name]
+    return {**kept, **overrides}
+
+
+def measured_speed(config: Config) -> float:
+    """Return about the model FLOPs per second that training reaches on the devices of this machine.
+
+    Raises:
+        UserError: Several processes train together.
+    """
+    if multihost.process_count() > 1:
+        raise UserError(
+            "a time as --budget is measured by one process: give FLOPs or tokens, or --size and --train.minutes"
+        )
+    from slm_jax.distributed import sharding
+    from slm_jax.performance.roofline import mfu_baseline
+    from slm_jax.utils.process import tune_process
+
+    tune_process(config.train.deterministic)
+    mesh = sharding.make_mesh(config)
+    return _UTILIZATION * mfu_baseline(config, config.tokenizer.vocab_size, mesh).flops
+
+
+def require_memory(dial: DialOptions, config: Config) -> None:
+    """Refuse a size whose weights and optimizer state alone do not fit into memory; names one that fits.
+
+    On CPUs and single devices; a step that needs more than its state is refused when it is compiled.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    if not dial or multihost.process_count() > 1:  # devices of several processes are opened by all together
+        return
+    from slm_jax.utils.memory import free_host_memory
+    from slm_jax.utils.process import tune_process
+
+    tune_process(config.train.deterministic)
+    import jax
+
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() or {}
+    free = free_host_memory() if device.platform == "cpu" else statistics.get("bytes_limit", 1 << 62)
+    parameters = parameters_of(config)
+    needed = _BYTES_PER_PARAMETER * parameters / (config.mesh.fsdp * config.mesh.tensor)
+    if needed > free:
+        fits = free / needed * parameters / 2
+        raise UserError(
+            f"{parameters / 1e6:,.0f}M parameters take {needed / 1e9:.1f} GB for weights, gradients and optimizer, but "
+            f"{free / 1e9:.1f} GB of memory are free: --size {fits / 1e6:,.0f}M fits"
+        )
+
+
+def _text_bytes(data: dict[str, Any], overrides: dict[str, Any]) -> int:
+    """Return about the bytes of the training text, 0 if they are not known before it is read."""
+
+    def value(name: str, default: Any) -> Any:
+        return overrides.get(f"data.{name}", data.get(name, default))
+
+    if any(value(name, 0) for name in ("mix", "max_documents", "max_tokens")):
+        return 0
+    if files := overrides.get("data.files", () if "data.source" in overrides else data.get("files", ())):
+        paths = find_files([files] if isinstance(files, str) else files)
+        if any(is_compressed(path) or path.suffix.lower() in _ROW_FILES for path in paths):
+            return 0
+        held_out = value("validation_fraction", Config().data.validation_fraction)
+        return round((1 - held_out) * sum(path.stat().st_size for path in paths))
+    return _TEXTS.get(value("source", "python-docs"), 0)
+
+
+def _vocabulary(tokenizer: dict[str, Any], overrides: dict[str, Any]) -> int:
+    """Return the entries of the tokenizer that the options name, 0 if one is learned."""
+    path = overrides.get("tokenizer.path", tokenizer.get("path", ""))
+    if not path:
+        return 0
+    from slm_jax.data.load import load_tokenizer
+
+    return load_tokenizer(path).vocab_size
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,104 @@
+"""--size and --budget on a command line: what wins, what is printed, what is refused."""
+
+import pytest
+
+from slm_jax.cli import check, mfu, plan, train
+from slm_jax.cli.dial import DialOptions, apply_rule
+from slm_jax.config.rule import OPTIONS, TOKENS_PER_PARAMETER
+from slm_jax.config.schema import Config
+from slm_jax.config.shape import parameters_of
+from slm_jax.run.directory import Run
+from slm_jax.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("A line of text.\n" * 100_000)
+    return tmp_path
+
+
+def test_the_rule_replaces_the_shape_of_a_preset_and_the_command_line_both(capsys):
+    config, run = train.parse_args(
+        ["--config", "tinystories", "--size", "10M", "--model.depth", "6", "--train.seed", "3"]
+    )
+    assert run is None
+    preset = Config.load("tinystories")
+    assert parameters_of(config) != parameters_of(preset)
+    assert config.model.depth == 6
+    assert config.train.seed == 3
+    assert config.data.source == "tinystories"
+    assert config.eval.prompts == preset.eval.prompts
+    assert config.tokenizer.path == preset.tokenizer.path
+    table = capsys.readouterr().err
+    assert "optimizer.lr" in table
+    assert "model.depth" not in table  # given, so that there is nothing to explain
+    changed = set(config.differences(preset))
+    assert changed <= {*OPTIONS, "data.max_tokens", "model.depth", "train.seed"}
+
+
+def test_a_text_limits_the_length(capsys):
+    config, _ = train.parse_args(["text.txt", "--size", "1M"])
+    tokens = config.train.steps * config.train.batch_size * config.train.sequence_length
+    assert tokens < TOKENS_PER_PARAMETER * 1e6
+    assert "epochs of the text" in capsys.readouterr().err
+
+
+def test_flops_are_spent_and_the_table_says_so(capsys):
+    train.parse_args(["--config", "tinystories", "--budget", "1e15"])
+    assert "1.00e+15 FLOPs" in capsys.readouterr().err
+
+
+def test_a_time_becomes_minutes():
+    chosen = apply_rule(DialOptions(budget="10min"), {}, "tinystories", speed=lambda _: 1e11)
+    assert chosen["train.minutes"] == 10
+    assert "train.steps" not in chosen  # fixed by the speed trial
+    steps = apply_rule(DialOptions(budget="10min"), {"train.steps": 70}, "tinystories", speed=lambda _: 1e11)
+    assert steps["train.steps"] == 70
+    assert "train.minutes" not in steps
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--size", "banana"], "--size banana: should be"),
+        (["--budget", "bananas"], "--budget bananas: should be"),
+        (["--budget", "1e6"], "too small for one step"),
+        (["--size", "1M", "--config", "gpu_125m"], "give a larger --size"),
+        (["--size", "1M", "--init.from_run", "runs/x"], r"init\.from_run starts with an existing one"),
+    ],
+)
+def test_refusals_are_one_line(args, message):
+    with pytest.raises(UserError, match=message) as error:
+        train.parse_args(args)
+    assert "\n" not in str(error.value)
+
+
+def test_a_size_beyond_the_memory_names_one_that_fits(monkeypatch):
+    monkeypatch.setattr("slm_jax.utils.memory.free_host_memory", lambda: 10**9)
+    with pytest.raises(UserError, match=r"--size \d+M fits") as error:
+        train.parse_args(["--size", "350M"])
+    fits = str(error.value).rpartition("--size ")[2].split()[0]
+    train.parse_args(["--size", fits])
+
+
+def test_an_existing_run_keeps_what_was_chosen(folder):
+    args = ["text.txt", "--size", "1M", "--run", "made"]
+    config, run = train.parse_args(args)
+    run.path.mkdir()
+    run.begin(config)
+    (folder / "text.txt").write_text("A line of text.\n")  # the rule would choose other steps
+    again, _ = train.parse_args(args)
+    assert again == config
+    with pytest.raises(UserError, match="--size 30M needs another --run"):
+        train.parse_args(["text.txt", "--size", "30M", "--run", "made"])
+    assert Run(folder / "made").read_config() == config
+
+
+def test_other_commands_take_the_options(monkeypatch):
+    with pytest.raises(UserError, match="--run names an existing one"):
+        mfu.main(["--run", "x", "--size", "1M"])
+    with pytest.raises(UserError, match="--run names an existing one"):
+        check.main(["--run", "x", "--size", "1M"])
+    with pytest.raises(UserError, match="the time is that of this machine"):
+        plan.main(["--device", "h100", "--budget", "10min"])
