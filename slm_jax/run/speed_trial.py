@@ -24,8 +24,11 @@ class SpeedTrial:
         timed_steps: Steps that were timed.
         step_seconds: Seconds of a step.
         validation_seconds: Seconds of a validation with its samples.
+        first_validation_seconds: Seconds of the first one, which compiles.
         save_seconds: Seconds of a checkpoint.
-        compile_seconds: Seconds of compilation.
+        tasks_seconds: Seconds of scoring `eval.tasks`.
+        compile_seconds: Seconds of compiling the step.
+        preparation_seconds: Seconds from the start of the call to that of the trial.
         seconds_before: Seconds from the start of the call to the end of the trial.
     """
 
@@ -34,8 +37,11 @@ class SpeedTrial:
     timed_steps: int
     step_seconds: float
     validation_seconds: float
+    first_validation_seconds: float
     save_seconds: float
+    tasks_seconds: float
     compile_seconds: float
+    preparation_seconds: float
     seconds_before: float
 
 

@@ -72,6 +72,7 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
     config = opened.config
     minutes = config.train.minutes
     logger.info("train.minutes %g: timing steps", minutes)
+    prepared = time.monotonic() - began
     own = _measure(opened)
 
     def choose() -> dict[str, Any]:
@@ -83,7 +84,17 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
                 "a step does not fit: give more minutes (the prepared text is kept), or a smaller model"
             )
         trial = SpeedTrial(
-            minutes, steps, own.steps, own.step, own.validation, own.save, own.compilation, round(before, 3)
+            minutes=minutes,
+            steps=steps,
+            timed_steps=own.steps,
+            step_seconds=own.step,
+            validation_seconds=own.validation,
+            first_validation_seconds=own.first_validation,
+            save_seconds=own.save,
+            tasks_seconds=own.tasks,
+            compile_seconds=own.compilation,
+            preparation_seconds=prepared,
+            seconds_before=before,
         )
         write_trial(opened.run, trial)
         return dataclasses.asdict(trial)
@@ -105,15 +116,16 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
     )
 
 
-def steps_that_fit(config: Config, times: Times, seconds: float) -> int:
+def steps_that_fit(config: Config, times: Times, seconds: float, afterwards: float = _AFTERWARDS) -> int:
     """Return how many steps fit into a time, with their validations and checkpoints.
 
     Args:
         config: The intervals of validations and checkpoints.
         times: Times of the trial.
         seconds: Time left after the trial; the step is compiled again, because its schedule depends on the steps.
+        afterwards: Seconds of it that the learning curve and the report take.
     """
-    left = seconds - times.compilation - _AFTERWARDS - (times.first_validation - times.validation)
+    left = seconds - times.compilation - afterwards - (times.first_validation - times.validation)
 
     def needed(steps: int) -> float:
         validations = math.ceil(steps / config.eval.every)
@@ -144,14 +156,14 @@ def _measure(opened: OpenRun) -> Times:
     state, steps = _time_steps(opened, fitted, state, widest["input_ids"].shape)
 
     def validation() -> None:
-        validate(state.weights)
-        generate_samples(state.weights)
+        validate(state.evaluated_weights)
+        generate_samples(state.evaluated_weights)
 
     first = _seconds(validation)
     later = _seconds(validation) if first < _REPEATED_BELOW else first
     save = _time_save(opened, state)
     score_tasks = TrainingTasks(opened.tasks, config, opened.run, opened.tokenizer, fitted.steps.model).score
-    tasks = _seconds(lambda: score_tasks(state.weights)) if opened.tasks else 0.0
+    tasks = _seconds(lambda: score_tasks(state.evaluated_weights)) if opened.tasks else 0.0
     return Times(len(steps), statistics.fmean(steps), later, first, save, compilation, tasks)
 
 

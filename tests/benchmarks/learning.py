@@ -3,8 +3,9 @@
 Each TEXT is a file or a folder of .txt files. `python -m slm_jax.train` trains on its first nine tenths in a separate
 process with an empty compilation cache; options after `--` are passed to that command. The last tenth (nanoGPT's split)
 is used only at the end, to score the checkpoints of the run in windows of the training length. The time includes
-imports, learning the tokenizer and compilation, but not scoring. The number of steps is estimated from a trial of a few
-steps unless --steps is given; the time that the run took is printed.
+imports, learning the tokenizer and compilation, but not scoring. The number of steps is that of the speed trial of
+train.minutes, made by another process before the time begins, unless --steps is given; the time that the run took is
+printed.
 
 nanoGPT's published CPU recipe (4 layers, width 128, characters, 2,000 iterations) reaches 2.70 bits per byte on
 tinyshakespeare after 73 s on two cores.
@@ -13,12 +14,10 @@ tinyshakespeare after 73 s on two cores.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 
 CHECKPOINTS = 15
-TRIAL_STEPS = 30
+NEVER = 2**31 - 1
 
 
 class Trained(NamedTuple):
@@ -52,21 +51,31 @@ class Trained(NamedTuple):
         return max((used for moment, used in self.used if moment <= self.rows[step - 1]["time"]), default=math.nan)
 
 
-def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
-    """Run the training command with additional options and return its timing."""
-    settings = {
+def command_line(text: Path, run: Path, options: list[str], **settings: object) -> list[str]:
+    """Return the training command with settings of the benchmark, and additional options."""
+    fixed = {
         "data.files": text,
         # The minimum: one part is always held out. The score of this benchmark uses other text.
         "data.validation_fraction": 1e-6,
-        "eval.every": steps,
         "eval.max_tokens": 1,
         "eval.sample_tokens": 0,
-        "checkpoint.every": max(1, steps // CHECKPOINTS),
-        "checkpoint.keep": steps,
-        "train.steps": steps,
     }
+    settings = fixed | {name.replace("__", "."): value for name, value in settings.items()}
     command = [sys.executable, "-m", "slm_jax.train", "--run", str(run)]
-    command += [part for name, value in settings.items() for part in (f"--{name}", str(value))] + options
+    return command + [part for name, value in settings.items() for part in (f"--{name}", str(value))] + options
+
+
+def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
+    """Run the training command with additional options and return its timing."""
+    command = command_line(
+        text,
+        run,
+        options,
+        train__steps=steps,
+        eval__every=steps,
+        checkpoint__every=max(1, steps // CHECKPOINTS),
+        checkpoint__keep=steps,
+    )
     used = []
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
         start = time.time()
@@ -98,14 +107,41 @@ def processor_seconds(pid: int) -> float:
 
 
 def steps_that_fit(text: Path, run: Path, seconds: float, options: list[str]) -> int:
-    """Estimate the steps that fit into a time, from the first step and the median of the others in a trial run."""
-    trial = train(text, run, TRIAL_STEPS, options)
-    times = [trial.clock(step) for step in range(1, TRIAL_STEPS + 1)]
-    step = statistics.median(end - start for start, end in itertools.pairwise(times))
-    fit = int((seconds - times[0]) / step)
-    print(f"  trial: first step after {times[0]:.1f} s, then {1000 * step:.0f} ms per step: {fit} in {seconds:.0f} s")
-    if fit < TRIAL_STEPS:
-        raise SystemExit("fewer steps than in the trial: raise --seconds or use a smaller model")
+    """Return the steps that fit into a time by the speed trial of `train.minutes`, from the start of the process."""
+    from slm_jax.run.directory import Run
+    from slm_jax.run.speed_trial import read_trial
+    from slm_jax.training.trial import Times
+    from slm_jax.training.trial import steps_that_fit as by_trial
+
+    command = command_line(text, run, options, train__minutes=10, eval__every=NEVER, checkpoint__every=NEVER)
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile("w+") as errors:
+        start = time.time()
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        while (trial := read_trial(Run(run))) is None:
+            if process.poll() is not None:
+                errors.seek(0)
+                raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{errors.read()}")
+            time.sleep(0.05)
+        started = Run(run).trial.stat().st_mtime - start - trial.seconds_before
+        process.kill()
+        process.wait()
+    times = Times(
+        steps=trial.timed_steps,
+        step=trial.step_seconds,
+        validation=trial.validation_seconds,
+        first_validation=trial.first_validation_seconds,
+        save=trial.save_seconds,
+        compilation=trial.compile_seconds,
+    )
+    left = seconds - started - trial.preparation_seconds - CHECKPOINTS * trial.save_seconds
+    fit = by_trial(Run(run).read_config(), times, left, afterwards=0.0)
+    print(
+        f"  trial: {started + trial.preparation_seconds + trial.compile_seconds:.1f} s before the first step, then "
+        f"{1000 * trial.step_seconds:.0f} ms per step: {fit} in {seconds:.0f} s"
+    )
+    if fit < CHECKPOINTS:
+        raise SystemExit("fewer steps than checkpoints: raise --seconds or use a smaller model")
     return fit
 
 
