@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from slm_jax.cli.flags import Flag
-from slm_jax.config.dial import Budget, parse_budget, parse_size
+from slm_jax.config.dial import AUTO, Budget, parse_budget, parse_size
 from slm_jax.config.presets import read_preset
 from slm_jax.config.rule import OPTIONS, Recipe, Request, make_recipe
 from slm_jax.config.schema import Config
@@ -37,7 +37,8 @@ class DialOptions:
     options of the command line win over both."""
 
     size: Annotated[str, Flag(metavar="N")] = ""
-    """Parameters of the model: 10M, 2.5M, 1B. Alone: 20 tokens for each, at most 4 epochs of a text of known size."""
+    """Parameters of the model: 10M, 2.5M, 1B. Alone: 20 tokens for each, at most 4 epochs of a text of known size.
+    auto: what your own text files are enough for, with dropout and an early stop against learning them by heart."""
     budget: Annotated[str, Flag(metavar="TIME|FLOPS|TOKENS")] = ""
     """Length of the training: 10min, 2h (on this machine), 1e18 (FLOPs) or '2B tokens'. Alone: the size follows too."""
 
@@ -67,7 +68,8 @@ def apply_rule(
     """
     if not dial:
         return overrides
-    size = parse_size(dial.size) if dial.size else 0.0
+    is_auto = dial.size == AUTO
+    size = parse_size(dial.size) if dial.size and not is_auto else 0.0
     budget = parse_budget(dial.budget) if dial.budget else Budget()
     if started := next((name for name in ("init.from_run", "init.from_hf") if overrides.get(name)), ""):
         raise UserError(
@@ -80,15 +82,21 @@ def apply_rule(
         if speed is None:
             raise UserError(f"--budget {dial.budget}: the time is that of this machine; give FLOPs, or tokens")
         flops = budget.seconds * speed(Config.load(preset or "quickstart"))
+    text_bytes = _text_bytes(tree.get("data", {}), overrides)
+    if is_auto and not text_bytes:
+        raise UserError(
+            "--size auto needs a text whose size is known, uncompressed text files: give a number, --size 10M"
+        )
     model = tree.get("model", {})
     kept = {f"model.{name}": model[name] for name in ("tie_weights",) if name in model}
     recipe = make_recipe(
         Request(
             parameters=size,
+            auto=is_auto,
             flops=flops,
             tokens=budget.tokens,
             minutes=budget.seconds / 60,
-            text_bytes=_text_bytes(tree.get("data", {}), overrides),
+            text_bytes=text_bytes,
             vocab_size=_vocabulary(tree.get("tokenizer", {}), overrides),
             given={**kept, **overrides},
         )
@@ -132,7 +140,9 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     if dial.budget:
         parse_budget(dial.budget)
     saved = run.read_config()
-    if dial.size and not math.isclose(parameters_of(saved), parse_size(dial.size), rel_tol=_SAME_SIZE):
+    if dial.size not in ("", AUTO) and not math.isclose(
+        parameters_of(saved), parse_size(dial.size), rel_tol=_SAME_SIZE
+    ):
         raise UserError(
             f"{run.path} is a run of about {parameters_of(saved):,.0f} parameters: --size {dial.size} needs another "
             "--run"

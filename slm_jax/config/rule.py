@@ -18,7 +18,19 @@ from slm_jax.utils.errors import UserError
 # Length of training.
 TOKENS_PER_PARAMETER = 20  # best use of a given amount of computation (arXiv:2203.15556)
 MAX_EPOCHS = 4  # a text read up to four times is nearly as good as fresh text (arXiv:2305.16264)
-MIN_STEPS = 100  # a shorter run takes smaller batches instead; not measured
+MIN_STEPS = 300  # a shorter run takes smaller batches instead; see AUTO_EPOCHS
+
+# `--size auto`, for a text of one's own: AUTO_PARAMETERS · (bytes / AUTO_BYTES)^AUTO_POWER, read several times.
+AUTO_PARAMETERS = 2.2e6  # quickstart's, at the size of its text
+AUTO_BYTES = 2.4e6
+AUTO_POWER = 0.3  # 0.9 M parameters on 100 kB, see AUTO_EPOCHS; larger models were not tried
+MIN_AUTO_PARAMETERS = 4e5
+# On 100 kB of English prose (one seed, bits per byte held out): 0.9 M parameters with dropout 0.1, 300 steps, 8.7
+# epochs 2.05; 0.44 M, 239 steps 2.14; 1.1 M without dropout, 4 epochs 2.11; with a constant rate the best of 26 epochs
+# was the ninth (2.14), the last had 2.79.
+AUTO_EPOCHS = 8
+AUTO_DROPOUT = 0.1  # where the text is read more than MAX_EPOCHS times
+AUTO_STOP_EARLY = 2
 
 # Vocabulary of a learned tokenizer: VOCABULARY · (parameters / VOCABULARY_AT)^VOCABULARY_POWER.
 VOCABULARY = 2048  # that of quickstart
@@ -74,7 +86,15 @@ MAX_INTERVAL = 1000  # steps between two of them
 OPTIONS = (
     *("tokenizer.vocab_size", "model.dim", "model.depth", "model.heads", "model.kv_heads", "model.head_dim"),
     *("model.mlp_dim", "model.mlp_multiple", "train.sequence_length", "train.batch_size", "train.steps"),
-    *("model.init_std", "model.output_init", "train.minutes", "optimizer.name", "optimizer.lr"),
+    *(
+        "model.dropout",
+        "train.stop_early",
+        "model.init_std",
+        "model.output_init",
+        "train.minutes",
+        "optimizer.name",
+        "optimizer.lr",
+    ),
     *("optimizer.embedding_lr_scale", "optimizer.head_lr_scale", "optimizer.vector_lr_scale"),
     *("optimizer.warmup_steps", "optimizer.schedule"),
     *("optimizer.decay_fraction", "optimizer.weight_decay", "eval.every", "checkpoint.every"),
@@ -95,6 +115,7 @@ class Request:
 
     Attributes:
         parameters: Parameters of the model; 0: they follow from the budget.
+        auto: The parameters follow from `text_bytes`, and the text is read AUTO_EPOCHS times.
         flops: Model FLOPs of the training; 0: no such budget.
         tokens: Training tokens; 0: no such budget.
         minutes: Time that `flops` was estimated from; 0: none. The steps are fixed by a speed trial then.
@@ -104,6 +125,7 @@ class Request:
     """
 
     parameters: float = 0
+    auto: bool = False
     flops: float = 0
     tokens: float = 0
     minutes: float = 0
@@ -159,7 +181,7 @@ class _Builder:
 
     def build(self) -> Recipe:
         """Return the recipe."""
-        target = self._request.parameters or self._compute_optimal()
+        target = self._request.parameters or self._target()
         vocab_size = self._vocabulary(target)
         length = self._choose(
             "train.sequence_length", sequence_length(target), f"tokens of a sequence at {_short(target)} parameters"
@@ -171,6 +193,8 @@ class _Builder:
         batch_size, steps = self._batch_and_steps(tokens, length, reason, shape)
         self._optimizer(shape, batch_size * length, steps)
         self._intervals(steps)
+        if self._request.auto:
+            self._small_text()
         total = steps * batch_size * length
         return Recipe(self._options, shape.parameters, total, total * shape.flops_per_token(length), tuple(self._notes))
 
@@ -180,6 +204,18 @@ class _Builder:
             return self._given[name]
         self._options[name] = Choice(value, reason)
         return value
+
+    def _target(self) -> float:
+        """Return the parameters that follow from the text, or from the budget."""
+        if self._request.auto:
+            return auto_parameters(self._request.text_bytes)
+        return self._compute_optimal()
+
+    def _small_text(self) -> None:
+        """Choose what keeps a model from learning a small text by heart."""
+        reason = f"the text is read {AUTO_EPOCHS} times, more than {MAX_EPOCHS}"
+        self._choose("model.dropout", AUTO_DROPOUT, reason)
+        self._choose("train.stop_early", AUTO_STOP_EARLY, "validations in a row without a better one end the run")
 
     def _compute_optimal(self) -> float:
         """Return the parameters whose 20 tokens each cost the budget, or fill the text a few times."""
@@ -225,11 +261,17 @@ class _Builder:
         """Return the training tokens and their reason."""
         request = self._request
         by_size = TOKENS_PER_PARAMETER * shape.parameters
+        if request.auto and not (request.flops or request.tokens):
+            tokens = AUTO_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size)
+            return min(
+                (tokens, f"{AUTO_EPOCHS} epochs of the text: about {_short(tokens)} tokens"),
+                (by_size, "20 tokens per parameter"),
+            )
         if request.flops or request.tokens:
             tokens = request.tokens or request.flops / shape.flops_per_token(length)
             ratio = tokens / shape.parameters
             reason = f"the budget: {_short(tokens)} tokens, {_short(ratio)} per parameter"
-            if not request.parameters:
+            if not (request.parameters or request.auto):
                 tokens, reason = self._capped(shape, tokens, reason)
             elif request.text_bytes and tokens > 2 * MAX_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size):
                 epochs = tokens / text_tokens(request.text_bytes, shape.vocab_size)
@@ -293,6 +335,11 @@ class _Builder:
         every = max(1, min(MAX_INTERVAL, math.ceil(steps / VALIDATIONS)))
         self._choose("eval.every", every, f"about {VALIDATIONS} validations, at most {MAX_INTERVAL:,} steps apart")
         self._choose("checkpoint.every", every, "at each validation")
+
+
+def auto_parameters(text_bytes: int) -> float:
+    """Return the parameters that `--size auto` chooses for a text."""
+    return max(MIN_AUTO_PARAMETERS, AUTO_PARAMETERS * (text_bytes / AUTO_BYTES) ** AUTO_POWER)
 
 
 def vocabulary(parameters: float, text_bytes: int = 0) -> int:

@@ -63,6 +63,7 @@ def test_a_time_becomes_minutes():
     [
         (["--size", "banana"], "--size banana: should be"),
         (["--budget", "bananas"], "--budget bananas: should be"),
+        (["--size", "auto", "--config", "tinystories"], "needs a text whose size is known"),
         (["--budget", "1e6"], "too small for one step"),
         (["--size", "1M", "--config", "gpu_125m"], "give a larger --size"),
         (["--size", "1M", "--init.from_run", "runs/x"], r"init\.from_run starts with an existing one"),

@@ -105,6 +105,20 @@ def test_a_small_text_is_read_at_most_four_times():
     assert any("overfit" in note for note in both.notes)
 
 
+@pytest.mark.parametrize("text", [1e5, 1e6, 5e6, 1e7])
+def test_a_small_text_gets_a_small_model_and_a_stop(text):
+    recipe = make_recipe(Request(auto=True, text_bytes=int(text)))
+    options = {name: choice.value for name, choice in recipe.options.items()}
+    tokens = rule.text_tokens(int(text), options["tokenizer.vocab_size"])
+    assert recipe.parameters == pytest.approx(rule.auto_parameters(int(text)), rel=0.05)
+    assert recipe.tokens == pytest.approx(min(rule.AUTO_EPOCHS * tokens, 20 * recipe.parameters), rel=0.1)
+    assert options["train.stop_early"] == rule.AUTO_STOP_EARLY
+    assert config_of(options).model.dropout == rule.AUTO_DROPOUT
+    larger = make_recipe(Request(auto=True, text_bytes=int(2 * text)))
+    assert larger.parameters > recipe.parameters or recipe.parameters < 1.1 * rule.MIN_AUTO_PARAMETERS
+    assert larger.tokens > recipe.tokens
+
+
 def test_an_existing_tokenizer_is_kept():
     recipe = make_recipe(Request(parameters=30e6, vocab_size=16_384))
     assert "tokenizer.vocab_size" not in recipe.options
