@@ -90,7 +90,7 @@ def test_differing_options_are_listed_and_change_the_verdict(reference, copy, ca
     main([str(run.path), "--against", str(reference)])
     out = capsys.readouterr().out
     assert "worse than the reference, whose options differ" in out
-    assert "differs: optimizer.lr is 0.5, there 0.01" in out
+    assert f"differs: optimizer.lr is 0.5, there {Config.load().optimizer.lr}" in out
 
 
 def test_meaningless_comparisons_are_refused(reference, copy, curriculum):
