@@ -90,6 +90,8 @@ def parse_axis(text: str, convert: Convert) -> Axis:
             raise UserError(f"--vary {text}: {unknown_option(name)}")
         if name == "train.seed":
             raise UserError(f"--vary {text}: the seed is varied with --seeds N")
+        if name == "model.recipe":  # resolved in the base config, where it would change nothing any more
+            raise UserError(f"--vary {text}: give --model.recipe to the whole sweep, or vary the options that it sets")
         if get_origin(Sections.fields()[name].annotation) is tuple:
             raise UserError(f"--vary {text}: {name} is a list, which cannot be varied")
     if found := _RANGE.fullmatch(right.strip()):

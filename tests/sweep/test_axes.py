@@ -80,6 +80,7 @@ def test_drawn_values_stay_in_their_range(text):
         ("optimizer.name=0.1..0.2", "optimizer.name is not a number"),
         ("train.seed=1,2", "the seed is varied with --seeds"),
         ("data.files=a,b", "data.files is a list"),
+        ("model.recipe=standard,speedrun", "give --model.recipe to the whole sweep"),
     ],
 )
 def test_invalid_axes(text, message):
