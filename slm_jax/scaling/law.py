@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import least_squares, minimize, nnls
 
 from slm_jax.scaling.points import Points, resampled_residuals
 
@@ -21,6 +21,7 @@ NUM_FITTED = 5
 _EXPONENTS = (0.15, 0.3, 0.6, 1.0)  # starting values of alpha and beta
 _MAX_EXPONENT = 3.0
 _SMALLEST = 1e-6  # share of the loss that a term of a starting value has at least
+_RESTARTS = 2  # of the quasi-Newton method, whose memory misleads it at a kink
 _STARTS = 4  # most promising starting values that are refined
 
 
@@ -104,15 +105,32 @@ class _Problem:
             e, a, b = np.exp(terms - np.logaddexp.reduce(terms))
             return np.stack([e, a, b, -a * self.x, -b * self.y], axis=1)
 
-        low = [*[-np.inf] * 3, 0.0, 0.0]
-        high = [*[np.inf] * 3, _MAX_EXPONENT, _MAX_EXPONENT]
-        results = [
-            least_squares(
-                residuals, start, jacobian, (low, high), loss="huber", f_scale=HUBER_DELTA, x_scale="jac", max_nfev=400
-            )
-            for start in starts
+        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+            errors = residuals(values)
+            clipped = np.clip(errors, -HUBER_DELTA, HUBER_DELTA)
+            total = np.sum(clipped * (errors - clipped / 2)) / HUBER_DELTA
+            return float(total), jacobian(values).T @ clipped / HUBER_DELTA
+
+        # Least squares come close from anywhere. Nearly all residuals are larger than delta, where the Huber loss has
+        # no curvature, so that a quasi-Newton method finishes.
+        low = np.array([np.log(_SMALLEST) + log_losses.min(), -np.inf, -np.inf, 0.0, 0.0])
+        high = np.array([*[np.inf] * 3, _MAX_EXPONENT, _MAX_EXPONENT])
+        starts = [np.clip(start, low, high) for start in starts]
+        squares = [
+            least_squares(residuals, start, jacobian, (low, high), x_scale="jac", max_nfev=30).x for start in starts
         ]
-        return min(results, key=lambda result: result.cost).x
+        best = min([*squares, *starts], key=lambda values: objective(values)[0])
+        for _ in range(_RESTARTS):
+            found = minimize(
+                objective,
+                best,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=list(zip(low, high, strict=True)),
+                options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-7},
+            )
+            best = min(found.x, best, key=lambda values: objective(values)[0])
+        return best
 
     def starts(self, losses: np.ndarray) -> list[np.ndarray]:
         """Return starting values: for some exponents, the non-negative terms of least squares."""
@@ -120,7 +138,7 @@ class _Problem:
         for alpha, beta in itertools.product(_EXPONENTS, _EXPONENTS):
             columns = np.stack([np.ones_like(self.x), np.exp(-alpha * self.x), np.exp(-beta * self.y)], axis=1)
             terms, error = nnls(columns / losses[:, None], np.ones_like(losses))
-            terms = np.maximum(terms, _SMALLEST * losses.mean())
+            terms = np.maximum(terms, 2 * _SMALLEST * losses.mean())
             found.append((error, np.array([*np.log(terms), alpha, beta])))
         found.sort(key=lambda pair: pair[0])
         return [values for _, values in found[:_STARTS]]

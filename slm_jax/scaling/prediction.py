@@ -15,7 +15,7 @@ from slm_jax.scaling.study import CHECK, MIN_SIZES, Study, size_setting
 from slm_jax.sweep.plan import Trial
 from slm_jax.sweep.run import run_trials
 
-DRAWS = 500
+DRAWS = 200
 """Bootstrap samples of an interval."""
 
 

@@ -147,7 +147,7 @@ class TestResults:
     def test_the_files_are_those_of_the_law(self, study, tmp_path):
         wide = dataclasses.replace(study, sizes=(180e3, *SIZES, 2e6))
         runs = synthetic_runs(wide, tmp_path, noise=0.002)
-        fits = fit(runs, draws=30)
+        fits = fit(runs, draws=12)
         prediction = predict(fits, wide, 4e13, 2048, tmp_path)
         expected = LAW.loss(size_setting(prediction.trial).parameters, size_setting(prediction.trial).tokens)
         assert prediction.loss.holds(float(expected))
