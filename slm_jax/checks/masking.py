@@ -30,7 +30,7 @@ def one_block(model: Transformer, layer: int = 0) -> Transformer:
     tree["blocks"] = jax.tree.map(lambda leaf: leaf[layer : layer + 1], tree["blocks"])
     single = nnx.merge(graph, tree)
     value_layers: tuple[int, ...] = ()
-    if layer in model.config.value_embeddings:
+    if layer in model.config.value_embeddings and single.value_embeddings is not None:
         slot = model.config.value_embeddings.index(layer)
         value_layers = (0,)
         single.value_embeddings.layers = value_layers
