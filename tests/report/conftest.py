@@ -60,7 +60,7 @@ def curriculum(copy, tmp_path):
     folder = tmp_path / "course"
     stages = [copy("course/stages/01-words"), copy("course/stages/02-more words")]
     config = stages[1].read_config()
-    lower = config.optimizer.model_copy(update={"lr": 0.005})
+    lower = config.optimizer.model_copy(update={"lr": 0.002})
     stages[1].save_config(config.model_copy(update={"optimizer": lower}))
     (folder / "curriculum.toml").write_text('[[stages]]\nname = "words"\n[[stages]]\nname = "more words"\n')
     shutil.copy(stages[0].tokenizer, folder / "tokenizer.hybtok")

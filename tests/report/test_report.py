@@ -324,7 +324,7 @@ def test_the_report_of_a_curriculum(curriculum, trained):
     validations = page.by_id("validation").rows()[1:7]
     assert [row[:2] for row in validations[2:4]] == [["32", "more words"], ["24", "words"]]
     options = {row[0]: row[1:] for row in page.by_id("config").rows()}
-    assert options["optimizer.lr"] == ["0.01", "0.005", "0.01"]
+    assert options["optimizer.lr"] == ["0.005", "0.002", "0.01"]
 
 
 def test_the_end_of_a_stage_updates_the_report_of_the_curriculum(curriculum, caplog):
