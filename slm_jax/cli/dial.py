@@ -4,14 +4,15 @@ import logging
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from slm_jax.cli.flags import Flag
+from slm_jax.cli.options import make_config, nested
 from slm_jax.config.dial import AUTO, Budget, parse_budget, parse_size
 from slm_jax.config.presets import read_preset
 from slm_jax.config.rule import OPTIONS, Recipe, Request, make_recipe
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, format_problems
 from slm_jax.config.shape import parameters_of
 from slm_jax.data.sources.files import find_files, is_compressed
 from slm_jax.distributed import multihost
@@ -27,6 +28,7 @@ _UTILIZATION = 0.4
 _TEXTS = {"python-docs": 2_400_000}  # bytes of training text of sources whose size is known
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32
 _ROW_FILES = (".parquet", ".jsonl", ".json")  # hold more than their text, or are compressed
+_OTHER_SIZE = 0.02  # a difference of the number of parameters that is worth a note
 _SAME_SIZE = 0.1  # a run has the size that is asked for if it differs by at most this
 
 
@@ -68,7 +70,7 @@ def apply_rule(
     """
     if not dial:
         return overrides
-    is_auto = dial.size == AUTO
+    is_auto = _is_auto(dial)
     size = parse_size(dial.size) if dial.size and not is_auto else 0.0
     budget = parse_budget(dial.budget) if dial.budget else Budget()
     if started := next((name for name in ("init.from_run", "init.from_hf") if overrides.get(name)), ""):
@@ -76,7 +78,7 @@ def apply_rule(
             f"--size and --budget choose a new model, but --{started} starts with an existing one: leave them out and "
             "give --train.steps or --train.minutes"
         )
-    tree = read_preset(preset or "quickstart")
+    tree = _valid_options(overrides, preset)
     flops = budget.flops
     if budget.seconds:
         if speed is None:
@@ -85,7 +87,8 @@ def apply_rule(
     text_bytes = _text_bytes(tree.get("data", {}), overrides)
     if is_auto and not text_bytes:
         raise UserError(
-            "--size auto needs a text whose size is known, uncompressed text files: give a number, --size 10M"
+            "--size auto needs a text whose size is known, text files that are neither empty nor compressed: give a "
+            "number, --size 10M"
         )
     model = tree.get("model", {})
     kept = {f"model.{name}": model[name] for name in ("tie_weights",) if name in model}
@@ -95,20 +98,59 @@ def apply_rule(
             auto=is_auto,
             flops=flops,
             tokens=budget.tokens,
-            minutes=budget.seconds / 60,
+            minutes=overrides.get("train.minutes") or budget.seconds / 60,
             text_bytes=text_bytes,
-            vocab_size=_vocabulary(tree.get("tokenizer", {}), overrides),
+            vocab_size=_vocabulary(overrides.get("tokenizer.path", tree.get("tokenizer", {}).get("path", ""))),
             given={**kept, **overrides},
         )
     )
     chosen = {name: choice.value for name, choice in recipe.options.items()}
-    if "train.minutes" in chosen:
-        del chosen["train.minutes" if "train.steps" in overrides else "train.steps"]  # the latter is an estimate
+    if "train.steps" in overrides:
+        chosen.pop("train.minutes", None)
+    elif "train.minutes" in chosen or overrides.get("train.minutes"):
+        del chosen["train.steps"]  # an estimate, for rates and intervals
     limit = tree.get("data", {}).get("max_tokens", 0)
     if limit and "data.max_tokens" not in overrides:  # of a preset, whose own training it is enough for
         chosen["data.max_tokens"] = math.ceil(1.05 * recipe.tokens)
+    options = {**chosen, **overrides}
+    recipe = _with_note_of_other_size(recipe, make_config(options, preset))
     print(as_text(recipe), file=sys.stderr)
-    return {**chosen, **overrides}
+    return options
+
+
+def _is_auto(dial: DialOptions) -> bool:
+    return dial.size.strip().lower() == AUTO
+
+
+def _valid_options(overrides: dict[str, Any], preset: str) -> dict[str, Any]:
+    """Return the preset, after the values that the rule computes with were checked, each by itself.
+
+    Raises:
+        UserError: Values are invalid; lists every problem.
+    """
+    tree = read_preset(preset or "quickstart")
+    merged = dict(tree)
+    for section, fields in nested(overrides).items():
+        present = tree.get(section, {})
+        if isinstance(present, dict):
+            merged[section] = {**present, **fields}
+    if problems := Config.single_problems(merged):
+        raise UserError(format_problems(preset or "config", problems))
+    return tree
+
+
+def _with_note_of_other_size(recipe: Recipe, config: Config) -> Recipe:
+    """Return a recipe with a note if given options, which the rule does not know, change the number of parameters."""
+    from slm_jax.performance.flops import parameters  # imports JAX: errors are reported without waiting for it
+
+    count = parameters(config.model, _vocabulary_of(config))
+    if math.isclose(count, recipe.parameters, rel_tol=_OTHER_SIZE):
+        return recipe
+    note = (
+        f"with the given options the model has {count:,} parameters, not {recipe.parameters:,}: length, batch and "
+        "rates are those of the latter"
+    )
+    return replace(recipe, notes=(*recipe.notes, note))
 
 
 def as_text(recipe: Recipe) -> str:
@@ -140,12 +182,10 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     if dial.budget:
         parse_budget(dial.budget)
     saved = run.read_config()
-    if dial.size not in ("", AUTO) and not math.isclose(
-        parameters_of(saved), parse_size(dial.size), rel_tol=_SAME_SIZE
-    ):
+    parameters = parameters_of(saved, _vocabulary_of(saved))
+    if dial.size and not _is_auto(dial) and not math.isclose(parameters, parse_size(dial.size), rel_tol=_SAME_SIZE):
         raise UserError(
-            f"{run.path} is a run of about {parameters_of(saved):,.0f} parameters: --size {dial.size} needs another "
-            "--run"
+            f"{run.path} is a run of about {parameters:,.0f} parameters: --size {dial.size} needs another --run"
         )
     logger.info("%s exists: --size and --budget keep what they chose for it", run.path)
     flat = saved.flat()
@@ -192,10 +232,12 @@ def require_memory(dial: DialOptions, config: Config) -> None:
     tune_process(config.train.deterministic)
     import jax
 
+    from slm_jax.performance import flops
+
     device = jax.local_devices()[0]
     statistics = device.memory_stats() or {}
     free = free_host_memory() if device.platform == "cpu" else statistics.get("bytes_limit", 1 << 62)
-    parameters = parameters_of(config)
+    parameters = flops.parameters(config.model, _vocabulary_of(config))
     needed = _BYTES_PER_PARAMETER * parameters / (config.mesh.fsdp * config.mesh.tensor)
     if needed > free:
         fits = free / needed * parameters / 2
@@ -222,14 +264,18 @@ def _text_bytes(data: dict[str, Any], overrides: dict[str, Any]) -> int:
     return _TEXTS.get(value("source", "python-docs"), 0)
 
 
-def _vocabulary(tokenizer: dict[str, Any], overrides: dict[str, Any]) -> int:
-    """Return the entries of the tokenizer that the options name, 0 if one is learned."""
-    path = overrides.get("tokenizer.path", tokenizer.get("path", ""))
+def _vocabulary(path: str) -> int:
+    """Return the entries of a named tokenizer, 0 if none is named and one is learned."""
     if not path:
         return 0
     from slm_jax.data.load import load_tokenizer
 
     return load_tokenizer(path).vocab_size
+
+
+def _vocabulary_of(config: Config) -> int:
+    """Return the entries of the tokenizer of a config; at most that many if it is learned."""
+    return _vocabulary(config.tokenizer.path) or config.tokenizer.vocab_size
 
 
 def _value(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Values of `--size` and `--budget`, as text and as numbers."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ def parse_size(text: str) -> float:
     """
     match = re.fullmatch(rf"{_NUMBER} ?([kmbg]?)", text.strip().lower())
     value = _number(match[1]) * _SUFFIXES[match[2]] if match else 0.0
-    if not value:
+    if not 0 < value < math.inf:
         raise UserError(f"--size {text}: should be a number of parameters, such as 10M, 2.5M or 1B, or {AUTO}")
     return value
 
@@ -60,6 +61,8 @@ def parse_budget(text: str) -> Budget:
     match = re.fullmatch(rf"{_NUMBER} ?([a-z ]*)", text.strip().lower())
     value = _number(match[1]) if match else 0.0
     unit = match[2].strip() if match else ""
+    if not math.isfinite(value):
+        value = 0.0
     if value and unit in _TIMES:
         return Budget(seconds=value * _TIMES[unit])
     if value and (unit in ("flop", "flops") or (not unit and value >= _MIN_FLOPS)):

@@ -178,6 +178,7 @@ class _Builder:
         self._given = dict(request.given)
         self._options: dict[str, Choice] = {}
         self._notes: list[str] = []
+        self._is_limited_by_text = False  # the tokens are those of the text, not those of a budget or a size
 
     def build(self) -> Recipe:
         """Return the recipe."""
@@ -263,6 +264,7 @@ class _Builder:
         by_size = TOKENS_PER_PARAMETER * shape.parameters
         if request.auto and not (request.flops or request.tokens):
             tokens = AUTO_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size)
+            self._is_limited_by_text = tokens < by_size
             return min(
                 (tokens, f"{AUTO_EPOCHS} epochs of the text: about {_short(tokens)} tokens"),
                 (by_size, "20 tokens per parameter"),
@@ -287,6 +289,7 @@ class _Builder:
             return tokens, reason
         limit = MAX_EPOCHS * text_tokens(self._request.text_bytes, shape.vocab_size)
         if limit < tokens:
+            self._is_limited_by_text = True
             return limit, f"{MAX_EPOCHS} epochs of the text: about {_short(limit)} tokens"
         return tokens, reason
 
@@ -298,6 +301,11 @@ class _Builder:
         )
         steps = round(tokens / (size * length))
         if steps < 1 and "train.steps" not in self._given:
+            if self._is_limited_by_text:
+                raise UserError(
+                    f"the text is too short: reading it several times makes about {tokens:,.0f} tokens, and a step "
+                    f"takes {size * length:,}: give more text, or --train.steps"
+                )
             needed = size * length * shape.flops_per_token(length)
             raise UserError(
                 f"the budget is too small for one step of {_short(shape.parameters)} parameters, which takes "

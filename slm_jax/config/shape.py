@@ -53,7 +53,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Number of all parameters; `performance.flops.parameters` counts the same."""
+        """Number of all parameters, as `performance.flops.parameters` counts them for a model of these options."""
         norms = 2 * self.dim + 2 * (self.dim // self.heads)
         block = 4 * self.dim**2 + 3 * self.dim * self.inner + norms
         return self.depth * block + self.tables * self.vocab_size * self.dim + self.dim
@@ -90,8 +90,13 @@ def smallest(vocab_size: int, given: Mapping[str, Any]) -> float:
     return _usual_parameters(dim, vocab_size, tables, int(given.get("model.depth", 0)) or MIN_DEPTH)
 
 
-def parameters_of(config: Sections) -> int:
-    """Return about how many parameters the model of a config has, with the largest vocabulary that it may learn."""
+def parameters_of(config: Sections, vocab_size: int = 0) -> int:
+    """Return how many parameters the rule counts for a model, without options that it does not know.
+
+    Args:
+        config: The config; `model.kv_heads`, `head_dim`, `value_embeddings` and the like are not looked at.
+        vocab_size: Entries of the vocabulary; 0: the largest one that may be learned.
+    """
     model = config.model
     inner = math.ceil(2 * model.mlp_dim / 3 / model.mlp_multiple) * model.mlp_multiple
     tables = 1 if model.tie_weights else 2
@@ -102,7 +107,7 @@ def parameters_of(config: Sections) -> int:
         inner,
         model.mlp_multiple,
         model.mlp_dim,
-        config.tokenizer.vocab_size,
+        vocab_size or config.tokenizer.vocab_size,
         tables,
     )
     return shape.parameters
@@ -121,7 +126,7 @@ def choose_shape(parameters: float, vocab_size: int, given: Mapping[str, Any]) -
         UserError: No shape has about that many parameters; names the smallest one.
     """
     if parameters > MAX_PARAMETERS:
-        raise UserError(f"{parameters:.3g} parameters are too many: --size at most {MAX_PARAMETERS:.0e}")
+        raise UserError(f"{parameters:.3g} parameters are too many: --size at most {MAX_PARAMETERS / 1e9:.0f}B")
     tables = 1 if given.get("model.tie_weights", True) else 2
     depth = int(given.get("model.depth", 0))
     dim = int(given.get("model.dim", 0)) or _width(parameters, vocab_size, tables, given)

@@ -7,6 +7,7 @@ from slm_jax.cli.dial import DialOptions, apply_rule
 from slm_jax.config.rule import OPTIONS, TOKENS_PER_PARAMETER
 from slm_jax.config.schema import Config
 from slm_jax.config.shape import parameters_of
+from slm_jax.performance import flops
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
 
@@ -66,13 +67,51 @@ def test_a_time_becomes_minutes():
         (["--size", "auto", "--config", "tinystories"], "needs a text whose size is known"),
         (["--budget", "1e6"], "too small for one step"),
         (["--size", "1M", "--config", "gpu_125m"], "give a larger --size"),
+        (["text.txt", "--size", "1M", "--train.steps", "0"], r"train\.steps = 0: should be"),
+        (["text.txt", "--size", "1M", "--model.heads", "-1"], r"model\.heads = -1: should be"),
+        (["text.txt", "--size", "1M", "--tokenizer.vocab_size", "0"], r"vocab_size = 0: should be"),
+        (["text.txt", "--size", "1M", "--train.sequence_length", "0"], r"sequence_length = 0: should be"),
+        (["text.txt", "--budget", "1e12", "--train.sequence_length", "-4"], r"sequence_length = -4: should be"),
+        (["text.txt", "--size", "1M", "--data.validation_fraction", "1.5"], r"validation_fraction = 1\.5: should be"),
+        (["text.txt", "--size", "1M", "--train.minutes", "2", "--train.steps", "5"], "leave one out"),
+        (["tiny.txt", "--size", "auto"], "the text is too short"),
+        (["tiny.txt", "--size", "1M"], "the text is too short"),
+        (["tiny.txt", "--budget", "1e12"], "the text is too short"),
+        (["tiny.txt", "--size", "auto", "--budget", "1e6"], "the budget is too small"),
+        (["empty.txt", "--size", "auto"], "neither empty nor compressed"),
         (["--size", "1M", "--init.from_run", "runs/x"], r"init\.from_run starts with an existing one"),
     ],
 )
-def test_refusals_are_one_line(args, message):
+def test_refusals_are_one_line(args, message, folder):
+    (folder / "tiny.txt").write_text("ten bytes\n")
+    (folder / "empty.txt").touch()
     with pytest.raises(UserError, match=message) as error:
         train.parse_args(args)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dial", [["--size", "1M"], ["--budget", "1e12"], ["--size", "AUTO"]])
+def test_given_minutes_replace_the_steps(dial):
+    """Those of several processes, in which no time is turned into a size."""
+    config, _ = train.parse_args(["text.txt", *dial, "--train.minutes", "2"])
+    assert config.train.minutes == 2
+    assert config.train.steps == Config.load("quickstart").train.steps  # the speed trial's, later
+
+
+@pytest.mark.parametrize(
+    "given", [["--model.recipe", "speedrun"], ["--model.head_dim", "128"], ["--model.kv_heads", "1"]]
+)
+def test_options_that_change_the_size_are_noted(given, capsys):
+    config, _ = train.parse_args(["text.txt", "--size", "3M", *given])
+    count = flops.parameters(config.model, config.tokenizer.vocab_size)
+    assert f"the model has {count:,} parameters" in capsys.readouterr().err
+
+
+def test_without_such_options_there_is_no_note(capsys):
+    config, _ = train.parse_args(["text.txt", "--size", "3M"])
+    text = capsys.readouterr().err
+    assert f"{flops.parameters(config.model, config.tokenizer.vocab_size):,} parameters" in text
+    assert "note:" not in text
 
 
 def test_a_size_beyond_the_memory_names_one_that_fits(monkeypatch):

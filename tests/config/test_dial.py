@@ -14,7 +14,9 @@ def test_sizes(text, parameters):
     assert parse_size(text) == parameters
 
 
-@pytest.mark.parametrize("text", ["3 parameters", "banana", "", "-1M", "0", "10MB", "M", "1..5M", "nan", "inf", "1e"])
+@pytest.mark.parametrize(
+    "text", ["3 parameters", "banana", "", "-1M", "0", "10MB", "M", "1..5M", "nan", "inf", "1e", "1e999"]
+)
 def test_what_is_no_size(text):
     with pytest.raises(UserError, match="should be a number of parameters, such as 10M") as error:
         parse_size(text)
@@ -39,7 +41,9 @@ def test_budgets(text, budget):
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["5 bananas", "5", "", "tokens", "0min", "-5min", "2B", "10 m", "nanh"])
+@pytest.mark.parametrize(
+    "text", ["5 bananas", "5", "", "tokens", "0min", "-5min", "2B", "10 m", "nanh", "1e400", "1e400h"]
+)
 def test_what_is_no_budget(text):
     with pytest.raises(UserError, match="should be a time on this machine") as error:
         parse_budget(text)
