@@ -264,5 +264,8 @@ def _across(stages: list[Stage]) -> Iterator[str]:
     for name, count in Counter(stage.name for stage in stages).items():
         if count > 1:
             yield f"{count} stages are named {name}: give each a different name"
+    for stage in stages:
+        if stage.config.train.minutes:
+            yield f"{stage.title}: train.minutes is for single runs: give train.steps, or epochs"
     for before, stage in itertools.pairwise(stages):
         yield from weight_conflicts(stage.config, before.config, f"in {stage.title}", f"in {before.title}")

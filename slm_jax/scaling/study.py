@@ -90,6 +90,8 @@ class Study:
                 raise UserError(f"--{name}: give {least} values or more, the fit needs them")
         if fixed := sorted(set(self.given) & set(_FROM_BUDGET)):
             raise UserError(f"--{fixed[0]} follows from the budget: leave it out")
+        if self.base.train.minutes:  # of a preset
+            raise UserError("train.minutes of the config: the steps follow from the budget, leave it out")
 
     def trials(self, folder: Path, vocab_size: int) -> list[Trial]:
         """Return the runs, the first seed of all settings first.

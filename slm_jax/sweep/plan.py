@@ -63,7 +63,13 @@ class Sweep:
         Raises:
             UserError: Invalid axes or settings; every invalid setting is named.
         """
-        chosen = settings(self.axes(convert), self.num_random, self.random_seed)
+        axes = self.axes(convert)
+        if self.base.train.minutes or any("train.minutes" in axis.names for axis in axes):
+            raise UserError(
+                "train.minutes chooses other steps for each trial, and trials are compared after the same: give "
+                "train.steps"
+            )
+        chosen = settings(axes, self.num_random, self.random_seed)
         base = self.base.model_dump()
         configs: list[tuple[Setting, Config]] = []
         problems: list[str] = []

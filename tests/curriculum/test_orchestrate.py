@@ -413,6 +413,8 @@ init.from_run = "elsewhere"
     assert "2 stages are named one" in message
     assert "model.dim: 32 in stage 1 (one), 64 in stage 2 (one)" in message
     assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in message
+    with pytest.raises(UserError, match=r"stage 1 \(a\): train\.minutes is for single runs"):
+        Curriculum.from_tree({"stages": [{"name": "a", "train": {"minutes": 2.0}}]})
     with pytest.raises(UserError, match="a curriculum needs stages"):
         Curriculum.from_tree({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"stage 1 \(plain\): data.files: no file matches"):

@@ -112,6 +112,10 @@ class TestPlan:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(study, **change).trials(tmp_path, 2048)
 
+    def test_minutes_of_a_preset_are_refused(self, study):
+        with pytest.raises(UserError, match=r"train\.minutes of the config"):
+            dataclasses.replace(study, base=Config.load("minute", train__minutes=2.0)).require_valid()
+
     def test_a_target_within_the_budgets_is_no_prediction(self, tmp_path):
         words = ["--budgets", "1e12", "3e12", "--sizes", "250k", "500k", "1M", "--target", "2e12"]
         with pytest.raises(UserError, match=r"--target 2e\+12 must be above the largest budget"):

@@ -80,6 +80,12 @@ class TestPlan:
             "dim 128, dropout 2.0",
         ]
 
+    @pytest.mark.parametrize(("minutes", "vary"), [(2.0, "model.dropout=0,0.1"), (0.0, "train.minutes=1,2")])
+    def test_trials_of_as_many_minutes_are_refused(self, minutes, vary, tmp_path):
+        sweep = Sweep(Config.load("minute", train__minutes=minutes), (vary,))
+        with pytest.raises(UserError, match=r"train\.minutes .* give train\.steps"):
+            sweep.trials(tmp_path, convert_word)
+
     def test_the_folder_alone_continues_the_sweep(self, tmp_path):
         folder = tmp_path / "sweep"
         sweep, _ = parse_args(["--to", str(folder), *VARY, "--config", "minute", "--train.steps", "9"])
