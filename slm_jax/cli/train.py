@@ -129,6 +129,7 @@ def _require_resumable(run: Run, base: dict[str, Any], overrides: dict[str, Any]
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
+    began = time.monotonic()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     options, overrides = read_options_and_config(Options, args, PROG, files=True)
     lifecycle.initialize(**vars(options.multihost))
@@ -141,7 +142,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with lifecycle.exit_together(), removed_if_unused(run) if multihost.is_first() else contextlib.nullcontext():
             tune_process(config.train.deterministic)  # before a device is opened
-            result = train(config, run.path)
+            result = train(config, run.path, began)
     except KeyboardInterrupt:  # before the first step, or a second one
         print(
             "stopped" + (f". Resume with:\n  {again}" if run.exists() else ", nothing was started"),

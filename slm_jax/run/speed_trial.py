@@ -27,9 +27,10 @@ class SpeedTrial:
         first_validation_seconds: Seconds of the first one, which compiles.
         save_seconds: Seconds of a checkpoint.
         tasks_seconds: Seconds of scoring `eval.tasks`.
-        compile_seconds: Seconds of compiling the step.
-        preparation_seconds: Seconds from the start of the call to that of the trial.
-        seconds_before: Seconds from the start of the call to the end of the trial.
+        compile_seconds: Seconds that are spent again before the first step: compiling it, the initial state, and the
+            peak of the device.
+        preparation_seconds: Seconds from the start of the command, or of the call of `train`, to that of the trial.
+        seconds_before: Seconds from there to the end of the trial.
     """
 
     minutes: float

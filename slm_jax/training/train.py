@@ -34,7 +34,7 @@ from slm_jax.utils.progress import show_log
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, run: str | Path | None = None) -> Result:
+def train(config: Config, run: str | Path | None = None, began: float | None = None) -> Result:
     """Train a model, or resume its training.
 
     SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint; a second one ends the process at
@@ -43,6 +43,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
     Args:
         config: All options, see `Config.load`.
         run: The run directory. A run in it is resumed; None: a new one in `runs/`.
+        began: Start of the minutes of `train.minutes` as `time.monotonic()`; None: now.
 
     Returns:
         The run directory, the last step and its metrics.
@@ -51,7 +52,7 @@ def train(config: Config, run: str | Path | None = None) -> Result:
         UserError: The config does not fit the run, the data or the devices, training has diverged, or a file cannot be
             read or written.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     show_log(multihost.log_prefix())
     config = _with_absolute_paths(config)
     require_same_software()

@@ -2,14 +2,14 @@
 
 The real step is compiled and timed on the first batches, and so are a validation, its samples and a checkpoint. The
 state of the trial is its own and is dropped: batch n is a function of n, so that the run that follows is the one that
-`train.steps` with the chosen number would have started. The minutes count from the start of the call and include
-preparing the text, compiling, the trial, validations, checkpoints and the report.
+`train.steps` with the chosen number would have started. The minutes count from the start of the command, or of the call
+of `train`, and include preparing the text, compiling twice, the trial, validations, tasks, checkpoints and the report.
 """
 
 import dataclasses
-import functools
 import logging
 import math
+import shlex
 import shutil
 import statistics
 import time
@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import MAX_STEPS, Config
 from slm_jax.data.batches.prefetch import Prefetcher
 from slm_jax.distributed import agreement, multihost, sharding
+from slm_jax.performance.roofline import mfu_baseline
 from slm_jax.run.checkpoint import Checkpoints
+from slm_jax.run.directory import Run
 from slm_jax.run.speed_trial import SpeedTrial, with_steps, write_trial
 from slm_jax.training import memory
 from slm_jax.training.sample_texts import sampling_function
@@ -39,9 +41,11 @@ _SHARE = 0.03  # of the minutes that steps are timed for
 _MIN_SECONDS = 2.0
 _MAX_SECONDS = 60.0
 _MIN_STEPS = 10  # timed, unless they take longer than three times the share
+_FIRST_STEPS = 3  # timed, from which the number of steps to time follows
 _UNTIMED_STEPS = 2  # the first ones are slower
-_REPEATED_BELOW = 5.0  # seconds of a validation that is timed a second time, without its compilation
+_REPEATED_BELOW = 5.0  # seconds of a validation, or of tasks, that are timed a second time, without their compilation
 _AFTERWARDS = 3.0  # seconds for the learning curve and the report
+_WORTHWHILE_STEPS = 100  # of the minutes that the error for too few recommends
 
 
 class Times(NamedTuple):
@@ -71,18 +75,18 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
     """
     config = opened.config
     minutes = config.train.minutes
+    prepared = agreement.from_first("start of the speed trial", lambda: time.monotonic() - began)
+    if prepared >= 60 * minutes:
+        raise _too_short(opened.run, minutes, f"preparing the text took {duration(prepared)}", 2 * prepared)
     logger.info("train.minutes %g: timing steps", minutes)
-    prepared = time.monotonic() - began
     own = _measure(opened)
 
     def choose() -> dict[str, Any]:
         before = time.monotonic() - began
         steps = steps_that_fit(config, own, 60 * minutes - before)
         if steps < 1:
-            raise UserError(
-                f"train.minutes {minutes:g}: preparing and compiling took {duration(before)}, and {own.step:.3g} s for "
-                "a step does not fit: give more minutes (the prepared text is kept), or a smaller model"
-            )
+            found = f"preparing and compiling took {duration(before)}, and no step of {own.step:.3g} s fits"
+            raise _too_short(opened.run, minutes, found, before + _needed(config, own, _WORTHWHILE_STEPS))
         trial = SpeedTrial(
             minutes=minutes,
             steps=steps,
@@ -101,14 +105,15 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
 
     trial = agreement.from_first("steps of train.minutes", choose)
     logger.info(
-        "train.minutes %g: %s steps of %.3g s (%d were timed), validations of %.3g s, checkpoints of %.3g s; a run "
-        "that is resumed keeps them",
+        "train.minutes %g: %s steps of %.3g s (%d were timed), validations of %.3g s, checkpoints of %.3g s, tasks of "
+        "%.3g s; a run that is resumed keeps the steps",
         minutes,
         f"{trial['steps']:,}",
         trial["step_seconds"],
         trial["timed_steps"],
         trial["validation_seconds"],
         trial["save_seconds"],
+        trial["tasks_seconds"],
     )
     config = with_steps(config, trial["steps"])
     return dataclasses.replace(
@@ -117,43 +122,60 @@ def run_trial(opened: OpenRun, began: float) -> OpenRun:
 
 
 def steps_that_fit(config: Config, times: Times, seconds: float, afterwards: float = _AFTERWARDS) -> int:
-    """Return how many steps fit into a time, with their validations and checkpoints.
+    """Return how many steps fit into a time, with their validations, tasks and checkpoints.
+
+    The step is compiled again before them, because its schedule depends on their number.
 
     Args:
         config: The intervals of validations and checkpoints.
         times: Times of the trial.
-        seconds: Time left after the trial; the step is compiled again, because its schedule depends on the steps.
+        seconds: Time left after the trial.
         afterwards: Seconds of it that the learning curve and the report take.
     """
-    left = seconds - times.compilation - afterwards - (times.first_validation - times.validation)
-
-    def needed(steps: int) -> float:
-        validations = math.ceil(steps / config.eval.every)
-        saves = math.ceil(steps / config.checkpoint.every)
-        if config.checkpoint.keep_best:  # a validation that is the best so far is saved as well
-            saves += sum(step % config.checkpoint.every > 0 for step in range(0, steps, config.eval.every))
-        scored = math.ceil(steps / (config.eval.tasks_every or config.eval.every)) * times.tasks
-        return steps * times.step + validations * times.validation + saves * times.save + scored
-
-    low, high = 0, max(1, int(left / times.step) + 1)
+    low, high = 0, min(max(1, int(seconds / times.step) + 1), MAX_STEPS + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if needed(middle) <= left else (low, middle)
+        low, high = (middle, high) if _needed(config, times, middle, afterwards) <= seconds else (low, middle)
     return low
+
+
+def _needed(config: Config, times: Times, steps: int, afterwards: float = _AFTERWARDS) -> float:
+    """Return the seconds from the end of the trial to the end of a call that takes some steps."""
+    validations = math.ceil(steps / config.eval.every)
+    saves = math.ceil(steps / config.checkpoint.every)
+    if config.checkpoint.keep_best:  # a validation that is the best so far is saved as well
+        saves += sum(step % config.checkpoint.every > 0 for step in range(0, steps, config.eval.every))
+    scored = math.ceil(steps / (config.eval.tasks_every or config.eval.every)) * times.tasks
+    once = times.compilation + afterwards + (times.first_validation - times.validation)
+    return once + steps * times.step + validations * times.validation + saves * times.save + scored
+
+
+def _too_short(run: Run, minutes: float, found: str, enough: float) -> UserError:
+    """Return the error for minutes that are too short; the same run goes on with what is prepared."""
+    return UserError(
+        f"train.minutes {minutes:g}: {found}. The prepared text is kept: give more minutes, --run "
+        f"{shlex.quote(str(run.path))} --train.minutes {max(math.ceil(enough / 60), math.ceil(minutes))}, or a smaller "
+        "model"
+    )
 
 
 def _measure(opened: OpenRun) -> Times:
     """Time steps, validations and a checkpoint on a state of their own."""
     config, mesh = opened.config, opened.mesh
     widest = sharding.shard_batch(mesh, opened.batches.empty_batch())
+    vocab_size = opened.tokenizer.vocab_size
     start = time.perf_counter()
     resident = sharding.bytes_per_device(opened.state)
-    fitted = memory.compile_to_fit(config, opened.tokenizer.vocab_size, mesh, widest, resident)
+    fitted = memory.compile_to_fit(config, vocab_size, mesh, widest, resident)
+    state = fitted.steps.init() if opened.state is None else opened.state
+    jax.block_until_ready(state)
+    mfu_baseline(config, vocab_size, mesh)  # measured again by `setup.compile_session`, as all of this is done again
     compilation = time.perf_counter() - start
     validate = make_validation(config, opened, fitted.steps)  # computes the reference of preferences, which steps need
     generate_samples = sampling_function(config, opened.run, opened.tokenizer, fitted.steps)
-    state = fitted.steps.init() if opened.state is None else jax.tree.map(jnp.copy, opened.state)
-    state, steps = _time_steps(opened, fitted, state, widest["input_ids"].shape)
+    if opened.state is not None:  # a step overwrites its state
+        state = jax.tree.map(jnp.copy, opened.state)
+    state, steps, more_compilation = _time_steps(opened, fitted, state, widest["input_ids"].shape)
 
     def validation() -> None:
         validate(state.evaluated_weights)
@@ -163,28 +185,43 @@ def _measure(opened: OpenRun) -> Times:
     later = _seconds(validation) if first < _REPEATED_BELOW else first
     save = _time_save(opened, state)
     score_tasks = TrainingTasks(opened.tasks, config, opened.run, opened.tokenizer, fitted.steps.model).score
-    tasks = _seconds(lambda: score_tasks(state.evaluated_weights)) if opened.tasks else 0.0
-    return Times(len(steps), statistics.fmean(steps), later, first, save, compilation, tasks)
+    tasks = 0.0
+    if opened.tasks:
+        first_tasks = tasks = _seconds(lambda: score_tasks(state.evaluated_weights))
+        if first_tasks < _REPEATED_BELOW:
+            tasks = _seconds(lambda: score_tasks(state.evaluated_weights))
+            compilation += max(0.0, first_tasks - tasks)
+    return Times(len(steps), statistics.fmean(steps), later, first, save, compilation + more_compilation, tasks)
 
 
-def _time_steps(opened: OpenRun, fitted: memory.FittedStep, state: TrainState, shape: Any) -> tuple[Any, list[float]]:
-    """Return the state after the timed steps, and the seconds of each."""
+def _time_steps(
+    opened: OpenRun, fitted: memory.FittedStep, state: TrainState, shape: Any
+) -> tuple[Any, list[float], float]:
+    """Return the state after the timed steps, the seconds of each, and those of compiling for other shapes."""
     config, mesh = opened.config, opened.mesh
     part = sharding.batch_shard(mesh)
     programs = {shape: fitted.train}
     wanted = min(max(_SHARE * 60 * config.train.minutes, _MIN_SECONDS), _MAX_SECONDS)
+
+    def count() -> int:
+        mean = statistics.fmean(times)
+        return max(len(times), math.ceil(min(max(wanted / mean, _MIN_STEPS), 3 * wanted / mean)))
+
     times: list[float] = []
+    compilation = 0.0
     pending = None
     untimed = _UNTIMED_STEPS
-    is_enough = False
+    last = 0  # number of timed steps; 0: not known yet
     with Prefetcher(
         opened.batches, lambda batch: sharding.shard_batch(mesh, batch, part), 0, 1 << 30, part
     ) as prefetcher:
         end = time.perf_counter()
-        while not is_enough:
+        while not last or len(times) < last:
             batch, _ = prefetcher.next()
             if batch["input_ids"].shape not in programs:
+                start = time.perf_counter()
                 programs[batch["input_ids"].shape] = fitted.steps.train.lower(state, batch).compile()
+                compilation += time.perf_counter() - start
                 untimed = max(untimed, 2)
             state, metrics = programs[batch["input_ids"].shape](state, batch)
             if pending is not None:  # as in the training loop, a step is dispatched before the one before is awaited
@@ -195,12 +232,12 @@ def _time_steps(opened: OpenRun, fitted: memory.FittedStep, state: TrainState, s
                 untimed -= 1
             else:
                 times.append(end - start)
-            total = sum(times)
-            # All processes take the same number of steps: they wait for each other in each.
-            own = len(times) > 0 and total >= wanted and (len(times) >= _MIN_STEPS or total >= 3 * wanted)
-            is_enough = bool(agreement.gather("end of the speed trial", functools.partial(bool, own))[0])
+            if len(times) == _FIRST_STEPS and not last:
+                # All processes take the same number of steps. To agree takes time, so that the next step is not timed.
+                last = agreement.from_first("steps of the speed trial", count)
+                untimed += 1
     jax.block_until_ready(pending)
-    return state, times
+    return state, times, compilation
 
 
 def _time_save(opened: OpenRun, state: TrainState) -> float:

@@ -110,6 +110,17 @@ def test_run_of_two_processes_resumes_on_one(folder, monkeypatch):
 
 
 @pytest.mark.slow
+def test_two_processes_take_the_steps_that_the_first_one_chooses(folder):
+    for status, error in finish(start(folder, "timed", 2, 1, "--train.minutes", 1, "--eval.every", 100)):
+        assert status == 0, error
+    steps = json.loads((folder / "timed" / "trial.json").read_text())["steps"]
+    for status, error in finish(start(folder, "given", 2, 1, "--train.steps", steps, "--eval.every", 100)):
+        assert status == 0, error
+    assert len(rows(folder, "timed")) == steps
+    assert rows(folder, "timed") == rows(folder, "given")
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_after_the_same_step(folder):
     started = start(folder, "run", 2, 2, "--train.steps", 3000, "--mesh.fsdp", 4)
     wait_for_step(folder, "run", 3, started)

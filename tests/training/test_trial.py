@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -70,9 +71,10 @@ def test_no_step_fits_into_too_little_time():
 def test_the_run_is_that_of_the_steps_that_were_chosen(text, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "slm_jax")
     monkeypatch.setattr(trial, "_MIN_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_SHARE", 1e-4)
     monkeypatch.setattr(trial, "steps_that_fit", lambda *_: 8)
     options = {**OPTIONS, "data__files": (text,)}
-    config = tiny_config(**options, train__minutes=0.001)
+    config = tiny_config(**options, train__minutes=1.0)
     result = train(config, tmp_path / "timed")
     run = Run(result.run)
     saved = read_trial(run)
@@ -95,7 +97,7 @@ def test_the_run_is_that_of_the_steps_that_were_chosen(text, tmp_path, monkeypat
 
 def test_a_killed_trial_starts_again(text, tmp_path, monkeypatch):
     options = {**OPTIONS, "data__files": (text,)}
-    config = tiny_config(**options, train__minutes=0.001)
+    config = tiny_config(**options, train__minutes=1.0)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -104,10 +106,30 @@ def test_a_killed_trial_starts_again(text, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
     assert read_trial(Run(tmp_path / "run")) is None
-    times = Times(steps=1, step=1.0, validation=0.0, first_validation=0.0, save=0.0, compilation=0.0)
+    times = Times(steps=1, step=1e3, validation=0.0, first_validation=0.0, save=0.0, compilation=0.0)
     monkeypatch.setattr(trial, "_measure", lambda _: times)
-    with pytest.raises(UserError, match=r"train\.minutes 0\.001: preparing and compiling took 0:00, .* give more"):
+    with pytest.raises(
+        UserError, match=r"took 0:0\d, and no step of 1e\+03 s fits.* --run .*/run --train\.minutes 16\d\d,"
+    ):
         train(config, tmp_path / "run")
+
+
+def test_what_was_prepared_in_too_little_time_is_kept(text, tmp_path, monkeypatch, caplog):
+    """The error comes before the trial, and its command goes on without reading the text again."""
+    caplog.set_level("INFO", "slm_jax")
+    config = tiny_config(**OPTIONS, data__files=(text,), train__minutes=0.5, data__cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(trial, "_measure", None)
+    with pytest.raises(
+        UserError, match=r"preparing the text took 1:0\d.* --run .*/run --train\.minutes [34],"
+    ) as error:
+        train(config, tmp_path / "run", began=time.monotonic() - 65)
+    assert "\n" not in str(error.value)
+    assert "learning a tokenizer" in caplog.text
+    caplog.clear()
+    with pytest.raises(TypeError, match="not callable"):  # the trial begins
+        train(config, tmp_path / "run")
+    assert "learning a tokenizer" not in caplog.text
+    assert "reading" not in caplog.text
 
 
 def test_steps_and_minutes_exclude_each_other():
