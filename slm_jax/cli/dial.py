@@ -28,6 +28,8 @@ _UTILIZATION = 0.4
 _TEXTS = {"python-docs": 2_400_000}  # bytes of training text of sources whose size is known
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32
 _ROW_FILES = (".parquet", ".jsonl", ".json")  # hold more than their text, or are compressed
+_MARGIN = 1.05  # text that is prepared, as a multiple of the tokens that are trained on
+_TIMED_MARGIN = 4.0  # where the speed trial may choose more tokens than estimated
 _OTHER_SIZE = 0.02  # a difference of the number of parameters that is worth a note
 _SAME_SIZE = 0.1  # a run has the size that is asked for if it differs by at most this
 
@@ -79,6 +81,9 @@ def apply_rule(
             "give --train.steps or --train.minutes"
         )
     tree = _valid_options(overrides, preset)
+    minutes = 0.0 if "train.steps" in overrides else overrides.get("train.minutes", 0.0)
+    if minutes and not dial.budget and speed is not None and multihost.process_count() == 1:
+        budget = Budget(seconds=60 * minutes)
     flops = budget.flops
     if budget.seconds:
         if speed is None:
@@ -111,7 +116,8 @@ def apply_rule(
         del chosen["train.steps"]  # an estimate, for rates and intervals
     limit = tree.get("data", {}).get("max_tokens", 0)
     if limit and "data.max_tokens" not in overrides:  # of a preset, whose own training it is enough for
-        chosen["data.max_tokens"] = math.ceil(1.05 * recipe.tokens)
+        timed = bool(chosen.get("train.minutes") or overrides.get("train.minutes"))  # the tokens are an estimate
+        chosen["data.max_tokens"] = math.ceil((_TIMED_MARGIN if timed else _MARGIN) * recipe.tokens)
     options = {**chosen, **overrides}
     recipe = _with_note_of_other_size(recipe, make_config(options, preset))
     print(as_text(recipe), file=sys.stderr)
@@ -182,7 +188,9 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     if dial.budget:
         parse_budget(dial.budget)
     saved = run.read_config()
-    parameters = parameters_of(saved, _vocabulary_of(saved))
+    # The file of a named tokenizer may have moved since; of a learned one the size counts that was asked for.
+    copied = saved.tokenizer.path and run.tokenizer.is_file()
+    parameters = parameters_of(saved, _vocabulary(str(run.tokenizer)) if copied else _vocabulary_of(saved))
     if dial.size and not _is_auto(dial) and not math.isclose(parameters, parse_size(dial.size), rel_tol=_SAME_SIZE):
         raise UserError(
             f"{run.path} is a run of about {parameters:,.0f} parameters: --size {dial.size} needs another --run"
@@ -253,7 +261,8 @@ def _text_bytes(data: dict[str, Any], overrides: dict[str, Any]) -> int:
     def value(name: str, default: Any) -> Any:
         return overrides.get(f"data.{name}", data.get(name, default))
 
-    if any(value(name, 0) for name in ("mix", "max_documents", "max_tokens")):
+    # The max_tokens of a preset follows from the training tokens, see apply_rule.
+    if any(value(name, 0) for name in ("mix", "max_documents")) or overrides.get("data.max_tokens"):
         return 0
     if files := overrides.get("data.files", () if "data.source" in overrides else data.get("files", ())):
         paths = find_files([files] if isinstance(files, str) else files)

@@ -75,9 +75,8 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
         if {"train.batch_size", "train.accumulation"} & overrides.keys() and "train.microbatch" not in overrides:
             base["train"] = {**base.get("train", {}), "microbatch": "auto"}  # the saved one fitted the saved batch
     if run is not None and run.exists():
-        overrides = keep_saved(options.dial, overrides, run)
-    else:
-        overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
+        return make_config(keep_saved(options.dial, overrides, run), options.config, base), run
+    overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
     config = make_config(overrides, options.config, base)
     require_memory(options.dial, config)
     return config, run

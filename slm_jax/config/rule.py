@@ -194,9 +194,9 @@ class _Builder:
         batch_size, steps = self._batch_and_steps(tokens, length, reason, shape)
         self._optimizer(shape, batch_size * length, steps)
         self._intervals(steps)
-        if self._request.auto:
-            self._small_text()
         total = steps * batch_size * length
+        if self._request.auto:
+            self._small_text(total / text_tokens(self._request.text_bytes, shape.vocab_size))
         return Recipe(self._options, shape.parameters, total, total * shape.flops_per_token(length), tuple(self._notes))
 
     def _choose(self, name: str, value: Any, reason: str) -> Any:
@@ -212,10 +212,17 @@ class _Builder:
             return auto_parameters(self._request.text_bytes)
         return self._compute_optimal()
 
-    def _small_text(self) -> None:
-        """Choose what keeps a model from learning a small text by heart."""
-        reason = f"the text is read {AUTO_EPOCHS} times, more than {MAX_EPOCHS}"
-        self._choose("model.dropout", AUTO_DROPOUT, reason)
+    def _small_text(self, epochs: float) -> None:
+        """Choose what keeps a model from learning a small text by heart.
+
+        Args:
+            epochs: How often the text is read, by the estimate of its tokens.
+        """
+        reads = f"the text is read about {_short(epochs)} times"
+        if epochs > MAX_EPOCHS:
+            self._choose("model.dropout", AUTO_DROPOUT, f"{reads}, more than {MAX_EPOCHS}")
+        else:
+            self._choose("model.dropout", 0.0, f"{reads}, at most {MAX_EPOCHS}")
         self._choose("train.stop_early", AUTO_STOP_EARLY, "validations in a row without a better one end the run")
 
     def _compute_optimal(self) -> float:
@@ -301,10 +308,11 @@ class _Builder:
         )
         steps = round(tokens / (size * length))
         if steps < 1 and "train.steps" not in self._given:
-            if self._is_limited_by_text:
+            if self._is_limited_by_text or not (self._request.flops or self._request.tokens):
+                cause = "the text is too short: " if self._is_limited_by_text else ""
                 raise UserError(
-                    f"the text is too short: reading it several times makes about {tokens:,.0f} tokens, and a step "
-                    f"takes {size * length:,}: give more text, or --train.steps"
+                    f"{cause}{reason}, and a step takes {size * length:,}: give more text, a smaller "
+                    "--train.batch_size, or --train.steps"
                 )
             needed = size * length * shape.flops_per_token(length)
             raise UserError(

@@ -10,6 +10,7 @@ from slm_jax.config.shape import parameters_of
 from slm_jax.performance import flops
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,11 @@ def test_a_time_becomes_minutes():
         (["tiny.txt", "--size", "auto"], "the text is too short"),
         (["tiny.txt", "--size", "1M"], "the text is too short"),
         (["tiny.txt", "--budget", "1e12"], "the text is too short"),
+        (["text.txt", "--size", "3M", "--train.batch_size", "100000"], "too short.* a smaller --train.batch_size"),
+        (
+            ["--config", "tinystories", "--size", "20M", "--train.batch_size", "10000000"],
+            "^20 tokens per parameter",
+        ),
         (["tiny.txt", "--size", "auto", "--budget", "1e6"], "the budget is too small"),
         (["empty.txt", "--size", "auto"], "neither empty nor compressed"),
         (["--size", "1M", "--init.from_run", "runs/x"], r"init\.from_run starts with an existing one"),
@@ -91,11 +97,47 @@ def test_refusals_are_one_line(args, message, folder):
 
 
 @pytest.mark.parametrize("dial", [["--size", "1M"], ["--budget", "1e12"], ["--size", "AUTO"]])
-def test_given_minutes_replace_the_steps(dial):
-    """Those of several processes, in which no time is turned into a size."""
+def test_given_minutes_replace_the_steps(dial, monkeypatch):
+    monkeypatch.setattr(train, "measured_speed", lambda _: 1e11)
     config, _ = train.parse_args(["text.txt", *dial, "--train.minutes", "2"])
     assert config.train.minutes == 2
     assert config.train.steps == Config.load("quickstart").train.steps  # the speed trial's, later
+
+
+def test_given_minutes_are_a_budget_of_one_process(monkeypatch):
+    def options(**dial):
+        return apply_rule(DialOptions("1M", **dial), minutes if not dial else {}, "tinystories", speed=lambda _: 1e10)
+
+    minutes = {"train.minutes": 2.0}
+    assert options() == options(budget="2min")
+    monkeypatch.setattr("slm_jax.distributed.multihost.process_count", lambda: 2)
+    assert options()["train.minutes"] == 2
+    assert options() != apply_rule(DialOptions("1M", "2min"), {}, "tinystories", speed=lambda _: 1e10)
+
+
+def test_a_limit_of_tokens_of_a_preset_is_none_of_a_text(capsys):
+    train.parse_args(["text.txt", "--config", "tinystories", "--size", "10M"])
+    assert "epochs of the text" in capsys.readouterr().err
+    train.parse_args(["text.txt", "--config", "tinystories", "--size", "auto"])
+
+
+def test_the_tokens_of_a_time_are_an_estimate_with_a_margin():
+    timed = apply_rule(DialOptions(budget="10min"), {}, "tinystories", speed=lambda _: 1e11)
+    counted = apply_rule(DialOptions(budget="6e13"), {}, "tinystories")
+    assert timed["data.max_tokens"] > 3 * counted["data.max_tokens"]
+
+
+def test_a_run_is_resumed_without_the_file_of_its_tokenizer(folder):
+    args = ["text.txt", "--size", "1M", "--run", "made", "--tokenizer.path", "tokenizer.hybtok"]
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text("some text")
+    tokenizer.freeze_vocab(vocab_size=300)
+    tokenizer.save(folder / "tokenizer.hybtok")
+    config, run = train.parse_args(args)
+    run.path.mkdir()
+    run.begin(config)
+    (folder / "tokenizer.hybtok").rename(run.tokenizer)
+    assert train.parse_args(args)[0] == config
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def test_a_small_text_gets_a_small_model_and_a_stop(text):
     assert larger.tokens > recipe.tokens
 
 
+@pytest.mark.parametrize(("request_", "epochs"), [({"text_bytes": 10**9}, "1."), ({"flops": 1e12}, "0.")])
+def test_a_text_that_is_not_read_often_has_no_dropout(request_, epochs):
+    recipe = make_recipe(Request(auto=True, **{"text_bytes": 10**6, **request_}))
+    assert recipe.options["model.dropout"].value == 0
+    assert f"the text is read about {epochs}" in recipe.options["model.dropout"].reason
+
+
 def test_an_existing_tokenizer_is_kept():
     recipe = make_recipe(Request(parameters=30e6, vocab_size=16_384))
     assert "tokenizer.vocab_size" not in recipe.options
