@@ -78,7 +78,7 @@ def run_loop(session: Session) -> Result:
                 collect_garbage()
                 is_last = is_last or recorder.trend.is_over(patience)
             if config.eval.tasks and (is_last or step % (config.eval.tasks_every or config.eval.every) == 0):
-                recorder.score_tasks(state.weights, step)
+                recorder.score_tasks(state.evaluated_weights, step)
                 collect_garbage()
             if session.checkpoints.due(step, recorder.score) or is_last:
                 _save(session, state, step, recorder, metrics)

@@ -170,10 +170,10 @@ class StepRecorder:
         self._report_rise()
 
     def score_tasks(self, weights: Any, step: int) -> None:
-        """Score the newest parameters on `eval.tasks`; the scores join the step's row.
+        """Score the parameters that are validated on `eval.tasks`; the scores join the step's row.
 
         Args:
-            weights: All parameters after the newest step, `TrainState.weights`.
+            weights: All parameters after the newest step, `TrainState.evaluated_weights`.
             step: That step.
         """
         assert self._pending is not None

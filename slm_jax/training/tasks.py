@@ -93,7 +93,7 @@ class TrainingTasks:
         parameters that are split over devices all processes compute.
 
         Args:
-            weights: All parameters, `TrainState.weights`.
+            weights: All parameters, `TrainState.evaluated_weights`.
 
         Returns:
             For each task its score `task_NAME` from 0 to 1, the ends of its 95 % interval `task_NAME/low` and

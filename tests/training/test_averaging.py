@@ -1,5 +1,6 @@
 """Test the moving average of the parameters against NumPy, in the training state and in every reader of a run."""
 
+import json
 import shutil
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from slm_jax.config.schema import Config
 from slm_jax.data.corpus.corpus import open_corpus
+from slm_jax.evaluation import evaluate
 from slm_jax.model import lora
 from slm_jax.model.params import pure_params
 from slm_jax.run.directory import Run
@@ -54,7 +56,11 @@ def workspace(tmp_path_factory):
     """A folder with a text and a run of four steps with a checkpoint after each."""
     path = tmp_path_factory.mktemp("average")
     (path / "a.txt").write_text("".join(f"Line {i}: the fox sees {i * 7 % 13} dogs.\n" for i in range(400)))
-    train(config_of(path), path / "run")
+    source = np.random.default_rng(0)
+    pairs = [["".join(source.choice(list("aeinorst "), 12)) for _ in range(2)] for _ in range(150)]
+    lines = [json.dumps({"sentence_good": good, "sentence_bad": bad}) + "\n" for good, bad in pairs]
+    (path / "pairs.jsonl").write_text("".join(lines))
+    train(config_of(path, **{"eval.tasks": [f"blimp={path / 'pairs.jsonl'}"]}), path / "run")
     return path
 
 
@@ -82,6 +88,13 @@ def test_a_run_keeps_validates_and_loads_the_average(workspace):
     held_out = open_corpus(run.corpus, loaded.tokenizer).held_out(loaded.config.eval.max_tokens)
     scores = validation.scores(loaded.config, held_out, lambda x: steps.evaluate(pure_params(loaded.model), x))
     assert read_rows(run.path)[-1]["val_loss"] == pytest.approx(scores["loss"], rel=1e-6)
+
+
+def test_tasks_during_training_score_the_average(workspace):
+    tasks = (f"blimp={workspace / 'pairs.jsonl'}",)
+    later = evaluate(workspace / "run", tasks, step=4, save=False).rows
+    accuracy = next(row["value"] for row in later if (row["group"], row["metric"]) == ("all", "accuracy"))
+    assert read_rows(workspace / "run")[-1]["task_blimp"] == accuracy
 
 
 @pytest.mark.slow
