@@ -67,7 +67,7 @@ def test_text_states_baseline_convention_and_spread(small):
     assert f"{small.mfu_of_measured_peak:.1%} of the measured peak" in text
     assert roofline.CONVENTION in text
     assert "80 % of 5 within" in text
-    assert "Newton-Schulz" in text
+    assert "orthogonalization" in text
     known = small._replace(
         vendor_peak=4 * small.measured_peak, source="a data sheet", vendor_peaks={"float32": 1e15, "bfloat16": None}
     )

@@ -50,7 +50,7 @@ class FlopCounts(NamedTuple):
         products: Products in the gradient of the naive program; equal to `formula_square`.
         xla: XLA's count of the same program, which includes element-wise operations; None if XLA has none.
         written: Products of the real step before XLA optimizes it, recomputation and optimizer included.
-        optimizer: The part of `written` that is the optimizer's (Newton-Schulz).
+        optimizer: The part of `written` that is the optimizer's: the orthogonalization of Muon and NorMuon.
         uncounted: Kernels of the real step whose products are not in `written`.
     """
 
@@ -350,7 +350,7 @@ def _flop_lines(report: Report) -> list[str]:
         rows.append((counts.xla, f"XLA's count of the naive program: {ratio:.4f}, with element-wise operations"))
     details = f"{counts.written / counts.formula:.3f} of what MFU counts"
     if counts.optimizer:
-        details += f", of which {counts.optimizer / scale:,.2f} {unit} Newton-Schulz"
+        details += f", of which {counts.optimizer / scale:,.2f} {unit} orthogonalization"
     if counts.uncounted:
         details += f"; without the products inside {', '.join(counts.uncounted)}"
     rows.append((counts.written, f"products of the real step as traced: {details}"))
