@@ -85,13 +85,21 @@ def _free_programs(trials: Sequence[Trial], number: int) -> None:
 
 
 def finished_score(trial: Trial, metric: str) -> float | None:
-    """Return the score of a trial that has saved its last step; None if it has not, or has not been started."""
-    from slm_jax.run.selection import list_checkpoints  # imports JAX
+    """Return the score of a trial that has saved its last step; None if it has not, or has not been started.
 
+    The last step is `train.steps`, or that at which `train.stop_early` ended the trial.
+    """
+    from slm_jax.run.selection import newest_trend  # imports JAX
+
+    if not trial.run.is_dir():
+        return None
     # Metrics of the last step may be written although a kill has prevented its checkpoint.
-    if not trial.run.is_dir() or all(
-        saved.step < trial.config.train.steps for saved in list_checkpoints(Run(trial.run))
-    ):
+    run = Run(trial.run)
+    step = run.newest_step()
+    if step is None:
+        return None
+    train = trial.config.train
+    if step < train.steps and not (train.stop_early and newest_trend(run).is_over(train.stop_early)):
         return None
     return last_score(trial.run, metric)
 

@@ -15,11 +15,12 @@ import pytest
 from slm_jax.cli.sweep import convert_word, parse_args
 from slm_jax.config.schema import Config
 from slm_jax.run.metrics import read_metrics
+from slm_jax.run.trend import Trend, Validation
 from slm_jax.sweep import results
 from slm_jax.sweep.axes import Setting
 from slm_jax.sweep.plan import Sweep
 from slm_jax.sweep.results import SettingScore
-from slm_jax.sweep.run import run_trials
+from slm_jax.sweep.run import finished_score, run_trials
 from slm_jax.utils.errors import TrainingError, UserError
 from tests.processes import command_environment, kill_at_random_instants
 from tests.runs import assert_same_run
@@ -148,6 +149,16 @@ class TestTrials:
         errors = {10.0: TrainingError("diverged"), 0.01: UserError("no text")}
         assert str(self.run(monkeypatch, tmp_path, errors)[1]) == "no text"
         assert len(json.loads((tmp_path / "failures.json").read_text())) == 1
+
+    @pytest.mark.parametrize(("since_best", "patience", "is_finished"), [(2, 2, True), (1, 2, False), (2, 0, False)])
+    def test_a_trial_that_stopped_early_is_finished(self, monkeypatch, tmp_path, since_best, patience, is_finished):
+        base = Config.load("minute", **{"train.stop_early": patience})
+        trial = Sweep(base, ("optimizer.lr=0.01",)).trials(tmp_path, convert_word)[0]
+        trend = Trend(Validation(30, 2.0, 1.0), Validation(10, 1.0, 0.5), since_best)
+        monkeypatch.setattr("slm_jax.run.selection.newest_trend", lambda run: trend)
+        (trial.run / "checkpoints" / "30").mkdir(parents=True)
+        (trial.run / "metrics.jsonl").write_text(json.dumps({"step": 30, "val_bits_per_byte": 1.0}) + "\n")
+        assert finished_score(trial, "val_bits_per_byte") == (1.0 if is_finished else None)
 
 
 def scored(by_seed, failed=0, **values):
