@@ -16,6 +16,7 @@ from slm_jax.cli.flags import Flag, InvalidValuesError, Option, build, command_o
 from slm_jax.cli.help import help_text, wrapped
 from slm_jax.config.finetuning import fine_tuning_settings
 from slm_jax.config.presets import read_preset
+from slm_jax.config.recipes import overridable
 from slm_jax.config.schema import Config, ModelConfig, TrainConfig
 from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
@@ -191,6 +192,9 @@ def make_config(overrides: dict[str, Any], preset: str = "", base: Tree | None =
     data = tree.get("data")
     if {"data.files", "data.mix"} & overrides.keys() and "data.source" not in overrides and isinstance(data, dict):
         tree["data"] = {name: value for name, value in data.items() if name != "source"}  # overridden as well
+    if isinstance(tree.get("model"), dict):
+        source = preset or overrides.get("init.from_run") or ("the saved config" if base else "quickstart")
+        tree["model"] = overridable(tree["model"], nested(overrides).get("model", {}), str(source))
     for section, fields in nested(overrides).items():
         present = tree.get(section, {})
         if isinstance(present, dict):  # from_tree reports anything else

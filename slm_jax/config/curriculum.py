@@ -23,6 +23,7 @@ from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.option import Section, Strings, option
 from slm_jax.config.paths import CURRICULUM, STAGES
 from slm_jax.config.presets import read_preset
+from slm_jax.config.recipes import overridable
 from slm_jax.config.schema import Config, describe_error, format_problems
 from slm_jax.utils.errors import UserError
 
@@ -168,6 +169,8 @@ def _merged(base: Tree, over: Tree) -> Tree:
     for section, fields in over.items():
         before = base.get(section, {})
         if isinstance(fields, dict) and isinstance(before, dict):
+            if section == "model":
+                before = overridable(before, fields, "the curriculum")
             if section == "data" and set(_TEXT) & fields.keys():
                 before = {name: value for name, value in before.items() if name not in _TEXT}
             fields = {**before, **fields}

@@ -17,7 +17,7 @@ from slm_jax.config.data_section import DataConfig, TokenizerConfig
 from slm_jax.config.model_section import ModelConfig
 from slm_jax.config.optimizer_section import OptimizerConfig
 from slm_jax.config.presets import read_preset
-from slm_jax.config.recipes import with_recipe
+from slm_jax.config.recipes import overridable, with_recipe
 from slm_jax.config.sections import MAX_STEPS, CheckpointConfig, HealthConfig, LoraConfig, Sections, TrainConfig
 from slm_jax.utils.errors import UserError
 
@@ -63,6 +63,9 @@ class Config(Sections):
             UserError: The preset cannot be read, or the values are invalid; lists every problem.
         """
         tree = read_preset(preset)
+        given = {field: value for name, value in overrides.items() if (field := _model_option(name))}
+        if isinstance(tree.get("model"), dict):
+            tree["model"] = overridable(tree["model"], given, str(preset))
         for name, value in overrides.items():
             section, _, field = name.replace("__", ".").partition(".")
             if isinstance(tree.setdefault(section, {}), dict):  # from_tree reports anything else
@@ -203,6 +206,12 @@ def nearest_name(name: str, names: Sequence[str]) -> str:
     else:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return close[0] if close else ""
+
+
+def _model_option(name: str) -> str:
+    """Return the option of the section `model` that a name of `Config.load` stands for; "" for another section."""
+    section, _, field = name.replace("__", ".").partition(".")
+    return field if section == "model" else ""
 
 
 def _with_implied_source(tree: Tree) -> Tree:

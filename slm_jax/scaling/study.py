@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.config.paths import RUNS
+from slm_jax.config.recipes import overridable
 from slm_jax.config.rule import Request, make_recipe
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.performance import flops
@@ -150,6 +151,8 @@ class Study:
 
     def _config(self, options: dict[str, Any]) -> Config:
         tree = {section: dict(fields) for section, fields in self.base.model_dump().items()}
+        if "model.depth" in options:
+            tree["model"] = dict(overridable(tree["model"], {"depth": options["model.depth"]}, "the study"))
         for name, value in options.items():
             section, _, key = name.partition(".")
             tree[section][key] = value

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.config.paths import RUNS
+from slm_jax.config.recipes import overridable
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.sweep.axes import Axis, Convert, Setting, parse_axis, settings
 from slm_jax.sweep.definition import read_definition, require_same_options, save_definition
@@ -75,6 +76,8 @@ class Sweep:
         problems: list[str] = []
         for setting in chosen:
             tree = {section: dict(fields) for section, fields in base.items()}
+            of_model = {name.removeprefix("model."): 0 for name in setting.values if name.startswith("model.")}
+            tree["model"] = dict(overridable(tree["model"], of_model, "the sweep"))
             for name, value in setting.values.items():
                 section, _, key = name.partition(".")
                 tree[section][key] = value
