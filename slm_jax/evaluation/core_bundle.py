@@ -192,8 +192,8 @@ def _entries(bundle: Bundle) -> list[Any]:
         entries = content["icl_tasks"]
         if not isinstance(entries, list) or not entries:
             raise TypeError("icl_tasks is not a list of tasks")
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{_TASKS} of {bundle.origin} is malformed: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{_TASKS} of {bundle.origin} is malformed: {' '.join(str(error).split())}") from None
     return entries
 
 
@@ -224,7 +224,9 @@ def _core_task(entry: Any, baselines: dict[str, float], bundle: Bundle) -> CoreT
     if task.kind not in _COLUMNS:
         known = ", ".join(_COLUMNS)
         raise UserError(f"{_TASKS} of {bundle.origin}: {task.label} has the type {task.kind}; expected one of {known}")
-    if not 0 <= task.baseline < 1 or task.shots < 0:
+    if task.shots < 0:
+        raise UserError(f"{_TASKS} of {bundle.origin}: {task.label} has num_fewshot {task.shots}: should be 0 or more")
+    if not 0 <= task.baseline < 1:
         raise UserError(f"{bundle.origin}: {task.label} has no random baseline below 100 % in {_BASELINES}")
     return task
 
@@ -233,7 +235,11 @@ def _records(task: CoreTask, bundle: Bundle) -> list[Record]:
     """Return the records of a task. Raises UserError for one that is malformed."""
     records = []
     name = f"{_RECORDS}/{task.file}"
-    for number, line in enumerate(bundle.read(name).decode("utf-8").split("\n"), start=1):
+    try:
+        lines = bundle.read(name).decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{bundle.origin}: {name} is not UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -224,7 +224,9 @@ def test_a_zip_file_is_downloaded_once(bundle, tmp_path, monkeypatch):
     ("file", "text", "message"),
     [
         ("core.yaml", "icl_tasks: 3", "core.yaml of .* is malformed"),
-        ("core.yaml", "- [", "core.yaml of .* is malformed"),
+        ("core.yaml", "- [", r"^core.yaml of .* is malformed: [^\n]*$"),
+        ("core.yaml", TASKS.replace("[3]", "[-1]"), "words has num_fewshot -1: should be 0 or more"),
+        ("eval_data/words.jsonl", b"\xff\n", "words.jsonl is not UTF-8 text"),
         ("core.yaml", TASKS.replace("schema\n", "other\n"), "pronouns has the type other; expected one of"),
         ("core.yaml", TASKS.replace("label: words", "label: unknown"), "unknown has no random baseline"),
         ("core.yaml", TASKS.replace("schema.jsonl", "../../secret.jsonl"), "names a file outside of it"),
@@ -236,7 +238,7 @@ def test_a_zip_file_is_downloaded_once(bundle, tmp_path, monkeypatch):
 )
 def test_a_malformed_bundle_is_reported(tmp_path, file, text, message):
     folder = write_bundle(tmp_path / "bundle")
-    (folder / file).write_text(text)
+    (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         read_tasks(open_bundle(str(folder)))
 
