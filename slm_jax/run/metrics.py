@@ -223,7 +223,8 @@ def source_scores(row: Row, score: str) -> dict[str, float]:
 
 def task_scores(row: Row) -> dict[str, float]:
     """Return the scores of `eval.tasks` in a row by task, without their intervals; empty if none was scored."""
-    names = [name for name in row if name.startswith("task_") and "/" not in name]
+    details = ("/low", "/high", "/chance")  # a label may have a slash
+    names = [name for name in row if name.startswith("task_") and not name.endswith(details)]
     return {name.removeprefix("task_"): row[name] for name in names if isinstance(row[name], int | float)}
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slm_jax.run.metrics import MetricsWriter, read_metrics
+from slm_jax.run.metrics import MetricsWriter, read_metrics, task_scores, tasks_text
 from slm_jax.utils.formatting import duration
 
 
@@ -68,3 +68,9 @@ def test_a_row_with_nan_is_refused(tmp_path):
 
 def test_duration():
     assert (duration(7), duration(187.4), duration(3731)) == ("0:07", "3:07", "1:02:11")
+
+
+def test_a_label_of_a_task_may_have_a_slash():
+    row = {"task_choices:a/b": 0.5, "task_choices:a/b/low": 0.4, "task_choices:a/b/high": 0.6, "task_blimp/chance": 0.5}
+    assert task_scores(row) == {"choices:a/b": 0.5}
+    assert tasks_text(row) == "choices:a/b 50.0 % (40.0 – 60.0)"
