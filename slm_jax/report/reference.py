@@ -193,9 +193,7 @@ def read_reference(path: Path) -> Reference:
             raise ValueError(f"its format is not {FORMAT}")
         curves = [SeedCurve(**curve) for curve in content.pop("curves")]
         reference = Reference(**content, curves=curves)
-        lengths = {len(column) for curve in curves for column in list(asdict(curve).values())[1:]}
-        if len(curves) < MIN_SEEDS or len(lengths) != 1 or not np.isfinite(reference.mean).all():
-            raise ValueError("its curves are incomplete")
+        _require_complete(reference)
         return reference
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
@@ -203,6 +201,23 @@ def read_reference(path: Path) -> Reference:
         raise UserError(
             f"{path} is not a reference ({error}): write one with report RUN RUN … --reference PATH"
         ) from None
+
+
+def _require_complete(reference: Reference) -> None:
+    """Raise ValueError or TypeError unless all curves have the same steps, and positive numbers."""
+    curves = reference.curves
+    columns = [np.array(column) for curve in curves for column in list(asdict(curve).values())[1:]]
+    if len(curves) < MIN_SEEDS or not columns[0].size or len({column.shape for column in columns}) != 1:
+        raise ValueError("its curves are incomplete")
+    if any(curve.steps != curves[0].steps for curve in curves):
+        raise ValueError("its curves have different steps")
+    if not all(np.issubdtype(column.dtype, np.number) and np.isfinite(column).all() for column in columns):
+        raise ValueError("its curves are not finite numbers")
+    if any(value <= 0 for curve in curves for value in (*curve.steps, *curve.bits_per_byte)):
+        raise ValueError("its curves have steps or bits per byte that are not positive")
+    tables = (reference.options, reference.text, reference.environment)
+    if not all(isinstance(each, dict) for each in tables):
+        raise TypeError("options, text and environment are not all objects")
 
 
 def find_references(name: str) -> list[Reference]:

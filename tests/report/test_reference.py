@@ -139,6 +139,39 @@ def test_runs_that_are_no_seeds_of_one_config_make_no_reference(copy, tmp_path):
         read_reference(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": [], "tokens": [], "bits_per_byte": [], "seconds": []},
+        {"steps": ["a", "b"]},
+        {"steps": [1, 3]},
+        {"seconds": [None, None]},
+        {"bits_per_byte": [0.0, 0.0]},
+        {"options": []},
+    ],
+)
+def test_a_damaged_reference_is_reported(change, tmp_path):
+    curve = {"steps": [1, 2], "tokens": [8, 16], "bits_per_byte": [2.0, 1.5], "seconds": [0.1, 0.2]}
+    other = {"name": "a", "options": {}, "held_out": "", "text": {}, "environment": {}}
+    top = {name: value for name, value in change.items() if name in other}
+    first = curve | {name: value for name, value in change.items() if name in curve}
+    path = tmp_path / "a.json"
+
+    def write(first, top):
+        curves = [{"seed": 0, **first}, {"seed": 1, **curve}]
+        path.write_text(json.dumps({"format": 1, **other, **top, "curves": curves}))
+
+    write(curve, {})
+    read_reference(path)
+    write(first, top)
+    with pytest.raises(UserError, match="is not a reference"):
+        read_reference(path)
+    if len(change) == 4:  # also where all curves are empty
+        path.write_text(json.dumps({"format": 1, **other, "curves": [{"seed": seed, **first} for seed in (0, 1)]}))
+        with pytest.raises(UserError, match="its curves are incomplete"):
+            read_reference(path)
+
+
 def test_the_references_of_the_package_are_those_of_its_presets():
     """A changed preset needs its reference again: python tests/benchmarks/references.py NAME"""
     for name in reference_names():
