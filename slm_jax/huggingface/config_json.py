@@ -74,7 +74,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
     Raises:
         UserError: An option has a value that no supported class can express.
     """
-    _check_options(model)
+    check_options(model)
     kind = _architecture(model)
     config: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
@@ -120,7 +120,7 @@ def to_config_json(model: ModelConfig, vocab_size: int, length: int, dtype: str)
     return config
 
 
-def _check_options(model: ModelConfig) -> None:
+def check_options(model: ModelConfig) -> None:
     """Raise UserError if an option has a value that no class can express; names all of them."""
     problems = []
     for name, field in type(model).model_fields.items():

@@ -23,7 +23,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.huggingface import model_card
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, stop_ids
-from slm_jax.huggingface.config_json import to_config_json
+from slm_jax.huggingface.config_json import check_options, to_config_json
 from slm_jax.huggingface.gguf import MODELFILE, check_gguf, modelfile, write_gguf
 from slm_jax.huggingface.peft_folder import CONFIG as ADAPTER_CONFIG
 from slm_jax.huggingface.peft_folder import write_adapters
@@ -194,11 +194,13 @@ def export_peft(run: Run, step: Step, to: str | Path, overwrite: bool = False) -
         The folder, and the step among the checkpoints of the run.
 
     Raises:
-        UserError: The folder cannot be used, or the run has no adapters or no usable checkpoint.
+        UserError: The folder cannot be used, the run has no adapters or no usable checkpoint, or no class of
+            transformers computes the model that they belong to.
     """
     config = run.read_config()
     if not config.lora.rank:
         raise UserError(f"{run.path} has no adapters (lora.rank 0): export it with --format transformers")
+    check_options(config.model)  # peft computes with a class of transformers
     adapters, text = load_adapters(run, config, step)
     with _replace_folder(Path(to), overwrite) as folder:
         write_adapters(folder, adapters, config.lora, config.init.from_hf)

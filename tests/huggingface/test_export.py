@@ -20,7 +20,7 @@ from slm_jax.config.schema import Config, ModelConfig  # after the check for saf
 from slm_jax.huggingface import import_folder as hf_folder
 from slm_jax.huggingface.bundle import bundle
 from slm_jax.huggingface.config_json import NO_CLASS, from_config_json, to_config_json
-from slm_jax.huggingface.export import TOKENIZER_MODULE, export
+from slm_jax.huggingface.export import TOKENIZER_MODULE, export, export_peft
 from slm_jax.model.block import swiglu_width
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run
@@ -445,3 +445,12 @@ def test_imports_that_cannot_be_bundled_are_refused(tmp_path):
         (tmp_path / "module.py").write_text(source)
         with pytest.raises(ValueError, match=message):
             bundle(tmp_path / "module.py")
+
+
+def test_adapters_of_a_model_without_a_class_are_refused(tmp_path):
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.save_config(Config.load("quickstart", **{"lora.rank": 2, "init.from_run": "runs/a", "model.logit_softcap": 15}))
+    with pytest.raises(UserError, match=r"model.logit_softcap = 15.* no exported architecture supports this"):
+        export_peft(run, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
