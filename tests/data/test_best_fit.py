@@ -92,3 +92,4 @@ def test_padding_and_truncated_responses_are_reported():
     warnings = list(batches.warnings(10))
     assert "1 of 3 responses are longer than a row of 12 tokens and lose their end" in warnings[0]
     assert "1 of 3 instructions are skipped" in warnings[1]
+    assert "14% of the positions are padding" in warnings[2]

@@ -19,6 +19,8 @@ from slm_jax.data.corpus.corpus import MixturePart
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.utils.batch import Arrays
 
+_MUCH_PADDING = 0.1  # of the positions, from which on it is warned of
+
 
 def pack(sizes: np.ndarray, length: int) -> np.ndarray:
     """Pack pieces into rows by best fit, the longest piece first.
@@ -159,6 +161,11 @@ class BestFitBatches(PackedBatches):
     def warnings(self, steps: int) -> Iterator[str]:
         """Yield what training for `steps` steps leaves out, with a remedy."""
         yield from truncation_warnings([source.pieces for source in self._sources], self._length)
+        if self.padding > _MUCH_PADDING:
+            yield (
+                f"{self.padding:.0%} of the positions are padding, which takes time: use another "
+                f"--train.sequence_length than {self._length}, or --data.mode segmented"
+            )
         yield from super().warnings(steps)
 
 
