@@ -16,7 +16,7 @@ class ModelConfig(Section):
     )
     dim: int = option(192, "Width of the residual stream.", common=True, shapes_weights=True, exported=True, ge=8)
     depth: int = option(
-        4, "Number of blocks (attention and SwiGLU).", common=True, shapes_weights=True, exported=True, ge=1
+        4, "Number of blocks (attention and MLP).", common=True, shapes_weights=True, exported=True, ge=1
     )
     heads: int = option(3, "Query heads; must divide dim.", common=True, shapes_weights=True, exported=True, ge=1)
     kv_heads: int = option(
@@ -29,7 +29,7 @@ class ModelConfig(Section):
     head_dim: int = option(0, "Channels of a head; 0: dim / heads.", shapes_weights=True, exported=True, ge=0)
     mlp_dim: int = option(
         768,
-        "SwiGLU size; its inner width is 2/3 of this, rounded up.",
+        "Size of the MLP; the inner width of swiglu is 2/3 of this, rounded up.",
         common=True,
         shapes_weights=True,
         exported=True,
@@ -43,7 +43,7 @@ class ModelConfig(Section):
         exported=True,
     )
     mlp_multiple: int = option(
-        64, "The SwiGLU's inner width is rounded up to a multiple of this.", shapes_weights=True, exported=True, ge=1
+        64, "The inner width of swiglu is rounded up to a multiple of this.", shapes_weights=True, exported=True, ge=1
     )
     window: int = option(
         0,

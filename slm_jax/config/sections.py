@@ -135,7 +135,7 @@ class LoraConfig(Section):
     targets: Annotated[tuple[LoraTarget, ...], one_or_more] = option(
         get_args(LoraTarget),
         "Linear layers of each block that have an adapter: query, key, value and out of attention, gate, up and down "
-        "of the SwiGLU.",
+        "of the MLP.",
     )
     from_peft: str = option(
         "",

@@ -1,8 +1,8 @@
-"""One layer of the model: attention and SwiGLU, each after a norm.
+"""One layer of the model: attention and MLP, each after a norm.
 
 RMSNorm before each sub-layer, rotary position embeddings, causal attention with an optional local window and grouped
-queries, SwiGLU, no biases except optional ones of queries, keys and values. Parameters are float32; the dtypes of
-products and activations are those of the `Policy` (precision.py).
+queries, SwiGLU or squared ReLU, no biases except optional ones of queries, keys and values. Parameters are float32; the
+dtypes of products and activations are those of the `Policy` (precision.py).
 
 Each parameter declares the axes of the mesh that it is split over where it is created (distributed/partitioning.py).
 The first matrices of a sub-layer are split by columns over "tensor", the last one by rows, so that a sub-layer needs
