@@ -1,13 +1,15 @@
 """Evaluation items that the training text contains in part: the overlap of n-grams of words.
 
-As in GPT-3 (arXiv:2005.14165, appendix C), an item is contaminated if it has 13 consecutive words in common with a
-training document. Words are what is left between white space in lower case without punctuation (characters that are
-neither letters, digits nor underscores). Items of fewer than 13 words cannot be compared; they count as clean, and
-their number is stated.
+An item is contaminated if one of its pieces, each choice of a question for example, has 13 consecutive words in common
+with a training document: 13 is the largest n of GPT-3 (arXiv:2005.14165, appendix C), which takes a smaller one, 8 or
+more, for tasks of short items. Words are what is left between white space in lower case without punctuation (characters
+that are neither letters, digits nor underscores). Items all of whose pieces have fewer than 13 words cannot be
+compared; they count as clean, and their number is stated.
 
-The n-grams of the items are held in memory as 64-bit hashes, and the training text is read once, block by block. Two
-different n-grams have the same hash with a probability of 2**-64: with 10**6 n-grams of items and 10**10 of training
-text, the probability that any item is marked by mistake is below 0.1 %.
+The n-grams of the items are held in memory as 64-bit hashes, and the training text is read once, block by block. Words
+of n-grams with equal hashes are not compared. Two different n-grams have the same hash with a probability of 2**-64:
+with 10**6 n-grams of items and 10**10 of training text, the probability that any item is marked by mistake is below 0.1
+%.
 """
 
 import itertools
@@ -24,6 +26,7 @@ from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.stream import TokenStream
 from slm_jax.data.overlap import text_blocks
 from slm_jax.evaluation.intervals import binomial_interval
+from slm_jax.evaluation.item_texts import Pieces
 from slm_jax.evaluation.results import Metric, TaskResult
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
@@ -46,7 +49,7 @@ class Contamination(NamedTuple):
 
     Attributes:
         found: bool [N].
-        num_short: Number of items of fewer words than an n-gram.
+        num_short: Number of items all of whose pieces have fewer words than an n-gram.
     """
 
     found: np.ndarray
@@ -61,15 +64,18 @@ def words_of(text: str) -> list[str]:
 class NgramIndex:
     """The n-grams of the items of several tasks."""
 
-    def __init__(self, tasks: Sequence[Sequence[str]]):
+    def __init__(self, tasks: Sequence[Sequence[Pieces]]):
         """Hash the n-grams of all items.
 
         Args:
-            tasks: For each task the text of each item.
+            tasks: For each task the pieces of each item.
         """
-        counts = [len(texts) for texts in tasks]
-        hashes, self._lengths = _ngrams([text for texts in tasks for text in texts])
-        items = np.repeat(np.arange(self._lengths.size), np.maximum(self._lengths - NGRAM + 1, 0))
+        pieces = [each for texts in tasks for each in texts]
+        hashes, lengths = _ngrams(list(itertools.chain.from_iterable(pieces)))
+        item_of = np.repeat(np.arange(len(pieces)), [len(each) for each in pieces])
+        counts = np.maximum(lengths - NGRAM + 1, 0)
+        items = np.repeat(item_of, counts)
+        self._comparable = np.bincount(item_of, counts, len(pieces)) > 0
         self._hashes, inverse = np.unique(hashes, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         self._items = items[order]  # of each n-gram, one after another
@@ -77,7 +83,7 @@ class NgramIndex:
         self._found = np.zeros(self._hashes.size, bool)
         self._table = np.zeros(1 << _TABLE_BITS, bool)
         self._table[_slots(self._hashes)] = True
-        self._bounds = np.cumsum([0, *counts])
+        self._bounds = np.cumsum([0, *map(len, tasks)])
 
     def search(self, texts: Sequence[str]) -> None:
         """Look all n-grams of training documents up."""
@@ -89,10 +95,10 @@ class NgramIndex:
 
     def results(self) -> list[Contamination]:
         """Return the items of each task that were found."""
-        found = np.zeros(self._lengths.size, bool)
+        found = np.zeros(self._comparable.size, bool)
         found[self._items[np.repeat(self._found, np.diff(self._starts))]] = True
         return [
-            Contamination(found[a:b], int((self._lengths[a:b] < NGRAM).sum()))
+            Contamination(found[a:b], int((~self._comparable[a:b]).sum()))
             for a, b in itertools.pairwise(self._bounds.tolist())
         ]
 
@@ -112,11 +118,11 @@ def _ngrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return hashes[text_of[: hashes.size] == text_of[text_of.size - hashes.size :]], lengths
 
 
-def find_contamination(tasks: Sequence[Sequence[str]], blocks: Iterable[Sequence[str]]) -> list[Contamination]:
+def find_contamination(tasks: Sequence[Sequence[Pieces]], blocks: Iterable[Sequence[str]]) -> list[Contamination]:
     """Find the items of tasks that share an n-gram with training text.
 
     Args:
-        tasks: For each task the text of each item.
+        tasks: For each task the pieces of each item.
         blocks: Blocks of training documents, which are read once.
 
     Returns:
@@ -128,11 +134,11 @@ def find_contamination(tasks: Sequence[Sequence[str]], blocks: Iterable[Sequence
     return index.results()
 
 
-def run_contamination(tasks: Sequence[Sequence[str]], run: Run, tokenizer: TextTokenizer) -> list[Contamination]:
+def run_contamination(tasks: Sequence[Sequence[Pieces]], run: Run, tokenizer: TextTokenizer) -> list[Contamination]:
     """Find the items of tasks in the training text of a run, and of the runs that its weights come from.
 
     Args:
-        tasks: For each task the text of each item.
+        tasks: For each task the pieces of each item.
         run: The run.
         tokenizer: Its tokenizer.
 

@@ -15,7 +15,7 @@ published ones:
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -228,12 +228,3 @@ def _note(
         f"mean of the centered accuracy of {num_counted} few-shot tasks{other}; prompts and examples of nanochat's "
         f"core_eval.py; interval by resampling the items of each task{cut if num_cropped else ''}"
     )
-
-
-def record_text(kind: str, record: dict[str, Any]) -> str:
-    """Return the text of a record, without examples: the question and all choices."""
-    if kind == "multiple_choice":
-        return " ".join([record["query"], *map(str, record["choices"])])
-    if kind == "schema":
-        return " ".join([*(f"{context} {record['continuation']}" for context in record["context_options"])])
-    return f"{record['context']} {record['continuation']}"

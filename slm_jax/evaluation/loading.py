@@ -1,7 +1,7 @@
 """Tasks with their data in memory, ready to be measured on any model: of a checkpoint, or during training."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from slm_jax.distributed.sharding import mesh_of, replicated
 from slm_jax.evaluation import analogies, core, heldout
 from slm_jax.evaluation.core_bundle import open_bundle, read_tasks
 from slm_jax.evaluation.datasets import Dataset, HubLoader, Record, read_files
+from slm_jax.evaluation.item_texts import Pieces, all_text, core_pieces, record_pieces
 from slm_jax.evaluation.registry import CHAT_TASKS, SPECIAL_SCORES, TASKS
 from slm_jax.evaluation.replies import Replier
 from slm_jax.evaluation.results import TaskResult
@@ -85,7 +86,7 @@ class LoadedTask(NamedTuple):
         size: Number and kind of its items: "67,000 records".
         score: The metric over all items that stands for the task, a share from 0 to 1.
         content: The items, as JSON values.
-        texts: The text of each item, to be searched for in training text; empty: it is not.
+        texts: The pieces of text of each item, to be searched for in training text; empty: they are not.
         parts: The part of the task that each of these items belongs to; empty: the task has no parts.
         measure: Computes all metrics of a model, over the items that a mask, bool [N], keeps (None: all).
     """
@@ -95,7 +96,7 @@ class LoadedTask(NamedTuple):
     size: str
     score: str
     content: Any
-    texts: Sequence[str]
+    texts: Sequence[Pieces]
     parts: Sequence[str]
     measure: Callable[..., TaskResult]
 
@@ -138,7 +139,7 @@ def load_task(
             return chat_task.measure(_kept(chats, keep), subject.replier.reply)
 
         size = plural(len(chats), "conversation")
-        texts = [_text(record, chat_task.columns) for record in chats]
+        texts: list[Pieces] = [(all_text(record, chat_task.columns),) for record in chats]
         return LoadedTask(spec, dataset.origin, size, chat_task.score, chats, texts, (), measure_replies)
     task = TASKS[spec.name]
     dataset = read_files(spec.path, task.columns) if spec.path else _load_from_hub(spec.name, hub)
@@ -147,7 +148,7 @@ def load_task(
     def measure_records(subject: Subject, keep: Keep = None) -> TaskResult:
         return task.measure(_kept(records, keep), subject.tokenizer, subject.score)
 
-    texts = [_text(record, task.columns) for record in records]
+    texts = [record_pieces(task, record) for record in records]
     size = plural(len(records), "record")
     return LoadedTask(spec, dataset.origin, size, task.score, records, texts, (), measure_records)
 
@@ -169,7 +170,14 @@ def _load_heldout(spec: TaskSpec, max_tokens: int, data: DataConfig | None) -> L
 
     size = plural(len(texts), "document") if spec.path else "held-out text of the run"
     return LoadedTask(
-        spec, spec.path or "held-out text of the run", size, SPECIAL_SCORES["heldout"], texts, texts, (), measure
+        spec,
+        spec.path or "held-out text of the run",
+        size,
+        SPECIAL_SCORES["heldout"],
+        texts,
+        [(text,) for text in texts],
+        (),
+        measure,
     )
 
 
@@ -182,7 +190,7 @@ def _load_core(spec: TaskSpec, option: str, max_items: int) -> LoadedTask:
         return core.measure_core(tasks, subject.tokenizer, subject.score, context, keep, subject.verbose)
 
     size = f"{plural(sum(len(records) for _, records in tasks), 'item')} of {plural(len(tasks), 'task')}"
-    texts = [core.record_text(task.kind, record) for task, records in tasks for record in records]
+    texts = [core_pieces(task.kind, record) for task, records in tasks for record in records]
     parts = [task.label for task, records in tasks for _ in records]
     return LoadedTask(spec, bundle.origin, size, SPECIAL_SCORES["core"], tasks, texts, parts, measure)
 
@@ -195,20 +203,6 @@ def _load_from_hub(name: str, hub: HubLoader) -> Dataset:
 
 def _kept(records: list[Record], keep: Keep) -> list[Record]:
     return records if keep is None else [records[i] for i in np.flatnonzero(keep)]
-
-
-def _text(record: Record, columns: Sequence[str]) -> str:
-    """Return all text in some columns of a record."""
-    return " ".join(text for column in columns for text in _strings(record[column]))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _strings(each)
 
 
 def subset(items: list[Any], max_items: int) -> list[Any]:

@@ -26,6 +26,7 @@ class Task(NamedTuple):
         measure: Computes the metrics from all records.
         hub: The data set on the Hugging Face hub; None: the task needs a file.
         score: The metric over all records that stands for the task where one number is shown.
+        to_question: Of multiple choice, maps a record to its question; raises ValueError for an invalid one.
     """
 
     description: str
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     measure: Callable[[list[Record], TextTokenizer, ScoreFunction], TaskResult]
     hub: HubLocation | None = None
     score: str = "accuracy"
+    to_question: Callable[[Record], Question] | None = None
 
 
 class ChatTask(NamedTuple):
@@ -53,6 +55,7 @@ class ChatTask(NamedTuple):
     score: str
 
 
+PAIR_COLUMNS = ("sentence_good", "sentence_bad")
 SPECIAL_SCORES = {"heldout": "top1_accuracy", "analogies": "accuracy_3cosadd", "core": "core"}
 """The metric that stands for a task that is not computed from records."""
 
@@ -65,13 +68,13 @@ def _multiple_choice(
     reference: str = "",
 ) -> Task:
     measure = functools.partial(tasks.measure_multiple_choice, to_question, reference)
-    return Task(description, tuple(columns.split()), measure, hub, "accuracy_norm")
+    return Task(description, tuple(columns.split()), measure, hub, "accuracy_norm", to_question)
 
 
 TASKS = {
     "blimp": Task(
         "grammar: share of minimal pairs whose acceptable sentence is more probable (67 paradigms of 1,000 pairs)",
-        ("sentence_good", "sentence_bad"),
+        PAIR_COLUMNS,
         tasks.measure_blimp,
         HubLocation("nyu-mll/blimp", "train", BLIMP_PARADIGMS),
     ),

@@ -1,8 +1,8 @@
 """Hashes of all windows of a text, for finding common passages in linear time.
 
 Polynomial hashes modulo 2**64 of the code points (Karp and Rabin, "Efficient randomized pattern-matching algorithms",
-1987), computed for all windows at once from prefix sums. Equal windows have equal hashes; equal hashes are verified by
-the caller.
+1987), computed for all windows at once from prefix sums. Equal windows have equal hashes; where
+an error matters, the caller compares the windows of equal hashes.
 """
 
 from functools import lru_cache

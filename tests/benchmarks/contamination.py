@@ -41,7 +41,7 @@ def main() -> None:
     items = []
     for start in random.integers(0, max(len(words) - 60, 1), options.items):
         passage = words[start : start + 60]
-        items.append(" ".join(passage if start % 2 else random.permutation(passage)))
+        items.append((" ".join(passage if start % 2 else random.permutation(passage)),))
     tokenizer = HybridTokenizer()
     tokenizer.add_text(text[:_LEARNED])
     tokenizer.freeze_vocab(vocab_size=8192)

@@ -7,6 +7,8 @@ import pytest
 
 from slm_jax.evaluation import contamination, evaluate
 from slm_jax.evaluation.contamination import NGRAM, find_contamination, words_of
+from slm_jax.evaluation.item_texts import core_pieces, record_pieces
+from slm_jax.evaluation.registry import TASKS
 from slm_jax.report.page import write_report
 from slm_jax.run.results import read_evaluation
 from slm_jax.utils.errors import UserError
@@ -39,11 +41,43 @@ def test_against_an_intersection_of_sets():
         tasks = [[document() for _ in range(5)], [], [text(random.integers(0, 15)) for _ in range(8)]]
         blocks = [[document() for _ in range(4)], [], [text(3)], ["", document()]]
         trained = set().union(*(grams(each) for block in blocks for each in block))
-        results = find_contamination(tasks, blocks)
+        results = find_contamination([[(each,) for each in texts] for texts in tasks], blocks)
         for texts, result in zip(tasks, results, strict=True):
             assert result.found.tolist() == [bool(grams(each) & trained) for each in texts]
             assert result.num_short == sum(len(words_of(each)) < NGRAM for each in texts)
-    assert find_contamination([["a " * 20]], [])[0].found.tolist() == [False]
+        # The same texts as pieces of fewer items: an item is found or comparable if one of its pieces is.
+        merged = find_contamination([[tuple(texts[:2]), tuple(texts[2:])] for texts in tasks], blocks)
+        for result, single in zip(merged, results, strict=True):
+            assert result.found.tolist() == [single.found[:2].any(), single.found[2:].any()]
+    assert find_contamination([[("a " * 20,)]], [])[0].found.tolist() == [False]
+
+
+def test_a_question_is_found_with_any_of_its_choices():
+    """Each choice with its question, and each sentence of a pair by itself, as training text has them."""
+    question = "on which of these things did the old cat of the house sit"
+    texts = ["a wrong one", "the right answer is here"]
+    trained = [f"So: {question}? The right answer is here!"]
+    records = {
+        "choices": {"context": question, "choices": texts, "answer": 1},
+        "piqa": {"goal": question, "sol1": texts[0], "sol2": texts[1], "label": 1},
+        "arc_easy": {"question": question, "choices": {"text": texts, "label": ["A", "B"]}, "answerKey": "B"},
+    }
+    items = [record_pieces(TASKS[name], record) for name, record in records.items()]
+    items.append(core_pieces("multiple_choice", {"query": question, "choices": texts, "gold": 1}))
+    items.append(core_pieces("schema", {"context_options": ["no", question], "continuation": texts[1], "gold": 1}))
+    assert find_contamination([items], [trained])[0].found.tolist() == [True] * 5
+    assert find_contamination([items], [[question]])[0].found.tolist() == [len(words_of(question)) >= NGRAM] * 5
+
+    short = {
+        "sentence_good": "The cats of the house sit on mats.",
+        "sentence_bad": "The cats of the house sits on mats.",
+    }
+    long = {column: f"{text} {text}" for column, text in short.items()}
+    pairs = [record_pieces(TASKS["blimp"], each) for each in (short, long)]
+    joined = " ".join(short.values())  # 16 words, which no training sentence has
+    (result,) = find_contamination([pairs], [[joined], [long["sentence_bad"]]])
+    assert result.found.tolist() == [False, True]
+    assert result.num_short == 1
 
 
 def test_items_of_the_training_text_are_found_and_the_others_scored_alone(folder, monkeypatch):  # noqa: F811
