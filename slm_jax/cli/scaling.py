@@ -32,7 +32,7 @@ class Options:
     The options of each run follow from its size and budget by the rule of --size and --budget; tokenizer and sequence
     length are the same in all runs. Each is a run in FOLDER/runs, which all other commands read. The folder also has
     results.csv, scaling.json, scaling.png and scaling.toml. After a kill at any instant, the same command continues
-    with the same bits. More budgets, sizes or seeds add runs.
+    with the same bits. Further budgets, sizes and more seeds add runs to those of the folder.
 
     Exit status: 0 done; 1 the held-out run of --check is outside its interval; 2 invalid usage or data; 130, 143 or 129
     stopped by SIGINT, SIGTERM or SIGHUP, saved.
@@ -41,9 +41,9 @@ class Options:
     to: Annotated[str, Flag(metavar="FOLDER")]
     """Folder of the study; an existing study in it is continued."""
     budgets: Annotated[tuple[str, ...], Flag(metavar="FLOPS …")] = ()
-    """FLOPs of a run, two or more values: 1e12 3e12. Default: those of the folder."""
+    """FLOPs of a run, two or more values: 1e12 3e12. Those of an existing folder remain part of the study."""
     sizes: Annotated[tuple[str, ...], Flag(metavar="N …")] = ()
-    """Parameters, three or more values: 300k 1.2M. Every budget has each of them. Default: those of the folder."""
+    """Parameters, three or more values: 300k 1.2M. Every budget has each of them, and each of the folder."""
     seeds: int | None = None
     """Number of seeds of each run, from train.seed on. Default: 1, or that of the folder."""
     target: str = ""
@@ -67,7 +67,7 @@ def parse_args(args: Sequence[str] | None) -> "tuple[Study, Path, Options]":
         UserError: The command line is invalid, or does not continue the study in the folder.
     """
     options, overrides = read_options_and_config(Options, args, PROG)
-    from slm_jax.scaling.study import SCALING, Study, parse_numbers
+    from slm_jax.scaling.study import SCALING, Study, merged, parse_numbers
 
     folder = Path(options.to)
     saved = Study.load(folder) if holds_definition(folder, SCALING) else None
@@ -80,8 +80,8 @@ def parse_args(args: Sequence[str] | None) -> "tuple[Study, Path, Options]":
     earlier = saved or Study(base, (), ())
     study = Study(
         base,
-        parse_numbers("budgets", options.budgets) or earlier.budgets,
-        parse_numbers("sizes", options.sizes) or earlier.sizes,
+        merged("budgets", earlier.budgets, parse_numbers("budgets", options.budgets)),
+        merged("sizes", earlier.sizes, parse_numbers("sizes", options.sizes)),
         given,
         earlier.seeds if options.seeds is None else options.seeds,
         options.metric or earlier.metric,

@@ -85,8 +85,6 @@ class Study:
             UserError: Too few budgets or sizes, or an option is given that follows from the budget.
         """
         for name, values, least in (("budgets", self.budgets, MIN_BUDGETS), ("sizes", self.sizes, MIN_SIZES)):
-            if len(set(values)) < len(values):
-                raise UserError(f"--{name}: a value is given twice")
             if len(values) < least:
                 raise UserError(f"--{name}: give {least} values or more, the fit needs them")
         if fixed := sorted(set(self.given) & set(_FROM_BUDGET)):
@@ -190,11 +188,18 @@ class Study:
         return cls(base, budgets, sizes, given, int(own["seeds"]), str(own["metric"]))
 
     def require_continues(self, saved: "Study", folder: Path) -> None:
-        """Refuse to mix runs with other options into a folder; budgets, sizes and seeds may be added.
+        """Refuse to mix runs with other options into a folder, and to drop some of its runs.
 
         Raises:
             UserError: Names what differs.
         """
+        for name in ("budgets", "sizes"):
+            if missing := set(getattr(saved, name)) - set(getattr(self, name)):
+                raise UserError(
+                    f"--{name}: {min(missing):g} of the study in {folder} is missing: add values to its own"
+                )
+        if self.seeds < saved.seeds:
+            raise UserError(f"--seeds {self.seeds}: the study in {folder} has {saved.seeds}: give as many or more")
         others = [] if set(self.given) == set(saved.given) else ["the options on the command line"]
         require_same_options(self.base, saved.base, folder, others)
 
@@ -209,6 +214,17 @@ def size_setting(trial: Trial) -> SizeSetting:
     """Return the setting of a run of a study."""
     assert isinstance(trial.setting, SizeSetting)
     return trial.setting
+
+
+def merged(option: str, saved: tuple[float, ...], given: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the values of a study together with those that are given, ascending.
+
+    Raises:
+        UserError: A value is given twice.
+    """
+    if len(set(given)) < len(given):
+        raise UserError(f"--{option}: a value is given twice")
+    return tuple(sorted({*saved, *given}))
 
 
 def parse_numbers(option: str, words: Iterable[str]) -> tuple[float, ...]:

@@ -74,7 +74,16 @@ class TestPlan:
         folder.mkdir()
         study.save(folder)
         assert parse_args(["--to", str(folder)])[0] == study
-        assert parse_args(["--to", str(folder), "--seeds", "3"])[0].seeds == 3
+        more = parse_args(["--to", str(folder), "--seeds", "3", "--budgets", "9T", "1T", "--sizes", "2M"])[0]
+        assert (more.seeds, more.budgets, more.sizes) == (3, BUDGETS, (*SIZES, 2e6))
+        more.save(folder)
+        assert parse_args(words)[0].budgets == BUDGETS  # the command that began the study drops nothing
+        with pytest.raises(UserError, match=r"--seeds 2: the study in .* has 3"):
+            parse_args(["--to", str(folder), "--seeds", "2"])
+        with pytest.raises(UserError, match="--budgets: a value is given twice"):
+            parse_args(["--to", str(folder), "--budgets", "3e13", "30T"])
+        with pytest.raises(UserError, match=r"--sizes: 2e\+06 of the study in .* is missing"):
+            study.require_continues(dataclasses.replace(more, budgets=study.budgets, seeds=1), folder)
         with pytest.raises(UserError, match=r"optimizer.lr \(0.2, before 0.1\).*Give the same, or another --to"):
             parse_args([*words[:-1], "0.2"])
         (folder / "scaling.toml").write_text("[scaling]\nbudgets = 3\n")
