@@ -21,7 +21,7 @@ class Options:
 
         python -m slm_jax.report                      the newest run: runs/NAME/report.html
         python -m slm_jax.report runs/A runs/B        runs/comparison.html
-        python -m slm_jax.report --against reference  is the run on track? (configs/references)
+        python -m slm_jax.report --against mine.json  is the run on track? (made with --reference)
     """
 
     runs: Annotated[tuple[str, ...], Flag(positional=True, bare=bare_words.run_folders())] = ()
@@ -31,7 +31,8 @@ class Options:
     to: str = ""
     """The file to write; empty: report.html in the run, or comparison.html next to the first of several."""
     against: Annotated[str, Flag(metavar="reference|NAME|PATH")] = ""
-    """Compare the run with a reference result: the nearest one of the package, one by name, or a file."""
+    """Compare the run with a reference result: a file, one of configs/references by name, or the nearest one of these
+    (reference)."""
     reference: Annotated[str, Flag(metavar="PATH")] = ""
     """Write a reference result of the runs, finished seeds of one config, to this JSON file."""
 
@@ -60,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if to is not None and to.is_dir():
         raise UserError(f"--to {to} is a folder: give a file, such as {to / 'report.html'}")
     lines: Iterator[str]
+    if options.against and options.reference:
+        raise UserError("--reference writes a reference, --against compares a run with one: give one of them")
     if options.against and len(paths) > 1:
         raise UserError("--against compares one run with a reference: give one run")
     if options.reference:

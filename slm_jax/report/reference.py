@@ -237,5 +237,6 @@ def find_references(name: str) -> list[Reference]:
         raise UserError(f"--against {name} is a folder: to compare runs, give them all (python -m slm_jax.report A B)")
     if name.endswith(".json"):
         return [read_reference(Path(name))]
-    known = ", ".join(["reference", *reference_names()])
-    raise UserError(f"--against {name}: no such reference (available: {known}; or give a .json file)")
+    names = reference_names()
+    known = f"available: {', '.join(['reference', *names])}; or" if names else "the package has none:"
+    raise UserError(f"--against {name}: no such reference ({known} give a .json file)")

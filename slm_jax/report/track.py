@@ -102,7 +102,7 @@ def track(run: ReportData, references: Sequence[Reference]) -> Track:
         UserError: A comparison would be meaningless; names the reasons.
     """
     if not references:
-        raise UserError("there are no references in configs/references: give the path of one")
+        raise UserError("configs/references has no references: give the path of one, or --reference to make one")
     if run.is_curriculum:
         raise UserError(f"{run.path} is a curriculum, and references are of single runs: give one of its stages")
     if not run.held_out_digest:
