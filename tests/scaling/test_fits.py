@@ -102,7 +102,7 @@ def covered(laws, draws, noise=0.004):
 
 
 def test_predictions_for_random_laws_lie_in_their_intervals():
-    assert covered(2, 20)[0] >= 1 / 2
+    assert covered(2, 20)[0] == 1  # both, with fixed seeds
 
 
 @pytest.mark.slow
