@@ -28,6 +28,7 @@ class Track:
         low: Lower bound of its band, [P].
         high: Upper bound, [P].
         differences: What differs, in words.
+        is_beyond: Whether the run has validations only after the last one of the reference.
     """
 
     reference: Reference
@@ -37,12 +38,15 @@ class Track:
     low: np.ndarray
     high: np.ndarray
     differences: tuple[str, ...]
+    is_beyond: bool = False
 
     @property
     def verdict(self) -> str:
         """One sentence about the last of the steps."""
         if not len(self.steps):
-            first = int(self.reference.steps[0])
+            first, last = int(self.reference.steps[0]), int(self.reference.steps[-1])
+            if self.is_beyond:
+                return f"nothing to compare: all validations of the run are after step {last:,}, the reference's last"
             return f"nothing to compare yet: the first validation of the reference is at step {first:,}"
         score, low, high = self.scores[-1], self.low[-1], self.high[-1]
         if score > high:
@@ -117,7 +121,9 @@ def track(run: ReportData, references: Sequence[Reference]) -> Track:
     steps = np.array([row["step"] for row in rows], np.float64)
     scores = np.array([row["val_bits_per_byte"] for row in rows], np.float64)
     mean, low, high = (np.interp(steps, nearest.steps, each) for each in (nearest.mean, *nearest.band))
-    return Track(nearest, steps, scores, mean, low, high, tuple(_differences(run, nearest)))
+    validated = [row["step"] for row in run.columns.validations]
+    is_beyond = bool(validated) and min(validated) > nearest.steps[-1]
+    return Track(nearest, steps, scores, mean, low, high, tuple(_differences(run, nearest)), is_beyond)
 
 
 def _obstacles(run: ReportData, reference: Reference) -> list[str]:

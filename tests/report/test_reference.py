@@ -82,6 +82,9 @@ def test_a_curve_is_compared_where_both_have_values(reference, copy, capsys):
     write_rows(short, rows_of(short)[:5])
     main([str(short.path), "--against", str(reference)])
     assert "nothing to compare yet: the first validation of the reference is at step 8" in capsys.readouterr().out
+    write_rows(run, [row | {"step": row["step"] + 100} for row in rows_of(run)])
+    main([str(run.path), "--against", str(reference)])
+    assert "all validations of the run are after step 24, the reference's last" in capsys.readouterr().out
 
 
 def test_differing_options_are_listed_and_change_the_verdict(reference, copy, capsys):
@@ -114,6 +117,8 @@ def test_meaningless_comparisons_are_refused(reference, copy, curriculum):
             main([str(run.path), "--against", name])
     with pytest.raises(UserError, match="give one run"):
         main([str(run.path), str(copy("b").path), "--against", str(reference)])
+    with pytest.raises(UserError, match="give one of them"):
+        main([str(run.path), "--against", str(reference), "--reference", "new.json"])
 
 
 def test_runs_that_are_no_seeds_of_one_config_make_no_reference(copy, tmp_path):
