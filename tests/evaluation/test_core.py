@@ -166,6 +166,19 @@ def test_core_matches_one_prompt_at_a_time(bundle, tokenizer, limit, monkeypatch
     assert half.metrics[1].estimate.value == hits[: len(ready[0][1])][::2].mean()
 
 
+@pytest.mark.parametrize("complete", [[5, 9, 7], [5, 6]], ids=["other tokens", "no token more"])
+def test_a_continuation_that_changes_the_tokens_of_its_prompt_is_scored_alone(tokenizer, complete):
+    """The prompt is [5, 6]; with its continuation the tokens do not begin with these, or are no more."""
+    prompts = core.Prompts(["a", "a b"], "language_modeling")
+    ids = [np.array([5, 6], np.int32), np.array(complete, np.int32)]
+    (item,) = core.prompt_items(prompts, ids, np.array([8, 4], np.int32), tokenizer)
+    assert item.ids.tolist() == [tokenizer.eos_id, 5, 6, 8, 4]
+    assert item.first == 3
+    ids[1] = np.array([5, 6, 7], np.int32)
+    (item,) = core.prompt_items(prompts, ids, np.array([8, 4], np.int32), tokenizer)
+    assert (item.ids.tolist(), item.first) == ([tokenizer.eos_id, 5, 6, 7], 3)
+
+
 def test_a_long_prompt_loses_its_beginning_and_keeps_what_is_scored():
     item = core.Item(np.arange(100), 97)
     assert core.cropped(item, 200) is item
