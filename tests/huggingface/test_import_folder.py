@@ -30,7 +30,14 @@ from tests.helpers import TINY
 from tests.huggingface.test_export import params_of
 
 SMALL = {**TINY, "model.depth": 1, "model.kv_heads": 2, "model.vocab_multiple": 64, "tokenizer.vocab_size": 330}
-SMALL |= {"eval.max_tokens": 200, "eval.sample_tokens": 0, "train.steps": 3, "checkpoint.every": 100, "mesh.data": 1}
+SMALL |= {
+    "optimizer.lr": 0.01,
+    "eval.max_tokens": 200,
+    "eval.sample_tokens": 0,
+    "train.steps": 3,
+    "checkpoint.every": 100,
+    "mesh.data": 1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def test_a_rise_is_reported_once_with_remedies(run):
 
 
 def test_the_two_causes_of_a_rise_are_told_apart():
-    config = Config.load()
+    config = Config.load(**{"optimizer.lr": 0.01})
     trend = Trend().add(1, 3.0, 1.0).add(2, 3.5, 1.2)
     assert "memorize its text" in rise_text(config, trend, 2.0)
     stopping = Config.load(**{"train.stop_early": 1, "init.from_run": "runs/a"})

@@ -263,7 +263,7 @@ def test_batches_feed_the_next_token_to_the_step():
     The loss approaches 0. An unshifted loss would do so too, by copying, so the predictions are checked as well.
     """
     stream = np.tile(np.arange(50, dtype=np.uint16), 40)
-    config = tiny_config(train__steps=60, optimizer__schedule="constant")
+    config = tiny_config(train__steps=60, optimizer__schedule="constant", optimizer__lr=0.01)
     batches = PackedBatches(stream, 8, 16, seed=0)
     made = make_steps(config, VOCAB)
     state = made.init()
