@@ -172,7 +172,8 @@ def test_labels_are_the_responses(corpora, tokenizer, mode, loss_on):
     if mode in ("packed", "segmented"):
         assert in_order == expected
     assert sum(batches.num_bytes(step) for step in range(epoch)) == corpus.train.num_bytes
-    assert not list(batches.warnings(epoch))
+    # Nothing is cut; rows of so few texts have much padding.
+    assert not [warning for warning in batches.warnings(epoch) if "padding" not in warning]
 
 
 def test_a_segment_is_a_conversation(corpora, tokenizer):
