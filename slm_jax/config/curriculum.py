@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import pydantic
 
-from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.option import Section, Strings, option
 from slm_jax.config.paths import CURRICULUM, STAGES
 from slm_jax.config.presets import read_preset
 from slm_jax.config.recipes import overridable
 from slm_jax.config.schema import Config, describe_error, format_problems
+from slm_jax.config.weight_conflicts import weight_conflicts
 from slm_jax.utils.errors import UserError
 
 Tree = dict[str, Any]

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from slm_jax.config.checks import weight_conflicts
 from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config, format_problems
+from slm_jax.config.weight_conflicts import weight_conflicts
 from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.huggingface.peft_folder import check_adapters, read_adapters
