@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # samples on any terminal
     study, folder, options = parse_args(args)
-    from slm_jax.config.rule import MAX_EPOCHS
+    from slm_jax.config.training_length import MAX_EPOCHS
     from slm_jax.scaling import results
     from slm_jax.scaling.collect import finished_runs
     from slm_jax.scaling.prediction import can_fit, fit, notes, predict, run_check

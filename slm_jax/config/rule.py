@@ -1,8 +1,9 @@
 """The rule behind `--size` and `--budget`: from a number of parameters and a budget to the options of a run.
 
-Each value has its reason in one line. The constants at the top of the file are what is known today, in the comment
-beside each: "measured" names what was compared, everything else is a convention or from the literature. Options that
-are given are kept, and the others follow from them: with `--model.depth 6` the width is chosen for six blocks.
+Each value has its reason in one line. The constants at the top of the file, and in training_length.py, are what is
+known today, in the comment beside each: "measured" names what was compared, everything else is a convention or from the
+literature. Options that are given are kept, and the others follow from them: with `--model.depth 6` the width is chosen
+for six blocks.
 
 The shape itself is in `shape.py`.
 """
@@ -13,11 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_jax.config.shape import Shape, choose_shape, shape_reasons, smallest, smooth_flops_per_token
+from slm_jax.config.training_length import MAX_EPOCHS, TOKENS_PER_PARAMETER
 from slm_jax.utils.errors import UserError
 
-# Length of training.
-TOKENS_PER_PARAMETER = 20  # best use of a given amount of computation (arXiv:2203.15556)
-MAX_EPOCHS = 4  # a text read up to four times is nearly as good as fresh text (arXiv:2305.16264)
 MIN_STEPS = 300  # a shorter run takes smaller batches instead; see AUTO_EPOCHS
 
 # `--size auto`, for a text of one's own: AUTO_PARAMETERS · (bytes / AUTO_BYTES)^AUTO_POWER, read several times.

@@ -12,9 +12,8 @@ The rule is coarse, and its two numbers are from the literature:
 import math
 
 from slm_jax.config.schema import Config, ModelConfig
+from slm_jax.config.training_length import MAX_EPOCHS, TOKENS_PER_PARAMETER
 
-MAX_EPOCHS = 4
-TOKENS_PER_PARAMETER = 20
 _WORTH_NAMING = 1.25  # a longer run is proposed if it is at least this much longer
 
 

@@ -4,9 +4,10 @@ import pytest
 
 from slm_jax.cli import check, mfu, plan, train
 from slm_jax.cli.dial import DialOptions, apply_rule
-from slm_jax.config.rule import OPTIONS, TOKENS_PER_PARAMETER
+from slm_jax.config.rule import OPTIONS
 from slm_jax.config.schema import Config
 from slm_jax.config.shape import parameters_of
+from slm_jax.config.training_length import TOKENS_PER_PARAMETER
 from slm_jax.performance import flops
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
