@@ -163,9 +163,7 @@ class StepRecorder:
         texts = self._session.generate_samples(weights)
         if texts:
             append_samples(self._session.run.samples, step, texts)
-        elapsed = time.perf_counter() - began
-        self._seconds += elapsed
-        self._step_began += elapsed  # not a part of the step's time
+        self._count_beside_steps(began)
         logger.info("step %d: validation %s", step, scores_text(scores))
         self._report_rise()
 
@@ -180,9 +178,7 @@ class StepRecorder:
         began = self._wait_for_step()
         scores = self._session.score_tasks(weights)
         self._pending[2].update(scores)
-        elapsed = time.perf_counter() - began
-        self._seconds += elapsed
-        self._step_began += elapsed
+        elapsed = self._count_beside_steps(began)
         logger.info("step %d: tasks %s, in %s", step, tasks_text(scores) or "not scored", duration(elapsed))
 
     def _report_rise(self) -> None:
@@ -201,6 +197,13 @@ class StepRecorder:
         began = self._wait_for_step()
         yield
         self._step_began += time.perf_counter() - began
+
+    def _count_beside_steps(self, began: float) -> float:
+        """Add the time since `began` to that of the run, not to that of a step; return it in seconds."""
+        elapsed = time.perf_counter() - began
+        self._seconds += elapsed
+        self._step_began += elapsed
+        return elapsed
 
     def _wait_for_step(self) -> float:
         """Wait until the device has finished the newest step; return the time."""
