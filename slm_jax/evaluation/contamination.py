@@ -45,10 +45,10 @@ _TABLE_BITS = 24
 
 
 class Contamination(NamedTuple):
-    """Which items of a task share an n-gram with the training text.
+    """Items of a task that share an n-gram with the training text.
 
     Attributes:
-        found: bool [N].
+        found: Whether the training text has an n-gram of the item, bool [N].
         num_short: Number of items all of whose pieces have fewer words than an n-gram.
     """
 

@@ -24,7 +24,7 @@ from slm_jax.utils.formatting import plural
 from slm_jax.utils.text_tokenizer import TextTokenizer
 
 Keep = np.ndarray | None
-"""Which items count, bool [N]; None: all."""
+"""Mask of the items that count, bool [N]; None: all."""
 
 _SEED = 0  # of the random subset for max_items
 

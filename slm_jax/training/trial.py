@@ -151,7 +151,7 @@ def _needed(config: Config, times: Times, steps: int, afterwards: float = _AFTER
 
 
 def _too_short(run: Run, minutes: float, found: str, enough: float) -> UserError:
-    """Return the error for minutes that are too short; the same run goes on with what is prepared."""
+    """Return the error for minutes that are too short; a second call with this run uses what is prepared."""
     return UserError(
         f"train.minutes {minutes:g}: {found}. The prepared text is kept: give more minutes, --run "
         f"{shlex.quote(str(run.path))} --train.minutes {max(math.ceil(enough / 60), math.ceil(minutes))}, or a smaller "

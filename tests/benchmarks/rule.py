@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     DECAY: (0.5, 0.25, 0.75, 1.0),
     WEIGHT_DECAY: (0.1, 0.0, 0.3),
 }
-MARGIN = 0.9997  # a search goes on while the loss falls by more than this
+MARGIN = 0.9997  # a search continues while the loss falls by more than this
 RATE_BAR = 1.5
 LOSS_BAR = 0.01
 

@@ -115,7 +115,7 @@ def test_a_killed_trial_starts_again(text, tmp_path, monkeypatch):
 
 
 def test_what_was_prepared_in_too_little_time_is_kept(text, tmp_path, monkeypatch, caplog):
-    """The error comes before the trial, and its command goes on without reading the text again."""
+    """The error comes before the trial, and the command that it names does not read the text again."""
     caplog.set_level("INFO", "slm_jax")
     config = tiny_config(**OPTIONS, data__files=(text,), train__minutes=0.5, data__cache=str(tmp_path / "cache"))
     monkeypatch.setattr(trial, "_measure", None)
