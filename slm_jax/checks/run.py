@@ -145,7 +145,7 @@ def _untrained(config: Config, text: _Text, trained_as: Config) -> Iterator[Find
     from slm_jax.checks import step, weights
     from slm_jax.data.batches.modes import empty_batch
     from slm_jax.distributed import sharding
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     vocab_size = text.tokenizer.vocab_size
     found, mesh = step.devices(config)

@@ -4,7 +4,7 @@ A partition is declared where a parameter is created, `nnx.Param(value, partitio
 optimizer moments follow the parameter that they belong to (`partition_of`). An array that nothing declares is an
 error: silently replicated, it would cost every device its full size.
 
-The functions below act on the mesh that the step is traced in (`train_step.make_steps`); without one they do nothing.
+The functions below act on the mesh that the step is traced in (`steps.make_steps`); without one they do nothing.
 
 Shapes: B batch, T tokens, D dim, H query heads, G key/value heads, K channels of a head, V vocabulary, L layers, I and
 O the input and output axes of a matrix, N layers padded to a multiple of the devices.

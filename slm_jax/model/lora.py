@@ -123,11 +123,3 @@ def freeze(params: Params, policy: Policy) -> Params:
     """
     blocks = jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim == 3 else x, params["blocks"])
     return {**params, "blocks": blocks}
-
-
-def join(base: Params, adapters: Params) -> Params:
-    """Return the parameters of a model with adapters from the frozen ones and the adapters."""
-    joined = dict(base)
-    for name, value in adapters.items():
-        joined[name] = join(base[name], value) if name in base else value
-    return joined

@@ -1,4 +1,4 @@
-"""The model's parameters as a tree: shapes without arrays, declared partitions, and the kinds of parameters.
+"""The model's parameters as a tree: the partitions that they declare, and the kinds of parameters.
 
 The tree is a pure dict of arrays, {"embedding": …, "blocks": {"attention": {"query": {"weight": …}, …}, …}, …}, which
 checkpoints store under these names. The leaves under "blocks" have a leading axis of layers.
@@ -8,35 +8,8 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from slm_jax.config.schema import Config
 from slm_jax.distributed.partitioning import Partition, Partitions
-from slm_jax.distributed.platform import Platform
-from slm_jax.model import lora
-from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
-
-
-def abstract_model(
-    config: Config, vocab_size: int, platform: Platform | None = None, adapters: bool = False
-) -> tuple[nnx.GraphDef, Any]:
-    """Return the graph and the abstract parameters of the config's Transformer, without creating any array.
-
-    Args:
-        config: The config.
-        vocab_size: Entries of the tokenizer's vocabulary.
-        platform: The hardware that the model runs on; None: JAX's first device.
-        adapters: Include the adapters of `config.lora`, if it has any.
-
-    Returns:
-        (graph, params): `nnx.merge(graph, arrays)` is the model; params is a pure dict of `jax.ShapeDtypeStruct`.
-    """
-    graph, params = nnx.split(_abstract_transformer(config, vocab_size, platform, adapters), nnx.Param)
-    return graph, nnx.to_pure_dict(params)
-
-
-def declared_partitions(config: Config, vocab_size: int) -> Partitions:
-    """Return the partition that each parameter of the config's Transformer declares, by its path; adapters as well."""
-    return collect_partitions(_abstract_transformer(config, vocab_size, adapters=True))
 
 
 def collect_partitions(model: nnx.Module) -> Partitions:
@@ -66,23 +39,17 @@ def collect_partitions(model: nnx.Module) -> Partitions:
     return partitions
 
 
-def _abstract_transformer(
-    config: Config, vocab_size: int, platform: Platform | None = None, adapters: bool = False
-) -> Transformer:
-    policy = Policy.choose(config, platform)
-
-    def create() -> Transformer:
-        model = Transformer(config.model, vocab_size, policy=policy, rngs=nnx.Rngs(0))
-        if adapters and config.lora.rank:
-            lora.attach(model, config.lora)
-        return model
-
-    return nnx.eval_shape(create)
-
-
 def pure_params(model: Transformer) -> dict[str, Any]:
     """Return the model's parameters as a pure dict of arrays."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def join(frozen: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a model of which one tree is frozen and another one is trained, such as adapters."""
+    joined = dict(frozen)
+    for name, value in trained.items():
+        joined[name] = join(frozen[name], value) if name in frozen else value
+    return joined
 
 
 def is_in_blocks(path: tuple[Any, ...]) -> bool:

@@ -23,7 +23,7 @@ from slm_jax.planning.cudnn import described_gpu
 from slm_jax.planning.targets import Target
 from slm_jax.planning.traffic import traffic_bytes
 from slm_jax.training import memory
-from slm_jax.training.train_step import make_steps
+from slm_jax.training.steps import make_steps
 
 _OPTIONS = {"gpu": {"xla_gpu_autotune_level": "0"}, "tpu": {}}  # autotuning measures kernels on a GPU
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

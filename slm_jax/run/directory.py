@@ -73,7 +73,7 @@ class Run:
 
     @property
     def reference(self) -> Path:
-        """The folder of the reference's log-probabilities of a DPO run, see `slm_jax.training.reference`."""
+        """The folder of the reference's log-probabilities of a DPO run, see `slm_jax.training.dpo.reference`."""
         return self.path / "reference"
 
     @property

@@ -8,7 +8,7 @@ from flax import nnx
 
 from slm_jax.config.schema import Config
 from slm_jax.model import lora, lora_merge
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.precision import compute_dtype
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run, find_run

@@ -30,7 +30,7 @@ _CHECKED = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}\n')
 
 
 class RowLogger(Protocol):
-    """A destination of metrics rows besides the file, such as TensorBoard; see `slm_jax.training.loggers`."""
+    """A destination of metrics rows besides the file, such as TensorBoard; see `slm_jax.training.options.loggers`."""
 
     def log(self, row: Row) -> None:
         """Send a row."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from starlette.responses import Response
 
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run, load_tokenizer
 from slm_jax.run.selection import Step

@@ -7,8 +7,8 @@ healthy steps so far (Finch 2009, "Incremental calculation of weighted mean and 
 
 so that over the first steps, n of them, they are the plain mean and variance. Six deviations over 128 steps are OLMo
 2's choice (arXiv:2501.00656, section 3.1 and its SkipStep optimizer). Values that are spikes or not finite do not enter
-the statistics. Overflows of scaled float16 gradients (`loss_scale`) are skipped whatever the policy. They are counted,
-but not as consecutive skips: the scale has a limit of its own.
+the statistics. Overflows of scaled float16 gradients (`options.loss_scale`) are skipped whatever the policy. They are
+counted, but not as consecutive skips: the scale has a limit of its own.
 
 The device decides whether a step is taken (`update`, `select`), the host reads the outcome one step later and stops the
 run if the config says so (`check`).
@@ -170,43 +170,3 @@ def check(row: dict[str, Any], config: HealthConfig, advice: str) -> dict[str, A
     if "skipped" in row:
         row["skipped"] = int(row["skipped"])
     return row
-
-
-def layer_norms(tree: Any) -> dict[str, jax.Array]:
-    """Return the Euclidean norm of each layer of a tree of parameters or gradients.
-
-    Returns:
-        By top-level name of the tree: a scalar, or [L] for the blocks.
-    """
-    norms = {}
-    for name, subtree in tree.items():
-        first_axis = 1 if name == "blocks" else 0  # the norm is over all axes but that of the layers
-        squares = [jnp.sum(jnp.square(x), axis=tuple(range(first_axis, x.ndim))) for x in jax.tree.leaves(subtree)]
-        norms[name] = jnp.sqrt(sum(squares))
-    return norms
-
-
-def layer_norms_record(step: int, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the record of one step in layers.jsonl.
-
-    Args:
-        step: Number of the step.
-        layers: The metric "layers": norms of gradient, parameters and update by layer.
-
-    Returns:
-        {"step": …, quantity: {layer: value}}, with quantities grad_norm, param_norm and update_ratio (norm of the
-        update over norm of the parameters). None stands for values that are not finite.
-    """
-    record: dict[str, Any] = {"step": step}
-    for quantity, norms in layers.items():
-        record[quantity] = {}
-        for name, value in norms.items():
-            values = jax.device_get(value)
-            by_layer = {name: values} if values.ndim == 0 else {f"{name}.{i}": v for i, v in enumerate(values)}
-            record[quantity] |= {layer: float(v) if math.isfinite(v) else None for layer, v in by_layer.items()}
-    updates = record.pop("update_norm")
-    record["update_ratio"] = {}
-    for (layer, update_norm), param_norm in zip(updates.items(), record["param_norm"].values(), strict=True):
-        has_ratio = param_norm and update_norm is not None
-        record["update_ratio"][layer] = update_norm / param_norm if has_ratio else None
-    return record

@@ -9,20 +9,16 @@
         save a checkpoint                          every `checkpoint.every` steps, and at the end
         collect garbage                            after a validation or a save, and at no other time
 
-What the loop works with is in `session.Session`, which `setup` creates.
+What the loop works with is in `session.Session`, which `setup` creates. The loop does not know which objective and
+options a run has, nor whether it is traced or logged elsewhere: a session brings functions for all of these.
 """
 
-import contextlib
 from typing import Any
-
-import jax
 
 from slm_jax.data.batches.prefetch import Prefetcher
 from slm_jax.distributed import multihost
 from slm_jax.run.metrics import MetricsWriter
 from slm_jax.run.samples import forget_samples_after
-from slm_jax.training.loggers import make_loggers
-from slm_jax.training.profiler import Profiler
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.result import Result
 from slm_jax.training.session import Session, TrainStep
@@ -47,12 +43,11 @@ def run_loop(session: Session) -> Result:
     config = session.config
     run = session.run
     is_first = multihost.is_first()
-    loggers = make_loggers(config, run, session.start) if is_first else ()
+    loggers = session.open_loggers() if is_first else ()
     with (
         MetricsWriter(run.metrics, session.start, is_first, loggers) as metrics,
         StopSignals() as stop,
-        Profiler(config.log.profile, run.profile) as profiler,
-        jax.debug_nans(True) if config.train.debug else contextlib.nullcontext(),
+        session.running_steps() as run_step,
         StepRecorder(session, metrics) as recorder,
         Prefetcher(
             session.batches, session.shard_batch, session.start, config.train.steps, session.batch_part
@@ -70,7 +65,7 @@ def run_loop(session: Session) -> Result:
             batch, num_bytes = prefetcher.next()
             step += 1
             train_step = _step_for(session, state, batch, recorder)
-            state, step_metrics = profiler.run(step, train_step, state, batch)
+            state, step_metrics = run_step(step, train_step, state, batch)
             recorder.record(step, step_metrics, num_bytes)
             is_last = step == config.train.steps
             if is_last or step % config.eval.every == 0:

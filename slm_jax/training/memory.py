@@ -11,7 +11,7 @@ import jax
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import agreement, sharding
-from slm_jax.training.train_step import Steps, make_steps
+from slm_jax.training.steps import Steps, make_steps
 from slm_jax.utils.batch import Batch
 from slm_jax.utils.errors import TrainingError
 from slm_jax.utils.formatting import memory_size, plural

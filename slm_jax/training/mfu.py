@@ -22,7 +22,7 @@ from slm_jax.data.load import load_tokenizer
 from slm_jax.distributed import sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.precision import compute_dtype
 from slm_jax.performance import devices, flops
 from slm_jax.performance.roofline import (
@@ -34,7 +34,8 @@ from slm_jax.performance.roofline import (
     step_shapes,
 )
 from slm_jax.training import memory
-from slm_jax.training.train_step import TrainState, make_steps
+from slm_jax.training.steps import make_steps
+from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
 
 _WARMUP_STEPS = 2  # not timed

@@ -1,22 +1,71 @@
-"""The objectives of training: next-token prediction, and preferences (dpo.py).
-
-An objective is described by `ops.LossWeights` or `dpo.Preference`; its sums over a batch have `loss`, `tokens`, the
-`divisor` of the means, and `metrics()`.
+"""The objective of training: its interface, and next-token prediction. Preferences are in dpo/.
 
 Shapes: B sequences, T tokens, D dim, V vocabulary.
 """
 
+from typing import Any, NamedTuple, Protocol
+
 import jax
 import jax.numpy as jnp
 
-from slm_jax.config.schema import TrainConfig
 from slm_jax.model import ops
 from slm_jax.model.transformer import Transformer
-from slm_jax.training import dpo
 from slm_jax.utils.batch import Batch
 from tokenizer.vocabulary import SPECIAL_TOKENS
 
 _EOS_ID = SPECIAL_TOKENS.index("<EOS>")
+
+
+class Objective(Protocol):
+    """The loss of a batch, and the form of its rows.
+
+    Sums are a NamedTuple of float32 scalars with `loss`, `tokens`, the `divisor` of the means, and `metrics()`: such as
+    `ops.LossSums`.
+    """
+
+    def sums(self, model: Transformer, batch: Batch, dropout_key: jax.Array | None = None) -> Any:
+        """Return the sums over a batch.
+
+        Args:
+            model: The model.
+            batch: int32 arrays with B rows, see `utils.batch`.
+            dropout_key: Key of the dropout masks, or the keys of the rows, [B]; None disables dropout.
+        """
+
+    def zero_sums(self) -> Any:
+        """Return the sums over nothing."""
+
+    def sequences(self, batch: Batch) -> Batch:
+        """Return a batch with one sequence in each row, as the model computes it."""
+
+    def without_additions(self) -> "Objective":
+        """Return the objective that models are validated by: without terms that only shape the training."""
+
+
+class NextToken(NamedTuple):
+    """Next-token prediction.
+
+    Attributes:
+        weights: Weights of the terms added to the cross entropy.
+    """
+
+    weights: ops.LossWeights = ops.LossWeights()
+
+    def sums(self, model: Transformer, batch: Batch, dropout_key: jax.Array | None = None) -> ops.LossSums:
+        """Return `loss_sums`."""
+        return loss_sums(model, batch, self.weights, dropout_key)
+
+    def zero_sums(self) -> ops.LossSums:
+        """Return the sums over nothing."""
+        return ops.LossSums(*(jnp.zeros(()) for _ in ops.LossSums._fields))
+
+    def sequences(self, batch: Batch) -> Batch:
+        """Return the batch."""
+        return batch
+
+    def without_additions(self) -> "NextToken":
+        """Return plain cross entropy."""
+        return NextToken()
 
 
 def loss_sums(
@@ -51,39 +100,3 @@ def loss_sums(
     rest = (model.dtype, weights, context, model.vocab_size, model.platform, model.logit_softcap)
     with jax.named_scope("loss"):
         return ops.cross_entropy(x_BxTxD, head_VxD, batch["labels"], *rest)
-
-
-Objective = ops.LossWeights | dpo.Preference
-Sums = ops.LossSums | dpo.PreferenceSums
-
-
-def make_objective(config: TrainConfig) -> Objective:
-    """Return the objective of a config."""
-    if config.objective == "dpo":
-        return dpo.Preference(config.dpo_beta)
-    return ops.LossWeights(config.z_loss, config.ul_alpha)
-
-
-def validation_objective(config: TrainConfig) -> Objective:
-    """Return the objective of a config without additional terms."""
-    return make_objective(config) if config.objective == "dpo" else ops.LossWeights()
-
-
-def objective_sums(
-    model: Transformer, batch: Batch, objective: Objective, dropout_key: jax.Array | None = None
-) -> Sums:
-    """Return the sums of an objective over a batch; arguments as of `loss_sums`."""
-    if isinstance(objective, dpo.Preference):
-        return dpo.preference_sums(model, batch, objective, dropout_key)
-    return loss_sums(model, batch, objective, dropout_key)
-
-
-def zero_sums(objective: Objective) -> Sums:
-    """Return the sums of an objective over nothing."""
-    kind = dpo.PreferenceSums if isinstance(objective, dpo.Preference) else ops.LossSums
-    return kind(*(jnp.zeros(()) for _ in kind._fields))
-
-
-def sequences(batch: Batch, objective: Objective) -> Batch:
-    """Return a batch with one sequence in each row, as the model computes it."""
-    return dpo.sequences(batch) if isinstance(objective, dpo.Preference) else batch

@@ -16,7 +16,6 @@ import jax
 from slm_jax.distributed import agreement, multihost
 from slm_jax.run.metrics import MetricsWriter, Row, progress_text, scores_text, tasks_text
 from slm_jax.run.samples import append_samples
-from slm_jax.training import health, loss_scale
 from slm_jax.training.session import Session
 from slm_jax.utils.formatting import duration
 from slm_jax.utils.progress import ProgressBar
@@ -43,7 +42,6 @@ class StepRecorder:
         """
         config = session.config
         self._session = session
-        self._score_name = "val_loss" if session.config.train.objective == "dpo" else "val_bits_per_byte"
         self._config = config
         self._metrics = metrics
         self._is_first = multihost.is_first()
@@ -77,7 +75,7 @@ class StepRecorder:
     @property
     def score(self) -> float | None:
         """The score of the newest step that checkpoints are chosen by, if it was measured."""
-        return None if self._pending is None else self._pending[2].get(self._score_name)
+        return None if self._pending is None else self._pending[2].get(self._session.score_name)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -112,20 +110,13 @@ class StepRecorder:
         row: Row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         row |= {name: int(row[name]) for name in ("tokens", "input_tokens")}
         row |= extra
-        row = loss_scale.check(row, self._advice())
-        row = health.check(row, self._config.health, self._advice())  # before a checkpoint of this step is saved
+        row = self._session.check_row(row)  # before a checkpoint of this step is saved
         if self._layers is not None and step % self._config.log.layers == 0:
-            self._layers.write(health.layer_norms_record(step, layers))
+            self._layers.write(self._session.layers_row(step, layers))
         row |= self._timing(step, row["input_tokens"], row.get("mean_context"))
         self._metrics.write(row)
         self._progress.show(step, progress_text(row))
         self.last_row = row
-
-    def _advice(self) -> str:
-        return (
-            f"Start another --run with a lower --optimizer.lr (now {self._config.optimizer.lr}); this one keeps its "
-            "last checkpoint"
-        )
 
     def _timing(self, step: int, input_tokens: int, context: float | None) -> Row:
         """Return the fields of a row that depend on the clock; see `Session.flops_per_token` for the context."""
@@ -159,7 +150,7 @@ class StepRecorder:
         # What is kept and when to stop depends on the scores: not on sums that one process has rounded otherwise.
         scores = agreement.from_first("validation scores", lambda: own)
         self._pending[2].update(scores)
-        self.trend = self.trend.add(step, scores["val_loss"], scores[self._score_name])
+        self.trend = self.trend.add(step, scores["val_loss"], scores[self._session.score_name])
         texts = self._session.generate_samples(weights)
         if texts:
             append_samples(self._session.run.samples, step, texts)

@@ -12,8 +12,10 @@ from slm_jax.run.directory import other_input_error
 from slm_jax.run.frozen import read_base
 from slm_jax.run.restore import restore_newest
 from slm_jax.run.trend import Trend
-from slm_jax.training import health, loss_scale
-from slm_jax.training.train_step import Steps, TrainState
+from slm_jax.training import health
+from slm_jax.training.options import loss_scale
+from slm_jax.training.steps import Steps
+from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
 
 _BINDING = (

@@ -11,7 +11,7 @@ from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.generation.decode import Sampling, generate, generate_ids, suppressed_ids
 from slm_jax.model.transformer import Transformer
 from slm_jax.run.directory import Run
-from slm_jax.training.train_step import Steps
+from slm_jax.training.steps import Steps
 from slm_jax.utils.text_tokenizer import TextTokenizer, decode_continuation
 
 

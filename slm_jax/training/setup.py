@@ -36,17 +36,21 @@ from slm_jax.run.directory import Run, curriculum_of
 from slm_jax.run.frozen import save_base
 from slm_jax.run.metrics import Row, read_metrics
 from slm_jax.run.trend import Trend
-from slm_jax.training import memory, resume, validation, warm_start
+from slm_jax.training import health, memory, resume, validation, warm_start
+from slm_jax.training.dpo.run import open_pair_batches, pair_validation, set_reference
 from slm_jax.training.expectation import expectation
+from slm_jax.training.options import layer_norms, loss_scale
+from slm_jax.training.options.loggers import make_loggers
+from slm_jax.training.options.profiler import traced_steps
 from slm_jax.training.overfitting import rise_text
-from slm_jax.training.preferences import open_pair_batches, pair_validation, set_reference
 from slm_jax.training.result import Result
 from slm_jax.training.sample_texts import sampling_function
 from slm_jax.training.schedule import make_schedule
-from slm_jax.training.session import Session
+from slm_jax.training.session import Session, plain_steps
+from slm_jax.training.steps import Steps, make_steps
 from slm_jax.training.tasks import TrainingTasks, load_tasks
 from slm_jax.training.tokenizer import prepare_data_together
-from slm_jax.training.train_step import Steps, TrainState, make_steps
+from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import DETERMINISTIC
 from slm_jax.utils.text_tokenizer import TextTokenizer
@@ -124,11 +128,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     is_done = agreement.from_first("steps so far", lambda: (run.newest_step() or 0) >= config.train.steps)
     tasks = [] if is_done else load_tasks(config)
     tokenizer, corpus = prepare_data_together(config, run)
-    if config.train.ul_alpha and config.data.mode == "packed" and not isinstance(tokenizer, HybridTokenizer):
-        raise UserError(
-            "train.ul_alpha with data.mode packed finds documents by the <EOS> of the project's tokenizers, which this "
-            "run does not have: use --data.mode segmented"
-        )
+    _require_known_documents(config, tokenizer)
     is_dpo = config.train.objective == "dpo"
     batches = open_pair_batches(config, run, corpus, tokenizer) if is_dpo else make_batches(config, corpus)
     steps = make_steps(config, tokenizer.vocab_size, mesh)
@@ -144,15 +144,13 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             checkpoints.save(0, state.saved_fields(), compatibility)
             checkpoints.wait()  # from here on the run does not need the other one
         rows = read_metrics(run.metrics)
-        if trend is None:
-            earlier = Trend.from_rows(row for row in rows if row["step"] <= start)
-            trend = Trend.from_json(agreement.from_first("validations so far", earlier.to_json))
+        trend = _earlier_validations(rows, start) if trend is None else trend
         if start > config.train.steps:
             raise UserError(
                 f"{start} steps of {run.path} are done, more than --train.steps {config.train.steps}: "
                 "give more steps, or another --run"
             )
-        opened = OpenRun(
+        yield OpenRun(
             config=config,
             run=run,
             mesh=mesh,
@@ -168,7 +166,25 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             rows=rows,
             tasks=tasks,
         )
-        yield opened
+
+
+def _require_known_documents(config: Config, tokenizer: TextTokenizer) -> None:
+    """Refuse the unlikelihood loss where the beginnings of documents in packed rows are not known.
+
+    Raises:
+        UserError: They are not.
+    """
+    if config.train.ul_alpha and config.data.mode == "packed" and not isinstance(tokenizer, HybridTokenizer):
+        raise UserError(
+            "train.ul_alpha with data.mode packed finds documents by the <EOS> of the project's tokenizers, which this "
+            "run does not have: use --data.mode segmented"
+        )
+
+
+def _earlier_validations(rows: list[Row], start: int) -> Trend:
+    """Return the validations up to a step, of a run whose checkpoint does not store them."""
+    earlier = Trend.from_rows(row for row in rows if row["step"] <= start)
+    return Trend.from_json(agreement.from_first("validations so far", earlier.to_json))
 
 
 def compile_session(opened: OpenRun) -> Session:
@@ -183,6 +199,51 @@ def compile_session(opened: OpenRun) -> Session:
     Raises:
         UserError: No microbatch size fits, or not the one that was asked for.
     """
+    fitted, state, shape = _fit(opened)
+    config = fitted.config
+    steps = fitted.steps
+    run = opened.run
+    mesh = opened.mesh
+    vocab_size = opened.tokenizer.vocab_size
+    validate = make_validation(config, opened, steps)
+    peak = mfu_baseline(config, vocab_size, mesh)
+    logger.info("MFU baseline: %s", peak.text)
+    precision = describe_precision(config, Platform.of_mesh(mesh))
+    _log_other_precision(run, opened.start, precision)
+    environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
+    part = sharding.batch_shard(mesh)
+    # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
+    debug = config.train.debug
+    is_traced = debug or config.log.profile
+    return Session(
+        config=config,
+        run=run,
+        checkpoints=opened.checkpoints,
+        compatibility=opened.compatibility,
+        trend=opened.trend,
+        start=opened.start,
+        state=state,
+        batches=opened.batches,
+        shard_batch=lambda batch: sharding.shard_batch(mesh, batch, part),
+        batch_part=part,
+        programs={shape: steps.train if debug else fitted.train},
+        compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
+        open_loggers=functools.partial(make_loggers, config, run, opened.start),
+        running_steps=functools.partial(traced_steps, config, run) if is_traced else plain_steps,
+        check_row=functools.partial(_check_row, config),
+        layers_row=layer_norms.record,
+        validate=validate,
+        score_name="val_loss" if config.train.objective == "dpo" else "val_bits_per_byte",
+        rise_text=functools.partial(rise_text, config),
+        generate_samples=sampling_function(config, run, opened.tokenizer, steps),
+        score_tasks=TrainingTasks(opened.tasks, config, run, opened.tokenizer, steps.model).score,
+        flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
+        peak_flops=peak.flops,
+    )
+
+
+def _fit(opened: OpenRun) -> tuple[memory.FittedStep, TrainState, tuple[int, ...]]:
+    """Return the compiled step, the state that it starts with, and the shape of its batches; save the microbatch."""
     config = opened.config
     run = opened.run
     mesh = opened.mesh
@@ -198,38 +259,16 @@ def compile_session(opened: OpenRun) -> Session:
     logger.info(memory.describe(fitted, config))
     config = fitted.config
     _log_other_microbatches(opened.start, accum_steps, config.train.grad_accum_steps)
-    steps = fitted.steps
     if multihost.is_first():
         run.save_config(config)
-    validate = make_validation(config, opened, steps)
-    peak = mfu_baseline(config, vocab_size, mesh)
-    logger.info("MFU baseline: %s", peak.text)
-    precision = describe_precision(config, Platform.of_mesh(mesh))
-    _log_other_precision(run, opened.start, precision)
-    environment.record(run, opened.start, mesh, precision=precision, mfu_of=peak.text)
-    part = sharding.batch_shard(mesh)
-    # jax_debug_nans repeats a step that produced a NaN, operation by operation: it needs the jitted function.
-    debug = config.train.debug
-    return Session(
-        config=config,
-        run=run,
-        checkpoints=opened.checkpoints,
-        compatibility=opened.compatibility,
-        trend=opened.trend,
-        start=opened.start,
-        state=state,
-        batches=opened.batches,
-        shard_batch=lambda batch: sharding.shard_batch(mesh, batch, part),
-        batch_part=part,
-        programs={widest["input_ids"].shape: steps.train if debug else fitted.train},
-        compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
-        validate=validate,
-        rise_text=functools.partial(rise_text, config),
-        generate_samples=sampling_function(config, run, opened.tokenizer, steps),
-        score_tasks=TrainingTasks(opened.tasks, config, run, opened.tokenizer, steps.model).score,
-        flops_per_token=flops.token_flops(config.model, vocab_size, config.train.sequence_length, config.lora).at,
-        peak_flops=peak.flops,
-    )
+    return fitted, state, widest["input_ids"].shape
+
+
+def _check_row(config: Config, row: Row) -> Row:
+    """Check the metrics of a step, see `Session`."""
+    remedy = f"Start another --run with a lower --optimizer.lr (now {config.optimizer.lr})"
+    advice = f"{remedy}; this one keeps its last checkpoint"
+    return health.check(loss_scale.check(row, advice), config.health, advice)
 
 
 def _log_other_microbatches(start: int, before: int, now: int) -> None:

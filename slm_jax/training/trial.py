@@ -29,8 +29,9 @@ from slm_jax.run.speed_trial import SpeedTrial, with_steps, write_trial
 from slm_jax.training import memory
 from slm_jax.training.sample_texts import sampling_function
 from slm_jax.training.setup import OpenRun, make_validation
+from slm_jax.training.steps import make_steps
 from slm_jax.training.tasks import TrainingTasks
-from slm_jax.training.train_step import TrainState, make_steps
+from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import PARTIAL
 from slm_jax.utils.formatting import duration

@@ -22,14 +22,15 @@ from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.huggingface.peft_folder import check_adapters, read_adapters
 from slm_jax.model import lora_merge
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.frozen import read_merged
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.run.selection import Selection, select_checkpoint
-from slm_jax.training import averaging
+from slm_jax.training.options import averaging
 from slm_jax.training.schedule import is_schedule_state
-from slm_jax.training.train_step import Steps, TrainState, make_steps
+from slm_jax.training.steps import Steps, make_steps
+from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ def measure_share(args: argparse.Namespace, folder: Path) -> None:
 
     from slm_jax.config.schema import Config
     from slm_jax.run.checkpoint import Checkpoints
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     config = Config.load(args.config)
     vocab = config.tokenizer.vocab_size

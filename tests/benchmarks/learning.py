@@ -154,7 +154,7 @@ def bits_per_byte(trained: Trained, held_out: str) -> dict[int, float]:
     from slm_jax.run.directory import Run
     from slm_jax.run.load import load_tokenizer
     from slm_jax.run.read_checkpoint import read_params
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     run = Run(trained.run)
     config = run.read_config()

@@ -44,7 +44,7 @@ def prepare(preset: str, options: dict[str, Any]) -> tuple[Any, Any, Any, int]:
 
     from slm_jax.config.schema import Config
     from slm_jax.performance import flops
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     config = Config.load(preset, **options)
     vocab_size = config.tokenizer.vocab_size

@@ -41,7 +41,7 @@ def make_step(preset: str, vocab_size: int, fields: dict[str, Any]) -> Any:
 
     from slm_jax.config.schema import Config
     from slm_jax.data.batches.modes import empty_batch
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     config = Config.load(preset, **fields)
     steps = make_steps(config, vocab_size)

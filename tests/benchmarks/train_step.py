@@ -105,7 +105,7 @@ def make_config(row: str, shape: str, terms: str) -> Any:
 def our_steps(row: str, shape: str, terms: str) -> Any:
     """Return the compiled functions of slm_jax; the naive row computes full logits and plain float32 products."""
     from slm_jax.model import ops
-    from slm_jax.training.train_step import make_steps
+    from slm_jax.training.steps import make_steps
 
     if row.startswith("naive"):
         ops.cross_entropy = ops.naive_cross_entropy

@@ -184,7 +184,8 @@ def _optimizer(config: Any, vocab_size: int, rates: Mapping[str, Any]) -> Any:
     import optax
 
     from slm_jax.distributed.platform import Platform
-    from slm_jax.model.params import declared_partitions, parameter_group
+    from slm_jax.model.abstract import declared_partitions
+    from slm_jax.model.params import parameter_group
     from slm_jax.model.precision import Policy
     from slm_jax.training.optimizer import make_optimizer
 
@@ -210,7 +211,7 @@ def _init_program(key: _Key, vocab_size: int) -> Any:
     import jax
 
     from slm_jax.distributed.platform import Platform
-    from slm_jax.training.train_step import init_state
+    from slm_jax.training.steps import init_state
 
     config = key.config
 
@@ -228,16 +229,20 @@ def _programs(key: _Key, vocab_size: int) -> tuple[Any, Any]:
     import jax
 
     from slm_jax.distributed.platform import Platform
-    from slm_jax.model.params import abstract_model
+    from slm_jax.model.abstract import abstract_model
+    from slm_jax.model.precision import Policy
+    from slm_jax.training.steps import make_objective, step_options
     from slm_jax.training.train_step import eval_step, train_step
 
     config = key.config
     graph, _ = abstract_model(config, vocab_size, Platform.default(), adapters=True)
+    options = tuple(step_options(config, Policy.choose(config, Platform.default()).compute))
+    step = functools.partial(train_step, graph=graph, objective=make_objective(config.train), options=options)
 
     def train(state: Any, batch: Any, rates: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
         optimizer = _optimizer(config, vocab_size, rates)
         changed = _with(config, "optimizer", {"lr": rates["lr"]})
-        state, metrics = train_step(state, batch, config=changed, graph=graph, optimizer=optimizer)
+        state, metrics = step(state, batch, config=changed, optimizer=optimizer)
         return state, metrics["loss"]
 
     def evaluate(weights: Any, batch: Any) -> jax.Array:

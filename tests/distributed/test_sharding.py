@@ -15,7 +15,7 @@ from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.training.sample_texts import sampling_function
-from slm_jax.training.train_step import make_steps
+from slm_jax.training.steps import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY, largest_difference, random_ids, tiny_config
 from tokenizer import HybridTokenizer

@@ -20,7 +20,7 @@ from slm_jax.evaluation.loading import subset
 from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.run.results import update_evaluation
-from slm_jax.training.train_step import make_steps
+from slm_jax.training.steps import make_steps
 from slm_jax.utils.errors import UserError
 from tests.data.hub_server import Hub
 from tests.evaluation.test_core import write_bundle

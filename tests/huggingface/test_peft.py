@@ -19,9 +19,10 @@ from slm_jax.config.schema import Config  # noqa: E402
 from slm_jax.huggingface import peft_folder  # noqa: E402
 from slm_jax.huggingface.import_folder import open_folder, read_parameters  # noqa: E402
 from slm_jax.model import lora  # noqa: E402
-from slm_jax.model.ops import LossWeights  # noqa: E402
-from slm_jax.model.params import abstract_model  # noqa: E402
+from slm_jax.model.abstract import abstract_model  # noqa: E402
+from slm_jax.model.params import join  # noqa: E402
 from slm_jax.run.load import load_run  # noqa: E402
+from slm_jax.training.objective import NextToken  # noqa: E402
 from slm_jax.training.resume import check_compatibility  # noqa: E402
 from slm_jax.training.train import train  # noqa: E402
 from slm_jax.training.train_step import gradients  # noqa: E402
@@ -81,12 +82,12 @@ def test_logits_and_gradients_of_imported_adapters_are_those_of_peft(tmp_path, o
     ids = random_ids((2, 12), VOCAB)
     their_ids = torch.from_numpy(np.array(ids, np.int64))
     result = theirs(their_ids, labels=their_ids)  # shifts the labels itself
-    logits = nnx.merge(graph, lora.join(base, adapters))(ids)
+    logits = nnx.merge(graph, join(base, adapters))(ids)
     assert np.abs(np.asarray(logits) - result.logits.detach().numpy()).max() <= 1e-4
     result.loss.backward()
     labels = jnp.pad(ids[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
     batch = {"input_ids": ids, "labels": labels}
-    grads, sums = gradients(adapters, batch, None, graph=graph, weights=LossWeights(), base=base)
+    grads, sums = gradients(adapters, batch, None, graph=graph, objective=NextToken(), base=base)
     assert float(sums.nll / sums.tokens) == pytest.approx(float(result.loss.detach()), rel=1e-5)
     their_grads = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
     seen = 0

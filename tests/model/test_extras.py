@@ -12,7 +12,7 @@ from slm_jax.model.ops import LossWeights
 from slm_jax.model.params import is_matrix
 from slm_jax.model.precision import Policy
 from slm_jax.model.transformer import Transformer
-from slm_jax.training import dpo
+from slm_jax.training.dpo import loss as dpo
 from slm_jax.training.objective import loss_sums
 from tests.helpers import cosine, random_ids, tiny_model
 from tests.model import naive_model

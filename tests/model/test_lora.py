@@ -10,11 +10,13 @@ from jax.interpreters import partial_eval
 from slm_jax.config.schema import Config, LoraConfig
 from slm_jax.distributed import sharding
 from slm_jax.model import lora, lora_merge
-from slm_jax.model.ops import LossWeights
-from slm_jax.model.params import abstract_model, pure_params
+from slm_jax.model.abstract import abstract_model
+from slm_jax.model.params import join, pure_params
 from slm_jax.model.precision import Policy
 from slm_jax.performance import flops
-from slm_jax.training.train_step import gradients, make_steps
+from slm_jax.training.objective import NextToken
+from slm_jax.training.steps import make_steps
+from slm_jax.training.train_step import gradients
 from slm_jax.utils.errors import UserError
 from tests.helpers import BFLOAT16, largest_difference, random_ids, tiny_config, tiny_model
 
@@ -45,14 +47,14 @@ def model():
 
 def grads_of(config, graph, base, adapters, batch, **options):
     return jax.jit(
-        lambda adapters: gradients(adapters, batch, None, graph=graph, weights=LossWeights(), base=base, **options)
+        lambda adapters: gradients(adapters, batch, None, graph=graph, objective=NextToken(), base=base, **options)
     )(adapters)
 
 
 def test_an_adapter_adds_the_scaled_product(model):
     _, graph, base, adapters = model
     x = drawn(jnp.zeros((5, 32)), 2)
-    linear = nnx.merge(graph, jax.tree.map(lambda x: x, lora.join(base, adapters))).blocks.mlp.up
+    linear = nnx.merge(graph, jax.tree.map(lambda x: x, join(base, adapters))).blocks.mlp.up
     layer = 1
     state = jax.tree.map(lambda leaf: leaf[layer], nnx.state(linear))
     nnx.update(linear, state)
@@ -70,7 +72,7 @@ def test_merged_weights_compute_the_same(model):
     pair = adapters["blocks"]["attention"]["query"]["adapter"]
     exact = np.asarray(query, np.float64) + 2.0 * np.asarray(pair["a"], np.float64) @ np.asarray(pair["b"], np.float64)
     assert np.allclose(merged["blocks"]["attention"]["query"]["weight"], exact, atol=1e-5)
-    adapted = nnx.merge(graph, lora.join(base, adapters))(ids)
+    adapted = nnx.merge(graph, join(base, adapters))(ids)
     assert largest_difference(adapted, nnx.merge(plain, merged)(ids)) < 2e-3 * float(jnp.abs(adapted).max())
     assert largest_difference(adapted, nnx.merge(plain, base)(ids)) > 0.1
 
@@ -100,7 +102,7 @@ def test_gradients_follow_from_those_of_the_merged_weights(model):
     batch = batch_of()
     plain, _ = abstract_model(config, VOCAB)
     merged = lora_merge.merge(base, adapters, config.lora)
-    full, sums = jax.jit(lambda p: gradients(p, batch, None, graph=plain, weights=LossWeights()))(merged)
+    full, sums = jax.jit(lambda p: gradients(p, batch, None, graph=plain, objective=NextToken()))(merged)
     for options in ({}, {"grad_accum_steps": 2}):
         grads, own_sums = grads_of(config, graph, base, adapters, batch, **options)
         assert float(own_sums.nll) == pytest.approx(float(sums.nll), rel=1e-4)
@@ -216,7 +218,7 @@ def test_the_backward_pass_skips_the_gradients_of_frozen_weights():
             )
 
         def gradient(params, base, graph=graph):
-            return gradients(params, batch, None, graph=graph, weights=LossWeights(), base=base)[0]
+            return gradients(params, batch, None, graph=graph, objective=NextToken(), base=base)[0]
 
         closed = jax.make_jaxpr(gradient)(params, base)
         alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
@@ -245,7 +247,7 @@ def test_flops_with_the_parts_of_the_speed_runs(parts, targets):
     batch = batch_of(8, 16)
 
     def gradient(params, base):
-        return gradients(params, batch, None, graph=graph, weights=LossWeights(), base=base)[0]
+        return gradients(params, batch, None, graph=graph, objective=NextToken(), base=base)[0]
 
     closed = jax.make_jaxpr(gradient)(params, base)
     alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)

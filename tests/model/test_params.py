@@ -8,15 +8,8 @@ import pytest
 from flax import nnx
 
 from slm_jax.distributed.partitioning import FSDP, REPLICATED, TENSOR
-from slm_jax.model.params import (
-    abstract_model,
-    collect_partitions,
-    declared_partitions,
-    has_vocabulary_axis,
-    is_matrix,
-    parameter_group,
-    pure_params,
-)
+from slm_jax.model.abstract import abstract_model, declared_partitions
+from slm_jax.model.params import collect_partitions, has_vocabulary_axis, is_matrix, parameter_group, pure_params
 from tests.helpers import largest_difference, logits_of, tiny_config, tiny_model
 
 

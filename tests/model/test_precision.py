@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from slm_jax.distributed.platform import Platform
-from slm_jax.model.ops import LossWeights
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.precision import Policy, describe_precision, processor_prefers_bfloat16
+from slm_jax.training.objective import NextToken
 from slm_jax.training.setup import _log_other_precision
-from slm_jax.training.train_step import gradients, make_steps
+from slm_jax.training.steps import make_steps
+from slm_jax.training.train_step import gradients
 from tests.helpers import BFLOAT16, FLOAT16, FLOAT32, random_ids, tiny_config
 
 VOCAB = 61
@@ -53,7 +54,7 @@ def config_of(residual, dtype="bfloat16", **options):
 
 def loss_and_gradients(config, params, batch):
     graph, _ = abstract_model(config, VOCAB)
-    compute = functools.partial(gradients, graph=graph, weights=LossWeights())
+    compute = functools.partial(gradients, graph=graph, objective=NextToken())
     grads, sums = jax.jit(lambda params, batch: compute(params, batch, None))(params, batch)
     return float(sums.loss / sums.tokens), grads
 

@@ -10,12 +10,12 @@ from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
 from slm_jax.distributed.platform import Platform
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.block import swiglu_width
-from slm_jax.model.ops import LossWeights
-from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import choose_remat, choose_scan
 from slm_jax.planning.cudnn import described_gpu
+from slm_jax.training.objective import NextToken
 from slm_jax.training.train_step import gradients
 from tests.helpers import BFLOAT16, FLOAT32, random_ids, tiny_config
 
@@ -78,7 +78,7 @@ def test_recomputed_values_are_the_same(scan_layers):
         params = jax.tree.map(lambda x, rng=rng: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), abstract)
         ids = random_ids((4, 17))
         batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
-        compute = functools.partial(gradients, graph=graph, weights=LossWeights())
+        compute = functools.partial(gradients, graph=graph, objective=NextToken())
         grads[remat], _ = jax.jit(lambda params, batch, f=compute: f(params, batch, None))(params, batch)
     for a, b in zip(*map(jax.tree.leaves, grads.values()), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.max(jnp.abs(a))))

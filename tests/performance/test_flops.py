@@ -11,7 +11,7 @@ from slm_jax.model import ops
 from slm_jax.performance import flops
 from slm_jax.training import mfu
 from slm_jax.training.optimizer import make_optimizer
-from slm_jax.training.train_step import make_steps
+from slm_jax.training.steps import make_steps
 from tests.helpers import tiny_config, tiny_model
 
 

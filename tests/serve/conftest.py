@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from slm_jax.config.schema import Config
-from slm_jax.model.params import abstract_model, is_matrix
+from slm_jax.model.abstract import abstract_model
+from slm_jax.model.params import is_matrix
 from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun
 from slm_jax.serve.engine import Engine

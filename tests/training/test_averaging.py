@@ -15,9 +15,10 @@ from slm_jax.model import lora
 from slm_jax.model.params import pure_params
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_adapters, load_run
-from slm_jax.training import averaging, validation
+from slm_jax.training import validation
+from slm_jax.training.options import averaging
+from slm_jax.training.steps import make_steps
 from slm_jax.training.train import train
-from slm_jax.training.train_step import make_steps
 from tests.helpers import TINY
 from tests.runs import read_rows, saved_arrays, without_clock
 

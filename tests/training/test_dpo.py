@@ -10,9 +10,11 @@ from flax import nnx
 
 from slm_jax.config.schema import Config
 from slm_jax.distributed import sharding
-from slm_jax.model.params import abstract_model, pure_params
-from slm_jax.training import dpo
-from slm_jax.training.train_step import gradients, make_steps
+from slm_jax.model.abstract import abstract_model
+from slm_jax.model.params import pure_params
+from slm_jax.training.dpo import loss as dpo
+from slm_jax.training.steps import make_steps
+from slm_jax.training.train_step import gradients
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import largest_difference, tiny_config, tiny_model
@@ -80,7 +82,7 @@ def test_loss_metrics_and_gradients_have_their_closed_form(model):
     margin = reward[:, 0] - reward[:, 1]
     sigmoid = 1 / (1 + np.exp(margin))  # σ(-m)
     objective = dpo.Preference(BETA)
-    compute = jax.jit(lambda p: gradients(p, batch, None, graph=graph, weights=objective))
+    compute = jax.jit(lambda p: gradients(p, batch, None, graph=graph, objective=objective))
     grads, sums = compute(params)
     metrics = {name: float(value) for name, value in sums.metrics().items()}
     assert metrics == pytest.approx(
@@ -101,7 +103,7 @@ def test_loss_metrics_and_gradients_have_their_closed_form(model):
     expected = jax.jit(jax.grad(weighted))(params)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
     assert largest_difference(grads, expected) < 1e-4 * scale
-    halves = jax.jit(lambda p: gradients(p, batch, None, graph=graph, weights=objective, grad_accum_steps=2))
+    halves = jax.jit(lambda p: gradients(p, batch, None, graph=graph, objective=objective, grad_accum_steps=2))
     accumulated, again = halves(params)
     assert largest_difference(accumulated, grads) < 1e-5 * scale
     assert float(again.loss) == pytest.approx(float(sums.loss), rel=1e-5)
@@ -112,7 +114,7 @@ def test_rows_without_labels_are_no_pairs(model):
     batch = pairs_of(2)
     padded = {name: jnp.concatenate([x, jnp.zeros_like(x)]) for name, x in batch.items()}
     padded["labels"] = padded["labels"].at[2:].set(IGNORE_INDEX)
-    sums = [dpo.preference_sums(nnx.merge(graph, params), each, dpo.Preference(BETA)) for each in (batch, padded)]
+    sums = [dpo.preference_sums(nnx.merge(graph, params), each, BETA) for each in (batch, padded)]
     assert [float(x) for x in sums[0]] == pytest.approx([float(x) for x in sums[1]], rel=1e-5)
 
 
@@ -123,7 +125,7 @@ def test_a_pytorch_twin_computes_the_same(model):
 
     config, graph, params = model
     batch = pairs_of(3, seed=4)
-    grads, sums = gradients(params, batch, None, graph=graph, weights=dpo.Preference(BETA))
+    grads, sums = gradients(params, batch, None, graph=graph, objective=dpo.Preference(BETA))
     twin = torch_twin.TorchTransformer(config.model, VOCAB)
     torch_twin.load_weights(twin, params)
     rows = {name: torch.from_numpy(np.array(x, np.int64)) for name, x in dpo.sequences(batch).items()}

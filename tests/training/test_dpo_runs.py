@@ -39,7 +39,7 @@ from slm_jax.run import frozen
 from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
 from slm_jax.training import warm_start
-from slm_jax.training.preferences import set_reference
+from slm_jax.training.dpo.run import set_reference
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.resume import check_compatibility
 from slm_jax.training.train import train

@@ -10,8 +10,9 @@ import pytest
 from slm_jax.config.schema import Config, HealthConfig
 from slm_jax.training import health
 from slm_jax.training.optimizer import make_optimizer
+from slm_jax.training.options import layer_norms
 from slm_jax.training.schedule import is_schedule_state
-from slm_jax.training.train_step import make_steps
+from slm_jax.training.steps import make_steps
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import largest_difference, random_ids, tiny_config
@@ -92,7 +93,7 @@ def test_skipped_update_changes_only_the_schedule(watched):
     assert np.isnan(metrics["loss"])
     assert int(metrics["skipped"]) == 1
     assert int(after.step) == 2
-    row = health.layer_norms_record(2, jax.device_get(metrics["layers"]))
+    row = layer_norms.record(2, jax.device_get(metrics["layers"]))
     assert row["grad_norm"]["blocks.0"] is None
     json.dumps(row, allow_nan=False)
 
@@ -175,7 +176,7 @@ def test_layer_norms(watched):
     state = watched.init()
     before = jax.device_get(state.params)
     after, metrics = watched.train(state, batch())
-    row = health.layer_norms_record(1, jax.device_get(metrics["layers"]))
+    row = layer_norms.record(1, jax.device_get(metrics["layers"]))
     assert list(row["grad_norm"]) == ["blocks.0", "blocks.1", "embedding", "final_norm"]
     flat = np.concatenate([np.ravel(x[1]) for x in jax.tree.leaves(after.params["blocks"])])
     assert row["param_norm"]["blocks.1"] == pytest.approx(np.linalg.norm(flat), rel=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import MetricsWriter, read_metrics
-from slm_jax.training.loggers import make_loggers
+from slm_jax.training.options.loggers import make_loggers
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
 

@@ -14,15 +14,17 @@ import pytest
 
 from slm_jax.distributed import sharding
 from slm_jax.model import precision
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.ops import LossWeights
-from slm_jax.model.params import abstract_model
 from slm_jax.report.run_data import read_report_data
 from slm_jax.report.sections import notes
 from slm_jax.run.metrics import progress_text
-from slm_jax.training import loss_scale
+from slm_jax.training.objective import NextToken
+from slm_jax.training.options import loss_scale
 from slm_jax.training.schedule import is_schedule_state
+from slm_jax.training.steps import make_steps
 from slm_jax.training.train import train
-from slm_jax.training.train_step import gradients, make_steps
+from slm_jax.training.train_step import gradients
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import random_ids, tiny_config
@@ -76,7 +78,7 @@ def test_gradients_do_not_depend_on_the_scale():
     config = tiny_config(train__z_loss=0.01, train__ul_alpha=0.5)
     steps = make_steps(config, VOCAB)
     graph, _ = abstract_model(config, VOCAB)
-    options = {"graph": graph, "weights": LossWeights(0.01, 0.5), "grad_accum_steps": 2}
+    options = {"graph": graph, "objective": NextToken(LossWeights(0.01, 0.5)), "grad_accum_steps": 2}
     compute = jax.jit(lambda params, scale: gradients(params, batch(), None, **options, scale=scale))
     params = steps.init().params
     plain, scaled = (jax.tree.leaves(compute(params, jnp.float32(scale))) for scale in (1, 2**9))
@@ -171,7 +173,7 @@ def test_the_largest_scale_does_not_depend_on_the_batch():
     config = tiny_config(train__dtype="float16", train__residual_dtype="compute", model__depth=1)
     graph, _ = abstract_model(config, VOCAB)
     params = make_steps(config, VOCAB).init().params
-    options = {"graph": graph, "weights": LossWeights()}
+    options = {"graph": graph, "objective": NextToken()}
     compute = jax.jit(lambda batch, scale: optax.tree.norm(gradients(params, batch, None, **options, scale=scale)[0]))
 
     def largest(repeated):
@@ -273,7 +275,8 @@ def test_a_killed_run_ends_bit_identical(start, tmp_path, monkeypatch):
     use_a_growing_scale(monkeypatch)
     start("whole", 60)
     code = (
-        "from slm_jax.training import loss_scale, train; from tests.helpers import tiny_config\n"
+        "from slm_jax.training import train; from slm_jax.training.options import loss_scale\n"
+        "from tests.helpers import tiny_config\n"
         "from tests.training.test_loss_scale import RUN\n"
         "loss_scale.INITIAL_SCALE, loss_scale.GROWTH_INTERVAL = 2.0**17, 3\n"
         "train.train(tiny_config(**RUN | {'train__steps': 60, 'data__files': ('text.txt',)}), 'killed')\n"

@@ -12,8 +12,8 @@ from slm_jax.evaluation import evaluate
 from slm_jax.evaluation.scoring import Scorer
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
+from slm_jax.training.steps import make_steps
 from slm_jax.training.train import train
-from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
 from tests.report.pages import read_page

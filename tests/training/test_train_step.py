@@ -14,21 +14,16 @@ from slm_jax.data.batches.packed import PackedBatches
 from slm_jax.distributed import sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import ops
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.dropout import drop, example_keys, site_keys
 from slm_jax.model.ops import LossWeights
-from slm_jax.model.params import abstract_model
 from slm_jax.model.precision import compute_dtype
 from slm_jax.training.context import mean_context
+from slm_jax.training.objective import NextToken
 from slm_jax.training.resize import resize_vocabulary
 from slm_jax.training.schedule import make_schedule
-from slm_jax.training.train_step import (
-    eval_step,
-    gradients,
-    init_state,
-    loss_fn,
-    make_steps,
-    train_step,
-)
+from slm_jax.training.steps import init_state, make_objective, make_steps
+from slm_jax.training.train_step import eval_step, gradients, loss_fn, train_step
 from slm_jax.utils.batch import IGNORE_INDEX
 from tests.helpers import largest_difference, logits_of, random_ids, tiny_config
 from tokenizer.vocabulary import SPECIAL_TOKENS
@@ -52,8 +47,7 @@ def train(config, batch, steps):
 def bound_gradients(config, **options):
     """Return `gradients` with the model of a config."""
     graph, _ = abstract_model(config, VOCAB)
-    weights = LossWeights(config.train.z_loss, config.train.ul_alpha)
-    return functools.partial(gradients, graph=graph, weights=weights, **options)
+    return functools.partial(gradients, graph=graph, objective=make_objective(config.train), **options)
 
 
 def test_unlikelihood_of_packed_windows_ends_at_the_document():
@@ -66,7 +60,7 @@ def test_unlikelihood_of_packed_windows_ends_at_the_document():
     segments = jnp.array([[0, 0, 1, 1, 1, 1, 2, 2], [0] * 8], jnp.int32)
     batch = shifted_batch(ids)
     weights = LossWeights(ul_alpha=1.0)
-    _, packed = jax.jit(functools.partial(loss_fn, graph=graph, weights=weights))(params, batch, None)
+    _, packed = jax.jit(functools.partial(loss_fn, graph=graph, objective=NextToken(weights)))(params, batch, None)
 
     @jax.jit
     def score(params, context):
@@ -327,7 +321,7 @@ def test_step_is_traced_for_the_platform_of_its_model(name):
     config = tiny_config(train__dtype="auto", train__sequence_length=128, model__scan_layers=True)
     graph, params = abstract_model(config, VOCAB, platform)
     batch = {name: jax.ShapeDtypeStruct((8, 128), jnp.int32) for name in ("input_ids", "labels")}
-    compute = functools.partial(gradients, graph=graph, weights=LossWeights())
+    compute = functools.partial(gradients, graph=graph, objective=NextToken())
     program = str(jax.make_jaxpr(lambda params, batch: compute(params, batch, None))(params, batch))
     dtype = compute_dtype("auto", platform)
     assert nnx.merge(graph, params).platform == platform

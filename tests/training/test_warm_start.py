@@ -11,8 +11,8 @@ from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.training.recorder import StepRecorder
+from slm_jax.training.steps import make_steps
 from slm_jax.training.train import train
-from slm_jax.training.train_step import make_steps
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
 

@@ -1,7 +1,7 @@
 """Batches of preference pairs: a row holds the chosen and the rejected conversation of a pair, padded to one width.
 
 Rows of similar length share a batch, as in padded.py. The log-probabilities of the reference, which the loss compares
-with, are a part of a batch (see `training.dpo`).
+with, are a part of a batch (see `training.dpo.loss`).
 """
 
 from collections.abc import Iterator

@@ -16,14 +16,14 @@ from slm_jax.data.pairs import Pairs, open_pairs
 from slm_jax.distributed import agreement, sharding
 from slm_jax.distributed.platform import Platform
 from slm_jax.model import lora
-from slm_jax.model.params import abstract_model
+from slm_jax.model.abstract import abstract_model
 from slm_jax.model.precision import Policy, describe_precision
 from slm_jax.run.directory import Run
 from slm_jax.run.frozen import base_fingerprint, missing_base_error, read_base
 from slm_jax.run.metrics import Row
-from slm_jax.training import dpo
-from slm_jax.training.reference import LogProbabilities, reference_log_probabilities
-from slm_jax.training.train_step import Steps, in_mesh, make_steps
+from slm_jax.training.dpo import loss as dpo
+from slm_jax.training.dpo.reference import LogProbabilities, reference_log_probabilities
+from slm_jax.training.steps import Steps, in_mesh, make_steps
 from slm_jax.utils.batch import Arrays, Batch
 from slm_jax.utils.text_tokenizer import TextTokenizer
 

@@ -1,17 +1,33 @@
-"""Profiler traces of some steps, and the origin of a NaN."""
+"""Profiler traces of some steps (`log.profile`), and the origin of a NaN (`train.debug`)."""
 
+import contextlib
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from slm_jax.config.checks import profiled_steps
+from slm_jax.config.schema import Config
+from slm_jax.run.directory import Run
+from slm_jax.training.session import RunStep
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def traced_steps(config: Config, run: Run) -> Iterator[RunStep]:
+    """Yield the function that runs a step with the traces and the search for NaNs of a config.
+
+    Raises:
+        UserError: The folder of the traces is a file.
+    """
+    search = jax.debug_nans(True) if config.train.debug else contextlib.nullcontext()
+    with Profiler(config.log.profile, run.profile) as profiler, search:
+        yield profiler.run
 
 
 class Profiler:
@@ -86,7 +102,7 @@ class Profiler:
 
 def _origin_of_nan(error: FloatingPointError) -> str:
     """Return the operation and line of this package that jax_debug_nans blames, having run the step unfused."""
-    package = str(Path(__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -30,16 +30,6 @@ REFERENCE = "reference"
 _LOGIT_BYTES = 1 << 28  # logits that exist at a time; those of other chunks are computed again in the backward pass
 
 
-class Preference(NamedTuple):
-    """The DPO objective.
-
-    Attributes:
-        beta: Factor of the log-ratios: the smaller, the farther the model may move away from the reference.
-    """
-
-    beta: float
-
-
 class PreferenceSums(NamedTuple):
     """Sums over pairs, float32 scalars; divide by `pairs` for means.
 
@@ -120,20 +110,46 @@ def response_log_probabilities(model: Transformer, batch: Batch, dropout_key: ja
     return total_N.reshape(-1, 2)
 
 
+class Preference(NamedTuple):
+    """The DPO objective, see `training.objective.Objective`.
+
+    Attributes:
+        beta: Factor of the log-ratios: the smaller, the farther the model may move away from the reference.
+    """
+
+    beta: float
+
+    def sums(self, model: Transformer, batch: Batch, dropout_key: jax.Array | None = None) -> PreferenceSums:
+        """Return `preference_sums`."""
+        return preference_sums(model, batch, self.beta, dropout_key)
+
+    def zero_sums(self) -> PreferenceSums:
+        """Return the sums over nothing."""
+        return PreferenceSums(*(jnp.zeros(()) for _ in PreferenceSums._fields))
+
+    def sequences(self, batch: Batch) -> Batch:
+        """Return the 2 B sequences of a batch of pairs."""
+        return sequences(batch)
+
+    def without_additions(self) -> "Preference":
+        """Return the objective, to whose loss nothing is added."""
+        return self
+
+
 def preference_sums(
-    model: Transformer, batch: Batch, objective: Preference, dropout_key: jax.Array | None = None
+    model: Transformer, batch: Batch, beta: float, dropout_key: jax.Array | None = None
 ) -> PreferenceSums:
     """Return the sums of the DPO loss over a batch of pairs.
 
     Args:
         model: The model.
         batch: int32 arrays [B, 2 T], and the reference's log-probabilities; rows without labels are padding.
-        objective: β.
+        beta: β.
         dropout_key: Keys of the pairs, [B]; None disables dropout.
     """
     with jax.named_scope("loss"):
         policy_Bx2 = response_log_probabilities(model, batch, dropout_key)
-        reward_Bx2 = objective.beta * (policy_Bx2 - batch[REFERENCE])
+        reward_Bx2 = beta * (policy_Bx2 - batch[REFERENCE])
         margin_B = reward_Bx2[:, 0] - reward_Bx2[:, 1]
         is_response_BxT = batch["labels"] != IGNORE_INDEX
         valid_B = jnp.any(is_response_BxT, axis=1).astype(jnp.float32)

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from slm_jax.training.train_step import Outcome, TrainState
+
 
 def init(params: Any) -> dict[str, Any]:
     """Return the average before the first step.
@@ -34,3 +36,9 @@ def update(average: dict[str, Any], params: Any, decay: float) -> dict[str, Any]
     weight = jnp.expm1(log_decay) / jnp.expm1(count * log_decay)
     means = jax.tree.map(lambda mean, p: mean + weight * (p - mean), average["params"], params)
     return {"params": means, "count": count}
+
+
+def average_step(decay: float, before: TrainState, outcome: Outcome) -> Outcome:
+    """Return the outcome of a step with the average after it, see `update`."""
+    average = update(before.average, outcome.state.params, decay)
+    return outcome._replace(state=outcome.state._replace(average=average))
