@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm_jax.config.dial import parse_number
 from slm_jax.config.paths import RUNS
 from slm_jax.config.recipes import overridable
 from slm_jax.config.rule import Request, make_recipe
@@ -237,17 +238,12 @@ def parse_numbers(option: str, words: Iterable[str]) -> tuple[float, ...]:
     Raises:
         UserError: A word is no positive number.
     """
-    factors = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
     numbers = []
     for word in words:
-        digits, factor = (word[:-1], factors[word[-1]]) if word[-1:] in factors else (word, 1.0)
-        try:
-            value = float(digits) * factor
-        except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
+        number = parse_number(word)
+        if not number:
             raise UserError(f"--{option} {word}: should be a positive number, such as 300k, 1.2M or 1e13")
-        numbers.append(value)
+        numbers.append(number)
     return tuple(sorted(numbers))
 
 

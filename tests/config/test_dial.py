@@ -35,6 +35,7 @@ def test_what_is_no_size(text):
         ("2B tokens", Budget(tokens=2e9)),
         ("500Mtokens", Budget(tokens=5e8)),
         ("1000000 tokens", Budget(tokens=1e6)),
+        ("2T tokens", Budget(tokens=2e12)),
     ],
 )
 def test_budgets(text, budget):
