@@ -29,6 +29,22 @@ TINY = {
     "optimizer.warmup_steps": 2,
 }
 
+ONE_BLOCK = {
+    "model.dim": 32,
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.mlp_dim": 64,
+    "train.sequence_length": 32,
+    "tokenizer.vocab_size": 400,
+    "eval.max_tokens": 500,
+}
+"""Options of the smallest run, for tests of whole commands."""
+
+
+def words_of(fields: dict[str, object]) -> list[str]:
+    """Return options as words of a command line: `["--model.dim", "32", …]`."""
+    return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+
 
 def tiny_config(**overrides: object) -> Config:
     """Return a config that trains in seconds; overrides are written `train__steps=3`."""

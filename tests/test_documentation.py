@@ -16,6 +16,7 @@ import pytest
 import slm_jax
 from slm_jax.config.curriculum import Curriculum
 from slm_jax.config.schema import Config
+from tests.helpers import ONE_BLOCK
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".github", "configs", "notebooks", "slm_jax", "tests", "tokenizer")
@@ -40,18 +41,7 @@ OTHER_OPTIONS = {
     "xla_force_host_platform_device_count",
     *("array", "dependency", "parsable", "requeue", "wrap"),  # of Slurm's sbatch
 }
-TINY = {
-    "model.dim": 32,
-    "model.depth": 1,
-    "model.heads": 2,
-    "model.mlp_dim": 64,
-    "train.steps": 4,
-    "train.batch_size": 8,
-    "train.sequence_length": 32,
-    "tokenizer.vocab_size": 400,
-    "eval.max_tokens": 500,
-    "eval.sample_tokens": 8,
-}
+TINY = {**ONE_BLOCK, "train.steps": 4, "train.batch_size": 8, "eval.sample_tokens": 8}
 
 
 def read(path):

@@ -20,6 +20,7 @@ from slm_jax.serve.conversation import encode_chat
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.session import ChatSession
 from slm_jax.utils.errors import UserError
+from tests.helpers import ONE_BLOCK, words_of
 from tests.serve.conftest import loaded_run
 from tokenizer import HybridTokenizer
 
@@ -133,10 +134,10 @@ def run(tmp_path_factory):
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("chat")
     (folder / "text.txt").write_text(TEXT * 20)
-    tiny = "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.steps 2 --train.batch_size 8"
-    tiny += " --train.sequence_length 256 --eval.max_tokens 500 --tokenizer.vocab_size 300 --eval.sample_tokens 4"
+    length = {"train.steps": 2, "train.batch_size": 8, "train.sequence_length": 256}
+    tiny = words_of({**ONE_BLOCK, **length, "tokenizer.vocab_size": 300, "eval.sample_tokens": 4})
     command = [sys.executable, "-m", "slm_jax.train", "--run", str(folder / "tiny"), "--data.files"]
-    subprocess.run([*command, str(folder / "text.txt"), *tiny.split()], check=True, capture_output=True)
+    subprocess.run([*command, str(folder / "text.txt"), *tiny], check=True, capture_output=True)
     return folder / "tiny"
 
 

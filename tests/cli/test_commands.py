@@ -18,13 +18,11 @@ import pytest
 
 from slm_jax.cli import train as train_command
 from slm_jax.utils.errors import UserError, command_errors
+from tests.helpers import ONE_BLOCK, words_of
 from tests.processes import command_environment, kill_at_random_instants, wait_for
 from tests.runs import assert_same_run, read_rows, saved_arrays, without_clock
 
-TINY = (
-    "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
-    "--tokenizer.vocab_size 400 --optimizer.warmup_steps 2 --eval.sample_tokens 12 --eval.max_tokens 500"
-).split()
+TINY = words_of({**ONE_BLOCK, "train.batch_size": 4, "optimizer.warmup_steps": 2, "eval.sample_tokens": 12})
 
 
 @pytest.fixture

@@ -10,23 +10,18 @@ from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import read_metrics
 from slm_jax.training.train import train
+from tests.helpers import ONE_BLOCK
 
 STEPS = 24
 TINY = {
-    "model.dim": 32,
-    "model.depth": 1,
-    "model.heads": 2,
-    "model.mlp_dim": 64,
+    **ONE_BLOCK,
     "train.batch_size": 4,
-    "train.sequence_length": 32,
     "train.steps": STEPS,
     "train.dtype": "float32",
-    "tokenizer.vocab_size": 400,
     "optimizer.warmup_steps": 2,
     "eval.every": 8,
     "eval.sample_tokens": 12,
     "eval.prompts": ("Line 5", "The quick"),
-    "eval.max_tokens": 500,
     "mesh.data": 1,
 }
 

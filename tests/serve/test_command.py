@@ -14,6 +14,7 @@ import pytest
 from slm_jax.cli.serve import Options, check, is_loopback, main, read_key
 from slm_jax.serve.runs import model_name
 from slm_jax.utils.errors import UserError
+from tests.helpers import ONE_BLOCK, words_of
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -80,11 +81,10 @@ def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path):
 def test_a_process_serves_warns_and_exits_cleanly(tmp_path):
     """Train, serve on all addresses without a key, request a text, and send SIGTERM while it is generated."""
     run = tmp_path / "tiny"
-    tiny = "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.steps 2 --train.batch_size 8"
-    tiny += " --train.sequence_length 32 --eval.max_tokens 500 --tokenizer.vocab_size 300 --eval.sample_tokens 4"
+    tiny = words_of({**ONE_BLOCK, "train.steps": 2, "train.batch_size": 8, "eval.sample_tokens": 4})
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i}: the list is a sequence of {i * 7 % 13} items.\n" for i in range(600)))
-    train = [sys.executable, "-m", "slm_jax.train", "--run", str(run), "--data.files", str(text), *tiny.split()]
+    train = [sys.executable, "-m", "slm_jax.train", "--run", str(run), "--data.files", str(text), *tiny]
     subprocess.run(train, check=True, capture_output=True)
     command = [sys.executable, "-m", "slm_jax.serve", "--run", str(run), "--port", "0"]
     command += ["--host", "0.0.0.0", "--allow_no_key"]

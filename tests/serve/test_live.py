@@ -16,16 +16,15 @@ pytest.importorskip("uvicorn")
 
 from selenium.webdriver.common.by import By
 
+from tests.helpers import ONE_BLOCK, words_of
 from tests.processes import command_environment
 from tests.serve.browser import IN_BROWSER, open_browser
 from tests.serve.test_page import warnings
 
 pytestmark = IN_BROWSER
 
-TINY = (
-    "--model.dim 32 --model.heads 2 --model.mlp_dim 64 --model.depth 1 --train.batch_size 4 --train.sequence_length 32 "
-    "--tokenizer.vocab_size 400 --eval.sample_tokens 0 --eval.max_tokens 500 --eval.every 500 --checkpoint.every 500"
-).split()
+INTERVALS = {"eval.every": 500, "checkpoint.every": 500}
+TINY = words_of({**ONE_BLOCK, **INTERVALS, "train.batch_size": 4, "eval.sample_tokens": 0})
 
 
 @pytest.fixture
