@@ -4,6 +4,7 @@ attention               `attention`, the choice of an implementation and its nai
 attention_blocks        the implementation for CPU, and for accelerators without a usable kernel
 attention_kernels       cuDNN on NVIDIA GPUs, splash attention on TPUs
 cross_entropy           the loss without [B, T, V] logits
+softcap, unlikelihood   a bound of the logits, and a term of the loss; both are off by default
 matmul                  products in bfloat16 or float32 with float32 accumulation
 
 The model calls the operations by way of this package, `ops.attention(…)`, so that a test can replace one.
@@ -20,15 +21,10 @@ from slm_jax.model.ops.attention import (
     naive_attention,
     write_cache,
 )
-from slm_jax.model.ops.cross_entropy import (
-    ContextTokens,
-    LossSums,
-    LossWeights,
-    cap_logits,
-    cross_entropy,
-    naive_cross_entropy,
-)
+from slm_jax.model.ops.cross_entropy import LossSums, LossWeights, cross_entropy, naive_cross_entropy
 from slm_jax.model.ops.matmul import einsum, matmul, naive_matmul, row_products
+from slm_jax.model.ops.softcap import cap_logits
+from slm_jax.model.ops.unlikelihood import ContextTokens
 
 __all__ = [
     "ContextTokens",

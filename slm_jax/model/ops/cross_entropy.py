@@ -9,28 +9,15 @@ probabilities and sums are float32, of logits rounded to 8 bits (float16: 11). A
 share of Z by the factor exp(e), which averages out over the vocabulary and over positions. Without gradients
 (validation) logits are float32.
 
-The unlikelihood term (Welleck et al. 2019, arXiv:1908.04319) lowers the probability of tokens that the text already
-contains: each position adds -log(1 - p_c) for every distinct token c of its segment so far except the label. The few
-logits that it needs are products of the hidden states with the head's rows of the text's own tokens, [B, T, D];
-nothing is gathered from the vocabulary's logits or scattered into their gradient. As in the authors' code
-(facebookresearch/unlikelihood_training), 1 - p is clamped at 1e-5, below which the term is constant and its gradient 0.
-
 With logits l, log Z = logsumexp(l) and p = exp(l - log Z), the loss of a position with label y is
 
-    log Z - l_y  +  z_loss (log Z)²  -  ul_alpha Σ_c log(1 - p_c)
+    log Z - l_y  +  z_loss (log Z)²
 
-and, since ∂p_c/∂l_v = p_c ([v = c] - p_v), its gradient with the odds o_c = p_c / (1 - p_c) is
+with the gradient
 
-    ∂/∂l_v  =  p_v (1 + 2 z_loss log Z - ul_alpha Σ_c o_c)  -  [v = y]  +  ul_alpha Σ_c o_c [v = c]
+    ∂/∂l_v  =  p_v (1 + 2 z_loss log Z)  -  [v = y]
 
-The first two terms are dense over the vocabulary. The last one is the part of the candidates themselves; it is
-computed with their rows of the head, except for a dominant candidate d (p_d > 0.6, at most one per position). Its odds
-grow without bound, and the two terms with them cancel at v = d to ul_alpha p_d, which is at most ul_alpha: rounded to
-bfloat16 one by one, their difference would be noise. Both are dense, therefore, and combined before they are rounded:
-
-    p_v ul_alpha (1 if v = d else -o_d)
-
-1 - p_d has to be exact as well: it is S / (1 + S), S = Σ exp(l_v - l_d) over v ≠ d, not a difference of near numbers.
+and, if `ul_alpha` is not 0, the terms of unlikelihood.py.
 
 Logits may be bounded (`cap_logits`); the gradients above are by the bounded ones, times the slope of the bound.
 
@@ -46,14 +33,14 @@ import jax.numpy as jnp
 from slm_jax.distributed.partitioning import sum_over_batch
 from slm_jax.distributed.platform import Platform
 from slm_jax.model.ops.matmul import einsum, row_products, transposed_dot
+from slm_jax.model.ops.softcap import cap_logits, times_slope
+from slm_jax.model.ops.unlikelihood import MIN_COMPLEMENT, ContextTokens, unlikelihood
 from slm_jax.utils.batch import IGNORE_INDEX
 
 _CPU_CHUNK = 1024  # positions whose logits exist at a time: they stay in the processor's cache
 _LOGIT_BYTES = 1 << 29  # logits that exist at a time elsewhere; each further chunk reads and writes the head's gradient
 _PADDING_LOGIT = -1e30  # logit of the head's padding rows; not -inf, whose gradient is NaN
 _FLOAT16_FACTOR = 2.0**10  # of the gradient of float16 logits, so that probabilities above 6e-11 do not become 0
-_MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, so that a certain repetition has a finite loss
-_DOMINANT = 0.6  # above 1/2 by more than rounding errors, so that no two tokens of a position exceed it
 
 
 class LossSums(NamedTuple):
@@ -94,59 +81,6 @@ class LossWeights(NamedTuple):
     ul_alpha: float = 0.0
 
 
-class ContextTokens(NamedTuple):
-    """The tokens of a batch that the unlikelihood term looks back on.
-
-    Attributes:
-        ids_BxT: Token ids, int32.
-        segments_BxT: Segment of each token, int32; a position looks back within its segment.
-        is_first_BxT: Whether a token is not padding and the first one of its id in its segment, bool.
-    """
-
-    ids_BxT: jax.Array
-    segments_BxT: jax.Array
-    is_first_BxT: jax.Array
-
-    @classmethod
-    def from_batch(
-        cls, ids_BxT: jax.Array, valid_BxT: jax.Array | None = None, segment_ids_BxT: jax.Array | None = None
-    ) -> "ContextTokens":
-        """Return the tokens of a batch.
-
-        Args:
-            ids_BxT: Token ids, int32.
-            valid_BxT: 0 for padding.
-            segment_ids_BxT: Segment of each token.
-        """
-        segments_BxT = jnp.zeros_like(ids_BxT) if segment_ids_BxT is None else segment_ids_BxT
-        real_BxT = jnp.ones(ids_BxT.shape, bool) if valid_BxT is None else valid_BxT.astype(bool)
-        index_T = jnp.arange(ids_BxT.shape[1])
-        same_BxTxT = (ids_BxT[:, :, None] == ids_BxT[:, None]) & (segments_BxT[:, :, None] == segments_BxT[:, None])
-        earlier_BxTxT = same_BxTxT & real_BxT[:, None] & (index_T[:, None] > index_T)
-        return cls(ids_BxT, segments_BxT, real_BxT & ~jnp.any(earlier_BxTxT, axis=-1))
-
-    def candidates(self, labels_BxC: jax.Array, start: jax.Array | int = 0) -> jax.Array:
-        """Return which tokens of the text are negative candidates at each position of a chunk.
-
-        Args:
-            labels_BxC: Labels of the chunk.
-            start: Index of the chunk's first position in T.
-
-        Returns:
-            bool [B, C, T].
-        """
-        segments_BxC = jax.lax.dynamic_slice_in_dim(self.segments_BxT, start, labels_BxC.shape[1], axis=1)
-        index_C = start + jnp.arange(labels_BxC.shape[1])
-        index_T = jnp.arange(self.ids_BxT.shape[1])
-        return (
-            self.is_first_BxT[:, None]
-            & (index_T <= index_C[:, None])
-            & (self.segments_BxT[:, None] == segments_BxC[:, :, None])
-            & (self.ids_BxT[:, None] != labels_BxC[:, :, None])
-            & (labels_BxC != IGNORE_INDEX)[:, :, None]
-        )
-
-
 def naive_cross_entropy(
     x_BxTxD: jax.Array,
     head_VxD: jax.Array,
@@ -168,7 +102,7 @@ def naive_cross_entropy(
         jnp.take_along_axis(logits_BxTxV, context.ids_BxT[:, None], axis=-1) - log_z_BxT[..., None]
     )
     terms_BxTxT = jnp.where(
-        context.candidates(labels_BxT), -jnp.log(jnp.maximum(1 - probability_BxTxT, _MIN_COMPLEMENT)), 0.0
+        context.candidates(labels_BxT), -jnp.log(jnp.maximum(1 - probability_BxTxT, MIN_COMPLEMENT)), 0.0
     )
     return sums._replace(loss=sums.loss + weights.ul_alpha * jnp.sum(terms_BxTxT))
 
@@ -239,18 +173,6 @@ def _chunk_count(positions: int, limit: int, bytes_of_position: int, platform: P
     return min(limit, -(-positions // chunk))
 
 
-def cap_logits(logits: jax.Array, softcap: float) -> jax.Array:
-    """Return softcap · tanh(logits / softcap) (Gemma 2, arXiv:2408.00118), in their dtype; the logits if it is 0."""
-    return (softcap * jnp.tanh(logits.astype(jnp.float32) / softcap)).astype(logits.dtype) if softcap else logits
-
-
-def _times_slope(gradient: jax.Array, logits: jax.Array, softcap: float) -> jax.Array:
-    """Return the gradient by logits before `cap_logits`, of the gradient by those after it; 0 for padding rows."""
-    if not softcap:
-        return gradient
-    return gradient * (1 - (jnp.minimum(jnp.abs(logits.astype(jnp.float32)), softcap) / softcap) ** 2)
-
-
 def _logits(
     x_BxCxD: jax.Array,
     head_VxD: jax.Array,
@@ -289,49 +211,6 @@ def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tupl
     return LossSums(nll + z, nll, correct, jnp.sum(valid_BxC, dtype=jnp.float32)), log_z_BxC, valid_BxC
 
 
-class _Unlikelihood(NamedTuple):
-    """The unlikelihood terms of a chunk and what their gradients take.
-
-    Attributes:
-        total: Sum of the terms, float32 scalar.
-        odds_BxCxT: Odds o_c of the candidates that are not dominant, 0 elsewhere.
-        gradient_BxCxT: Their gradient by the candidates' logits before `cap_logits`.
-        dominant_BxC: Token id of the dominant candidate of each position, -1 if there is none or its term is clamped.
-        dominant_odds_BxC: Odds of that candidate, 0 if there is none.
-    """
-
-    total: jax.Array
-    odds_BxCxT: jax.Array
-    gradient_BxCxT: jax.Array
-    dominant_BxC: jax.Array
-    dominant_odds_BxC: jax.Array
-
-
-def _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, context, labels_BxC, start, softcap) -> _Unlikelihood:
-    """Return the unlikelihood terms of a chunk; see the top of the file."""
-    candidates_BxCxT = context.candidates(labels_BxC, start)
-    logits_BxCxT = cap_logits(einsum("bcd,btd->bct", x_BxCxD, rows_BxTxD, x_BxCxD.dtype), softcap)
-    p_BxCxT = jnp.exp(jnp.minimum(logits_BxCxT - log_z_BxC[..., None], 0.0))
-    max_BxC = jnp.max(logits_BxCxV, axis=-1)
-    # A dominant token is the only one with the largest logit: S is the sum over all others.
-    below_BxCxV = jnp.where(logits_BxCxV < max_BxC[..., None], jnp.exp(logits_BxCxV - max_BxC[..., None]), 0.0)
-    s_BxC = jnp.sum(below_BxCxV, axis=-1)
-    dominant_p_BxC = 1 / (1 + s_BxC)
-    dominant_complement_BxC = s_BxC * dominant_p_BxC
-    is_dominant_BxCxT = p_BxCxT > _DOMINANT
-    complement_BxCxT = jnp.where(is_dominant_BxCxT, dominant_complement_BxC[..., None], 1 - p_BxCxT)
-    log_BxCxT = jnp.log(jnp.maximum(complement_BxCxT, _MIN_COMPLEMENT))
-    total = jnp.sum(jnp.where(candidates_BxCxT, -log_BxCxT, 0.0))
-    odds_BxCxT = jnp.where(candidates_BxCxT & ~is_dominant_BxCxT, p_BxCxT / complement_BxCxT, 0.0)
-    is_open_BxC = dominant_complement_BxC > _MIN_COMPLEMENT
-    has_gradient_BxCxT = candidates_BxCxT & is_dominant_BxCxT & is_open_BxC[..., None]
-    # Ids are at most once among the candidates of a position, so the sum picks the id of the dominant one.
-    dominant_BxC = jnp.sum(jnp.where(has_gradient_BxCxT, context.ids_BxT[:, None] + 1, 0), axis=-1) - 1
-    dominant_odds_BxC = jnp.where(dominant_BxC >= 0, dominant_p_BxC / dominant_complement_BxC, 0.0)
-    gradient_BxCxT = _times_slope(odds_BxCxT, logits_BxCxT, softcap)
-    return _Unlikelihood(total, odds_BxCxT, gradient_BxCxT, dominant_BxC, dominant_odds_BxC)
-
-
 def _zero_sums() -> LossSums:
     zero = jnp.zeros((), jnp.float32)
     return LossSums(zero, zero, zero, zero)
@@ -363,7 +242,7 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         sums, log_z_BxC, _ = _sums(logits_BxCxV, labels_BxC, weights.z_loss)
         if context is not None:
             texts = (context, labels_BxC, start, softcap)
-            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
+            terms = unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
             sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
         return jax.tree.map(jnp.add, total, sums), None
 
@@ -397,21 +276,14 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         dx_BxCxD: Any = 0.0
         if context is not None:
             texts = (context, labels_BxC, start, softcap)
-            terms = _unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
+            terms = unlikelihood(x_BxCxD, rows_BxTxD, logits_BxCxV, log_z_BxC, *texts)
             sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
-            dlog_z_BxC -= weights.ul_alpha * jnp.sum(terms.odds_BxCxT, axis=-1)
-            is_dominant_BxCxV = terms.dominant_BxC[..., None] == vocab_V
-            scale_BxCxV = dlog_z_BxC[..., None] + weights.ul_alpha * jnp.where(
-                is_dominant_BxCxV, 1.0, -terms.dominant_odds_BxC[..., None]
-            )
-            odds_BxCxT = (weights.ul_alpha * terms.gradient_BxCxT).astype(dtype)
-            dx_BxCxD = einsum("bct,btd->bcd", odds_BxCxT, rows_BxTxD, dtype)
-            # Transposed explicitly for the bfloat16 units of CPUs, see matmul.py.
-            odds_BxTxC = jax.lax.optimization_barrier(odds_BxCxT.swapaxes(1, 2))
-            drows_BxTxD += einsum("btc,bcd->btd", odds_BxTxC, x_BxCxD, dtype)
+            scale_BxCxV = terms.scale(dlog_z_BxC, vocab_V, weights.ul_alpha)
+            dx_BxCxD, drows_of_chunk_BxTxD = terms.gradients(x_BxCxD, rows_BxTxD, weights.ul_alpha)
+            drows_BxTxD += drows_of_chunk_BxTxD
         p_BxCxV = jnp.exp(logits_BxCxV.astype(jnp.float32) - log_z_BxC[..., None]) * scale_BxCxV
         is_label_BxCxV = labels_BxC[..., None] == vocab_V
-        dlogits_BxCxV = _times_slope(p_BxCxV - is_label_BxCxV, logits_BxCxV, softcap)
+        dlogits_BxCxV = times_slope(p_BxCxV - is_label_BxCxV, logits_BxCxV, softcap)
         dlogits_BxCxV = (factor * jnp.where(valid_BxC[..., None], dlogits_BxCxV, 0.0)).astype(dtype)
         dx_BxCxD += einsum("...v,vd->...d", dlogits_BxCxV, head_VxD, dtype) / factor
         dlogits_NxV = dlogits_BxCxV.reshape(-1, len(head_VxD))
