@@ -146,7 +146,21 @@ def _build_parser() -> argparse.ArgumentParser:
         "--preview", type=_count, default=10, metavar="N", help="number of entries to show (default: 10)"
     )
 
-    compare = add_command("compare", _compare, "compare with other installed tokenizers on your text", _COMPARE)
+    _add_compare_options(
+        add_command("compare", _compare, "compare with other installed tokenizers on your text", _COMPARE)
+    )
+
+    serve = add_command("serve", _serve, "serve a page to try tokenizers on", _SERVE)
+    serve.add_argument(
+        "tokenizers", nargs="*", metavar="TOKENIZER", help="saved files or names (default: all pretrained ones)"
+    )
+    serve.add_argument(
+        "--port", type=int, default=8765, metavar="N", help="port on the loopback interface (default: 8765)"
+    )
+    return parser
+
+
+def _add_compare_options(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns of UTF-8 text")
     compare.add_argument(
         "--vocab-size", type=int, default=8192, metavar="N", help="ids that each tokenizer learns (default: 8192)"
@@ -159,15 +173,6 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="pretrained tokenizers to measure as well",
     )
-
-    serve = add_command("serve", _serve, "serve a page to try tokenizers on", _SERVE)
-    serve.add_argument(
-        "tokenizers", nargs="*", metavar="TOKENIZER", help="saved files or names (default: all pretrained ones)"
-    )
-    serve.add_argument(
-        "--port", type=int, default=8765, metavar="N", help="port on the loopback interface (default: 8765)"
-    )
-    return parser
 
 
 def _count(word: str) -> int:

@@ -109,6 +109,14 @@ def apply_rule(
             given={**kept, **overrides},
         )
     )
+    options = {**_chosen_options(recipe, overrides, tree), **overrides}
+    recipe = _with_note_of_other_size(recipe, make_config(options, preset))
+    print(as_text(recipe), file=sys.stderr)
+    return options
+
+
+def _chosen_options(recipe: Recipe, overrides: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe, with either steps or minutes, and as much text of a preset as they need."""
     chosen = {name: choice.value for name, choice in recipe.options.items()}
     if "train.steps" in overrides:
         chosen.pop("train.minutes", None)
@@ -118,10 +126,7 @@ def apply_rule(
     if limit and "data.max_tokens" not in overrides:  # of a preset, whose own training it is enough for
         timed = bool(chosen.get("train.minutes") or overrides.get("train.minutes"))  # the tokens are an estimate
         chosen["data.max_tokens"] = math.ceil((_TIMED_MARGIN if timed else _MARGIN) * recipe.tokens)
-    options = {**chosen, **overrides}
-    recipe = _with_note_of_other_size(recipe, make_config(options, preset))
-    print(as_text(recipe), file=sys.stderr)
-    return options
+    return chosen
 
 
 def _is_auto(dial: DialOptions) -> bool:

@@ -112,13 +112,7 @@ def evaluate(
     options = {"context": scorer.context, "stride": scorer.stride, "max_items": max_items, "max_tokens": max_tokens}
     evaluation = Evaluation([], {})
     subject = Subject(loaded.model, loaded.tokenizer, loaded.run, scorer, verbose=True)
-    hub = HubLoader()
-    tasks_with_data: list[LoadedTask] = []
-    for spec in specs:
-        try:
-            tasks_with_data.append(load_task(spec, hub, max_items, max_tokens, loaded.config.data))
-        except UserError as error:
-            _add_missing(evaluation, spec, error)
+    tasks_with_data = _load_tasks(specs, loaded, max_items, max_tokens, evaluation)
     contaminated = _find_contaminated(tasks_with_data, loaded) if contamination else {}
     for task in tasks_with_data:
         try:
@@ -131,6 +125,20 @@ def evaluate(
         if save:
             update_evaluation(loaded.run.path, task.spec.title, rows, about)
     return evaluation
+
+
+def _load_tasks(
+    specs: Sequence[TaskSpec], loaded: LoadedRun, max_items: int, max_tokens: int, evaluation: Evaluation
+) -> list[LoadedTask]:
+    """Return the tasks whose data can be read; the others are added to `Evaluation.missing`."""
+    hub = HubLoader()
+    tasks = []
+    for spec in specs:
+        try:
+            tasks.append(load_task(spec, hub, max_items, max_tokens, loaded.config.data))
+        except UserError as error:
+            _add_missing(evaluation, spec, error)
+    return tasks
 
 
 def _add_missing(evaluation: Evaluation, spec: TaskSpec, error: UserError) -> None:

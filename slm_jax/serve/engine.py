@@ -91,14 +91,7 @@ class Engine:
         self.slots = -(-slots // self.block_slots) * self.block_slots
         self.context = context or run.context
         self.window = min(w for w in (self.context, model.config.longest_window) if w)
-        if self.context > run.context:
-            logger.info(
-                "note: %s was trained on %d tokens at once; the context of %d lets it attend to longer distances, "
-                "which it has not seen in training",
-                self.name,
-                run.context,
-                self.context,
-            )
+        self._log_long_context()
         self.stop_ids = tuple(run.tokenizer.stop_ids)
         self.counters = Counters()
         self.failure: BaseException | None = None
@@ -121,6 +114,16 @@ class Engine:
         self._closing = False
         self._warm_up: WarmUp | None = None
         self._thread = threading.Thread(target=self._serve, name=f"engine {self.name}", daemon=True)
+
+    def _log_long_context(self) -> None:
+        if self.context > self.run.context:
+            logger.info(
+                "note: %s was trained on %d tokens at once; the context of %d lets it attend to longer distances, "
+                "which it has not seen in training",
+                self.name,
+                self.run.context,
+                self.context,
+            )
 
     def _token_masks(self) -> TokenMasks:
         tokenizer, size = self.run.tokenizer, self.run.model.vocab_size
