@@ -6,24 +6,24 @@ Everything is a function of the source and the plan: a build that was killed at 
 """
 
 import contextlib
-import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.data.corpus.build_progress import BuildProgress
 from slm_jax.data.corpus.conversations import accepted, template_digest
 from slm_jax.data.corpus.corpus import CHAT_FORMAT, FORMAT, SPLITS, read_documents
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_items, end_of
 from slm_jax.data.corpus.marks import num_turns, token_dtype
-from slm_jax.data.corpus.plan import SplitPlan, make_plan
+from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import Assignable, SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
 from slm_jax.data.corpus.writing import write_json, write_shard
@@ -71,53 +71,6 @@ class TextGroup(NamedTuple):
     position: Any
     version: str
     last: bool
-
-
-@dataclass
-class BuildProgress:
-    """The state of a build on disk; saved after each shard.
-
-    Attributes:
-        plan: The plan of the source.
-        sample_items: Number of items in the sample.
-        position: The position of the reader after the last shard; None: the build restarts at the beginning.
-        version: The version of the source.
-        counts: Statistics of the source, see `SourceCounts.to_json`.
-        shards: The manifest's entries of the shards written, by split.
-        done: Whether all shards are written.
-        marked: Whether the corpus has conversations, whose ids have marks.
-    """
-
-    plan: SplitPlan
-    sample_items: int = 0
-    position: Any = None
-    version: str = ""
-    counts: dict[str, Any] = field(default_factory=lambda: SourceCounts().to_json())
-    shards: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    done: bool = False
-    marked: bool = False
-
-    def save(self, folder: Path) -> None:
-        """Write progress.json."""
-        content = {**vars(self), "plan": self.plan.to_json(), "head": self.sample_items}
-        del content["sample_items"]
-        if not self.marked:
-            del content["marked"]
-        write_json(folder / "progress.json", content)
-
-    @classmethod
-    def load(cls, folder: Path) -> "BuildProgress | None":
-        """Read progress.json; return None if the folder has no build."""
-        try:
-            saved = json.loads((folder / "progress.json").read_text())
-            plan = SplitPlan.from_json(saved.pop("plan"))
-            return cls(plan, saved.pop("head"), **saved)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def total(self, split: str, quantity: str) -> int:
-        """Return the tokens, documents, bytes, prompts or turns of a split."""
-        return sum(shard[quantity] for shard in self.shards[split])
 
 
 def build_corpus(

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax.data.corpus.build import BuildProgress, CorpusOptions, complete_corpus, write_shards
+from slm_jax.data.corpus.build import CorpusOptions, complete_corpus, write_shards
+from slm_jax.data.corpus.build_progress import BuildProgress
 from slm_jax.data.corpus.cache import remove_folder
 from slm_jax.data.corpus.encoded import EncodedText
 from slm_jax.data.corpus.marks import token_dtype
