@@ -152,7 +152,8 @@ def _stream_one(
     loaded: "LoadedRun", prompt: str, ids: list[int], options: Options, context: int, suppress: list[int]
 ) -> None:
     """Print one prompt and its continuation, token by token."""
-    from slm_jax.generation.decode import NO_TOKEN, stream
+    from slm_jax.generation.batch import NO_TOKEN
+    from slm_jax.generation.decode import stream
 
     stops = loaded.tokenizer.stop_ids
     decoder = loaded.tokenizer.stream_decoder(ids)

@@ -31,20 +31,26 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slm_jax.distributed.sharding import mesh_of
+from slm_jax.generation.batch import (
+    NO_TOKEN,
+    check_arguments,
+    id_mask,
+    pad_prompts,
+    power_of_two,
+    round_up,
+    seeds,
+    uniforms,
+)
 from slm_jax.generation.sampling import Sampling, SamplingArrays, ban_ngrams, penalize, sample, stack_sampling
 from slm_jax.model import ops
 from slm_jax.model.kv_cache import KVCache
 from slm_jax.model.layers import unstack_layers
 from slm_jax.model.transformer import Transformer
-from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import TextTokenizer, decode_continuation
 
 _CHUNKS = (64, 512)  # minimum and maximum number of prompt tokens per prefill step, powers of two
 _STREAM_SECONDS = 0.05  # approximate time between two segments of a stream
 _STREAM_TOKENS = 64  # maximum number of tokens in a segment of a stream
-_MAX_BATCH_TOKENS = 2**28  # of a batch, prompts included: 12 bytes for each are allocated before the first is sampled
-NO_TOKEN = -1
-"""Marks padding, and the columns after the end of a sequence."""
 
 
 class _State(NamedTuple):
@@ -262,16 +268,16 @@ def _segments(
     streaming: bool,
 ) -> Iterator[np.ndarray]:
     """Yield tokens int32 [B, N] as they are generated: one segment unless streaming."""
-    settings = _check(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
+    settings = check_arguments(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
     graph, params = nnx.split(model, nnx.Param)
     mesh = mesh_of(params)
-    chunk = min(max(_power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
-    history_BxL, first = _pad_prompts(prompts, max_tokens, chunk)
+    chunk = min(max(power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
+    history_BxL, first = pad_prompts(prompts, max_tokens, chunk)
     length = history_BxL.shape[1]
     window = min((w for w in (context, model.config.longest_window) if w), default=0)
     window = 0 if window >= length else window
-    capacity = min(length, _round_up(window + chunk - 1, chunk)) if window else length
-    uniform_BxLx2 = _uniforms(*_seeds(sampling, len(prompts)), length)
+    capacity = min(length, round_up(window + chunk - 1, chunk)) if window else length
+    uniform_BxLx2 = uniforms(*seeds(sampling, len(prompts)), length)
     inputs = _Inputs(
         start_B=np.array([first - len(prompt) for prompt in prompts], np.int32),
         first=np.int32(first),
@@ -297,102 +303,6 @@ def _segments(
         # The first segment is one token, for a low latency; later ones have as many as fit the time.
         seconds_per_token = (time.perf_counter() - clock) / count
         count = min(max(int(_STREAM_SECONDS / seconds_per_token), 1), 2 * count, _STREAM_TOKENS)
-
-
-def _pad_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, chunk: int) -> tuple[np.ndarray, int]:
-    """Return the history int32 [B, L] with prompts padded on the left, and the first column after them."""
-    first = -(-max(map(len, prompts)) // chunk) * chunk
-    history_BxL = np.full((len(prompts), _round_up(first + max_tokens, chunk)), NO_TOKEN, np.int32)
-    for row, prompt in enumerate(prompts):
-        history_BxL[row, first - len(prompt) : first] = prompt
-    return history_BxL, first
-
-
-def _check(
-    vocab_size: int,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    sampling: Sampling | Sequence[Sampling],
-    context: int,
-    suppress: Sequence[int],
-    stop: Sequence[int],
-) -> Sequence[Sampling]:
-    """Return the settings of each sequence, or raise UserError with all problems."""
-    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    problems = [problem for each in dict.fromkeys(settings) for problem in each.problems()]
-    if len(settings) != len(prompts):
-        problems.append(f"{len(settings)} samplings for {len(prompts)} prompts: pass one, or one per prompt")
-    if not prompts:
-        problems.append("no prompts: pass at least one")
-    if not all(len(prompt) for prompt in prompts):
-        problems.append("a prompt has no tokens: start it with <EOS>, as encode_prompt does")
-    if max_tokens < 1:
-        problems.append(f"max_tokens {max_tokens} must be 1 or more")
-    if len(prompts) * (max(map(len, prompts), default=0) + max_tokens) > _MAX_BATCH_TOKENS:
-        problems.append(
-            f"max_tokens {max_tokens:,} is too large: a batch (here of {len(prompts)}) may have at most "
-            f"{_MAX_BATCH_TOKENS:,} tokens in total, prompts included"
-        )
-    if context < 0:
-        problems.append(f"context {context} must be 0 (the model's window) or more")
-    prompt_ids = (id_ for prompt in prompts for id_ in prompt)
-    for name, ids in (("prompt", prompt_ids), ("suppress", suppress), ("stop", stop)):
-        if outside := [int(id_) for id_ in ids if not 0 <= id_ < vocab_size][:3]:
-            problems.append(f"{name} ids {outside} are outside the model's vocabulary of {vocab_size}")
-    if len(set(suppress)) >= vocab_size:
-        problems.append("all ids are suppressed: leave at least one")
-    if problems:
-        raise UserError("; ".join(problems))
-    return settings
-
-
-def _power_of_two(n: int) -> int:
-    """Return the smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
-
-
-def _round_up(n: int, unit: int) -> int:
-    """Round up to a multiple of unit, by at most an eighth to one of few values: fewer shapes are compiled."""
-    unit = max(unit, _power_of_two(n) // 16)
-    return -(-n // unit) * unit
-
-
-def _seeds(sampling: Sampling | Sequence[Sampling], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint32 [B] each: the seed and the stream number of each sequence."""
-    if isinstance(sampling, Sampling):
-        return np.full(rows, sampling.seed, np.uint32), np.arange(rows, dtype=np.uint32)
-    return np.array([each.seed for each in sampling], np.uint32), np.zeros(rows, np.uint32)
-
-
-@functools.partial(jax.jit, static_argnames="length")
-def _uniforms(seed_B: jax.Array, row_B: jax.Array, length: int) -> jax.Array:
-    """Return float32 [B, length, 2] in [0, 1); those of a step depend on seed, stream number and step only.
-
-    They are drawn before the loop: one token at a time, drawing them would take longer than sampling.
-    """
-    return jax.vmap(jax.vmap(uniform_pair, (None, None, 0)), (0, 0, None))(seed_B, row_B, jnp.arange(length))
-
-
-def uniform_pair(seed: jax.Array, row: jax.Array, step: jax.Array) -> jax.Array:
-    """Draw the random numbers of one generated token.
-
-    Args:
-        seed: uint32 scalar.
-        row: uint32 scalar, the stream number: the index in the batch if one seed is for all sequences, else 0.
-        step: int32 scalar, the index of the token in the generated text.
-
-    Returns:
-        float32 [2] in [0, 1).
-    """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
-    return jax.random.uniform(key, (2,))
-
-
-def id_mask(ids: Sequence[int], size: int) -> np.ndarray:
-    """Return bool [size] that is True at the ids."""
-    mask = np.zeros(size, bool)
-    mask[list(ids)] = True
-    return mask
 
 
 def generate(

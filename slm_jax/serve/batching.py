@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from slm_jax.generation.decode import NO_TOKEN, DecodeWeights, next_logits, uniform_pair
+from slm_jax.generation.batch import NO_TOKEN, uniform_pair
+from slm_jax.generation.decode import DecodeWeights, next_logits
 from slm_jax.generation.sampling import SamplingArrays, penalize, sample
 from slm_jax.model.kv_cache import KVCache, SlotCache
 from slm_jax.model.transformer import Transformer

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from slm_jax.generation.decode import id_mask
+from slm_jax.generation.batch import id_mask
 from slm_jax.generation.sampling import Sampling, stack_sampling
 from slm_jax.serve import batching
 from slm_jax.serve.batching import MAX_STEPS, Logprobs, SlotInputs, TokenMasks

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from slm_jax.generation.decode import id_mask, prepare_weights, suppressed_ids
+from slm_jax.generation.batch import id_mask
+from slm_jax.generation.decode import prepare_weights, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.conversations import is_chat_trained
 from slm_jax.run.load import LoadedRun

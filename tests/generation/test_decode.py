@@ -12,7 +12,8 @@ from flax import nnx
 
 from slm_jax.cli.generate import Options, main, read_prompts
 from slm_jax.generation import decode as generation
-from slm_jax.generation.decode import NO_TOKEN, Sampling, generate_ids, stream
+from slm_jax.generation.batch import NO_TOKEN
+from slm_jax.generation.decode import Sampling, generate_ids, stream
 from slm_jax.model.ops import cached_attention, masked_attention, write_cache
 from slm_jax.model.ops.attention import cache_mask
 from slm_jax.model.precision import Policy
@@ -204,7 +205,7 @@ def test_invalid_arguments_are_reported_together():
 def test_changing_settings_seeds_and_lengths_compiles_nothing():
     model = tiny_model(dim=48)
     generate_ids(model, [[1, 2], [3]], 3, GREEDY)
-    programs = (generation.prepare_weights, generation._prefill, generation._decode, generation._uniforms)
+    programs = (generation.prepare_weights, generation._prefill, generation._decode, generation.uniforms)
     before = [program._cache_size() for program in programs]
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, VARIED, suppress=[3], stop=[4])
     generate_ids(model, [[1, 2, 3, 4], [7]], 5, [Sampling(top_k=3), GREEDY])

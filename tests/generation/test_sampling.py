@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from slm_jax.generation import decode, sampling
+from slm_jax.generation.batch import id_mask
 from slm_jax.generation.sampling import (
     Sampling,
     penalize,
@@ -193,7 +194,7 @@ def test_next_token_is_that_of_transformers_but_for_the_end_of_the_text(stops):
         uniform_BxLx2=jnp.zeros((rows, length, 2)),
         sampling=settings,
         suppressed_V=jnp.zeros(vocab_size, bool),
-        stops_V=decode.id_mask(stops, vocab_size),
+        stops_V=id_mask(stops, vocab_size),
     )
     state = decode._State(
         None, jnp.asarray(ids), jnp.int32(length), seen_BxV, jnp.asarray(logits), jnp.zeros(rows, bool)
