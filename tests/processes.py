@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,18 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None, se
         assert process is None or process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def kill_at(command: Sequence[str], instants: Iterable[Callable[[], bool]], environment: dict[str, str]) -> None:
+    """Start a command once for each instant, and kill it with SIGKILL when the condition of the instant holds."""
+    for instant in instants:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        wait_for(instant, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
 
 
 def kill_at_random_instants(

@@ -154,6 +154,19 @@ class Answer:
         finally:
             self.cancel()
 
+    async def collect(self) -> tuple[list[str], list[list[Token]]]:
+        """Return the whole text of each choice and the tokens of it.
+
+        Raises:
+            ApiError: See `deltas`.
+        """
+        texts = [""] * len(self.choices)
+        tokens: list[list[Token]] = [[] for _ in self.choices]
+        async for choice, new_text, new_tokens in self.deltas():
+            texts[choice.index] += new_text
+            tokens[choice.index] += new_tokens
+        return texts, tokens
+
     def _process(self, choice: Choice, chunk: Chunk) -> tuple[str, list[Token]]:
         """Add a chunk to a choice; returns the text and the tokens that it completes."""
         choice.detokenizer.append(chunk.ids, chunk.logprobs)

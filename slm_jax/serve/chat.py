@@ -156,11 +156,7 @@ class ChatCompletion(Answer):
         Raises:
             ApiError: See `deltas`.
         """
-        texts = [""] * len(self.choices)
-        tokens: list[list[Token]] = [[] for _ in self.choices]
-        async for choice, new_text, new_tokens in self.deltas():
-            texts[choice.index] += new_text
-            tokens[choice.index] += new_tokens
+        texts, tokens = await self.collect()
         on_text(texts[0])
         choices: list[ChatChoice] = []
         for choice in self.choices:

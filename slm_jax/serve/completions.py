@@ -143,11 +143,7 @@ class Completion(Answer):
         Raises:
             ApiError: See `deltas`.
         """
-        texts = [""] * len(self.choices)
-        tokens: list[list[Token]] = [[] for _ in self.choices]
-        async for choice, new_text, new_tokens in self.deltas():
-            texts[choice.index] += new_text
-            tokens[choice.index] += new_tokens
+        texts, tokens = await self.collect()
         choices = [self._format_choice(choice, texts[choice.index], tokens[choice.index]) for choice in self.choices]
         return {**self._header, "choices": choices, "usage": self.usage()}
 

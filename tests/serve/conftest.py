@@ -107,3 +107,11 @@ def served(loaded, tokenizer, tmp_path_factory):
     engines = {name: Engine(run, slots=4, queue_size=6, block_slots=2) for name, run in runs.items()}
     with serve(engines, Limits(prompt_tokens=300, max_tokens=100_000, seconds=60)) as served:
         yield served
+
+
+@pytest.fixture
+def client(served):
+    """OpenAI's client, without retries."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client

@@ -21,14 +21,6 @@ from tests.serve.test_engine import alone, make_request, run
 PROMPT = "The list is"
 
 
-@pytest.fixture
-def client(served):
-    """OpenAI's client, without retries."""
-    openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def send(served, method, path, body=None, headers=(), raw=None):
     """Send a plain request; returns status, headers and body."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)

@@ -32,14 +32,6 @@ CONVERSATION = [
 ]
 
 
-@pytest.fixture
-def client(served):
-    """OpenAI's client, without retries."""
-    openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def as_json(messages):
     return [message._asdict() for message in messages]
 

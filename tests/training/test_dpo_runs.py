@@ -5,9 +5,7 @@ import dataclasses
 import gc
 import json
 import math
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +43,7 @@ from slm_jax.training.resume import check_compatibility
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
-from tests.processes import command_environment, wait_for
+from tests.processes import command_environment, kill_at
 from tests.runs import assert_same_run, read_rows, saved_arrays
 
 SMALL = {**TINY, "model.depth": 1, "model.heads": 2, "train.batch_size": 4, "train.sequence_length": 48}
@@ -400,13 +398,8 @@ def test_a_killed_run_ends_bit_identical(workspace, tmp_path):
     command = [sys.executable, "-m", "slm_jax.train", *args, "--run", str(tmp_path / "killed")]
     environment = command_environment(tmp_path / "cache")
     run = Run(tmp_path / "killed")
-    for instant in (lambda: run.reference.is_dir(), lambda: run.exists() and (run.newest_step() or 0) >= 15):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        wait_for(instant, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    instants = (lambda: run.reference.is_dir(), lambda: run.exists() and (run.newest_step() or 0) >= 15)
+    kill_at(command, instants, environment)
     assert (run.newest_step() or 0) < 60
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

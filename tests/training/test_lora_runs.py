@@ -1,9 +1,7 @@
 """Runs with adapters: frozen weights stored once, exact resume, merged on load, stages, and kills."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +22,7 @@ from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 from tests.helpers import TINY
-from tests.processes import command_environment, wait_for
+from tests.processes import command_environment, kill_at
 from tests.runs import assert_same_run, saved_arrays
 
 pytestmark = pytest.mark.slow  # test_dpo_runs.py has a run with adapters among the fast tests
@@ -224,13 +222,7 @@ def test_a_curriculum_killed_in_its_stage_of_adapters_ends_bit_identical(workspa
     def starts():
         return (stage.checkpoints / "base").exists() and not (stage.checkpoints / "0").exists()
 
-    for instant in (starts, lambda: stage.path.exists() and (stage.newest_step() or 0) >= 15):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        wait_for(instant, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    kill_at(command, (starts, lambda: stage.path.exists() and (stage.newest_step() or 0) >= 15), environment)
     assert not (tmp_path / "killed" / "stages" / "03-all").exists()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     for name in ("01-base", "02-adapters", "03-all", "04-preferences"):

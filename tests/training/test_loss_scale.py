@@ -1,8 +1,7 @@
 """Test dynamic loss scaling: float16 against float32, overflows, growth, and runs that are interrupted."""
 
+import functools
 import itertools
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from slm_jax.training.train_step import gradients
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.errors import UserError
 from tests.helpers import random_ids, tiny_config
-from tests.processes import command_environment, wait_for
+from tests.processes import command_environment, kill_at
 from tests.runs import assert_same_run, read_rows, saved_arrays
 
 VOCAB = 64
@@ -282,13 +281,13 @@ def test_a_killed_run_ends_bit_identical(start, tmp_path, monkeypatch):
         "train.train(tiny_config(**RUN | {'train__steps': 60, 'data__files': ('text.txt',)}), 'killed')\n"
     )
     environment = command_environment(tmp_path / "cache") | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    for instant in (6, 22, 41):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
-        rows = tmp_path / "killed" / "metrics.jsonl"
-        wait_for(lambda: rows.exists() and rows.read_text().count("\n") >= instant, process)  # noqa: B023
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+    rows = tmp_path / "killed" / "metrics.jsonl"
+
+    def has_rows(count):
+        return rows.exists() and rows.read_text().count("\n") >= count
+
+    instants = [functools.partial(has_rows, count) for count in (6, 22, 41)]
+    kill_at([sys.executable, "-c", code], instants, environment)
     start("killed", 60)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert read_rows(tmp_path / "killed")[-1]["skipped"] > 5
