@@ -118,10 +118,7 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     Raises:
         UserError: The config does not fit the devices, the text or the checkpoints of the run.
     """
-    if config.train.deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
-        raise UserError(
-            f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
-        )
+    _require_deterministic(config)
     mesh = sharding.make_mesh(config)
     has_checkpoint = agreement.from_first("newest checkpoint", run.newest_step) is not None
     initial = None if has_checkpoint else warm_start.find_initial_weights(config)
@@ -165,6 +162,18 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
             trend=trend,
             rows=rows,
             tasks=tasks,
+        )
+
+
+def _require_deterministic(config: Config) -> None:
+    """Refuse `train.deterministic` without the flag of XLA, which JAX reads when it starts.
+
+    Raises:
+        UserError: It is missing.
+    """
+    if config.train.deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise UserError(
+            f"train.deterministic: set the environment variable XLA_FLAGS={DETERMINISTIC}=true before JAX starts"
         )
 
 
