@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer
 
 
 class Codec:
-    """Encodes and decodes with a vocabulary that is frozen once; safe to use from several threads afterwards."""
+    """Encoding and decoding with a vocabulary that is frozen once; safe to use from several threads afterwards."""
 
     _frozen: Vocabulary | None = None
 
