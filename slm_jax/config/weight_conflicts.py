@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+from slm_jax.config.model_section import ModelConfig
 from slm_jax.config.sections import Sections
+
+# Model options with another value of which the same weights compute something else.
+CHANGE_FUNCTION: tuple[str, ...] = tuple(
+    name
+    for name in Sections.fields()
+    if name.startswith("model.")
+    and name != "model.max_positions"  # only stated by exports
+    and not any(name in Sections.fields_with(trait) for trait in ("shapes_weights", "training_only", "execution"))
+)
 
 
 def weight_conflicts(
@@ -11,7 +21,8 @@ def weight_conflicts(
 ) -> Iterator[str]:
     """Yield the reasons why a run cannot start from the weights of another one.
 
-    Options with the trait `shapes_weights` must agree; dropout, window, rotary base and execution options may differ.
+    Options with the trait `shapes_weights` must agree; dropout and execution options may differ, and so may those that
+    `changed_function` names.
 
     Args:
         config: Config of the new run.
@@ -41,12 +52,44 @@ def weight_conflicts(
         )
 
 
+def changed_function(new: ModelConfig, old: ModelConfig) -> str:
+    """Return the options by which a model computes something else than another one with the same weights.
+
+    Args:
+        new: The model that starts with the weights.
+        old: The model that the weights were trained as.
+
+    Returns:
+        Each option with both values: `model.rope_base 10000 before, 500000 now`; empty: none.
+    """
+    if new.layer_windows == old.layer_windows:  # by whatever options
+        new = new.model_copy(update={name: getattr(old, name) for name in _WINDOW_OPTIONS})
+    changes = []
+    for name in CHANGE_FUNCTION:
+        field = name.partition(".")[2]
+        before, now = getattr(old, field), getattr(new, field)
+        if before != now:
+            changes.append(f"{name} {_shown(before)} before, {_shown(now)} now")
+    return "; ".join(changes)
+
+
+_WINDOW_OPTIONS = ("window", "full_layers", "window_pattern")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else repr(value)
+
+
 def _has_momentum_schedule(config: Sections) -> bool:
     return bool(config.optimizer.momentum_warmup_steps or config.optimizer.momentum_cooldown_steps)
 
 
 def _resolved(config: Sections, name: str) -> Any:
-    """Return the value of an option with its default of 0 resolved."""
+    """Return the value of an option with its default of 0 resolved; None if it has no effect."""
     if name == "model.kv_heads":
         return config.model.kv_heads or config.model.heads
+    if name == "model.head_dim":
+        return config.model.head_width
+    if name == "model.mlp_multiple" and config.model.mlp != "swiglu":
+        return None
     return config.flat()[name]

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from slm_jax.config.finetuning import describe_fine_tuning
-from slm_jax.config.schema import Config, format_problems
-from slm_jax.config.weight_conflicts import weight_conflicts
+from slm_jax.config.schema import Config, ModelConfig, format_problems
+from slm_jax.config.weight_conflicts import changed_function, weight_conflicts
 from slm_jax.distributed import agreement, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.huggingface.peft_folder import check_adapters, read_adapters
@@ -69,6 +69,7 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
         check_size(folder)
         if problems := list(folder_misfits(folder, config.model)):
             raise UserError(format_problems(f"this run cannot start with the weights of {folder.path}", problems))
+        _warn_of_changed_function(config, ModelConfig(**folder.model), folder.path)
         logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora, config.model.dim))
         return folder
     if not config.init.from_run:
@@ -93,9 +94,21 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
             f"this run cannot start with the weights of {run.path}:{listed}\n"
             f"Give the same values, or use those of that run: --config {run.config}"
         )
+    _warn_of_changed_function(config, source.config.model, run.path)
     if config.lora.rank or config.train.objective == "dpo":
         logger.info(describe_fine_tuning(config.optimizer, config.train, config.lora, config.model.dim))
     return source
+
+
+def _warn_of_changed_function(config: Config, trained_as: ModelConfig, path: Path) -> None:
+    """Warn if the model of a config is not the function that the weights were trained as."""
+    if changes := changed_function(config.model, trained_as):
+        logger.warning(
+            "the model is another function of its weights than that of %s: %s. It begins worse and has to adapt; "
+            "leave these options out, unless this is meant",
+            path,
+            changes,
+        )
 
 
 def initial_state(

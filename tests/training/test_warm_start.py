@@ -3,21 +3,27 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from slm_jax.cli.options import config_from_args
-from slm_jax.config.schema import Config
+from slm_jax.config.schema import Config, ModelConfig
+from slm_jax.config.weight_conflicts import CHANGE_FUNCTION, changed_function, weight_conflicts
 from slm_jax.run.directory import Run
 from slm_jax.run.read_checkpoint import read_fields
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.steps import make_steps
 from slm_jax.training.train import train
+from slm_jax.training.warm_start import find_initial_weights
 from slm_jax.utils.errors import UserError
-from tests.helpers import TINY
+from tests.helpers import TINY, tiny_model
 
 SMALL = {**TINY, "model.depth": 1, "train.batch_size": 8, "tokenizer.vocab_size": 320, "eval.sample_tokens": 0}
 SMALL |= {"eval.max_tokens": 200, "train.steps": 6, "checkpoint.every": 100, "mesh.data": 1}
+
+
+LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 16}
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +147,73 @@ def test_the_model_options_default_to_those_of_the_source(workspace, tmp_path):
     config = config_from_args(args, "x", "x")
     assert (config.model.dim, config.model.dropout) == (32, 0.2)
     assert config_from_args(["--config", "minute", *args], "x", "x").model.dim == 128
+
+
+CHANGES = {
+    "model.window": {"window": 4},
+    "model.full_layers": {"window": 4, "full_layers": (0,)},
+    "model.window_pattern": {"window": 4, "window_pattern": "L"},
+    "model.logit_softcap": {"logit_softcap": 5.0},
+    "model.norm_eps": {"norm_eps": 0.1},
+    "model.rope_base": {"rope_base": 100.0},
+    "model.rope_scaling": {"rope_scaling": "linear", "rope_factor": 2.0},
+    "model.rope_factor": {"rope_scaling": "linear", "rope_factor": 3.0},
+    "model.rope_original_length": {**LLAMA3, "rope_original_length": 128},
+    "model.rope_low_turns": {**LLAMA3, "rope_low_turns": 2.0},
+    "model.rope_high_turns": {**LLAMA3, "rope_high_turns": 9.0},
+    "model.rope_attention_factor": {**LLAMA3, "rope_scaling": "yarn", "rope_attention_factor": 1.5},
+    "model.nope_layers": {"nope_layers": (0,)},
+}
+BEFORE = {  # the other value, where it is not the default
+    "model.full_layers": {"window": 4},
+    "model.window_pattern": {"window": 4},
+    "model.rope_factor": {"rope_scaling": "linear", "rope_factor": 2.0},
+    "model.rope_original_length": LLAMA3,
+    "model.rope_low_turns": LLAMA3,
+    "model.rope_high_turns": LLAMA3,
+    "model.rope_attention_factor": {**LLAMA3, "rope_scaling": "yarn"},
+}
+
+
+def test_a_start_with_another_function_of_the_weights_is_reported(workspace, tmp_path, caplog):
+    changed = {
+        "model__logit_softcap": 5.0,
+        "model__norm_eps": 0.1,
+        "model__rope_base": 500.0,
+        "model__nope_layers": (0,),
+    }
+    find_initial_weights(tuned(workspace, **changed))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    text = record.getMessage()
+    assert "model.logit_softcap 0 before, 5 now; model.norm_eps 1e-06 before, 0.1 now; model.rope_base 10000 " in text
+    assert "model.nope_layers () before, (0,) now" in text
+    assert str(workspace / "first") in text
+    caplog.clear()
+    find_initial_weights(tuned(workspace, model__dropout=0.1, model__max_positions=64, train__sequence_length=8))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_table_holds_every_option_that_changes_the_function():
+    assert set(CHANGE_FUNCTION) == CHANGES.keys()
+    for name, fields in CHANGES.items():
+        text = changed_function(ModelConfig(**fields), ModelConfig(**BEFORE.get(name, {})))
+        assert name in text
+    full = ModelConfig(window=8, full_layers=(1,), depth=2)
+    assert changed_function(full, ModelConfig(window=8, window_pattern="SL", depth=2)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_options_of_the_table_change_the_logits(name):
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 61, (1, 64)))
+    before = tiny_model(**BEFORE.get(name, {}))(ids)
+    after = tiny_model(**CHANGES[name])(ids)
+    assert float(jnp.abs(before - after).max()) > 1e-4
+
+
+def test_options_without_effect_do_not_conflict(workspace):
+    relu2 = {"model__mlp": "relu2"}
+    one, two = (small(workspace, "a", **relu2, model__mlp_multiple=multiple) for multiple in (64, 32))
+    assert list(weight_conflicts(one, two)) == []
+    other = small(workspace, "a", **relu2, model__head_dim=one.model.head_width)
+    assert list(weight_conflicts(one, other)) == []
