@@ -1,9 +1,9 @@
 """Held-out text: loss, perplexity per token and per word, bits per byte, and next-token accuracy.
 
 Each document is scored separately, from the <EOS> before it to the <EOS> that ends it, in overlapping windows: every
-token once, with as much context as the stride leaves. Validation during training uses adjacent windows across documents
-instead, so its metrics are slightly worse. Of instructions, only the response is scored; of conversations, the turns of
-the assistant.
+token once, with as much context as the stride leaves. Validation during training uses the batches of its `data.mode`
+instead, so its metrics are slightly worse: what follows where a window or a long document is cut has only the token
+before it as context. Of instructions, only the response is scored; of conversations, the turns of the assistant.
 """
 
 import logging

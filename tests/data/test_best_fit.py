@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slm_jax.data.batches.best_fit import BestFitBatches, BestFitRows, pack, sequential_best_fit_batches
 from slm_jax.data.batches.packed import empty_batch
 from slm_jax.data.corpus.corpus import MixturePart
+from slm_jax.training.context import count_input_tokens, mean_context
 from slm_jax.utils.batch import IGNORE_INDEX
 from tests.data.test_batches import EOS, LENGTHS, label_counts, stream_of
 
@@ -83,6 +84,21 @@ def test_every_token_is_a_label_once_per_epoch(length):
     in_order = list(sequential_best_fit_batches(stream, 3, length))
     assert label_counts(batch for batch, _ in in_order) == expected
     assert sum(size for _, size in in_order) == stream.num_bytes
+
+
+def test_tokens_without_padding_are_counted_in_the_step():
+    """Of texts and instructions, one of a single token among them; padding of one position as well."""
+    stream = stream_of([20, 30, 10, 9, 1, 12, 11], prompts=[5, 12, 3, 0, 0, 11, 1])
+    rows = BestFitRows(stream, 12)
+    for index in range(rows.count):
+        batch = empty_batch(1, 12, segments=True)
+        rows.write_row(index, {name: array[0] for name, array in batch.items()})
+        sizes = [int(rows.pieces.sizes[piece]) for piece in rows.pieces_of(index)]
+        for first_id in (5, 0):  # of a foreign tokenizer, id 0 may be any token
+            inputs = {**batch, "input_ids": np.where(batch["positions"] == 0, batch["input_ids"] * first_id, 9)}
+            assert int(count_input_tokens(inputs)) == sum(sizes)
+            expected = sum(size * (size + 1) / 2 for size in sizes) / sum(sizes)
+            assert float(mean_context(inputs, 0)) == pytest.approx(expected)
 
 
 def test_padding_and_truncated_responses_are_reported():
