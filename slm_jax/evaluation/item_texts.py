@@ -1,7 +1,8 @@
 """Texts of the items of tasks, to be searched for in training text.
 
 An item has one text or several pieces: training text holds a question with one of its answers, or one of two sentences,
-and hardly ever all choices one after another. Words of a prompt's template are no part of them.
+and hardly ever all choices one after another. Of a conversation each message is a piece. Words of a prompt's template
+are no part of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,21 @@ def core_pieces(kind: str, record: Record) -> Pieces:
     if kind == "schema":
         return tuple(f"{context} {record['continuation']}" for context in record["context_options"])
     return (f"{record['context']} {record['continuation']}",)
+
+
+def chat_pieces(record: Record, columns: Sequence[str]) -> Pieces:
+    """Return the pieces of a record of a chat task: the content of each message, and each text of the other columns.
+
+    Args:
+        record: The record, which may be malformed: measuring the task reports it.
+        columns: The columns of the task.
+    """
+    pieces = []
+    for value in (record.get(column) for column in columns):
+        messages = value if isinstance(value, list) else [value]
+        texts = (each.get("content") if isinstance(each, dict) else each for each in messages)
+        pieces += [text for text in texts if isinstance(text, str)]
+    return tuple(pieces)
 
 
 def all_text(record: Record, columns: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from slm_jax.distributed.sharding import mesh_of, replicated
 from slm_jax.evaluation import analogies, core, heldout
 from slm_jax.evaluation.core_bundle import open_bundle, read_tasks
 from slm_jax.evaluation.datasets import Dataset, HubLoader, Record, read_files
-from slm_jax.evaluation.item_texts import Pieces, all_text, core_pieces, record_pieces
+from slm_jax.evaluation.item_texts import Pieces, chat_pieces, core_pieces, record_pieces
 from slm_jax.evaluation.registry import CHAT_TASKS, SPECIAL_SCORES, TASKS
 from slm_jax.evaluation.replies import Replier
 from slm_jax.evaluation.results import TaskResult
@@ -139,7 +139,7 @@ def load_task(
             return chat_task.measure(_kept(chats, keep), subject.replier.reply)
 
         size = plural(len(chats), "conversation")
-        texts: list[Pieces] = [(all_text(record, chat_task.columns),) for record in chats]
+        texts = [chat_pieces(record, chat_task.columns) for record in chats]
         return LoadedTask(spec, dataset.origin, size, chat_task.score, chats, texts, (), measure_replies)
     task = TASKS[spec.name]
     dataset = read_files(spec.path, task.columns) if spec.path else _load_from_hub(spec.name, hub)

@@ -7,7 +7,7 @@ import pytest
 
 from slm_jax.evaluation import contamination, evaluate
 from slm_jax.evaluation.contamination import NGRAM, find_contamination, words_of
-from slm_jax.evaluation.item_texts import core_pieces, record_pieces
+from slm_jax.evaluation.item_texts import chat_pieces, core_pieces, record_pieces
 from slm_jax.evaluation.registry import TASKS
 from slm_jax.report.page import write_report
 from slm_jax.run.results import read_evaluation
@@ -78,6 +78,20 @@ def test_a_question_is_found_with_any_of_its_choices():
     (result,) = find_contamination([pairs], [[joined], [long["sentence_bad"]]])
     assert result.found.tolist() == [False, True]
     assert result.num_short == 1
+
+
+def test_each_message_of_a_conversation_is_a_text():
+    """Words of two turns that follow each other only in the evaluation are no n-gram, and roles are no words."""
+    turns = ["one two three four five six seven", "eight nine ten eleven twelve thirteen fourteen"]
+    long = "this single message of a user has exactly as many words as it takes"
+    record = {"messages": [{"role": "user", "content": turns[0]}, {"role": "assistant", "content": turns[1]}]}
+    items = [chat_pieces(each, ("messages", "answer")) for each in (record, record | {"answer": long})]
+    assert items == [tuple(turns), (*turns, long)]
+    (result,) = find_contamination([items], [[" ".join(turns), f"{turns[0]} assistant {turns[1]}", long]])
+    assert result.found.tolist() == [False, True]
+    assert result.num_short == 1
+    malformed = {"prompt": None, "messages": [1, {"role": "user"}, {"content": ["a"]}]}
+    assert chat_pieces(malformed, ("messages", "prompt", "answer")) == ()
 
 
 def test_items_of_the_training_text_are_found_and_the_others_scored_alone(folder, monkeypatch):  # noqa: F811
