@@ -45,10 +45,11 @@ _ADDED = {
     "optimizer.momentum_warmup_steps": 0,
     "optimizer.momentum_cooldown_steps": 0,
 }
+_INPUTS = {"tokenizer": "tokenizer", "corpus": "text", "pairs": "text of its pairs", "seed": "seed"}
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 
-def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str) -> dict[str, Any]:
+def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str, pairs: str = "") -> dict[str, Any]:
     """Return what the training states of a run depend on, as JSON values: stored with each checkpoint.
 
     Args:
@@ -56,6 +57,7 @@ def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str) -> 
         steps: The functions of the run.
         corpus: Fingerprint of the corpus.
         tokenizer: Fingerprint of the tokenizer.
+        pairs: Fingerprint of the preference pairs of a DPO run, whose corpus holds the chosen conversations only.
     """
     state = jax.eval_shape(steps.init)
     return {
@@ -65,6 +67,7 @@ def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str) -> 
         "health": bool(state.health),  # whether the state has statistics of the loss
         "loss_scale": bool(state.loss_scale),
         "config": json.loads(json.dumps(config.flat())),
+        **({"pairs": pairs} if pairs else {}),
     }
 
 
@@ -78,8 +81,8 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
         UserError: They differ in more than options that may change on resume.
     """
-    for name, description in (("tokenizer", "tokenizer"), ("corpus", "text"), ("seed", "seed")):
-        if name in saved and saved[name] != current[name]:
+    for name, description in _INPUTS.items():
+        if name in saved and name in current and saved[name] != current[name]:
             raise other_input_error(saved["step"], description, saved[name], current[name])
     resumable = Config.fields_with("resumable")
     for name, value in {**_ADDED, **saved.get("config", {})}.items():

@@ -131,7 +131,8 @@ def open_run(config: Config, run: Run) -> Iterator[OpenRun]:
     steps = make_steps(config, tokenizer.vocab_size, mesh)
     _log_devices(config, mesh)
     with Checkpoints(run.checkpoints, config.checkpoint) as checkpoints:
-        compatibility = resume.compatibility(config, steps, corpus.fingerprint, tokenizer.fingerprint)
+        pairs = batches.rows.pairs.fingerprint if isinstance(batches, PairBatches) else ""
+        compatibility = resume.compatibility(config, steps, corpus.fingerprint, tokenizer.fingerprint, pairs)
         state, start, trend = resume.restore(checkpoints, steps, mesh, compatibility)
         if state is None and initial is not None:
             state, weights = warm_start.initial_state(config, initial, steps, tokenizer.vocab_size, mesh)

@@ -309,6 +309,21 @@ def test_a_checkpoint_of_a_version_without_dpo_is_not_continued_with_it():
     check_compatibility(saved, {"config": {**current["config"], "train.objective": "next-token"}})
 
 
+def test_other_rejected_responses_are_not_continued_with(workspace, tmp_path):
+    """The corpus of the run, which holds the chosen conversations, is still the same."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(workspace / "dpo", run.path)
+    shutil.rmtree(run.pairs)
+    changed = (workspace / "pairs.jsonl").read_text().replace("no, line 1", "no, not line 1")
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(changed)
+    run.save_config(tuned(workspace, **{"data.files": str(source)}))
+    with pytest.raises(UserError, match=r"has another text of its pairs: .* Restore what the run was started with"):
+        train(tuned(workspace, **{"data.files": str(source), "train.steps": 25}), run.path)
+    saved = {"step": 3, "corpus": "a", "config": {}}  # of an earlier version
+    check_compatibility(saved, {"corpus": "a", "pairs": "b", "config": {}})
+
+
 def test_adapters_that_bfloat16_would_round_away_are_reported(workspace, tmp_path, caplog, monkeypatch):
     load_run(str(workspace / "dpo"))
     assert "small next to the weights" not in caplog.text  # it computes in float32
