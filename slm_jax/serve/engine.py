@@ -333,6 +333,7 @@ class Engine:
         if not self.prefixes.max_bytes:
             self._ahead = None
             self._answered.clear()
+            return
         if self._queue or self._prefills or any(block.running() for block in self._blocks):
             return
         with self.prefixes.optional("computing a conversation ahead"):
@@ -343,6 +344,9 @@ class Engine:
                 if self._ahead.is_complete:
                     self._feeder.keep(self._ahead)
                     self._ahead = None
+        if not self.prefixes.max_bytes:  # after an error, which may have left its keys and values in any state
+            self._ahead = None
+            self._answered.clear()
 
     def _admit(self, prefill: Prefill) -> bool:
         """Put a prompt into a slot of the fullest block with a free one: blocks without requests cost no time.

@@ -11,7 +11,9 @@ of the conversation while it has nothing else to do.
 
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +24,10 @@ import numpy as np
 from slm_jax.model.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 30.0  # seconds without the cache after an error; twice as many after each further one in a row
+_LONGEST_PAUSE = 600.0
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 
 class PromptChunk(NamedTuple):
@@ -68,8 +74,7 @@ class PrefixCache:
     It may be used from any thread. Entries belong to the weights that computed them.
 
     Attributes:
-        max_bytes: Maximum size of all entries; 0: nothing is kept, as from an error on (see `optional`).
-        bytes: Their size.
+        bytes: Size of all entries.
         evicted: Number of entries dropped because of the bound, the least recently used first.
     """
 
@@ -79,12 +84,19 @@ class PrefixCache:
         Args:
             max_bytes: Maximum size of all entries in bytes; 0: keep nothing.
         """
-        self.max_bytes = max_bytes
+        self._limit = max_bytes
+        self._pause = _FIRST_PAUSE
+        self._resumes = -math.inf  # as time.monotonic()
         self.bytes = 0
         self.evicted = 0
         self._weights: Any = None
         self._entries: list[_Entry] = []  # the least recently used first
         self._lock = threading.Lock()
+
+    @property
+    def max_bytes(self) -> int:
+        """Maximum size of all entries; 0: nothing is kept, as for some time after an error (see `optional`)."""
+        return self._limit if time.monotonic() >= self._resumes else 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -123,8 +135,10 @@ class PrefixCache:
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
         with self._lock:
-            if weights is not self._weights or size > self.max_bytes:
+            max_bytes = self.max_bytes
+            if weights is not self._weights or size > max_bytes:
                 return
+            self._pause = _FIRST_PAUSE
             common = [entry.common(ids, chunks) for entry in self._entries]
             if any(count == len(chunks) for count in common):
                 return  # a part of an entry
@@ -132,7 +146,7 @@ class PrefixCache:
             self._entries = [entry for entry, count in pairs if count < len(entry.chunks)]
             self._entries.append(_Entry(ids, chunks, cache, size))
             self.bytes = sum(entry.bytes for entry in self._entries)
-            while self.bytes > self.max_bytes:
+            while self.bytes > max_bytes:
                 self.bytes -= self._entries.pop(0).bytes
                 self.evicted += 1
 
@@ -150,7 +164,11 @@ class PrefixCache:
 
     @contextlib.contextmanager
     def optional(self, work: str) -> Iterator[None]:
-        """Do work that requests can do without: after an error, there is no cache any more, and its memory is free.
+        """Do work that requests can do without.
+
+        After an error the memory of all entries is freed, and there is no cache for a while: 30 seconds, twice as long
+        after each further error before anything was kept again, at most 10 minutes. If memory was short, the cache may
+        be half as large from then on.
 
         Args:
             work: The work, for the log.
@@ -158,12 +176,20 @@ class PrefixCache:
         try:
             yield
         except Exception as error:  # above all of the device: out of memory
-            self.max_bytes = 0
+            is_short = isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+            with self._lock:
+                pause = self._pause
+                self._resumes = time.monotonic() + pause
+                self._pause = min(2 * pause, _LONGEST_PAUSE)
+                self._limit = self._limit // 2 if is_short else self._limit
             self.reset(self._weights)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            size = f", with {self._limit / 1e6:,.0f} MB (--prefix_cache)" if is_short else ""
             logger.warning(
-                "warning: %s failed (%s): turns of conversations are computed in full from now on; if memory is short, "
-                "start again with a smaller --prefix_cache",
+                "warning: %s failed (%s): for %.0f s, turns of conversations are computed in full; then the prefix "
+                "cache is used again%s",
                 work,
                 reason,
+                pause,
+                size,
             )

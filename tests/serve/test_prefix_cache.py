@@ -1,12 +1,14 @@
 """Conversations: what earlier turns computed is reused, and no bit of the output depends on that."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from slm_jax.generation.decode import generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
-from slm_jax.serve import batching
+from slm_jax.serve import batching, prefix_cache
 from slm_jax.serve.engine import Engine
 from slm_jax.serve.prefill import CHUNKS, conversation_chunks
 from slm_jax.serve.prefix_cache import PrefixCache, PromptChunk
@@ -199,7 +201,9 @@ def test_a_context_beyond_the_trained_length_is_seen_in_full(loaded, caplog):
 
 @pytest.mark.parametrize("program", ["trim_prompt", "restore_prompt", "prefill_chunk"])
 def test_an_error_in_work_for_the_cache_costs_the_cache_only(program, loaded, monkeypatch, caplog):
-    """The device is out of memory as a conversation is kept, restored, or computed ahead."""
+    """The device is out of memory as a conversation is kept, restored, or computed ahead; the cache recovers."""
+    clock = [0.0]
+    monkeypatch.setattr(prefix_cache, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     engine, plain = (Engine(loaded, 4, 6, 2, prefix_cache=size) for size in (512, 0))
     ids, boundaries = random_conversation(np.random.default_rng(5), 90)
     first = make_request(ids[: boundaries[-1]], 3, ignore_eos=True, boundaries=boundaries[:-1])
@@ -225,12 +229,44 @@ def test_an_error_in_work_for_the_cache_costs_the_cache_only(program, loaded, mo
     engine.compute_ahead(ids, boundaries)
     idle(engine)
     assert (len(engine.prefixes), requests[0].reused, engine._ahead) == (0, 0, None)
+    clock[0] += 30
+    engine.compute_ahead(ids, boundaries)
+    idle(engine)
+    assert (len(engine.prefixes), engine.prefixes.max_bytes) == (1, 256 * 10**6)
+    requests = [make_request(ids, 9, ignore_eos=True, boundaries=boundaries) for _ in range(2)]
+    assert run(engine, requests[:1]) == run(plain, requests[1:])
+    assert requests[0].reused > 0
+
+
+def test_the_pause_after_errors_grows_until_something_was_kept(monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setattr(prefix_cache, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    cache = PrefixCache(1000)
+    weights = object()
+    cache.reset(weights)
+
+    def fail(error):
+        with cache.optional("keeping a conversation"):
+            raise error
+        start, step = clock[0], 1.0
+        while not cache.max_bytes:
+            clock[0] += step
+        return clock[0] - start
+
+    assert [fail(ValueError("broken")) for _ in range(6)] == [30, 60, 120, 240, 480, 600]
+    assert cache.max_bytes == 1000
+    chunks = [PromptChunk(0, 16, 16)]
+    cache.add(weights, np.arange(16), chunks, np.zeros(10))
+    assert len(cache) == 1
+    assert fail(MemoryError()) == 30
+    assert (len(cache), cache.max_bytes) == (0, 500)
+    assert "for 30 s, turns of conversations are computed in full" in caplog.text
 
 
 def test_a_conversation_larger_than_the_cache_is_not_computed_ahead(loaded):
     engine = Engine(loaded, 4, 6, 2)
     per_column = 2 * loaded.config.model.depth * loaded.config.model.dim * 4 + 4
-    engine.prefixes.max_bytes = 64 * per_column + 4
+    engine.prefixes._limit = 64 * per_column + 4
     engine.compute_ahead(random_prompt(loaded, 65, 0), [])
     assert not engine._answered
     engine.compute_ahead(random_prompt(loaded, 64, 0), [])
