@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_jax.config.shape import Shape, choose_shape, shape_reasons, smallest, smooth_flops_per_token
-from slm_jax.config.training_length import MAX_EPOCHS, TOKENS_PER_PARAMETER
+from slm_jax.config.training_length import AUTO_EPOCHS, MAX_EPOCHS, TOKENS_PER_PARAMETER
 from slm_jax.utils.errors import UserError
 
 MIN_STEPS = 300  # a shorter run takes smaller batches instead; see AUTO_EPOCHS
@@ -24,10 +24,6 @@ AUTO_PARAMETERS = 2.2e6  # quickstart's, at the size of its text
 AUTO_BYTES = 2.4e6
 AUTO_POWER = 0.3  # 0.9 M parameters on 100 kB, see AUTO_EPOCHS; larger models were not tried
 MIN_AUTO_PARAMETERS = 4e5
-# On 100 kB of English prose (one seed, bits per byte held out): 0.9 M parameters with dropout 0.1, 300 steps, 8.7
-# epochs 2.05; 0.44 M, 239 steps 2.14; 1.1 M without dropout, 4 epochs 2.11; with a constant rate the best of 26 epochs
-# was the ninth (2.14), the last had 2.79.
-AUTO_EPOCHS = 8
 AUTO_DROPOUT = 0.1  # where the text is read more than MAX_EPOCHS times
 AUTO_STOP_EARLY = 2
 
@@ -283,8 +279,10 @@ class _Builder:
                 tokens, reason = self._capped(shape, tokens, reason)
             elif request.text_bytes and tokens > 2 * MAX_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size):
                 epochs = tokens / text_tokens(request.text_bytes, shape.vocab_size)
+                remedy = "" if request.auto or self._given.get("train.stop_early") else ", see --train.stop_early"
                 self._notes.append(
-                    f"the budget reads the text about {_short(epochs)} times: likely to overfit, see --train.stop_early"
+                    f"the budget reads the text about {_short(epochs)} times: likely to overfit{remedy}"
+                    + ("" if remedy else ", train.stop_early ends the run then")
                 )
             return tokens, reason
         return self._capped(shape, by_size, f"{TOKENS_PER_PARAMETER} tokens per parameter: {_short(by_size)} tokens")

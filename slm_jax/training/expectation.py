@@ -4,7 +4,7 @@ The rule is coarse, and its two numbers are from the literature:
 
 - A text that is repeated up to four times is nearly as good as fresh text; after that the gain per epoch falls, and a
   large model begins to memorize it (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models",
-  arXiv:2305.16264).
+  arXiv:2305.16264). With dropout and an early stop a small text may be read eight times (`--size auto`).
 - About 20 tokens per parameter are the best use of a given amount of computation (Hoffmann et al. 2022, "Training
   Compute-Optimal Large Language Models", arXiv:2203.15556). With less text, or more of it, training still works.
 """
@@ -12,9 +12,10 @@ The rule is coarse, and its two numbers are from the literature:
 import math
 
 from slm_jax.config.schema import Config, ModelConfig
-from slm_jax.config.training_length import MAX_EPOCHS, TOKENS_PER_PARAMETER
+from slm_jax.config.training_length import AUTO_EPOCHS, MAX_EPOCHS, TOKENS_PER_PARAMETER
 
 _WORTH_NAMING = 1.25  # a longer run is proposed if it is at least this much longer
+_ESTIMATE = 1.25  # epochs of a text whose tokens were estimated, as a multiple of the intended ones
 
 
 def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parameters: int, start: int = 0) -> str:
@@ -36,7 +37,11 @@ def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parame
         f"({_short(trained)} trained tokens per parameter)"
     )
     enough_epochs = max(1, math.floor(MAX_EPOCHS * steps_per_epoch))
-    if epochs > MAX_EPOCHS and per_parameter < TOKENS_PER_PARAMETER and steps > enough_epochs:
+    is_repeated = epochs > MAX_EPOCHS and per_parameter < TOKENS_PER_PARAMETER and steps > enough_epochs
+    if is_repeated and _is_guarded(config) and epochs <= _ESTIMATE * AUTO_EPOCHS:
+        guards = f"model.dropout {config.model.dropout:g} and train.stop_early {config.train.stop_early}"
+        return f"{facts}: {guards} guard against overfitting"
+    if is_repeated:
         changes = [f"--train.steps {enough_epochs} ({MAX_EPOCHS} epochs)"] if enough_epochs > start else []
         if not start:
             changes += [*_smaller(config.model), "more text"]
@@ -51,6 +56,11 @@ def expectation(config: Config, text_tokens: int, steps_per_epoch: float, parame
         verdict = "the model would probably still improve with more steps, up to about"
         return f"{facts}: {verdict} --train.steps {longer} ({reason})"
     return f"{facts}: text, model and steps fit"
+
+
+def _is_guarded(config: Config) -> bool:
+    """Return whether dropout and an early stop limit overfitting, and the best checkpoint is kept."""
+    return bool(config.model.dropout and config.train.stop_early and config.checkpoint.keep_best)
 
 
 def _short(value: float) -> str:

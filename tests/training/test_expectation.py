@@ -4,6 +4,8 @@ import math
 import random
 import re
 
+from slm_jax.config import rule
+from slm_jax.config.rule import Request, make_recipe
 from slm_jax.config.schema import Config
 from slm_jax.training.expectation import expectation
 
@@ -26,6 +28,21 @@ def test_a_resumed_run_is_told_only_what_can_still_change():
     line = expectation(config_of(300), *arguments, start=100)
     assert line.endswith("likely to overfit. To change: --train.stop_early 2")
     assert expectation(config_of(300, **{"train.stop_early": 3}), *arguments, start=100).endswith("likely to overfit")
+
+
+def test_the_recipe_for_small_texts_is_not_warned_of():
+    """A text of 150 kB with --size auto, whose options are those of the rule."""
+    recipe = make_recipe(Request(auto=True, text_bytes=150_000))
+    options = {name: choice.value for name, choice in recipe.options.items()}
+    config = Config.load("quickstart", **options)
+    tokens = rule.text_tokens(150_000, config.tokenizer.vocab_size)
+    per_epoch = tokens / (config.train.batch_size * config.train.sequence_length)
+    for factor in (0.9, 1.1):  # the text has more or fewer tokens than estimated
+        line = expectation(config, round(tokens * factor), per_epoch * factor, round(recipe.parameters))
+        assert line.endswith("model.dropout 0.1 and train.stop_early 2 guard against overfitting"), line
+    for name, value in (("model.dropout", 0.0), ("train.stop_early", 0), ("train.steps", 9 * config.train.steps)):
+        other = Config.load("quickstart", **{**options, name: value})
+        assert "likely to overfit" in expectation(other, round(tokens), per_epoch, round(recipe.parameters))
 
 
 def test_the_default_preset_fits_its_text():
