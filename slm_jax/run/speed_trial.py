@@ -23,10 +23,10 @@ class SpeedTrial:
         steps: The steps that were chosen.
         timed_steps: Steps that were timed.
         step_seconds: Seconds of a step.
-        validation_seconds: Seconds of a validation with its samples.
+        validation_seconds: Seconds of a validation with its samples, without compilation.
         first_validation_seconds: Seconds of the first one, which compiles.
         save_seconds: Seconds of a checkpoint.
-        tasks_seconds: Seconds of scoring `eval.tasks`.
+        tasks_seconds: Seconds of scoring `eval.tasks`, without compilation.
         compile_seconds: Seconds that are spent again before the first step: compiling it, the initial state, and the
             peak of the device.
         preparation_seconds: Seconds from the start of the command, or of the call of `train`, to that of the trial.

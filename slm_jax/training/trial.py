@@ -13,7 +13,6 @@ import shlex
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from slm_jax.run.checkpoint import Checkpoints
 from slm_jax.run.directory import Run
 from slm_jax.run.speed_trial import SpeedTrial, with_steps, write_trial
 from slm_jax.training import memory
+from slm_jax.training.compile_time import call_time
 from slm_jax.training.sample_texts import sampling_function
 from slm_jax.training.setup import OpenRun, make_validation
 from slm_jax.training.steps import make_steps
@@ -44,7 +44,7 @@ _MAX_SECONDS = 60.0
 _MIN_STEPS = 10  # timed, unless they take longer than three times the share
 _FIRST_STEPS = 3  # timed, from which the number of steps to time follows
 _UNTIMED_STEPS = 2  # the first ones are slower
-_REPEATED_BELOW = 5.0  # seconds of a validation, or of tasks, that are timed a second time, without their compilation
+_REPEATED_BELOW = 5.0  # seconds of a first validation, or of tasks, that are timed a second time: later ones are faster
 _AFTERWARDS = 3.0  # seconds for the learning curve and the report
 _WORTHWHILE_STEPS = 100  # of the minutes that the error for too few recommends
 
@@ -182,17 +182,19 @@ def _measure(opened: OpenRun) -> Times:
         validate(state.evaluated_weights)
         generate_samples(state.evaluated_weights)
 
-    first = _seconds(validation)
-    later = _seconds(validation) if first < _REPEATED_BELOW else first
+    first = call_time(validation)
+    later = call_time(validation).execution if first.total < _REPEATED_BELOW else first.execution
     save = _time_save(opened, state)
     score_tasks = TrainingTasks(opened.tasks, config, opened.run, opened.tokenizer, fitted.steps.model).score
     tasks = 0.0
     if opened.tasks:
-        first_tasks = tasks = _seconds(lambda: score_tasks(state.evaluated_weights))
-        if first_tasks < _REPEATED_BELOW:
-            tasks = _seconds(lambda: score_tasks(state.evaluated_weights))
-            compilation += max(0.0, first_tasks - tasks)
-    return Times(len(steps), statistics.fmean(steps), later, first, save, compilation + more_compilation, tasks)
+        first_tasks = call_time(lambda: score_tasks(state.evaluated_weights))
+        tasks = first_tasks.execution
+        if first_tasks.total < _REPEATED_BELOW:
+            tasks = call_time(lambda: score_tasks(state.evaluated_weights)).execution
+        compilation += max(0.0, first_tasks.total - tasks)
+    compilation += more_compilation
+    return Times(len(steps), statistics.fmean(steps), later, first.total, save, compilation, tasks)
 
 
 def _time_steps(
@@ -250,14 +252,8 @@ def _time_save(opened: OpenRun, state: TrainState) -> float:
             checkpoints.save(1, state.saved_fields(), opened.compatibility)
             checkpoints.wait()
 
-    seconds = _seconds(save)
+    seconds = call_time(save).total
     agreement.gather("end of the trial's checkpoint", lambda: 0)
     if multihost.is_first():
         shutil.rmtree(folder, ignore_errors=True)
     return seconds
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from slm_jax.cli.options import make_config
 from slm_jax.run.directory import Run
 from slm_jax.run.speed_trial import read_trial
-from slm_jax.training import trial
+from slm_jax.training import compile_time, trial
+from slm_jax.training.compile_time import call_time
 from slm_jax.training.train import train
 from slm_jax.training.trial import Times, steps_that_fit
 from slm_jax.utils.errors import UserError
@@ -61,6 +63,44 @@ def test_the_most_steps_that_fit_are_chosen(seconds, keep_best):
     steps = steps_that_fit(config, times, seconds)
     assert needed(steps) <= left
     assert needed(steps + 2) > left or needed(steps + 1) > left
+
+
+def test_the_time_of_compilation_is_measured_apart():
+    """A function whose tracing takes 0.2 s calls another one of that kind, and runs for 0.1 s."""
+
+    @jax.jit
+    def inner(x):
+        time.sleep(0.2)
+        return x + 1
+
+    @jax.jit
+    def outer(x):
+        time.sleep(0.2)
+        return inner(x) * 2
+
+    def call():
+        outer(1.0).block_until_ready()
+        time.sleep(0.1)
+
+    first, second = call_time(call), call_time(call)
+    assert first.compilation >= 0.4
+    assert 0.1 <= first.execution <= first.total - 0.4
+    assert second.compilation < 0.1 <= second.execution
+    assert first.total == pytest.approx(first.execution + first.compilation)
+    assert compile_time._covered([(1.0, 3.0), (2.0, 2.5), (5.0, 6.0), (2.9, 4.0)]) == 4.0
+
+
+@pytest.mark.slow
+def test_a_long_validation_counts_without_its_compilation(text, tmp_path, monkeypatch):
+    """One that is not repeated: the first validation took longer than the limit."""
+    monkeypatch.setattr(trial, "_REPEATED_BELOW", 0.0)
+    monkeypatch.setattr(trial, "_MIN_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_SHARE", 1e-4)
+    monkeypatch.setattr(trial, "steps_that_fit", lambda *_: 1)
+    config = tiny_config(**OPTIONS, data__files=(text,), train__minutes=1.0, data__cache=str(tmp_path / "cache"))
+    train(config, tmp_path / "run")
+    saved = read_trial(Run(tmp_path / "run"))
+    assert saved.validation_seconds < 0.5 * saved.first_validation_seconds
 
 
 def test_no_step_fits_into_too_little_time():
