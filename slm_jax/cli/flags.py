@@ -24,6 +24,7 @@ from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+_DASH = "\0"  # stands for the first dash of a word that is no option, as argparse takes -3M for one
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Flag:
     """One value each time the flag is given."""
     bare: Callable[[Sequence[str]], None] | None = None
     """The values may also be given without the flag's name; the function refuses words that mean something else."""
+    empty: bool = False
+    """An empty value has a meaning. Of other options of a command it is refused: a variable of the shell is not set."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Option:
 
     def _convert(self, kind: Any, word: str) -> Any:
         """Convert one word to the first type that accepts it."""
+        if not (word or self.is_config or self.flag.empty):
+            raise UserError(f"{self.title} is empty: give a value, or leave it out")
         for each in _alternatives(kind):
             if get_origin(each) is Literal:
                 choices = {str(choice): choice for choice in get_args(each)}
@@ -228,6 +233,7 @@ class _Collect(argparse.Action):
             words = [values]
         else:
             words = list(values)
+        words = [_restored(word) for word in words]
         given = vars(namespace)
         option = self.option
         if option.flag.repeated:
@@ -266,6 +272,7 @@ def parse(options: Iterable[Option], args: Sequence[str]) -> dict[str, Any]:
             typing.cast(_Collect, action).option = option
     end = args.index("--") if "--" in args else len(args)
     namespace, bare = parser.parse_known_args(list(_canonical(args[:end], known, target is not None)))
+    bare = [_restored(word) for word in bare]
     if unknown := [word for word in bare if word.startswith("-") and word != "-"]:
         raise UserError(f"unknown: {' '.join(unknown)} (--help lists the options)")
     bare += args[end + 1 :]
@@ -301,14 +308,14 @@ def _with_bare_words(option: Option, bare: list[str], named: list[str]) -> list[
 
 
 def _canonical(args: Sequence[str], known: dict[str, Option], takes_bare_words: bool) -> Iterator[str]:
-    """Yield the arguments with the names of the options as they are declared.
+    """Yield the arguments with the names of the options as they are declared, and other words as no options.
 
     Raises:
         UserError: An option does not exist.
     """
     for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
         if not arg.startswith("--"):
-            yield arg
+            yield _DASH + arg[1:] if arg.startswith("-") else arg
             continue
         name, equals, value = _option_of(arg, known)
         is_bool = known[name].type is bool
@@ -316,6 +323,10 @@ def _canonical(args: Sequence[str], known: dict[str, Option], takes_bare_words: 
             yield f"--{name}=True"  # what follows is no value of it
         else:
             yield f"--{name}{equals}{value}"
+
+
+def _restored(word: str) -> str:
+    return "-" + word[1:] if word.startswith(_DASH) else word
 
 
 def _option_of(arg: str, known: dict[str, Option]) -> tuple[str, str, str]:

@@ -33,7 +33,7 @@ class Options:
     python -m slm_jax.generate 'Once upon a time'
     """
 
-    prompt: Annotated[tuple[str, ...], Flag(metavar="TEXT", repeated=True, bare=bare_words.prompts)] = ()
+    prompt: Annotated[tuple[str, ...], Flag(metavar="TEXT", repeated=True, empty=True, bare=bare_words.prompts)] = ()
     """A text to continue (may be repeated); `-`: standard input, without a final newline; "": a new document."""
     prompts: str = ""
     """A file of prompts, one per line (UTF-8)."""

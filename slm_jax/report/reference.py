@@ -204,7 +204,7 @@ def read_reference(path: Path) -> Reference:
 
 
 def _require_complete(reference: Reference) -> None:
-    """Raise ValueError or TypeError unless all curves have the same steps, and positive numbers."""
+    """Raise ValueError or TypeError unless all curves have the same ascending steps, and positive numbers."""
     curves = reference.curves
     columns = [np.array(column) for curve in curves for column in list(asdict(curve).values())[1:]]
     if len(curves) < MIN_SEEDS or not columns[0].size or len({column.shape for column in columns}) != 1:
@@ -215,6 +215,8 @@ def _require_complete(reference: Reference) -> None:
         raise ValueError("its curves are not finite numbers")
     if any(value <= 0 for curve in curves for value in (*curve.steps, *curve.bits_per_byte)):
         raise ValueError("its curves have steps or bits per byte that are not positive")
+    if any((np.diff(column) <= 0).any() for curve in curves for column in (curve.steps, curve.tokens)):
+        raise ValueError("its curves have steps or tokens that do not ascend")
     tables = (reference.options, reference.text, reference.environment)
     if not all(isinstance(each, dict) for each in tables):
         raise TypeError("options, text and environment are not all objects")

@@ -32,7 +32,7 @@ class Example:
 
     files: Annotated[tuple[str, ...], Flag(positional=True)] = ()
     """Files to read."""
-    run: Annotated[tuple[str, ...], Flag(repeated=True)] = ()
+    run: Annotated[tuple[str, ...], Flag(repeated=True, empty=True)] = ()
     """A run; may be repeated."""
     max_items: int = 3
     """Items of each file."""
@@ -68,6 +68,8 @@ def test_values_of_every_kind():
     assert read("--run", "-", "--run", "").run == ("-", "")
     assert read("--all", "maybe") == Example(every=True, files=("maybe",))  # no value of --all
     assert read("x", "--", "--all", "-y").files == ("x", "--all", "-y")
+    assert read("--max_items", "-5").max_items == -5
+    assert read("--tasks", "-a", "b", "-3M", "--run", "-c d").tasks == ("-a", "b", "-3M")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,11 @@ def test_values_of_every_kind():
         (["--format", "xml"], "--format xml: should be one of 'text', 'json'"),
         (["--max_items", "3", "--max-items=4"], "--max_items is given twice"),
         (["-x"], "unknown: -x (--help lists the options)"),
+        (["--max_items", "-3M"], "--max_items -3M: should be a whole number"),
+        (["--max_items", ""], "--max_items is empty: give a value, or leave it out"),
+        (["--tasks", "a", ""], "--tasks is empty: give a value, or leave it out"),
+        (["--format="], "--format is empty: give a value, or leave it out"),
+        ([""], "files is empty: give a value, or leave it out"),
     ],
 )
 def test_messages_name_the_flag_the_value_and_the_remedy(args, message):

@@ -152,6 +152,7 @@ def test_runs_that_are_no_seeds_of_one_config_make_no_reference(copy, tmp_path):
         {"steps": [1, 3]},
         {"seconds": [None, None]},
         {"bits_per_byte": [0.0, 0.0]},
+        {"tokens": [16, 16]},
         {"options": []},
     ],
 )
@@ -171,6 +172,12 @@ def test_a_damaged_reference_is_reported(change, tmp_path):
     write(first, top)
     with pytest.raises(UserError, match="is not a reference"):
         read_reference(path)
+    for steps in ([2, 1], [2, 2]):  # the same in all curves
+        path.write_text(
+            json.dumps({"format": 1, **other, "curves": [{"seed": seed, **curve, "steps": steps} for seed in (0, 1)]})
+        )
+        with pytest.raises(UserError, match="steps or tokens that do not ascend"):
+            read_reference(path)
     if len(change) == 4:  # also where all curves are empty
         path.write_text(json.dumps({"format": 1, **other, "curves": [{"seed": seed, **first} for seed in (0, 1)]}))
         with pytest.raises(UserError, match="its curves are incomplete"):
