@@ -1,6 +1,7 @@
 """The command `python -m slm_jax.export`: write a run as a Hugging Face model folder."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     if options.average < 1:
         raise UserError(f"--average {options.average} must be 1 or more")
+    if options.shard_gb is not None and not 0 < options.shard_gb < math.inf:
+        raise UserError(f"--shard_gb {options.shard_gb:g} must be a number above 0")
     if options.private and not options.push:
         raise UserError("--private is for --push only: leave it out, or name the repository with --push OWNER/NAME")
     with without_garbage_collection():

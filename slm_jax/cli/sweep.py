@@ -63,7 +63,7 @@ def parse_args(args: Sequence[str] | None) -> tuple[Sweep, Path]:
     options, overrides = read_options_and_config(Options, args, PROG)
     folder = Path(options.to)
     saved = Sweep.load(folder) if holds_definition(folder, SWEEP) else None
-    for name in ("seeds", "random"):
+    for name in ("seeds", "random", "random_seed"):
         value = getattr(options, name)
         if value is not None and value < (name == "seeds"):
             raise UserError(f"--{name} {value} must be {int(name == 'seeds')} or more")
