@@ -118,7 +118,7 @@ def medians(rounds: int, *prepare: Callable[[], Callable[[], object]]) -> list[f
 def with_empty_cache(tokenizer: HybridTokenizer) -> HybridTokenizer:
     """Return a tokenizer with the same vocabulary and an empty cache, its tables built as after any first text."""
     copy = HybridTokenizer.from_vocabulary(tokenizer._vocabulary)
-    words = " ".join(f"q{index}z" for index in range(200))
+    words = " ".join(f"q{index}z" for index in range(1000))
     copy.decode(copy.encode_array(words))
     return copy
 

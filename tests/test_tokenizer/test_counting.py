@@ -23,7 +23,7 @@ def test_counts_equal_those_of_the_reference(text):
 
 @given(text=any_text, size=st.integers(1, 20))
 def test_blocks_end_between_pretokens(text, size):
-    blocks = list(split_blocks(text, size, max_size=64))
+    blocks = list(split_blocks(text, size))
     assert "".join(blocks) == text
     pretokens = [pretoken for block in blocks for pretoken in iterate_pretokens(block)]
     assert pretokens == list(iterate_pretokens(text))

@@ -10,8 +10,7 @@ import pytest
 from tests.test_tokenizer.conftest import encode_reference, make
 from tests.test_tokenizer.samples import LANGUAGES, corpus
 from tokenizer import HybridTokenizer
-from tokenizer.encoding import encoder
-from tokenizer.portable import encoder as portable_encoder
+from tokenizer.encoding import bulk, short_cache, word_cache
 
 
 def _adversarial_texts(size: int) -> dict[str, str]:
@@ -60,27 +59,52 @@ def test_adversarial_texts_round_trip(tok, name):
 
 
 @pytest.mark.parametrize("portable", [False, True])
-def test_cache_is_bounded(monkeypatch, portable):
-    monkeypatch.setattr(encoder, "CACHE_LIMIT", 200_000)
-    monkeypatch.setattr(portable_encoder, "CACHE_LIMIT", 200_000)
+def test_caches_are_bounded(monkeypatch, portable):
+    """New words all the time; what a text adds to the cache of long texts may exceed the limit until the next one."""
+    monkeypatch.setattr(short_cache, "SHORT_CACHE_LIMIT", 100_000)
+    monkeypatch.setattr(word_cache, "CACHE_LIMIT", 400_000)
     tok = make(portable=portable)
-    state = tok._encoder
-    for start in range(20):
-        text = " ".join(f"{start}word{index}" for index in range(1000)) + " the end"
+    short, long = tok._encoder._cache, tok._encoder._bulk.cache
+    source = random.Random(5)
+    sizes = []
+    for _ in range(20):
+        words = ["".join(source.choices(string.ascii_lowercase, k=9)) for _ in range(1000)]
+        for index in range(0, 1000, 250):
+            text = " ".join(words[index : index + 250])
+            assert tok.decode(tok.encode(text)) == text
+            assert short.size_in_bytes <= 100_000
+            assert sum(len(word) + len(ids) for word, ids in short._entries.items()) <= 100_000
+        text = " ".join(words)
         assert tok.decode(tok.encode(text)) == text
-        assert state._cache_bytes <= 200_000
-        caches = (state._chunks, state._pretokens) if portable else (state._cache, state._cache_of_parts)
-        entries = [entry for cache in caches for entry in cache.items()]
-        assert sum(len(pretoken) + len(ids) for pretoken, ids in entries) <= 200_000
+        sizes.append(long.size_in_bytes)
+    assert max(sizes) <= 800_000
+    assert sorted(sizes) != sizes  # it was emptied
+
+
+def test_interrupted_look_up_leaves_no_wrong_ids(monkeypatch):
+    """Interrupt the making of ids, after their words are in the tables."""
+    tok = make()
+    text = corpus()[:6000]
+    expected = encode_reference(text, tok._vocabulary)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(tok._encoder._bulk, "_segment", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tok.encode(text)
+    assert tok.encode(text) == expected == tok.encode(text)
 
 
 @pytest.mark.parametrize("options", [{"phrases": 0.1}, {"portable": True}])
 def test_threads(monkeypatch, options):
-    """A small cache, which is emptied all the time while other threads use it."""
-    monkeypatch.setattr(encoder, "CACHE_LIMIT", 20_000)
-    monkeypatch.setattr(portable_encoder, "CACHE_LIMIT", 20_000)
+    """Small caches, which are emptied all the time while other threads use them."""
+    monkeypatch.setattr(short_cache, "SHORT_CACHE_LIMIT", 20_000)
+    monkeypatch.setattr(word_cache, "CACHE_LIMIT", 20_000)
+    monkeypatch.setattr(bulk, "_BLOCK", 1000)
     tok = make(**options)
-    texts = [corpus()[index * 500 : index * 500 + 4000] for index in range(12)] + list(LANGUAGES.values())
+    texts = [corpus()[index * 500 : index * 500 + 4000 + 100 * index] for index in range(12)] + list(LANGUAGES.values())
     expected = [encode_reference(text, tok._vocabulary) for text in texts]
     wrong: list[str] = []
 

@@ -1,5 +1,6 @@
 """Portable tokenizers: the definition against a naive twin, the fast ways against it, and `tokenizers` against both."""
 
+import itertools
 import json
 import random
 import re
@@ -13,15 +14,15 @@ from hypothesis import strategies as st
 from tests.test_tokenizer.conftest import encode_reference, make
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
-from tokenizer.portable import character_tables, encoder
+from tokenizer.encoding import bulk
+from tokenizer.encoding.unicode import text_to_bytes
+from tokenizer.portable import character_tables
 from tokenizer.portable.batch import BatchMerger
 from tokenizer.portable.pretokens import (
-    END_OF_TEXT,
     PATTERN,
     count_pretokens,
     split_blocks,
     split_chunks,
-    split_many,
     split_pretokens,
 )
 from tokenizer.portable.reference import merge_bytes, merge_long
@@ -100,22 +101,24 @@ def test_chunks_and_blocks_end_where_pretokens_end(text):
 
 
 @settings(deadline=None)
-@given(texts=st.lists(st.one_of(white_space_text, any_text), max_size=6))
-def test_texts_are_split_together_as_alone(texts):
-    together = split_many(texts)
-    if any(END_OF_TEXT in text or max(text, default="") > "\uffff" for text in texts):
-        assert together is None
-        texts = [re.sub("[\0\U00010000-\U0010ffff]", "", text) for text in texts]
-        together = split_many(texts)
-    alone = [part for text in texts for part in (END_OF_TEXT, *split_pretokens(text))]
-    assert together == alone[1:]
+@given(texts=st.lists(st.one_of(white_space_text, any_text), min_size=1, max_size=6))
+def test_texts_are_split_together_as_alone(portable, texts):
+    """NumPy finds the pre-tokens of the pattern, in each text of several."""
+    words, words_before = portable._encoder._bulk._split(texts)
+    rows = [split_pretokens(text) for text in texts]
+    places = zip(words.starts.tolist(), words.stops.tolist(), strict=True)
+    assert [words.text[start:stop] for start, stop in places] == list(itertools.chain.from_iterable(rows))
+    assert words_before.tolist() == list(itertools.accumulate([0, *map(len, rows[:-1])]))
+    places = zip(words.byte_starts.tolist(), words.lengths.tolist(), strict=True)
+    data = [words.data[start : start + length].tobytes() for start, length in places]
+    assert data == [text_to_bytes(pretoken) for row in rows for pretoken in row]
 
 
 @pytest.mark.parametrize("unusual", ["", "\0", "\U0001f642", "\0\U0001f642\udc00"])
-def test_many_new_chunks(portable, unusual):
+def test_many_new_words(portable, unusual):
     """Encode enough new words, with and without unusual characters, for the ways that take many at once."""
     source = random.Random(3)
-    words = ["".join(source.choices("abeht'1é\u05d0.,中", k=source.randrange(1, 9))) for _ in range(400)]
+    words = ["".join(source.choices("abeht'1é\u05d0.,中", k=source.randrange(1, 9))) for _ in range(900)]
     text = " ".join(word + unusual if index % 3 else word for index, word in enumerate(words)) + unusual
     fresh = HybridTokenizer.from_vocabulary(portable._vocabulary)
     expected = encode_reference(text, portable._vocabulary)
@@ -156,13 +159,20 @@ def test_merges_equal_a_naive_twin(portable, data):
     expected = [naive_bpe(word, ranked) for word in words]
     assert [merge_bytes(word, vocabulary.merge_ids) for word in words] == expected
     assert [merge_long(word, vocabulary.merge_ids) for word in words] == expected
-    batch = BatchMerger(vocabulary).merge(words)
-    assert [np.frombuffer(ids, dtype=np.int32).tolist() for ids in batch] == expected
+    merger = BatchMerger(vocabulary)
+    joined = np.frombuffer(b"".join(words) + b"\0", dtype=np.uint8)
+    lengths = np.array(list(map(len, words)))
+    for groups in (merger.merge(words), merger.merge_places(joined, np.cumsum(lengths) - lengths, lengths)):
+        rows = {}
+        for members, ids, counts in groups:
+            parts = np.split(ids, np.cumsum(counts)[:-1])
+            rows.update(zip(members.tolist(), [part.tolist() for part in parts], strict=True))
+        assert [rows[index] for index in range(len(words))] == expected
 
 
 def test_long_text_is_encoded_in_blocks(portable, monkeypatch):
-    monkeypatch.setattr(encoder, "_BLOCK", 50)
-    text = corpus()[:4000]
+    monkeypatch.setattr(bulk, "_BLOCK", 50)
+    text = corpus()[:5000]
     fresh = HybridTokenizer.from_vocabulary(portable._vocabulary)
     assert fresh.encode(text) == encode_reference(text, portable._vocabulary)
     texts = [text, "", text[:20], text[20:400], "the"] * 3

@@ -16,6 +16,8 @@ def check(tok: HybridTokenizer, text: str) -> None:
     """Check the round trip in every format, the ids against the reference, offsets and streaming."""
     ids = tok.encode(text)
     assert ids == encode_reference(text, tok._vocabulary)
+    encoder = tok._encoder
+    assert encoder._bulk.ids_of_many([text, "", text]) == [encoder.ids(text), b"", encoder.ids(text)]
     assert tok.decode(ids) == text
     assert tok.decode(tok.encode(text, mode="rle")) == text
     array = tok.encode_array(text)

@@ -10,8 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tokenizer.encoding.boundaries import find_starts
+from tokenizer.encoding.bulk import BulkEncoder, Words
+from tokenizer.encoding.pretokenization import split_blocks
 from tokenizer.encoding.reference import segment_pretoken
 from tokenizer.encoding.trie import NODE_BITS, Trie
+from tokenizer.encoding.unicode import text_to_bytes
+from tokenizer.encoding.word_cache import WordCache, WordIds
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
 _MAX_CELLS = 1 << 20
@@ -40,27 +45,15 @@ class BatchSegmenter:
         self._cost = tokens.astype(np.uint16) * _COST_UNIT
         self._max_length = vocabulary.longest
 
-    def segment(self, pretokens: list[str]) -> list[bytes]:
-        """Return the ids of each pre-token, as the bytes of an int32 array."""
-        result = [b""] * len(pretokens)
-        for members, ids, ends in self._groups(pretokens):
-            data = ids.tobytes()
-            start = 0
-            for member, end in zip(members, (4 * ends).tolist(), strict=True):
-                result[member] = data[start:end]
-                start = end
-        return result
-
     def usage(self, pretokens: list[str], weights: np.ndarray) -> np.ndarray:
         """Return how often each id is used (int64 [V]) if pre-token i occurs `weights[i]` times (int64 [n])."""
         used = np.zeros(self.vocabulary.size, dtype=np.float64)
-        for members, ids, ends in self._groups(pretokens):
-            repeats = np.diff(ends, prepend=0)
-            used += np.bincount(ids, weights=np.repeat(weights[members], repeats), minlength=len(used))
+        for members, ids, counts in self.segment(pretokens):
+            used += np.bincount(ids, weights=np.repeat(weights[members], counts), minlength=len(used))
         return used.astype(np.int64)
 
-    def _groups(self, pretokens: list[str]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        """Yield (indices of pre-tokens of similar length, their concatenated ids, end of the ids of each)."""
+    def segment(self, pretokens: list[str]) -> Iterator[WordIds]:
+        """Yield the ids of pre-tokens, those of some of similar length at a time."""
         lengths = np.fromiter(map(len, pretokens), dtype=np.int16, count=len(pretokens))
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]
@@ -71,19 +64,19 @@ class BatchSegmenter:
             longest = shortest + max(2, shortest // 4)
             max_members = max(64, _MAX_CELLS // (longest * min(longest, self._max_length)))
             stop = min(start + max_members, int(np.searchsorted(lengths, longest, side="right")))
-            members = order[start:stop].tolist()
+            members = order[start:stop]
             start = stop
-            group = [pretokens[index] for index in members]
+            group = [pretokens[index] for index in members.tolist()]
             if "\0" in "".join(group):  # the matrix is padded with zeros
                 rows = [segment_pretoken(pretoken, self.vocabulary) for pretoken in group]
-                ends = np.cumsum([len(row) for row in rows])
-                yield members, np.array([id_ for row in rows for id_ in row], dtype=np.int32), ends
+                counts = np.array([len(row) for row in rows])
+                yield members, np.array([id_ for row in rows for id_ in row], dtype=np.int32), counts
             else:
-                ids, ends = self._segment_group(group)
-                yield members, ids, ends
+                ids, counts = self._segment_group(group)
+                yield members, ids, counts
 
     def _segment_group(self, pretokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return (concatenated ids, end of the ids of each pre-token)."""
+        """Return (concatenated ids, number of ids of each pre-token)."""
         lengths = np.array(list(map(len, pretokens)))
         width = int(lengths.max())
         count = len(pretokens)
@@ -99,8 +92,8 @@ class BatchSegmenter:
             chosen_lengths[start] = _COST_UNIT - (lowest & (_COST_UNIT - 1))
             inside = lengths > start
             best[start, inside] = lowest[inside] & ~np.uint16(_COST_UNIT - 1)
-        ends = np.cumsum((best[0] // _COST_UNIT).astype(np.int64))
-        return self._read_out(codes, nodes, chosen_lengths, lengths, ends), ends
+        counts = (best[0] // _COST_UNIT).astype(np.int64)
+        return self._read_out(codes, nodes, chosen_lengths, lengths, np.cumsum(counts)), counts
 
     def _match(self, codes: np.ndarray, width: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Find every entry that occurs in a pre-token.
@@ -118,9 +111,9 @@ class BatchSegmenter:
         nodes = np.zeros((width, depth, count), dtype=np.int32)
         flat_costs = costs.ravel()
         flat_nodes = nodes.ravel()
-        active = self.trie.first[codes]
-        numbers = active >> NODE_BITS
-        single = self._cost[numbers]
+        active = self.trie.first.take(codes)
+        numbers = (active >> NODE_BITS).view(np.int64)
+        single = self._cost.take(numbers)
         # A character without an entry costs as many tokens as it has bytes; node 0 marks it.
         fallback = _utf8_lengths(codes).astype(np.uint16) * _COST_UNIT
         costs[:, 0] = (np.where(single > 0, single, fallback) + np.uint16(_COST_UNIT - 1)).reshape(width, count)
@@ -130,17 +123,17 @@ class BatchSegmenter:
         cells = positions + (positions // count) * ((depth - 1) * count)
         padded = np.concatenate((codes, np.zeros(depth * count, dtype=np.uint32)))  # no entry contains a zero
         for length in range(1, depth):
-            alive, active = self.trie.step(active, padded[positions + length * count])
+            alive, active = self.trie.step(active, padded.take(positions + length * count))
             if not len(alive):
                 break
-            positions = positions[alive]
-            cells = cells[alive]
-            numbers = active >> NODE_BITS
-            cost = self._cost[numbers]
+            positions = positions.take(alive)
+            cells = cells.take(alive)
+            numbers = (active >> NODE_BITS).view(np.int64)
+            cost = self._cost.take(numbers)
             complete = np.flatnonzero(cost)
-            target = cells[complete] + length * count
-            flat_costs[target] = cost[complete] + np.uint16(_COST_UNIT - 1 - length)
-            flat_nodes[target] = numbers[complete]
+            target = cells.take(complete) + length * count
+            flat_costs[target] = cost.take(complete) + np.uint16(_COST_UNIT - 1 - length)
+            flat_nodes[target] = numbers.take(complete)
         return costs, nodes
 
     def _read_out(
@@ -148,28 +141,32 @@ class BatchSegmenter:
     ) -> np.ndarray:
         """Follow the chosen lengths from left to right and write the ids, one token of every pre-token at a time."""
         count = len(lengths)
+        depth = nodes.shape[1]
         out = np.empty(int(ends[-1]), dtype=np.int32)
         cursor = np.concatenate(([0], ends[:-1]))
         member = np.arange(count)
         start = np.zeros(count, dtype=np.int64)
         while len(member):
-            length = chosen[start, member]
-            node = nodes[start, length - 1, member]
+            length = chosen.take(start * count + member).astype(np.int64)
+            node = nodes.take((start * depth + length - 1) * count + member)
             known = np.flatnonzero(node)
-            marked = known[self._mark[node[known]] >= 0]
-            out[cursor[marked]] = self._mark[node[marked]]
-            cursor[marked] += 1
-            out[cursor[known]] = self._id[node[known]]
-            cursor[known] += 1
+            known_node = node.take(known)
+            mark = self._mark.take(known_node)
+            at = cursor.take(known)
+            marked = np.flatnonzero(mark >= 0)
+            out[at.take(marked)] = mark.take(marked)
+            at[marked] += 1
+            out[at] = self._id.take(known_node)
+            cursor[known] = at + 1
             unknown = np.flatnonzero(node == 0)
             if len(unknown):
                 characters = codes[start[unknown] * count + member[unknown]]
                 cursor[unknown] = _write_bytes(out, cursor[unknown], characters)
             start = start + length
-            unfinished = np.flatnonzero(start < lengths[member])
-            member = member[unfinished]
-            start = start[unfinished]
-            cursor = cursor[unfinished]
+            unfinished = np.flatnonzero(start < lengths.take(member))
+            member = member.take(unfinished)
+            start = start.take(unfinished)
+            cursor = cursor.take(unfinished)
         return out
 
 
@@ -188,3 +185,16 @@ def _write_bytes(out: np.ndarray, cursor: np.ndarray, codes: np.ndarray) -> np.n
         shift = 6 * (size[more] - 1 - index)
         out[cursor[more] + index] = FIRST_BYTE + (0x80 | (codes[more] >> shift & 0x3F))
     return cursor + size
+
+
+def bulk_encoder(vocabulary: Vocabulary) -> BulkEncoder:
+    """Return an encoder of long texts; phrases are not joined."""
+    segmenter = BatchSegmenter(vocabulary)
+
+    def segment(words: Words, indices: np.ndarray) -> Iterator[WordIds]:
+        places = zip(words.starts[indices].tolist(), words.stops[indices].tolist(), strict=True)
+        return segmenter.segment([words.text[start:stop] for start, stop in places])
+
+    # An entry, or <UP> and an entry, is its own segmentation.
+    known = {text_to_bytes(text): ids for text, ids in vocabulary.edges.items() if ids[0] != vocabulary.caps}
+    return BulkEncoder(WordCache(known), split_blocks, find_starts, segment)

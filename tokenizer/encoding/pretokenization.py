@@ -50,13 +50,12 @@ def split_long_pretoken(pretoken: str) -> list[str]:
     return _LONG_PRETOKEN_PART.findall(pretoken)
 
 
-def split_blocks(text: str, size: int, max_size: int = 0) -> Iterator[str]:
+def split_blocks(text: str, size: int) -> Iterator[str]:
     """Yield consecutive blocks of a text, each ending where a pre-token ends.
 
     Args:
         text: Any text.
-        size: Approximate number of characters of the first block.
-        max_size: Blocks double in size until they reach this; 0 keeps the size constant.
+        size: Approximate number of characters of a block.
     """
     start = 0
     length = len(text)
@@ -66,8 +65,6 @@ def split_blocks(text: str, size: int, max_size: int = 0) -> Iterator[str]:
             break
         yield text[start : boundary.start()]
         start = boundary.start()
-        if size < max_size:
-            size *= 2
     yield text[start:] if start else text
 
 

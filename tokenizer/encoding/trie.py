@@ -50,11 +50,11 @@ class Trie:
         """Insert all edges at once by linear probing; where several claim a slot, the last one written wins."""
         bits = max(8, int(4 * len(children)).bit_length())
         self._shift = np.uint64(64 - bits)
-        self._mask = np.uint64((1 << bits) - 1)
+        self._last_slot = (1 << bits) - 1
         self._keys = np.full(1 << bits, _EMPTY_SLOT, dtype=np.uint64)
         self._values = np.zeros(1 << bits, dtype=np.uint64)
         keys = parents.astype(np.uint64) << NODE_BITS | codes
-        slots = (keys * _GOLDEN_RATIO) >> self._shift
+        slots = ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
         owner = np.zeros(1 << bits, dtype=np.int64)
         pending = np.arange(len(keys))
         while len(pending):
@@ -66,7 +66,7 @@ class Trie:
             self._keys[slots[placed]] = keys[placed]
             self._values[slots[placed]] = children[placed].astype(np.uint64) << NODE_BITS
             pending = pending[~won]
-            slots[pending] = (slots[pending] + np.uint64(1)) & self._mask
+            slots[pending] = (slots[pending] + 1) & self._last_slot
 
     def step(self, nodes: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Advance each node by one character.
@@ -79,15 +79,16 @@ class Trie:
             The indices of the nodes that have such a child (int64 [m]) and the children (uint64 [m]).
         """
         keys = nodes | codes
-        slots = (keys * _GOLDEN_RATIO) >> self._shift
-        stored = self._keys[slots]
+        slots = ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
+        stored = self._keys.take(slots)
         match = stored == keys
         pending = np.flatnonzero(~match & (stored != _EMPTY_SLOT))
         while len(pending):  # linear probing; at a load of one quarter rarely more than one more probe
-            slots[pending] = (slots[pending] + np.uint64(1)) & self._mask
-            stored = self._keys[slots[pending]]
-            hit = stored == keys[pending]
+            at = (slots.take(pending) + 1) & self._last_slot
+            slots[pending] = at
+            stored = self._keys.take(at)
+            hit = stored == keys.take(pending)
             match[pending[hit]] = True
             pending = pending[~hit & (stored != _EMPTY_SLOT)]
         alive = np.flatnonzero(match)
-        return alive, self._values[slots[alive]]
+        return alive, self._values.take(slots.take(alive))

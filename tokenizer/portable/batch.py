@@ -10,6 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tokenizer.encoding.bulk import BulkEncoder, Words
+from tokenizer.encoding.word_cache import MAX_KEPT, WordCache, WordIds
+from tokenizer.portable.boundaries import find_starts
+from tokenizer.portable.pretokens import split_blocks
+from tokenizer.portable.reference import segment_data
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
@@ -19,6 +24,8 @@ _NO_ID = np.int32(-1)
 """In place of an id: there is a word's border."""
 _CHANGED = np.int32(-2)
 """In place of a merge: one of the two ids is new."""
+_MAX_BATCHED = 192
+"""Bytes of the longest pre-token in a batch, whose rounds are as many as its merges."""
 
 
 class PairTable:
@@ -77,31 +84,38 @@ class BatchMerger:
         self._table = PairTable(vocabulary)
         self._size = vocabulary.size
 
-    def merge(self, words: list[bytes]) -> list[bytes]:
-        """Return the ids that merges make of each word, as the bytes of an int32 array; no word may be empty."""
-        results = [b""] * len(words)
-        for members, ids, lengths in self._rounds(words):
-            data = ids.tobytes()
-            start = 0
-            for member, end in zip(members.tolist(), (4 * np.cumsum(lengths)).tolist(), strict=True):
-                results[member] = data[start:end]
-                start = end
-        return results
+    def merge(self, words: list[bytes]) -> Iterator[WordIds]:
+        """Yield the ids that merges make of words, those of some words at a time; no word may be empty."""
+        # `_NO_ID` is before, between and after the words, so that every id has two neighbors.
+        data = np.frombuffer(b"\0".join([b"", *words, b""]), dtype=np.uint8)
+        borders = np.cumsum([0, *[len(word) + 1 for word in words]])
+        yield from self._merge(data, borders)
+
+    def merge_places(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Iterator[WordIds]:
+        """Yield `merge` of words that are given as places in bytes.
+
+        Args:
+            data: uint8, at least one more after the last word.
+            starts: First byte of each word, int64 [n].
+            lengths: Bytes of each word, int64 [n], each at least 1.
+        """
+        borders = np.concatenate(([0], np.cumsum(lengths + 1)))
+        # The byte before each word and the words follow each other; the byte at a border does not matter.
+        shifts = np.repeat(starts - 1 - borders[:-1], lengths + 1)
+        places = np.append(shifts + np.arange(len(shifts)), 0)
+        yield from self._merge(data.take(places, mode="clip"), borders)
 
     def usage(self, words: list[bytes], weights: np.ndarray) -> np.ndarray:
         """Return how often each id is used (int64 [V]) if word i occurs `weights[i]` times (int64 [n])."""
         used = np.zeros(self._size, dtype=np.float64)
-        for members, ids, lengths in self._rounds(words):
-            used += np.bincount(ids, weights=np.repeat(weights[members], lengths), minlength=self._size)
+        for members, ids, counts in self.merge(words):
+            used += np.bincount(ids, weights=np.repeat(weights[members], counts), minlength=self._size)
         return used.astype(np.int64)
 
-    def _rounds(self, words: list[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (indices of words that are done, their concatenated ids, number of ids of each)."""
-        members = np.arange(len(words))
-        # `_NO_ID` is before, between and after the words, so that every id has two neighbors.
-        data = np.frombuffer(b"\0".join([b"", *words, b""]), dtype=np.uint8)
+    def _merge(self, data: np.ndarray, borders: np.ndarray) -> Iterator[WordIds]:
+        """Yield the ids of words whose bytes are between the positions `borders` of `data`."""
+        members = np.arange(len(borders) - 1)
         ids = data + np.int32(FIRST_BYTE)
-        borders = np.cumsum([0, *[len(word) + 1 for word in words]])
         ids[borders] = _NO_ID
         merged = self._table.find_bytes(data)  # of each item and the next one
         merged[borders] = NO_MERGE
@@ -139,3 +153,27 @@ def _without_overlaps(positions: np.ndarray) -> np.ndarray:
     index = np.arange(len(positions))
     run_start = np.maximum.accumulate(np.where(adjacent, 0, index))
     return positions[(index - run_start) % 2 == 0]
+
+
+def bulk_encoder(vocabulary: Vocabulary) -> BulkEncoder:
+    """Return an encoder of long texts with a portable vocabulary."""
+    merger = BatchMerger(vocabulary)
+
+    def segment(words: Words, indices: np.ndarray) -> Iterator[WordIds]:
+        starts = words.byte_starts[indices]
+        lengths = words.lengths[indices]
+        # The cache has all entries that it can keep, so that shorter words are not entries.
+        is_alone = np.zeros(len(indices), dtype=bool)
+        for member in np.flatnonzero(lengths > MAX_KEPT).tolist():
+            word = words.data[starts[member] : starts[member] + lengths[member]].tobytes()
+            if len(word) > _MAX_BATCHED or word in vocabulary.id_of_data:
+                is_alone[member] = True
+                ids = np.array(segment_data(word, vocabulary), dtype=np.int32)
+                yield np.array([member]), ids, np.array([len(ids)])
+        together = np.flatnonzero(~is_alone)
+        if len(together):
+            for members, ids, counts in merger.merge_places(words.data, starts[together], lengths[together]):
+                yield together[members], ids, counts
+
+    cache = WordCache({data: (id_,) for data, id_ in vocabulary.id_of_data.items()})
+    return BulkEncoder(cache, split_blocks, find_starts, segment)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from tokenizer.portable import character_tables
@@ -28,32 +28,28 @@ def _class_content(ranges: str, highest: int) -> str:
     return "".join(parts)
 
 
-def _pattern(highest: int = 0x10FFFF, end: str = "") -> str:
-    """Return the pattern for texts whose characters are at most `highest`; `end` counts as the end of a text."""
+def _pattern(highest: int = 0x10FFFF) -> str:
+    """Return the pattern for texts whose characters are at most `highest`."""
     letters = _class_content(character_tables.LETTERS, highest)
     numbers = _class_content(character_tables.NUMBERS, highest)
     space = _class_content(character_tables.WHITE_SPACE, highest)
     return (
         r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"  # (?i:'s) would match 'ſ in some engines
-        rf"|[^\r\n{letters}{numbers}{end}]?[{letters}]+|[{numbers}]{{1,3}}"
-        rf"| ?[^{space}{letters}{numbers}{end}]+[\r\n]*"
-        rf"|[{space}]*[\r\n]+|[{space}]+(?![^{space}{end}])|[{space}]+"
+        rf"|[^\r\n{letters}{numbers}]?[{letters}]+|[{numbers}]{{1,3}}"
+        rf"| ?[^{space}{letters}{numbers}]+[\r\n]*"
+        rf"|[{space}]*[\r\n]+|[{space}]+(?![^{space}])|[{space}]+"
     )
 
 
 PATTERN = _pattern()
 """The pattern in the syntax that Python's `re`, Oniguruma, Rust's regex crates and JavaScript have in common."""
 
-END_OF_TEXT = "\0"
-"""Separates the texts of `split_many`."""
-find_unusual = re.compile("[\0\U00010000-\U0010ffff]").search
-"""Find a character in a text that `split_many` does not take."""
 _split_ascii = re.compile(_pattern(0x7F)).findall
 
 
 @cache
-def _split_up_to(highest: int, end: str = "") -> Callable[[str], list[str]]:
-    return re.compile(_pattern(highest, end) + (f"|{end}" if end else "")).findall
+def _split_up_to(highest: int) -> Callable[[str], list[str]]:
+    return re.compile(_pattern(highest)).findall
 
 
 def split_pretokens(text: str) -> list[str]:
@@ -64,22 +60,6 @@ def split_pretokens(text: str) -> list[str]:
     if text.isascii():
         return _split_ascii(text)
     return _split_up_to(0xFFFF if max(text) <= "\uffff" else 0x10FFFF)(text)
-
-
-def split_many(texts: Sequence[str]) -> list[str] | None:
-    """Return the pre-tokens of texts, with `END_OF_TEXT` between those of two texts: faster than one by one.
-
-    Returns:
-        None if a text has a character that is `END_OF_TEXT` or above U+FFFF.
-    """
-    joined = END_OF_TEXT.join(texts)
-    if joined.count(END_OF_TEXT) >= max(1, len(texts)):
-        return None
-    if joined.isascii():
-        return _split_up_to(0x7F, END_OF_TEXT)(joined)
-    if len(joined.encode("utf-16-le", "surrogatepass")) > 2 * len(joined):  # much faster than max(joined)
-        return None
-    return _split_up_to(0xFFFF, END_OF_TEXT)(joined)
 
 
 _S = _class_content(character_tables.WHITE_SPACE, 0x10FFFF)
@@ -103,13 +83,12 @@ _MAX_COUNTED = 48
 _BLOCK_END = re.compile(rf"(?<=[^{_S}]) ")
 
 
-def split_blocks(text: str, size: int, max_size: int = 0) -> Iterator[str]:
+def split_blocks(text: str, size: int) -> Iterator[str]:
     """Yield consecutive blocks of a text, each ending where a pre-token ends.
 
     Args:
         text: Any text.
-        size: Approximate number of characters of the first block.
-        max_size: Blocks double in size until they reach this; 0 keeps the size constant.
+        size: Approximate number of characters of a block.
     """
     start = 0
     while len(text) - start > size:
@@ -118,8 +97,6 @@ def split_blocks(text: str, size: int, max_size: int = 0) -> Iterator[str]:
             break
         yield text[start : boundary.start()]
         start = boundary.start()
-        if size < max_size:
-            size *= 2
     yield text[start:] if start else text
 
 
