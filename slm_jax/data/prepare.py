@@ -43,7 +43,6 @@ from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural, text_size
 from slm_jax.utils.labels import source_labels
 from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer
-from tokenizer import HybridTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +204,6 @@ def prepare_part(config: Config, part: Part, tokenizer_path: str = "") -> list[P
     """
     sources = weighted_sources(config)
     tokenizer = find_tokenizer(config, tokenizer_path, sources)
-    if not isinstance(tokenizer, HybridTokenizer):  # merging decodes documents at the boundary of the splits
-        raise UserError("parts are prepared with a tokenizer of this project only, as others may not restore text")
     states: list[PartState | None] = []
     for source in sources if part.number else ():
         corpus = _corpus_folder(config, source, tokenizer)

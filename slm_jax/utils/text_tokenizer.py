@@ -105,6 +105,11 @@ class TextTokenizer(Protocol):
         """Save the tokenizer to one file, atomically."""
 
 
+def restores_text(tokenizer: TextTokenizer) -> bool:
+    """Return whether a tokenizer decodes the ids of every text to this text, as those of other programs may not."""
+    return isinstance(tokenizer, HybridTokenizer)
+
+
 def document_prefix(tokenizer: TextTokenizer) -> list[int]:
     """Return the ids between the end of a document and the text of the next: the id that begins texts, if it is own."""
     return [] if tokenizer.start_id == tokenizer.eos_id else [tokenizer.start_id]

@@ -20,6 +20,7 @@ from slm_jax.data.corpus.parts import build_part, file_owners
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.tokenizer_loading import load_tokenizer
 from tests.data.test_corpus import TEXTS, Killed, ListSource, contents
 from tests.helpers import learned_tokenizer
 from tests.processes import command_environment, wait_for
@@ -120,6 +121,29 @@ def test_documents_that_are_cut_are_the_same(tmp_path, tokenizer, monkeypatch, c
     make_parts(tmp_path / "merged", source, tokenizer, options, 2)
     merge_parts(tmp_path / "merged", source, tokenizer, options, 2, workers=1)
     assert contents(tmp_path / "merged") == contents(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def foreign_tokenizer(tmp_path_factory):
+    """A tokenizer of another kind, which does not restore texts: it puts a token before them, and changes spaces."""
+    pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
+    from tests.utils import foreign
+
+    return load_tokenizer(foreign.byte_fallback(tmp_path_factory.mktemp("foreign")))
+
+
+@pytest.mark.parametrize("kind", ["plain", "instructions"])
+@pytest.mark.parametrize("name", ["plain", "tokens", "capped"])
+def test_parts_of_a_foreign_tokenizer_have_the_bytes_of_one_process(tmp_path, foreign_tokenizer, kind, name):
+    test_merged_parts_have_the_bytes_of_one_process(tmp_path, foreign_tokenizer, kind, name)
+
+
+@pytest.mark.parametrize("cap", [0, 500, 2000])
+def test_documents_of_a_foreign_tokenizer_that_are_cut_are_the_same(tmp_path, foreign_tokenizer, monkeypatch, cap):
+    """The merge cuts the text itself: the ids would not restore it."""
+    text = random_text(np.random.default_rng(cap), 1500)
+    assert foreign_tokenizer.decode(foreign_tokenizer.encode(text)) != text
+    test_documents_that_are_cut_are_the_same(tmp_path, foreign_tokenizer, monkeypatch, cap, 3)
 
 
 @pytest.mark.parametrize("limit", [{"max_tokens": 4000}, {"max_documents": 100}])

@@ -229,9 +229,11 @@ class _MergingReader:
         invalid = iter(group.invalid)
         records = iter(_Record(*record) for record in group.records.tolist())
         first = 0
+        index = 0
         for record in records:
             if record.kind == INVALID:
                 yield InvalidRow(*next(invalid))
+                index += 1
                 continue
             stored = [record]
             if record.kind == CUT:
@@ -239,7 +241,8 @@ class _MergingReader:
             ends = list(itertools.accumulate((each.tokens for each in stored), initial=first))
             ids = [group.tokens[a:b] for a, b in itertools.pairwise(ends)]
             first = ends[-1]
-            yield _StoredDocument(stored, ids, self._tokenizer)
+            yield _StoredDocument(stored, ids, self._tokenizer, group.texts.get(index))
+            index += len(stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +270,13 @@ class _StoredDocument:
         records: Its record; of a document that is cut, those of the three pieces follow.
         ids: The ids of each record.
         tokenizer: The tokenizer.
+        text: Its text, if the ids do not restore it and it may be needed.
     """
 
     records: list[_Record]
     ids: list[np.ndarray]
     tokenizer: TextTokenizer
+    text: str | None
     digest: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -322,7 +327,9 @@ class _StoredDocument:
         )
 
     def _text(self) -> str:
-        """Return the text, which the ids encode without loss."""
+        """Return the text: what is kept, or what the ids encode without loss."""
+        if self.text is not None:
+            return self.text
         text = "".join(self.tokenizer.decode(ids.tolist()) for ids in self.ids if ids.size)
         assert len(text) == self.records[0].size
         return text

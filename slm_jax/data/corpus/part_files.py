@@ -4,11 +4,12 @@ CORPUS.parts-3/2/             part 2 of 3 of a corpus in the cache
   part.json                   what it was made from, the checksums of its chunks, and whether it is complete
   00000.records.npy           an entry of RECORD_DTYPE for each document and invalid row, in order
   00000.tokens.npy            the token ids of these documents
-  00000.json                  groups, and the reasons of invalid rows
+  00000.json                  groups, the reasons of invalid rows, and texts that the merge may need
 """
 
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,7 @@ class StoredGroup(NamedTuple):
         records: RECORD_DTYPE [n].
         tokens: The ids of all its documents.
         invalid: Reason and location of its invalid rows.
+        texts: Texts that its ids do not restore, by the index of their record.
     """
 
     unit: int
@@ -119,6 +121,7 @@ class StoredGroup(NamedTuple):
     records: np.ndarray
     tokens: np.ndarray
     invalid: list[list[str]]
+    texts: dict[int, str]
 
 
 def read_groups(folder: Path, state: PartState, dtype: np.dtype) -> Iterator[StoredGroup]:
@@ -136,12 +139,18 @@ def read_groups(folder: Path, state: PartState, dtype: np.dtype) -> Iterator[Sto
         if sums != entry["sha256"]:
             raise ValueError(f"chunk {number + 1}: its checksum is not that of part.json")
         invalid = iter(content["invalid"])
+        texts = deque(content.get("texts", ()))
         first = token = 0
         for unit, count, position in content["groups"]:
             group = records[first : first + count]
             ids = int(group["tokens"].sum(dtype=np.int64))
             rows = int(np.count_nonzero(group["kind"] == INVALID))
-            yield StoredGroup(unit, position, group, tokens[token : token + ids], list(itertools.islice(invalid, rows)))
+            own_texts = {}
+            while texts and texts[0][0] < first + count:
+                index, text = texts.popleft()
+                own_texts[index - first] = text
+            own_invalid = list(itertools.islice(invalid, rows))
+            yield StoredGroup(unit, position, group, tokens[token : token + ids], own_invalid, own_texts)
             first += count
             token += ids
 

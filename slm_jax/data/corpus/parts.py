@@ -48,7 +48,7 @@ from slm_jax.data.sources.documents import Document, InvalidRow, Source
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
-from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer, tokenizer_file
+from slm_jax.utils.text_tokenizer import TextTokenizer, restores_text, save_tokenizer, tokenizer_file
 
 logger = logging.getLogger(__name__)
 
@@ -298,12 +298,14 @@ class _Draft(NamedTuple):
         values: Its fields `digest`, `split_digest`, `size`, `split`, `grouped` and `response`.
         texts: The texts to encode: one, or the pieces of a document that is cut.
         invalid: Reason and location of an invalid row.
+        kept_text: The text of a document that the merge may cut elsewhere, if it cannot be decoded from the ids.
     """
 
     kind: int
     values: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
     texts: tuple[SplitText, ...] = ()
     invalid: tuple[str, str] | None = None
+    kept_text: str | None = None
 
 
 class _Drafts:
@@ -333,10 +335,12 @@ class _Drafts:
         if self._deduplicate and digest in self._seen:
             return _Draft(REPEATED, values)
         self._seen.add(digest)
+        may_be_cut = self._plan.cut and can_be_cut(item, self._plan.min_cut)
+        kept_text = item.text if may_be_cut and not restores_text(self._tokenizer) else None
         pieces = self._pieces(item, digest)
         if pieces:
-            return _Draft(CUT, values, pieces)
-        return _Draft(DOCUMENT, values, (whole_text(item, "train", digest),))
+            return _Draft(CUT, values, pieces, kept_text=kept_text)
+        return _Draft(DOCUMENT, values, (whole_text(item, "train", digest),), kept_text=kept_text)
 
     def _pieces(self, document: Document, digest: int) -> tuple[SplitText, ...]:
         """Return the three pieces of a document that is cut for the split, none if it is not."""
@@ -366,6 +370,7 @@ class _ChunkWriter:
         self._tokens = 0
         self._groups: list[list[Any]] = []
         self._invalid: list[tuple[str, str]] = []
+        self._texts: list[tuple[int, str]] = []
 
     def add(self, group: _Group, drafts: list[_Draft], ids: Iterator[np.ndarray]) -> None:
         """Add a group, and write a chunk if there are enough tokens.
@@ -386,6 +391,8 @@ class _ChunkWriter:
         digest, group, size, *flags = draft.values
         if draft.invalid is not None:
             self._invalid.append(draft.invalid)
+        if draft.kept_text is not None:
+            self._texts.append((len(self._records), draft.kept_text))
         if draft.kind != DOCUMENT:
             self._records.append((digest, group, size, 0, 0, 0, 0, draft.kind, *flags))
         for text in draft.texts:
@@ -401,7 +408,9 @@ class _ChunkWriter:
         if self._groups:
             records = np.array(self._records, RECORD_DTYPE)
             tokens = np.concatenate(self._ids)
-            content = {"groups": self._groups, "invalid": self._invalid}
+            content: dict[str, Any] = {"groups": self._groups, "invalid": self._invalid}
+            if self._texts:
+                content["texts"] = self._texts
             files = chunk_files(self._folder, len(self._state.chunks))
             write_array(files[0], records)
             write_array(files[1], tokens)
