@@ -112,9 +112,13 @@ class Protection:
         """A copy of the tokenizer in which the protected tokens have their secret names.
 
         Raises:
-            UserError: The copy has other ids.
+            UserError: A name is ordinary text as well, or the copy has other ids.
         """
         content = json.loads(self.tokenizer.files[FOREIGN_JSON])
+        pieces = _pieces_of_merges(content["model"].get("merges") or ())
+        for name in self._secret_names:
+            if name in pieces:
+                raise _ordinary_text_error(name)
         for token in content["added_tokens"]:
             token["content"] = self._secret_names.get(token["content"], token["content"])
         model = content["model"]
@@ -129,6 +133,8 @@ class Protection:
         for name, secret in self._secret_names.items():
             if copy.token2id.get(secret) != self.tokenizer.token2id[name]:
                 raise UserError(f"a text with {name!r} cannot be encoded with this tokenizer: remove it from the text")
+            if len(name) == 1 and not copy.decode(copy.encode(name)).strip():  # a letter of a byte: nothing else is
+                raise _ordinary_text_error(name)
         return copy
 
 
@@ -159,6 +165,19 @@ class Guard:
     def rename(self) -> None:
         """Encode with secret names from now on, also if no name is in the contents as it is written."""
         self._is_renamed = True
+
+
+def _pieces_of_merges(merges: Sequence[str | Sequence[str]]) -> set[str]:
+    """Return the names that merges join and make."""
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return {name for pair in pairs for name in (*pair, "".join(pair))}
+
+
+def _ordinary_text_error(name: str) -> UserError:
+    return UserError(
+        f"the special token {name!r} is ordinary text of this tokenizer as well, so that a message with it cannot be "
+        "encoded as text: remove it from the message, or use a tokenizer whose special tokens have other names"
+    )
 
 
 def _pattern(names: Sequence[str]) -> re.Pattern[str]:

@@ -311,6 +311,22 @@ def test_a_special_token_of_one_character(tmp_path):
     assert "a☯☯<|im_end|>b" in tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("name", ["~", "the"])
+def test_a_special_token_that_is_ordinary_text_is_refused_in_contents(tmp_path, name):
+    """A letter of the byte alphabet, and a result of merges: without them, nothing encodes this text."""
+    tokenizer = changed(tmp_path)
+    content = json.loads(tokenizer.files["tokenizer.json"])
+    vocab = content["model"]["vocab"]
+    assert name in vocab
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": vocab[name], "content": name})
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    template = ChatTemplate.of(tokenizer.with_json(json.dumps(content).encode()))
+    with pytest.raises(UserError, match=f"special token '{name}' is ordinary text of this tokenizer as well"):
+        template.encode([Message("user", f"a{name}b")])
+    plain = template.encode([Message("user", "a, b")]).ids
+    assert vocab[name] not in plain
+
+
 def test_many_names_take_time_in_proportion(tmp_path):
     """Replaced one by one, each would copy the whole message: minutes for this one."""
     tokenizer = changed(tmp_path)
