@@ -5,9 +5,17 @@ Polynomial hashes modulo 2**64 of the code points (Karp and Rabin, "Efficient ra
 an error matters, the caller compares the windows of equal hashes.
 """
 
+import re
 from functools import lru_cache
 
 import numpy as np
+
+# White space of `str.split`: in ASCII, as a table for `bytes.translate`; and the rest, in UTF-8.
+_SPACES_TO_BLANKS = bytes(32 if value < 128 and chr(value).isspace() else value for value in range(256))
+_find_other_space = re.compile(
+    rb"[\xc2\xe1-\xe3](?:(?<=\xc2)[\x85\xa0]|(?<=\xe1)\x9a\x80|(?<=\xe2)(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)"
+    rb"|(?<=\xe3)\x80\x80)"
+).search
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses
 
@@ -15,6 +23,17 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses
 def normalize_space(text: str) -> str:
     """Return a text with each run of white space replaced by one space, and none at its ends."""
     return " ".join(text.split())
+
+
+def normalized_bytes(text: str) -> bytes:
+    """Return `normalize_space` of a text in UTF-8, with lone surrogates; in less than half of the time for long texts."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > len(text) and _find_other_space(data):
+        return normalize_space(text).encode("utf-8", "surrogatepass")
+    values = np.frombuffer(data.translate(_SPACES_TO_BLANKS), np.uint8)
+    is_kept = values != ord(" ")
+    is_kept[1:] |= is_kept[:-1].copy()  # the first blank after anything else
+    return values[is_kept].tobytes().strip(b" ")
 
 
 def code_points(text: str) -> np.ndarray:

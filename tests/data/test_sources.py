@@ -17,6 +17,7 @@ import pytest
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources import file_source, files, python_docs, python_qa
 from slm_jax.data.sources.documents import Document, InvalidRow
+from slm_jax.data.sources.file_source import FileSource
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.registry import make_source, make_sources, parse_weight
@@ -299,6 +300,29 @@ def test_decompression_is_bounded(tmp_path, suffix, monkeypatch):
     (tmp_path / "b.txt").write_text("line\n" * 300)
     with pytest.raises(UserError, match=r"b\.txt has a document of more than .* GB, which is read as a whole"):
         local(tmp_path / "b.txt")
+
+
+def test_blocks_of_a_file_give_the_documents_of_its_lines(tmp_path, monkeypatch):
+    """Compare with a reader of single lines, with separators at and across the ends of blocks."""
+    random = np.random.default_rng(0)
+    pieces = ["---", "--", "-", "\n", "\r\n", " ", "é", "a", "\ufeff", " ---\n", "\n---\n", "\n---"]
+    path = tmp_path / "a.txt"
+    for size in (1, 2, 3, 5, 8, 100):
+        monkeypatch.setattr(file_source, "_BLOCK", size)
+        for _ in range(20):
+            text = "".join(random.choice(pieces, int(random.integers(1, 14))))
+            path.write_bytes(text.encode())
+            expected = [[""]]
+            for line in path.read_bytes().decode().splitlines(keepends=True):
+                if line.strip() == "---":
+                    expected.append([""])
+                else:
+                    expected[-1].append(line)
+            documents = ["".join(lines) for lines in expected]
+            documents = [documents[0].removeprefix("\ufeff"), *documents[1:]]
+            if len(expected[-1]) == 1:
+                documents.pop()
+            assert [document.text for document in FileSource([str(path)], separator="---").documents(path)] == documents
 
 
 def test_separators_among_text_are_warned_about(tmp_path, caplog):

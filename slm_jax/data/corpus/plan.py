@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_windows import normalize_space
+from slm_jax.utils.text_windows import normalized_bytes
 
 _MAX_HASH = 2**64
 # The share of the characters that is held out may be this many times the fraction.
@@ -110,7 +110,7 @@ def _group_digest(group: str) -> int:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(normalize_space(text).encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(normalized_bytes(text)).digest()[:8], "big")
 
 
 def make_plan(documents: Sequence[Document], fraction: float, complete: bool = True) -> SplitPlan:
@@ -164,7 +164,8 @@ def _group_sizes(documents: Sequence[Document], by_beginning: bool = False) -> d
         digest = document_digest(document)
         if digest not in seen:
             seen.add(digest)
-            group = split_digest(document, by_beginning)
+            decides_alone = not (document.group or by_beginning)
+            group = digest if decides_alone else split_digest(document, by_beginning)
             sizes[group] = sizes.get(group, 0) + document.size
     return sizes
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.files import (
@@ -27,6 +27,7 @@ from slm_jax.utils.formatting import plural
 logger = logging.getLogger(__name__)
 
 DEFAULT_SEPARATOR = "<|endoftext|>"
+_BLOCK = 1 << 20  # bytes of a text file that are read at once
 _FIRST_ROWS = 20  # by which the format of the rows is detected
 
 
@@ -141,32 +142,48 @@ class FileSource:
 
     def _texts(self, path: Path) -> Iterator[str]:
         """Yield the documents of a text file, decoded one at a time."""
+        with open_text(path) as file:
+            if self.per_line:
+                offset = 0
+                for number, line in enumerate(read_lines(file, path)):
+                    yield self._decode(line.rstrip(b"\r\n"), path, offset, number)
+                    offset += len(line)
+            else:
+                yield from self._separated_texts(file, path)
+
+    def _separated_texts(self, file: IO[bytes], path: Path) -> Iterator[str]:
+        """Yield the documents between the separators of a file, which is read in blocks of whole lines."""
         separator = self.separator.encode()
         inline = 0  # separators among other text
-        lines: list[bytes] = []  # of the current document
+        parts: list[bytes] = []  # of the current document
         document_offset = 0  # bytes before the document
         document_line = 0  # lines before the document
-        offset = 0  # bytes read
-        with open_text(path) as file:
-            for number, line in enumerate(read_lines(file, path), start=1):
-                is_separator = bool(separator) and line.strip() == separator
-                if separator and not is_separator:
-                    inline += line.count(separator)
-                if self.per_line:
-                    yield self._decode(line.rstrip(b"\r\n"), path, document_offset, document_line)
-                elif is_separator:
-                    yield self._decode(b"".join(lines), path, document_offset, document_line)
+        size = 0  # bytes of the document
+        for block in _read_blocks(file, path):
+            start = 0
+            at = block.find(separator) if separator else -1
+            while at >= 0:
+                line_start = block.rfind(b"\n", 0, at) + 1
+                line_end = block.find(b"\n", at) + 1 or len(block)
+                line = block[line_start:line_end]
+                if line.strip() == separator:
+                    parts.append(block[start:line_start])
+                    data = b"".join(parts)
+                    yield self._decode(data, path, document_offset, document_line)
+                    document_offset += len(data) + len(line)
+                    document_line += data.count(b"\n") + 1
+                    start = line_end
+                    parts = []
+                    size = 0
                 else:
-                    lines.append(line)
-                offset += len(line)
-                if offset - document_offset > MAX_DOCUMENT:
-                    raise too_long_error(path)
-                if self.per_line or is_separator:
-                    lines = []
-                    document_offset = offset
-                    document_line = number
-        if lines:
-            yield self._decode(b"".join(lines), path, document_offset, document_line)
+                    inline += line.count(separator)
+                at = block.find(separator, line_end)
+            parts.append(block[start:])
+            size += len(block) - start
+            if size > MAX_DOCUMENT:
+                raise too_long_error(path)
+        if size:
+            yield self._decode(b"".join(parts), path, document_offset, document_line)
         if inline:
             self._warn_of_inline_separators(path, inline)
 
@@ -225,6 +242,20 @@ class FileReader:
     def position(self) -> list[int]:
         """Return [index of the file, number of its documents and invalid rows that were read]."""
         return self._position
+
+
+def _read_blocks(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield a file in blocks of whole lines.
+
+    Raises:
+        UserError: A line has more than `MAX_DOCUMENT` bytes.
+    """
+    while block := file.read(_BLOCK):
+        if not block.endswith(b"\n"):
+            block += file.readline(MAX_DOCUMENT + 1)
+        if len(block) > MAX_DOCUMENT + _BLOCK:
+            raise too_long_error(path)
+        yield block
 
 
 @lru_cache(maxsize=64)
