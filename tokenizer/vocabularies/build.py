@@ -16,6 +16,8 @@ from tokenizer import HybridTokenizer
 from tokenizer.vocabularies import SUFFIX
 
 SIZES = {"8k": 8192, "16k": 16384, "32k": 32768}
+PORTABLE = "-portable"
+"""Ends the names of portable tokenizers."""
 ENGLISH = ("english_prose", "english_tech", "stories", "shakespeare")
 MULTILINGUAL = (*ENGLISH, "code", "multilingual", "hebrew", "hebrew_niqqud", "arabic", "russian", "chinese")
 DESCRIPTIONS = {
@@ -46,29 +48,42 @@ def read_documents(folder: Path, name: str) -> tuple[str, str]:
     return "".join(training), "".join(held_out)
 
 
+def train(name: str, texts: dict[str, tuple[str, str]], target: Path) -> dict[str, Any]:
+    """Train one tokenizer and save it to `target`; return its entry in the manifest.
+
+    Args:
+        name: Its name, for example "english-16k" or "english-16k-portable".
+        texts: Training text and held-out text of each file.
+        target: The folder.
+    """
+    portable = name.endswith(PORTABLE)
+    tokenizer = HybridTokenizer(portable=portable)
+    for training, _ in texts.values():
+        tokenizer.add_text(training)
+    size = SIZES[name.split("-")[1]]
+    # Those that are not portable have no turn tokens: their ids are fixed, and conversations use reserved ones.
+    tokenizer.freeze_vocab(vocab_size=size, turn_tokens=portable, note=f"{name}: {', '.join(texts)}")
+    tokenizer.save(target / f"{name}{SUFFIX}")
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "learned_from": {text: DESCRIPTIONS[text] for text in texts},
+        "bytes_of_text": sum(len(training.encode()) for training, _ in texts.values()),
+        "held_out_bytes_per_token": {
+            text: round(len(held_out.encode()) / tokenizer.count(held_out), 3) for text, (_, held_out) in texts.items()
+        },
+    }
+
+
 def build(folder: Path, target: Path) -> dict[str, Any]:
     """Train all pretrained tokenizers on the text in `folder` and save them to `target`; return the manifest."""
     manifest: dict[str, Any] = {}
     for family, names in (("english", ENGLISH), ("multilingual", MULTILINGUAL)):
         texts = {name: read_documents(folder, name) for name in names}
-        training_bytes = sum(len(training.encode()) for training, _ in texts.values())
-        for label, size in SIZES.items():
-            tokenizer = HybridTokenizer()
-            for training, _ in texts.values():
-                tokenizer.add_text(training)
-            # Without turn tokens: the ids of these vocabularies are fixed, and conversations use reserved ones.
-            tokenizer.freeze_vocab(vocab_size=size, turn_tokens=False, note=f"{family}-{label}: {', '.join(names)}")
-            tokenizer.save(target / f"{family}-{label}{SUFFIX}")
-            manifest[f"{family}-{label}"] = {
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-                "learned_from": {name: DESCRIPTIONS[name] for name in names},
-                "bytes_of_text": training_bytes,
-                "held_out_bytes_per_token": {
-                    name: round(len(held_out.encode()) / tokenizer.count(held_out), 3)
-                    for name, (_, held_out) in texts.items()
-                },
-            }
+        for kind in ("", PORTABLE):
+            for label in SIZES:
+                name = f"{family}-{label}{kind}"
+                manifest[name] = train(name, texts, target)
     return manifest
 
 
