@@ -1,5 +1,7 @@
 """Conversations encoded with the chat templates of published models."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,15 +9,17 @@ pytest.importorskip("tokenizers", reason="pip install -e '.[tokenizers]'")
 
 from slm_jax.chat.messages import Message
 from slm_jax.chat.template import ChatTemplate
+from slm_jax.config.schema import Config
 from slm_jax.data.batches.padded import sequential_padded_batches
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.splitting import SourceCounts
+from slm_jax.data.inspection import inspect_corpus, overlap_summary
 from slm_jax.data.sources.documents import Document
 from slm_jax.evaluation.heldout import _documents_of_stream
 from slm_jax.utils.batch import IGNORE_INDEX
 from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
-from tests.chat.test_foreign_template import make_files
+from tests.chat.test_foreign_template import END, make_files
 from tests.data.test_corpus import ListSource
 
 CHATS = [
@@ -64,3 +68,22 @@ def test_stored_ids_and_masks_are_those_of_the_template(tmp_path, name):
     assert sum(np.count_nonzero(each != IGNORE_INDEX) for each in labels) == marked
     documents = _documents_of_stream(corpus.validation, tokenizer, "chats")
     assert documents.bytes_D.sum() == corpus.validation.num_bytes
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral"])
+@pytest.mark.parametrize("documents", [CHATS, [Document(f"Text {i}, with words. " * 9) for i in range(40)]])
+def test_a_corpus_is_described_with_texts_and_names_of_tokens(tmp_path, name, documents):
+    """`data inspect`: sizes, samples and the overlap of the splits."""
+    tokenizer = ForeignTokenizer.load(make_files(tmp_path, name) / "tokenizer.json")
+    folder = tmp_path / "corpus"
+    build_corpus(folder, ListSource(documents), tokenizer, CorpusOptions(0.2), workers=1)
+    corpus = open_corpus(folder, tokenizer, verify=True)
+    text = "\n".join(inspect_corpus(folder, corpus, tokenizer, Config()))
+    assert f"tokenizer of {tokenizer.vocab_size} ids, all checksums match" in text
+    if documents is CHATS:
+        # The template's end of a turn is predicted as well.
+        assert re.search(rf"\[\[ ?Answer \d+!{re.escape(END[name])}", text)
+        assert re.search(r"Question \d+\?", text)
+    else:
+        assert re.search(r"document 0: ' ?Text \d+, with words\.", text)
+    assert "of the documents" in overlap_summary([corpus], None, tokenizer, Config())
