@@ -131,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> int:
             stop(scores.stopped_by)
             raise UserError(f"no budget has {MIN_SIZES} finished sizes, see {folder / FAILURES}: give other --sizes")
         fits = fit(runs)
-        limits = notes(fits, runs, MAX_EPOCHS)
+        limits = notes(fits, runs, MAX_EPOCHS, lambda budget, size: study.can_train(budget, size, vocab_size))
         prediction = check = None
         try:
             prediction = predict(fits, study, target, vocab_size, folder)

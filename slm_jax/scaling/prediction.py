@@ -1,7 +1,7 @@
 """The results of a study: both fits, the prediction for a larger budget, and its check against a held-out run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from slm_jax.scaling.collect import FinishedRun, finished_runs, points_of
 from slm_jax.scaling.isoflop import IsoFlopFit, fit_isoflop
 from slm_jax.scaling.law import NUM_FITTED, LawFit, fit_law
+from slm_jax.scaling.missing import notes_of_missing
 from slm_jax.scaling.points import Points, interval
 from slm_jax.scaling.study import CHECK, MIN_SIZES, Study, size_setting
 from slm_jax.sweep.plan import Trial
@@ -190,14 +191,25 @@ def run_check(fits: Fits, prediction: Prediction, folder: Path, metric: str) -> 
     return None, scores.stopped_by
 
 
-def notes(fits: Fits, runs: Sequence[FinishedRun], max_epochs: float) -> list[str]:
-    """Return what limits the conclusions, one sentence each."""
-    found = []
-    if fits.isoflop.outside:
-        budgets = ", ".join(f"{budget:.3g}" for budget in fits.isoflop.outside)
+def notes(
+    fits: Fits,
+    runs: Sequence[FinishedRun],
+    max_epochs: float,
+    can_train: Callable[[float, float], bool] = lambda budget, size: True,
+) -> list[str]:
+    """Return what limits the conclusions, one sentence each.
+
+    Args:
+        fits: The fits.
+        runs: The finished runs.
+        max_epochs: Number of epochs from which a text counts as repeated.
+        can_train: Returns whether there is a run of a budget and a size.
+    """
+    found = list(notes_of_missing(fits.points, fits.isoflop, can_train))
+    if fits.isoflop.size is None:
         found.append(
-            f"No minimum between the smallest and the largest size at {budgets} FLOPs, which are left out of the power "
-            "laws: add --sizes on the side of the lowest loss."
+            f"No power laws and no prediction: they need two budgets with a minimum between the sizes, there "
+            f"{'is' if len(fits.isoflop.optima) == 1 else 'are'} {len(fits.isoflop.optima) or 'none'}."
         )
     if len(fits.isoflop.optima) == 2:
         found.append("A power law through two budgets always fits: give three --budgets or more.")

@@ -148,6 +148,14 @@ class Study:
         setting = SizeSetting(options, budget, flops.parameters(config.model, vocab_size), tokens, tokens * per_token)
         return seeded(Trial(setting, config, runs / "any"), self.base.train.seed)
 
+    def can_train(self, budget: float, size: float, vocab_size: int) -> bool:
+        """Return whether there is a run of a size and a budget."""
+        try:
+            self.trial(budget, size, vocab_size, Path(RUNS))
+        except UserError:
+            return False
+        return True
+
     def _config(self, options: dict[str, Any]) -> Config:
         tree = {section: dict(fields) for section, fields in self.base.model_dump().items()}
         if "model.depth" in options:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from slm_jax.report.axes import format_compact
 from slm_jax.scaling.isoflop import PowerLaw, fit_isoflop, parabola
 from slm_jax.scaling.law import HUBER_DELTA, Law, fit_law
+from slm_jax.scaling.missing import missing_sizes, notes_of_missing
 from slm_jax.scaling.points import Points, interval, resampled_residuals
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
@@ -143,6 +145,29 @@ def test_a_minimum_outside_of_the_sizes_is_no_minimum():
     assert falling.size is None
     upside_down = fit_isoflop(points_of_law(law, losses=lambda n, budget: 3 - 0.1 * math.log(n / 3e5) ** 2))
     assert upside_down.optima == ()
+
+
+@pytest.mark.parametrize("distance", [-1.3, -0.2, 0.2, 1.3])
+def test_the_sizes_to_add_enclose_the_minimum(distance):
+    """The loss is a known parabola whose vertex is outside of the sizes, by a distance in log N."""
+    sizes = np.geomspace(1e5, 4e5, 5)
+    vertex = math.log(sizes[-1] if distance > 0 else sizes[0]) + distance
+
+    def runs(sizes):
+        sizes = np.sort(sizes)
+        losses = 2 + 0.1 * (np.log(sizes) - vertex) ** 2
+        return Points(np.full(len(sizes), 1e12), sizes, 1e12 / sizes, np.full(len(sizes), 1e12), losses, sizes)
+
+    fit = fit_isoflop(runs(sizes))
+    assert fit.outside == (1e12,)
+    missing = missing_sizes(runs(sizes), fit.parabolas[1e12])
+    assert missing.is_smaller == (distance < 0)
+    (best,) = fit_isoflop(runs([*sizes, *missing.sizes])).optima
+    assert math.log(best.parameters) == pytest.approx(vertex)
+    (note,) = notes_of_missing(runs(sizes), fit, lambda budget, size: True)
+    assert f"add --sizes {' '.join(map(format_compact, missing.sizes))}" in note
+    (note,) = notes_of_missing(runs(sizes), fit, lambda budget, size: False)
+    assert f"add {'larger' if distance < 0 else 'smaller'} --budgets" in note
 
 
 def test_a_parabola_through_three_points():
