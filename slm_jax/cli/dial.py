@@ -3,10 +3,11 @@
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+from slm_jax.cli.base_model import Base, base_command, choose_base
 from slm_jax.cli.flags import Flag
 from slm_jax.cli.options import make_config, nested
 from slm_jax.config.dial import AUTO, Budget, parse_budget, parse_size
@@ -28,6 +29,7 @@ _UTILIZATION = 0.4
 _TEXTS = {"python-docs": 2_400_000}  # bytes of training text of sources whose size is known
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32
 _ROW_FILES = (".parquet", ".jsonl", ".json")  # hold more than their text, or are compressed
+_TRAIN = "python -m slm_jax.train"
 _MARGIN = 1.05  # text that is prepared, as a multiple of the tokens that are trained on
 _TIMED_MARGIN = 4.0  # where the speed trial may choose more tokens than estimated
 _OTHER_SIZE = 0.02  # a difference of the number of parameters that is worth a note
@@ -45,9 +47,17 @@ class DialOptions:
     auto: what your own text files are enough for, with dropout and an early stop against learning them by heart."""
     budget: Annotated[str, Flag(metavar="TIME|FLOPS|TOKENS")] = ""
     """Length of the training: 10min, 2h (on this machine), 1e18 (FLOPs) or '2B tokens'. Alone: the size follows too."""
+    base: Annotated[str, Flag(metavar="RUN|auto|none")] = ""
+    """With --size auto: start from the weights, shape and tokenizer of a run; auto: a finished one in runs/ whose
+    tokenizer suits the text; none: do not look. By default such a run is only named, with the command that uses it."""
 
     def __bool__(self) -> bool:
-        return bool(self.size or self.budget)
+        return bool(self.size or self.budget or self.base)
+
+    @property
+    def is_auto(self) -> bool:
+        """True if the size follows from the text."""
+        return self.size.strip().lower() == AUTO
 
 
 NO_DIAL = DialOptions()
@@ -72,47 +82,89 @@ def apply_rule(
     """
     if not dial:
         return overrides
-    is_auto = _is_auto(dial)
-    size = parse_size(dial.size) if dial.size and not is_auto else 0.0
-    budget = parse_budget(dial.budget) if dial.budget else Budget()
-    if started := next((name for name in ("init.from_run", "init.from_hf") if overrides.get(name)), ""):
-        raise UserError(
-            f"--size and --budget choose a new model, but --{started} starts with an existing one: leave them out and "
-            "give --train.steps or --train.minutes"
-        )
+    size = parse_size(dial.size) if dial.size and not dial.is_auto else 0.0
+    _require_new_model(dial, overrides)
     tree = _valid_options(overrides, preset)
-    minutes = 0.0 if "train.steps" in overrides else overrides.get("train.minutes", 0.0)
-    if minutes and not dial.budget and speed is not None and multihost.process_count() == 1:
-        budget = Budget(seconds=60 * minutes)
-    flops = budget.flops
-    if budget.seconds:
-        if speed is None:
-            raise UserError(f"--budget {dial.budget}: the time is that of this machine; give FLOPs, or tokens")
-        flops = budget.seconds * speed(Config.load(preset or "quickstart"))
-    text_bytes = _text_bytes(tree.get("data", {}), overrides)
-    if is_auto and not text_bytes:
-        raise UserError(
-            "--size auto needs a text whose size is known, text files that are neither empty nor compressed: give a "
-            "number, --size 10M"
-        )
+    budget, flops = _budget(dial, overrides, preset, speed)
+    data = tree.get("data", {})
+    text_bytes = bytes_of_text(data, overrides)
+    base: Base | None = None
+    lines: list[str] = []
+    if dial.is_auto:
+        if not text_bytes:
+            raise UserError(
+                "--size auto needs a text whose size is known, text files that are neither empty nor compressed: give "
+                "a number, --size 10M"
+            )
+        base, lines = _base(dial, overrides, preset, data)
     model = tree.get("model", {})
     kept = {f"model.{name}": model[name] for name in ("tie_weights",) if name in model}
+    initial = base.options() if base else {}
+    named = overrides.get("tokenizer.path", tree.get("tokenizer", {}).get("path", ""))
     recipe = make_recipe(
         Request(
             parameters=size,
-            auto=is_auto,
+            auto=dial.is_auto,
+            tuned=base is not None,
             flops=flops,
             tokens=budget.tokens,
             minutes=overrides.get("train.minutes") or budget.seconds / 60,
             text_bytes=text_bytes,
-            vocab_size=_vocabulary(overrides.get("tokenizer.path", tree.get("tokenizer", {}).get("path", ""))),
-            given={**kept, **overrides},
+            vocab_size=base.vocab_size if base else _vocabulary(named),
+            bytes_per_token=base.bytes_per_token if base else 0.0,
+            given={**kept, **initial, **overrides},
         )
     )
-    options = {**_chosen_options(recipe, overrides, tree), **overrides}
-    recipe = _with_note_of_other_size(recipe, make_config(options, preset))
-    print(as_text(recipe), file=sys.stderr)
+    options = {**initial, **_chosen_options(recipe, overrides, tree), **overrides}
+    vocab_size = base.vocab_size if base else 0
+    recipe = _with_note_of_other_size(recipe, make_config(options, preset), vocab_size)
+    print("\n".join([as_text(recipe), *lines]), file=sys.stderr)
     return options
+
+
+def _require_new_model(dial: DialOptions, overrides: dict[str, Any]) -> None:
+    """Refuse initial weights that the rule does not know.
+
+    Raises:
+        UserError: The options name some.
+    """
+    if started := next((name for name in ("init.from_run", "init.from_hf") if overrides.get(name)), ""):
+        other = f", or give --size auto --base {overrides[started]}" if started == "init.from_run" else ""
+        raise UserError(
+            f"--size and --budget choose a new model, but --{started} starts with an existing one: leave them out and "
+            f"give --train.steps or --train.minutes{other}"
+        )
+    if dial.base and not dial.is_auto:
+        raise UserError(f"--base {dial.base} belongs to --size auto: give both, or --init.from_run {dial.base}")
+
+
+def _budget(
+    dial: DialOptions, overrides: dict[str, Any], preset: str, speed: Callable[[Config], float] | None
+) -> tuple[Budget, float]:
+    """Return the budget, and the FLOPs that it stands for; 0: none, or tokens.
+
+    Raises:
+        UserError: It is no budget, or a time and there is no speed.
+    """
+    budget = parse_budget(dial.budget) if dial.budget else Budget()
+    minutes = 0.0 if "train.steps" in overrides else overrides.get("train.minutes", 0.0)
+    if minutes and not dial.budget and speed is not None and multihost.process_count() == 1:
+        budget = Budget(seconds=60 * minutes)
+    if not budget.seconds:
+        return budget, budget.flops
+    if speed is None:
+        raise UserError(f"--budget {dial.budget}: the time is that of this machine; give FLOPs, or tokens")
+    return budget, budget.seconds * speed(Config.load(preset or "quickstart"))
+
+
+def _base(
+    dial: DialOptions, overrides: dict[str, Any], preset: str, data: dict[str, Any]
+) -> tuple[Base | None, list[str]]:
+    """Return the run to start from, None for random weights, and lines about it or about one that is available."""
+    base, lines = choose_base(dial.base, _files(data, overrides))
+    if base is None or dial.base:
+        return base, lines
+    return None, [*lines, f"to start from it:  {base_command(_TRAIN, base, overrides, preset)}"]
 
 
 def _chosen_options(recipe: Recipe, overrides: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +179,6 @@ def _chosen_options(recipe: Recipe, overrides: dict[str, Any], tree: dict[str, A
         timed = bool(chosen.get("train.minutes") or overrides.get("train.minutes"))  # the tokens are an estimate
         chosen["data.max_tokens"] = math.ceil((_TIMED_MARGIN if timed else _MARGIN) * recipe.tokens)
     return chosen
-
-
-def _is_auto(dial: DialOptions) -> bool:
-    return dial.size.strip().lower() == AUTO
 
 
 def _valid_options(overrides: dict[str, Any], preset: str) -> dict[str, Any]:
@@ -150,11 +198,17 @@ def _valid_options(overrides: dict[str, Any], preset: str) -> dict[str, Any]:
     return tree
 
 
-def _with_note_of_other_size(recipe: Recipe, config: Config) -> Recipe:
-    """Return a recipe with a note if given options, which the rule does not know, change the number of parameters."""
+def _with_note_of_other_size(recipe: Recipe, config: Config, vocab_size: int) -> Recipe:
+    """Return a recipe with a note if given options, which the rule does not know, change the number of parameters.
+
+    Args:
+        recipe: The recipe.
+        config: All options.
+        vocab_size: Entries of the tokenizer of the initial weights; 0: the tokenizer is that of the options.
+    """
     from slm_jax.performance.flops import parameters  # imports JAX: errors are reported without waiting for it
 
-    count = parameters(config.model, _vocabulary_of(config))
+    count = parameters(config.model, vocab_size or _vocabulary_of(config))
     if math.isclose(count, recipe.parameters, rel_tol=_OTHER_SIZE):
         return recipe
     note = (
@@ -196,7 +250,7 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     # The file of a named tokenizer may have moved since; of a learned one the size counts that was asked for.
     copied = saved.tokenizer.path and run.tokenizer.is_file()
     parameters = parameters_of(saved, _vocabulary(str(run.tokenizer)) if copied else _vocabulary_of(saved))
-    if dial.size and not _is_auto(dial) and not math.isclose(parameters, parse_size(dial.size), rel_tol=_SAME_SIZE):
+    if dial.size and not dial.is_auto and not math.isclose(parameters, parse_size(dial.size), rel_tol=_SAME_SIZE):
         raise UserError(
             f"{run.path} is a run of about {parameters:,.0f} parameters: --size {dial.size} needs another --run"
         )
@@ -260,7 +314,7 @@ def require_memory(dial: DialOptions, config: Config) -> None:
         )
 
 
-def _text_bytes(data: dict[str, Any], overrides: dict[str, Any]) -> int:
+def bytes_of_text(data: dict[str, Any], overrides: dict[str, Any]) -> int:
     """Return about the bytes of the training text, 0 if they are not known before it is read."""
 
     def value(name: str, default: Any) -> Any:
@@ -269,13 +323,19 @@ def _text_bytes(data: dict[str, Any], overrides: dict[str, Any]) -> int:
     # The max_tokens of a preset follows from the training tokens, see apply_rule.
     if any(value(name, 0) for name in ("mix", "max_documents")) or overrides.get("data.max_tokens"):
         return 0
-    if files := overrides.get("data.files", () if "data.source" in overrides else data.get("files", ())):
-        paths = find_files([files] if isinstance(files, str) else files)
+    if files := _files(data, overrides):
+        paths = find_files(files)
         if any(is_compressed(path) or path.suffix.lower() in _ROW_FILES for path in paths):
             return 0
         held_out = value("validation_fraction", Config().data.validation_fraction)
         return round((1 - held_out) * sum(path.stat().st_size for path in paths))
     return _TEXTS.get(value("source", "python-docs"), 0)
+
+
+def _files(data: dict[str, Any], overrides: dict[str, Any]) -> Sequence[str]:
+    """Return the paths and patterns of the text files, none if the text is of another kind."""
+    files = overrides.get("data.files", () if "data.source" in overrides else data.get("files", ()))
+    return [files] if isinstance(files, str) else files
 
 
 def _vocabulary(path: str) -> int:

@@ -1,13 +1,14 @@
 """The command `python -m slm_jax.train`."""
 
 import contextlib
+import itertools
 import os
 import shlex
 import signal
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,9 @@ from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from slm_jax.run.selection import Selection  # imports JAX
+    # These import JAX: wrong options are reported without waiting for it.
+    from slm_jax.cli.forecast import Forecast
+    from slm_jax.run.selection import Selection
 
 PROG = "python -m slm_jax.train"
 
@@ -141,6 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with lifecycle.exit_together(), removed_if_unused(run) if multihost.is_first() else contextlib.nullcontext():
             tune_process(config.train.deterministic)  # before a device is opened
+            forecast = _forecast(config, run) if options.dial.is_auto and multihost.is_first() else None
             result = train(config, run.path, began)
     except KeyboardInterrupt:  # before the first step, or a second one
         print(
@@ -156,16 +160,33 @@ def main(args: Sequence[str] | None = None) -> None:
         name = signal.Signals(result.stopped_by).name
         print(f"stopped by {name} after step {result.step}, saved. Resume with:\n  {again}")
         raise SystemExit(128 + result.stopped_by)
-    print_summary(run, result, time.monotonic() - start)
+    print_summary(run, result, time.monotonic() - start, forecast.comparison(result) if forecast else ())
 
 
-def print_summary(run: Run, result: Result, seconds: float) -> None:
+def _forecast(config: Config, run: Run) -> "Forecast | None":
+    """Print and return what to expect of a run of --size auto; None if its text is not there any more."""
+    from slm_jax.cli.forecast import make_forecast
+
+    can_measure = run.newest_step() is None and multihost.process_count() == 1
+    try:
+        forecast = make_forecast(config, measured_speed if can_measure else None)
+    except UserError:
+        if can_measure:
+            raise
+        return None
+    for line in forecast.lines():
+        print(line, file=sys.stderr)
+    return forecast
+
+
+def print_summary(run: Run, result: Result, seconds: float, remarks: Iterable[str] = ()) -> None:
     """Print the results and the commands to go on with.
 
     Args:
         run: The finished run.
         result: What `train` returned.
         seconds: Duration of this call.
+        remarks: Further lines on the results.
     """
     from slm_jax.data.load import example_prompt, has_conversations
     from slm_jax.run.metrics import scores_text, tasks_text
@@ -189,7 +210,7 @@ def print_summary(run: Run, result: Result, seconds: float) -> None:
         print(f"Validation: {scores_text(result.metrics)}.")
     if tasks := tasks_text(result.metrics):
         print(f"Tasks: {tasks}.")
-    for line in best_lines(result, selection, config.train.objective == "dpo"):
+    for line in itertools.chain(best_lines(result, selection, config.train.objective == "dpo"), remarks):
         print(line)
     print(f"In {run.path}: {run.report.name}, {run.metrics.name}, {run.samples.name}, {run.config.name}\n\nNext:")
     if has_conversations(run):

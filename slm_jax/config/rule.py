@@ -1,9 +1,9 @@
 """The rule behind `--size` and `--budget`: from a number of parameters and a budget to the options of a run.
 
-Each value has its reason in one line. The constants at the top of the file, and in training_length.py, are what is
-known today, in the comment beside each: "measured" names what was compared, everything else is a convention or from the
-literature. Options that are given are kept, and the others follow from them: with `--model.depth 6` the width is chosen
-for six blocks.
+Each value has its reason in one line. The constants at the top of the file, in small_text.py and in training_length.py,
+are what is known today, in the comment beside each: "measured" names what was compared, everything else is a convention
+or from the literature. Options that are given are kept, and the others follow from them: with `--model.depth 6` the
+width is chosen for six blocks.
 
 The shape itself is in `shape.py`.
 """
@@ -14,18 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_jax.config.shape import Shape, choose_shape, shape_reasons, smallest, smooth_flops_per_token
+from slm_jax.config.small_text import AUTO_DROPOUT, AUTO_STOP_EARLY, TUNED_EPOCHS, TUNED_LR_SCALE, auto_parameters
 from slm_jax.config.training_length import AUTO_EPOCHS, MAX_EPOCHS, TOKENS_PER_PARAMETER
 from slm_jax.utils.errors import UserError
 
 MIN_STEPS = 300  # a shorter run takes smaller batches instead; see AUTO_EPOCHS
-
-# `--size auto`, for a text of one's own: AUTO_PARAMETERS · (bytes / AUTO_BYTES)^AUTO_POWER, read several times.
-AUTO_PARAMETERS = 2.2e6  # quickstart's, at the size of its text
-AUTO_BYTES = 2.4e6
-AUTO_POWER = 0.3  # 0.9 M parameters on 100 kB, see AUTO_EPOCHS; larger models were not tried
-MIN_AUTO_PARAMETERS = 4e5
-AUTO_DROPOUT = 0.1  # where the text is read more than MAX_EPOCHS times
-AUTO_STOP_EARLY = 2
 
 # Vocabulary of a learned tokenizer: VOCABULARY · (parameters / VOCABULARY_AT)^VOCABULARY_POWER.
 VOCABULARY = 2048  # that of quickstart
@@ -35,9 +28,12 @@ VOCABULARY_MULTIPLE = 128  # suits matrix units
 MIN_VOCABULARY = 512
 MAX_VOCABULARY = 32_768
 BYTES_PER_ENTRY = 200  # a small text has no more entries worth learning than its bytes divided by this; not measured
-# UTF-8 bytes per token, to estimate the tokens of a text: measured on Python's documentation with 2,048 entries.
+# UTF-8 bytes per token, to estimate the tokens of a text: measured on Python's documentation with 2,048 entries, and on
+# English news with 512 (2.12).
 BYTES_PER_TOKEN = 3.4
-BYTES_PER_TOKEN_PER_DOUBLING = 0.25  # not measured
+BYTES_PER_TOKEN_PER_DOUBLING = 0.25  # above that vocabulary; not measured
+BYTES_PER_TOKEN_PER_HALVING = 0.6  # below it
+MIN_BYTES_PER_TOKEN = 1.2
 
 # Tokens of a sequence, by the smallest number of parameters that has them; those of the presets, not measured.
 SEQUENCE_LENGTHS = ((0, 128), (1.5e6, 256), (5e6, 512), (25e6, 1024), (700e6, 2048))
@@ -111,21 +107,25 @@ class Request:
     Attributes:
         parameters: Parameters of the model; 0: they follow from the budget.
         auto: The parameters follow from `text_bytes`, and the text is read AUTO_EPOCHS times.
+        tuned: The weights are trained ones: the shape is among `given`, and the text is read TUNED_EPOCHS times.
         flops: Model FLOPs of the training; 0: no such budget.
         tokens: Training tokens; 0: no such budget.
         minutes: Time that `flops` was estimated from; 0: none. The steps are fixed by a speed trial then.
         text_bytes: Bytes of the training text; 0: not known.
         vocab_size: Entries of an existing tokenizer; 0: one is learned.
+        bytes_per_token: That of an existing tokenizer on this text; 0: not known.
         given: Options by dotted name that are kept as they are.
     """
 
     parameters: float = 0
     auto: bool = False
+    tuned: bool = False
     flops: float = 0
     tokens: float = 0
     minutes: float = 0
     text_bytes: int = 0
     vocab_size: int = 0
+    bytes_per_token: float = 0
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -191,7 +191,7 @@ class _Builder:
         self._intervals(steps)
         total = steps * batch_size * length
         if self._request.auto:
-            self._small_text(total / text_tokens(self._request.text_bytes, shape.vocab_size))
+            self._small_text(total / self._text_tokens(shape.vocab_size))
         return Recipe(self._options, shape.parameters, total, total * shape.flops_per_token(length), tuple(self._notes))
 
     def _choose(self, name: str, value: Any, reason: str) -> Any:
@@ -249,7 +249,14 @@ class _Builder:
     def _tokens_of_text(self, parameters: float) -> float:
         """Return the estimated tokens of the text with the vocabulary of a size."""
         given = self._request.vocab_size or self._given.get("tokenizer.vocab_size")
-        return text_tokens(self._request.text_bytes, given or vocabulary(parameters, self._request.text_bytes))
+        return self._text_tokens(given or vocabulary(parameters, self._request.text_bytes))
+
+    def _text_tokens(self, vocab_size: int) -> float:
+        """Return about how many tokens the text has with a vocabulary."""
+        request = self._request
+        if request.bytes_per_token:
+            return request.text_bytes / request.bytes_per_token
+        return text_tokens(request.text_bytes, vocab_size)
 
     def _vocabulary(self, target: float) -> int:
         request = self._request
@@ -265,10 +272,11 @@ class _Builder:
         request = self._request
         by_size = TOKENS_PER_PARAMETER * shape.parameters
         if request.auto and not (request.flops or request.tokens):
-            tokens = AUTO_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size)
+            epochs = TUNED_EPOCHS if request.tuned else AUTO_EPOCHS
+            tokens = epochs * self._text_tokens(shape.vocab_size)
             self._is_limited_by_text = tokens < by_size
             return min(
-                (tokens, f"{AUTO_EPOCHS} epochs of the text: about {_short(tokens)} tokens"),
+                (tokens, f"{epochs} epochs of the text: about {_short(tokens)} tokens"),
                 (by_size, "20 tokens per parameter"),
             )
         if request.flops or request.tokens:
@@ -277,11 +285,11 @@ class _Builder:
             reason = f"the budget: {_short(tokens)} tokens, {_short(ratio)} per parameter"
             if not (request.parameters or request.auto):
                 tokens, reason = self._capped(shape, tokens, reason)
-            elif request.text_bytes and tokens > 2 * MAX_EPOCHS * text_tokens(request.text_bytes, shape.vocab_size):
-                epochs = tokens / text_tokens(request.text_bytes, shape.vocab_size)
+            elif request.text_bytes and tokens > 2 * MAX_EPOCHS * self._text_tokens(shape.vocab_size):
+                reads = tokens / self._text_tokens(shape.vocab_size)
                 remedy = "" if request.auto or self._given.get("train.stop_early") else ", see --train.stop_early"
                 self._notes.append(
-                    f"the budget reads the text about {_short(epochs)} times: likely to overfit{remedy}"
+                    f"the budget reads the text about {_short(reads)} times: likely to overfit{remedy}"
                     + ("" if remedy else ", train.stop_early ends the run then")
                 )
             return tokens, reason
@@ -291,7 +299,7 @@ class _Builder:
         """Return the tokens and their reason, at most MAX_EPOCHS epochs of the text."""
         if not self._request.text_bytes:
             return tokens, reason
-        limit = MAX_EPOCHS * text_tokens(self._request.text_bytes, shape.vocab_size)
+        limit = MAX_EPOCHS * self._text_tokens(shape.vocab_size)
         if limit < tokens:
             self._is_limited_by_text = True
             return limit, f"{MAX_EPOCHS} epochs of the text: about {_short(limit)} tokens"
@@ -326,11 +334,12 @@ class _Builder:
 
     def _optimizer(self, shape: Shape, batch_tokens: int, steps: int) -> None:
         name = self._choose("optimizer.name", "muon", "Muon for matrices, AdamW for all else")
-        self._choose(
-            "optimizer.lr",
-            learning_rate(shape.dim, batch_tokens, steps, name),
-            f"falls as width^-{LR_WIDTH_POWER} and steps^-{LR_STEPS_POWER}, grows as batch^{LR_BATCH_POWER}",
-        )
+        rate = learning_rate(shape.dim, batch_tokens, steps, name)
+        reason = f"falls as width^-{LR_WIDTH_POWER} and steps^-{LR_STEPS_POWER}, grows as batch^{LR_BATCH_POWER}"
+        if self._request.tuned:
+            rate = float(f"{TUNED_LR_SCALE * rate:.2g}")
+            reason = f"{TUNED_LR_SCALE} of that for random weights"
+        self._choose("optimizer.lr", rate, reason)
         self._choose("optimizer.embedding_lr_scale", EMBEDDING_LR_SCALE, "of the embedding, with tied weights the head")
         if shape.tables == 2:
             self._choose("optimizer.head_lr_scale", HEAD_LR_SCALE, "of the head")
@@ -350,11 +359,6 @@ class _Builder:
         self._choose("checkpoint.every", every, "at each validation")
 
 
-def auto_parameters(text_bytes: int) -> float:
-    """Return the parameters that `--size auto` chooses for a text."""
-    return max(MIN_AUTO_PARAMETERS, AUTO_PARAMETERS * (text_bytes / AUTO_BYTES) ** AUTO_POWER)
-
-
 def vocabulary(parameters: float, text_bytes: int = 0) -> int:
     """Return the entries of a learned tokenizer for a model, and for a text if its size is known."""
     ideal = VOCABULARY * (parameters / VOCABULARY_AT) ** VOCABULARY_POWER
@@ -364,10 +368,11 @@ def vocabulary(parameters: float, text_bytes: int = 0) -> int:
     return round(bounded / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def text_tokens(text_bytes: int, vocab_size: int) -> float:
+def text_tokens(text_bytes: float, vocab_size: int) -> float:
     """Return about how many tokens a text has."""
-    per_token = BYTES_PER_TOKEN + BYTES_PER_TOKEN_PER_DOUBLING * math.log2(vocab_size / VOCABULARY)
-    return text_bytes / max(per_token, 1.0)
+    doublings = math.log2(vocab_size / VOCABULARY)
+    slope = BYTES_PER_TOKEN_PER_DOUBLING if doublings > 0 else BYTES_PER_TOKEN_PER_HALVING
+    return text_bytes / max(BYTES_PER_TOKEN + slope * doublings, MIN_BYTES_PER_TOKEN)
 
 
 def sequence_length(parameters: float) -> int:

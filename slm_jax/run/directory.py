@@ -321,7 +321,7 @@ def find_run(path: str | None, trained: bool = False) -> Run:
     run = _run_in(Path(path))
     if run is None:
         # The run that this very command is creating has no text yet; checkpoints may be in a bucket.
-        named = [run for run in _runs_by_age() if run.corpus.is_dir()]
+        named = [run for run in runs_by_age() if run.corpus.is_dir()]
         shown = named[-5:]
         kind = "existing" if shown == named else "newest"
         known = f"; {kind} runs: {', '.join(str(run.path) for run in shown)}" if shown else ""
@@ -331,7 +331,7 @@ def find_run(path: str | None, trained: bool = False) -> Run:
 
 def _newest_run(trained: bool) -> Run:
     """Return the newest run in `runs/` that can be read, with `trained` the newest one with a checkpoint."""
-    runs = _runs_by_age()
+    runs = runs_by_age()
     run = first_readable(reversed(runs), trained)
     if run is None:
         kind = "no run with a checkpoint" if runs else "no run"
@@ -356,7 +356,7 @@ def first_readable(runs: Iterable[Run], trained: bool = False) -> Run | None:
     return None
 
 
-def _runs_by_age() -> list[Run]:
+def runs_by_age() -> list[Run]:
     """Return the runs in `runs/`, the newest last; folders that cannot be read are skipped with a warning."""
     aged = []
     for folder in RUNS.glob("*"):

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from slm_jax.config import rule
+from slm_jax.config import rule, small_text
 from slm_jax.config.rule import Request, make_recipe
 from slm_jax.config.schema import Config
+from slm_jax.config.training_length import AUTO_EPOCHS
 from slm_jax.utils.errors import UserError
 
 SIZES = [1.3e5 * 1.1**i for i in range(101)]  # up to 1.8 B
@@ -110,12 +111,12 @@ def test_a_small_text_gets_a_small_model_and_a_stop(text):
     recipe = make_recipe(Request(auto=True, text_bytes=int(text)))
     options = {name: choice.value for name, choice in recipe.options.items()}
     tokens = rule.text_tokens(int(text), options["tokenizer.vocab_size"])
-    assert recipe.parameters == pytest.approx(rule.auto_parameters(int(text)), rel=0.05)
-    assert recipe.tokens == pytest.approx(min(rule.AUTO_EPOCHS * tokens, 20 * recipe.parameters), rel=0.1)
-    assert options["train.stop_early"] == rule.AUTO_STOP_EARLY
-    assert config_of(options).model.dropout == rule.AUTO_DROPOUT
+    assert recipe.parameters == pytest.approx(small_text.auto_parameters(int(text)), rel=0.05)
+    assert recipe.tokens == pytest.approx(min(AUTO_EPOCHS * tokens, 20 * recipe.parameters), rel=0.1)
+    assert options["train.stop_early"] == small_text.AUTO_STOP_EARLY
+    assert config_of(options).model.dropout == small_text.AUTO_DROPOUT
     larger = make_recipe(Request(auto=True, text_bytes=int(2 * text)))
-    assert larger.parameters > recipe.parameters or recipe.parameters < 1.1 * rule.MIN_AUTO_PARAMETERS
+    assert larger.parameters > recipe.parameters or recipe.parameters < 1.1 * small_text.MIN_AUTO_PARAMETERS
     assert larger.tokens > recipe.tokens
 
 

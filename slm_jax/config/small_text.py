@@ -1,0 +1,85 @@
+"""Figures behind `--size auto`: how large a model a small text is enough for, how often it is read, what to expect.
+
+The rule itself is in `rule.py`.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+AUTO_PARAMETERS = 2.2e6  # quickstart's, at the size of its text
+AUTO_BYTES = 2.4e6
+AUTO_POWER = 0.3  # 0.9 M parameters on 100 kB, see training_length.AUTO_EPOCHS; larger models were not tried
+MIN_AUTO_PARAMETERS = 4e5
+AUTO_DROPOUT = 0.1  # where the text is read more than MAX_EPOCHS times
+AUTO_STOP_EARLY = 2
+
+# With trained weights to start from (`--base`). On 100 kB of English news, from `minute` (Python's documentation), one
+# seed, bits per byte: rate 0.0025 (half of the rule's) 2.055, 0.0018 2.064, 0.0072 2.097; eight epochs of twice the
+# batch at 0.0029 2.071, the best of them the fifth.
+TUNED_EPOCHS = 4
+TUNED_LR_SCALE = 0.5  # of the rate for random weights
+
+
+class Point(NamedTuple):
+    """A measured run of `--size auto`.
+
+    Attributes:
+        text_bytes: UTF-8 bytes of the training text.
+        bits_per_byte: Of held-out documents of the same collection.
+    """
+
+    text_bytes: int
+    bits_per_byte: float
+
+
+# Seed 0; 80 kB of documents of the same collection are held out. configs/README.md has the whole runs.
+POINTS: dict[str, tuple[Point, ...]] = {
+    "English news": (Point(100_000, 2.12),),
+    "pages of technical documentation": (Point(100_000, 1.84),),
+}
+
+
+class ExpectedBits(NamedTuple):
+    """Bits per byte that `--size auto` has reached on other texts of a size.
+
+    Attributes:
+        low: The lowest of the texts.
+        high: The highest.
+        source: The texts and the measured size that it is from, in words.
+    """
+
+    low: float
+    high: float
+    source: str
+
+
+def auto_parameters(text_bytes: int) -> float:
+    """Return the parameters that `--size auto` chooses for a text."""
+    return max(MIN_AUTO_PARAMETERS, AUTO_PARAMETERS * (text_bytes / AUTO_BYTES) ** AUTO_POWER)
+
+
+def expected_bits(text_bytes: int) -> ExpectedBits:
+    """Return the range of bits per byte for a text, interpolated between measured sizes in the logarithm of the bytes.
+
+    Outside the measured sizes it is that of the nearest one.
+
+    Args:
+        text_bytes: Bytes of the training text.
+    """
+    values = {name: _interpolate(points, text_bytes) for name, points in POINTS.items()}
+    sizes = [point.text_bytes for points in POINTS.values() for point in points]
+    named = " and ".join(f"{name} ({value:.2f})" for name, value in values.items())
+    outside = not min(sizes) <= text_bytes <= max(sizes)
+    nearest = min(max(text_bytes, min(sizes)), max(sizes))
+    note = f", measured at {nearest / 1e3:,.0f} kB, the nearest size" if outside else ""
+    return ExpectedBits(min(values.values()), max(values.values()), f"{named}{note}")
+
+
+def _interpolate(points: tuple[Point, ...], text_bytes: int) -> float:
+    """Return the bits per byte at a size; outside the measured ones that of the nearest."""
+    for (below, high), (above, low) in itertools.pairwise(points):
+        if text_bytes <= above:
+            share = max(math.log(text_bytes / below) / math.log(above / below), 0.0)
+            return (1 - share) * high + share * low
+    return points[-1].bits_per_byte

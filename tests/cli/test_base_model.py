@@ -1,0 +1,143 @@
+"""`--size auto --base`: which runs a small text can start from, what is printed, and the options that follow."""
+
+import json
+import shlex
+
+import pytest
+
+from slm_jax.cli import train
+from slm_jax.cli.base_model import text_sample
+from slm_jax.config.schema import Config
+from slm_jax.config.small_text import TUNED_EPOCHS
+from slm_jax.config.weight_conflicts import weight_conflicts
+from slm_jax.run.directory import Run
+from slm_jax.training.tokenizer import resolve_tokenizer
+from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer
+
+TEXT = "".join(f"The {n}th line of this text is about the number {n * n}.\n" for n in range(2000))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(TEXT)
+    return tmp_path
+
+
+def make_run(folder, name, steps=40, finished=True, text=TEXT, own_bytes=3.0, **options):
+    """Write the files of a run that the search reads; the arrays of its checkpoint are left out."""
+    run = Run(folder / "runs" / name)
+    run.path.mkdir(parents=True)
+    shape = {"model.dim": 96, "model.heads": 2, "model.depth": 3, "model.mlp_dim": 150, "train.sequence_length": 64}
+    config = Config.load("quickstart", **{**shape, "train.steps": steps, "tokenizer.vocab_size": 320, **options})
+    run.begin(config)
+    tokenizer = HybridTokenizer()
+    tokenizer.add_text(text)
+    tokenizer.freeze_vocab(vocab_size=320)
+    tokenizer.save(run.path / "tokenizer.hybtok")
+    (run.path / "checkpoints" / str(steps if finished else steps // 2)).mkdir(parents=True)
+    run.corpus.mkdir()
+    manifest = {"format": 3, "train": {"bytes": round(1000 * own_bytes), "tokens": 1000}}
+    (run.corpus / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def parse(*words):
+    return train.parse_args(["my.txt", "--size", "auto", *words])[0]
+
+
+def test_a_suitable_run_is_named_and_not_used(folder, capsys):
+    run = make_run(folder, "good")
+    config = parse("--train.seed", "7")
+    assert not config.init.from_run
+    printed = capsys.readouterr().err
+    assert "base model available: runs/good" in printed
+    assert "the only one" in printed
+    command = next(line for line in printed.splitlines() if line.startswith("to start from it:")).partition(":  ")[2]
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "slm_jax.train"]
+    used = train.parse_args(words[3:])[0]
+    assert (used.init.from_run, used.train.seed, used.data.files) == (str(run.path.relative_to(folder)), 7, ("my.txt",))
+
+
+def test_the_run_of_the_most_flops_is_used(folder, capsys):
+    make_run(folder, "short", steps=10)
+    run = make_run(folder, "long", steps=50)
+    make_run(folder, "unfinished", steps=900, finished=False)
+    make_run(folder, "foreign", steps=900, text="ABCDEFG " * 500, own_bytes=7.0)
+    dpo = {"train.objective": "dpo", "data.files": ["pairs.jsonl"], "data.mode": "padded"}
+    make_run(folder, "preferences", steps=900, **dpo)
+    (make_run(folder, "damaged", steps=900).path / "tokenizer.hybtok").write_text("nothing")
+    config = parse("--base", "auto")
+    assert config.init.from_run == "runs/long"
+    printed = capsys.readouterr().err
+    assert "of 2 suitable runs" in printed
+    assert not list(weight_conflicts(config, run.read_config()))
+    assert resolve_tokenizer(config) == "runs/long/tokenizer.hybtok"
+    assert config.train.sequence_length == 64
+    assert config.model.dropout > 0  # that of the text, not of the base
+    assert f"{TUNED_EPOCHS} epochs of the text" in printed
+    assert config.optimizer.lr < parse("--base", "none").optimizer.lr
+
+
+def test_nothing_is_looked_for_with_none(folder, capsys):
+    make_run(folder, "good")
+    assert not parse("--base", "none").init.from_run
+    assert "base model" not in capsys.readouterr().err
+
+
+def test_without_a_suitable_run_a_new_model_is_trained(folder, capsys):
+    parse()
+    assert "base model" not in capsys.readouterr().err  # no run, nothing to say
+    parse("--base", "auto")
+    assert "base model: none is suitable (there is no run in runs), a new model" in capsys.readouterr().err
+    make_run(folder, "unfinished", finished=False)
+    assert not parse("--base", "auto").init.from_run
+    assert "(runs/unfinished is not finished (step 20 of 40)), a new model" in capsys.readouterr().err
+
+
+def test_a_named_run_is_used_as_it_is(folder, capsys):
+    make_run(folder, "unfinished", finished=False)
+    for name in ("unfinished", "runs/unfinished", str(folder / "runs/unfinished")):
+        assert parse("--base", name).init.from_run.endswith("runs/unfinished")
+    assert "note: runs/unfinished is not finished" in capsys.readouterr().err
+
+
+def test_options_of_a_preset_and_of_the_command_line(folder):
+    run = make_run(folder, "good")
+    config = parse("--base", "good", "--config", "tinystories", "--optimizer.lr", "0.001", "--train.steps", "9")
+    assert (config.optimizer.lr, config.train.steps) == (0.001, 9)
+    assert not list(weight_conflicts(config, run.read_config()))
+    assert resolve_tokenizer(config) == "runs/good/tokenizer.hybtok"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["my.txt", "--size", "auto", "--base", "missing"], "no run in missing"),
+        (["my.txt", "--size", "1M", "--base", "auto"], "--base auto belongs to --size auto"),
+        (["my.txt", "--base", "good"], "--base good belongs to --size auto"),
+        (["--size", "auto", "--base", "good"], "has to be in text files"),
+        (["my.txt", "--size", "auto", "--init.from_run", "runs/good"], "or give --size auto --base runs/good"),
+        (["my.txt", "--size", "auto", "--base", "normalizing"], "does not restore the text exactly"),
+    ],
+)
+def test_refusals(words, message, folder, monkeypatch):
+    make_run(folder, "good")
+    make_run(folder, "normalizing")
+    monkeypatch.setattr(HybridTokenizer, "decode", lambda self, ids, **_: "else")
+    with pytest.raises(UserError, match=message) as error:
+        train.parse_args(words)
+    assert "\n" not in str(error.value)
+
+
+def test_the_sample_covers_all_files_and_cuts_no_character(folder):
+    paths = []
+    for number in range(3):
+        paths.append(folder / f"{number}.txt")
+        paths[-1].write_text(f"{number}א" * 50_000 + "\n<|endoftext|>\n")
+    sample = text_sample(paths)
+    assert set(sample) == {"0", "1", "2", "א", "\n"}
+    assert len(sample.encode()) <= 6 * 32_768 + 6
+    assert text_sample([folder / "my.txt"]).startswith("The 0th line")
