@@ -77,15 +77,17 @@ def next_token(batch: Arrays, vocab_size: int, sums: Callable[..., LossSums] = l
     embedding_VxD = jax.random.normal(jax.random.key(0), (vocab_size, 64))
     embedding_VxD /= jnp.linalg.norm(embedding_VxD, axis=1, keepdims=True)
 
-    def shares(names_2xBxT: jax.Array, batch: Any, embedding_VxD: jax.Array) -> jax.Array:
-        def share(names_BxT: jax.Array) -> jax.Array:
+    def counts(names_2xBxT: jax.Array, batch: Any, embedding_VxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def count(names_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
             found = sums(_Oracle(names_BxT, embedding_VxD), batch)
-            return found.correct / found.tokens
+            return found.correct, found.tokens
 
-        return jax.vmap(share)(names_2xBxT)
+        return jax.vmap(count)(names_2xBxT)
 
     names_2xBxT = np.stack([ids[rows, 1:], ids[rows, :-1]])
-    oracle, copy = map(float, run_uncached(shares, names_2xBxT, few, embedding_VxD))
+    # Divided here: compiled, n / n may be a product with a reciprocal, and differ from 1.
+    correct, tokens = map(np.asarray, run_uncached(counts, names_2xBxT, few, embedding_VxD))
+    oracle, copy = map(float, correct / tokens)
     return finding(
         "labels",
         following == 1.0 and oracle == 1.0 and copy < 0.5,

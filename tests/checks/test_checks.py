@@ -213,6 +213,9 @@ def test_next_token_labels_pass():
     padded["labels"][1, 9:] = IGNORE_INDEX
     padded["attention_mask"][1, 9:] = 0
     assert data.next_token(padded, VOCAB).verdict == OK
+    few = batch_of()
+    few["labels"][2, 11:] = few["labels"][3] = IGNORE_INDEX  # 41 labels: in float32, 41 times 1 / 41 is not 1
+    assert data.next_token(few, VOCAB).verdict == OK
 
 
 def test_other_labels_fail():
