@@ -448,7 +448,8 @@ def test_instructions_resume_bit_identical_in_other_batch_modes(workspace, mode)
     assert all(0 < row["bytes"] < 4 * row["tokens"] for row in rows)
     assert len({row["tokens"] for row in rows}) > 1  # prompts are not predicted
     assert all(row["input_tokens"] > row["tokens"] for row in rows)
-    assert any(row["input_tokens"] % 4 for row in rows) == (mode == "padded")
+    partial = sum(row["input_tokens"] % 4 > 0 for row in rows)  # of a segmented epoch only the last window
+    assert partial > 2 if mode == "padded" else partial <= 2
     assert rows[0]["tokens_per_second"] * rows[0]["seconds"] == pytest.approx(rows[0]["input_tokens"])
     assert workspace.run("slm_jax.train", *args, "--run", "parts", "--train.steps", "7")[0] == 0
     shutil.rmtree(workspace.path / "cache" / "slm_jax" / "data")
