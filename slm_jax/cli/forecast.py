@@ -13,7 +13,7 @@ from slm_jax.training.result import Result
 from slm_jax.utils.formatting import duration, text_size
 
 # The steps may take this many times the expected time: the share of the peak that they reach depends on the shape, and
-# other programs may use the machine. It was 1.2 to 1.5 times for 0.9 to 1.1 M parameters on one core.
+# other programs may use the machine. It was 1.0 to 1.5 times for 0.9 to 1.2 M parameters on one core.
 _TIMES = (0.8, 1.8)
 _FORWARD = 1 / 3  # share of a training step's FLOPs that validation needs for a token
 

@@ -29,7 +29,7 @@ MIN_VOCABULARY = 512
 MAX_VOCABULARY = 32_768
 BYTES_PER_ENTRY = 200  # a small text has no more entries worth learning than its bytes divided by this; not measured
 # UTF-8 bytes per token, to estimate the tokens of a text: measured on Python's documentation with 2,048 entries, and on
-# English news with 512 (2.12).
+# English news with 512 (2.12) and 1,280 (3.02).
 BYTES_PER_TOKEN = 3.4
 BYTES_PER_TOKEN_PER_DOUBLING = 0.25  # above that vocabulary; not measured
 BYTES_PER_TOKEN_PER_HALVING = 0.6  # below it
