@@ -24,6 +24,7 @@ from slm_jax.data.batches.padded import PaddedBatches
 from slm_jax.data.batches.pairs import PairBatches
 from slm_jax.data.corpus.corpus import Corpus
 from slm_jax.distributed import agreement, multihost, sharding
+from slm_jax.distributed.first_calls import FirstCalls
 from slm_jax.distributed.platform import Platform
 from slm_jax.evaluation.loading import LoadedTask
 from slm_jax.model import ops
@@ -215,7 +216,8 @@ def compile_session(opened: OpenRun) -> Session:
     run = opened.run
     mesh = opened.mesh
     vocab_size = opened.tokenizer.vocab_size
-    validate = make_validation(config, opened, steps)
+    first_calls = FirstCalls(Platform.of_mesh(mesh))
+    validate = make_validation(config, opened, steps._replace(evaluate=first_calls.program(steps.evaluate)))
     peak = mfu_baseline(config, vocab_size, mesh)
     logger.info("MFU baseline: %s", peak.text)
     precision = describe_precision(config, Platform.of_mesh(mesh))
@@ -234,10 +236,12 @@ def compile_session(opened: OpenRun) -> Session:
         start=opened.start,
         state=state,
         batches=opened.batches,
-        shard_batch=lambda batch: sharding.shard_batch(mesh, batch, part),
+        shard_batch=first_calls.transfer(lambda batch: sharding.shard_batch(mesh, batch, part)),
         batch_part=part,
-        programs={shape: steps.train if debug else fitted.train},
-        compile_step=lambda state, batch: steps.train if debug else steps.train.lower(state, batch).compile(),
+        programs={shape: first_calls.program(steps.train if debug else fitted.train)},
+        compile_step=lambda state, batch: first_calls.program(
+            steps.train if debug else steps.train.lower(state, batch).compile()
+        ),
         open_loggers=functools.partial(make_loggers, config, run, opened.start),
         running_steps=functools.partial(traced_steps, config, run) if is_traced else plain_steps,
         check_row=functools.partial(_check_row, config),
