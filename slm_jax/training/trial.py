@@ -183,14 +183,16 @@ def _measure(opened: OpenRun) -> Times:
         generate_samples(state.evaluated_weights)
 
     first = call_time(validation)
-    later = call_time(validation).execution if first.total < _REPEATED_BELOW else first.execution
+    # The first process decides for all: the calls are collective, and each process has a clock of its own.
+    is_repeated = agreement.from_first("second timed validation", lambda: first.total < _REPEATED_BELOW)
+    later = call_time(validation).execution if is_repeated else first.execution
     save = _time_save(opened, state)
     score_tasks = TrainingTasks(opened.tasks, config, opened.run, opened.tokenizer, fitted.steps.model).score
     tasks = 0.0
     if opened.tasks:
         first_tasks = call_time(lambda: score_tasks(state.evaluated_weights))
         tasks = first_tasks.execution
-        if first_tasks.total < _REPEATED_BELOW:
+        if agreement.from_first("second timed tasks", lambda: first_tasks.total < _REPEATED_BELOW):
             tasks = call_time(lambda: score_tasks(state.evaluated_weights)).execution
         compilation += max(0.0, first_tasks.total - tasks)
     compilation += more_compilation
