@@ -11,11 +11,11 @@ _EVENTS = "/jax/core/compile/"  # tracing, lowering, and compiling or reading th
 
 
 class CallTime(NamedTuple):
-    """Seconds of a call.
+    """Wall-clock time of a call in seconds.
 
     Attributes:
-        total: All of them.
-        compilation: Those that JAX spent on tracing and compiling.
+        total: All of the call.
+        compilation: Time spent tracing and compiling.
     """
 
     total: float
@@ -29,10 +29,14 @@ class CallTime(NamedTuple):
 
 def call_time(function: Callable[[], object]) -> CallTime:
     """Call a function and measure its time."""
-    spans = _spans()
-    spans.clear()
+    listener = _listener()
+    spans: list[tuple[float, float]] = []
+    listener.spans = spans
     start = time.perf_counter()
-    function()
+    try:
+        function()
+    finally:
+        listener.spans = None
     total = time.perf_counter() - start
     return CallTime(total, min(total, _covered(spans)))
 
@@ -47,16 +51,23 @@ def _covered(spans: list[tuple[float, float]]) -> float:
     return covered
 
 
-@functools.cache
-def _spans() -> list[tuple[float, float]]:
-    """Return the list that the spans of compilations are appended to from now on."""
-    spans: list[tuple[float, float]] = []
+class _Listener:
+    """Collects the spans of compilations in `spans`, which is None while no call is measured."""
 
-    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] | None = None
+
+    def __call__(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         del kwargs
-        if event.startswith(_EVENTS):
+        spans = self.spans
+        if spans is not None and event.startswith(_EVENTS):
             now = time.perf_counter()
             spans.append((now - duration_secs, now))
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return spans
+
+@functools.cache
+def _listener() -> _Listener:
+    """Return the listener of the process, registered with JAX at the first call."""
+    listener = _Listener()
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    return listener
