@@ -18,7 +18,7 @@ import numpy as np
 from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config, ModelConfig, format_problems
 from slm_jax.config.weight_conflicts import changed_function, weight_conflicts
-from slm_jax.distributed import agreement, sharding
+from slm_jax.distributed import agreement, multihost, sharding
 from slm_jax.huggingface.import_folder import Folder, check_size, folder_misfits, open_folder, read_parameters
 from slm_jax.huggingface.peft_folder import check_adapters, read_adapters
 from slm_jax.model import lora_merge
@@ -102,10 +102,11 @@ def find_initial_weights(config: Config) -> SourceRun | Folder | None:
 
 def _warn_of_changed_function(config: Config, trained_as: ModelConfig, path: Path) -> None:
     """Warn if the model of a config is not the function that the weights were trained as."""
-    if changes := changed_function(config.model, trained_as):
+    changes = changed_function(config.model, trained_as)
+    if changes and multihost.is_first():
         logger.warning(
-            "the model is another function of its weights than that of %s: %s. It begins worse and has to adapt; "
-            "leave these options out, unless this is meant",
+            "these options change what the weights of %s compute: %s. The loss starts higher; remove them unless this "
+            "is intended",
             path,
             changes,
         )
