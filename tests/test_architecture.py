@@ -98,10 +98,17 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not [name for name in MODULES if any(name in closure(other) for other in IMPORTS[name])]
 
 
-# What runs at each step of a plain run; the loop imports the step and gets the other two from `setup`.
+# What runs at each step of a plain run; the loop imports the step and gets the other two from `setup`. Not counted: the
+# assembly (`steps`, `setup`) and `tokenizer/`.
 CORE = ("slm_jax.training.loop", "slm_jax.training.optimizer", "slm_jax.training.health")
 # Features that a run may do without.
-FEATURES = ("slm_jax.training.options", "slm_jax.training.dpo", "slm_jax.model.lora", "slm_jax.training.trial")
+FEATURES = (
+    "slm_jax.training.options",
+    "slm_jax.training.dpo",
+    "slm_jax.model.lora",
+    "slm_jax.training.trial",
+    "slm_jax.training.tasks",
+)
 
 
 def test_the_core_path_can_be_read_in_an_evening():
