@@ -33,13 +33,13 @@ class Objective(Protocol):
         """
 
     def zero_sums(self) -> Any:
-        """Return the sums over nothing."""
+        """Return zero-initialized sums."""
 
     def sequences(self, batch: Batch) -> Batch:
         """Return a batch with one sequence in each row, as the model computes it."""
 
     def without_additions(self) -> "Objective":
-        """Return the objective that models are validated by: without terms that only shape the training."""
+        """Return the validation objective, without auxiliary loss terms."""
 
 
 class NextToken(NamedTuple):
@@ -56,7 +56,7 @@ class NextToken(NamedTuple):
         return loss_sums(model, batch, self.weights, dropout_key)
 
     def zero_sums(self) -> ops.LossSums:
-        """Return the sums over nothing."""
+        """Return zero-initialized sums."""
         return ops.LossSums(*(jnp.zeros(()) for _ in ops.LossSums._fields))
 
     def sequences(self, batch: Batch) -> Batch:

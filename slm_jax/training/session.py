@@ -48,7 +48,7 @@ class Session:
             (padded batches have a few widths).
         open_loggers: Opens the further destinations of the rows, `log.sinks`; for the first process.
         running_steps: Context in which the steps run, and the function that runs one: `plain_steps`, or with traces and
-            a search for NaNs, `options.profiler.traced_steps`.
+            NaN debugging (`jax_debug_nans`), `options.profiler.traced_steps`.
         check_row: Checks the metrics of a step before they are written, and raises a TrainingError if training has
             diverged. Returns the row.
         layers_row: Returns the row of `layers.jsonl` from a step and its metric "layers".

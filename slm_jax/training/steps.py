@@ -63,6 +63,8 @@ def step_options(config: Config, dtype: jnp.dtype) -> Iterator[StepOption]:
         config: The config.
         dtype: The dtype of its products.
     """
+    # Skipping comes after all options that change state, as it restores params, opt_state and average (no other field);
+    # norms of layers come last: they only read the outcome.
     if config.optimizer.average_decay:
         yield functools.partial(averaging.average_step, config.optimizer.average_decay)
     if loss_scale.is_needed(dtype) or health.is_enabled(config.health):

@@ -1,8 +1,7 @@
 """The pure train and evaluation steps: functions of arrays and static arguments, which `steps.make_steps` compiles.
 
-A step takes the gradient of an objective, updates the parameters and returns metrics. What only some runs have,
-adapters, loss scaling, skipped updates, averages and norms of layers, is not in it: the state has optional fields, and
-`StepOption`s change the outcome of a step (options/).
+A step takes the gradient of an objective, updates the parameters and returns metrics. Frozen weights and the loss scale
+are optional arguments; skipped updates, averages and norms of layers are `StepOption`s (options/).
 
 Shapes: B sequences of the global batch, T tokens, D dim, V vocabulary.
 """

@@ -124,7 +124,7 @@ class Preference(NamedTuple):
         return preference_sums(model, batch, self.beta, dropout_key)
 
     def zero_sums(self) -> PreferenceSums:
-        """Return the sums over nothing."""
+        """Return zero-initialized sums."""
         return PreferenceSums(*(jnp.zeros(()) for _ in PreferenceSums._fields))
 
     def sequences(self, batch: Batch) -> Batch:
@@ -132,7 +132,7 @@ class Preference(NamedTuple):
         return sequences(batch)
 
     def without_additions(self) -> "Preference":
-        """Return the objective, to whose loss nothing is added."""
+        """Return self: DPO has no auxiliary terms."""
         return self
 
 

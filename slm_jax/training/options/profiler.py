@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def traced_steps(config: Config, run: Run) -> Iterator[RunStep]:
-    """Yield the function that runs a step with the traces and the search for NaNs of a config.
+    """Yield the function that runs a step with the traces and the NaN debugging (`jax_debug_nans`) of a config.
 
     Raises:
         UserError: The folder of the traces is a file.
