@@ -97,6 +97,25 @@ def test_interrupted_look_up_leaves_no_wrong_ids(monkeypatch):
     assert tok.encode(text) == expected == tok.encode(text)
 
 
+@pytest.mark.parametrize("portable", [False, True])
+def test_interrupted_reset_leaves_no_wrong_ids(monkeypatch, portable):
+    """Interrupt the emptying of a full cache, while its permanent words are in the tables without ids."""
+    tok = make(portable=portable)
+    text = corpus()[:6000]
+    expected = encode_reference(text, tok._vocabulary)
+    assert tok.encode(text) == expected
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(word_cache, "CACHE_LIMIT", 0)
+        context.setattr(word_cache.WordCache, "_add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tok.encode(text)
+    assert tok.encode(text) == expected == tok.encode(text)
+
+
 @pytest.mark.parametrize("options", [{"phrases": 0.1}, {"portable": True}])
 def test_threads(monkeypatch, options):
     """Small caches, which are emptied all the time while other threads use them."""

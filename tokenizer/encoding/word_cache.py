@@ -178,10 +178,11 @@ class WordCache:
             The concatenated ids (int32), and the number of ids of each word (int64 [n]).
         """
         with self._lock:
-            if not self._is_complete or self.size_in_bytes > CACHE_LIMIT:
-                self._reset()
+            needs_reset = not self._is_complete or self.size_in_bytes > CACHE_LIMIT
             # An exception, such as KeyboardInterrupt, may leave words without ids behind: then all are made again.
             self._is_complete = False
+            if needs_reset:
+                self._reset()
             result = self._look_up(data, starts, lengths, segment)
             self._is_complete = True
         return result
