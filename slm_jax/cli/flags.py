@@ -42,7 +42,7 @@ class Flag:
     bare: Callable[[Sequence[str]], None] | None = None
     """The values may also be given without the flag's name; the function refuses words that mean something else."""
     empty: bool = False
-    """An empty value has a meaning. Of other options of a command it is refused: a variable of the shell is not set."""
+    """An empty value has a meaning. Other options of a command refuse it: it usually means an unset shell variable."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _with_bare_words(option: Option, bare: list[str], named: list[str]) -> list[
 
 
 def _canonical(args: Sequence[str], known: dict[str, Option], takes_bare_words: bool) -> Iterator[str]:
-    """Yield the arguments with the names of the options as they are declared, and other words as no options.
+    """Yield the arguments with the names of the options as they are declared, and escape words that are not options.
 
     Raises:
         UserError: An option does not exist.

@@ -56,17 +56,17 @@ class Forecast:
         """
         best = result.trend.best
         if best is not None and best.bits_per_byte is not None:
-            found = best.bits_per_byte
+            bits = best.bits_per_byte
             low, high = self.bits.low, self.bits.high
-            place = "below" if found < low else "above" if found > high else "within"
-            yield f"Expected: {low:.2f} to {high:.2f} bits per byte; {found:.2f} is {place} this range."
+            relation = "below" if bits < low else "above" if bits > high else "within"
+            yield f"Expected: {low:.2f} to {high:.2f} bits per byte; {bits:.2f} is {relation} this range."
         if math.isfinite(self.seconds) and "seconds" in result.metrics:
             times = " to ".join(duration(factor * self.seconds) for factor in _TIMES)
             yield f"Expected time of all steps: {times}; they took {duration(result.metrics['seconds'])}."
 
 
-def make_forecast(config: Config, speed: Callable[[Config], float] | None = None) -> Forecast:
-    """Return what to expect of a run.
+def make_forecast(config: Config, speed: Callable[[Config], float] | None = None) -> Forecast | None:
+    """Return what to expect of a run; None if the size of its text is not known, as that of compressed files.
 
     Args:
         config: Its options, which `--size auto` has chosen.
@@ -74,6 +74,8 @@ def make_forecast(config: Config, speed: Callable[[Config], float] | None = None
     """
     train = config.train
     text_bytes = bytes_of_text(config.model_dump()["data"], {})
+    if not text_bytes:
+        return None
     seconds = math.nan
     if speed is not None and not train.minutes:
         vocab_size = config.tokenizer.vocab_size

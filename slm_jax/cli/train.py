@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _forecast(config: Config, run: Run) -> "Forecast | None":
-    """Print and return what to expect of a run of --size auto; None if its text is not there any more."""
+    """Print and return what to expect of a run of --size auto; None if the size of its text is not known."""
     from slm_jax.cli.forecast import make_forecast
 
     can_measure = run.newest_step() is None and multihost.process_count() == 1
@@ -174,7 +174,7 @@ def _forecast(config: Config, run: Run) -> "Forecast | None":
         if can_measure:
             raise
         return None
-    for line in forecast.lines():
+    for line in forecast.lines() if forecast else ():
         print(line, file=sys.stderr)
     return forecast
 

@@ -1,4 +1,4 @@
-"""Figures behind `--size auto`: how large a model a small text is enough for, how often it is read, what to expect.
+"""Figures behind `--size auto`: size of the model, number of epochs, what to expect.
 
 The rule itself is in `rule.py`.
 """

@@ -106,7 +106,7 @@ class TextTokenizer(Protocol):
 
 
 def restores_text(tokenizer: TextTokenizer) -> bool:
-    """Return whether a tokenizer decodes the ids of every text to this text, as those of other programs may not."""
+    """Return whether a tokenizer decodes the ids of every text to this text, which third-party tokenizers may not."""
     return isinstance(tokenizer, HybridTokenizer)
 
 

@@ -1,5 +1,6 @@
 """Expectations of `--size auto` before training, and their comparison with the run."""
 
+import gzip
 import math
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_time_and_score_before_training(config):
     assert "304.0 kB" in score
     (only,) = make_forecast(config).lines()  # a resumed run
     assert only == score
+
+
+def test_text_of_unknown_size_has_no_forecast(config, tmp_path):
+    """Such as a compressed file, from which an earlier run was made."""
+    (tmp_path / "my.txt.gz").write_bytes(gzip.compress(b"A line of text.\n" * 100))
+    data = config.data.model_copy(update={"files": ("my.txt.gz",)})
+    assert make_forecast(config.model_copy(update={"data": data}), lambda _: SPEED) is None
 
 
 @pytest.mark.parametrize(("offset", "place"), [(-1, "below"), (0, "within"), (1, "above")])
