@@ -57,7 +57,8 @@ class PairRows:
             size = min(ids.size - 1, width)
             at = slice(side * width, side * width + size)
             into["input_ids"][at] = ids[:size]
-            into["labels"][at] = np.where(predicted[1 : size + 1], ids[1 : size + 1], IGNORE_INDEX)
+            targets = ids[1 : size + 1].astype(np.int32)  # stored without a sign, which IGNORE_INDEX needs
+            into["labels"][at] = np.where(predicted[1 : size + 1], targets, IGNORE_INDEX)
             into["attention_mask"][at] = 1
 
 
