@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from slm_jax.checks.finding import DOCUMENTS, FAIL, Finding, finding, skipped
 from slm_jax.config.schema import Config, LoraConfig, TrainConfig
-from slm_jax.config.unused_options import unused_options
 from slm_jax.run.directory import Run, find_run
 from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
@@ -54,10 +53,9 @@ def check(
     if config is None:
         assert folder is not None
         config = folder.read_config()
-    from slm_jax.data.sources.unused_options import unused_source_options
+    from slm_jax.data.sources.unused_options import log_unused_options
 
-    for option in (*unused_options(config), *unused_source_options(config)):
-        logger.info("note: %s", option.text)
+    log_unused_options(config)
     return list(_findings(config, folder, worst, documents, step))
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slm_jax.config.schema import Config
-from slm_jax.config.unused_options import unused_options
 from slm_jax.data.sources.files import find_files
 from slm_jax.distributed import agreement, multihost
 from slm_jax.distributed.software import require_same_software
@@ -65,11 +64,12 @@ def train(config: Config, run: str | Path | None = None, began: float | None = N
         agreement.from_first("start of the run", lambda: directory.begin(config))
         _require_shared(directory)
         # These import JAX: until here an invalid option is reported without waiting for it.
+        from slm_jax.data.sources.unused_options import log_unused_options
         from slm_jax.training.loop import run_loop
         from slm_jax.training.setup import compile_session, log_start, open_run
 
         if multihost.is_first():
-            _log_unused_options(config)
+            log_unused_options(config)
         config, needs_trial = with_steps_of_trial(config, directory)
         with open_run(config, directory) as opened:
             if needs_trial:
@@ -92,14 +92,6 @@ def _directory(config: Config, run: str | Path | None) -> str:
     if config.data.source == "files" and not (run and Run(Path(run)).corpus.is_dir()):
         find_files(config.data.files)
     return str(run or new_run(config).path)
-
-
-def _log_unused_options(config: Config) -> None:
-    """Log the options that are given and have no effect, because of other options or of the source."""
-    from slm_jax.data.sources.unused_options import unused_source_options
-
-    for option in (*unused_options(config), *unused_source_options(config)):
-        logger.info("note: %s", option.text)
 
 
 def _write_curve_and_report(run: Run) -> None:

@@ -7,8 +7,7 @@ import pytest
 from slm_jax.config.presets import preset_names
 from slm_jax.config.schema import Config
 from slm_jax.config.unused_options import unused_options
-from slm_jax.data.sources.unused_options import unused_source_options
-from slm_jax.training.train import _log_unused_options
+from slm_jax.data.sources.unused_options import log_unused_options, unused_source_options
 from slm_jax.utils.errors import UserError
 
 LORA = {"lora.rank": 4}
@@ -145,7 +144,7 @@ def test_logged(files, caplog, name, value, others):
     overrides = {**others, name: value}
     assert name in [option.name for option in notes(overrides)]
     with caplog.at_level(logging.INFO):
-        _log_unused_options(Config.load("minute", **overrides))
+        log_unused_options(Config.load("minute", **overrides))
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith(f"note: {name} ") and "has no effect" in line for line in lines), lines
 

@@ -1,13 +1,16 @@
 """Options of the section `data` that are given but have no effect on the sources of a config."""
 
+import logging
 from collections.abc import Iterator
 
 from slm_jax.config.checks import is_source
 from slm_jax.config.sections import Sections
-from slm_jax.config.unused_options import UnusedOption, given_of
+from slm_jax.config.unused_options import UnusedOption, given_of, unused_options
 from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files
 from slm_jax.data.sources.registry import parse_weight
 from slm_jax.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # The kinds of sources on which an option has an effect.
 _USED_BY = {
@@ -21,6 +24,12 @@ _USED_BY = {
     "loss_on": ("python-qa", "python-chat", "files of rows", "data sets of the hub"),
     "revision": ("data sets of the hub",),
 }
+
+
+def log_unused_options(config: Sections) -> None:
+    """Log the options that are given and have no effect, because of other options or of the source."""
+    for option in (*unused_options(config), *unused_source_options(config)):
+        logger.info("note: %s", option.text)
 
 
 def unused_source_options(config: Sections) -> Iterator[UnusedOption]:
