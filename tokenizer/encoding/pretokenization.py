@@ -51,20 +51,24 @@ def split_long_pretoken(pretoken: str) -> list[str]:
 
 
 def split_blocks(text: str, size: int) -> Iterator[str]:
-    """Yield consecutive blocks of a text, each ending where a pre-token ends.
+    """Return consecutive blocks of a text, each ending where a pre-token ends.
 
     Args:
         text: Any text.
         size: Approximate number of characters of a block.
     """
+    return cut_blocks(text, size, _BOUNDARY)
+
+
+def cut_blocks(text: str, size: int, boundary: re.Pattern[str]) -> Iterator[str]:
+    """Yield consecutive blocks of a text, each ending before a match of a pattern, after at least `size` characters."""
     start = 0
-    length = len(text)
-    while length - start > size:
-        boundary = _BOUNDARY.search(text, start + size)
-        if boundary is None:
+    while len(text) - start > size:
+        match = boundary.search(text, start + size)
+        if match is None:
             break
-        yield text[start : boundary.start()]
-        start = boundary.start()
+        yield text[start : match.start()]
+        start = match.start()
     yield text[start:] if start else text
 
 

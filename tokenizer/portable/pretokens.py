@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 
+from tokenizer.encoding.pretokenization import cut_blocks
 from tokenizer.portable import character_tables
 
 
@@ -84,20 +85,13 @@ _BLOCK_END = re.compile(rf"(?<=[^{_S}]) ")
 
 
 def split_blocks(text: str, size: int) -> Iterator[str]:
-    """Yield consecutive blocks of a text, each ending where a pre-token ends.
+    """Return consecutive blocks of a text, each ending where a pre-token ends.
 
     Args:
         text: Any text.
         size: Approximate number of characters of a block.
     """
-    start = 0
-    while len(text) - start > size:
-        boundary = _BLOCK_END.search(text, start + size)
-        if boundary is None:
-            break
-        yield text[start : boundary.start()]
-        start = boundary.start()
-    yield text[start:] if start else text
+    return cut_blocks(text, size, _BLOCK_END)
 
 
 def count_pretokens(text: str) -> Iterator[Counter[str]]:
