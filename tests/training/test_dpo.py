@@ -114,7 +114,7 @@ def test_rows_without_labels_are_no_pairs(model):
     batch = pairs_of(2)
     padded = {name: jnp.concatenate([x, jnp.zeros_like(x)]) for name, x in batch.items()}
     padded["labels"] = padded["labels"].at[2:].set(IGNORE_INDEX)
-    sums = [dpo.preference_sums(nnx.merge(graph, params), each, BETA) for each in (batch, padded)]
+    sums = [dpo.Preference(BETA).sums(nnx.merge(graph, params), each) for each in (batch, padded)]
     assert [float(x) for x in sums[0]] == pytest.approx([float(x) for x in sums[1]], rel=1e-5)
 
 

@@ -120,8 +120,29 @@ class Preference(NamedTuple):
     beta: float
 
     def sums(self, model: Transformer, batch: Batch, dropout_key: jax.Array | None = None) -> PreferenceSums:
-        """Return `preference_sums`."""
-        return preference_sums(model, batch, self.beta, dropout_key)
+        """Return the sums of the DPO loss over a batch of pairs.
+
+        Args:
+            model: The model.
+            batch: int32 arrays [B, 2 T], and the reference's log-probabilities; rows without labels are padding.
+            dropout_key: Keys of the pairs, [B]; None disables dropout.
+        """
+        with jax.named_scope("loss"):
+            policy_Bx2 = response_log_probabilities(model, batch, dropout_key)
+            reward_Bx2 = self.beta * (policy_Bx2 - batch[REFERENCE])
+            margin_B = reward_Bx2[:, 0] - reward_Bx2[:, 1]
+            is_response_BxT = batch["labels"] != IGNORE_INDEX
+            valid_B = jnp.any(is_response_BxT, axis=1).astype(jnp.float32)
+            return PreferenceSums(
+                loss=-jnp.sum(valid_B * jax.nn.log_sigmoid(margin_B)),
+                correct=jnp.sum(valid_B * (margin_B > 0)),
+                chosen=jnp.sum(valid_B * reward_Bx2[:, 0]),
+                rejected=jnp.sum(valid_B * reward_Bx2[:, 1]),
+                pairs=jnp.sum(valid_B),
+                tokens=jnp.sum(is_response_BxT, dtype=jnp.float32),
+                chosen_nll=-jnp.sum(valid_B * policy_Bx2[:, 0]),
+                chosen_tokens=jnp.sum(is_response_BxT[:, : is_response_BxT.shape[1] // 2], dtype=jnp.float32),
+            )
 
     def zero_sums(self) -> PreferenceSums:
         """Return zero-initialized sums."""
@@ -134,32 +155,3 @@ class Preference(NamedTuple):
     def without_additions(self) -> "Preference":
         """Return self: DPO has no auxiliary terms."""
         return self
-
-
-def preference_sums(
-    model: Transformer, batch: Batch, beta: float, dropout_key: jax.Array | None = None
-) -> PreferenceSums:
-    """Return the sums of the DPO loss over a batch of pairs.
-
-    Args:
-        model: The model.
-        batch: int32 arrays [B, 2 T], and the reference's log-probabilities; rows without labels are padding.
-        beta: β.
-        dropout_key: Keys of the pairs, [B]; None disables dropout.
-    """
-    with jax.named_scope("loss"):
-        policy_Bx2 = response_log_probabilities(model, batch, dropout_key)
-        reward_Bx2 = beta * (policy_Bx2 - batch[REFERENCE])
-        margin_B = reward_Bx2[:, 0] - reward_Bx2[:, 1]
-        is_response_BxT = batch["labels"] != IGNORE_INDEX
-        valid_B = jnp.any(is_response_BxT, axis=1).astype(jnp.float32)
-        return PreferenceSums(
-            loss=-jnp.sum(valid_B * jax.nn.log_sigmoid(margin_B)),
-            correct=jnp.sum(valid_B * (margin_B > 0)),
-            chosen=jnp.sum(valid_B * reward_Bx2[:, 0]),
-            rejected=jnp.sum(valid_B * reward_Bx2[:, 1]),
-            pairs=jnp.sum(valid_B),
-            tokens=jnp.sum(is_response_BxT, dtype=jnp.float32),
-            chosen_nll=-jnp.sum(valid_B * policy_Bx2[:, 0]),
-            chosen_tokens=jnp.sum(is_response_BxT[:, : is_response_BxT.shape[1] // 2], dtype=jnp.float32),
-        )
