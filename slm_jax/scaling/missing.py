@@ -1,4 +1,4 @@
-"""Which sizes a study lacks where a budget has no minimum between the sizes that it has."""
+"""Sizes to add to a study where a budget has no minimum between the sizes that it has."""
 
 import math
 from collections.abc import Callable, Iterator

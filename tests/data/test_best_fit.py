@@ -87,7 +87,7 @@ def test_every_token_is_a_label_once_per_epoch(length):
 
 
 def test_tokens_without_padding_are_counted_in_the_step():
-    """Of texts and instructions, one of a single token among them; padding of one position as well."""
+    """Texts and instructions, one of a single token among them; padding of one position as well."""
     stream = stream_of([20, 30, 10, 9, 1, 12, 11], prompts=[5, 12, 3, 0, 0, 11, 1])
     rows = BestFitRows(stream, 12)
     for index in range(rows.count):
