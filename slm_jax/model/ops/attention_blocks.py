@@ -107,13 +107,24 @@ def _backward(dtype, window, residuals, g_BxTxHxK):
         dweights = _dot(g_NxPxK, v_NxTxK[:, keys], 2, 2) - delta_NxRxT[:, :, queries].reshape(n, -1, 1)
         dscores = (weights * dweights * width**-0.5).astype(dtype)
         dq_blocks.append(_dot(dscores, k_NxSxK, 2, 1).reshape(n, r, -1, width))
-        dk_NxTxK = dk_NxTxK.at[:, keys].add(_transposed_dot(dscores, q_NxPxK))
-        dv_NxTxK = dv_NxTxK.at[:, keys].add(_transposed_dot(weights.astype(dtype), g_NxPxK))
+        dk_NxTxK = _add_at(dk_NxTxK, keys, _transposed_dot(dscores, q_NxPxK))
+        dv_NxTxK = _add_at(dv_NxTxK, keys, _transposed_dot(weights.astype(dtype), g_NxPxK))
     gradients = (jnp.concatenate(dq_blocks, axis=2), dk_NxTxK[:, None], dv_NxTxK[:, None])
     return *(_heads_last(x.astype(in_dtype), b) for x in gradients), None, None
 
 
 blockwise_attention.defvjp(_forward, _backward)
+
+
+def _add_at(total_NxTxK: jax.Array, keys: slice, x_NxSxK: jax.Array) -> jax.Array:
+    """Return the total with x added to some keys.
+
+    JAX writes an update of all keys as a scatter with an array of no indices, a constant. XLA of jax 0.11.2 crashes if
+    `shard_map` passes such an empty constant.
+    """
+    if x_NxSxK.shape == total_NxTxK.shape:
+        return total_NxTxK + x_NxSxK
+    return total_NxTxK.at[:, keys].add(x_NxSxK)
 
 
 def _heads_first(x_BxTxHxK: jax.Array, dtype: jnp.dtype) -> jax.Array:
