@@ -20,6 +20,7 @@ from slm_jax.config.checks import any_of, batch_devices_problem, multiples
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost
 from slm_jax.distributed.partitioning import BATCH_AXES, DATA, FSDP, TENSOR, Partitions, partition_of
+from slm_jax.distributed.platform import Platform
 from slm_jax.utils.errors import UserError
 
 MESH_AXES = (DATA, FSDP, TENSOR)
@@ -66,16 +67,22 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, MESH_AXES, devices=devices[:used], axis_types=(AxisType.Auto,) * 3)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Return the options of XLA that the training step is compiled with for a mesh, in addition to the defaults.
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+    """Return the options of XLA that the programs of a run are compiled with for a mesh, in addition to the defaults.
 
-    Products with a matrix that is split over "fsdp": by default, the compiler of TPUs passes the parts of the matrix
+    TPUs, products with a matrix that is split over "fsdp": by default, the compiler passes the parts of the matrix
     around while it multiplies ("windowed einsum"), and reads and writes the float32 result in memory once for each part
     (`tpu_v5e_8`: 111 GB of traffic in a step of 8 x 1,024 tokens per chip, in place of 90). With a threshold that no
     product reaches, a layer's matrices are gathered, and their gradients reduce-scattered, at once.
+
+    GPUs: by default, the compiler generates dozens of Triton kernels for each product and times them against those of
+    cuBLAS, which takes more than half of the compilation and gains nothing for large products (configs/README.md).
     """
-    if mesh.devices.flat[0].platform == "tpu" and mesh.shape[FSDP] > 1:
+    platform = Platform.of_mesh(mesh).name
+    if platform == "tpu" and mesh.shape[FSDP] > 1:
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+    if platform == "gpu":
+        return {"xla_gpu_enable_triton_gemm": False}
     return {}
 
 

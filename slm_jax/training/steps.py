@@ -135,15 +135,11 @@ def make_steps(config: Config, vocab_size: int, mesh: jax.sharding.Mesh | None =
     shardings = sharding.tree_shardings(mesh, jax.eval_shape(init), partitions)
     replicated = sharding.replicated(mesh)
     train = functools.partial(train, param_shardings=shardings.params)
+    compile_for_mesh = functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh) or None)
     return Steps(
         jax.jit(init, out_shardings=shardings),  # created where they belong: no device ever holds all of them
-        jax.jit(
-            in_mesh(train, mesh),
-            donate_argnums=donated,
-            out_shardings=(shardings, replicated),
-            compiler_options=sharding.compiler_options(mesh) or None,
-        ),
-        jax.jit(in_mesh(evaluate, mesh), out_shardings=replicated),
+        compile_for_mesh(in_mesh(train, mesh), donate_argnums=donated, out_shardings=(shardings, replicated)),
+        compile_for_mesh(in_mesh(evaluate, mesh), out_shardings=replicated),
         merge,
         partitions,
     )

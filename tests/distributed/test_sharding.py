@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -278,3 +279,15 @@ def test_run_resumes_on_any_mesh(tmp_path):
         assert jax.tree.leaves(saved)[0].sharding.mesh.size == np.prod(mesh)
         restored.append(jax.device_get(saved))
     assert largest_difference(restored[0], restored[1]) == largest_difference(restored[0], restored[2]) == 0
+
+
+@pytest.mark.parametrize(("platform", "fsdp"), [("cuda", 1), ("tpu", 2)])
+def test_xla_knows_the_options_of_the_programs(platform, fsdp):
+    """A removed option would end every run on that hardware; XLA rejects unknown ones on all of it."""
+    devices = np.array([SimpleNamespace(platform=platform, compute_capability="9.0")])
+    options = sharding.compiler_options(SimpleNamespace(devices=devices, shape={"fsdp": fsdp}))
+    assert options
+    known_here = {name: value for name, value in options.items() if not name.startswith("xla_jf_")}  # TPU's own
+    assert jax.jit(lambda: 1).lower().compile(compiler_options=known_here)() == 1
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_no_such_option"):
+        jax.jit(lambda: 1).lower().compile(compiler_options={"xla_gpu_no_such_option": False})
