@@ -157,14 +157,15 @@ def _time_steps(config: Config, vocab_size: int, steps: int, mesh: jax.sharding.
     compile_seconds = time.perf_counter() - start
     ends = []
     pending = None
-    for _ in range(_WARMUP_STEPS + steps):
+    # One more step than is timed: the end of a step is seen when the next one has been dispatched, and a GPU may queue
+    # only a part of a step, so that a last step without successor would seem short.
+    for _ in range(_WARMUP_STEPS + steps + 1):
         state, metrics = fitted.train(state, batch)
         if pending is not None:
             jax.block_until_ready(pending)
             ends.append(time.perf_counter())
         pending = metrics
     jax.block_until_ready(pending)
-    ends.append(time.perf_counter())
     if trace:
         with jax.profiler.trace(trace):
             for _ in range(_TRACED_STEPS):
