@@ -4,7 +4,7 @@ cuDNN builds its attention kernels when a program that contains them is called f
 graphs for that. With jax 0.11.2 and cuDNN 9.19 on one H200, three of six runs of `slm_jax.train` ended in their first
 steps: "cuda_graph_end_capture(fake_stream, &graph_obj) failed with capturing stream has unjoined work". Steps in a
 process without a thread that copies batches meanwhile never failed (five of five), so the two are kept apart here.
-Whether that is the cause was not confirmed on a GPU.
+Whether that is the cause is not known: of twenty later runs none failed, eight of them without this module.
 """
 
 import threading

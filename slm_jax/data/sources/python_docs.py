@@ -2,7 +2,7 @@
 
 `pydoc_data.topics` (the language reference that `help()` shows) and the docstrings of the standard library, about
 2.5 MB of English. Source files are read with `ast`; nothing is imported or run, so the text is the same on every
-machine with the same Python version.
+machine with the same version of Python from the same distributor (Debian's packages lack some modules, for example).
 """
 
 import ast
