@@ -58,11 +58,9 @@ class Base:
 
     def options(self) -> dict[str, Any]:
         """Return the options by dotted name that a run with these weights has."""
-        shared = ("model.", "tokenizer.")
-        saved = {name: value for name, value in self.config.flat().items() if name.startswith(shared)}
+        saved = {name: value for name, value in self.config.flat().items() if is_shared(name)}
         del saved["model.dropout"]  # follows from the new text
         saved["tokenizer.path"] = ""  # the tokenizer is in the run
-        saved["train.sequence_length"] = self.config.train.sequence_length
         return {**saved, "init.from_run": str(self.run.path)}
 
     def describe(self) -> str:
@@ -73,6 +71,11 @@ class Base:
             f"tokens; its tokenizer restores a sample of the text exactly, with {self.bytes_per_token:.2f} bytes per "
             f"token{own}"
         )
+
+
+def is_shared(name: str) -> bool:
+    """Return whether an option of a run follows from the run that it started from."""
+    return name.startswith(("model.", "tokenizer.")) or name in ("train.sequence_length", "init.from_run")
 
 
 def choose_base(name: str, files: Sequence[str]) -> tuple[Base | None, list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from slm_jax.cli.base_model import Base, base_command, choose_base
+from slm_jax.cli.base_model import Base, base_command, choose_base, is_shared
 from slm_jax.cli.flags import Flag
 from slm_jax.cli.options import make_config, nested
 from slm_jax.config.dial import AUTO, Budget, parse_budget, parse_size
@@ -257,7 +257,9 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     logger.info("%s exists: --size and --budget keep what they chose for it", run.path)
     flat = saved.flat()
     length = {"train.steps", "train.minutes"}
-    kept = {name: flat[name] for name in OPTIONS if name not in length}
+    kept = {name: flat[name] for name in (*OPTIONS, "data.max_tokens") if name not in length}
+    if saved.init.from_run:  # the model and the tokenizer are those of --base
+        kept |= {name: value for name, value in flat.items() if is_shared(name)}
     if not length & overrides.keys():
         name = "train.minutes" if saved.train.minutes else "train.steps"
         kept[name] = flat[name]

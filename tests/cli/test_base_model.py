@@ -112,6 +112,16 @@ def test_options_of_a_preset_and_of_the_command_line(folder):
     assert resolve_tokenizer(config) == "runs/good/tokenizer.hybtok"
 
 
+@pytest.mark.parametrize("preset", [[], ["--config", "tinystories"]])
+def test_the_same_command_resumes(preset, folder):
+    make_run(folder, "good", **{"model.tie_weights": False})
+    words = ["--base", "good", "--run", "mine", *preset]
+    config = parse(*words)
+    make_run(folder, "mine").save_config(config)
+    (folder / "runs/mine").rename("mine")
+    assert parse(*words) == config
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -178,6 +178,15 @@ def test_an_existing_run_keeps_what_was_chosen(folder):
     assert Run(folder / "made").read_config() == config
 
 
+def test_an_existing_run_keeps_the_length_of_a_preset_s_text(capsys):
+    args = ["--size", "1M", "--run", "made", "--config", "tinystories"]
+    config, run = train.parse_args(args)
+    assert config.data.max_tokens < Config.load("tinystories").data.max_tokens
+    run.path.mkdir()
+    run.begin(config)
+    assert train.parse_args(args)[0] == config
+
+
 def test_other_commands_take_the_options(monkeypatch):
     with pytest.raises(UserError, match="--run names an existing one"):
         mfu.main(["--run", "x", "--size", "1M"])
