@@ -5,6 +5,7 @@ without needing many more tokens than for its own text. Of several, the one whos
 proposed. A run that is named need only have a checkpoint and such a tokenizer.
 """
 
+import contextlib
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,6 +110,32 @@ def choose_base(name: str, files: Sequence[str]) -> tuple[Base | None, list[str]
     count = plural(len(bases), "suitable run")
     which = f"the one of {count} in {RUNS} whose training took the most FLOPs" if len(bases) > 1 else "the only one"
     return best, [f"base model{'' if name else ' available'}: {best.describe()} ({which})"]
+
+
+def require_same_base(name: str, run: Run, saved: Config) -> None:
+    """Check `--base` of a run that exists: its initial weights cannot change; "auto" stands for those that it has.
+
+    Args:
+        name: Value of `--base`.
+        run: The run.
+        saved: Its config.
+
+    Raises:
+        UserError: It started with other weights.
+    """
+    started = saved.init.from_run
+    if name.lower() == AUTO:
+        return
+    if name.lower() == NONE:
+        is_same = not started
+    else:
+        paths = [Path(name), RUNS / name]
+        with contextlib.suppress(UserError):  # it may have been removed since
+            paths.append(find_run(str(_existing(name))).path)  # the newest stage of a curriculum
+        is_same = bool(started) and Path(started).resolve() in [path.resolve() for path in paths]
+    if not is_same:
+        weights = f"the weights of {started}" if started else "random weights"
+        raise UserError(f"{run.path} started with {weights}: --base {name} needs another --run, or leave --base out")
 
 
 def base_command(prog: str, base: Base, overrides: Mapping[str, Any], preset: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from slm_jax.cli.base_model import Base, base_command, choose_base, is_shared
+from slm_jax.cli.base_model import Base, base_command, choose_base, is_shared, require_same_base
 from slm_jax.cli.flags import Flag
 from slm_jax.cli.options import make_config, nested
 from slm_jax.config.dial import AUTO, Budget, parse_budget, parse_size
@@ -134,6 +134,11 @@ def _require_new_model(dial: DialOptions, overrides: dict[str, Any]) -> None:
             f"--size and --budget choose a new model, but --{started} starts with an existing one: leave them out and "
             f"give --train.steps or --train.minutes{other}"
         )
+    _require_size_auto(dial)
+
+
+def _require_size_auto(dial: DialOptions) -> None:
+    """Raise UserError if `--base` is given without `--size auto`."""
     if dial.base and not dial.is_auto:
         raise UserError(f"--base {dial.base} belongs to --size auto: give both, or --init.from_run {dial.base}")
 
@@ -235,15 +240,16 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     """Return the options of the command line for a run that exists: what the rule decided then stays as it is.
 
     Args:
-        dial: Values of `--size` and `--budget`.
+        dial: Values of `--size`, `--budget` and `--base`.
         overrides: Options of the command line by dotted name.
         run: The run.
 
     Raises:
-        UserError: The run has another size than the one that is asked for.
+        UserError: The run has another size or other initial weights than those that are asked for.
     """
     if not dial:
         return overrides
+    _require_size_auto(dial)
     if dial.budget:
         parse_budget(dial.budget)
     saved = run.read_config()
@@ -254,7 +260,10 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
         raise UserError(
             f"{run.path} is a run of about {parameters:,.0f} parameters: --size {dial.size} needs another --run"
         )
-    logger.info("%s exists: --size and --budget keep what they chose for it", run.path)
+    if dial.base:
+        require_same_base(dial.base, run, saved)
+    given = [f"--{name}" for name, value in vars(dial).items() if value]
+    logger.info("%s exists: what %s chose for it stays as it is", run.path, " and ".join(given))
     flat = saved.flat()
     length = {"train.steps", "train.minutes"}
     kept = {name: flat[name] for name in (*OPTIONS, "data.max_tokens") if name not in length}

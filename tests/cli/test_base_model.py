@@ -123,6 +123,29 @@ def test_the_same_command_resumes(preset, folder):
 
 
 @pytest.mark.parametrize(
+    ("started", "accepted", "refused"),
+    [
+        ("runs/good", ["good", "runs/good", "auto", "AUTO"], ["other", "none", "missing"]),
+        ("runs/removed", ["removed", "auto"], ["good", "none"]),
+        ("", ["none", "auto"], ["good"]),
+    ],
+)
+def test_the_base_of_an_existing_run_stays(started, accepted, refused, folder, caplog):
+    make_run(folder, "good")
+    make_run(folder, "other")
+    make_run(folder, "mine", **{"init.from_run": started, "data.files": ["my.txt"]})
+    with caplog.at_level("INFO", "slm_jax.cli.dial"):
+        for name in accepted:
+            assert parse("--base", name, "--run", "runs/mine").init.from_run == started
+    assert "runs/mine exists: what --size and --base chose for it stays as it is" in caplog.text
+    for name in refused:
+        with pytest.raises(UserError, match=f"runs/mine started with .*: --base {name} needs another --run"):
+            parse("--base", name, "--run", "runs/mine")
+    with pytest.raises(UserError, match="--base good belongs to --size auto"):
+        train.parse_args(["--base", "good", "--run", "runs/mine"])
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["my.txt", "--size", "auto", "--base", "missing"], "no run in missing"),
