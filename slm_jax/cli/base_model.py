@@ -138,17 +138,18 @@ def require_same_base(name: str, run: Run, saved: Config) -> None:
         raise UserError(f"{run.path} started with {weights}: --base {name} needs another --run, or leave --base out")
 
 
-def base_command(prog: str, base: Base, overrides: Mapping[str, Any], preset: str) -> str:
+def base_command(prog: str, base: Base, own: Mapping[str, str], overrides: Mapping[str, Any]) -> str:
     """Return the command line that starts with a base, in one line.
 
     Args:
         prog: The command.
         base: The base.
-        overrides: Options of the command line by dotted name.
-        preset: Value of `--config`.
+        own: Values of the command's own options by name, besides --size and --base; empty ones are left out.
+        overrides: Options of the config by dotted name.
     """
     words = [*prog.split(), "--size", AUTO, "--base", str(base.run.path)]
-    words += ["--config", preset] if preset else []
+    for name, value in own.items():
+        words += [f"--{name}", value] if value else []
     for name, value in overrides.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
     return shlex.join(words)

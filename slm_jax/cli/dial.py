@@ -68,6 +68,7 @@ def apply_rule(
     overrides: dict[str, Any],
     preset: str = "",
     speed: Callable[[Config], float] | None = None,
+    run: str = "",
 ) -> dict[str, Any]:
     """Return the options of the command line together with those that the rule chooses, and print these.
 
@@ -76,6 +77,7 @@ def apply_rule(
         overrides: Options of the command line by dotted name; they are kept.
         preset: Value of `--config`, which the text comes from.
         speed: Returns the model FLOPs per second of this machine; None: a time is refused.
+        run: Value of `--run` of training, for the command that starts from a base.
 
     Raises:
         UserError: A value is wrong, or does not fit the other options.
@@ -96,7 +98,8 @@ def apply_rule(
                 "--size auto needs a text whose size is known, text files that are neither empty nor compressed: give "
                 "a number, --size 10M"
             )
-        base, lines = _base(dial, overrides, preset, data)
+        own = {"config": preset, "budget": dial.budget, "run": run}
+        base, lines = _base(dial, overrides, own, data)
     model = tree.get("model", {})
     kept = {f"model.{name}": model[name] for name in ("tie_weights",) if name in model}
     initial = base.options() if base else {}
@@ -163,13 +166,20 @@ def _budget(
 
 
 def _base(
-    dial: DialOptions, overrides: dict[str, Any], preset: str, data: dict[str, Any]
+    dial: DialOptions, overrides: dict[str, Any], own: dict[str, str], data: dict[str, Any]
 ) -> tuple[Base | None, list[str]]:
-    """Return the run to start from, None for random weights, and lines about it or about one that is available."""
+    """Return the run to start from, None for random weights, and lines about it or about one that is available.
+
+    Args:
+        dial: Value of `--base`.
+        overrides: Options of the config by dotted name.
+        own: The other options of the command, for the command that starts from a base.
+        data: The section `data` of the preset.
+    """
     base, lines = choose_base(dial.base, _files(data, overrides))
     if base is None or dial.base:
         return base, lines
-    return None, [*lines, f"to start from it:  {base_command(_TRAIN, base, overrides, preset)}"]
+    return None, [*lines, f"to start from it:  {base_command(_TRAIN, base, own, overrides)}"]
 
 
 def _chosen_options(recipe: Recipe, overrides: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _config_and_run(options: Options, overrides: dict[str, Any]) -> tuple[Config
             base["train"] = {**base.get("train", {}), "microbatch": "auto"}  # the saved one fitted the saved batch
     if run is not None and run.exists():
         return make_config(keep_saved(options.dial, overrides, run), options.config, base), run
-    overrides = apply_rule(options.dial, overrides, options.config, measured_speed)
+    overrides = apply_rule(options.dial, overrides, options.config, measured_speed, options.run)
     config = make_config(overrides, options.config, base)
     require_memory(options.dial, config)
     return config, run

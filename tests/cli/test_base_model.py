@@ -61,6 +61,19 @@ def test_a_suitable_run_is_named_and_not_used(folder, capsys):
     assert (used.init.from_run, used.train.seed, used.data.files) == (str(run.path.relative_to(folder)), 7, ("my.txt",))
 
 
+def test_the_command_of_a_suitable_run_keeps_all_options(folder, capsys):
+    make_run(folder, "good")
+    given = ["--run", "mine", "--budget", "3e12", "--config", "tinystories", "--eval.prompts", "Once upon", ""]
+    given += ["--optimizer.lr", "0.001", "--data.deduplicate", "False"]
+    parse(*given)
+    printed = capsys.readouterr().err
+    words = shlex.split(printed.partition("to start from it:")[2].splitlines()[0])[3:]
+    config, run = train.parse_args(words)
+    expected = train.parse_args(["my.txt", "--size", "auto", "--base", "runs/good", *given])
+    assert (config, run) == expected
+    assert (run.path.name, config.eval.prompts, config.data.deduplicate) == ("mine", ("Once upon", ""), False)
+
+
 def test_the_run_of_the_most_flops_is_used(folder, capsys):
     make_run(folder, "short", steps=10)
     run = make_run(folder, "long", steps=50)
