@@ -156,23 +156,30 @@ def base_command(prog: str, base: Base, own: Mapping[str, str], overrides: Mappi
 
 
 def text_sample(paths: Sequence[Path]) -> str:
-    """Return parts of some files, spread evenly over all their bytes, as one text.
+    """Return parts of some files, spread evenly over all their bytes, as one text; small files as a whole.
 
     Separators of documents, and characters that the ends of a part cut, are left out.
     """
+    texts = [part.decode("utf-8", errors="ignore") for part in _sample_parts(paths)]
+    return "\n".join(texts).replace(DataConfig().separator, "")
+
+
+def _sample_parts(paths: Sequence[Path]) -> Iterator[bytes]:
+    """Yield parts that do not overlap; none extends over the end of a file."""
     sizes = [path.stat().st_size for path in paths]
     total = sum(sizes)
-    starts = {round(part * max(total - _SAMPLE_BYTES, 0) / (_SAMPLE_PARTS - 1)) for part in range(_SAMPLE_PARTS)}
-    texts = []
-    for start in sorted(starts):
+    if total <= _SAMPLE_PARTS * _SAMPLE_BYTES:
+        yield from (path.read_bytes() for path in paths)
+        return
+    for part in range(_SAMPLE_PARTS):
+        start = round(part * (total - _SAMPLE_BYTES) / (_SAMPLE_PARTS - 1))
         for path, size in zip(paths, sizes, strict=True):
             if start < size:
                 with path.open("rb") as file:
                     file.seek(start)
-                    texts.append(file.read(_SAMPLE_BYTES).decode("utf-8", errors="ignore"))
+                    yield file.read(_SAMPLE_BYTES)
                 break
             start -= size
-    return "\n".join(texts).replace(DataConfig().separator, "")
 
 
 def _existing(name: str) -> Path:

@@ -187,3 +187,20 @@ def test_the_sample_covers_all_files_and_cuts_no_character(folder):
     assert set(sample) == {"0", "1", "2", "א", "\n"}
     assert len(sample.encode()) <= 6 * 32_768 + 6
     assert text_sample([folder / "my.txt"]).startswith("The 0th line")
+
+
+@pytest.mark.parametrize("lines", [4_000, 10_000, 28_000, 28_088, 28_089, 30_000, 100_000])
+@pytest.mark.parametrize("files", [1, 2])
+def test_the_parts_of_the_sample_do_not_overlap(lines, files, folder):
+    texts = ["".join(f"{file}{number:05d}\n" for number in range(lines // files)) for file in range(files)]
+    paths = [folder / f"{file}.txt" for file in range(files)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    sample = text_sample(paths)
+    whole = [line for line in sample.splitlines() if len(line) == 6]
+    assert len(whole) == len(set(whole))
+    assert len(sample) <= 6 * 32_768 + 5
+    if lines * 7 <= 6 * 32_768:
+        assert sample == "\n".join(texts)
+    else:
+        assert len(sample) > (5 if files == 1 else 4) * 32_768
