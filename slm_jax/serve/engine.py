@@ -101,7 +101,7 @@ class Engine:
         self.chat_template, self.no_chat_reason = find_template(run.tokenizer)
         self._masks = self._token_masks()
         self._blocks = [self._empty_block() for _ in range(self.slots // self.block_slots)]
-        self.prefixes = PrefixCache(prefix_cache * 10**6)
+        self.prefixes = PrefixCache(self.max_prefix_bytes)
         self.prefixes.reset(self._weights)
         self._feeder = PromptFeeder(self._graph, self.window, self.context, self.prefixes)
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -153,6 +153,11 @@ class Engine:
     def for_run(self, run: LoadedRun, name: str) -> "Engine":
         """Return an engine of another run, with the options of this one."""
         return Engine(run, *self._options, name, self._prefix_cache)
+
+    @property
+    def max_prefix_bytes(self) -> int:
+        """Maximum size of the prefix cache by the options; errors may have reduced or paused that of `prefixes`."""
+        return self._prefix_cache * 10**6
 
     @functools.cached_property
     def longest_token(self) -> int:

@@ -179,7 +179,7 @@ class LiveView:
         if run is None:
             raise ApiError(404, f"there is no run {name!r}: GET /api/runs lists them", "run", "model_not_found")
         try:
-            _require_memory(run, old.prefixes.max_bytes)
+            _require_memory(run, old.max_prefix_bytes)
             return old.for_run(load_run(str(run.path), step=self._step), name)
         except UserError:
             raise

@@ -117,6 +117,8 @@ def test_a_run_that_cannot_be_served_leaves_the_old_one(switched, body, status, 
 
 def test_a_run_that_is_too_large_leaves_the_old_one(switched, monkeypatch):
     body = {"run": "second", "replace": "first"}
+    with switched.engines["first"].prefixes.optional("a test"):
+        raise MemoryError  # pauses the cache of the old engine; that of the new one has its full size
     monkeypatch.setattr(live, "free_host_memory", lambda: 1000)
     status, _, tree = send(switched, "POST", "/api/load", body)
     assert status == 409
