@@ -110,6 +110,7 @@ class PromptFeeder:
                 length = chunks[count - 1].end
                 cache = batching.restore_prompt(kept, np.int32(length), self._columns)
                 jax.block_until_ready(cache)  # an error of the device appears here, not in the chunks that follow
+                self.prefixes.note_reuse()
                 request.reused = length
                 return Prefill(request, weights, cache, chunks, count)
         return Prefill(request, weights, self.empty_cache(weights), chunks)

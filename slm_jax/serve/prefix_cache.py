@@ -25,7 +25,7 @@ from slm_jax.model.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 30.0  # seconds without the cache after an error; twice as many after each further one in a row
+_FIRST_PAUSE = 30.0  # seconds without the cache after an error; twice as many after each further one without a reuse
 _LONGEST_PAUSE = 600.0
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
@@ -138,7 +138,6 @@ class PrefixCache:
             max_bytes = self.max_bytes
             if weights is not self._weights or size > max_bytes:
                 return
-            self._pause = _FIRST_PAUSE
             common = [entry.common(ids, chunks) for entry in self._entries]
             if any(count == len(chunks) for count in common):
                 return  # a part of an entry
@@ -150,6 +149,11 @@ class PrefixCache:
                 self.bytes -= self._entries.pop(0).bytes
                 self.evicted += 1
 
+    def note_reuse(self) -> None:
+        """Note that an entry was restored: the cache works, so that the next error is the first one again."""
+        with self._lock:
+            self._pause = _FIRST_PAUSE
+
     def has(self, weights: Any, ids: np.ndarray, chunks: Sequence[PromptChunk]) -> bool:
         """Return whether all chunks of a prompt are kept."""
         with self._lock:
@@ -159,16 +163,20 @@ class PrefixCache:
         """Drop all entries, and keep those of other weights from now on."""
         with self._lock:
             self._weights = weights
-            self._entries = []
-            self.bytes = 0
+            self._drop_entries()
+
+    def _drop_entries(self) -> None:
+        """Free the memory of all entries; the lock is held."""
+        self._entries = []
+        self.bytes = 0
 
     @contextlib.contextmanager
     def optional(self, work: str) -> Iterator[None]:
         """Do work that requests can do without.
 
         After an error the memory of all entries is freed, and there is no cache for a while: 30 seconds, twice as long
-        after each further error before anything was kept again, at most 10 minutes. If memory was short, the cache may
-        be half as large from then on.
+        after each further error before an entry was reused (`note_reuse`), at most 10 minutes: if only restoring fails,
+        what is kept in between proves nothing. If memory was short, the cache may be half as large from then on.
 
         Args:
             work: The work, for the log.
@@ -182,7 +190,7 @@ class PrefixCache:
                 self._resumes = time.monotonic() + pause
                 self._pause = min(2 * pause, _LONGEST_PAUSE)
                 self._limit = self._limit // 2 if is_short else self._limit
-            self.reset(self._weights)
+                self._drop_entries()  # not by `reset`: another thread may have set other weights
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             size = f", with {self._limit / 1e6:,.0f} MB (--prefix_cache)" if is_short else ""
             logger.warning(

@@ -234,11 +234,13 @@ def test_an_error_in_work_for_the_cache_costs_the_cache_only(program, loaded, mo
     idle(engine)
     assert (len(engine.prefixes), engine.prefixes.max_bytes) == (1, 256 * 10**6)
     requests = [make_request(ids, 9, ignore_eos=True, boundaries=boundaries) for _ in range(2)]
+    assert engine.prefixes._pause == 60
     assert run(engine, requests[:1]) == run(plain, requests[1:])
     assert requests[0].reused > 0
+    assert engine.prefixes._pause == 30
 
 
-def test_the_pause_after_errors_grows_until_something_was_kept(monkeypatch, caplog):
+def test_the_pause_after_errors_grows_until_something_was_reused(monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setattr(prefix_cache, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     cache = PrefixCache(1000)
@@ -253,14 +255,34 @@ def test_the_pause_after_errors_grows_until_something_was_kept(monkeypatch, capl
             clock[0] += step
         return clock[0] - start
 
-    assert [fail(ValueError("broken")) for _ in range(6)] == [30, 60, 120, 240, 480, 600]
+    pauses = []
+    for _ in range(6):  # something is kept in between, but it cannot be restored
+        pauses.append(fail(ValueError("broken")))
+        cache.add(weights, np.arange(16), [PromptChunk(0, 16, 16)], np.zeros(10))
+        assert len(cache) == 1
+    assert pauses == [30, 60, 120, 240, 480, 600]
     assert cache.max_bytes == 1000
-    chunks = [PromptChunk(0, 16, 16)]
-    cache.add(weights, np.arange(16), chunks, np.zeros(10))
-    assert len(cache) == 1
+    cache.note_reuse()
     assert fail(MemoryError()) == 30
     assert (len(cache), cache.max_bytes) == (0, 500)
     assert "for 30 s, turns of conversations are computed in full" in caplog.text
+
+
+def test_weights_that_are_replaced_during_an_error_stay():
+    """Another thread gets the lock before each time that this one takes it."""
+    cache = PrefixCache(1000)
+
+    class Lock:
+        def __enter__(self):
+            cache._weights = self.newest = object()
+
+        def __exit__(self, *error):
+            pass
+
+    cache._lock = Lock()
+    with cache.optional("keeping a conversation"):
+        raise ValueError
+    assert cache._weights is cache._lock.newest
 
 
 def test_a_conversation_larger_than_the_cache_is_not_computed_ahead(loaded):
