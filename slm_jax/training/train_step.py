@@ -19,7 +19,7 @@ from slm_jax.config.schema import Config
 from slm_jax.model.dropout import example_keys
 from slm_jax.model.params import join
 from slm_jax.training.context import count_input_tokens, layers_mean_context
-from slm_jax.training.objective import NextToken, Objective
+from slm_jax.training.objective import Objective
 from slm_jax.training.schedule import make_schedule
 from slm_jax.utils.batch import Batch
 
@@ -168,8 +168,8 @@ def train_step(
     config: Config,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    objective: Objective = NextToken(),
-    options: Sequence[StepOption] = (),
+    objective: Objective,
+    options: Sequence[StepOption],
     param_shardings: Any = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Take one optimizer step.
@@ -223,6 +223,6 @@ def train_step(
     return outcome.state, metrics
 
 
-def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef, objective: Objective = NextToken()) -> Any:
+def eval_step(weights: Any, batch: Batch, *, graph: nnx.GraphDef, objective: Objective) -> Any:
     """Return the sums of an objective over a batch, without dropout."""
     return objective.sums(nnx.merge(graph, weights), batch)

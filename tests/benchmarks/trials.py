@@ -237,7 +237,8 @@ def _programs(key: _Key, vocab_size: int) -> tuple[Any, Any]:
     config = key.config
     graph, _ = abstract_model(config, vocab_size, Platform.default(), adapters=True)
     options = tuple(step_options(config, Policy.choose(config, Platform.default()).compute))
-    step = functools.partial(train_step, graph=graph, objective=make_objective(config.train), options=options)
+    objective = make_objective(config.train)
+    step = functools.partial(train_step, graph=graph, objective=objective, options=options)
 
     def train(state: Any, batch: Any, rates: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
         optimizer = _optimizer(config, vocab_size, rates)
@@ -246,7 +247,7 @@ def _programs(key: _Key, vocab_size: int) -> tuple[Any, Any]:
         return state, metrics["loss"]
 
     def evaluate(weights: Any, batch: Any) -> jax.Array:
-        return eval_step(weights, batch, graph=graph).nll
+        return eval_step(weights, batch, graph=graph, objective=objective.without_additions()).nll
 
     return jax.jit(train, donate_argnums=0), jax.jit(evaluate)
 

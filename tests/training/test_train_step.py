@@ -1,6 +1,7 @@
 """Test the training step: shifted targets, accumulation, one compilation, determinism, several devices."""
 
 import functools
+import inspect
 import re
 
 import jax
@@ -195,7 +196,9 @@ def test_train_step_applies_the_optimizer_to_the_gradients():
     state = init_state(config, VOCAB, optimizer)
     batch = shifted_batch(random_ids((8, 16)))
     grads, sums = bound_gradients(config, grad_accum_steps=2)(state.params, batch, None)
-    after, metrics = train_step(state, batch, config=config, graph=graph, optimizer=optimizer)
+    after, metrics = train_step(
+        state, batch, config=config, graph=graph, optimizer=optimizer, objective=NextToken(), options=()
+    )
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads)
     assert largest_difference(after.params, expected) == 0
     assert int(after.step) == 1
@@ -206,14 +209,23 @@ def test_train_step_applies_the_optimizer_to_the_gradients():
     assert float(metrics["tokens"]) == 8 * 15
 
 
+@pytest.mark.parametrize("step", [train_step, eval_step, gradients, loss_fn])
+def test_a_step_has_no_objective_or_options_of_its_own(step):
+    """A caller that forgot them would compute something else than the config says."""
+    parameters = inspect.signature(step).parameters
+    required = {"objective", "options"} & parameters.keys()
+    assert "objective" in required
+    assert all(parameters[name].default is inspect.Parameter.empty for name in required)
+
+
 def test_eval_step_ignores_dropout_and_additional_terms():
     config = tiny_config(model__dropout=0.5, train__z_loss=1.0, train__ul_alpha=1.0)
     params = make_steps(config, VOCAB).init().params
     batch = shifted_batch(random_ids((8, 16)))
-    sums = eval_step(params, batch, graph=abstract_model(config, VOCAB)[0])
+    sums = eval_step(params, batch, graph=abstract_model(config, VOCAB)[0], objective=NextToken())
     assert float(sums.loss) == float(sums.nll)
-    plain = tiny_config()
-    assert float(sums.nll) == float(eval_step(params, batch, graph=abstract_model(plain, VOCAB)[0]).nll)
+    graph = abstract_model(tiny_config(), VOCAB)[0]
+    assert float(sums.nll) == float(eval_step(params, batch, graph=graph, objective=NextToken()).nll)
 
 
 def test_untrained_loss_is_about_log_vocabulary():
