@@ -21,12 +21,18 @@ def command_environment(cache: Path, devices: int = 1) -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None, seconds: float = 120.0) -> None:
-    """Wait until the condition holds; the process must not end before that."""
+    """Wait until the condition holds; the process must not end before that, and is killed if the test fails."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    try:
+        while not condition():
+            assert process is None or process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.001)
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise
 
 
 def kill_at(command: Sequence[str], instants: Iterable[Callable[[], bool]], environment: dict[str, str]) -> None:
@@ -62,6 +68,8 @@ def kill_at_random_instants(
         try:  # any instant, from the first import to the last write
             process.wait(timeout=random.uniform(*seconds))
         except subprocess.TimeoutExpired:
+            pass
+        finally:
             process.kill()
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
