@@ -333,6 +333,19 @@ def test_separators_among_text_are_warned_about(tmp_path, caplog):
         assert len(list(texts.read())) == 2
     (message,) = caplog.messages
     assert message.startswith(f"{path}: <|endoftext|> stands 2 times among other text, where it does not end")
+    assert message.endswith("as in sed 's/<|endoftext|>/\\n&\\n/g' OLD > NEW")
+
+
+def test_separators_are_warned_about_where_each_line_is_a_document(tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_text("One.<|endoftext|>Two.\n<|endoftext|>\nThree.\n")
+    lines = FileSource([str(path)], per_line=True)
+    for _ in range(2):
+        assert [document.text for document in lines.read()] == ["One.<|endoftext|>Two.", "<|endoftext|>", "Three."]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: <|endoftext|> stands 2 times in the text, where it does not end a document")
+    assert len(list(FileSource([str(path)], separator="", per_line=True).read())) == 3
+    assert len(caplog.messages) == 1
 
 
 def test_invalid_rows_are_reported_with_their_location(tmp_path):

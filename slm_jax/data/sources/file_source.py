@@ -143,13 +143,21 @@ class FileSource:
     def _texts(self, path: Path) -> Iterator[str]:
         """Yield the documents of a text file, decoded one at a time."""
         with open_text(path) as file:
-            if self.per_line:
-                offset = 0
-                for number, line in enumerate(read_lines(file, path)):
-                    yield self._decode(line.rstrip(b"\r\n"), path, offset, number)
-                    offset += len(line)
-            else:
-                yield from self._separated_texts(file, path)
+            yield from self._lines(file, path) if self.per_line else self._separated_texts(file, path)
+
+    def _lines(self, file: IO[bytes], path: Path) -> Iterator[str]:
+        """Yield the lines of a file."""
+        separator = self.separator.encode()
+        separators = 0
+        offset = 0
+        for number, line in enumerate(read_lines(file, path)):
+            if separator and separator in line:
+                separators += line.count(separator)
+            yield self._decode(line.rstrip(b"\r\n"), path, offset, number)
+            offset += len(line)
+        if separators:
+            where = "in the text, where it does not end a document: with data.document line each line is one"
+            self._warn_of_separators(path, separators, where, "remove it, or leave out data.document")
 
     def _separated_texts(self, file: IO[bytes], path: Path) -> Iterator[str]:
         """Yield the documents between the separators of a file, which is read in blocks of whole lines."""
@@ -185,20 +193,14 @@ class FileSource:
         if size:
             yield self._decode(b"".join(parts), path, document_offset, document_line)
         if inline:
-            self._warn_of_inline_separators(path, inline)
+            remedy = f"put each on a line of its own, as in sed 's/{self.separator}/\\n&\\n/g' OLD > NEW"
+            self._warn_of_separators(path, inline, "among other text, where it does not end a document", remedy)
 
-    def _warn_of_inline_separators(self, path: Path, count: int) -> None:
-        """Warn once: a source is read several times."""
+    def _warn_of_separators(self, path: Path, count: int, where: str, remedy: str) -> None:
+        """Warn once of separators that are read as text: a source is read several times."""
         if not self._warned:
             self._warned = True
-            logger.warning(
-                "%s: %s stands %s among other text, where it does not end a document: put each on a line of its own, "
-                "as in sed 's/%s/\\n&\\n/g' OLD > NEW",
-                path,
-                self.separator,
-                plural(count, "time"),
-                self.separator,
-            )
+            logger.warning("%s: %s stands %s %s: %s", path, self.separator, plural(count, "time"), where, remedy)
 
     def _decode(self, data: bytes, path: Path, offset: int, lines: int) -> str:
         """Return the text of a document; a byte order mark at the beginning of the file is dropped.
