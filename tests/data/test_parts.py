@@ -1,11 +1,13 @@
 """Parts of a corpus: encoded by several processes, merged into the bytes that one process writes."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from slm_jax.chat.messages import Message
 from slm_jax.data.corpus import build, parts, splitting, writing
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.merge import complete_parts, merge_parts
-from slm_jax.data.corpus.part_files import Part, PartState, parts_folder
+from slm_jax.data.corpus.part_files import Part, PartState, json_checksum, parts_folder
 from slm_jax.data.corpus.parts import build_part, file_owners
+from slm_jax.data.corpus.writing import write_json
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.utils.errors import UserError
@@ -350,3 +353,19 @@ def test_tasks_of_ray(texts):
     assert corpora(texts / "ray") == corpora(texts / "one")
     status, _, err = finish(start(texts, "prepare", "b/none.txt", "--ray", "2"))
     assert (status, err.count("\n")) == (2, 1)
+
+
+def test_json_with_documents_is_written_and_hashed_part_by_part(tmp_path):
+    content = {"groups": [[0, 8, None]], "texts": [[i, "é" * 200_000] for i in range(8)], "invalid": [["why", "where"]]}
+    whole = json.dumps(content, sort_keys=True).encode()
+    file = tmp_path / "content.json"
+    tracemalloc.start()
+    try:
+        write_json(file, content)
+        sha256 = json_checksum(content)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sha256 == hashlib.sha256(whole).hexdigest()
+    assert file.read_text() == json.dumps(content, indent=1) + "\n"
+    assert peak < 0.6 * len(whole)

@@ -7,6 +7,7 @@ CORPUS.parts-3/2/             part 2 of 3 of a corpus in the cache
   00000.json                  groups, the reasons of invalid rows, and texts that the merge may need
 """
 
+import hashlib
 import itertools
 import json
 from collections import deque
@@ -162,5 +163,8 @@ def chunk_files(folder: Path, number: int) -> tuple[Path, Path, Path]:
 
 
 def json_checksum(content: Any) -> str:
-    """Return the checksum of a JSON value."""
-    return checksum(np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8))
+    """Return the SHA-256 of a JSON value, hashed part by part: it may hold whole documents."""
+    digest = hashlib.sha256()
+    for part in json.JSONEncoder(sort_keys=True).iterencode(content):
+        digest.update(part.encode())
+    return digest.hexdigest()

@@ -48,7 +48,13 @@ def write_shard(
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file as a whole or not at all; it is on the disk when this returns."""
-    _write_file(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
+
+    def write(file: IO[bytes]) -> None:
+        for part in json.JSONEncoder(indent=1).iterencode(value):  # the value may hold whole documents
+            file.write(part.encode())
+        file.write(b"\n")
+
+    _write_file(path, write)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
