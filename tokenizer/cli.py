@@ -78,6 +78,10 @@ and two vocabularies side by side. Reachable from this machine only; stop with C
   python -m tokenizer serve my.hybtok english-16k  (these)
 """
 
+_MAY_BE_EMPTY = ("text", "note")
+_POSITIONAL = ("tokenizer", "tokenizers", "file", "files")
+_REQUIRED = ("tokenizer", "files", "out")
+
 _MAX_EXPANSION = 2**25
 """Ids that the counts of `decode` may add: a short line could stand for more ids than fit into memory."""
 
@@ -93,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _build_parser().parse_args(arguments)
     try:
+        _refuse_empty_values(options)
         options.run(options)
         sys.stdout.flush()
     except TokenizerError as error:
@@ -104,6 +109,19 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has exited, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _refuse_empty_values(options: argparse.Namespace) -> None:
+    """Refuse empty names of files, tokenizers and choices: they usually mean an unset shell variable.
+
+    Raises:
+        TokenizerError: A value is empty.
+    """
+    for name, value in vars(options).items():
+        if name in _MAY_BE_EMPTY or "" not in (value if isinstance(value, list) else [value]):
+            continue
+        title = name.upper() if name in _POSITIONAL else f"--{name.replace('_', '-')}"
+        raise TokenizerError(f"{title} is empty: give a value{'' if name in _REQUIRED else ', or leave it out'}")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -177,6 +195,8 @@ def _add_compare_options(compare: argparse.ArgumentParser) -> None:
 
 def _count(word: str) -> int:
     """Convert a word of the command line to a number that is not negative."""
+    if not word.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r}: should be a whole number")
     value = int(word)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{word}: should be 0 or more")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_tokenizer.samples import LANGUAGES, corpus
-from tokenizer import HybridTokenizer
+from tokenizer import HybridTokenizer, cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +128,43 @@ def test_errors_are_one_line(trained, tmp_path):
     for ids in ("1 2 three", "9 5:0", "5:-3", "5:99999999999", "5:" + "9" * 5000):
         done = run("decode", trained, text=ids)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", ""], "TOKENIZER is empty: give a value"),
+        (["encode", "english-8k", ""], "FILE is empty: give a value, or leave it out"),
+        (["decode", ""], "TOKENIZER is empty: give a value"),
+        (["decode", "english-8k", ""], "FILE is empty: give a value, or leave it out"),
+        (["inspect", ""], "TOKENIZER is empty: give a value"),
+        (["inspect", "english-8k", "--token", ""], "--token is empty: give a value, or leave it out"),
+        (["train", "text.txt", "", "--out", "x"], "FILES is empty: give a value"),
+        (["train", "text.txt", "--out", ""], "--out is empty: give a value"),
+        (["train", "text.txt", "--out", "x", "--score", ""], "--score is empty: give a value, or leave it out"),
+        (["train", "text.txt", "--out", "x", "--boundaries="], "--boundaries is empty: give a value, or leave it out"),
+        (["compare", ""], "FILES is empty: give a value"),
+        (["compare", "text.txt", "--pretrained", ""], "--pretrained is empty: give a value, or leave it out"),
+        (["serve", ""], "TOKENIZERS is empty: give a value, or leave it out"),
+    ],
+)
+def test_empty_values_are_refused(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_empty_text_has_no_tokens(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", (tmp_path / "empty").open("w+"))
+    for arguments in (["encode", "english-8k"], ["inspect", "english-8k", "--text", ""]):
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out == "\n"
+
+
+@pytest.mark.parametrize("number", ["", "x", "-"])
+def test_a_number_that_is_none_is_named(number, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", "english-8k", f"--merges={number}"])
+    assert f"argument --merges: {number!r}: should be a whole number" in capsys.readouterr().err
 
 
 def test_ctrl_c_prints_one_line(trained):
