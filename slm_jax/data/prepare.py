@@ -120,7 +120,7 @@ def _require_same_text(run: Run, parts: Sequence[tuple[str, float]], tokenizer: 
     position = newest_position(run)
     saved_tokenizer = position.get("tokenizer", tokenizer.fingerprint)
     if saved_tokenizer != tokenizer.fingerprint:
-        raise other_input_error(step, "tokenizer", saved_tokenizer, tokenizer.fingerprint)
+        raise other_input_error(step, "another tokenizer", saved_tokenizer, tokenizer.fingerprint)
     saved = position.get("corpus")
     if saved not in (None, mixture_fingerprint(parts) if len(parts) > 1 else parts[0][0]):
         raise UserError(

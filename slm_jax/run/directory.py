@@ -292,11 +292,18 @@ def _verify_config(path: Path, tree: dict[str, Any]) -> None:
         raise UserError(f"{path} is damaged: its end is missing. Restore it, or start another --run")
 
 
-def other_input_error(step: int, description: str, saved: object, current: object) -> UserError:
-    """Return the error for a checkpoint that was saved with another tokenizer, text or seed than training has now."""
+def other_input_error(step: int, other: str, saved: object, current: object) -> UserError:
+    """Return the error for a checkpoint that was saved with another input than training has now.
+
+    Args:
+        step: The step of the checkpoint.
+        other: The input: "another tokenizer", "another text", …
+        saved: The value or the fingerprint that the checkpoint was saved with.
+        current: That of this call.
+    """
     return UserError(
-        f"the checkpoint of step {step} has another {description}: {saved} saved, {current} current. Restore what the "
-        "run was started with, or start another --run"
+        f"the checkpoint of step {step} was saved with {other} ({saved}, now {current}): restore what the run was "
+        "started with, or start another --run"
     )
 
 

@@ -45,7 +45,12 @@ _ADDED = {
     "optimizer.momentum_warmup_steps": 0,
     "optimizer.momentum_cooldown_steps": 0,
 }
-_INPUTS = {"tokenizer": "tokenizer", "corpus": "text", "pairs": "text of its pairs", "seed": "seed"}
+_INPUTS = {
+    "tokenizer": "another tokenizer",
+    "corpus": "another text",
+    "pairs": "other preference pairs",
+    "seed": "another seed",
+}
 _OPTIONAL = {"health": health.init, "loss_scale": loss_scale.init}  # fields that a state has or not, and their start
 
 
@@ -81,9 +86,9 @@ def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
         UserError: They differ in more than options that may change on resume.
     """
-    for name, description in _INPUTS.items():
+    for name, other in _INPUTS.items():
         if name in saved and name in current and saved[name] != current[name]:
-            raise other_input_error(saved["step"], description, saved[name], current[name])
+            raise other_input_error(saved["step"], other, saved[name], current[name])
     resumable = Config.fields_with("resumable")
     for name, value in {**_ADDED, **saved.get("config", {})}.items():
         if name in resumable or name == "lora.from_peft" or not name.startswith(_BINDING):  # read once, at the start

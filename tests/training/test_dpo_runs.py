@@ -318,7 +318,7 @@ def test_other_rejected_responses_are_not_continued_with(workspace, tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text(changed)
     run.save_config(tuned(workspace, **{"data.files": str(source)}))
-    with pytest.raises(UserError, match=r"has another text of its pairs: .* Restore what the run was started with"):
+    with pytest.raises(UserError, match=r"saved with other preference pairs \(.*, now .*\): restore what"):
         train(tuned(workspace, **{"data.files": str(source), "train.steps": 25}), run.path)
     saved = {"step": 3, "corpus": "a", "config": {}}  # of an earlier version
     check_compatibility(saved, {"corpus": "a", "pairs": "b", "config": {}})

@@ -222,7 +222,7 @@ def test_checkpoints_elsewhere_outlive_the_run_directory(start, tmp_path):
         assert np.array_equal(first, second)
     with pytest.raises(UserError, match=r"step 9 has another config: model\.mlp_dim is 96 saved, 64 current"):
         start("other", steps=12, checkpoint__folder=folder, model__mlp_dim=64)
-    with pytest.raises(UserError, match="step 9 has another tokenizer"):
+    with pytest.raises(UserError, match="step 9 was saved with another tokenizer"):
         start("words", steps=12, checkpoint__folder=folder, tokenizer__vocab_size=320)
 
 
