@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 
 from slm_jax.config import small_text
+from slm_jax.config.rule import Request, make_recipe
+from slm_jax.config.schema import Config
 from slm_jax.config.small_text import POINTS, Point, expected_bits
 
 
@@ -18,6 +21,26 @@ def table(monkeypatch):
     }
     monkeypatch.setattr(small_text, "POINTS", texts)
     return texts
+
+
+def test_the_pages_name_what_the_rule_chooses():
+    """README.md by the bytes of files, configs/README.md by those of the training text and of files."""
+    root = Path(__file__).parents[2]
+    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "configs/README.md")}
+
+    def chosen(kilobytes, share, digits):
+        recipe = make_recipe(Request(auto=True, text_bytes=round(1000 * kilobytes * share)))
+        return f"{recipe.parameters / 1e6:.{digits}f} M", recipe.options["train.steps"].value
+
+    of_files = 1 - Config().data.validation_fraction
+    for kilobytes, name in ((100, "100 kB"), (1000, "1 MB")):
+        size, steps = chosen(kilobytes, of_files, 1)
+        assert f"{size}, {steps} steps at {name}" in pages["README.md"]
+    size, steps = chosen(100, of_files, 2)
+    assert f"{size} parameters and {steps} steps" in " ".join(pages["configs/README.md"].split())
+    for kilobytes in (100, 300):
+        size, steps = chosen(kilobytes, 1, 2)
+        assert f"| {kilobytes} kB of English news | {size} | {steps}" in pages["configs/README.md"]
 
 
 def test_the_table_is_ordered_and_more_text_has_lower_scores():
