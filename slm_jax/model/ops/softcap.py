@@ -10,7 +10,13 @@ def cap_logits(logits: jax.Array, softcap: float) -> jax.Array:
 
 
 def times_slope(gradient: jax.Array, logits: jax.Array, softcap: float) -> jax.Array:
-    """Return the gradient by logits before `cap_logits`, of the gradient by those after it; 0 for padding rows."""
+    """Return the gradient with respect to the logits before `cap_logits`, by the chain rule.
+
+    Args:
+        gradient: Gradient with respect to the capped logits.
+        logits: The capped logits. Beyond the cap are only those of the head's padding rows, whose slope is 0.
+        softcap: The cap; 0: there is none, and the gradient is returned.
+    """
     if not softcap:
         return gradient
     return gradient * (1 - (jnp.minimum(jnp.abs(logits.astype(jnp.float32)), softcap) / softcap) ** 2)
