@@ -5,17 +5,15 @@ Polynomial hashes modulo 2**64 of the code points (Karp and Rabin, "Efficient ra
 an error matters, the caller compares the windows of equal hashes.
 """
 
-import re
+import hashlib
 from functools import lru_cache
 
 import numpy as np
 
-# White space of `str.split`: in ASCII, as a table for `bytes.translate`; and the rest, in UTF-8.
+# White space of `str.split`: in ASCII, as a table for `bytes.translate`; and of two and three bytes in UTF-8.
 _SPACES_TO_BLANKS = bytes(32 if value < 128 and chr(value).isspace() else value for value in range(256))
-_find_other_space = re.compile(
-    rb"[\xc2\xe1-\xe3](?:(?<=\xc2)[\x85\xa0]|(?<=\xe1)\x9a\x80|(?<=\xe2)(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)"
-    rb"|(?<=\xe3)\x80\x80)"
-).search
+_SPACES_OF_TWO_BYTES = ("\x85".encode(), "\xa0".encode())
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x4000)])  # no white space has a higher code
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses
 
@@ -28,12 +26,28 @@ def normalize_space(text: str) -> str:
 def normalized_bytes(text: str) -> bytes:
     """Return `normalize_space` of a text in UTF-8, with lone surrogates; in less than half of the time."""
     data = text.encode("utf-8", "surrogatepass")
-    if len(data) > len(text) and _find_other_space(data):
-        return normalize_space(text).encode("utf-8", "surrogatepass")
     values = np.frombuffer(data.translate(_SPACES_TO_BLANKS), np.uint8)
+    if len(data) > len(text) and _has_other_space(data, values):
+        return normalize_space(text).encode("utf-8", "surrogatepass")
     is_kept = values != ord(" ")
     is_kept[1:] |= is_kept[:-1].copy()  # the first blank after anything else
     return values[is_kept].tobytes().strip(b" ")
+
+
+def _has_other_space(data: bytes, values: np.ndarray) -> bool:
+    """Return whether text in UTF-8 (bytes, and uint8 [N]) has white space that is not ASCII."""
+    if any(space in data for space in _SPACES_OF_TWO_BYTES):
+        return True
+    leads = np.flatnonzero(values - np.uint8(0xE1) < 3)  # 0xE1 to 0xE3, of the characters from U+1000 to U+3FFF
+    if not leads.size:
+        return False
+    lead, second, third = (values.take(leads + index).astype(np.int32) for index in range(3))
+    return bool(_IS_SPACE.take((lead & 0xF) << 12 | (second & 0x3F) << 6 | third & 0x3F).any())
+
+
+def text_digest(text: str) -> int:
+    """Return the first 8 bytes of the SHA-256 of a text, in which runs of white space count as one space."""
+    return int.from_bytes(hashlib.sha256(normalized_bytes(text)).digest()[:8], "big")
 
 
 def code_points(text: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from slm_jax.data.corpus import build, writing
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
-from slm_jax.data.corpus.plan import SplitPlan, cut_document, document_digest, make_plan, split_digest
+from slm_jax.data.corpus.plan import SplitPlan, cut_document, make_plan, split_digest
 from slm_jax.data.corpus.splitting import SourceCounts, SplitAssigner
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
@@ -135,9 +135,9 @@ def test_documents_of_a_group_are_on_one_side():
 
 def test_white_space_makes_no_other_document():
     texts = ["a  b\n", " a b", "a\tb"]
-    assert len({document_digest(Document(text)) for text in texts}) == 1
-    assert document_digest(Document("a b c")) != document_digest(Document("a bc"))
-    assert split_digest(Document("x", group="a b")) == document_digest(Document("a b"))
+    assert len({Document(text).digest for text in texts}) == 1
+    assert Document("a b c").digest != Document("a bc").digest
+    assert split_digest(Document("x", group="a b")) == Document("a b").digest
     documents = [document(i, 500) for i in range(60)]
     copies = [Document(f"\n{each.text.strip()}  ") for each in documents]
     _, train, validation, counts = split(documents + copies)

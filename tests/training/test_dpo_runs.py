@@ -24,7 +24,6 @@ from slm_jax.config.schema import Config
 from slm_jax.curriculum import benchmarks
 from slm_jax.data import pairs as pairs_module
 from slm_jax.data.corpus.corpus import open_corpus
-from slm_jax.data.corpus.plan import document_digest
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.pairs import open_pairs
 from slm_jax.data.sources.documents import InvalidRow
@@ -172,8 +171,8 @@ def test_pairs_of_repeated_documents_and_a_long_source(workspace, tmp_path, monk
     mapper = ConversationMapper()
     documents = [mapper.to_document(Row(row, "file")) for row in rows_of(3)]
     other = mapper.to_document(Row({**rows_of(2)[1], "rejected": "never"}, "file"))
-    digests = [document_digest(each) for each in documents]
-    assert document_digest(other) == digests[1]
+    digests = [each.digest for each in documents]
+    assert other.digest == digests[1]
     splits = {
         name: SimpleNamespace(documents={"digest": np.array(each, np.uint64)})
         for name, each in (("train", [*digests[:2], digests[1]]), ("validation", digests[2:]))

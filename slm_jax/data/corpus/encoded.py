@@ -79,8 +79,8 @@ class TextEncoder:
             prompt_size = 0
             predicted_ids = all_ids
             predicted_text = text.text + (text.response or "")
-        num_bytes = len(predicted_text.encode("utf-8", "surrogatepass"))
-        rest = num_bytes - int(self._byte_table[predicted_ids].sum())
+        num_bytes = _num_bytes(predicted_text)
+        rest = num_bytes - int(self._byte_table.take(predicted_ids).sum())
         return EncodedText(
             text.split, text.digest, text.ends, text.size, all_ids.astype(self._dtype), num_bytes, prompt_size, rest
         )
@@ -96,13 +96,18 @@ class TextEncoder:
         is_response_only = self._loss_on == "response"
         predicted_ids = ids[ids >= 0] if is_response_only else ids & 0x7FFFFFFF
         contents = [each.content for each in text.messages if each.role == "assistant" or not is_response_only]
-        num_bytes = sum(len(content.encode("utf-8", "surrogatepass")) for content in contents)
-        rest = num_bytes - int(self._byte_table[predicted_ids].sum())
+        num_bytes = sum(map(_num_bytes, contents))
+        rest = num_bytes - int(self._byte_table.take(predicted_ids).sum())
         is_predicted = ids >= 0
         before = int(is_predicted.argmax()) if is_predicted.any() else ids.size  # tokens before the first response
         prompt_size = before if is_response_only else 0
         stored = to_stored(ids, self._dtype)
         return EncodedText(text.split, text.digest, text.ends, text.size, stored, num_bytes, prompt_size, rest)
+
+
+def _num_bytes(text: str) -> int:
+    """Return the number of UTF-8 bytes of a text."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def end_of(text: EncodedText, eos_id: int, marked: bool) -> np.ndarray:

@@ -26,7 +26,7 @@ PART_FORMAT = 1
 
 RECORD_DTYPE = np.dtype(
     [
-        ("digest", "<u8"),  # see `document_digest`
+        ("digest", "<u8"),  # see `Document.digest`
         ("split_digest", "<u8"),
         ("size", "<u4"),  # characters
         ("tokens", "<u4"),  # stored ids

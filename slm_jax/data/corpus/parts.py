@@ -40,7 +40,7 @@ from slm_jax.data.corpus.part_files import (
     json_checksum,
     read_groups,
 )
-from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, make_plan, split_digest
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, make_plan, split_digest
 from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty, whole_text
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_array, write_json
@@ -326,7 +326,7 @@ class _Drafts:
             return _Draft(INVALID, invalid=(item.reason, item.location))
         if is_empty(item):
             return _Draft(EMPTY)
-        digest = document_digest(item)
+        digest = item.digest
         by_beginning = self._plan.by_beginning
         group = split_digest(item, by_beginning) if item.group or by_beginning else digest
         is_whole = item.response is not None or item.messages is not None

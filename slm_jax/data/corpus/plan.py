@@ -5,7 +5,6 @@ Only if the documents are so few, or so different in size, that this would hold 
 departs from the hash: by other whole documents, or, for want of such, by cutting each long document once.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_windows import normalized_bytes
+from slm_jax.utils.text_windows import text_digest
 
 _MAX_HASH = 2**64
 # The share of the characters that is held out may be this many times the fraction.
@@ -78,15 +77,6 @@ class CutText(NamedTuple):
     rest: str
 
 
-def document_digest(document: Document) -> int:
-    """Return the first 8 bytes of the SHA-256 of a document's text, in which runs of white space count as one space.
-
-    The text of an instruction is prompt and response, that of a conversation the contents of its messages, whose roles
-    and template do not count.
-    """
-    return _digest(" ".join(document.strings))
-
-
 def split_digest(document: Document, by_beginning: bool = False) -> int:
     """Return the digest that decides about the split of a document: that of its group, or its own.
 
@@ -101,16 +91,12 @@ def split_digest(document: Document, by_beginning: bool = False) -> int:
         roles = [message.role for message in document.messages]
         first = roles.index("assistant") if "assistant" in roles else len(roles)
         return _group_digest(" ".join(message.content for message in document.messages[:first]))
-    return document_digest(document)
+    return document.digest
 
 
 @lru_cache(maxsize=1024)  # a group may have thousands of documents
 def _group_digest(group: str) -> int:
-    return _digest(group)
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(normalized_bytes(text)).digest()[:8], "big")
+    return text_digest(group)
 
 
 def make_plan(documents: Sequence[Document], fraction: float, complete: bool = True) -> SplitPlan:
@@ -161,7 +147,7 @@ def _group_sizes(documents: Sequence[Document], by_beginning: bool = False) -> d
     sizes: dict[int, int] = {}
     seen = set()
     for document in documents:
-        digest = document_digest(document)
+        digest = document.digest
         if digest not in seen:
             seen.add(digest)
             decides_alone = not (document.group or by_beginning)

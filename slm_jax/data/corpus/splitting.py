@@ -5,11 +5,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from slm_jax.chat.messages import Message
-from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, document_digest, split_digest
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
 
@@ -26,7 +25,7 @@ class SplitText(NamedTuple):
         text: See `Document.text`.
         response: See `Document.response`.
         split: The split.
-        digest: The `document_digest` of the whole document.
+        digest: The `Document.digest` of the whole document.
         ends: Whether the document ends here, with an <EOS>.
         messages: See `Document.messages`.
     """
@@ -72,7 +71,7 @@ class Assignable(Protocol):
 
     @property
     def digest(self) -> int:
-        """Its `document_digest`."""
+        """Its `Document.digest`."""
 
     @property
     def split_digest(self) -> int:
@@ -111,10 +110,10 @@ class ReadDocument:
         """True if it has nothing to predict."""
         return is_empty(self._document)
 
-    @cached_property
+    @property
     def digest(self) -> int:
-        """Its `document_digest`."""
-        return document_digest(self._document)
+        """Its `Document.digest`."""
+        return self._document.digest
 
     @property
     def split_digest(self) -> int:
@@ -152,7 +151,7 @@ def cut_text(text: str, digest: int, plan: SplitPlan, max_held_out: int) -> Cut 
 
     Args:
         text: The text.
-        digest: The `document_digest` of its document.
+        digest: The `Document.digest` of its document.
         plan: Where documents are cut.
         max_held_out: The largest number of characters that is held out; 0: no limit.
     """
@@ -295,7 +294,7 @@ def is_empty(document: Document) -> bool:
     if document.messages is not None:
         return not any(each.role == "assistant" and each.content.strip() for each in document.messages)
     predicted = document.text if document.response is None else document.response
-    return not predicted.strip()
+    return not predicted or predicted.isspace()
 
 
 class SplitAssigner:

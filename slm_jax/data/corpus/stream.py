@@ -13,7 +13,7 @@ from slm_jax.utils.text_tokenizer import TextTokenizer
 DOCUMENT_DTYPE = np.dtype(
     [
         ("end", "<i8"),  # index in the shard after its <EOS>, or after the last token of one that was cut
-        ("digest", "<u8"),  # see `plan.document_digest`; of the whole document, also where it was cut
+        ("digest", "<u8"),  # see `Document.digest`; of the whole document, also where it was cut
         ("bytes", "<u4"),  # UTF-8 bytes of the text that is predicted
         ("prompt", "<u4"),  # number of its first tokens that are not predicted
         ("rest", "<i4"),  # bytes beyond those that `byte_table` gives to its tokens; nearly always 0

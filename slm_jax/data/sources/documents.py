@@ -6,14 +6,25 @@ continues where it stopped and ends with the same bytes.
 
 import itertools
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 from slm_jax.chat.messages import Message
+from slm_jax.utils.text_windows import text_digest
 
 Split = Literal["train", "validation"]
 
 
-class Document(NamedTuple):
+class _DocumentFields(NamedTuple):
+    text: str
+    response: str | None = None
+    split: Split | None = None
+    group: str = ""
+    messages: tuple[Message, ...] | None = None
+    rejected: tuple[Message, ...] | None = None
+
+
+class Document(_DocumentFields):  # a subclass, because a NamedTuple itself cannot cache a property
     """One text of a source.
 
     Attributes:
@@ -26,13 +37,6 @@ class Document(NamedTuple):
         rejected: For a preference, the conversation that is not preferred to `messages`; None otherwise.
     """
 
-    text: str
-    response: str | None = None
-    split: Split | None = None
-    group: str = ""
-    messages: tuple[Message, ...] | None = None
-    rejected: tuple[Message, ...] | None = None
-
     @property
     def strings(self) -> tuple[str, ...]:
         """The texts that are encoded each by itself: the text and its response, or the contents of the messages."""
@@ -44,6 +48,15 @@ class Document(NamedTuple):
     def size(self) -> int:
         """Characters of all texts."""
         return sum(map(len, self.strings))
+
+    @cached_property
+    def digest(self) -> int:
+        """The `text_digest` that duplicates have in common.
+
+        The text of an instruction is prompt and response, that of a conversation the contents of its messages, whose
+        roles and template do not count.
+        """
+        return text_digest(" ".join(self.strings))
 
 
 class InvalidRow(NamedTuple):
