@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.test_tokenizer.conftest import encode_reference
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
+from tokenizer.encoding import base_encoder
 from tokenizer.encoding.pretokenization import MAX_PRETOKEN, PRETOKEN, split_long_pretoken
 from tokenizer.vocabulary import NL, SP
 
@@ -83,6 +84,22 @@ def test_every_edge_can_be_looked_up_alone(tok):
 def test_first_text_after_loading(tok, text):
     """Encode before any table is built."""
     assert HybridTokenizer.from_vocabulary(tok._vocabulary).encode(text) == encode_reference(text, tok._vocabulary)
+
+
+def test_tables_are_built_when_they_pay(tok):
+    """Long texts get the same ids before the tables are built, as the tables are, and after."""
+    vocabulary = tok._vocabulary
+    fresh = HybridTokenizer.from_vocabulary(vocabulary)
+    text = corpus()[: base_encoder.MIN_BULK]
+    halves = [text[:2000], text[2000:]]
+    expected = encode_reference(text, vocabulary)
+    expected_of_halves = [encode_reference(half, vocabulary) for half in halves]
+    for number in range(1, base_encoder.MIN_FIRST_BULK // base_encoder.MIN_BULK + 2):
+        if number % 2:
+            assert fresh.encode(text) == expected
+        else:
+            assert [ids.tolist() for ids in fresh.encode_arrays(halves)] == expected_of_halves
+        assert ("_bulk" in vars(fresh._encoder)) == (number * base_encoder.MIN_BULK >= base_encoder.MIN_FIRST_BULK)
 
 
 @pytest.mark.parametrize("wrong", [-1, -(2**31), 2**31, 2**32 - 1, 10**6])

@@ -11,8 +11,6 @@ _ENTRY_BYTES = 200
 """Bytes of an entry other than its characters, of at most four bytes each, and its ids."""
 _MAX_CACHED = 64
 """Characters of the longest pre-token that is cached."""
-MIN_BULK = 4096
-"""Characters from which texts are encoded with NumPy. The first such text also waits for its tables, up to 0.3 s."""
 
 
 class ShortCache:

@@ -7,48 +7,27 @@ ids are those of `tokenizer.portable.reference.encode_reference`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tokenizer.encoding.short_cache import MIN_BULK, ShortCache
+from tokenizer.encoding.base_encoder import BaseEncoder
 from tokenizer.encoding.unicode import text_to_bytes
 from tokenizer.portable.pretokens import split_pretokens
 from tokenizer.portable.reference import segment_data
-from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizer.encoding.bulk import BulkEncoder
 
 
-class PortableEncoder:
-    """Encodes text with one portable vocabulary. Safe to use from several threads at once.
+class PortableEncoder(BaseEncoder):
+    """The encoder of portable tokenizers."""
 
-    Args:
-        vocabulary: The vocabulary to encode with.
-    """
+    def _words(self, text: str) -> list[str]:
+        return split_pretokens(text)
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._cache = ShortCache(self._segment)
+    def _segment(self, word: str) -> bytes:
+        return array("i", segment_data(text_to_bytes(word), self.vocabulary)).tobytes()
 
-    def ids(self, text: str) -> bytes:
-        """Return the ids of a text, as the bytes of an int32 array."""
-        if len(text) >= MIN_BULK:
-            return self._bulk.ids(text)
-        return self._cache.ids(split_pretokens(text))
-
-    def ids_of_many(self, texts: Sequence[str]) -> list[bytes]:
-        """Return `ids` of each text, in much less time where the texts are short."""
-        if sum(map(len, texts)) >= MIN_BULK:
-            return self._bulk.ids_of_many(texts)
-        return list(map(self.ids, texts))
-
-    def _segment(self, pretoken: str) -> bytes:
-        return array("i", segment_data(text_to_bytes(pretoken), self.vocabulary)).tobytes()
-
-    @cached_property
-    def _bulk(self) -> BulkEncoder:
-        from tokenizer.portable.batch import bulk_encoder  # imports NumPy, which short texts do not need
+    def _make_bulk(self) -> BulkEncoder:
+        from tokenizer.portable.batch import bulk_encoder
 
         return bulk_encoder(self.vocabulary)
