@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from tests.test_tokenizer.conftest import encode_reference, make
 from tests.test_tokenizer.samples import EDGE_CASES, LANGUAGES, any_text, corpus
 from tokenizer import HybridTokenizer, TokenizerError
-from tokenizer.encoding import bulk
+from tokenizer.encoding import base_encoder, bulk
 from tokenizer.encoding.unicode import text_to_bytes
 from tokenizer.portable import character_tables
 from tokenizer.portable.batch import BatchMerger
 from tokenizer.portable.pretokens import (
     PATTERN,
+    blocks_to_encode,
     count_pretokens,
-    split_blocks,
     split_chunks,
     split_pretokens,
 )
@@ -95,7 +95,8 @@ def test_chunks_and_blocks_end_where_pretokens_end(text):
     assert pretokens == re.findall(PATTERN, text)
     assert "".join(pretokens) == text
     assert [part for chunk in split_chunks(text) for part in split_pretokens(chunk)] == pretokens
-    assert [part for block in split_blocks(text, 3) for part in split_pretokens(block)] == pretokens
+    for size in (1, 3):
+        assert [part for block in blocks_to_encode(text, size) for part in split_pretokens(block)] == pretokens
     counts = sum(count_pretokens(text), start=type(next(count_pretokens("a")))())
     assert sum(len(part) * count for part, count in counts.items()) == len(text)
 
@@ -115,8 +116,9 @@ def test_texts_are_split_together_as_alone(portable, texts):
 
 
 @pytest.mark.parametrize("unusual", ["", "\0", "\U0001f642", "\0\U0001f642\udc00"])
-def test_many_new_words(portable, unusual):
+def test_many_new_words(portable, unusual, monkeypatch):
     """Encode enough new words, with and without unusual characters, for the ways that take many at once."""
+    monkeypatch.setattr(base_encoder, "MIN_FIRST_BULK", 0)
     source = random.Random(3)
     words = ["".join(source.choices("abeht'1é\u05d0.,中", k=source.randrange(1, 9))) for _ in range(900)]
     text = " ".join(word + unusual if index % 3 else word for index, word in enumerate(words)) + unusual
@@ -171,6 +173,7 @@ def test_merges_equal_a_naive_twin(portable, data):
 
 
 def test_long_text_is_encoded_in_blocks(portable, monkeypatch):
+    monkeypatch.setattr(base_encoder, "MIN_FIRST_BULK", 0)
     monkeypatch.setattr(bulk, "_BLOCK", 50)
     text = corpus()[:5000]
     fresh = HybridTokenizer.from_vocabulary(portable._vocabulary)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenizer.encoding.boundaries import find_starts
 from tokenizer.encoding.bulk import BulkEncoder, Words
-from tokenizer.encoding.pretokenization import split_blocks
+from tokenizer.encoding.pretokenization import blocks_to_encode
 from tokenizer.encoding.reference import segment_pretoken
 from tokenizer.encoding.trie import NODE_BITS, Trie
 from tokenizer.encoding.unicode import text_to_bytes
@@ -197,4 +197,4 @@ def bulk_encoder(vocabulary: Vocabulary) -> BulkEncoder:
 
     # An entry, or <UP> and an entry, is its own segmentation.
     known = {text_to_bytes(text): ids for text, ids in vocabulary.edges.items() if ids[0] != vocabulary.caps}
-    return BulkEncoder(WordCache(known), split_blocks, find_starts, segment)
+    return BulkEncoder(WordCache(known), blocks_to_encode, find_starts, segment)

@@ -29,6 +29,12 @@ _LONG_PRETOKEN_PART = re.compile(
 )
 _FIRST_WORD = re.compile(r"[^ \n]+")
 _BOUNDARY = re.compile(r"(?<=[^ \n])[ \n]")
+# Also in a long pre-token after punctuation and before anything else: there, a part of it always ends. What remains on
+# either side is long as well, and hence split into the same parts.
+_PART_BOUNDARY = re.compile(
+    r"(?<=[^ \n])[ \n]"
+    rf"|(?<=[{PUNCTUATION}])(?<=[^ \n]{{{MAX_PRETOKEN + 1}}})[^ \n{PUNCTUATION}](?=[^ \n]{{{MAX_PRETOKEN}}})"
+)
 # A pre-token without its single leading space; any other white space stays in front of it.
 _SHORT_FORMS = re.compile(r"(?: (?=[^ \n]))?([ \n]*[^ \n]+|[ \n]+)")
 
@@ -58,6 +64,18 @@ def split_blocks(text: str, size: int) -> Iterator[str]:
         size: Approximate number of characters of a block.
     """
     return cut_blocks(text, size, _BOUNDARY)
+
+
+def blocks_to_encode(text: str, size: int) -> Iterator[str]:
+    """Return blocks as `split_blocks` does, each ending where a pre-token or a part of a long one ends.
+
+    They are of bounded size in texts without spaces too, unless these are without punctuation.
+
+    Args:
+        text: Any text.
+        size: Approximate number of characters of a block, more than `MAX_PRETOKEN`.
+    """
+    return cut_blocks(text, size, _PART_BOUNDARY)
 
 
 def cut_blocks(text: str, size: int, boundary: re.Pattern[str]) -> Iterator[str]:

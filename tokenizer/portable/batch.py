@@ -13,7 +13,7 @@ import numpy as np
 from tokenizer.encoding.bulk import BulkEncoder, Words
 from tokenizer.encoding.word_cache import MAX_KEPT, WordCache, WordIds
 from tokenizer.portable.boundaries import find_starts
-from tokenizer.portable.pretokens import split_blocks
+from tokenizer.portable.pretokens import blocks_to_encode
 from tokenizer.portable.reference import segment_data
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
@@ -176,4 +176,4 @@ def bulk_encoder(vocabulary: Vocabulary) -> BulkEncoder:
                 yield together[members], ids, counts
 
     cache = WordCache({data: (id_,) for data, id_ in vocabulary.id_of_data.items()})
-    return BulkEncoder(cache, split_blocks, find_starts, segment)
+    return BulkEncoder(cache, blocks_to_encode, find_starts, segment)

@@ -81,22 +81,40 @@ _COUNTED_CHARACTERS = 8 << 20
 """Characters whose pre-tokens are counted before they are added to the others; this part is held twice."""
 _MAX_COUNTED = 48
 """Characters of the longest pre-token that is counted as one."""
-_BLOCK_END = re.compile(rf"(?<=[^{_S}]) ")
+# Learning divides texts here. It may forget rare pre-tokens between blocks: other blocks would give other vocabularies.
+_COUNTED_END = re.compile(rf"(?<=[^{_S}]) ")
 
 
-def split_blocks(text: str, size: int) -> Iterator[str]:
+@cache
+def _block_end() -> re.Pattern[str]:
+    r"""Return a pattern that matches where a pre-token starts, whatever else the text has before and after.
+
+    1. No pre-token has a space after anything but white space: only `\s*`, `\s+` and the first character take spaces.
+    2. None has anything but letters and numbers after a letter or number: `\p{L}+`, `\p{N}{1,3}` and contractions end
+       pre-tokens.
+    3. None has anything but white space after a newline: `[\r\n]*` and `[\r\n]+` end pre-tokens.
+
+    The text before such a place is split alike if it ends there: only `\s+(?!\S)` depends on what follows a pre-token,
+    and it ends before the last white space that is not a newline, which is before the place.
+    """
+    words = "".join(_class_content(ranges, 0x10FFFF) for ranges in (character_tables.LETTERS, character_tables.NUMBERS))
+    return re.compile(rf"(?<=[^{_S}]) |(?<=[{words}])[^{words}]|(?<=[\r\n])[^{_S}]")
+
+
+def blocks_to_encode(text: str, size: int) -> Iterator[str]:
     """Return consecutive blocks of a text, each ending where a pre-token ends.
 
     Args:
         text: Any text.
-        size: Approximate number of characters of a block.
+        size: Approximate number of characters of a block, exceeded in words, numbers and runs of other characters that
+            are longer.
     """
-    return cut_blocks(text, size, _BLOCK_END)
+    return cut_blocks(text, size, _block_end())
 
 
 def count_pretokens(text: str) -> Iterator[Counter[str]]:
     """Yield counts of the pre-tokens of parts of a text, for learning; long ones are counted in parts."""
-    for block in split_blocks(text, _COUNTED_CHARACTERS):
+    for block in cut_blocks(text, _COUNTED_CHARACTERS, _COUNTED_END):
         counts: Counter[str] = Counter()
         for chunk, count in Counter(split_chunks(block)).items():
             for pretoken in split_pretokens(chunk):
