@@ -10,8 +10,10 @@ from slm_jax.data.corpus.build import CorpusOptions, build_corpus
 from slm_jax.data.corpus.corpus import open_corpus
 from slm_jax.data.corpus.plan import SplitPlan, cut_document, make_plan, split_digest
 from slm_jax.data.corpus.splitting import SourceCounts, SplitAssigner
+from slm_jax.data.sources import documents as sources
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.text_windows import text_digest
 from tests.data.test_corpus import Killed, ListSource, contents
 from tests.helpers import learned_tokenizer
 
@@ -131,6 +133,14 @@ def test_documents_of_a_group_are_on_one_side():
     # A cap does not divide a group either.
     _, _, capped, _ = split(documents, 0.1, max_held_out=1)
     assert capped == validation
+
+
+def test_each_document_is_hashed_once(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(sources, "text_digest", lambda text: hashed.append(text) or text_digest(text))
+    documents = [document(i, 500) for i in range(60)]
+    split(documents)
+    assert hashed == [each.text for each in documents]
 
 
 def test_white_space_makes_no_other_document():
