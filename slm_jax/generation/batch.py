@@ -5,6 +5,7 @@ Shapes: B sequences, L columns (padding, prompts, generated tokens), V vocabular
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,54 @@ NO_TOKEN = -1
 """Marks padding, and the columns after the end of a sequence."""
 
 
+class BatchRequest(NamedTuple):
+    """What to generate for a batch of prompts; the attributes are the arguments of `decode.stream`."""
+
+    prompts: Sequence[Sequence[int]]
+    max_tokens: int
+    sampling: Sampling | Sequence[Sampling] = Sampling()
+    context: int = 0
+    suppress: Sequence[int] = ()
+    stop: Sequence[int] = ()
+
+    def check(self, vocab_size: int) -> Sequence[Sampling]:
+        """Return the settings of each sequence.
+
+        Args:
+            vocab_size: Number of ids of the model.
+
+        Raises:
+            UserError: Arguments are invalid; the message names all problems.
+        """
+        rows = len(self.prompts)
+        settings = [self.sampling] * rows if isinstance(self.sampling, Sampling) else list(self.sampling)
+        problems = [problem for each in dict.fromkeys(settings) for problem in each.problems()]
+        if len(settings) != rows:
+            problems.append(f"{len(settings)} samplings for {rows} prompts: pass one, or one per prompt")
+        if not self.prompts:
+            problems.append("no prompts: pass at least one")
+        if not all(len(prompt) for prompt in self.prompts):
+            problems.append("a prompt has no tokens: start it with <EOS>, as encode_prompt does")
+        if self.max_tokens < 1:
+            problems.append(f"max_tokens {self.max_tokens} must be 1 or more")
+        if rows * (max(map(len, self.prompts), default=0) + self.max_tokens) > _MAX_BATCH_TOKENS:
+            problems.append(
+                f"max_tokens {self.max_tokens:,} is too large: a batch (here of {rows}) may have at most "
+                f"{_MAX_BATCH_TOKENS:,} tokens in total, prompts included"
+            )
+        if self.context < 0:
+            problems.append(f"context {self.context} must be 0 (the model's window) or more")
+        prompt_ids = (id_ for prompt in self.prompts for id_ in prompt)
+        for name, ids in (("prompt", prompt_ids), ("suppress", self.suppress), ("stop", self.stop)):
+            if outside := [int(id_) for id_ in ids if not 0 <= id_ < vocab_size][:3]:
+                problems.append(f"{name} ids {outside} are outside the model's vocabulary of {vocab_size}")
+        if len(set(self.suppress)) >= vocab_size:
+            problems.append("all ids are suppressed: leave at least one")
+        if problems:
+            raise UserError("; ".join(problems))
+        return settings
+
+
 def pad_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, chunk: int) -> tuple[np.ndarray, int]:
     """Return the history int32 [B, L] with prompts padded on the left, and the first column after them."""
     first = -(-max(map(len, prompts)) // chunk) * chunk
@@ -25,48 +74,6 @@ def pad_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, chunk: int) -
     for row, prompt in enumerate(prompts):
         history_BxL[row, first - len(prompt) : first] = prompt
     return history_BxL, first
-
-
-def check_arguments(
-    vocab_size: int,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    sampling: Sampling | Sequence[Sampling],
-    context: int,
-    suppress: Sequence[int],
-    stop: Sequence[int],
-) -> Sequence[Sampling]:
-    """Return the settings of each sequence; the arguments are those of `decode.stream`.
-
-    Raises:
-        UserError: Arguments are invalid; the message names all problems.
-    """
-    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    problems = [problem for each in dict.fromkeys(settings) for problem in each.problems()]
-    if len(settings) != len(prompts):
-        problems.append(f"{len(settings)} samplings for {len(prompts)} prompts: pass one, or one per prompt")
-    if not prompts:
-        problems.append("no prompts: pass at least one")
-    if not all(len(prompt) for prompt in prompts):
-        problems.append("a prompt has no tokens: start it with <EOS>, as encode_prompt does")
-    if max_tokens < 1:
-        problems.append(f"max_tokens {max_tokens} must be 1 or more")
-    if len(prompts) * (max(map(len, prompts), default=0) + max_tokens) > _MAX_BATCH_TOKENS:
-        problems.append(
-            f"max_tokens {max_tokens:,} is too large: a batch (here of {len(prompts)}) may have at most "
-            f"{_MAX_BATCH_TOKENS:,} tokens in total, prompts included"
-        )
-    if context < 0:
-        problems.append(f"context {context} must be 0 (the model's window) or more")
-    prompt_ids = (id_ for prompt in prompts for id_ in prompt)
-    for name, ids in (("prompt", prompt_ids), ("suppress", suppress), ("stop", stop)):
-        if outside := [int(id_) for id_ in ids if not 0 <= id_ < vocab_size][:3]:
-            problems.append(f"{name} ids {outside} are outside the model's vocabulary of {vocab_size}")
-    if len(set(suppress)) >= vocab_size:
-        problems.append("all ids are suppressed: leave at least one")
-    if problems:
-        raise UserError("; ".join(problems))
-    return settings
 
 
 def power_of_two(n: int) -> int:

@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from slm_jax.distributed.sharding import mesh_of
 from slm_jax.generation.batch import (
     NO_TOKEN,
-    check_arguments,
+    BatchRequest,
     id_mask,
     pad_prompts,
     power_of_two,
@@ -230,7 +230,8 @@ def stream(
     Raises:
         UserError: Arguments are invalid; the message names all problems.
     """
-    for tokens_BxN in _segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=True):
+    request = BatchRequest(prompts, max_tokens, sampling, context, suppress, stop)
+    for tokens_BxN in _segments(model, request, streaming=True):
         yield from tokens_BxN.T
 
 
@@ -253,45 +254,38 @@ def generate_ids(
     Raises:
         UserError: Arguments are invalid; the message names all problems.
     """
-    segments = list(_segments(model, prompts, max_tokens, sampling, context, suppress, stop, streaming=False))
+    request = BatchRequest(prompts, max_tokens, sampling, context, suppress, stop)
+    segments = list(_segments(model, request, streaming=False))
     return [[token for token in row if token != NO_TOKEN] for row in np.concatenate(segments, axis=1).tolist()]
 
 
-def _segments(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    sampling: Sampling | Sequence[Sampling],
-    context: int,
-    suppress: Sequence[int],
-    stop: Sequence[int],
-    streaming: bool,
-) -> Iterator[np.ndarray]:
+def _segments(model: Transformer, request: BatchRequest, streaming: bool) -> Iterator[np.ndarray]:
     """Yield tokens int32 [B, N] as they are generated: one segment unless streaming."""
-    settings = check_arguments(model.vocab_size, prompts, max_tokens, sampling, context, suppress, stop)
+    settings = request.check(model.vocab_size)
+    prompts = request.prompts
     graph, params = nnx.split(model, nnx.Param)
     mesh = mesh_of(params)
     chunk = min(max(power_of_two(max(map(len, prompts))), _CHUNKS[0]), _CHUNKS[1])
-    history_BxL, first = pad_prompts(prompts, max_tokens, chunk)
+    history_BxL, first = pad_prompts(prompts, request.max_tokens, chunk)
     length = history_BxL.shape[1]
-    window = min((w for w in (context, model.config.longest_window) if w), default=0)
+    window = min((w for w in (request.context, model.config.longest_window) if w), default=0)
     window = 0 if window >= length else window
     capacity = min(length, round_up(window + chunk - 1, chunk)) if window else length
-    uniform_BxLx2 = uniforms(*seeds(sampling, len(prompts)), length)
+    uniform_BxLx2 = uniforms(*seeds(request.sampling, len(prompts)), length)
     inputs = _Inputs(
         start_B=np.array([first - len(prompt) for prompt in prompts], np.int32),
         first=np.int32(first),
         # An array of one device of this process cannot be an argument of a program of several processes.
         uniform_BxLx2=uniform_BxLx2 if mesh is None else np.asarray(uniform_BxLx2),
         sampling=stack_sampling(settings),
-        suppressed_V=id_mask(suppress, model.vocab_size),
-        stops_V=id_mask(stop, model.vocab_size),
+        suppressed_V=id_mask(request.suppress, model.vocab_size),
+        stops_V=id_mask(request.stop, model.vocab_size),
     )
     weights = prepare_weights(graph, params)
     state = _prefill(graph, weights, history_BxL, inputs, capacity, chunk, window, mesh)
     column = first
-    end = first + max_tokens
-    count = 1 if streaming else max_tokens
+    end = first + request.max_tokens
+    count = 1 if streaming else request.max_tokens
     while column < end:
         clock = time.perf_counter()
         state = _decode(graph, weights, state, inputs, np.int32(min(column + count, end)), window, mesh)
