@@ -57,7 +57,7 @@ class NextToken(NamedTuple):
 
     def zero_sums(self) -> ops.LossSums:
         """Return zero-initialized sums."""
-        return ops.LossSums(*(jnp.zeros(()) for _ in ops.LossSums._fields))
+        return ops.LossSums.zeros()
 
     def sequences(self, batch: Batch) -> Batch:
         """Return the batch."""

@@ -58,6 +58,11 @@ class LossSums(NamedTuple):
     correct: jax.Array
     tokens: jax.Array
 
+    @classmethod
+    def zeros(cls) -> "LossSums":
+        """Return the sums over no positions."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+
     @property
     def divisor(self) -> jax.Array:
         """The divisor of the means."""
@@ -211,11 +216,6 @@ def _sums(logits_BxCxV: jax.Array, labels_BxC: jax.Array, z_loss: float) -> tupl
     return LossSums(nll + z, nll, correct, jnp.sum(valid_BxC, dtype=jnp.float32)), log_z_BxC, valid_BxC
 
 
-def _zero_sums() -> LossSums:
-    zero = jnp.zeros((), jnp.float32)
-    return LossSums(zero, zero, zero, zero)
-
-
 def _smaller_chunks(x_SxPxD: jax.Array, labels_SxP: jax.Array, bytes_of_position: int) -> tuple[jax.Array, jax.Array]:
     """Divide chunks whose logits take more than `_LOGIT_BYTES`: those without gradients are float32 in any case."""
     chunks, positions, d = x_SxPxD.shape
@@ -246,7 +246,7 @@ def _chunked(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
             sums = sums._replace(loss=sums.loss + weights.ul_alpha * terms.total)
         return jax.tree.map(jnp.add, total, sums), None
 
-    return jax.lax.scan(add_chunk, _zero_sums(), (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC)))[0]
+    return jax.lax.scan(add_chunk, LossSums.zeros(), (x_SxBxCxD, labels_SxBxC, _starts(labels_SxBxC)))[0]
 
 
 def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_size, platform, softcap):
@@ -293,7 +293,7 @@ def _forward(x_SxBxCxD, head_VxD, labels_SxBxC, context, dtype, weights, vocab_s
         return (jax.tree.map(jnp.add, total, sums), dhead, drows_BxTxD), dx_BxCxD.astype(dx_dtype)
 
     start = (
-        _zero_sums(),
+        LossSums.zeros(),
         jnp.zeros(head_VxD.shape[::-1] if transposed else head_VxD.shape, jnp.float32),
         None if context is None else jnp.zeros(rows_BxTxD.shape, jnp.float32),
     )
