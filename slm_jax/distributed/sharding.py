@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slm_jax.config.checks import any_of, batch_devices_problem, multiples
+from slm_jax.config.checks import batch_devices_problem
+from slm_jax.config.problem import any_of, multiples
 from slm_jax.config.schema import Config
 from slm_jax.distributed import multihost
 from slm_jax.distributed.partitioning import BATCH_AXES, DATA, FSDP, TENSOR, Partitions, partition_of

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slm_jax.config.checks import any_of
+from slm_jax.config.problem import any_of
 from slm_jax.planning.compilers import Kind, without_native_messages
 from slm_jax.utils.errors import UserError
 
