@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from slm_jax.chat.messages import Message
-from slm_jax.data.corpus import build, parts, splitting, writing
+from slm_jax.data.corpus import build, division, parts, splitting, writing
 from slm_jax.data.corpus.build import CorpusOptions, build_corpus
+from slm_jax.data.corpus.division import file_owners
 from slm_jax.data.corpus.merge import complete_parts, merge_parts
 from slm_jax.data.corpus.part_files import Part, PartState, json_checksum, parts_folder
-from slm_jax.data.corpus.parts import build_part, file_owners
+from slm_jax.data.corpus.parts import build_part
 from slm_jax.data.corpus.writing import write_json
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.file_source import FileSource
@@ -42,6 +43,7 @@ def small(monkeypatch):
     for module, name, value in (
         (build, "GROUP_SIZE", 1000),
         (parts, "GROUP_SIZE", 1000),
+        (division, "GROUP_SIZE", 1000),
         (build, "SHARD_SIZE", 1500),
         (parts, "CHUNK_SIZE", 800),
         (splitting, "SAMPLE_SIZE", 6000),

@@ -13,6 +13,7 @@ import numpy as np
 from slm_jax.data.corpus.build import CorpusOptions, complete_corpus, write_shards
 from slm_jax.data.corpus.build_progress import BuildProgress
 from slm_jax.data.corpus.cache import remove_folder
+from slm_jax.data.corpus.division import file_owners
 from slm_jax.data.corpus.encoded import EncodedText
 from slm_jax.data.corpus.marks import token_dtype
 from slm_jax.data.corpus.part_files import (
@@ -27,7 +28,7 @@ from slm_jax.data.corpus.part_files import (
     parts_folder,
     read_groups,
 )
-from slm_jax.data.corpus.parts import file_owners, part_version
+from slm_jax.data.corpus.parts import part_version
 from slm_jax.data.corpus.plan import SplitPlan, largest_held_out
 from slm_jax.data.corpus.splitting import Assignable, Cut, SplitText, cut_text
 from slm_jax.data.sources.documents import Document, InvalidRow, Source, Split

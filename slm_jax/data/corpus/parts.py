@@ -1,16 +1,15 @@
 """Encode a part of a source, so that several processes or hosts share the work; `merge` makes the corpus of all parts.
 
 A part encodes documents each by itself. What depends on several documents (duplicates, the split, limits) is decided by
-`merge`, in the order of the source, as one process decides it: the corpus has the same bytes. The source is divided by
-files if there are enough of them, else into groups of about a million characters, which are dealt out in turn; then
-each part reads all of the text, and encodes its groups.
+`merge`, in the order of the source, as one process decides it: the corpus has the same bytes. `division.py` divides the
+source.
 """
 
 import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from slm_jax.data.corpus.build import GROUP_SIZE, CorpusOptions
 from slm_jax.data.corpus.cache import remove_folder
 from slm_jax.data.corpus.conversations import accepted
 from slm_jax.data.corpus.corpus import FORMAT
+from slm_jax.data.corpus.division import Division, Group, Limits, file_owners
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.encoded import TextEncoder, encoded_items
 from slm_jax.data.corpus.marks import token_dtype
@@ -45,7 +45,6 @@ from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty, who
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_array, write_json
 from slm_jax.data.sources.documents import Document, InvalidRow, Source
-from slm_jax.data.sources.file_source import FileSource
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
 from slm_jax.utils.text_tokenizer import TextTokenizer, restores_text, save_tokenizer, tokenizer_file
@@ -53,34 +52,11 @@ from slm_jax.utils.text_tokenizer import TextTokenizer, restores_text, save_toke
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1 << 22  # tokens after which a chunk is written; a part resumes after the last one
-_FILES_PER_PART = 2  # with fewer files than this, groups are dealt out instead
-_RESERVE = 1.25  # of a limit of documents or tokens is prepared; if it is not enough, `merge` encodes the rest
-_RATE_SAMPLE = 1 << 18  # characters that the number of tokens per character is estimated from
 
 
 def part_version() -> list[int]:
     """Return what parts must have in common with the program that merges them."""
     return [PART_FORMAT, FORMAT, GROUP_SIZE]
-
-
-def file_owners(source: Source, options: CorpusOptions, count: int) -> list[int] | None:
-    """Return the part of each file of a source, from 0; None if groups are dealt out instead.
-
-    Large files are dealt first, each to the part with the least so far. With a limit of documents or tokens only the
-    beginning of the source is needed, which all parts read.
-    """
-    if not isinstance(source, FileSource) or len(source.files) < _FILES_PER_PART * count:
-        return None
-    if options.max_documents or options.max_tokens:
-        return None
-    sizes = [path.stat().st_size for path in source.files]
-    loads = [0] * count
-    owners = [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda each: (-sizes[each], each)):
-        owner = loads.index(min(loads))
-        owners[index] = owner
-        loads[owner] += sizes[index]
-    return owners
 
 
 def build_part(
@@ -133,7 +109,7 @@ def build_part(
     for path in [path for path in folder.iterdir() if is_partial(path)]:  # of a process that was killed
         path.unlink()
     save_tokenizer(tokenizer, folder)
-    division = _Division(source, part, owners, _Limits(options, plan, documents, tokenizer))
+    division = Division(source, part, owners, Limits(options, plan, documents, tokenizer))
     _write_chunks(folder, state, division, _Drafts(plan, options, seen, tokenizer), tokenizer, workers)
     return state
 
@@ -161,7 +137,7 @@ def _resumed(folder: Path, header: dict[str, Any], dtype: np.dtype) -> tuple[Par
 def _write_chunks(
     folder: Path,
     state: PartState,
-    division: "_Division",
+    division: Division,
     drafts: "_Drafts",
     tokenizer: TextTokenizer,
     workers: int,
@@ -184,110 +160,6 @@ def _write_chunks(
     state.limited = division.limited
     state.version = division.version
     writer.write()
-
-
-class _Limits:
-    """An estimate of when enough of a source was read for the limits of documents and tokens."""
-
-    def __init__(
-        self, options: CorpusOptions, plan: SplitPlan, documents: Sequence[Document], tokenizer: TextTokenizer
-    ):
-        fraction = 0.0 if plan.predefined else max(options.validation_fraction, plan.cut)
-        share = _RESERVE / max(1.0 - fraction, 0.01)
-        self._documents = options.max_documents * share
-        self._characters = 0.0
-        if options.max_tokens:
-            texts = []
-            size = 0
-            for document in documents:
-                texts.append((document.text or "\n".join(document.strings))[:_RATE_SAMPLE])
-                size += len(texts[-1])
-                if size >= _RATE_SAMPLE:
-                    break
-            tokens = sum(ids.size + 1 for ids in tokenizer.encode_arrays(texts))
-            self._characters = options.max_tokens * share * size / tokens
-
-    def reached(self, documents: int, characters: int) -> bool:
-        """Return whether this many documents or characters, without the source's own validation text, are enough."""
-        return bool(
-            (self._documents and documents >= self._documents) or (self._characters and characters >= self._characters)
-        )
-
-
-class _Group(NamedTuple):
-    """A group of a part before it is encoded; the attributes are those of StoredGroup."""
-
-    unit: int
-    position: Any
-    version: str
-    items: list[Document | InvalidRow]
-
-
-class _Division:
-    """The groups of a part in the order of the source; it can be iterated once.
-
-    Attributes:
-        limited: After the iteration: whether it ended at a limit.
-        version: After the iteration: the version of the source.
-    """
-
-    def __init__(self, source: Source, part: Part, owners: list[int] | None, limits: _Limits):
-        self._source = source
-        self._part = part
-        self._owners = owners
-        self._limits = limits
-        self.limited = False
-        self.version = ""
-
-    def __iter__(self) -> Iterator[_Group]:
-        return self._groups() if self._owners is None else self._groups_of_files(self._owners)
-
-    def _groups_of_files(self, owners: list[int]) -> Iterator[_Group]:
-        assert isinstance(self._source, FileSource)
-        for index, owner in enumerate(owners):
-            if owner != self._part.number - 1:
-                continue
-            items: list[Document | InvalidRow] = []
-            size = 0
-            for item in self._source.documents(self._source.files[index]):
-                items.append(item)
-                size += _size(item)
-                if size >= GROUP_SIZE:
-                    yield _Group(index, None, "", items)
-                    items = []
-                    size = 0
-            yield _Group(index, None, "", items)
-
-    def _groups(self) -> Iterator[_Group]:
-        reader = self._source.read()
-        items: list[Document | InvalidRow] = []
-        unit = size = documents = characters = 0
-        for item in reader:
-            is_own = unit % self._part.total == self._part.number - 1
-            if is_own:
-                items.append(item)
-            size += _size(item)
-            if isinstance(item, Document) and item.split != "validation" and not is_empty(item):
-                documents += 1
-                characters += _size(item)
-            if size >= GROUP_SIZE:
-                self.version = reader.version
-                if is_own:
-                    yield _Group(unit, reader.position(), reader.version, items)
-                    items = []
-                unit += 1
-                size = 0
-                if self._limits.reached(documents, characters):
-                    self.limited = True
-                    return
-        self.version = reader.version
-        if unit % self._part.total == self._part.number - 1:
-            yield _Group(unit, None, reader.version, items)
-
-
-def _size(item: Document | InvalidRow) -> int:
-    """Return the characters of an item; at least 1, so that a group of empty items ends as well."""
-    return 1 + item.size if isinstance(item, Document) else 1
 
 
 class _Draft(NamedTuple):
@@ -317,7 +189,7 @@ class _Drafts:
         self._deduplicate = options.deduplicate
         self._seen = seen
 
-    def of(self, group: _Group) -> list[_Draft]:
+    def of(self, group: Group) -> list[_Draft]:
         """Return the drafts of the items of a group."""
         return [self._draft(item) for item in accepted(group.items, self._tokenizer)]
 
@@ -372,7 +244,7 @@ class _ChunkWriter:
         self._invalid: list[tuple[str, str]] = []
         self._texts: list[tuple[int, str]] = []
 
-    def add(self, group: _Group, drafts: list[_Draft], ids: Iterator[np.ndarray]) -> None:
+    def add(self, group: Group, drafts: list[_Draft], ids: Iterator[np.ndarray]) -> None:
         """Add a group, and write a chunk if there are enough tokens.
 
         Args:
