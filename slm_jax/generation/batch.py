@@ -20,7 +20,7 @@ NO_TOKEN = -1
 
 
 class BatchRequest(NamedTuple):
-    """What to generate for a batch of prompts; the attributes are the arguments of `decode.stream`."""
+    """A batch of prompts and how to continue them; the attributes are the arguments of `decode.stream`."""
 
     prompts: Sequence[Sequence[int]]
     max_tokens: int
@@ -30,7 +30,7 @@ class BatchRequest(NamedTuple):
     stop: Sequence[int] = ()
 
     def check(self, vocab_size: int) -> Sequence[Sampling]:
-        """Return the settings of each sequence.
+        """Validate the request and return the settings of each sequence.
 
         Args:
             vocab_size: Number of ids of the model.

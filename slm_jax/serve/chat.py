@@ -139,7 +139,7 @@ class ChatCompletion(Answer):
         task.add_done_callback(_following.discard)
 
     def chat_usage(self) -> ChatUsage:
-        """Return the token counts, those that were not computed again among them."""
+        """Return the token counts, including those that the prefix cache saved."""
         return {**self.usage(), "prompt_tokens_details": {"cached_tokens": self.choices[0].request.reused}}
 
     def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:

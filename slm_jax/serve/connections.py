@@ -59,7 +59,7 @@ def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 class LogLimit(logging.Filter):
-    """Pass a number of records a minute, so that repeated errors cannot fill a disk; the rest is counted."""
+    """Pass a limited number of log records per minute, so that repeated errors cannot fill a disk; count the rest."""
 
     def __init__(self, records: int = 20, seconds: float = 60.0):
         super().__init__()

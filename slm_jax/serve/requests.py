@@ -10,7 +10,7 @@ from slm_jax.utils.errors import UserError
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may wait."""
+    """The queue of waiting requests is full."""
 
 
 class EngineClosedError(UserError):

@@ -233,7 +233,7 @@ class ModelList(TypedDict):
 
 
 class WarmUpProgress(TypedDict):
-    """Number of programs' requests that are done, and of all."""
+    """Number of warm-up requests that are done, and of all."""
 
     done: int
     total: int

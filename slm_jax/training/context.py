@@ -10,7 +10,7 @@ from slm_jax.utils.batch import IGNORE_INDEX, Batch
 
 
 def count_input_tokens(batch: Batch) -> jax.Array:
-    """Return the number of tokens that are not padding, int32; of packed windows all, see `real_tokens`."""
+    """Return the number of tokens that are not padding, int32; in packed windows all tokens, see `real_tokens`."""
     real = real_tokens(batch)
     return jnp.int32(batch["input_ids"].size) if real is None else jnp.sum(real, dtype=jnp.int32)
 

@@ -29,7 +29,7 @@ def rise_text(config: Config, trend: Trend, train_loss: float | None) -> str:
 
 
 def remedies(step: int, config: Config) -> str:
-    """Return what helps against overfitting.
+    """Return the remedies for overfitting as text.
 
     Args:
         step: The step of the best validation.

@@ -203,7 +203,7 @@ class StepRecorder:
         return time.perf_counter()
 
     def report_data_wait(self, seconds: float) -> None:
-        """Log the share of the time of this call that was spent waiting for data, if it is considerable."""
+        """Log the share of the time of this call that was spent waiting for data, if it is large."""
         share = seconds / max(self._seconds - self._seconds_before, 1e-9)
         if share >= _CONSIDERABLE_WAIT:
             logger.info("note: %.0f%% of the time was spent waiting for data", 100 * share)

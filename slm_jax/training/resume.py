@@ -77,7 +77,7 @@ def compatibility(config: Config, steps: Steps, corpus: str, tokenizer: str, pai
 
 
 def check_compatibility(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Compare what a checkpoint was saved with to what training continues with.
+    """Check that the options and data of a checkpoint allow training to continue with the current ones.
 
     Args:
         saved: `compatibility` of the checkpoint, and its `step`. Earlier versions stored fewer entries.

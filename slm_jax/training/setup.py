@@ -205,7 +205,7 @@ def compile_session(opened: OpenRun) -> Session:
         opened: A run with steps left.
 
     Returns:
-        What the training loop needs. The config with the microbatch size that fits is saved in the run.
+        The session that the training loop runs. The config with the microbatch size that fits is saved in the run.
 
     Raises:
         UserError: No microbatch size fits, or not the one that was asked for.
