@@ -214,7 +214,7 @@ class _Builder:
             epochs: How often the text is read, by the estimate of its tokens.
         """
         reads = f"the text is read about {_short(epochs)} times"
-        if epochs > MAX_EPOCHS:
+        if round(epochs, 1) > MAX_EPOCHS:  # whole steps may exceed the epochs that were asked for a little
             self._choose("model.dropout", AUTO_DROPOUT, f"{reads}, more than {MAX_EPOCHS}")
         else:
             self._choose("model.dropout", 0.0, f"{reads}, at most {MAX_EPOCHS}")

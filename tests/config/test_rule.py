@@ -127,6 +127,14 @@ def test_a_text_that_is_not_read_often_has_no_dropout(request_, epochs):
     assert f"the text is read about {epochs}" in recipe.options["model.dropout"].reason
 
 
+def test_whole_steps_do_not_decide_about_dropout():
+    shape = {"model.dim": 96, "model.heads": 2, "model.depth": 3, "model.mlp_dim": 150, "train.sequence_length": 64}
+    base = {"auto": True, "tuned": True, "vocab_size": 320, "bytes_per_token": 1.3, "given": shape}
+    for text in range(50_000, 150_000, 10_007):
+        choice = make_recipe(Request(text_bytes=text, **base)).options["model.dropout"]
+        assert choice.value == 0, choice.reason
+
+
 def test_an_existing_tokenizer_is_kept():
     recipe = make_recipe(Request(parameters=30e6, vocab_size=16_384))
     assert "tokenizer.vocab_size" not in recipe.options
