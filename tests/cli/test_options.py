@@ -129,7 +129,7 @@ def test_help_comes_in_levels(capsys):
     assert all(f"  --{name}" in short for name in ("config", "run", "resume", "coordinator"))
     assert all((f"--{name} " in short) == (name in Config.fields_with("common")) for name in Config.fields())
     assert re.search(r"--train\.steps INT .*\n? *.*Default: 500", short)  # that of the preset quickstart
-    assert "Default: 1000" in help_of(capsys, "--config", "minute", "--help")
+    assert "Default: 1600" in help_of(capsys, "--config", "minute", "--help")
     of_model = help_of(capsys, "--help", "model")
     assert "--model.remat auto|none|elementwise|dots|full" in of_model
     assert "--train." not in of_model
