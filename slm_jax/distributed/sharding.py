@@ -9,6 +9,7 @@ fsdp     splits the batch as well, and every matrix with its moments (ZeRO-3, ar
 tensor   splits attention heads, the inner width of the SwiGLU and the vocabulary (Megatron-LM, arXiv:1909.08053)
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from slm_jax.distributed.platform import Platform
 from slm_jax.utils.errors import UserError
 
 MESH_AXES = (DATA, FSDP, TENSOR)
+_TRITON_SEARCH = "xla_gpu_enable_triton_gemm"  # an option of XLA
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
@@ -78,12 +80,13 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
 
     GPUs: by default, the compiler generates dozens of Triton kernels for each product and times them against those of
     cuBLAS, which takes more than half of the compilation and gains nothing for large products (configs/README.md).
+    XLA_FLAGS=--xla_gpu_enable_triton_gemm=true turns that on again.
     """
     platform = Platform.of_mesh(mesh).name
     if platform == "tpu" and mesh.shape[FSDP] > 1:
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-    if platform == "gpu":
-        return {"xla_gpu_enable_triton_gemm": False}
+    if platform == "gpu" and _TRITON_SEARCH not in os.environ.get("XLA_FLAGS", ""):
+        return {_TRITON_SEARCH: False}
     return {}
 
 

@@ -291,3 +291,10 @@ def test_xla_knows_the_options_of_the_programs(platform, fsdp):
     assert jax.jit(lambda: 1).lower().compile(compiler_options=known_here)() == 1
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_no_such_option"):
         jax.jit(lambda: 1).lower().compile(compiler_options={"xla_gpu_no_such_option": False})
+
+
+def test_flags_of_the_user_win(monkeypatch):
+    gpu = SimpleNamespace(platform="cuda", compute_capability="9.0")
+    mesh = SimpleNamespace(devices=np.array([gpu]), shape={"fsdp": 1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    assert not sharding.compiler_options(mesh)
