@@ -21,7 +21,7 @@ from slm_jax.data.corpus.corpus import read_manifest
 from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.files import find_files
 from slm_jax.report.axes import format_compact
-from slm_jax.run.directory import Run, find_run, runs_by_age
+from slm_jax.run.directory import Run, find_run, runs_by_age, stages_in
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 
@@ -129,9 +129,11 @@ def require_same_base(name: str, run: Run, saved: Config) -> None:
     if name.lower() == NONE:
         is_same = not started
     else:
-        paths = [Path(name), RUNS / name]
+        folders = [Path(name), RUNS / name]
+        # Of a curriculum the newest stage was taken, which need not be the newest one now.
+        paths = [*folders, *(stage for folder in folders for stage in stages_in(folder))]
         with contextlib.suppress(UserError):  # it may have been removed since
-            paths.append(find_run(str(_existing(name))).path)  # the newest stage of a curriculum
+            paths.append(find_run(str(_existing(name))).path)
         is_same = bool(started) and Path(started).resolve() in [path.resolve() for path in paths]
     if not is_same:
         weights = f"the weights of {started}" if started else "random weights"

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_the_command_of_a_suitable_run_keeps_all_options(folder, capsys):
 
 def test_the_run_of_the_most_flops_is_used(folder, capsys):
     make_run(folder, "short", steps=10)
-    run = make_run(folder, "long", steps=50)
+    run = make_run(folder, "long", steps=50, **{"model.dropout": 0.3})
     make_run(folder, "unfinished", steps=900, finished=False)
     make_run(folder, "foreign", steps=900, text="ABCDEFG " * 500, own_bytes=7.0)
     dpo = {"train.objective": "dpo", "data.files": ["pairs.jsonl"], "data.mode": "padded"}
@@ -89,7 +90,7 @@ def test_the_run_of_the_most_flops_is_used(folder, capsys):
     assert not list(weight_conflicts(config, run.read_config()))
     assert resolve_tokenizer(config) == "runs/long/tokenizer.hybtok"
     assert config.train.sequence_length == 64
-    assert config.model.dropout > 0  # that of the text, not of the base
+    assert config.model.dropout == 0  # that of the text, which is read four times, not of the base
     assert f"{TUNED_EPOCHS} epochs of the text" in printed
     assert config.optimizer.lr < parse("--base", "none").optimizer.lr
 
@@ -156,6 +157,17 @@ def test_the_base_of_an_existing_run_stays(started, accepted, refused, folder, c
             parse("--base", name, "--run", "runs/mine")
     with pytest.raises(UserError, match="--base good belongs to --size auto"):
         train.parse_args(["--base", "good", "--run", "runs/mine"])
+
+
+def test_the_base_stays_when_its_curriculum_has_gone_on(folder):
+    """The base was the stage that was the newest then."""
+    stages = [f"course/stages/{stage}" for stage in ("01-words", "02-chat")]
+    for stage in stages:
+        make_run(folder, stage)
+    for stage in stages:
+        name = f"after-{Path(stage).name}"
+        make_run(folder, name, **{"init.from_run": f"runs/{stage}", "data.files": ["my.txt"]})
+        assert parse("--base", "course", "--run", f"runs/{name}").init.from_run == f"runs/{stage}"
 
 
 @pytest.mark.parametrize(
