@@ -1,4 +1,4 @@
-"""What the encoders of both kinds of tokenizers have in common: the choice between plain Python and NumPy."""
+"""Base class of the encoders of both kinds of tokenizers: the choice between plain Python and NumPy."""
 
 from __future__ import annotations
 
