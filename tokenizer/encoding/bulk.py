@@ -58,7 +58,7 @@ class BulkEncoder:
 
     Args:
         cache: The ids of words, with entries of the vocabulary that are always kept.
-        split_blocks: Cut a text into blocks of about a number of characters, where words end.
+        blocks_to_encode: Cut a text into blocks of about a number of characters, where words end.
         find_starts: Return whether a word starts at each character of a block, bool [T]; it does at the characters
             between texts and after each of them.
         segment: Make the ids of the words with these indices.
@@ -67,18 +67,18 @@ class BulkEncoder:
     def __init__(
         self,
         cache: WordCache,
-        split_blocks: Callable[[str, int], Iterator[str]],
+        blocks_to_encode: Callable[[str, int], Iterator[str]],
         find_starts: Callable[[Block], np.ndarray],
         segment: Callable[[Words, np.ndarray], Iterable[WordIds]],
     ) -> None:
         self.cache = cache
-        self._split_blocks = split_blocks
+        self._blocks_to_encode = blocks_to_encode
         self._find_starts = find_starts
         self._segment = segment
 
     def ids(self, text: str) -> bytes:
         """Return the ids of a text, as the bytes of an int32 array."""
-        return b"".join([self._encode([block])[0] for block in self._split_blocks(text, _BLOCK)])
+        return b"".join([self._encode([block])[0] for block in self._blocks_to_encode(text, _BLOCK)])
 
     def ids_of_many(self, texts: Sequence[str]) -> list[bytes]:
         """Return `ids` of each text."""
