@@ -364,7 +364,9 @@ def build(kind: type, options: Iterable[Option], given: dict[str, Any]) -> Any:
         if option.name in given:
             values[option.path] = given[option.name]
         elif option.default is dataclasses.MISSING:
-            raise UserError(f"{option.title} is missing")
+            is_choice = get_origin(option.type) is Literal
+            expected = _expected(option.type) if is_choice else f"a value ({option.help.removesuffix('.')})"
+            raise UserError(f"{option.title} is missing: give {expected}")
     return _instance(kind, values)
 
 

@@ -46,6 +46,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Required:
+    """Need two values."""
+
+    to: str
+    """Folder to write to."""
+    device: Literal["cpu", "gpu"]
+    """Device to use."""
+
+
+@dataclass(frozen=True)
 class Switch:
     """Take no words."""
 
@@ -95,6 +105,13 @@ def test_values_of_every_kind():
 def test_messages_name_the_flag_the_value_and_the_remedy(args, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         read(*args)
+
+
+def test_messages_of_missing_options_state_what_to_give():
+    with pytest.raises(UserError, match=r"^--to is missing: give a value \(Folder to write to\)$"):
+        read_options(Required, (), "example")
+    with pytest.raises(UserError, match=r"^--device is missing: give one of 'cpu', 'gpu'$"):
+        read_options(Required, ("--to", "x"), "example")
 
 
 def test_a_truth_value_where_no_words_are_taken():
