@@ -143,7 +143,8 @@ def _require_new_model(dial: DialOptions, overrides: dict[str, Any]) -> None:
 def _require_size_auto(dial: DialOptions) -> None:
     """Raise UserError if `--base` is given without `--size auto`."""
     if dial.base and not dial.is_auto:
-        raise UserError(f"--base {dial.base} belongs to --size auto: give both, or --init.from_run {dial.base}")
+        other = "" if dial.base in ("auto", "none") else f", or --init.from_run {dial.base}"
+        raise UserError(f"--base {dial.base} belongs to --size auto: give both{other}")
 
 
 def _budget(

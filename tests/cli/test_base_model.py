@@ -174,8 +174,8 @@ def test_the_base_stays_when_its_curriculum_has_gone_on(folder):
     ("words", "message"),
     [
         (["my.txt", "--size", "auto", "--base", "missing"], "no run in missing"),
-        (["my.txt", "--size", "1M", "--base", "auto"], "--base auto belongs to --size auto"),
-        (["my.txt", "--base", "good"], "--base good belongs to --size auto"),
+        (["my.txt", "--size", "1M", "--base", "auto"], "--base auto belongs to --size auto: give both$"),
+        (["my.txt", "--base", "good"], "--base good belongs to --size auto: give both, or --init.from_run good$"),
         (["--size", "auto", "--base", "good"], "has to be in text files"),
         (["my.txt", "--size", "auto", "--init.from_run", "runs/good"], "or give --size auto --base runs/good"),
         (["my.txt", "--size", "auto", "--base", "normalizing"], "does not restore the text exactly"),
