@@ -135,7 +135,9 @@ def read_prompts(options: Options) -> list[str]:
     ]
     if options.prompts:
         text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8-sig"))
-        prompts += text.removesuffix("\n").split("\n") if text else []
+        if not (text or prompts):
+            raise UserError(f"--prompts {options.prompts} is empty: give a file with one prompt per line")
+        prompts += text.removesuffix("\n").split("\n")
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")
     return prompts
@@ -144,8 +146,10 @@ def read_prompts(options: Options) -> list[str]:
 def _read(name: str, read: Callable[[], str]) -> str:
     try:
         return read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 (byte {error.start}): convert it, for example with iconv") from None
 
 
 def _stream_one(

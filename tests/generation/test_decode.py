@@ -250,9 +250,9 @@ def test_prompts_are_read_from_options_files_and_standard_input(tmp_path, monkey
     monkeypatch.setattr("sys.stdin", latin)
     for options, message in (
         (Options(), "no prompt"),
-        (Options(prompts=str(tmp_path / "empty.txt")), "no prompt"),
-        (Options(prompt=("-",)), "cannot read standard input"),
-        (Options(prompts=str(tmp_path / "none")), "cannot read --prompts"),
+        (Options(prompts=str(tmp_path / "empty.txt")), "--prompts .*empty.txt is empty: give a file"),
+        (Options(prompt=("-",)), r"standard input is not UTF-8 \(byte 3\): convert it"),
+        (Options(prompts=str(tmp_path / "none")), "cannot read --prompts .*none: No such file or directory$"),
     ):
         with pytest.raises(UserError, match=message):
             read_prompts(options)
