@@ -53,7 +53,6 @@ def trials_folder(folder: Path, prog: str) -> Iterator[Callable[[int | None], No
             raise SystemExit(128 + number)
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with locked_folder(folder, f"running the trials in {folder}", "--to"):
             yield stop
     except OSError as error:

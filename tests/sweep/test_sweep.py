@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from slm_jax.cli.sweep import convert_word, parse_args
+from slm_jax.cli.trials_folder import trials_folder
 from slm_jax.config.schema import Config
 from slm_jax.run.metrics import read_metrics
 from slm_jax.run.trend import Trend, Validation
@@ -107,6 +108,14 @@ class TestPlan:
             (tmp_path / "sweep.toml").write_text(f"[sweep]\n{text}\n")
             with pytest.raises(UserError, match="is not the definition of a sweep"):
                 parse_args(["--to", str(tmp_path), *VARY])
+
+    def test_a_file_is_no_folder(self, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        with (
+            pytest.raises(UserError, match=r"notes\.txt is a file, not a folder: use another --to$"),
+            trials_folder(tmp_path / "notes.txt", "sweep"),
+        ):
+            pass
 
     def test_random_settings_that_were_tried_are_kept(self, tmp_path):
         sweep = Sweep(Config.load("minute"), ("optimizer.lr=0.01..0.1",), num_random=3)
