@@ -146,7 +146,7 @@ def choose_shape(parameters: float, vocab_size: int, given: Mapping[str, Any]) -
     if is_free and shape.parameters > (1 + _TOLERANCE) * parameters:
         raise UserError(
             f"no model of {parameters:,.0f} parameters has a vocabulary of {vocab_size:,} and the given options; the "
-            f"smallest has {shape.parameters:,}: give a larger --size or --budget"
+            f"smallest has {shape.parameters:,}: give a larger --size or --budget, or a smaller vocabulary"
         )
     return shape
 

@@ -68,7 +68,7 @@ def test_a_time_becomes_minutes():
         (["--budget", "bananas"], "--budget bananas: should be"),
         (["--size", "auto", "--config", "tinystories"], "needs a text whose size is known"),
         (["--budget", "1e6"], "too small for one step"),
-        (["--size", "1M", "--config", "gpu_125m"], "give a larger --size"),
+        (["--size", "1M", "--config", "gpu_125m"], "give a larger --size or --budget, or a smaller vocabulary"),
         (["text.txt", "--size", "1M", "--train.steps", "0"], r"train\.steps = 0: should be"),
         (["text.txt", "--size", "1M", "--model.heads", "-1"], r"model\.heads = -1: should be"),
         (["text.txt", "--size", "1M", "--tokenizer.vocab_size", "0"], r"vocab_size = 0: should be"),
