@@ -162,7 +162,10 @@ def test_invalid_usage_ends_with_one_message_and_leaves_nothing(workspace):
         ("--data.files", "none*.txt"): "no file matches none*.txt",
         ("--data.files", "empty.txt"): "empty.txt is empty",
         ("--data.files", "latin.txt"): "not UTF-8: byte 0xff at offset 3",
-        ("--data.files", "tiny.txt"): "too short to be split",
+        (
+            "--data.files",
+            "tiny.txt",
+        ): "too short to be split into training and validation: add more (9 characters in 1 document)",
         ("--data.files", "short.txt"): "but one batch takes 16 x 256 = 4,096",
         ("--tokenizer.path", "nowhere"): "nowhere",
         ("--resume",): "there is no run",

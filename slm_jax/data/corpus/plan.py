@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from slm_jax.data.sources.documents import Document
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 from slm_jax.utils.text_windows import text_digest
 
 _MAX_HASH = 2**64
@@ -136,7 +137,8 @@ def _make_plan(documents: Sequence[Document], sizes: dict[int, int], fraction: f
     if plan is not None:
         return plan
     if len(sizes) < 2:
-        raise UserError("the text is too short to be split into training and validation: add more")
+        size = f"{plural(total, 'character')} in {plural(len(documents), 'document')}"
+        raise UserError(f"the text is too short to be split into training and validation: add more ({size})")
     if fraction > 0.5:
         raise UserError("all of the text would be held out for validation: add more, or lower data.validation_fraction")
     return SplitPlan(held_out=min(digest for digest, size in sizes.items() if size <= total / 2))

@@ -274,7 +274,10 @@ class SourceSample:
                 return
         self.complete = True
         if not size:
-            raise UserError(f"there is no text to train on; {counts.invalid_text() or 'all documents are empty'}")
+            reason = counts.invalid_text() or "all documents are empty"
+            lacks_column = any(" is missing (columns: " in each for each in counts.invalid)
+            remedy = ". Name the column of the text with --data.text_field" if lacks_column else ""
+            raise UserError(f"there is no text to train on; {reason}{remedy}")
 
     def documents(self) -> list[Document]:
         """Return the documents of the sample that are not empty."""
