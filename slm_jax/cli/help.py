@@ -17,6 +17,7 @@ from slm_jax.config.sections import Sections
 from slm_jax.utils.errors import UserError
 
 _COLUMN = 30  # width of the column of flags
+_MIN_COLUMN = 24  # a second column that is narrower goes below the first
 
 
 def help_text(description: str, prog: str, options: Sequence[Option], topic: str = "") -> str:
@@ -126,9 +127,10 @@ def _shown(value: Any) -> str:
 def wrapped(text: str) -> str:
     """Return a text filled to the width of the terminal.
 
-    Paragraphs are filled. Lines that are indented or begin with an option stay lines of their own and continue below
-    their second column.
+    Paragraphs are filled. A line that is indented or begins with an option is kept as a line and continues below its
+    second column; without one, or where little space is left for it, it continues with four more spaces.
     """
+    width = shutil.get_terminal_size().columns
     blocks: list[str] = []
     for line in text.strip().splitlines():
         if blocks and line[:1] not in ("", " ", "-") and blocks[-1][:1] not in ("", " ", "-"):
@@ -137,7 +139,19 @@ def wrapped(text: str) -> str:
             blocks.append(line)
     filled = []
     for block in blocks:
-        columns = re.match(r" *\S.*?  +", block) if block[:1] in (" ", "-") else None
-        indent = " " * len(columns[0] if columns else "")
-        filled.append(textwrap.fill(block, shutil.get_terminal_size().columns, subsequent_indent=indent))
+        columns = re.match(r"( *\S.*?)  +", block) if block[:1] in (" ", "-") else None
+        below = " " * (len(block) - len(block.lstrip(" ")) + 4)
+        if columns and width - len(columns[0]) < _MIN_COLUMN:
+            filled += [_filled(columns[1], width, "", below), _filled(block[columns.end() :], width, below, below)]
+        elif columns:
+            filled.append(_filled(block, width, "", " " * len(columns[0])))
+        else:
+            filled.append(_filled(block, width, "", below if block[:1] in (" ", "-") else ""))
     return "\n".join(filled)
+
+
+def _filled(text: str, width: int, first: str, other: str) -> str:
+    """Return a text filled to a width, with the indents of its first and its other lines; words are never divided."""
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=other, break_long_words=False, break_on_hyphens=False
+    )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import pytest
 
 from slm_jax.cli import train
+from slm_jax.cli.help import wrapped
 from slm_jax.cli.options import Flag, config_from_args, make_config, read_options, read_options_and_config
 from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config
@@ -132,6 +133,22 @@ def test_help_fits_the_terminal_and_lists_groups(capsys, monkeypatch):
     assert re.search(r"--max_items INT +Items of each file\. Default:\s+3", shown)
     assert re.search(r"How it is done\.\n  --rate FLOAT +Rate per step\. Default: 0\.5", shown)
     assert re.search(r"--format text\|json +Output format\. Default:\s+'text'", shown)
+
+
+def test_commands_in_a_help_are_readable_on_narrow_terminals(monkeypatch):
+    """The words of a line are kept together, also those of a second column that has too little space."""
+    monkeypatch.setenv("COLUMNS", "60")
+    command = "python -m slm_jax.scaling --to scaling/a --target 1e14"
+    text = f"Fit laws.\n\n    {command} --dry-run\n    {command}   test the prediction\n    slm -h   show help\n"
+    assert wrapped(text).splitlines() == [
+        "Fit laws.",
+        "",
+        "    python -m slm_jax.scaling --to scaling/a --target 1e14",
+        "        --dry-run",
+        "    python -m slm_jax.scaling --to scaling/a --target 1e14",
+        "        test the prediction",
+        "    slm -h   show help",
+    ]
 
 
 def help_of(capsys, *args):
