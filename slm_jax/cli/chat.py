@@ -44,7 +44,7 @@ class Options:
         echo 'What is a list?' | python -m slm_jax.chat
     """
 
-    run: str = ""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
     """The run directory; empty: the newest in runs/."""
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""

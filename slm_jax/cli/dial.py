@@ -44,12 +44,12 @@ class DialOptions:
 
     size: Annotated[str, Flag(metavar="N")] = ""
     """Parameters of the model: 10M, 2.5M, 1B. Alone: 20 tokens for each, at most 4 epochs of a text of known size.
-    auto: what your own text files are enough for, with dropout and an early stop against learning them by heart."""
+    auto: as many as your own text files suffice for, with dropout and an early stop against overfitting."""
     budget: Annotated[str, Flag(metavar="TIME|FLOPS|TOKENS")] = ""
     """Length of the training: 10min, 2h (on this machine), 1e18 (FLOPs) or '2B tokens'. Alone: the size follows too."""
     base: Annotated[str, Flag(metavar="RUN|auto|none")] = ""
     """With --size auto: start from the weights, shape and tokenizer of a run; auto: a finished one in runs/ whose
-    tokenizer suits the text; none: do not look. By default such a run is only named, with the command that uses it."""
+    tokenizer suits the text; none: search for none. By default such a run is only named, with the command to use."""
 
     def __bool__(self) -> bool:
         return bool(self.size or self.budget or self.base)

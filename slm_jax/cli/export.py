@@ -29,14 +29,14 @@ class Options:
     Import it again with `python -m slm_jax.train --init.from_hf DIR`.
     """
 
-    to: str
+    to: Annotated[str, Flag(metavar="FOLDER")]
     """The folder to write; it must be empty or not exist."""
     run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders())] = ""
     """The run directory; empty: the newest in runs/."""
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
-    """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
+    """Average the parameters of this many newest checkpoints, not together with --step best or N; 1: no average."""
     format: Literal["transformers", "gguf", "peft"] = "transformers"
     """gguf: one file with weights and tokenizer for llama.cpp, and an Ollama Modelfile; needs a portable tokenizer.
     peft: the adapters of a LoRA run alone, which the other formats merge into the weights."""

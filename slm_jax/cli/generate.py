@@ -35,14 +35,14 @@ class Options:
 
     prompt: Annotated[tuple[str, ...], Flag(metavar="TEXT", repeated=True, empty=True, bare=bare_words.prompts)] = ()
     """A text to continue (may be repeated); `-`: standard input, without a final newline; "": a new document."""
-    prompts: str = ""
+    prompts: Annotated[str, Flag(metavar="FILE")] = ""
     """A file of prompts, one per line (UTF-8)."""
-    run: str = ""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
     """The run directory; empty: the newest in runs/."""
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""
     average: int = 1
-    """Number of newest checkpoints whose parameters are averaged, not together with --step best or N; 1: no average."""
+    """Average the parameters of this many newest checkpoints, not together with --step best or N; 1: no average."""
     samples: int = 1
     """Continuations per prompt."""
     max_tokens: int = 200

@@ -26,9 +26,9 @@ class Options:
 
     runs: Annotated[tuple[str, ...], Flag(positional=True, bare=bare_words.run_folders())] = ()
     """Run directories; none: the newest in runs/."""
-    run: str = ""
+    run: Annotated[str, Flag(metavar="PATH")] = ""
     """A run directory, as for the other commands."""
-    to: str = ""
+    to: Annotated[str, Flag(metavar="FILE")] = ""
     """The file to write; empty: report.html in the run, or comparison.html next to the first of several."""
     against: Annotated[str, Flag(metavar="reference|NAME|PATH")] = ""
     """Compare the run with a reference result: a file, one of configs/references by name, or the nearest one of these

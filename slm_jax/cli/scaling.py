@@ -46,7 +46,7 @@ class Options:
     """Parameters, three or more values: 300k 1.2M. Every budget has each of them, and each of the folder."""
     seeds: int | None = None
     """Number of seeds of each run, from train.seed on. Default: 1, or that of the folder."""
-    target: str = ""
+    target: Annotated[str, Flag(metavar="FLOPS")] = ""
     """FLOPs of the prediction. Default: 4 times the largest budget."""
     check: bool = False
     """Train the predicted model as well, and test whether its loss lies in the interval."""

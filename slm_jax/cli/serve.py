@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Serve the models of runs: OpenAI's completions API, and a web page to try them.
+    """Serve the models of runs: OpenAI's completions and chat APIs, and a web page to try them.
 
     The page shows several runs side by side.
 

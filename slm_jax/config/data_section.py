@@ -47,11 +47,11 @@ class DataConfig(Section):
     response_field: str = option("", "With template: the column of the response; empty: output.")
     loss_on: Literal["response", "all"] = option(
         "response",
-        "Instructions and conversations: the tokens that are predicted, of responses only or of prompts as well.",
+        "Instructions and conversations: predict the tokens of responses only, or those of prompts too.",
     )
     revision: str = option("", "Hub: a commit or branch; empty: the newest one when the text is prepared.")
-    max_documents: int = option(0, "Largest number of training documents per source; 0: no limit.", ge=0)
-    max_tokens: int = option(0, "Largest number of training tokens per source (approximate); 0: no limit.", ge=0)
+    max_documents: int = option(0, "Maximum number of training documents per source; 0: no limit.", ge=0)
+    max_tokens: int = option(0, "Maximum number of training tokens per source (approximate); 0: no limit.", ge=0)
     deduplicate: bool = option(True, "Drop exact duplicates of a document.")
     validation_fraction: float = option(
         0.05,
@@ -62,7 +62,7 @@ class DataConfig(Section):
     )
     max_validation_characters: int = option(
         20_000_000,
-        "Largest number of characters held out per source; later documents are trained on; 0: no limit.",
+        "Maximum number of characters held out per source; later documents are trained on; 0: no limit.",
         ge=0,
     )
     mode: Literal["packed", "segmented", "best-fit", "padded"] = option(

@@ -53,7 +53,7 @@ class ModelConfig(Section):
         ge=0,
     )
     full_layers: Integers = option(
-        (), "Layers, counted from 0, that attend to all tokens before them in spite of `window`.", exported=True
+        (), "Layers, counted from 0, that attend to all tokens before them despite `window`.", exported=True
     )
     window_pattern: str = option(
         "",
@@ -103,7 +103,10 @@ class ModelConfig(Section):
     )
     rope_factor: float = option(1.0, "With rope_scaling: the factor by which texts become longer.", exported=True, ge=1)
     rope_original_length: int = option(
-        0, "With llama3 and yarn: sequence length of the pre-training before it, in tokens.", exported=True, ge=0
+        0,
+        "With llama3 and yarn: sequence length of the pre-training that preceded the scaling, in tokens.",
+        exported=True,
+        ge=0,
     )
     rope_low_turns: float = option(
         1.0, "With llama3 and yarn: fewer turns per original length are divided by rope_factor.", exported=True, gt=0

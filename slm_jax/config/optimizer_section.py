@@ -40,8 +40,8 @@ class OptimizerConfig(Section):
     )
     final_lr_fraction: float = option(0.0, "Final learning rate as a fraction of the peak.", ge=0, le=1)
     weight_decay: float = option(0.1, "Decoupled weight decay of matrices; norm scales are not decayed.", ge=0)
-    cautious_decay: bool = option(False, "Decay only the weights that the update moves toward 0 as well.")
-    clip: float = option(1.0, "Largest global gradient norm; 0: no clipping.", ge=0)
+    cautious_decay: bool = option(False, "Decay only the weights that the update moves toward 0 too.")
+    clip: float = option(1.0, "Maximum global gradient norm; 0: no clipping.", ge=0)
     beta1: float = option(0.9, "Decay rate of AdamW's first moment.", ge=0, lt=1)
     beta2: float = option(0.95, "Decay rate of the second moment of AdamW and NorMuon.", ge=0, lt=1)
     orthogonalization: Literal["newton-schulz", "polar-express"] = option(

@@ -31,7 +31,7 @@ class TrainConfig(Section):
     minutes: float = option(
         0.0,
         "On a new run: choose train.steps such that training takes this many minutes on this machine, by a short speed "
-        "trial; the run keeps them. 0: train.steps as given.",
+        "trial; the run keeps that number. 0: train.steps as given.",
         common=True,
         resumable=True,
         ge=0,
@@ -68,7 +68,7 @@ class TrainConfig(Section):
         common=True,
     )
     dpo_beta: float = option(
-        0.1, "With dpo: the smaller, the farther the model may move away from the reference.", gt=0
+        0.1, "With dpo: the smaller it is, the farther the model may move away from the reference.", gt=0
     )
     z_loss: float = option(0.0, "Weight of the z-loss, log(Z)^2, which keeps logits small.", ge=0)
     ul_alpha: float = option(0.0, "Weight of the unlikelihood loss on tokens that already occur in the context.", ge=0)
@@ -177,7 +177,7 @@ class EvalConfig(Section):
     )
     max_tokens: int = option(
         0,
-        "Largest number of validation tokens; 0: all of them. In a mixture it is divided among the sources in "
+        "Maximum number of validation tokens; 0: all of them. In a mixture it is divided among the sources in "
         "proportion to their held-out text, whole documents and at least one of each.",
         ge=0,
     )
@@ -202,7 +202,7 @@ class EvalConfig(Section):
     )
     task_items: int = option(
         500,
-        "Largest number of items of each task, a random subset with a fixed seed; 0: all.",
+        "Maximum number of items of each task, a random subset with a fixed seed; 0: all.",
         resumable=True,
         ge=0,
     )
