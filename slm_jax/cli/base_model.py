@@ -17,10 +17,7 @@ from slm_jax.config.dial import AUTO
 from slm_jax.config.paths import RUNS
 from slm_jax.config.schema import Config, DataConfig
 from slm_jax.config.shape import parameters_of
-from slm_jax.data.corpus.corpus import read_manifest
-from slm_jax.data.load import load_tokenizer
 from slm_jax.data.sources.files import find_files
-from slm_jax.report.axes import format_compact
 from slm_jax.run.directory import Run, find_run, runs_by_age, stages_in
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
@@ -66,6 +63,8 @@ class Base:
 
     def describe(self) -> str:
         """Return one line: the size, the training, and how the tokenizer fits the text."""
+        from slm_jax.report.axes import format_compact  # NumPy, as below
+
         own = "" if math.isnan(self.own_bytes_per_token) else f", {self.own_bytes_per_token:.2f} of its own text"
         return (
             f"{self.run.path}: {format_compact(self.parameters)} parameters, trained on {format_compact(self.tokens)} "
@@ -221,6 +220,8 @@ def _examine(run: Run, sample: str) -> Base:
     Raises:
         UserError: It has no checkpoint, its tokenizer does not restore the text, or its files cannot be read.
     """
+    from slm_jax.data.load import load_tokenizer
+
     config = run.read_config()
     step = run.newest_step()
     if step is None:
@@ -258,6 +259,8 @@ def _is_finished(run: Run, config: Config, step: int) -> bool:
 
 def _own_bytes_per_token(run: Run) -> float:
     """Return the UTF-8 bytes per token of a run's training text; NaN if it was kept without its text."""
+    from slm_jax.data.corpus.corpus import read_manifest
+
     try:
         manifest = read_manifest(run.corpus)
         entries = [run.corpus / part["folder"] for part in manifest.get("mix", ())]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.generation.settings import Sampling
+from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import replace_text
 from slm_jax.utils.process import tune_process, without_garbage_collection
@@ -76,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
             problems.append(f"--{name} {getattr(options, name)} must be 0 or more")
     if problems:
         raise UserError("; ".join(problems))
+    run = find_run(options.run or None, trained=True)  # that there is none is reported without waiting for JAX
     with without_garbage_collection():
         tune_process()
         from slm_jax.run.conversations import is_chat_trained
@@ -83,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
         from slm_jax.serve.engine import Engine
         from slm_jax.serve.session import ChatSession
 
-    loaded = load_run(options.run or None, step=options.step)
+    loaded = load_run(str(run.path), step=options.step)
     engine = Engine(loaded, slots=1, queue_size=1, block_slots=1, context=options.context)
     session = ChatSession(engine, options.sampling, options.max_tokens, options.system)
     logger.info("run %s, %s, context of %d tokens", loaded.run.path, loaded.step_text, engine.context)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.generation.settings import Sampling
+from slm_jax.run.directory import find_run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
@@ -72,12 +73,13 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log()
     _check(options)
     prompts = read_prompts(options)
+    run = find_run(options.run or None, trained=True)  # that there is none is reported without waiting for JAX
     with without_garbage_collection():
         tune_process()
         from slm_jax.generation.decode import encode_prompt
         from slm_jax.run.load import load_run
 
-    loaded = load_run(options.run or None, options.average, options.step)
+    loaded = load_run(str(run.path), options.average, options.step)
     logger.info("run %s, %s", loaded.run.path, loaded.step_text)
     suppress = _suppressed(loaded, options.suppress)
     context = options.context or loaded.context

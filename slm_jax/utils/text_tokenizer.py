@@ -5,12 +5,13 @@ Two classes have it: `HybridTokenizer`, the project's own, and `ForeignTokenizer
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from tokenizer import HybridTokenizer
+
+if TYPE_CHECKING:  # the help of the commands needs no NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 HYBRID_FILE = "tokenizer.hybtok"
 FOREIGN_FILE = "tokenizer.foreign.zip"
@@ -84,7 +85,7 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens at its ends."""
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+    def encode_arrays(self, texts: Sequence[str]) -> "list[NDArray[np.int32]]":
         """Return the ids of each text, int32 [T]."""
 
     def decode(self, ids: Iterable[int], /) -> str:

@@ -40,42 +40,57 @@ def test_the_list_is_that_of_the_front_page():
 
 
 # Prints the output of `python -m` for each of the given command lines, and which large libraries were imported.
+# Statuses other than 0 and 2 (an invalid option) fail.
 PROGRAM = """
 import contextlib, io, json, runpy, sys
 
 outputs = []
 for module, *args in json.loads(sys.argv[1]):
     sys.argv = [module, *args]
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as out:
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as out, contextlib.redirect_stderr(err):
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            assert not end.code, module
+            assert end.code in (None, 0, 2), module
     out.seek(0)
-    outputs.append(out.read())
-libraries = [name for name in ("jax", "flax", "orbax", "matplotlib", "tyro") if name in sys.modules]
+    outputs.append(out.read() + err.getvalue())
+libraries = [name for name in ("numpy", "jax", "flax", "orbax", "matplotlib", "tyro") if name in sys.modules]
 print(json.dumps({"outputs": outputs, "libraries": libraries}))
 """
 
 
+# Command lines that are refused before anything is computed, with the beginning of the error.
+REFUSED = {
+    "slm_jax.train --train.stepz 5": "error: unknown option --train.stepz",
+    "slm_jax.train --train.steps -5": "error: config: train.steps = -5",
+    "slm_jax.check --model.dim 100 --model.heads 3": "error: config: model.dim 100",
+    "slm_jax.generate --prompt Once --run runs/there-is-none": "error: no run in runs/there-is-none",
+}
+
+
 @pytest.fixture(scope="module")
 def helps():
-    """Return the help of each command under `slm` and as a module, and the libraries that these calls imported."""
+    """Return the help of each command under `slm` and as a module, the errors of REFUSED, and imported libraries."""
     lines = [["slm_jax", name, "--help"] for name in COMMANDS]
     lines += [[name if name == "tokenizer" else f"slm_jax.{name}", "--help"] for name in COMMANDS]
+    lines += [line.split() for line in REFUSED]
     command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout)
 
 
 def test_each_is_the_command_of_its_module(helps):
-    under, direct = helps["outputs"][: len(COMMANDS)], helps["outputs"][len(COMMANDS) :]
+    under, direct = helps["outputs"][: len(COMMANDS)], helps["outputs"][len(COMMANDS) : 2 * len(COMMANDS)]
     for name, text, other in zip(COMMANDS, under, direct, strict=True):
         assert len(text.splitlines()) > 5, name
         assert text.splitlines()[2:] == other.splitlines()[2:], name
 
 
-def test_help_imports_none_of_the_libraries_that_take_seconds(helps):
+def test_help_and_errors_import_no_library_that_takes_long(helps):
+    errors = helps["outputs"][2 * len(COMMANDS) :]
+    for error, start in zip(errors, REFUSED.values(), strict=True):
+        assert error.startswith(start)
     assert helps["libraries"] == []
 
 
