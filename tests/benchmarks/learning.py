@@ -10,6 +10,9 @@ printed.
 nanoGPT's published CPU recipe (4 layers, width 128, characters, 2,000 iterations) reached 2.70 bits per byte on
 tinyshakespeare after 73 s on two cores of another processor, which are the defaults of --target and --seconds. With
 --rival it is trained first (`nanogpt_rival.py`, needs torch), and its time on this machine is the time to train.
+
+--start N measures the start instead: N runs of 40 steps with an empty cache (compiled programs, tokenizer, text), each
+followed by one with the cache that it has filled; --against DIR takes turns with another checkout.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -226,6 +230,37 @@ def measure(text: Path, options: argparse.Namespace) -> None:
     )
 
 
+def measure_start(text: Path, options: argparse.Namespace) -> None:
+    """Print the seconds from the start of the command to the end of its first step, and to its own end."""
+    roots = [ROOT] + ([options.against.resolve()] if options.against else [])
+    times: dict[tuple[Path, str, str], list[float]] = {}
+    for _ in range(options.start):
+        for root in roots:
+            with tempfile.TemporaryDirectory() as folder:
+                for cache in ("empty", "filled"):
+                    run = Path(folder) / cache
+                    command = [sys.executable, "-m", "slm_jax.train", "--data.files", str(text), "--run", str(run)]
+                    command += ["--train.steps", "40", "--eval.every", "40", *options.command]
+                    environment = {**os.environ, "XDG_CACHE_HOME": folder, "PYTHONPATH": str(root)}
+                    start = time.time()
+                    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+                    end = time.time()
+                    first = json.loads(next((run / "metrics.jsonl").open()))["time"]
+                    times.setdefault((root, cache, "first step"), []).append(first - start)
+                    times.setdefault((root, cache, "end"), []).append(end - start)
+    for (root, cache, event), seconds in times.items():
+        line = f"{root}, {cache} cache, {event}: {spread(seconds)} s"
+        if root != ROOT:
+            ratios = [own / other for own, other in zip(times[ROOT, cache, event], seconds, strict=True)]
+            line += f"; {ROOT} takes {spread(ratios)} times that"
+        print(line, flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """Return the median and the range of values."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
@@ -240,11 +275,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="number of steps; 0: estimated by a trial")
     parser.add_argument("--target", type=float, default=2.70, help="bits per byte whose time is reported")
     parser.add_argument("--rival", action="store_true", help="train by nanoGPT's recipe first, and as long as it")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="measure the start only, N times")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout that --start is compared with")
     options = parser.parse_args(arguments)
     options.command = command
     for path in options.texts:
         for text in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
-            measure(text, options)
+            (measure_start if options.start else measure)(text.resolve(), options)
 
 
 if __name__ == "__main__":
