@@ -44,8 +44,9 @@ class Forecast:
             )
         tuned = "; with a base model for such text fewer" if self.is_tuned else ""
         yield (
-            f"expected score: {self.bits.low:.2f} to {self.bits.high:.2f} bits per byte of held-out text, if yours is "
-            f"like one of those measured with {text_size(self.text_bytes)}: {self.bits.source}{tuned}"
+            f"expected score: {self.bits.low:.2f} to {self.bits.high:.2f} bits per byte of held-out text with the "
+            f"options of the rule, if your {text_size(self.text_bytes)} are like the measured texts: "
+            f"{self.bits.source}{tuned}"
         )
 
     def comparison(self, result: Result) -> Iterator[str]:
