@@ -109,6 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def describe_tasks() -> str:
     """Return a description of every task: its metrics, its data set, and the columns of a file that replaces it."""
     from slm_jax.evaluation import analogies
+    from slm_jax.evaluation.datasets import required_columns
     from slm_jax.evaluation.registry import CHAT_TASKS, TASKS
     from slm_jax.evaluation.specs import SPECIAL_TASKS
 
@@ -122,10 +123,10 @@ def describe_tasks() -> str:
         lines += [f"  {name:17} {description}", f"  {'':17} file: {formats[name]}"]
     for name, task in TASKS.items():
         hub = f"hub: {task.hub.repo}; " if task.hub else ""
-        columns = ", ".join(task.columns)
+        columns = required_columns(task.columns)
         lines.append(f"  {name:17} {task.description}")
-        lines.append(f"  {'':17} {hub}file: JSONL or Parquet (or .gz, .xz, .zst) with the columns {columns}")
+        lines.append(f"  {'':17} {hub}file: JSONL or Parquet (or .gz, .xz, .zst) with {columns}")
     for name, chat_task in CHAT_TASKS.items():
         lines.append(f"  {name:17} {chat_task.description}")
-        lines.append(f"  {'':17} built in; file: JSONL or Parquet with the columns {', '.join(chat_task.columns)}")
+        lines.append(f"  {'':17} built in; file: JSONL or Parquet with {required_columns(chat_task.columns)}")
     return "\n".join(lines)

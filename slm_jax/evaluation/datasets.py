@@ -91,7 +91,7 @@ class HubLoader:
 
     def _check_connection(self, task: str, columns: Sequence[str]) -> None:
         """Raise UserError if the hub is unreachable, without another attempt after the first."""
-        remedy = f"{self.option} {task}=FILE (JSONL or Parquet with the columns {', '.join(columns)})"
+        remedy = f"{self.option} {task}=FILE (JSONL or Parquet with {required_columns(columns)})"
         if self._failure:
             raise UserError(f"{task}{self._failure}{remedy}")
         try:
@@ -99,6 +99,11 @@ class HubLoader:
         except UnreachableError as error:
             self._failure = str(error).removeprefix(task).removesuffix(remedy)
             raise
+
+
+def required_columns(columns: Sequence[str]) -> str:
+    """Return the names of columns for a message: `the column text`, `the columns prompt, checks`."""
+    return f"the column{'s' * (len(columns) != 1)} {', '.join(columns)}"
 
 
 def read_files(path: str, columns: Sequence[str]) -> Dataset:
@@ -115,8 +120,7 @@ def read_files(path: str, columns: Sequence[str]) -> Dataset:
     for file in files:
         if file_format(file) not in ROW_FORMATS:
             raise UserError(
-                f"{file} is not a .jsonl, .json or .parquet file: expected records with the columns "
-                f"{', '.join(columns)}"
+                f"{file} is not a .jsonl, .json or .parquet file: expected records with {required_columns(columns)}"
             )
     rows = (row for file in files for row in read_rows(file))
     return Dataset(_checked_records(rows, columns, path), path)

@@ -130,7 +130,7 @@ def test_the_command_prints_a_table_and_continues_without_a_network(folder, caps
     assert " – " in out
     assert caplog.text.count("cannot be reached") == 2  # once per task; the connection is tried once
     assert "Without a network: --tasks blimp=FILE (JSONL or Parquet with the columns sentence_good, sent" in caplog.text
-    assert "Without a network: --tasks lambada=FILE (JSONL or Parquet with the columns text)" in caplog.text
+    assert "Without a network: --tasks lambada=FILE (JSONL or Parquet with the column text)" in caplog.text
     assert err.endswith("\nnot measured: blimp, lambada (see above)\n")
     with pytest.raises(UserError, match=r"^not measured: piqa \(see above\)$"):
         main(["--run", "runs/tiny", "--tasks", "piqa", "blimp=blimp.jsonl", "--json"])
