@@ -90,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
     session = ChatSession(engine, options.sampling, options.max_tokens, options.system)
     logger.info("run %s, %s, context of %d tokens", loaded.run.path, loaded.step_text, engine.context)
     if not is_chat_trained(loaded.run):
-        logger.info("note: this run was not trained on conversations, its answers may not be any")
+        logger.info("note: this run was not trained on conversations: it may continue the text instead of answering")
     engine.start()
     try:
         Terminal(session).serve()

@@ -83,8 +83,9 @@ def main(args: Sequence[str] | None = None) -> None:
         data, target = write_report(paths[0] if paths else None, to)
         lines = terminal.run_summary(data)
     else:
-        if len({path.resolve() for path in paths}) < len(paths):
-            raise UserError("a run is given twice: give each run once")
+        resolved = [path.resolve() for path in paths]
+        if twice := [str(path) for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
+            raise UserError(f"{twice[0]} is given twice: give each run once")
         if missing := [str(path) for path in paths if not bare_words.is_run(str(path))]:
             raise UserError(f"no run in {', '.join(missing)}")
         runs = [read_report_data(path) for path in paths]

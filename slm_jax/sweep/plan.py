@@ -67,7 +67,7 @@ class Sweep:
         axes = self.axes(convert)
         if self.base.train.minutes or any("train.minutes" in axis.names for axis in axes):
             raise UserError(
-                "train.minutes chooses other steps for each trial, and trials are compared after the same: give "
+                "train.minutes chooses other steps for each trial, but trials are compared at equal steps: give "
                 "train.steps"
             )
         chosen = settings(axes, self.num_random, self.random_seed)

@@ -68,7 +68,8 @@ def _tokenizer_of_run(config: Config) -> str:
     if options.path:
         if load_tokenizer(options.path).fingerprint != load_tokenizer(str(run.tokenizer)).fingerprint:
             raise UserError(
-                f"tokenizer.path {options.path} is not the tokenizer of {run.path}, whose weights fit no other"
+                f"tokenizer.path {options.path} is not the tokenizer of {run.path}, whose weights fit no other: "
+                "leave it out"
             )
     elif options != TokenizerConfig():  # options that were not given are those of the run
         saved = dict(run.read_config().tokenizer)
@@ -97,7 +98,8 @@ def _tokenizer_of_folder(config: Config) -> str:
     check_vocabulary(folder, tokenizer.vocab_size, name)
     if options.path and load_tokenizer(options.path).fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other"
+            f"tokenizer.path {options.path} is not the tokenizer of {folder.path}, whose weights fit no other: leave "
+            "it out"
         )
     if not isinstance(tokenizer, HybridTokenizer):  # the options are of a tokenizer that is learned
         return name

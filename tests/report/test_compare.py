@@ -177,7 +177,7 @@ def test_invalid_arguments(copy, tmp_path):
     run = copy("a")
     with pytest.raises(UserError, match="no run in"):
         main([str(tmp_path / "b")])
-    with pytest.raises(UserError, match="given twice"):
+    with pytest.raises(UserError, match=r"a is given twice: give each run once$"):
         main([str(run.path), "--run", str(run.path)])
     with pytest.raises(UserError, match="is a folder"):
         main([str(run.path), "--to", str(tmp_path)])

@@ -122,7 +122,7 @@ def test_conflicts_are_refused_with_both_values(workspace, tmp_path):
         ("model__dim", 64): "model.dim: 32 saved, 64 current",
         ("model__tie_weights", False): "model.tie_weights: True saved, False current",
         ("tokenizer__vocab_size", 400): "tokenizer.vocab_size: 320 saved, 400 current",
-        ("tokenizer__path", "english-8k"): "is not the tokenizer of",
+        ("tokenizer__path", "english-8k"): "whose weights fit no other: leave it out",
         ("init__from_run", str(workspace / "nowhere")): "no run in",
     }
     for (name, value), expected in conflicts.items():
