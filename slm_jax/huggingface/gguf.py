@@ -37,7 +37,12 @@ def check_gguf(config: dict[str, Any], tokenizer: TextTokenizer, dtype: str) -> 
         import gguf  # noqa: F401  # whether it is there
     except ImportError:
         raise UserError("--format gguf needs the package gguf: pip install 'slm_jax[gguf]'") from None
-    if not isinstance(tokenizer, HybridTokenizer) or not tokenizer.portable:
+    if not isinstance(tokenizer, HybridTokenizer):
+        raise UserError(
+            "--format gguf writes portable tokenizers of this project only, and the run has that of a published model: "
+            "give --format transformers, and convert that folder with llama.cpp's convert_hf_to_gguf.py"
+        )
+    if not tokenizer.portable:
         raise UserError(
             "--format gguf needs a portable tokenizer, whose ids llama.cpp gives as well: train with "
             "--tokenizer.portable True"

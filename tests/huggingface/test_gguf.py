@@ -35,6 +35,8 @@ def test_other_tokenizers_and_models_are_refused(tmp_path, portable):
     pytest.importorskip("gguf", reason="pip install -e '.[gguf]'")
     with pytest.raises(UserError, match="portable tokenizer"):
         export_gguf(loaded_run(tmp_path / "a", make(vocab_size=500)), tmp_path / "out")
+    with pytest.raises(UserError, match=r"of a published model: .*convert_hf_to_gguf\.py"):
+        gguf_export.check_gguf({}, object(), "float32")
     with pytest.raises(UserError, match="full attention"):
         export_gguf(loaded_run(tmp_path / "b", portable, window=5), tmp_path / "out")
     odd = {"dim": 32, "heads": 3, "kv_heads": 3, "head_dim": 8, "qk_norm": False}
