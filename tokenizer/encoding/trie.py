@@ -1,16 +1,15 @@
 """A trie over texts that advances many nodes at once with NumPy.
 
-The child of a node is looked up by the node's number and a character in an open-addressing hash table. Keys are exact,
-so there are no false matches.
+The child of a node is looked up by the node's number and a character in a hash table.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from tokenizer.encoding.key_table import KeyTable
+
 NODE_BITS = np.uint64(21)  # a code point needs 21 bits
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # multiplicative hashing (Knuth)
-_EMPTY_SLOT = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class Trie:
@@ -44,29 +43,8 @@ class Trie:
         self.first = np.zeros(0x110000, dtype=np.uint64)
         self.first[codes[:, 0]] = nodes[:, 0].astype(np.uint64) << NODE_BITS
         has_parent = is_new[:, 1:]
-        self._fill_table(nodes[:, :-1][has_parent], codes[:, 1:][has_parent], nodes[:, 1:][has_parent])
-
-    def _fill_table(self, parents: np.ndarray, codes: np.ndarray, children: np.ndarray) -> None:
-        """Insert all edges at once by linear probing; where several claim a slot, the last one written wins."""
-        bits = max(8, int(4 * len(children)).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._last_slot = (1 << bits) - 1
-        self._keys = np.full(1 << bits, _EMPTY_SLOT, dtype=np.uint64)
-        self._values = np.zeros(1 << bits, dtype=np.uint64)
-        keys = parents.astype(np.uint64) << NODE_BITS | codes
-        slots = ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
-        owner = np.zeros(1 << bits, dtype=np.int64)
-        pending = np.arange(len(keys))
-        while len(pending):
-            free = self._keys[slots[pending]] == _EMPTY_SLOT
-            owner[slots[pending[free]]] = pending[free]
-            won = free.copy()
-            won[free] = owner[slots[pending[free]]] == pending[free]
-            placed = pending[won]
-            self._keys[slots[placed]] = keys[placed]
-            self._values[slots[placed]] = children[placed].astype(np.uint64) << NODE_BITS
-            pending = pending[~won]
-            slots[pending] = (slots[pending] + 1) & self._last_slot
+        keys = nodes[:, :-1][has_parent].astype(np.uint64) << NODE_BITS | codes[:, 1:][has_parent]
+        self._children = KeyTable(keys, nodes[:, 1:][has_parent].astype(np.uint64) << NODE_BITS, missing=0)
 
     def step(self, nodes: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Advance each node by one character.
@@ -78,17 +56,6 @@ class Trie:
         Returns:
             The indices of the nodes that have such a child (int64 [m]) and the children (uint64 [m]).
         """
-        keys = nodes | codes
-        slots = ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
-        stored = self._keys.take(slots)
-        match = stored == keys
-        pending = np.flatnonzero(~match & (stored != _EMPTY_SLOT))
-        while len(pending):  # linear probing; at a load of one quarter rarely more than one more probe
-            at = (slots.take(pending) + 1) & self._last_slot
-            slots[pending] = at
-            stored = self._keys.take(at)
-            hit = stored == keys.take(pending)
-            match[pending[hit]] = True
-            pending = pending[~hit & (stored != _EMPTY_SLOT)]
-        alive = np.flatnonzero(match)
-        return alive, self._values.take(slots.take(alive))
+        children = self._children.find(nodes | codes)
+        alive = np.flatnonzero(children)
+        return alive, children.take(alive)

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from tokenizer.encoding.bulk import BulkEncoder, Words
+from tokenizer.encoding.key_table import KeyTable
 from tokenizer.encoding.word_cache import MAX_KEPT, WordCache, WordIds
 from tokenizer.portable.boundaries import find_starts
 from tokenizer.portable.pretokens import blocks_to_encode
 from tokenizer.portable.reference import segment_data
 from tokenizer.vocabulary import FIRST_BYTE, Vocabulary
 
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
-_NO_KEY = np.uint64(2**64 - 1)
-NO_MERGE = np.int32(2**31 - 1)
+NO_MERGE = 2**31 - 1
 _NO_ID = np.int32(-1)
 """In place of an id: there is a word's border."""
 _CHANGED = np.int32(-2)
@@ -29,29 +28,14 @@ _MAX_BATCHED = 192
 
 
 class PairTable:
-    """A hash table from pairs of ids to the id of their merge, with linear probing; one slot in eight is used."""
+    """The id of the merge of each pair of ids."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         pairs = np.array(vocabulary.merges, dtype=np.uint64).reshape(-1, 2)
-        keys = pairs[:, 0] << np.uint64(32) | pairs[:, 1]
-        bits = max(4, (4 * len(keys)).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._keys = np.full(1 << bits, _NO_KEY)
-        self._ids = np.full(1 << bits, NO_MERGE, dtype=np.int32)
-        self._last_slot = (1 << bits) - 1
-        slots = self._slots(keys)
-        pending = np.arange(len(keys))
-        while len(pending):  # where several claim a slot, one of them is in it afterwards
-            free = pending[self._keys[slots[pending]] == _NO_KEY]
-            self._keys[slots[free]] = keys[free]
-            pending = pending[self._keys[slots[pending]] != keys[pending]]
-            slots[pending] = slots[pending] + 1 & self._last_slot
-        self._ids[slots] = vocabulary.first_merge + np.arange(len(keys))
+        ids = vocabulary.first_merge + np.arange(len(pairs), dtype=np.int32)
+        self._ids = KeyTable(pairs[:, 0] << np.uint64(32) | pairs[:, 1], ids, missing=NO_MERGE)
         bytes_ = np.arange(FIRST_BYTE, FIRST_BYTE + 256, dtype=np.int32)
         self._ids_of_bytes = self.find(np.repeat(bytes_, 256), np.tile(bytes_, 256))
-
-    def _slots(self, keys: np.ndarray) -> np.ndarray:
-        return ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)
 
     def find_bytes(self, data: np.ndarray) -> np.ndarray:
         """Return the id of the merge of each byte (uint8 [n]) and the next one, int32 [n]; the last is arbitrary."""
@@ -61,20 +45,7 @@ class PairTable:
 
     def find(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the id of the merge of each pair (int32 [n] each), `NO_MERGE` where there is none."""
-        keys = left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
-        slots = self._slots(keys)
-        stored = self._keys.take(slots)
-        result = self._ids.take(slots)
-        pending = np.flatnonzero(stored != keys)
-        result[pending] = NO_MERGE
-        pending = pending[stored[pending] != _NO_KEY]
-        while len(pending):
-            slots[pending] = slots[pending] + 1 & self._last_slot
-            stored = self._keys[slots[pending]]
-            hit = stored == keys[pending]
-            result[pending[hit]] = self._ids[slots[pending[hit]]]
-            pending = pending[~hit & (stored != _NO_KEY)]
-        return result
+        return self._ids.find(left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64))
 
 
 class BatchMerger:
