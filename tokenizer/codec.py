@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, overload
 
 from tokenizer.decoding.decoder import Decoder, StreamDecoder
@@ -12,6 +11,7 @@ from tokenizer.decoding.id_formats import MIN_ARRAY_LENGTH, flatten_ids, run_len
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.reference import join_phrases
 from tokenizer.errors import TokenizerError
+from tokenizer.once import made_once
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # importing NumPy takes longer than loading a saved tokenizer: only methods that need it import it
@@ -184,7 +184,7 @@ class Codec:
 
     # Parts, made on first use
 
-    @cached_property
+    @made_once
     def _encoder(self) -> Encoder | PortableEncoder:
         if self._vocabulary.portable:
             from tokenizer.portable.encoder import PortableEncoder  # compiles patterns, which others do not need
@@ -192,17 +192,17 @@ class Codec:
             return PortableEncoder(self._vocabulary)
         return Encoder(self._vocabulary)
 
-    @cached_property
+    @made_once
     def _joiner(self) -> PhraseJoiner:
         from tokenizer.encoding.phrases import PhraseJoiner
 
         return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
 
-    @cached_property
+    @made_once
     def _decoder(self) -> Decoder:
         return Decoder(self._vocabulary)
 
-    @cached_property
+    @made_once
     def _special_decoder(self) -> Decoder:
         return Decoder(self._vocabulary, show_special=True)
 

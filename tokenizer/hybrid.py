@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tokenizer import storage
 from tokenizer.codec import Codec, check_text
 from tokenizer.decoding.decoder import raise_unknown_id
 from tokenizer.errors import TokenizerError
+from tokenizer.once import made_once
 from tokenizer.vocabulary import SPECIAL_TOKENS, TurnIds, Vocabulary
 
 if TYPE_CHECKING:  # the methods that need these modules import them
@@ -227,18 +228,18 @@ class HybridTokenizer(Codec):
         """Ids of special tokens that no text contains: all but ``<EOS>``. Conversations contain the turn tokens."""
         return [id_ for id_ in self._vocabulary.special_ids if id_ != self.eos_id]
 
-    @cached_property
+    @made_once
     def token2id(self) -> dict[str, int]:
         """{name: id}; names are the texts of entries, ``<PAD>`` and so on for special tokens, ``<0xE2>`` for bytes."""
         names = self._vocabulary.names
         return dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
 
-    @cached_property
+    @made_once
     def id2token(self) -> dict[int, str]:
         """{id: name}, the inverse of `token2id`."""
         return dict(enumerate(self._vocabulary.names))
 
-    @cached_property
+    @made_once
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the content; equal fingerprints mean equal ids for every text."""
         return storage.fingerprint(self._vocabulary)
@@ -253,7 +254,7 @@ class HybridTokenizer(Codec):
         """The bytes of each id on its own, [V]; empty for special tokens and case marks."""
         return self._vocabulary.data
 
-    @cached_property
+    @made_once
     def kinds(self) -> list[str]:
         """The kind of each id, [V]; see `tokenizer.inspect.results.Segment`."""
         return [self._vocabulary.kind(id_) for id_ in range(self.vocab_size)]

@@ -7,12 +7,12 @@ tokens, merges, phrases. Case marks and turn tokens are not in every vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from string import ascii_lowercase
 from typing import NamedTuple
 
 from tokenizer.encoding.unicode import capitalize, text_to_bytes
 from tokenizer.errors import TokenizerError
+from tokenizer.once import made_once
 
 SPECIAL_TOKENS = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK>", "<EOS>", "<RES>", "<SP>", "<NL>")
 SP = 7
@@ -129,7 +129,7 @@ class Vocabulary:
         """True if a stock ``tokenizer.json`` gives the same ids."""
         return bool(self.pattern)
 
-    @cached_property
+    @made_once
     def special_ids(self) -> tuple[int, ...]:
         """The ids that no text encodes to: without ``<SP>`` and ``<NL>``, unless the vocabulary is portable."""
         return *range(FIRST_BYTE if self.portable else SP), *range(self._first_turn, self.first_entry)
@@ -145,7 +145,7 @@ class Vocabulary:
     def _first_turn(self) -> int:
         return FIRST_LEARNED + (len(CASE_MARKS) if self.lowercase else 0)
 
-    @cached_property
+    @made_once
     def first_entry(self) -> int:
         """The id of the first alphabet character."""
         return first_entry_id(self.lowercase, self.turns)
@@ -160,34 +160,34 @@ class Vocabulary:
         """The id of ``<CAPS>``, or -1 without case marks."""
         return FIRST_LEARNED + 1 if self.lowercase else -1
 
-    @cached_property
+    @made_once
     def case_marks(self) -> frozenset[int]:
         """The ids of ``<UP>`` and ``<CAPS>``; empty without case marks."""
         return frozenset((self.up, self.caps)) if self.lowercase else frozenset()
 
-    @cached_property
+    @made_once
     def first_base(self) -> int:
         """The id of the first base token."""
         return self.first_entry + len(self.alphabet)
 
-    @cached_property
+    @made_once
     def first_merge(self) -> int:
         """The id of the first merge."""
         return self.first_base + len(self.bases)
 
-    @cached_property
+    @made_once
     def first_phrase(self) -> int:
         """The id of the first phrase."""
         return self.first_merge + len(self.merges)
 
-    @cached_property
+    @made_once
     def size(self) -> int:
         """The number of ids, V."""
         return self.first_phrase + len(self.phrases)
 
     # Entries
 
-    @cached_property
+    @made_once
     def texts(self) -> list[str]:
         """The text of each id, [V]; empty for special tokens, case marks and bytes beyond ASCII.
 
@@ -218,7 +218,7 @@ class Vocabulary:
                 texts.append(text)
         return texts
 
-    @cached_property
+    @made_once
     def data(self) -> list[bytes]:
         """The bytes of each id, [V]; empty for special tokens and case marks."""
         if self.portable:
@@ -227,7 +227,7 @@ class Vocabulary:
         data[FIRST_BYTE:FIRST_LEARNED] = [bytes([value]) for value in range(256)]
         return data
 
-    @cached_property
+    @made_once
     def _portable_data(self) -> list[bytes]:
         data = [b""] * FIRST_BYTE + [bytes([value]) for value in range(256)]
         data += [b""] * (self.first_entry - FIRST_LEARNED)
@@ -241,7 +241,7 @@ class Vocabulary:
             data.append(data[left] + data[right])
         return data
 
-    @cached_property
+    @made_once
     def names(self) -> list[str]:
         """A printable, unique name of each id, [V]: a reserved name or the text of the entry.
 
@@ -295,7 +295,7 @@ class Vocabulary:
         """Return the text with every letter in upper case: the effect of ``<CAPS>`` on the token after it."""
         return text.translate(self._upper_table)
 
-    @cached_property
+    @made_once
     def upper_texts(self) -> list[str]:
         """The text of each id after ``<CAPS>``, [V]."""
         table = self._upper_table
@@ -303,7 +303,7 @@ class Vocabulary:
             return [text.translate(table) for text in self.texts]
         return [text.upper() if text.isascii() else text.translate(table) for text in self.texts]  # upper() is faster
 
-    @cached_property
+    @made_once
     def capitalized_texts(self) -> list[str]:
         """The text of each id after ``<UP>``, [V]."""
         upper = self.pairs.get
@@ -319,17 +319,17 @@ class Vocabulary:
         texts = self.capitalized_texts if mark == self.up else self.upper_texts
         return text_to_bytes(texts[id_])
 
-    @cached_property
+    @made_once
     def _upper_table(self) -> dict[int, str]:
         return {ord(lower): upper for lower, upper in self.pairs.items()}
 
-    @cached_property
+    @made_once
     def _lower_table(self) -> dict[int, str]:
         return {ord(upper): lower for lower, upper in self.pairs.items()}
 
     # Look-up by text, for encoding
 
-    @cached_property
+    @made_once
     def edges(self) -> dict[str, Edge]:
         """{text: the fewest ids that encode it in one step}: an entry, or a case mark and an entry.
 
@@ -363,7 +363,7 @@ class Vocabulary:
             return self.caps, id_
         return None
 
-    @cached_property
+    @made_once
     def longest(self) -> int:
         """The length of the longest text of `edges`, in characters."""
         return max(map(len, self.texts[: self.first_phrase]))
@@ -372,22 +372,22 @@ class Vocabulary:
     def _ids_with_text(self) -> list[int]:
         return [SP, NL, *range(FIRST_BYTE, FIRST_BYTE + 128), *range(self.first_entry, self.first_phrase)]
 
-    @cached_property
+    @made_once
     def _plain_edges(self) -> dict[str, int]:
         """{text: id} of the entries; of equal texts the first id wins, so " " is <SP> and not the byte 0x20."""
         return {self.texts[id_]: id_ for id_ in reversed(self._ids_with_text)}
 
-    @cached_property
+    @made_once
     def id_of_data(self) -> dict[bytes, int]:
         """{bytes: id} of the byte tokens and entries of a portable vocabulary."""
         return {data: id_ for id_, data in enumerate(self.data) if data}
 
-    @cached_property
+    @made_once
     def merge_ids(self) -> dict[tuple[int, int], int]:
         """{(left id, right id): id} of the merges of a portable vocabulary; the lowest id is merged first."""
         return {pair: self.first_merge + offset for offset, pair in enumerate(self.merges)}
 
-    @cached_property
+    @made_once
     def phrase_table(self) -> PhraseTable:
         """The phrases, keyed by the ids that they join."""
         sequences: dict[int, tuple[int, ...]] = {}

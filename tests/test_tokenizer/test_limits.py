@@ -11,6 +11,8 @@ from tests.test_tokenizer.conftest import encode_reference, make
 from tests.test_tokenizer.samples import LANGUAGES, corpus
 from tokenizer import HybridTokenizer
 from tokenizer.encoding import base_encoder, bulk, short_cache, word_cache
+from tokenizer.encoding.encoder import Encoder
+from tokenizer.portable.encoder import PortableEncoder
 
 
 def _adversarial_texts(size: int) -> dict[str, str]:
@@ -144,3 +146,36 @@ def test_threads(monkeypatch, options):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_tables_are_made_once(monkeypatch, portable):
+    """Eight threads encode the first long text at once: one makes the tables, and the others wait for them."""
+    made = []
+    kind = PortableEncoder if portable else Encoder
+    make_bulk = kind._make_bulk
+
+    def make_slowly(self):
+        made.append(threading.get_ident())
+        time.sleep(0.05)  # the other threads get as far as they can
+        return make_bulk(self)
+
+    monkeypatch.setattr(kind, "_make_bulk", make_slowly)
+    tok = make(portable=portable)
+    text = corpus() * (1 + base_encoder.MIN_FIRST_BULK // len(corpus()))
+    barrier = threading.Barrier(8)
+    results: list[list[int]] = []
+
+    def work() -> None:
+        barrier.wait()
+        results.append(tok.encode(text))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert len(results) == 8
+    assert all(ids == results[0] for ids in results)
+    assert tok.decode(results[0]) == text

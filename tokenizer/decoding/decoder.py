@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenizer.encoding.unicode import bytes_to_text, incomplete_tail_length
 from tokenizer.errors import TokenizerError
+from tokenizer.once import made_once
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Decoder:
         self.vocabulary = vocabulary
         self._show_special = show_special
 
-    @cached_property
+    @made_once
     def table(self) -> list[bytes]:
         """The bytes of each id without a case mark before it, [V]."""
         data = list(self.vocabulary.data)
@@ -37,7 +37,7 @@ class Decoder:
                 data[id_] = self.vocabulary.names[id_].encode()
         return data
 
-    @cached_property
+    @made_once
     def _batch(self) -> BatchDecoder:
         from tokenizer.decoding.batch import BatchDecoder  # imports NumPy, which short texts do not need
 

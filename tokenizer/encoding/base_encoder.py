@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenizer.encoding.short_cache import ShortCache
+from tokenizer.once import made_once
 from tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class BaseEncoder:
     def _ids_of_words(self, text: str) -> bytes:
         return self._cache.ids(self._words(text))
 
-    @cached_property
+    @made_once
     def _bulk(self) -> BulkEncoder:
         return self._make_bulk()
 

@@ -7,7 +7,6 @@ file and contains no code. No text can produce a special token: "<EOS>" in a tex
 import re
 from array import array
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tokenizer.decoding.decoder import Decoder, raise_unknown_id
 from tokenizer.encoding.encoder import Encoder
 from tokenizer.encoding.phrases import PhraseJoiner
 from tokenizer.encoding.reference import join_phrases
+from tokenizer.once import made_once
 from tokenizer.storage import read, write
 from tokenizer.vocabulary import FIRST_LEARNED
 
@@ -57,16 +57,16 @@ class SlmJaxTokenizer(PreTrainedTokenizer):
             kwargs.setdefault("additional_special_tokens", ["<RES>", *turn_tokens])
         super().__init__(begin_with_eos=begin_with_eos, **{**names, **kwargs})
 
-    @cached_property
+    @made_once
     def _encoder(self) -> Encoder:
         return Encoder(self._vocabulary)
 
-    @cached_property
+    @made_once
     def _decoders(self) -> tuple[Decoder, Decoder]:
         """Decoders that show the names of special tokens, and that leave them out."""
         return Decoder(self._vocabulary, show_special=True), Decoder(self._vocabulary)
 
-    @cached_property
+    @made_once
     def _joiner(self) -> PhraseJoiner:
         return PhraseJoiner(self._vocabulary.phrase_table, self._vocabulary.caps)
 
