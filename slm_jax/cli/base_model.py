@@ -5,7 +5,9 @@ without needing many more tokens than for its own text. Of several, the one whos
 proposed. A run that is named need only have a checkpoint and such a tokenizer.
 """
 
+import bisect
 import contextlib
+import itertools
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +19,15 @@ from slm_jax.config.dial import AUTO
 from slm_jax.config.paths import RUNS
 from slm_jax.config.schema import Config, DataConfig
 from slm_jax.config.shape import parameters_of
-from slm_jax.data.sources.files import find_files
+from slm_jax.data.sources.files import file_errors, find_files
 from slm_jax.run.directory import Run, find_run, runs_by_age, stages_in
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 
 NONE = "none"
 _MIN_FIT = 0.6  # bytes per token of the text, as a share of those of the base's own text
-_SAMPLE_PARTS = 6  # spread evenly over the files
-_SAMPLE_BYTES = 32_768  # of each part
+_SAMPLE_PARTS = 6  # spread evenly over the bytes of all files
+_SAMPLE_BYTES = 32_768  # of each part, of as many files as it takes
 _NAMED = 3  # unsuitable runs that are named
 _LOOKED_AT = 20  # newest runs that are looked at
 
@@ -157,7 +159,7 @@ def base_command(prog: str, base: Base, own: Mapping[str, str], overrides: Mappi
 
 
 def text_sample(paths: Sequence[Path]) -> str:
-    """Return parts of some files, spread evenly over all their bytes, as one text; small files as a whole.
+    """Return parts of some files, spread evenly over all their bytes, as one text; few bytes as a whole.
 
     Separators of documents, and characters that the ends of a part cut, are left out.
     """
@@ -166,21 +168,21 @@ def text_sample(paths: Sequence[Path]) -> str:
 
 
 def _sample_parts(paths: Sequence[Path]) -> Iterator[bytes]:
-    """Yield parts that do not overlap; none extends over the end of a file."""
-    sizes = [path.stat().st_size for path in paths]
-    total = sum(sizes)
-    if total <= _SAMPLE_PARTS * _SAMPLE_BYTES:
-        yield from (path.read_bytes() for path in paths)
-        return
-    for part in range(_SAMPLE_PARTS):
-        start = round(part * (total - _SAMPLE_BYTES) / (_SAMPLE_PARTS - 1))
-        for path, size in zip(paths, sizes, strict=True):
-            if start < size:
-                with path.open("rb") as file:
-                    file.seek(start)
-                    yield file.read(_SAMPLE_BYTES)
+    """Yield what files hold of some stretches of all their bytes, which do not overlap, one file at a time."""
+    ends = list(itertools.accumulate(path.stat().st_size for path in paths))
+    stretches = [(0, ends[-1])]
+    if ends[-1] > _SAMPLE_PARTS * _SAMPLE_BYTES:
+        distance = (ends[-1] - _SAMPLE_BYTES) / (_SAMPLE_PARTS - 1)
+        starts = [round(part * distance) for part in range(_SAMPLE_PARTS)]
+        stretches = [(start, start + _SAMPLE_BYTES) for start in starts]
+    for start, stop in stretches:
+        for index in range(bisect.bisect_right(ends, start), len(paths)):
+            begin = ends[index - 1] if index else 0
+            if begin >= stop:
                 break
-            start -= size
+            with file_errors(paths[index]), paths[index].open("rb") as file:
+                file.seek(max(start - begin, 0))
+                yield file.read(min(stop, ends[index]) - max(start, begin))
 
 
 def _existing(name: str) -> Path:

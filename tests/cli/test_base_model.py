@@ -1,13 +1,15 @@
 """`--size auto --base`: which runs a small text can start from, what is printed, and the options that follow."""
 
+import itertools
 import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slm_jax.cli import train
-from slm_jax.cli.base_model import text_sample
+from slm_jax.cli.base_model import _sample_parts, text_sample
 from slm_jax.config.schema import Config
 from slm_jax.config.small_text import TUNED_EPOCHS
 from slm_jax.config.weight_conflicts import weight_conflicts
@@ -216,3 +218,20 @@ def test_the_parts_of_the_sample_do_not_overlap(lines, files, folder):
         assert sample == "\n".join(texts)
     else:
         assert len(sample) > (5 if files == 1 else 4) * 32_768
+
+
+@pytest.mark.parametrize("sizes", [[5] * 3, [300] * 1000, [0, 70_000] * 4, [400_000], [1, 200_000, 0, 9, 65_536, 7, 0]])
+def test_the_sample_is_of_as_many_files_as_it_takes(sizes, folder):
+    data = np.random.default_rng(len(sizes)).bytes(sum(sizes))
+    paths = [folder / f"{number}.txt" for number in range(len(sizes))]
+    for path, size, end in zip(paths, sizes, itertools.accumulate(sizes), strict=True):
+        path.write_bytes(data[end - size : end])
+    stretches = [range(len(data))]
+    if len(data) > 6 * 32_768:
+        starts = [round(part * (len(data) - 32_768) / 5) for part in range(6)]
+        stretches = [range(start, start + 32_768) for start in starts]
+    files = [number for number, size in enumerate(sizes) for _ in range(size)]
+    groups = [list(group) for stretch in stretches for _, group in itertools.groupby(stretch, files.__getitem__)]
+    parts = [part for part in _sample_parts(paths) if part]
+    assert parts == [data[group[0] : group[-1] + 1] for group in groups]
+    assert sum(map(len, parts)) == min(len(data), 6 * 32_768)
