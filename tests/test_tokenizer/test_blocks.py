@@ -71,3 +71,13 @@ def test_ids_of_blocks(portable, monkeypatch):
 @pytest.mark.parametrize("text", ["中文字、" * 900, "var a=[1,2];" * 300, "word," * 800, "a\n" * 2000, "x\t" * 2000])
 def test_blocks_are_bounded_without_spaces(mode, text):
     assert max(map(len, MODES[mode][0](text, 100))) <= 100 + MAX_PRETOKEN
+
+
+def test_one_block_needs_no_pattern():
+    """Compiling the pattern takes longer than encoding a short text."""
+    portable_pretokens._block_end.cache_clear()
+    for text in ("", "a", "a b" * 33, "a b " * 25):
+        assert list(portable_pretokens.blocks_to_encode(text, 100)) == [text]
+    assert not portable_pretokens._block_end.cache_info().misses
+    assert len(list(portable_pretokens.blocks_to_encode("a b " * 26, 100))) == 2
+    assert portable_pretokens._block_end.cache_info().misses == 1
