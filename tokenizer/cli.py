@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.learning.text_files import decode_utf8, read_text
@@ -82,8 +85,38 @@ _MAY_BE_EMPTY = ("text", "note")
 _POSITIONAL = ("tokenizer", "tokenizers", "file", "files")
 _REQUIRED = ("tokenizer", "files", "out")
 
+
+class _Number(NamedTuple):
+    """Numbers that an option takes; those without bounds here are checked where they are used."""
+
+    kind: type[int] | type[float] = int
+    lowest: float = -math.inf
+    highest: float = math.inf
+
+    def describe(self) -> str:
+        """Return what a word of the command line should be."""
+        name = "a whole number" if self.kind is int else "a number"
+        if self.highest < math.inf:
+            return f"{name} from {self.lowest} to {self.highest}"
+        return name if self.lowest == -math.inf else f"{name}, {self.lowest} or more"
+
+
+_NUMBERS = {
+    **dict.fromkeys(("vocab_size", "k_bases", "max_merges", "min_freq", "byte_limit", "processes"), _Number()),
+    "phrases": _Number(float),
+    "merges": _Number(lowest=0),
+    "preview": _Number(lowest=0),
+    "port": _Number(lowest=0, highest=65535),
+}
 _MAX_EXPANSION = 2**25
 """Ids that the counts of `decode` may add: a short line could stand for more ids than fit into memory."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that raises TokenizerError instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TokenizerError(f"{message.removeprefix('argument ')} ({self.prog} --help lists what can be given)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,9 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for invalid usage or data (one line on stderr), 130 for Ctrl-C.
     """
-    options = _build_parser().parse_args(arguments)
     try:
+        options = _build_parser().parse_args(arguments)
         _refuse_empty_values(options)
+        _convert_numbers(options)
         options.run(options)
         sys.stdout.flush()
     except TokenizerError as error:
@@ -112,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refuse_empty_values(options: argparse.Namespace) -> None:
-    """Refuse empty names of files, tokenizers and choices: they usually mean an unset shell variable.
+    """Refuse empty names of files and tokenizers, choices and numbers: they usually mean an unset shell variable.
 
     Raises:
         TokenizerError: A value is empty.
@@ -124,9 +158,27 @@ def _refuse_empty_values(options: argparse.Namespace) -> None:
         raise TokenizerError(f"{title} is empty: give a value{'' if name in _REQUIRED else ', or leave it out'}")
 
 
+def _convert_numbers(options: argparse.Namespace) -> None:
+    """Convert the words of `_NUMBERS`.
+
+    Raises:
+        TokenizerError: A word is not such a number.
+    """
+    for name, word in vars(options).items():
+        if name not in _NUMBERS or not isinstance(word, str):
+            continue
+        number = _NUMBERS[name]
+        with suppress(ValueError):
+            value = number.kind(word)
+            if number.lowest <= value <= number.highest:
+                setattr(options, name, value)
+                continue
+        raise TokenizerError(f"--{name.replace('_', '-')} {word}: should be {number.describe()}")
+
+
 def _build_parser() -> argparse.ArgumentParser:
     names = ", ".join(pretrained_names()) or "none in this installation"
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "python -m tokenizer",
         description=_DESCRIPTION.format(names=names),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,10 +211,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_tokenizer_argument(inspect)
     inspect.add_argument("--text", help="show the tokens of this text")
     inspect.add_argument("--token", help="explain this token (its text or its id)")
-    inspect.add_argument("--merges", type=_count, default=0, metavar="N", help="show the N most used merges")
-    inspect.add_argument(
-        "--preview", type=_count, default=10, metavar="N", help="number of entries to show (default: 10)"
-    )
+    inspect.add_argument("--merges", default=0, metavar="N", help="show the N most used merges")
+    inspect.add_argument("--preview", default=10, metavar="N", help="number of entries to show (default: 10)")
 
     _add_compare_options(
         add_command("compare", _compare, "compare with other installed tokenizers on your text", _COMPARE)
@@ -172,16 +222,14 @@ def _build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "tokenizers", nargs="*", metavar="TOKENIZER", help="saved files or names (default: all pretrained ones)"
     )
-    serve.add_argument(
-        "--port", type=int, default=8765, metavar="N", help="port on the loopback interface (default: 8765)"
-    )
+    serve.add_argument("--port", default=8765, metavar="N", help="port on the loopback interface (default: 8765)")
     return parser
 
 
 def _add_compare_options(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("files", nargs="+", metavar="FILES", help="files or glob patterns of UTF-8 text")
     compare.add_argument(
-        "--vocab-size", type=int, default=8192, metavar="N", help="ids that each tokenizer learns (default: 8192)"
+        "--vocab-size", default=8192, metavar="N", help="ids that each tokenizer learns (default: 8192)"
     )
     compare.add_argument(
         "--pretrained",
@@ -193,16 +241,6 @@ def _add_compare_options(compare: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(word: str) -> int:
-    """Convert a word of the command line to a number that is not negative."""
-    if not word.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r}: should be a whole number")
-    value = int(word)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{word}: should be 0 or more")
-    return value
-
-
 def _add_tokenizer_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("tokenizer", metavar="TOKENIZER", help="saved file or name of a pretrained tokenizer")
 
@@ -211,17 +249,17 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument
     add("files", nargs="+", metavar="FILES", help="files or glob patterns; ** matches folders of any depth")
     add("--out", required=True, metavar="PATH", help="file to save the tokenizer to")
-    add("--vocab-size", type=int, metavar="N", help="total number of ids (default: 8192 unless --max-merges is given)")
-    add("--k-bases", type=int, metavar="N", help="number of common short words to take as base tokens")
-    add("--max-merges", type=int, metavar="N", help="maximum number of merges to learn")
-    add("--min-freq", type=int, default=2, metavar="N", help="occurrences that an entry needs (default: 2)")
+    add("--vocab-size", metavar="N", help="total number of ids (default: 8192 unless --max-merges is given)")
+    add("--k-bases", metavar="N", help="number of common short words to take as base tokens")
+    add("--max-merges", metavar="N", help="maximum number of merges to learn")
+    add("--min-freq", default=2, metavar="N", help="occurrences that an entry needs (default: 2)")
     add("--score", default="freq", help="ranking of merges: freq, freq_pmi or pmi (default: freq)")
     add("--boundaries", default="words", help="where merges stop: words or spaces (default: words)")
-    add("--phrases", type=float, default=0.0, metavar="SHARE", help="share of entries that span words (default: 0)")
+    add("--phrases", default=0.0, metavar="SHARE", help="share of entries that span words (default: 0)")
     add("--cased", action="store_true", help="keep upper case in the entries instead of using case marks")
     add("--portable", action="store_true", help="segment as a stock tokenizer.json does (no case marks, no phrases)")
-    add("--byte-limit", type=int, default=4, metavar="N", help="maximum bytes of a base token (default: 4)")
-    add("--processes", type=int, default=1, metavar="N", help="processes that count, with the same result (default: 1)")
+    add("--byte-limit", default=4, metavar="N", help="maximum bytes of a base token (default: 4)")
+    add("--processes", default=1, metavar="N", help="processes that count, with the same result (default: 1)")
     add("--note", default="", help="line to store in the file, for example about the text")
 
 

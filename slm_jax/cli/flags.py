@@ -111,7 +111,8 @@ class Option:
                     return each(word)
                 except ValueError:
                     continue
-        raise UserError(f"{self.title} {word}: should be {' or '.join(map(_expected, _alternatives(kind)))}")
+        given = f"{self.title} {word}" if word else f"{self.title} is empty"
+        raise UserError(f"{given}: should be {' or '.join(map(_expected, _alternatives(kind)))}")
 
 
 def _alternatives(kind: Any) -> list[Any]:

@@ -89,6 +89,7 @@ def test_values_of_every_kind():
         (["--max_itemz", "3"], "unknown option --max_itemz, perhaps you meant --max_items (see --help)"),
         (["--zzz"], "unknown option --zzz (see --help)"),
         (["--max_items", "many"], "--max_items many: should be a whole number"),
+        (["--max_items="], "--max_items is empty: give a value, or leave it out"),
         (["--max_items"], "--max_items needs a value"),
         (["--tasks"], "--tasks needs at least one value"),
         (["--run"], "--run needs a value"),

@@ -223,6 +223,7 @@ def test_frozen():
     ("args", "message"),
     [
         (["--train.steps", "abc"], "--train.steps abc: should be a whole number"),
+        (["--train.steps", ""], "--train.steps is empty: should be a whole number"),
         (["--optimizer.lr=fast"], "--optimizer.lr fast: should be a number"),
         (["--model.tie_weights", "maybe"], "--model.tie_weights maybe: should be one of 'True', 'False'"),
         (["--optimizer.name", "sgd"], "--optimizer.name sgd: should be one of 'muon', 'normuon', 'adamw'"),
