@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.processes import ended_processes
 from tests.xla_flags import is_known_flag
 
 # Compiling is most of the time of these tests. With the least effort, without the emitters of fused operations written
@@ -110,6 +111,13 @@ def pytest_terminal_summary(terminalreporter, config):
 
 MEMORY = 2 << 30
 """Bytes in use after a module from which on this process forgets its compiled programs; the cache keeps them."""
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """Kill the processes that a test has started and that are running at its end, because it failed."""
+    with ended_processes():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

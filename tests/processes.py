@@ -1,14 +1,47 @@
 """Commands in processes of their own: their environment, waiting for what they do, and killing them."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+
+
+class Process(subprocess.Popen):
+    """A process that a test starts: killed if its `with` block raises, and when the test ends.
+
+    `subprocess.Popen` waits for the end of the process in both cases, or leaves it behind.
+    """
+
+    started: ClassVar[list["Process"]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.started.append(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
+@contextlib.contextmanager
+def ended_processes() -> Iterator[None]:
+    """Kill the processes that were started in the block and are running at its end."""
+    count = len(Process.started)
+    try:
+        yield
+    finally:
+        for process in Process.started[count:]:
+            with process:
+                process.kill()  # does nothing to one that has ended
+        del Process.started[count:]
 
 
 def command_environment(cache: Path, devices: int = 1) -> dict[str, str]:
@@ -21,26 +54,18 @@ def command_environment(cache: Path, devices: int = 1) -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None, seconds: float = 120.0) -> None:
-    """Wait until the condition holds; the process must not end before that, and is killed if the test fails."""
+    """Wait until the condition holds; the process must not end before that."""
     end = time.monotonic() + seconds
-    try:
-        while not condition():
-            assert process is None or process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(0.001)
-    except BaseException:
-        if process is not None:
-            process.kill()
-            process.wait()
-        raise
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def kill_at(command: Sequence[str], instants: Iterable[Callable[[], bool]], environment: dict[str, str]) -> None:
     """Start a command once for each instant, and kill it with SIGKILL when the condition of the instant holds."""
     for instant in instants:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        process = Process(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for(instant, process)
         process.kill()
         process.communicate()

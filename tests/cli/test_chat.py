@@ -21,6 +21,7 @@ from slm_jax.serve.engine import Engine
 from slm_jax.serve.session import ChatSession
 from slm_jax.utils.errors import UserError
 from tests.helpers import ONE_BLOCK, words_of
+from tests.processes import Process
 from tests.serve.conftest import loaded_run
 from tokenizer import HybridTokenizer
 
@@ -171,9 +172,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(run):
     terminal, inside = pty.openpty()
     command = [sys.executable, "-m", "slm_jax.chat", "--run", str(run), "--temperature", "3", "--top_p", "1"]
     environment = os.environ | {"TERM": "dumb"}
-    process = subprocess.Popen(
-        command, stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True
-    )
+    process = Process(command, stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True)
     os.close(inside)
     read_until(terminal, "> ")
     os.write(terminal, b"/help\n")

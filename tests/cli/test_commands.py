@@ -19,7 +19,7 @@ import pytest
 from slm_jax.cli import train as train_command
 from slm_jax.utils.errors import UserError, command_errors
 from tests.helpers import ONE_BLOCK, words_of
-from tests.processes import command_environment, kill_at_random_instants, wait_for
+from tests.processes import Process, command_environment, kill_at_random_instants, wait_for
 from tests.runs import assert_same_run, read_rows, saved_arrays, without_clock
 
 TINY = words_of({**ONE_BLOCK, "train.batch_size": 4, "optimizer.warmup_steps": 2, "eval.sample_tokens": 12})
@@ -46,7 +46,7 @@ class Workspace:
 
     def start(self, module, *args):
         command = [sys.executable, "-m", module, *map(str, args)]
-        return subprocess.Popen(
+        return Process(
             command, cwd=self.path, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
@@ -373,7 +373,7 @@ def read_until_closed(descriptor):
 def test_closing_the_terminal_saves(workspace):
     controller, terminal = os.openpty()
     command = [sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run"]
-    with subprocess.Popen(
+    with Process(
         [*command, "--train.steps", "100000"],
         cwd=workspace.path,
         env=workspace.environment,
@@ -397,7 +397,7 @@ def test_closing_the_terminal_saves(workspace):
 @pytest.mark.slow
 def test_nohup_is_respected(workspace):
     command = ["nohup", sys.executable, "-m", "slm_jax.train", *TINY, "--data.files", "text.txt", "--run", "run"]
-    with subprocess.Popen(
+    with Process(
         [*command, "--train.steps", "60"],
         cwd=workspace.path,
         env=workspace.environment,

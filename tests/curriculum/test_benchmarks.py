@@ -18,6 +18,7 @@ from slm_jax.curriculum.benchmarks import plot, table
 from slm_jax.run.directory import Run
 from slm_jax.run.results import BENCHMARK_COLUMNS, Benchmark, append_benchmark, read_benchmarks
 from slm_jax.utils.errors import UserError
+from tests.processes import Process
 
 ROOT = Path(benchmarks.__file__).parents[2]
 ROW = Benchmark(
@@ -43,7 +44,7 @@ def test_processes_append_concurrently(tmp_path):
     path = tmp_path / "b.csv"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen([sys.executable, "-c", MANY, str(path), name], env=environment, stderr=subprocess.PIPE)
+        Process([sys.executable, "-c", MANY, str(path), name], env=environment, stderr=subprocess.PIPE)
         for name in "xyz"
     ]
     assert [(process.communicate()[1], process.returncode) for process in started] == [(b"", 0)] * 3

@@ -29,7 +29,7 @@ from slm_jax.run.results import read_benchmarks, read_stage_scores
 from slm_jax.training.recorder import StepRecorder
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
-from tests.processes import command_environment, kill_at_random_instants, wait_for
+from tests.processes import Process, command_environment, kill_at_random_instants, wait_for
 from tests.runs import assert_same_run, without_clock
 
 ROOT = Path(stages_module.__file__).parents[2]
@@ -110,7 +110,7 @@ class Workspace:
 
     def start(self, *args):
         command = [sys.executable, "-m", "slm_jax.orchestrator", "--config", "two.toml", *map(str, args)]
-        return subprocess.Popen(
+        return Process(
             command, cwd=self.path, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 

@@ -24,7 +24,7 @@ from slm_jax.data.corpus.writing import save_array, write_array
 from slm_jax.data.sources.documents import CountingReader, Document, InvalidRow
 from slm_jax.utils.errors import UserError, is_disk_full
 from tests.helpers import learned_tokenizer
-from tests.processes import kill_at_random_instants
+from tests.processes import Process, kill_at_random_instants
 from tokenizer import HybridTokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i} lazy dogs.\n" * 3 for i in range(200)]
@@ -338,7 +338,7 @@ def test_build_killed_at_random_instants_ends_with_the_same_files(tmp_path, kill
     seconds = time.monotonic() - begin
     cut = [*command, tmp_path / "cut", tmp_path / "text.jsonl"]
     kill_at_random_instants(
-        lambda: subprocess.Popen(cut, env=environment),
+        lambda: Process(cut, env=environment),
         (0.2 * seconds, seconds),
         kills,
         begin_again=lambda: shutil.rmtree(tmp_path / "cut"),

@@ -21,6 +21,8 @@ pytest.importorskip("datasets")
 import pyarrow
 import pyarrow.parquet as parquet
 
+from tests.processes import Process
+
 
 def table(path, rows, group=50):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +288,7 @@ data.main()
 @pytest.mark.slow
 def test_killed_download_resumes_and_is_needed_once(served, tmp_path):
     def prepare(cache):
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-c", PREPARE, str(cache)],
             env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -324,7 +326,7 @@ def test_temporary_loss_of_the_network(served):
     served.hub.skip = 2  # the schema and the validation split; the server closes while it sends the next answer
     served.hub.drop = [100]
     served.hub.go_away = True
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-c", PROGRAM, json.dumps([2, ["tinystories", {}, None, 10**6]])],
         env=served.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from slm_jax.utils.errors import UserError
 from slm_jax.utils.tokenizer_loading import load_tokenizer
 from tests.data.test_corpus import TEXTS, Killed, ListSource, contents
 from tests.helpers import learned_tokenizer
-from tests.processes import command_environment, wait_for
+from tests.processes import Process, command_environment, wait_for
 
 WORDS = "the quick brown fox ÉCOLE jumps Straße over 🙂 lazy dogs \ud800 THE End\n a\u0301 42".split(" ")
 
@@ -297,7 +297,7 @@ def arguments(cache, *more):
 
 
 def start(folder, *args):
-    return subprocess.Popen(
+    return Process(
         [sys.executable, "-m", "slm_jax.data", *args],
         cwd=folder, env=command_environment(folder) | {"PYTHONPATH": str(Path(build.__file__).parents[3])},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -21,6 +21,7 @@ from slm_jax.data.prepare import _require_kind, prepare, prepare_part
 from slm_jax.data.sources.registry import make_source
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
+from tests.processes import Process
 
 ROOT = Path(load.__file__).parents[2]
 
@@ -53,7 +54,7 @@ class Workspace:
 
     def command(self, *args):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-m", "slm_jax.data", *args],
             cwd=self.path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

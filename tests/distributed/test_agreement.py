@@ -21,7 +21,7 @@ from slm_jax.distributed import software
 from slm_jax.run import checksums
 from slm_jax.run.directory import Run
 from tests.distributed.test_multihost import FIELDS, finish, rows, wait_for_step
-from tests.processes import command_environment
+from tests.processes import Process, command_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def start(folder, run, processes, *more, faults=(), paths=(), command="train", f
         options = [command, "--run", run, *fields, *together, *more]
         words = [sys.executable, "-m", "tests.distributed.launch", json.dumps(faults[i] if faults else {}), *options]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(list(map(str, words)), cwd=folder, env=environment, **pipes))
+        started.append(Process(list(map(str, words)), cwd=folder, env=environment, **pipes))
     return started
 
 
@@ -95,7 +95,7 @@ def test_exchanges_of_three_processes():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     words = [[sys.executable, "-c", EXCHANGES, address, str(i)] for i in range(3)]
-    started = [subprocess.Popen(each, env=environment, **pipes) for each in words]
+    started = [Process(each, env=environment, **pipes) for each in words]
     outputs = [each.communicate(timeout=240) for each in started]
     assert [out.splitlines()[-1:] for out, _ in outputs] == [["agreed"]] * 3, outputs
 

@@ -21,7 +21,7 @@ from slm_jax.run.metrics import read_metrics
 from slm_jax.run.samples import read_samples
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
-from tests.processes import command_environment
+from tests.processes import Process, command_environment
 from tests.runs import without_clock
 
 FIELDS = (
@@ -52,7 +52,7 @@ def start(folder, run, processes, devices, *more, own=None):
             *(own[i] if own else []),
         ]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, **pipes))
+        started.append(Process(list(map(str, command)), cwd=folder, env=environment, **pipes))
     return started
 
 
@@ -179,7 +179,7 @@ def test_process_lost_while_joining_ends_the_others_with_a_message(lost, when, m
         address = f"127.0.0.1:{free.getsockname()[1]}"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([sys.executable, "-c", JOIN, address, str(i), when if i == lost else "never"], **pipes)
+        Process([sys.executable, "-c", JOIN, address, str(i), when if i == lost else "never"], **pipes)
         for i in range(2)
     ]
     status, error = finish(started, timeout=60)[1 - lost]
@@ -230,7 +230,7 @@ def test_processes_of_a_cluster_connect_and_find_their_devices(cluster, nodes):
     for i in range(2):
         environment = os.environ | {name: str(value) for name, value in (own | cluster(i, nodes)).items()}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, "-c", PRINT_PROCESS], env=environment, **pipes))
+        started.append(Process([sys.executable, "-c", PRINT_PROCESS], env=environment, **pipes))
     outputs = [each.communicate(timeout=120) for each in started]
     devices = ("all", "all") if nodes == 2 else ("0", "1")
     lines = [out.splitlines()[-1].split() for out, _ in outputs]  # Gloo writes to stdout too

@@ -28,6 +28,7 @@ from slm_jax.training.train import train  # noqa: E402
 from slm_jax.utils.errors import UserError  # noqa: E402
 from slm_jax.utils.text_tokenizer import document_prefix  # noqa: E402
 from tests.helpers import logits_of  # noqa: E402
+from tests.processes import Process  # noqa: E402
 from tests.runs import assert_same_run  # noqa: E402
 from tests.utils import foreign  # noqa: E402
 
@@ -179,7 +180,7 @@ def test_a_killed_run_resumes_with_the_same_bits(workspace, tmp_path):
     command = [sys.executable, "-m", "slm_jax.train", *given, "--run"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Process([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while (Run(killed).newest_step() or 0) < 10 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -15,6 +15,7 @@ from slm_jax.planning.collectives import Collective
 from slm_jax.planning.compilers import is_installed
 from slm_jax.planning.targets import TARGETS, gpu_description
 from slm_jax.training import mfu
+from tests.processes import Process
 
 ROOT = Path(__file__).parents[2]
 TINY = "--model.dim 256 --model.heads 2 --model.depth 2 --model.mlp_dim 768 --train.sequence_length 256".split()
@@ -145,7 +146,7 @@ def test_traffic_is_close_to_what_the_compiler_counts_without_loops():
 @needs("v5e")
 def test_an_interrupt_ends_a_compilation_at_once():
     command = [sys.executable, "-m", "slm_jax.plan", "--device", "v5e", "--config", "gpu_125m", "--batch", "8"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with Process(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         first = process.stderr.readline()
         assert first.startswith("compiling for 1 x TPU v5 lite")  # and no message of a library before it
         time.sleep(6)  # tracing is over, the compiler runs

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
@@ -67,7 +69,7 @@ def bucket(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", address.partition(":")[2]]
     command += ["-backend", "filesystem", "-filesystem-root", str(tmp_path), "-public-host", address]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://{address}"
     environment = os.environ | {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
     environment |= {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}  # TensorStore's own name for it

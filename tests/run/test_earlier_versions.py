@@ -16,6 +16,7 @@ from slm_jax.run.directory import Run
 from slm_jax.run.load import load_run
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
+from tests.processes import Process
 
 STORED = Path(__file__).parent / "run_0.1.0"
 
@@ -71,7 +72,7 @@ def test_it_is_served(stored):
     pytest.importorskip("uvicorn")
     arguments = ["--run", str(stored), "--port", "0", "--slots", "2", "--max_prompt", "16", "--max_tokens", "8"]
     served = [sys.executable, "-m", "slm_jax.serve", *arguments]
-    with subprocess.Popen(served, stderr=subprocess.PIPE, text=True) as process:
+    with Process(served, stderr=subprocess.PIPE, text=True) as process:
         try:
             printed = []
             for line in process.stderr:

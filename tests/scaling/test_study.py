@@ -19,7 +19,7 @@ from slm_jax.scaling.law import Law
 from slm_jax.scaling.prediction import can_fit, fit, notes, predict
 from slm_jax.scaling.study import Study, parse_numbers, size_setting
 from slm_jax.utils.errors import UserError
-from tests.processes import command_environment, kill_at_random_instants
+from tests.processes import Process, command_environment, kill_at_random_instants
 from tests.runs import assert_same_run
 
 SIZES = (250e3, 500e3, 1e6)
@@ -209,7 +209,7 @@ def test_a_killed_study_ends_with_the_same_files(tmp_path):
         program = [sys.executable, "-m", "slm_jax.scaling", "--to", folder, *more]
         program += ["--budgets", "3e9", "6e9", "--sizes", "60k", "80k", "120k"]
         program += [word for name, value in shared.items() for word in (f"--{name}", value)]
-        return subprocess.Popen(
+        return Process(
             program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 

@@ -15,6 +15,7 @@ from slm_jax.cli.serve import Options, check, is_loopback, main, read_key
 from slm_jax.serve.runs import model_name
 from slm_jax.utils.errors import UserError
 from tests.helpers import ONE_BLOCK, words_of
+from tests.processes import Process
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -88,7 +89,7 @@ def test_a_process_serves_warns_and_exits_cleanly(tmp_path):
     subprocess.run(train, check=True, capture_output=True)
     command = [sys.executable, "-m", "slm_jax.serve", "--run", str(run), "--port", "0"]
     command += ["--host", "0.0.0.0", "--allow_no_key"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with Process(command, stderr=subprocess.PIPE, text=True) as process:
         lines = []
         for line in process.stderr:
             lines.append(line)

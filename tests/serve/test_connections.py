@@ -19,6 +19,7 @@ pytest.importorskip("httptools")
 from slm_jax.serve import auth, connections  # noqa: E402
 from slm_jax.serve.auth import AsciiJSONResponse, Auth  # noqa: E402
 from slm_jax.serve.connections import BoundedProtocol, LogLimit, connection_limits  # noqa: E402
+from tests.processes import Process  # noqa: E402
 
 HALF_BODY = (
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
@@ -205,7 +206,7 @@ def test_a_server_of_few_descriptors_survives_silent_and_half_sent_requests():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", SERVER, str(port)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with Process(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("curl"):
                 break

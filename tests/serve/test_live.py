@@ -1,9 +1,9 @@
 """The page in a real Chromium beside a running training process: curves, checkpoints, other runs."""
 
+import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 import urllib.request
@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn")
 from selenium.webdriver.common.by import By
 
 from tests.helpers import ONE_BLOCK, words_of
-from tests.processes import command_environment
+from tests.processes import Process, command_environment
 from tests.serve.browser import IN_BROWSER, open_browser
 from tests.serve.test_page import warnings
 
@@ -29,24 +29,20 @@ TINY = words_of({**ONE_BLOCK, **INTERVALS, "train.batch_size": 4, "eval.sample_t
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts a command in a folder with texts; the commands end with the test."""
+    """Return a function that starts a command in a folder with texts, and returns its process and its log."""
     for name in "ab":
         text = "".join(f"Line {i} of {name}: the quick fox jumps over {i * 7 % 13} dogs.\n" for i in range(600))
         (tmp_path / f"{name}.txt").write_text(text)
     environment = command_environment(tmp_path / "cache")
-    processes = []
+    numbers = itertools.count()
 
     def start(*args):
         command = [sys.executable, "-m", *args]
-        log = tmp_path / f"log-{len(processes)}"
+        log = tmp_path / f"log-{next(numbers)}"
         with log.open("w") as output:
-            processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output))
-        return processes[-1], log
+            return Process(command, cwd=tmp_path, env=environment, stdout=output, stderr=output), log
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    return start
 
 
 def wait_for(value, seconds=120, about=None):

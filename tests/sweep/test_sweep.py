@@ -23,7 +23,7 @@ from slm_jax.sweep.plan import Sweep
 from slm_jax.sweep.results import SettingScore
 from slm_jax.sweep.run import finished_score, run_trials
 from slm_jax.utils.errors import TrainingError, UserError
-from tests.processes import command_environment, kill_at_random_instants
+from tests.processes import Process, command_environment, kill_at_random_instants
 from tests.runs import assert_same_run
 
 SHARED = """
@@ -229,7 +229,7 @@ def test_a_killed_sweep_ends_with_the_same_runs_and_results(tmp_path):
         return [*program, *vary, "--config", "shared.toml", "--data.files", "a.txt"]
 
     def start(folder):
-        return subprocess.Popen(
+        return Process(
             command(folder), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 

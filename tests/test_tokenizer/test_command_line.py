@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Process
 from tests.test_tokenizer.samples import LANGUAGES, corpus
 from tokenizer import HybridTokenizer, cli
 
@@ -203,7 +204,7 @@ def test_invalid_command_lines(words, message, capsys):
 
 def test_ctrl_c_prints_one_line(trained):
     command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+    with Process(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         process.stdin.write(b" " * 1_000_000)  # more than a pipe holds: it has started to read
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()

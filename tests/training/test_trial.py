@@ -18,7 +18,7 @@ from slm_jax.training.train import train
 from slm_jax.training.trial import Times, steps_that_fit
 from slm_jax.utils.errors import UserError
 from tests.helpers import tiny_config
-from tests.processes import command_environment, kill_at_random_instants
+from tests.processes import Process, command_environment, kill_at_random_instants
 from tests.runs import assert_same_run
 
 OPTIONS = {
@@ -189,7 +189,7 @@ def test_a_run_killed_at_any_instant_ends_with_the_same_bits(text, tmp_path):
     environment = command_environment(tmp_path / "cache")
 
     def start():
-        return subprocess.Popen(timed, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return Process(timed, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     kill_at_random_instants(start, (2.0, 25.0), 6, lambda: shutil.rmtree(tmp_path / "run"))
     process = start()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.processes import Process
+
 COMMAND = """
 import os, signal, sys, time
 from slm_jax.cli import run_main
@@ -68,7 +70,7 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
 def test_no_command_prints_a_traceback():
     for tenths in (1, 2, 3, 5):
         command = [sys.executable, "-m", "slm_jax.generate", "--prompt", "x", "--run", "nowhere"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with Process(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 process.wait(tenths / 10)
             except subprocess.TimeoutExpired:
