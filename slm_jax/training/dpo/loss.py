@@ -53,6 +53,11 @@ class PreferenceSums(NamedTuple):
     chosen_nll: jax.Array
     chosen_tokens: jax.Array
 
+    @classmethod
+    def zeros(cls) -> "PreferenceSums":
+        """Return the sums over no pairs."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+
     @property
     def divisor(self) -> jax.Array:
         """The divisor of the means."""
@@ -146,7 +151,7 @@ class Preference(NamedTuple):
 
     def zero_sums(self) -> PreferenceSums:
         """Return zero-initialized sums."""
-        return PreferenceSums(*(jnp.zeros(()) for _ in PreferenceSums._fields))
+        return PreferenceSums.zeros()
 
     def sequences(self, batch: Batch) -> Batch:
         """Return the 2 B sequences of a batch of pairs."""
