@@ -28,7 +28,7 @@ from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_run
 from slm_jax.run.results import is_share, read_evaluation, update_evaluation
 from slm_jax.run.selection import Step, select_checkpoint
-from slm_jax.utils.errors import UserError
+from slm_jax.utils.errors import UserError, user_message
 from slm_jax.utils.formatting import text_table
 from slm_jax.utils.progress import show_log
 from slm_jax.utils.waiting import waiting
@@ -81,7 +81,7 @@ def evaluate(
     """Measure tasks on the model of a run and store the results in its `evaluation.json`.
 
     A task that cannot be measured, for lack of a network or a file, is logged and added to `Evaluation.missing`; the
-    others are still measured.
+    others are still measured. A warning is logged where results cannot be stored.
 
     Args:
         run: A run directory or a loaded run; None: the newest run in runs/.
@@ -123,7 +123,10 @@ def evaluate(
         evaluation.rows.extend(rows)
         evaluation.tasks[task.spec.title] = about
         if save:
-            update_evaluation(loaded.run.path, task.spec.title, rows, about)
+            try:
+                update_evaluation(loaded.run.path, task.spec.title, rows, about)
+            except (UserError, OSError) as error:
+                logger.warning("%s: measured, but not stored: %s", task.spec.title, user_message(error) or error)
     return evaluation
 
 

@@ -81,9 +81,10 @@ def update_evaluation(folder: Path, task: str, rows: Sequence[Row], about: Row) 
         about: The data and settings that the task was measured with.
 
     Raises:
-        UserError: The existing file is damaged.
+        UserError: The existing file is damaged, or the run cannot be written to.
+        OSError: The disk is full.
     """
-    with locked_file(folder / ".evaluation.lock"):
+    with file_errors(folder / EVALUATION), locked_file(folder / ".evaluation.lock"):
         saved = read_evaluation(folder)
         others = [row for row in saved.results if row["task"] != task]
         content = {"results": [*others, *rows], "tasks": {**saved.tasks, task: about}}

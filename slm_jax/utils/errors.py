@@ -23,8 +23,9 @@ def command_errors() -> Iterator[None]:
     Any other exception is a bug and keeps its traceback.
 
     Raises:
-        SystemExit: With status 2 after a `UserError`, on a full disk (quota, file-size limit) or without the device of
-            JAX_PLATFORMS, 130 after Ctrl-C, 141 if the reader of standard output (head, less) has gone.
+        SystemExit: With status 2 after a `UserError`, on a full disk (quota, file-size limit), without permission for a
+            file, or without the device of JAX_PLATFORMS; 130 after Ctrl-C, 141 if the reader of standard output (head,
+            less) has gone.
     """
     try:
         yield
@@ -48,6 +49,8 @@ def user_message(error: Exception) -> str | None:
     if problem := disk_problem(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         return f"{problem}{where}; then give the same command again"
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}; change its permissions, or name another place"
     return _missing_device(error)
 
 
@@ -76,6 +79,7 @@ def _exit(text: str, status: int) -> None:
     raise SystemExit(status) from None
 
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DISK_PROBLEMS = {
     errno.ENOSPC: "no space left on the disk: free some",
     errno.EDQUOT: "the disk quota is used up: free some space",

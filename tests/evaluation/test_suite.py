@@ -1,12 +1,14 @@
 """`evaluate` and its command on a run: results, their storage, messages, and tasks that cannot be measured."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -236,6 +238,23 @@ def test_concurrent_evaluations_keep_the_results_of_each_other(folder):
     file = stored(folder)
     assert sorted((row["task"], row["value"]) for row in file["results"]) == [(f"task {i}", 4) for i in range(8)]
     assert sorted(file["tasks"]) == [f"task {i}" for i in range(8)]
+
+
+def test_results_that_cannot_be_stored_are_returned(folder, caplog, monkeypatch):
+    """A run of somebody else, which is read-only, can be measured, and one on a full disk."""
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as context:
+        context.setattr("slm_jax.run.results.replace_text", Mock(side_effect=no_space))
+        assert evaluate("runs/tiny", ["blimp=blimp.jsonl"]).rows
+    assert "blimp: measured, but not stored: no space left on the disk" in caplog.text
+    lock = folder / "runs" / "tiny" / ".evaluation.lock"
+    lock.unlink()
+    lock.mkdir()
+    measured = evaluate("runs/tiny", ["blimp=blimp.jsonl"])
+    lock.rmdir()
+    assert measured.rows
+    assert not measured.missing
+    assert "blimp: measured, but not stored: cannot write runs/tiny/evaluation.json: Is a directory" in caplog.text
 
 
 def test_results_stored_by_another_process_in_between_are_kept(folder, monkeypatch):

@@ -31,6 +31,16 @@ def test_a_full_disk_a_quota_and_a_size_limit_are_one_line(number, said):
     assert said in user_message(cause)
 
 
+def test_a_refused_file_is_one_line():
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/a/x")
+    assert user_message(error) == (
+        "cannot use runs/a/x: Permission denied; change its permissions, or name another place"
+    )
+    assert "Read-only file system" in user_message(OSError(errno.EROFS, os.strerror(errno.EROFS), "x"))
+    assert user_message(PermissionError(errno.EPERM, "of no file")) is None
+    assert user_message(FileNotFoundError(errno.ENOENT, "a mistake in the code", "x")) is None
+
+
 def test_other_errors_are_no_problem_of_the_disk():
     assert "ulimit -f" in disk_problem(ValueError(TENSORSTORE))
     assert disk_problem(PermissionError(errno.EACCES, "no")) is None
