@@ -17,6 +17,7 @@ from slm_jax.model.transformer import Transformer
 from slm_jax.performance import flops
 from slm_jax.training.objective import loss_sums
 from slm_jax.utils.batch import IGNORE_INDEX, Batch
+from slm_jax.utils.formatting import plural
 
 
 def parameters_of(model: Transformer) -> Any:
@@ -73,7 +74,7 @@ def finite_weights(model: Transformer) -> Finding:
         f"{name}: {_unfinite(leaf)} of {leaf.size:,}" for name, leaf in layers(parameters_of(model)) if _unfinite(leaf)
     ]
     total = sum(leaf.size for _, leaf in named(parameters_of(model)))
-    found = f"{len(failed)} parameters with values that are not finite" if failed else f"all {total:,} finite"
+    found = f"{plural(len(failed), 'parameter')} with values that are not finite" if failed else f"all {total:,} finite"
     return finding("finite weights", not failed, found, "no NaN, no infinity", shortened(failed))
 
 

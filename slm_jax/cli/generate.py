@@ -1,5 +1,6 @@
 """The command `python -m slm_jax.generate`: continue prompts from options, files or standard input."""
 
+import itertools
 import json
 import logging
 import shlex
@@ -186,9 +187,8 @@ def _generate_all(
     from slm_jax.utils.text_tokenizer import decode_continuation
 
     stops = loaded.tokenizer.stop_ids
-    jobs = [(i, sample) for i in range(len(prompts)) for sample in range(options.samples)]
-    for start in range(0, len(jobs), options.batch_size):
-        batch = jobs[start : start + options.batch_size]
+    jobs = ((i, sample) for i in range(len(prompts)) for sample in range(options.samples))
+    while batch := list(itertools.islice(jobs, options.batch_size)):
         samplings = [options.sampling.with_seed_offset(sample) for _, sample in batch]
         rows = generate_ids(
             loaded.model, [ids[i] for i, _ in batch], options.max_tokens, samplings, context, suppress, stops

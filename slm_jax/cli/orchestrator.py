@@ -97,7 +97,7 @@ def _print_summary(folder: Path, curriculum: Curriculum, outcome: Outcome, secon
     """Print the results and the commands to go on with."""
     from slm_jax.curriculum import stage_scores
     from slm_jax.run.results import BENCHMARKS, read_benchmarks, read_stage_scores
-    from slm_jax.utils.formatting import duration
+    from slm_jax.utils.formatting import duration, plural
 
     if outcome.stopped_by is not None:
         signal_name = signal.Signals(outcome.stopped_by).name
@@ -107,7 +107,7 @@ def _print_summary(folder: Path, curriculum: Curriculum, outcome: Outcome, secon
     print(f"\n{benchmarks.table(read_benchmarks(folder / BENCHMARKS))}\n")
     if scores := read_stage_scores(folder):
         print(f"{stage_scores.table(scores)}\n")
-    print(f"{len(curriculum.stages)} stages, {duration(seconds)} in this call.")
+    print(f"{plural(len(curriculum.stages), 'stage')}, {duration(seconds)} in this call.")
     print(f"In {folder}: report.html, {CURRICULUM}, benchmarks.csv, stages/ with one run per stage\n\nNext:")
     name = f"--run {shlex.quote(str(folder))}"
     print(f"  python -m slm_jax.generate {name} --prompt 'The'    # the model of the last stage")

@@ -29,11 +29,11 @@ class Sampling:
         """Return one phrase for each value that is out of range."""
         rules = (
             ("temperature", 0 <= self.temperature < float("inf"), "must be 0 (greedy) or more, and finite"),
-            ("top_k", 0 <= self.top_k < 2**31, "must be 0 (all) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, f"must be from 0 (all) to {2**31 - 1}"),
             ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1 (all)"),
             ("min_p", 0 <= self.min_p <= 1, "must be from 0 (all) to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "must be above 0; 1 is no penalty"),
-            ("no_repeat_ngram", 0 <= self.no_repeat_ngram < 2**31, "must be 0 (no rule) or more"),
+            ("no_repeat_ngram", 0 <= self.no_repeat_ngram < 2**31, f"must be from 0 (no rule) to {2**31 - 1}"),
             ("seed", 0 <= self.seed < 2**32, f"must be from 0 to {2**32 - 1}"),
         )
         return [f"{name} {getattr(self, name)} {rule}" for name, valid, rule in rules if not valid]

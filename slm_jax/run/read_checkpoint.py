@@ -17,6 +17,7 @@ from slm_jax.run.checkpoint import open_folder, verify_checkpoint
 from slm_jax.run.quiet import quiet_orbax
 from slm_jax.run.restore import newest_first, raise_mismatch, warn_of_damage
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 
 
 def read_fields(
@@ -81,8 +82,8 @@ def read_params(
         averaged.append(step)
     if len(averaged) < average:
         raise UserError(
-            f"{folder} holds {len(averaged)} complete checkpoints, of steps {averaged}, not {average} to average: ask "
-            "for fewer, or train with a larger --checkpoint.keep"
+            f"{folder} holds {plural(len(averaged), 'complete checkpoint')}, of steps {averaged}, not {average} to "
+            "average: ask for fewer, or train with a larger --checkpoint.keep"
         )
     mean = jax.tree.map(lambda x, p: jax.device_put((x / average).astype(p.dtype), p.sharding), total, params)
     return mean, averaged[0]

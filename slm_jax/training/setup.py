@@ -369,7 +369,7 @@ def log_start(opened: OpenRun) -> None:
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
     """Yield what is unusual about a run that starts or resumes."""
     if not start and rows:
-        yield f"there is no checkpoint: starting again; the {len(rows)} steps in metrics.jsonl are repeated"
+        yield f"there is no checkpoint: starting again; the steps in metrics.jsonl ({len(rows):,}) are repeated"
     elif start and [row["step"] for row in rows[:start]] != list(range(1, start + 1)):
         yield f"metrics.jsonl does not hold every step up to {start}: rows were lost"
     steps = config.train.steps

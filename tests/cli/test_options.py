@@ -3,17 +3,19 @@
 import importlib
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import pytest
 
-from slm_jax.cli import train
+from slm_jax.cli import generate, train
 from slm_jax.cli.help import wrapped
 from slm_jax.cli.options import Flag, config_from_args, make_config, read_options, read_options_and_config
 from slm_jax.config.finetuning import describe_fine_tuning
 from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
+from tokenizer import HybridTokenizer
 
 
 @dataclass(frozen=True)
@@ -226,3 +228,21 @@ def test_help_lists_only_the_sections_that_are_used(name, unused, capsys):
     sections = {option.removeprefix("--").partition(".")[0] for option in names if "." in option}
     assert sections & {"model", "train", "optimizer"} == {"model", "train", "optimizer"}
     assert not sections & unused
+
+
+def test_any_number_of_samples_begins_at_once(monkeypatch, capsys):
+    drawn = []
+
+    def generate_ids(_, ids, *rest):
+        drawn.append([sampling.seed for sampling in rest[1]])
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return [[5] for _ in ids]
+
+    monkeypatch.setattr("slm_jax.generation.decode.generate_ids", generate_ids)
+    tokenizer = HybridTokenizer.pretrained("english-8k")
+    options = generate.Options(samples=10**12, batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        generate._generate_all(SimpleNamespace(model=None, tokenizer=tokenizer), ["a"], [[5, 3]], options, 8, [])
+    assert drawn == [[0, 1], [2, 3], [4, 5]]
+    assert capsys.readouterr().out.count("=== prompt 1, sample") == 4

@@ -115,7 +115,7 @@ def test_the_best_checkpoint_is_kept_named_and_used(run, capsys, tmp_path):
 
 def test_an_average_is_of_the_newest_checkpoints(run, tmp_path):
     path = str(run.result.run)
-    with pytest.raises(UserError, match=r"holds 1 complete checkpoints, of steps \[40\], not 2 to average"):
+    with pytest.raises(UserError, match=r"holds 1 complete checkpoint, of steps \[40\], not 2 to average"):
         load_run(path, average=2)  # the other one is the best, which is older than those of checkpoint.keep
     best = run.result.trend.best.step
     for step in ("best", best, str(best)):

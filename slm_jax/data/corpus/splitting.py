@@ -11,6 +11,7 @@ from slm_jax.chat.messages import Message
 from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 
 SAMPLE_SIZE = 50 << 20  # characters at the beginning of a source, on which decisions about all of it are based
 _MIN_DOCUMENTS = 20  # of the sample, if the source has as many
@@ -228,7 +229,7 @@ class SourceCounts:
         reasons = [
             f"{count:,} x {reason} (first: {self.examples[reason]})" for reason, count in self.invalid.most_common(5)
         ]
-        return f"{self.invalid.total():,} invalid rows skipped: " + "; ".join(reasons)
+        return f"{plural(self.invalid.total(), 'invalid row')} skipped: " + "; ".join(reasons)
 
 
 class SourceSample:
