@@ -14,11 +14,15 @@ class ModelConfig(Section):
         "residual_scales, attention_gate, and value_embeddings in every other layer.",
         training_only=True,
     )
-    dim: int = option(192, "Width of the residual stream.", common=True, shapes_weights=True, exported=True, ge=8)
-    depth: int = option(
-        4, "Number of blocks (attention and MLP).", common=True, shapes_weights=True, exported=True, ge=1
+    dim: int = option(
+        192, "Width of the residual stream.", common=True, shapes_weights=True, exported=True, ge=8, le=2**17
     )
-    heads: int = option(3, "Query heads; must divide dim.", common=True, shapes_weights=True, exported=True, ge=1)
+    depth: int = option(
+        4, "Number of blocks (attention and MLP).", common=True, shapes_weights=True, exported=True, ge=1, le=2**12
+    )
+    heads: int = option(
+        3, "Query heads; must divide dim.", common=True, shapes_weights=True, exported=True, ge=1, le=2**12
+    )
     kv_heads: int = option(
         0,
         "Key and value heads (grouped-query attention); 0: as many as heads.",
@@ -26,7 +30,7 @@ class ModelConfig(Section):
         exported=True,
         ge=0,
     )
-    head_dim: int = option(0, "Channels of a head; 0: dim / heads.", shapes_weights=True, exported=True, ge=0)
+    head_dim: int = option(0, "Channels of a head; 0: dim / heads.", shapes_weights=True, exported=True, ge=0, le=2**13)
     mlp_dim: int = option(
         768,
         "Size of the MLP; the inner width of swiglu is 2/3 of this, rounded up.",
@@ -34,6 +38,7 @@ class ModelConfig(Section):
         shapes_weights=True,
         exported=True,
         ge=8,
+        le=2**20,
     )
     mlp: Literal["swiglu", "relu2"] = option(
         "swiglu",
@@ -43,7 +48,12 @@ class ModelConfig(Section):
         exported=True,
     )
     mlp_multiple: int = option(
-        64, "The inner width of swiglu is rounded up to a multiple of this.", shapes_weights=True, exported=True, ge=1
+        64,
+        "The inner width of swiglu is rounded up to a multiple of this.",
+        shapes_weights=True,
+        exported=True,
+        ge=1,
+        le=2**20,
     )
     window: int = option(
         0,
@@ -142,6 +152,7 @@ class ModelConfig(Section):
         shapes_weights=True,
         training_only=True,
         ge=1,
+        le=2**20,
     )
     attention: Literal["auto", "blocks", "cudnn", "splash", "naive"] = option(
         "auto",

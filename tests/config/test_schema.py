@@ -300,3 +300,10 @@ def test_values_of_earlier_versions():
     config = Config.load(**{"init.from_run": "runs/a", "init.optimizer": "carry"})
     assert config.init.optimizer == "keep"
     assert config == Config.load(**{"init.from_run": "runs/a", "init.optimizer": "keep"})
+
+
+@pytest.mark.parametrize("name", ["dim", "depth", "heads", "head_dim", "mlp_dim", "mlp_multiple", "vocab_multiple"])
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_made(name):
+    """A list of 10^12 divisors, or so many layers, would never be finished."""
+    with pytest.raises(UserError, match=rf"model\.{name} = 1000000000007: should be less than or equal to"):
+        Config.load(**{f"model.{name}": 10**12 + 7})
