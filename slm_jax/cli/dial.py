@@ -15,7 +15,7 @@ from slm_jax.config.presets import read_preset
 from slm_jax.config.rule import OPTIONS, Recipe, Request, make_recipe
 from slm_jax.config.schema import Config, format_problems
 from slm_jax.config.shape import parameters_of
-from slm_jax.data.sources.files import find_files, is_compressed
+from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files, is_compressed
 from slm_jax.distributed import multihost
 from slm_jax.run.directory import Run
 from slm_jax.utils.errors import UserError
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 _UTILIZATION = 0.4
 _TEXTS = {"python-docs": 2_400_000}  # bytes of training text of sources whose size is known
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, float32
-_ROW_FILES = (".parquet", ".jsonl", ".json")  # hold more than their text, or are compressed
 _TRAIN = "python -m slm_jax.train"
 _MARGIN = 1.05  # text that is prepared, as a multiple of the tokens that are trained on
 _TIMED_MARGIN = 4.0  # where the speed trial may choose more tokens than estimated
@@ -347,8 +346,8 @@ def bytes_of_text(data: dict[str, Any], overrides: dict[str, Any]) -> int:
         return 0
     if files := _files(data, overrides):
         paths = find_files(files)
-        if any(is_compressed(path) or path.suffix.lower() in _ROW_FILES for path in paths):
-            return 0
+        if any(is_compressed(path) or file_format(path) in ROW_FORMATS for path in paths):
+            return 0  # such files hold more than their text, or less
         held_out = value("validation_fraction", Config().data.validation_fraction)
         return round((1 - held_out) * sum(path.stat().st_size for path in paths))
     return _TEXTS.get(value("source", "python-docs"), 0)

@@ -3,7 +3,7 @@
 import pytest
 
 from slm_jax.cli import check, mfu, plan, train
-from slm_jax.cli.dial import DialOptions, apply_rule
+from slm_jax.cli.dial import DialOptions, apply_rule, bytes_of_text
 from slm_jax.config.rule import OPTIONS
 from slm_jax.config.schema import Config
 from slm_jax.config.shape import parameters_of
@@ -194,3 +194,11 @@ def test_other_commands_take_the_options(monkeypatch):
         check.main(["--run", "x", "--size", "1M"])
     with pytest.raises(UserError, match="the time is that of this machine"):
         plan.main(["--device", "h100", "--budget", "10min"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.NDJSON", "a.json", "a.parquet", "a.txt.gz", "a.md.XZ", "a.jsonl.zst"])
+def test_files_that_hold_more_or_less_than_their_text_have_no_known_size(name, folder):
+    for path in (folder / "text.md", folder / name):
+        path.write_bytes(b"x" * 1000)
+    assert bytes_of_text({}, {"data.files": "text.md", "data.validation_fraction": 0.25}) == 750
+    assert bytes_of_text({}, {"data.files": ["text.md", name]}) == 0
