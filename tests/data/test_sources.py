@@ -3,13 +3,16 @@
 import bz2
 import codecs
 import contextlib
+import errno
 import gzip
 import itertools
 import json
 import lzma
+import os
 import sys
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +102,22 @@ def test_suffixes_are_compared_in_lower_case(tmp_path):
     (tmp_path / "PHOTO.JPG").write_bytes(b"\xff\xd8")
     assert local(tmp_path) == ["book", "more", "notes", "row"]
     assert local(tmp_path / "ROWS.JSONL") == ["row"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """As an unprivileged user: whoever runs the tests may be allowed to read everything."""
+    (tmp_path / "texts" / "closed").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    read = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return read(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot read the folder .*/texts/closed: Permission denied"):
+        files.find_files([str(tmp_path / "texts")])
 
 
 def test_linked_folders_are_read_once(tmp_path):

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.sniffing import HEAD_SIZE, describe_binary
@@ -69,11 +69,15 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, linked folders included; each folder once, so that cyclic links end."""
+    """Yield the files below a folder, linked folders included; each folder once, so that cyclic links end.
+
+    Raises:
+        UserError: A folder cannot be read; `os.walk` would leave it out.
+    """
     visited: set[str] = set()
     pending = [str(folder)]
     while pending:
-        for parent, subfolders, names in os.walk(pending.pop(0)):
+        for parent, subfolders, names in os.walk(pending.pop(0), onerror=_raise_unreadable):
             real_path = os.path.realpath(parent)
             if real_path in visited:
                 subfolders.clear()
@@ -82,6 +86,10 @@ def _walk(folder: Path) -> Iterator[Path]:
             links = (Path(parent, name) for name in sorted(subfolders))
             pending += [str(link) for link in links if link.is_symlink()]  # os.walk does not follow them
             yield from (Path(parent, name) for name in names)
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"data.files: cannot read the folder {error.filename}: {error.strerror}") from None
 
 
 def _is_text(path: Path) -> bool:
