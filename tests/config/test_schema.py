@@ -254,7 +254,7 @@ def test_options_of_a_small_command(capsys, monkeypatch):
         folder: str
         """Target folder."""
 
-    for args, message in (([], "^--folder is missing$"), (["--foldr", "x", "--folder", "y"], "you meant --folder ")):
+    for args, message in (([], r"^--folder is missing: give a value \(Target folder\)$"), (["--foldr", "x", "--folder", "y"], "you meant --folder ")):
         with pytest.raises(UserError, match=message):
             read_options(Options, args, "x")
     with pytest.raises(SystemExit):
