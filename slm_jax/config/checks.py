@@ -10,6 +10,7 @@ from slm_jax.config.model_checks import model_problems
 from slm_jax.config.optimizer_section import MIN_MOMENTUM, OptimizerConfig
 from slm_jax.config.problem import Problem, any_of, multiples
 from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
+from slm_jax.utils.formatting import plural
 
 # Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
 SOURCES: tuple[str, ...] = (
@@ -223,7 +224,10 @@ def batch_devices_problem(train: TrainConfig, devices: int) -> str:
     remedy = any_of(multiples(train.batch_size, devices * microbatches))
     if train.microbatch != "auto":
         remedy += " and train.microbatch auto"
-    return f"train.batch_size {train.batch_size} is not divisible by {devices} devices{factor}: use {remedy}"
+    rows = train.batch_size // microbatches if train.microbatch == "auto" else int(train.microbatch)
+    fewer = plural(max(n for n in range(1, devices) if rows % n == 0), "device")
+    problem = f"train.batch_size {train.batch_size} is not divisible by {devices} devices{factor}"
+    return f"{problem}: use {remedy}, or {fewer}"
 
 
 def _data_problems(config: Sections) -> Iterator[Problem]:

@@ -49,9 +49,10 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     wanted = max(data, 1) * fsdp * tensor
     if wanted > available:
         requested = " x ".join(f"{axis} {size}" for axis, size in config.mesh if size)
+        present = f"there {'is' if available == 1 else 'are'} {available} ({devices[0].platform})"
+        smaller = " ".join(f"--mesh.{axis} 1" for axis, size in config.mesh if size > 1)
         raise UserError(
-            f"mesh asks for {wanted} devices ({requested}), there are {available} ({devices[0].platform}): "
-            f"use smaller sizes"
+            f"mesh asks for {wanted} devices ({requested}), {present}: use smaller sizes, such as {smaller}"
         )
     if not data and available % (fsdp * tensor):
         raise UserError(

@@ -186,7 +186,10 @@ def test_initial_parameters_are_bit_identical_on_every_mesh():
             {"mesh.fsdp": 3, "model.dim": 36, "model.heads": 3, "train.batch_size": 12},
             "mesh.fsdp 3 x mesh.tensor 1 does not divide the 8 devices",
         ),
-        ({"mesh.fsdp": 16, "train.batch_size": 16}, "mesh asks for 16 devices (fsdp 16 x tensor 1), there are 8"),
+        (
+            {"mesh.fsdp": 16, "train.batch_size": 16},
+            "asks for 16 devices (fsdp 16 x tensor 1), there are 8 (cpu): use smaller sizes, such as --mesh.fsdp 1",
+        ),
         ({"mesh.data": 2, "mesh.fsdp": 4, "train.batch_size": 12}, "12 is not divisible by 8 devices: use 8 or 16"),
         (
             {"mesh.tensor": 8},
