@@ -257,14 +257,10 @@ def test_options_of_a_small_command(capsys, monkeypatch):
         folder: str
         """Target folder."""
 
-<<<<<<< HEAD
-    for args, message in (([], r"^--folder is missing: give a value \(Target folder\)$"), (["--foldr", "x", "--folder", "y"], "you meant --folder ")):
-=======
     for args, message in (
-        ([], "^--folder is missing: give a value"),
+        ([], r"^--folder is missing: give a value \(Target folder\)$"),
         (["--foldr", "x", "--folder", "y"], "you meant --folder "),
     ):
->>>>>>> 4842287 (config: propose fewer devices where a batch is not divisible)
         with pytest.raises(UserError, match=message):
             read_options(Options, args, "x")
     with pytest.raises(SystemExit):
