@@ -141,8 +141,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has exited, for example `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:  # those of files are TokenizerErrors: the disk of standard output is full
+        _discard_output()
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _discard_output() -> None:
+    """Let nothing be left to write: Python would fail again when it flushes standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_empty_values(options: argparse.Namespace) -> None:
@@ -303,6 +312,8 @@ def _train(options: argparse.Namespace) -> None:
     folder = Path(options.out).absolute().parent
     if not folder.is_dir():
         raise TokenizerError(f"the folder {folder} of --out does not exist: create it first")
+    if not os.access(folder, os.W_OK):
+        raise TokenizerError(f"the folder {folder} of --out cannot be written to: name another one")
     if not options.out or Path(options.out).is_dir():
         raise TokenizerError(f"--out {options.out!r} is not a file name: give one, such as my.hybtok")
     tokenizer = HybridTokenizer(not options.cased, options.byte_limit, options.portable)

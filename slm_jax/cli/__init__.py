@@ -1,6 +1,7 @@
 """Commands, one module each: `python -m slm_jax.NAME` runs `slm_jax/cli/NAME.py`."""
 
 from slm_jax.utils.interrupt import exit_on_interrupt, raise_on_interrupt
+from slm_jax.utils.streams import open_closed_streams
 
 
 def run_command(module: str, name: str) -> None:
@@ -23,6 +24,7 @@ def run_main(module: str) -> None:
         module: Full name of the module; it is imported here, where Ctrl-C is expected.
     """
     exit_on_interrupt()  # before the imports, which take most of the first second
+    open_closed_streams()
     import importlib
 
     from slm_jax.utils.errors import command_errors

@@ -1,6 +1,7 @@
 """python -m tokenizer in a subprocess: results on stdout, errors as one line on stderr with exit status 2."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,6 +201,16 @@ def test_invalid_command_lines(words, message, capsys):
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {message}")
     assert printed.count("\n") == 1
+
+
+def test_a_full_disk_and_closed_streams(trained):
+    command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(command, input=b"text", stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    expected = b"error: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} <&- >&- 2>&-"], cwd=ROOT, check=False)
+    assert done.returncode == 0
 
 
 def test_ctrl_c_prints_one_line(trained):
