@@ -30,7 +30,8 @@ class Options:
 
     Each trial is a run in FOLDER/runs, which all other commands read. The folder also has results.csv, sweep.png,
     report.html and sweep.toml. After a kill at any instant, the same command continues with the same bits. More values
-    (not of random settings), seeds or random settings add trials. A trial that diverges or does not fit into memory is
+    (not of random settings), seeds or random settings add trials; values that are not given again are left out of the
+    results. A trial that diverges or does not fit into memory is
     listed in failures.json; remove it there to try it again.
 
     Exit status: 0 done; 2 invalid usage or data; 130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP, saved.
@@ -128,6 +129,6 @@ def _write_results(sweep: Sweep, folder: Path, trials: Sequence[Trial], scores: 
     if len(finished) > 1:
         write_page(folder / "report.html", comparison_html([read_report_data(run) for run in finished]))
     print(f"\n{results.table(rows, sweep.metric)}\n")
-    for line in results.summary(rows):
+    for line in (*results.summary(rows), *results.left_out(folder, trials)):
         print(line)
     print(f"\nIn {folder}: {results.RESULTS}, {results.PLOT}, report.html, {SWEEP}, runs/")

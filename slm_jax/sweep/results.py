@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slm_jax.config.paths import RUNS
 from slm_jax.report.training_plot import save_figure
 from slm_jax.sweep.axes import Axis, Setting
 from slm_jax.sweep.plan import Trial
 from slm_jax.sweep.run import Scores
 from slm_jax.utils.files import replace_text
-from slm_jax.utils.formatting import text_table
+from slm_jax.utils.formatting import plural, text_table
 
 RESULTS = "results.csv"
 PLOT = "sweep.png"
@@ -102,6 +103,20 @@ def _cells(row: SettingScore) -> list[str]:
     mean = f"{statistics.fmean(row.by_seed.values()):.4f}" if row.by_seed else ""
     half_width = "" if math.isnan(row.half_width) else f"{row.half_width:.4f}"
     return [mean, half_width, str(len(row.by_seed)), str(row.failed or "")]
+
+
+def left_out(folder: Path, trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield a line about the trials in a folder that the results do not have, since their values were not given again.
+
+    Args:
+        folder: The folder of the sweep.
+        trials: The trials of the results.
+    """
+    names = {trial.run.name for trial in trials}
+    others = sum(path.is_dir() and path.name not in names for path in (folder / RUNS).glob("*"))
+    if others:
+        runs = plural(others, "other trial")
+        yield f"left out: {runs} in {folder / RUNS}; give their values and seeds as well to compare all"
 
 
 def summary(rows: Sequence[SettingScore]) -> Iterator[str]:

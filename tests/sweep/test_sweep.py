@@ -212,6 +212,15 @@ class TestResults:
         assert results.differs(*rows)
         assert "inf" in results.table(rows, "loss")
 
+    def test_trials_of_other_values_are_counted(self, tmp_path):
+        sweep, folder = parse_args(["--to", str(tmp_path / "s"), *VARY, "--config", "minute"])
+        trials = sweep.trials(folder, convert_word)
+        for trial in trials:
+            trial.run.mkdir(parents=True)
+        assert list(results.left_out(folder, trials)) == []
+        (line,) = results.left_out(folder, trials[:-3])
+        assert line.startswith("left out: 3 other trials in ")
+
     def test_one_seed_proves_nothing(self):
         rows = [scored((1.0 + dim,), dim=dim) for dim in (1, 2)]
         assert "cannot be said from one seed" in "\n".join(results.summary(rows))
