@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from slm_jax.cli import bare_words
 from slm_jax.cli.options import Flag, read_options
 from slm_jax.generation.settings import Sampling
 from slm_jax.run.directory import find_run
@@ -41,11 +42,11 @@ class Options:
     In a terminal, /help lists the commands. In a pipe, every line of standard input is a message, and the answers are
     written to standard output.
 
-        python -m slm_jax.chat --run runs/NAME
+        python -m slm_jax.chat runs/NAME
         echo 'What is a list?' | python -m slm_jax.chat
     """
 
-    run: Annotated[str, Flag(metavar="PATH")] = ""
+    run: Annotated[str, Flag(metavar="PATH", bare=bare_words.run_folders())] = ""
     """The run directory; empty: the newest in runs/."""
     step: Annotated[str, Flag(metavar="best|last|N")] = ""
     """The checkpoint; empty: the best one if the validation does not improve any more, otherwise the last."""

@@ -4,7 +4,19 @@ import re
 
 import pytest
 
-from slm_jax.cli import benchmark_logger, check, evaluate, export, generate, mfu, orchestrator, report, serve, train
+from slm_jax.cli import (
+    benchmark_logger,
+    chat,
+    check,
+    evaluate,
+    export,
+    generate,
+    mfu,
+    orchestrator,
+    report,
+    serve,
+    train,
+)
 from slm_jax.cli.options import read_options, read_options_and_config
 from slm_jax.utils.errors import UserError
 
@@ -79,7 +91,7 @@ def test_generate_takes_a_prompt(folder):
             prompts(*words)
 
 
-@pytest.mark.parametrize("command", [benchmark_logger, evaluate, export])
+@pytest.mark.parametrize("command", [benchmark_logger, chat, evaluate, export])
 def test_commands_about_a_run_take_its_path(folder, command):
     more = ["--to", "out"] if command is export else []
     assert read_options(command.Options, ["runs/run", *more], "x").run == "runs/run"
