@@ -215,7 +215,8 @@ def _read_stages(tree: Tree) -> tuple[list[Stage], list[str]]:
     """Validate the stages; return those that are valid, and all problems."""
     given = tree.get("stages")
     if not isinstance(given, list) or not given or not all(isinstance(stage, dict) for stage in given):
-        return [], ["a curriculum needs stages: at least one table [[stages]] with a name"]
+        remedy = "python -m slm_jax.train trains a config without stages"
+        return [], [f"a curriculum needs stages: at least one table [[stages]] with a name; {remedy}"]
     shared = {name: value for name, value in tree.items() if name not in ("stages", "curriculum")}
     trees = [_run_tree(shared, stage, i) for i, stage in enumerate(given)]
     checked = [Config.check(each) for each in trees]

@@ -415,7 +415,7 @@ init.from_run = "elsewhere"
     assert "optimizer.name: 'adamw' in stage 1 (one), 'muon' in stage 2 (one)" in message
     with pytest.raises(UserError, match=r"stage 1 \(a\): train\.minutes is for single runs"):
         Curriculum.from_tree({"stages": [{"name": "a", "train": {"minutes": 2.0}}]})
-    with pytest.raises(UserError, match="a curriculum needs stages"):
+    with pytest.raises(UserError, match=r"a curriculum needs stages: .*; python -m slm_jax\.train trains"):
         Curriculum.from_tree({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"stage 1 \(plain\): data.files: no file matches"):
         orchestrate(workspace.changed('files = ["', 'files = ["/nowhere'), tmp_path / "run")
