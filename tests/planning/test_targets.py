@@ -133,6 +133,14 @@ def test_matrices_are_gathered_layer_by_layer_and_gradients_scattered(preset, de
 
 
 @pytest.mark.slow
+@needs("h100")
+def test_temporary_memory_of_a_gpu_step():
+    """At most 35 bytes per token, layer and channel of a model of 124 M parameters, logits and optimizer included."""
+    report = plan("--device", "h100", "--config", "gpu_125m", "--batch", 8)
+    assert report["temp_bytes"] <= 35 * report["tokens"] * report["layers"] * report["width"]
+
+
+@pytest.mark.slow
 @needs("v5e")
 def test_traffic_is_close_to_what_the_compiler_counts_without_loops():
     """Without scanned layers only vector memory separates the two figures: traffic is the smaller one."""

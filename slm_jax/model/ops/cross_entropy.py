@@ -25,6 +25,7 @@ Shapes: B batch, T tokens, D dim, V rows of the head, S chunks, C positions of a
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,10 @@ from slm_jax.utils.batch import IGNORE_INDEX
 
 _CPU_CHUNK = 1024  # positions whose logits exist at a time: they stay in the processor's cache
 _LOGIT_BYTES = 1 << 29  # logits that exist at a time elsewhere; each further chunk reads and writes the head's gradient
+# XLA writes the gradient of the logits into their memory unless their product has a second result, as cuBLAS's scratch
+# memory. So both exist at a time on GPUs, and up to four chunks have half the size: still 4,096 positions of 32,768
+# entries. Beyond that, 1 GiB is little next to the activations, and large products and few chunks are faster.
+_GPU_HALF_CHUNKS = 4
 _PADDING_LOGIT = -1e30  # logit of the head's padding rows; not -inf, whose gradient is NaN
 _FLOAT16_FACTOR = 2.0**10  # of the gradient of float16 logits, so that probabilities above 6e-11 do not become 0
 
@@ -175,7 +180,8 @@ def _split_and_sum(x_BxTxD, head_VxD, labels_BxT, context, dtype, weights, vocab
 def _chunk_count(positions: int, limit: int, bytes_of_position: int, platform: Platform) -> int:
     """Return the number of chunks, at most `limit`, of positions whose logits take `bytes_of_position` each."""
     chunk = _CPU_CHUNK if platform.name == "cpu" else max(1, _LOGIT_BYTES // bytes_of_position)
-    return min(limit, -(-positions // chunk))
+    half_chunks = min(_GPU_HALF_CHUNKS, math.ceil(2 * positions / chunk)) if platform.name == "gpu" else 1
+    return min(limit, max(half_chunks, math.ceil(positions / chunk)))
 
 
 def _logits(

@@ -184,17 +184,26 @@ def test_equal_logits_share_a_correct_position():
     assert float(sums.correct) == 0.5
 
 
-def test_chunks_of_accelerators(monkeypatch):
-    """One chunk where the logits fit into half a GiB; several of them add up to the same sums and gradients."""
-    per_position = 32_768 * 2
-    assert _chunk_count(8 * 1024, 1024, per_position, TPU) == 1
-    assert _chunk_count(32 * 1024, 1024, per_position, TPU) == 4
-    assert _chunk_count(8 * 1024, 1024, per_position, Platform("cpu")) == 8
+def test_number_of_chunks_by_platform():
+    """Half a GiB of logits at a time, on GPUs of logits and their gradient unless there are many chunks."""
+    rows = (4, 8, 16, 32, 64)
+
+    def counts(platform):
+        return [_chunk_count(each * 1024, 1024, 32_768 * 2, platform) for each in rows]
+
+    assert counts(TPU) == [1, 1, 2, 4, 8]
+    assert counts(Platform("gpu")) == [1, 2, 4, 4, 8]
+    assert counts(Platform("cpu")) == [4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(("platform", "positions"), [(TPU, 40), (Platform("gpu"), 80)])
+def test_chunks_of_accelerators_add_up_to_the_same_sums_and_gradients(platform, positions, monkeypatch):
     x, head, labels = inputs(3, 50)
     rest = (FLOAT32, LossWeights(0.01), None, 0)
-    loss = lambda x, head: cross_entropy(x, head, labels, *rest, TPU).loss  # noqa: E731
+    loss = lambda x, head: cross_entropy(x, head, labels, *rest, platform).loss  # noqa: E731
     module = sys.modules[cross_entropy.__module__]  # the package has a function of that name
-    monkeypatch.setattr(module, "_LOGIT_BYTES", 40 * 37 * 4)  # 40 of 150 positions
+    monkeypatch.setattr(module, "_LOGIT_BYTES", positions * 37 * 4)
+    assert _chunk_count(3 * 50, 50, 37 * 4, platform) == 4
     value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, head)
     naive = jax.value_and_grad(lambda x, head: naive_cross_entropy(x, head, labels, *rest).loss, argnums=(0, 1))
     expected, expected_grads = jax.jit(naive)(x, head)
