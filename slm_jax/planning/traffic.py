@@ -4,7 +4,7 @@ A TPU compiler's own figure (`cost_analysis`) counts the body of a loop once and
 on the chip; NVIDIA's has none. Here each instruction
 that runs as a kernel reads its operands and writes its result once; of an array that a fusion only slices, the slice
 counts. Caches are not considered, which matters for arrays of a few megabytes on GPUs. Arrays in a TPU's vector memory
-do not count.
+and cuBLAS's scratch memory do not count.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ _FREE = frozenset(
     "opt-barrier async-done copy-done custom-call-done".split()
 )
 _FREE_CALLS = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')
+_CUBLAS = 'custom_call_target="__cublas'  # returns (product, scratch memory), of which the product is written
 _PARTIAL = ("dynamic-slice", "slice", "gather")  # read as much of their first operand as they return
 _COPIES = {"copy-start": (1, 0), "slice-start": (0, 1)}  # positions of (source, target) in the result
 
@@ -60,7 +61,8 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
         return target.bytes * ((not source.on_chip) + (not target.on_chip))
     if opcode.endswith("-start"):
         return 2 * sum(_size(operand.arrays) for operand in operands)
-    return _size(instruction.arrays) + sum(_size(operand.arrays) for operand in operands)
+    results = instruction.arrays[:1] if _CUBLAS in instruction.attributes else instruction.arrays
+    return _size(results) + sum(_size(operand.arrays) for operand in operands)
 
 
 def _fusion_bytes(module: Module, fused: Computation, operands: list[Instruction], fusion: Instruction) -> int:

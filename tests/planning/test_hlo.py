@@ -109,6 +109,18 @@ ENTRY %main (a: f32[5,64,64], j: s32[], b: f32[64,64], c: f32[5,64,64]) -> f32[5
     assert traffic_bytes(hlo.parse(text)) == 3 * MATRIX + 4  # a layer and x read, a layer written; the index
 
 
+def test_traffic_leaves_out_the_scratch_memory_of_cublas():
+    text = """
+ENTRY %main (a: f32[64,64], b: f32[64,64]) -> f32[64,64] {
+  %a = f32[64,64]{1,0} parameter(0)
+  %b = f32[64,64]{1,0} parameter(1)
+  %gemm = (f32[64,64]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %product = f32[64,64]{1,0} get-tuple-element(%gemm), index=0
+}
+"""
+    assert traffic_bytes(hlo.parse(text)) == 3 * MATRIX
+
+
 def test_a_scanned_program_moves_as_much_as_the_unrolled_one():
     """The oracle is the unrolled program, in which there is nothing to multiply."""
 
