@@ -299,5 +299,7 @@ def test_xla_knows_the_options_of_the_programs(platform, fsdp):
 def test_flags_of_the_user_win(monkeypatch):
     gpu = SimpleNamespace(platform="cuda", compute_capability="9.0")
     mesh = SimpleNamespace(devices=np.array([gpu]), shape={"fsdp": 1})
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
-    assert not sharding.compiler_options(mesh)
+    options = sharding.compiler_options(mesh)
+    for name in options:
+        monkeypatch.setenv("XLA_FLAGS", f"--{name}=64")
+        assert sharding.compiler_options(mesh) == {other: options[other] for other in options if other != name}
