@@ -11,6 +11,7 @@ one all-reduce (Megatron-LM, arXiv:1909.08053); the other axis of each matrix is
 Shapes: B batch, T tokens, D dim, H query heads, G key/value heads, K channels of a head.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,15 +47,21 @@ def normal_init(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, computed in float32, in the dtype of x (arXiv:1910.07467)."""
 
-    def __init__(self, dim: int, eps: float):
-        """Create a norm over the last axis, of size `dim`; `eps` is added to the mean square."""
+    def __init__(self, dim: int, eps: float, *, keep_rms: bool = False):
+        """Create a norm over the last axis, of size `dim`; `eps` is added to the mean square.
+
+        `keep_rms`: compute 1 / rms(x) apart, and keep it for the backward pass.
+        """
         self.eps = eps
+        self.keep_rms = keep_rms
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32), partition=REPLICATED)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x_f32 = x.astype(jnp.float32)
-        y_f32 = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps) * self.scale[...]
-        return y_f32.astype(x.dtype)
+        inverse_f32 = jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + self.eps)
+        if self.keep_rms:
+            inverse_f32 = keep(jax.lax.optimization_barrier(inverse_f32))
+        return (x_f32 * inverse_f32 * self.scale[...]).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -112,8 +119,11 @@ class Attention(nnx.Module):
         self.key = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, **inner)
         self.value = Linear(config.dim, self.kv_heads * self.width, (FSDP, TENSOR), policy, rngs, **inner)
         self.out = Linear(self.heads * self.width, config.dim, (TENSOR, FSDP), policy, rngs, std=config.output_std)
-        self.query_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(self.width, config.norm_eps) if config.qk_norm else None
+        # On GPUs, XLA would write the normalized heads in float32 and read them again to rotate them. If 1 / rms has a
+        # kernel of its own, the rotation computes the product with it.
+        norm = functools.partial(RMSNorm, self.width, config.norm_eps, keep_rms=policy.platform.name == "gpu")
+        self.query_norm = norm() if config.qk_norm else None
+        self.key_norm = norm() if config.qk_norm else None
         self.head_gate = create_gate(config, config.heads) if config.attention_gate else None
         self.policy = policy
 

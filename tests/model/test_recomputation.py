@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from slm_jax.distributed.platform import Platform
 from slm_jax.model.abstract import abstract_model
-from slm_jax.model.block import swiglu_width
+from slm_jax.model.block import RMSNorm, swiglu_width
 from slm_jax.model.precision import Policy
 from slm_jax.model.recomputation import choose_remat, choose_scan
 from slm_jax.planning.cudnn import described_gpu
@@ -43,19 +43,33 @@ def kept_bytes(platform, remat):
     return kept(3) - kept(2)
 
 
-@pytest.mark.parametrize(("platform", "statistics"), [(CPU, 0), (TPU, 4), (GPU, 4)])
+@pytest.mark.parametrize(("platform", "statistics"), [(CPU, 0), (TPU, 4), (GPU, 3 * 4)])
 def test_size_of_what_is_kept(platform, statistics, monkeypatch):
     """Closed form: input of the block, queries, keys, values, attention, its projection, gate and up, in bfloat16.
 
-    The kernels also keep a float32 number for each query and head. If it were not kept, they would run again.
+    The kernels also keep a float32 number for each query and head. If it were not kept, they would run again. On GPUs
+    the norms of queries and keys keep one for each head as well.
     """
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)  # not installed everywhere
     model = tiny_config().model
     of_token = 2 * (6 * model.dim + 2 * swiglu_width(model)) + statistics * model.heads
+    assert model.qk_norm
     with described_gpu((9, 0)):
         assert kept_bytes(platform, "elementwise") == TOKENS * of_token
         assert kept_bytes(platform, "full") == TOKENS * 2 * model.dim
         assert kept_bytes(platform, "none") > 1.5 * TOKENS * of_token
+
+
+def test_norm_that_keeps_the_root_mean_square():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
+
+    def value_and_grad(keep_rms):
+        norm = RMSNorm(16, 1e-6, keep_rms=keep_rms)
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(norm(x))))(x)
+
+    (value, grad), (expected, expected_grad) = value_and_grad(True), value_and_grad(False)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-6)
 
 
 def test_choices():

@@ -135,8 +135,12 @@ def test_matrices_are_gathered_layer_by_layer_and_gradients_scattered(preset, de
 @pytest.mark.slow
 @needs("h100")
 def test_temporary_memory_of_a_gpu_step():
-    """At most 35 bytes per token, layer and channel of a model of 124 M parameters, logits and optimizer included."""
+    """At most 35 bytes per token, layer and channel of a model of 124 M parameters, logits and optimizer included.
+
+    Without `compiler_options` and `RMSNorm.keep_rms`, the traffic is 70 GB.
+    """
     report = plan("--device", "h100", "--config", "gpu_125m", "--batch", 8)
+    assert report["traffic_bytes"] < 62e9
     assert report["temp_bytes"] <= 35 * report["tokens"] * report["layers"] * report["width"]
 
 
