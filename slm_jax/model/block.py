@@ -142,7 +142,8 @@ class Attention(nnx.Module):
             v_BxTxGxK = add_values(v_BxTxGxK, x_BxTxD, values, self.policy)
         if rotary is None:
             return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
-        return rotate(q_BxTxHxK, *rotary), rotate(k_BxTxGxK, *rotary), v_BxTxGxK
+        platform = self.policy.platform
+        return rotate(q_BxTxHxK, *rotary, platform), rotate(k_BxTxGxK, *rotary, platform), v_BxTxGxK
 
     def merge_heads(self, out_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
         """Return the output of the sub-layer, [B, T, D], from the outputs of the heads and its input."""

@@ -7,15 +7,19 @@ Shapes: B batch, T tokens, H heads, K channels of a head.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slm_jax.config.schema import ModelConfig
+from slm_jax.distributed.platform import Platform
 
 RotaryTables = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 """(cos, sin), float32 [B, T, 1, K / 2] each."""
+
+_SIGNS = np.array([[-1.0], [1.0]], np.float32)  # of the sines of the two halves
 
 
 def rotary_frequencies(config: ModelConfig) -> np.ndarray:
@@ -67,10 +71,17 @@ def rotary_tables(positions_BxT: jax.Array | np.ndarray, config: ModelConfig) ->
     return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
-def rotate(x_BxTxHxK: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
+def rotate(x_BxTxHxK: jax.Array, cos: Any, sin: Any, platform: Platform | None = None) -> jax.Array:
     """Return x with each pair of channels (i, i + K/2) rotated by the angle of its position, in the dtype of x."""
-    a, b = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxK.dtype)
+    x_f32 = x_BxTxHxK.astype(jnp.float32)
+    if platform is None or platform.name != "gpu":
+        a, b = jnp.split(x_f32, 2, axis=-1)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxTxHxK.dtype)
+    # GPUs: a concatenation is computed apart from what is before it, a reversal together, also in the gradient.
+    halves = x_f32.reshape(*x_f32.shape[:-1], 2, -1)
+    exchanged = jax.lax.rev(halves, (halves.ndim - 2,)) * _SIGNS
+    rotated = halves * cos[..., None, :] + exchanged * sin[..., None, :]
+    return rotated.reshape(x_f32.shape).astype(x_BxTxHxK.dtype)
 
 
 def _llama3(frequency: np.ndarray, config: ModelConfig) -> np.ndarray:
