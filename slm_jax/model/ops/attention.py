@@ -208,8 +208,11 @@ def attention(
     if name == "naive":
         return naive_attention(*arrays, dtype, window, valid_BxT, segment_ids_BxT)
 
+    on_gpu = (platform or Platform.default()).name == "gpu"
+    rest = (dtype, window, on_gpu) if name == "blocks" else (dtype, window)
+
     def local(q, k, v, valid, segments):
-        return _FAST[name](q, k, v, valid, segments, dtype, window)
+        return _FAST[name](q, k, v, valid, segments, *rest)
 
     return map_over_batch_and_heads(local, arrays, (valid_BxT, segment_ids_BxT))
 

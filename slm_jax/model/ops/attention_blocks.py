@@ -33,10 +33,10 @@ MASKED = -1e30
 """Score of a masked key; not -inf, which gives NaN where a query attends to nothing (padding)."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def blockwise_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window, on_gpu=False):
     """Return `ops.attention` in blocks of queries; arguments as there."""
-    return _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window)[0]
+    return _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid_BxT, segment_ids_BxT, dtype, window, on_gpu)[0]
 
 
 def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
@@ -73,7 +73,8 @@ def _weights(q_NxRxQxK, k_NxSxK, queries: slice, keys: slice, window, valid, seg
     return weights.reshape(n, r * q, -1)
 
 
-def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
+def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window, on_gpu):
+    del on_gpu  # concerns the gradients
     b, t, h, width = q_BxTxHxK.shape
     g = k_BxTxGxK.shape[2]
     q_NxRxTxK = _heads_first(q_BxTxHxK, dtype).reshape(b * g, h // g, t, width)
@@ -88,7 +89,7 @@ def _forward(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, valid, segments, dtype, window):
     return _heads_last(out_NxRxTxK, b), (q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments)
 
 
-def _backward(dtype, window, residuals, g_BxTxHxK):
+def _backward(dtype, window, on_gpu, residuals, g_BxTxHxK):
     q_NxRxTxK, k_NxTxK, v_NxTxK, out_NxRxTxK, valid, segments = residuals
     n, r, t, width = q_NxRxTxK.shape
     b = g_BxTxHxK.shape[0]
@@ -107,8 +108,8 @@ def _backward(dtype, window, residuals, g_BxTxHxK):
         dweights = _dot(g_NxPxK, v_NxTxK[:, keys], 2, 2) - delta_NxRxT[:, :, queries].reshape(n, -1, 1)
         dscores = (weights * dweights * width**-0.5).astype(dtype)
         dq_blocks.append(_dot(dscores, k_NxSxK, 2, 1).reshape(n, r, -1, width))
-        dk_NxTxK = _add_at(dk_NxTxK, keys, _transposed_dot(dscores, q_NxPxK))
-        dv_NxTxK = _add_at(dv_NxTxK, keys, _transposed_dot(weights.astype(dtype), g_NxPxK))
+        dk_NxTxK = _add_at(dk_NxTxK, keys, _transposed_dot(dscores, q_NxPxK, on_gpu))
+        dv_NxTxK = _add_at(dv_NxTxK, keys, _transposed_dot(weights.astype(dtype), g_NxPxK, on_gpu))
     gradients = (jnp.concatenate(dq_blocks, axis=2), dk_NxTxK[:, None], dv_NxTxK[:, None])
     return *(_heads_last(x.astype(in_dtype), b) for x in gradients), None, None
 
@@ -144,6 +145,12 @@ def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> Any:
     return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _transposed_dot(a_NxPxS: jax.Array, b_NxPxK: jax.Array) -> Any:
-    """Return aᵀ·b, [N, S, K], on the bfloat16 units (the barrier keeps XLA from folding the transpose away)."""
+def _transposed_dot(a_NxPxS: jax.Array, b_NxPxK: jax.Array, on_gpu: bool) -> Any:
+    """Return aᵀ·b, [N, S, K].
+
+    On CPU, a barrier keeps XLA from folding the transpose away: the product is on the bfloat16 units. On GPUs, one
+    keeps it from merging the product with an addition, for which it would copy keys out of the total and back.
+    """
+    if on_gpu:
+        return jax.lax.optimization_barrier(_dot(a_NxPxS, b_NxPxK, 1, 1))
     return _dot(jax.lax.optimization_barrier(a_NxPxS.swapaxes(1, 2)), b_NxPxK, 2, 1)

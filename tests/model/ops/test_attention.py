@@ -33,10 +33,10 @@ def padding(length, batch=2):
     return jnp.asarray(np.arange(length)[None] < np.array([[length], [length - length // 3]])[:batch], jnp.int32)
 
 
-def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None):
+def both(q, k, v, g, dtype, window=0, valid=None, segment_ids=None, on_gpu=False):
     """Yield (output, gradients) of blockwise and of naive attention."""
     for f in (
-        lambda q, k, v: blockwise_attention(q, k, v, valid, segment_ids, dtype, window),
+        lambda q, k, v: blockwise_attention(q, k, v, valid, segment_ids, dtype, window, on_gpu),
         lambda q, k, v: naive_attention(q, k, v, dtype, window, valid, segment_ids),
     ):
         yield jax.jit(lambda q, k, v, g, f=f: (f(q, k, v), jax.vjp(f, q, k, v)[1](g)))(q, k, v, g)
@@ -49,6 +49,12 @@ def test_equals_naive_in_float32(length, kv_heads, window):
     q, k, v, g = inputs(length, kv_heads=kv_heads)
     fast, naive = both(q, k, v, g, FLOAT32, window)
     assert largest_difference(fast, naive) < 5e-6  # sums of up to 257 float32 terms in another order
+
+
+def test_sums_of_a_gpu_equal_naive():
+    q, k, v, g = inputs(150, kv_heads=2)
+    fast, naive = both(q, k, v, g, FLOAT32, 40, padding(150), on_gpu=True)
+    assert largest_difference(fast, naive) < 5e-6
 
 
 @pytest.mark.parametrize("masked", ["segments", "padding", "both"])
