@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.cli.trials_folder import holds_definition, trials_folder
+from slm_jax.cli.trials_folder import holds_definition, require_seeds, trials_folder
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.progress import show_log
 
@@ -71,8 +71,7 @@ def parse_args(args: Sequence[str] | None) -> "tuple[Study, Path, Options]":
 
     folder = Path(options.to)
     saved = Study.load(folder) if holds_definition(folder, SCALING) else None
-    if options.seeds is not None and options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds} must be 1 or more")
+    require_seeds(options.seeds)
     if saved is not None and not options.config and not overrides:
         base, given = saved.base, saved.given
     else:

@@ -26,6 +26,9 @@ from slm_jax.utils.progress import show_log
 logger = logging.getLogger(__name__)
 
 
+_MAX_SLOTS = 16_384  # each has memory of its own before the first request
+
+
 @dataclass(frozen=True)
 class Options:
     """Serve the models of runs: OpenAI's completions and chat APIs, and a web page to try them.
@@ -95,8 +98,9 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value < minimum:
             problems.append(f"--{name} {value} must be {minimum} or more")
-    if options.port > 65535:
-        problems.append(f"--port {options.port} must be 65535 or less")
+    for name, maximum in {"port": 65535, "slots": _MAX_SLOTS}.items():
+        if getattr(options, name) > maximum:
+            problems.append(f"--{name} {getattr(options, name)} must be {maximum} or less")
     if options.max_prompt + options.max_tokens >= 2**31:
         problems.append(
             f"--max_prompt {options.max_prompt} and --max_tokens {options.max_tokens} must be below 2^31 together"

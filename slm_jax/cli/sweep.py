@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from slm_jax.cli.flags import config_options
 from slm_jax.cli.options import Flag, make_config, read_options_and_config
-from slm_jax.cli.trials_folder import holds_definition, trials_folder
+from slm_jax.cli.trials_folder import holds_definition, require_seeds, trials_folder
 from slm_jax.sweep.plan import SWEEP, Sweep, Trial
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.progress import show_log
@@ -64,10 +64,11 @@ def parse_args(args: Sequence[str] | None) -> tuple[Sweep, Path]:
     options, overrides = read_options_and_config(Options, args, PROG)
     folder = Path(options.to)
     saved = Sweep.load(folder) if holds_definition(folder, SWEEP) else None
-    for name in ("seeds", "random", "random_seed"):
+    require_seeds(options.seeds)
+    for name in ("random", "random_seed"):
         value = getattr(options, name)
-        if value is not None and value < (name == "seeds"):
-            raise UserError(f"--{name} {value} must be {int(name == 'seeds')} or more")
+        if value is not None and value < 0:
+            raise UserError(f"--{name} {value} must be 0 or more")
     if saved is not None and not options.config and not overrides:
         base = saved.base
     else:

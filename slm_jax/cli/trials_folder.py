@@ -10,6 +10,8 @@ from pathlib import Path
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import locked_folder
 
+_MAX_SEEDS = 1000
+
 
 def holds_definition(folder: Path, name: str) -> bool:
     """Return whether a folder has the definition of its trials; false for a new or empty folder.
@@ -60,3 +62,13 @@ def trials_folder(folder: Path, prog: str) -> Iterator[Callable[[int | None], No
     except KeyboardInterrupt:
         print(f"stopped. Continue with:\n  {again}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def require_seeds(seeds: int | None) -> None:
+    """Check the option `--seeds`; None: it is not given.
+
+    Raises:
+        UserError: There are none, or more than anybody waits for: the trials are listed before the first begins.
+    """
+    if seeds is not None and not 1 <= seeds <= _MAX_SEEDS:
+        raise UserError(f"--seeds {seeds} must be from 1 to {_MAX_SEEDS:,}")

@@ -98,7 +98,8 @@ class TestPlan:
             (["--budgets", "1e12", "1e12", "--sizes", "250k", "500k", "1M"], "--budgets: a value is given twice"),
             (["--budgets", "1e12", "much"], "--budgets much: should be a positive number"),
             (["--sizes", "-3"], "--sizes -3: should be a positive number"),
-            (["--seeds", "0"], "--seeds 0 must be 1 or more"),
+            (["--seeds", "0"], "--seeds 0 must be from 1 to 1,000"),
+            (["--seeds", "1000000000000"], "--seeds 1000000000000 must be from 1 to 1,000"),
             (
                 ["--budgets", "1e12", "2e12", "--sizes", "250k", "500k", "1M", "--train.steps", "9"],
                 "--train.steps follows from the budget",

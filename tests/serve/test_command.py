@@ -28,6 +28,8 @@ def test_invalid_options_are_reported_together():
         check(Options(timeout=0))
     with pytest.raises(UserError, match="65535"):
         check(Options(port=70000))
+    with pytest.raises(UserError, match="slots 1000000000 must be 16384 or less"):
+        check(Options(slots=10**9))
     with pytest.raises(UserError, match="below 2"):
         check(Options(max_tokens=2**31 - 4096))
 
