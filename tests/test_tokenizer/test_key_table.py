@@ -26,9 +26,14 @@ def test_key_table_is_a_dict(kind, dtype):
     keys = _keys(kind, source)
     known = dict(zip(keys[::2], source.choices(range(2**31), k=len(keys) // 2), strict=True))
     table = KeyTable(np.array(list(known), dtype=np.uint64), np.array(list(known.values()), dtype=dtype), missing=7)
-    found = table.find(np.array([*keys, 2**64 - 1, 0], dtype=np.uint64))
+    sought = [*keys, 0, 2**64 - 2]
+    found = table.find(np.array([*sought, 2**64 - 1], dtype=np.uint64))  # the last one marks empty slots
     assert found.dtype == dtype
-    assert found.tolist() == [known.get(key, 7) for key in (*keys, 2**64 - 1, 0)]
+    assert found.tolist() == [known.get(key, 7) for key in sought] + [7]
+    indices, values = table.find_known(np.array(sought, dtype=np.uint64))
+    assert values.dtype == dtype
+    assert indices.tolist() == [index for index, key in enumerate(sought) if key in known]
+    assert values.tolist() == [known[key] for key in sought if key in known]
 
 
 def test_key_table_without_keys():

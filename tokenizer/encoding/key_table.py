@@ -41,20 +41,33 @@ class KeyTable:
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return the value of each key (uint64 [n])."""
+        slots, _ = self._locate(keys)
+        return self._values.take(slots)
+
+    def find_known(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the keys that are in the table, and their values; faster than `find` where few are.
+
+        Args:
+            keys: Each below 2**64 - 1; uint64 [n].
+        """
+        slots, is_known = self._locate(keys)
+        indices = np.flatnonzero(is_known)
+        return indices, self._values.take(slots.take(indices))
+
+    def _locate(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the slot of each key, an empty one if the table does not have it, and whether it has."""
         slots = self._slots(keys)
         stored = self._keys.take(slots)
-        result = self._values.take(slots)
-        pending = np.flatnonzero(stored != keys)
-        result[pending] = self._missing
-        pending = pending[stored[pending] != _EMPTY]
+        is_known = stored == keys
+        pending = np.flatnonzero(~is_known & (stored != _EMPTY))
         while len(pending):
             at = (slots.take(pending) + 1) & self._last_slot
             slots[pending] = at
             stored = self._keys.take(at)
             hit = stored == keys.take(pending)
-            result[pending[hit]] = self._values.take(at[hit])
+            is_known[pending[hit]] = True
             pending = pending[~hit & (stored != _EMPTY)]
-        return result
+        return slots, is_known
 
     def _slots(self, keys: np.ndarray) -> np.ndarray:
         return ((keys * _GOLDEN_RATIO) >> self._shift).view(np.int64)

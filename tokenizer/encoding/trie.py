@@ -56,6 +56,4 @@ class Trie:
         Returns:
             The indices of the nodes that have such a child (int64 [m]) and the children (uint64 [m]).
         """
-        children = self._children.find(nodes | codes)
-        alive = np.flatnonzero(children)
-        return alive, children.take(alive)
+        return self._children.find_known(nodes | codes)
