@@ -175,7 +175,7 @@ def _pieces_of_merges(merges: Sequence[str | Sequence[str]]) -> set[str]:
 
 def _ordinary_text_error(name: str) -> UserError:
     return UserError(
-        f"the special token {name!r} is ordinary text of this tokenizer as well, so that a message with it cannot be "
+        f"the special token {name!r} is ordinary text of this tokenizer as well, so a message with it cannot be "
         "encoded as text: remove it from the message, or use a tokenizer whose special tokens have other names"
     )
 

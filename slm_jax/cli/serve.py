@@ -63,7 +63,7 @@ class Options:
     queue: int = 64
     """Maximum number of texts waiting for a slot; beyond it requests are answered with status 429."""
     prefix_cache: int = 512
-    """Memory for conversations, in MB per run: a next turn computes its own tokens only; 0: none."""
+    """Memory for conversations, in MB per run: the next turn computes only its own tokens; 0: none."""
     max_prompt: int = 4096
     """Maximum length of a prompt in tokens."""
     max_tokens: int = 4096

@@ -60,7 +60,7 @@ def overridable(section: dict[str, Any], overrides: dict[str, Any], origin: str)
     if new != old and names <= section.keys() and names - overrides.keys():
         listed = ", ".join(f"--model.{name}" for name in sorted(names))
         raise UserError(
-            f"model.recipe {new}: {origin} has the recipe {old} and names all options, so that another recipe has no "
+            f"model.recipe {new}: {origin} has the recipe {old} and names all options, so another recipe has no "
             f"effect: start from a preset, or give the options themselves ({listed})"
         )
     follows = _value_layers(section).get("value_embeddings") if RECIPES.get(str(old)) else None

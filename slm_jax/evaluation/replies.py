@@ -59,7 +59,7 @@ class Replier:
         self._replies: dict[Conversation, Reply] = {}
 
     def reply(self, conversations: Sequence[Conversation]) -> list[Reply]:
-        """Return the reply to each conversation; no token is suppressed, so that roles out of place are seen.
+        """Return the reply to each conversation; no token is suppressed, so misplaced role tokens show up.
 
         Args:
             conversations: Messages that end with one of the user.

@@ -110,7 +110,7 @@ def track(run: ReportData, references: Sequence[Reference]) -> Track:
     if run.is_curriculum:
         raise UserError(f"{run.path} is a curriculum, and references are of single runs: give one of its stages")
     if not run.held_out_digest:
-        raise UserError(f"the held-out text of {run.path} cannot be read, so that nothing can be compared with it")
+        raise UserError(f"the held-out text of {run.path} cannot be read, so nothing can be compared with it")
     problems = {each.name: _obstacles(run, each) for each in references}
     possible = [each for each in references if not problems[each.name]]
     if not possible:

@@ -116,7 +116,7 @@ class ChatCompletion(Answer):
         return choice
 
     def follow_up(self, text: str, run: Callable[..., Awaitable[Any]]) -> None:
-        """Have the engine compute the answered conversation while it is idle: a next turn repeats it.
+        """Have the engine compute the answered conversation while it is idle: the next turn repeats it.
 
         Args:
             text: The answer.

@@ -1,4 +1,4 @@
-"""Keys and values of conversations that were computed before, so that a next turn computes its own tokens only.
+"""Keys and values of conversations that were computed before, so that the next turn computes only its own tokens.
 
 A turn of a conversation repeats the earlier ones. Their keys and values are kept, and are bit-identical to those that a
 run without the cache computes: the value that a program gives for a token depends on the tokens up to it, but in the
@@ -150,7 +150,7 @@ class PrefixCache:
                 self.evicted += 1
 
     def note_reuse(self) -> None:
-        """Note that an entry was restored: the cache works, so that the next error is the first one again."""
+        """Note that an entry was restored: the cache works, so the next error counts as the first one."""
         with self._lock:
             self._pause = _FIRST_PAUSE
 

@@ -289,7 +289,7 @@ def _log_other_microbatches(start: int, before: int, now: int) -> None:
     """Log that a resumed run has other microbatches than before."""
     if start and now != before:
         logger.info(
-            "note: each step now has %d microbatches, before %d: its sums are rounded in another order, so that the "
+            "note: each step now has %d microbatches, before %d: its sums are rounded in another order, so the "
             "results are not bit-identical to those of a run without this interruption",
             now,
             before,
