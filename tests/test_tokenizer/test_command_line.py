@@ -12,6 +12,7 @@ import pytest
 from tests.processes import Process
 from tests.test_tokenizer.samples import LANGUAGES, corpus
 from tokenizer import HybridTokenizer, cli
+from tokenizer.arguments import build_parser
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +166,7 @@ REQUIRED = {"train": ["text.txt", "--out", "x"], "inspect": ["english-8k"], "com
 
 def test_all_numbers_are_listed():
     """`NUMBERS` has the options whose placeholder in the help is that of a number."""
-    commands = next(action.choices for action in cli._build_parser()._actions if action.choices)
+    commands = next(action.choices for action in build_parser()._actions if action.choices)
     listed = {
         name: [action.option_strings[0][2:] for action in command._actions if action.metavar in ("N", "SHARE")]
         for name, command in commands.items()
