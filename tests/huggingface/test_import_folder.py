@@ -186,7 +186,7 @@ def test_padding_is_told_from_a_different_tokenizer(workspace, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_hidden_layers": 1000, "layer_types": None}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**30}],
+    [{"num_hidden_layers": 1000, "layer_types": None}, {"vocab_size": 2**31 - 1}, {"intermediate_size": 2**19}],
 )
 def test_sizes_are_checked_before_anything_is_allocated(workspace, tmp_path, change):
     folder = tmp_path / "out"
