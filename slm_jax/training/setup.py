@@ -376,7 +376,8 @@ def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
     warmup = config.optimizer.warmup_steps
     if steps <= warmup:
         yield f"warm-up takes {warmup} steps of {steps}; the learning rate does not reach its peak"
-    rate = float(make_schedule(config.optimizer, steps)(start))
-    previous = rows[start - 1]["lr"] if 0 < start <= len(rows) else rate
-    if start > warmup and rate > 1.5 * previous:
-        yield f"with {steps} steps the learning rate rises again, from {previous:.2e} to {rate:.2e}"
+    if warmup < start <= len(rows):  # looking up a rate compiles several small programs
+        previous = rows[start - 1]["lr"]
+        rate = float(make_schedule(config.optimizer, steps)(start))
+        if rate > 1.5 * previous:
+            yield f"with {steps} steps the learning rate rises again, from {previous:.2e} to {rate:.2e}"
