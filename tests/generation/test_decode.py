@@ -222,6 +222,7 @@ def test_an_empty_continuation_is_reported(monkeypatch, capsys, caplog, samples)
     eos = tokenizer.token2id["<EOS>"]
     place = {"run": SimpleNamespace(path="runs/a"), "step_text": "step 2 (last)"}
     run = SimpleNamespace(tokenizer=tokenizer, model=None, context=8, **place)
+    monkeypatch.setattr("slm_jax.cli.generate.find_run", lambda *_, **__: run.run)
     monkeypatch.setattr("slm_jax.run.load.load_run", lambda *_: run)
     monkeypatch.setattr("slm_jax.generation.decode.stream", lambda *_: iter([np.array([eos])]))
     monkeypatch.setattr("slm_jax.generation.decode.generate_ids", lambda *_: [[eos], [eos]])
