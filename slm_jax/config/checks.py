@@ -4,6 +4,7 @@ Each problem comes with values that would work.
 """
 
 import difflib
+import math
 from collections.abc import Iterator
 
 from slm_jax.config.model_checks import model_problems
@@ -225,7 +226,7 @@ def batch_devices_problem(train: TrainConfig, devices: int) -> str:
     if train.microbatch != "auto":
         remedy += " and train.microbatch auto"
     rows = train.batch_size // microbatches if train.microbatch == "auto" else int(train.microbatch)
-    fewer = plural(max(n for n in range(1, devices) if rows % n == 0), "device")
+    fewer = plural(math.gcd(rows, devices), "device")  # a divisor of the mesh, so that it can be made
     problem = f"train.batch_size {train.batch_size} is not divisible by {devices} devices{factor}"
     return f"{problem}: use {remedy}, or {fewer}"
 

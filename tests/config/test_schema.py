@@ -75,8 +75,9 @@ def test_all_problems_together():
         ({"model.dim": 9, "model.heads": 3}, "odd.*use dim 6 or 12"),
         (
             {"train.batch_size": 100, "mesh.data": 8},
-            "batch_size 100 is not divisible by 8 devices: use 96 or 104, or 5 devices",
+            "batch_size 100 is not divisible by 8 devices: use 96 or 104, or 4 devices",
         ),
+        ({"train.batch_size": 12, "mesh.data": 10**12}, "not divisible by 1000000000000 devices: .*, or 4 devices"),
         (
             {"train.batch_size": 8, "train.microbatch": 4, "mesh.data": 8},
             "microbatch 4 is not divisible by 8 devices: use 8 or auto",
