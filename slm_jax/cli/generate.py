@@ -140,7 +140,7 @@ def read_prompts(options: Options) -> list[str]:
         text = _read(f"--prompts {options.prompts}", lambda: Path(options.prompts).read_text(encoding="utf-8-sig"))
         if not (text or prompts):
             raise UserError(f"--prompts {options.prompts} is empty: give a file with one prompt per line")
-        prompts += text.removesuffix("\n").split("\n")
+        prompts += text.removesuffix("\n").split("\n") if text else []
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT (`-`: standard input) or --prompts FILE, one per line")
     return prompts

@@ -244,6 +244,7 @@ def test_prompts_are_read_from_options_files_and_standard_input(tmp_path, monkey
         "one",
         "t\u2028w\fo",
     ]
+    assert read_prompts(Options(prompt=("a",), prompts=str(tmp_path / "empty.txt"))) == ["a"]
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfThe\r\nA\r\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffpiped\n"))
     assert read_prompts(Options(prompt=("-",), prompts=str(tmp_path / "bom.txt"))) == ["piped", "The", "A"]
