@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -299,6 +300,6 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; --port 0 uses a free port"
-        ) from None
+        # Python adds the address to the system's reason; errors of the name lookup have negative numbers.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+        raise UserError(f"cannot listen on {host} port {port}: {reason}; --port 0 uses a free port") from None

@@ -76,7 +76,7 @@ def test_a_missing_run_is_a_user_error(tmp_path):
 
 
 def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="Address already in use"):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="Address already in use;"):
         main(["--run", str(tmp_path), "--port", str(other.getsockname()[1])])
 
 
