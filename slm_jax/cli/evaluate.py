@@ -93,7 +93,12 @@ def main(args: Sequence[str] | None = None) -> None:
         contamination=options.contamination,
     )
     if options.json:
-        results = {"results": evaluation.rows, "tasks": evaluation.tasks, "missing": evaluation.missing}
+        results = {
+            "results": evaluation.rows,
+            "tasks": evaluation.tasks,
+            "missing": evaluation.missing,
+            "unstored": evaluation.unstored,
+        }
         print(json.dumps(results, indent=1))
     elif evaluation.rows:
         print(suite.format_table(evaluation.rows, options.every_group))
@@ -104,6 +109,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if options.tasks or not evaluation.rows:
             raise UserError(text)
         print(f"\n{text}", file=sys.stderr)
+    if evaluation.unstored:
+        raise UserError(f"not stored: {', '.join(evaluation.unstored)} (see above)")
 
 
 def describe_tasks() -> str:

@@ -338,4 +338,6 @@ def _evaluate(run: Run, tasks: Sequence[str]) -> None:
 
     remaining = suite.unmeasured_tasks(run, tasks)
     if remaining:
-        suite.evaluate(run.path, remaining)
+        unstored = suite.evaluate(run.path, remaining).unstored
+        if unstored:
+            raise UserError("; ".join(f"{task}: measured, but not stored: {why}" for task, why in unstored.items()))

@@ -47,11 +47,13 @@ class Evaluation:
         rows: As in `evaluation.json`, one for each task, group and metric.
         tasks: For each task the origin of its data, the method, the options, the duration in seconds, dtype and step.
         missing: Tasks that could not be measured, and why.
+        unstored: Tasks whose results could not be written to `evaluation.json`, and why.
     """
 
     rows: list[dict[str, Any]]
     tasks: dict[str, dict[str, Any]]
     missing: dict[str, str] = field(default_factory=dict)
+    unstored: dict[str, str] = field(default_factory=dict)
 
     def value(self, task: str, metric: str, group: str = "all") -> float:
         """Return one value.
@@ -81,7 +83,7 @@ def evaluate(
     """Measure tasks on the model of a run and store the results in its `evaluation.json`.
 
     A task that cannot be measured, for lack of a network or a file, is logged and added to `Evaluation.missing`; the
-    others are still measured. A warning is logged where results cannot be stored.
+    others are still measured. Results that cannot be stored are logged and named in `Evaluation.unstored`.
 
     Args:
         run: A run directory or a loaded run; None: the newest run in runs/.
@@ -126,6 +128,7 @@ def evaluate(
             try:
                 update_evaluation(loaded.run.path, task.spec.title, rows, about)
             except (UserError, OSError) as error:
+                evaluation.unstored[task.spec.title] = str(user_message(error) or error)
                 logger.warning("%s: measured, but not stored: %s", task.spec.title, user_message(error) or error)
     return evaluation
 

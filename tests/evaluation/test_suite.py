@@ -240,12 +240,15 @@ def test_concurrent_evaluations_keep_the_results_of_each_other(folder):
     assert sorted(file["tasks"]) == [f"task {i}" for i in range(8)]
 
 
-def test_results_that_cannot_be_stored_are_returned(folder, caplog, monkeypatch):
+def test_results_that_cannot_be_stored_are_returned(folder, caplog, capsys, monkeypatch):
     """A run of somebody else, which is read-only, can be measured, and one on a full disk."""
     no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as context:
         context.setattr("slm_jax.run.results.replace_text", Mock(side_effect=no_space))
         assert evaluate("runs/tiny", ["blimp=blimp.jsonl"]).rows
+        with pytest.raises(UserError, match=r"^not stored: blimp \(see above\)$"):
+            main(["--run", "runs/tiny", "--tasks", "blimp=blimp.jsonl"])
+    assert "accuracy" in capsys.readouterr().out  # the table comes first
     assert "blimp: measured, but not stored: no space left on the disk" in caplog.text
     lock = folder / "runs" / "tiny" / ".evaluation.lock"
     lock.unlink()
@@ -254,6 +257,7 @@ def test_results_that_cannot_be_stored_are_returned(folder, caplog, monkeypatch)
     lock.rmdir()
     assert measured.rows
     assert not measured.missing
+    assert measured.unstored == {"blimp": "cannot write runs/tiny/evaluation.json: Is a directory"}
     assert "blimp: measured, but not stored: cannot write runs/tiny/evaluation.json: Is a directory" in caplog.text
 
 
