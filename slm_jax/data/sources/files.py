@@ -20,6 +20,7 @@ from slm_jax.utils.errors import UserError
 ROW_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst")
 _IN_FOLDERS = (".txt", ".md", ".rst", *ROW_FORMATS)  # read from a folder; other files must be named
+_LOST_AND_FOUND = "lost+found"  # at the root of a file system, closed to users: repaired fragments, no texts
 
 MAX_DOCUMENT = 2 << 30  # bytes; a longer text or line is refused before it is read as a whole
 MAX_EXPANSION = 300  # a compressed file may have so many times its size; text has about 3 to 10 times
@@ -83,13 +84,17 @@ def _walk(folder: Path) -> Iterator[Path]:
                 subfolders.clear()
                 continue
             visited.add(real_path)
+            subfolders[:] = [name for name in subfolders if name != _LOST_AND_FOUND]
             links = (Path(parent, name) for name in sorted(subfolders))
             pending += [str(link) for link in links if link.is_symlink()]  # os.walk does not follow them
             yield from (Path(parent, name) for name in names)
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:
-    raise UserError(f"data.files: cannot read the folder {error.filename}: {error.strerror}") from None
+    raise UserError(
+        f"data.files: cannot read the folder {error.filename}: {error.strerror}; change its permissions, or name the "
+        f"files and folders beside it"
+    ) from None
 
 
 def _is_text(path: Path) -> bool:
