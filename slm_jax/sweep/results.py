@@ -113,7 +113,7 @@ def left_out(folder: Path, trials: Sequence[Trial]) -> Iterator[str]:
         trials: The trials of the results.
     """
     names = {trial.run.name for trial in trials}
-    others = sum(path.is_dir() and path.name not in names for path in (folder / RUNS).glob("*"))
+    others = sum(path.is_dir() and path.name not in names for path in (folder / RUNS).glob("[!.]*"))
     if others:
         runs = plural(others, "other trial")
         yield f"left out: {runs} in {folder / RUNS}; give their values and seeds as well to compare all"

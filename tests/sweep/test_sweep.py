@@ -217,6 +217,7 @@ class TestResults:
         trials = sweep.trials(folder, convert_word)
         for trial in trials:
             trial.run.mkdir(parents=True)
+        (folder / "runs" / ".cache").mkdir(exist_ok=True)
         assert list(results.left_out(folder, trials)) == []
         (line,) = results.left_out(folder, trials[:-3])
         assert line.startswith("left out: 3 other trials in ")
