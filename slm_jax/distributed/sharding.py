@@ -82,8 +82,8 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool | int]:
     GPUs: by default, the compiler generates dozens of Triton kernels for each product and times them against those of
     cuBLAS, which takes more than half of the compilation and gains nothing for large products (configs/README.md).
     It also merges products of one operand (queries, keys and values) of at most 32 MB, and copies the parts of the
-    result: 13 % of the traffic of `gpu_125m` with 8 x 1,024 tokens (compiled, not run). Beyond 8 MB a product takes
-    longer than the launch of a kernel, which merging saves. Options that XLA_FLAGS names are left to it.
+    result: 13 % of the traffic of `gpu_125m` with 8 x 1,024 tokens (compiled, not run). Below 8 MB, an estimate,
+    merging stays, because it saves the launch of a kernel. Options set in XLA_FLAGS take precedence.
     """
     platform = Platform.of_mesh(mesh).name
     if platform == "tpu" and mesh.shape[FSDP] > 1:
