@@ -273,7 +273,7 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     if dial.base:
         require_same_base(dial.base, run, saved)
     given = [f"--{name}" for name, value in vars(dial).items() if value]
-    logger.info("%s exists: %s change none of its options", run.path, " and ".join(given))
+    logger.info("%s exists and keeps its options: no effect of %s", run.path, " and ".join(given))
     flat = saved.flat()
     length = {"train.steps", "train.minutes"}
     kept = {name: flat[name] for name in (*OPTIONS, "data.max_tokens") if name not in length}
