@@ -300,6 +300,6 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        # Python adds the address to the system's reason; errors of the name lookup have negative numbers.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+        # Python adds the address to the system's reason. The numbers of the name lookup are not those of `strerror`.
+        reason = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
         raise UserError(f"cannot listen on {host} port {port}: {reason}; --port 0 uses a free port") from None

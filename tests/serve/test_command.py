@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -78,6 +79,13 @@ def test_a_missing_run_is_a_user_error(tmp_path):
 def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="Address already in use;"):
         main(["--run", str(tmp_path), "--port", str(other.getsockname()[1])])
+
+
+def test_the_reason_of_a_failed_name_lookup_is_its_own(tmp_path, monkeypatch):
+    unknown = socket.gaierror(8, "nodename nor servname provided")  # 8 on BSD, where errno 8 is "Exec format error"
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=unknown))
+    with pytest.raises(UserError, match="port 80: nodename nor servname provided; --port 0"):
+        main(["--run", str(tmp_path), "--host", "localhost", "--port", "80"])
 
 
 @pytest.mark.slow
