@@ -62,7 +62,11 @@ def _load(name: str) -> HybridTokenizer:
 
 def _read_input(file: str) -> str:
     if file == "-":
-        return decode_utf8(sys.stdin.buffer.read(), "standard input")
+        try:
+            data = sys.stdin.buffer.read()
+        except OSError as error:
+            raise TokenizerError(f"cannot read standard input: {error.strerror or error}") from None
+        return decode_utf8(data, "standard input")
     return read_text(file)
 
 

@@ -155,6 +155,12 @@ def test_empty_text_has_no_tokens(capsys, monkeypatch, tmp_path):
         assert capsys.readouterr().out == "\n"
 
 
+def test_standard_input_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", (tmp_path / "writable").open("w"))  # as with `0> FILE`
+    assert cli.main(["encode", "english-8k"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot read standard input: ")
+
+
 NUMBERS = {
     "train": ["vocab-size", "k-bases", "max-merges", "min-freq", "phrases", "byte-limit", "processes"],
     "inspect": ["merges", "preview"],
