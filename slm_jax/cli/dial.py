@@ -94,8 +94,8 @@ def apply_rule(
     if dial.is_auto:
         if not text_bytes:
             raise UserError(
-                "--size auto needs a text whose size is known, text files that are neither empty nor compressed: give "
-                "a number, --size 10M"
+                "--size auto needs a text whose size is known, plain text files that are neither empty nor "
+                "compressed: give a number, --size 10M"
             )
         own = {"config": preset, "budget": dial.budget, "run": run}
         base, lines = _base(dial, overrides, own, data)
