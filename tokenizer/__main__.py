@@ -15,7 +15,9 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, _exit)  # before the imports, which take most of the time until `main`
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the process was started with this stream closed
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115, PTH123
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
     from tokenizer.cli import main
 
     if signal.getsignal(signal.SIGINT) is _exit:

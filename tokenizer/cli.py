@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,8 @@ from tokenizer.learning.text_files import decode_utf8, read_text
 
 _MAX_EXPANSION = 2**25
 """Ids that the counts of `decode` may add: a short line could stand for more ids than fit into memory."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk that standard output goes to
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,9 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of the output has exited, for example `head`
         _discard_output()
-    except OSError as error:  # those of files are TokenizerErrors: the disk of standard output is full
+    except OSError as error:  # those of files are TokenizerErrors
         _discard_output()
-        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        place = "cannot write to standard output: " if error.errno in _FULL else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 

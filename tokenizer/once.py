@@ -8,8 +8,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 _T_co = TypeVar("_T_co", covariant=True)
-# One lock for all, which its thread may take again, because making one attribute may make others. Nothing that runs
-# under it waits for another lock, so threads that hold another one may wait for it.
+# One lock for all, which its thread may take again, because making one attribute may make others. What runs under it
+# takes no lock of the tokenizer, so threads that hold such a one may wait for it.
 _LOCK = RLock()
 if hasattr(os, "register_at_fork"):  # a thread that holds the lock does not exist in a forked child
     os.register_at_fork(after_in_child=_LOCK._at_fork_reinit)  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ class DialOptions:
     """Length of the training: 10min, 2h (on this machine), 1e18 (FLOPs) or '2B tokens'. Alone: the size follows too."""
     base: Annotated[str, Flag(metavar="RUN|auto|none")] = ""
     """With --size auto: start from the weights, shape and tokenizer of a run; auto: a finished one in runs/ whose
-    tokenizer suits the text; none: search for none. By default such a run is only named, with the command to use."""
+    tokenizer suits the text; none: do not search. By default such a run is only named, with the command to use."""
 
     def __bool__(self) -> bool:
         return bool(self.size or self.budget or self.base)
@@ -273,7 +273,7 @@ def keep_saved(dial: DialOptions, overrides: dict[str, Any], run: Run) -> dict[s
     if dial.base:
         require_same_base(dial.base, run, saved)
     given = [f"--{name}" for name, value in vars(dial).items() if value]
-    logger.info("%s exists and keeps its options: no effect of %s", run.path, " and ".join(given))
+    logger.info("%s exists and keeps its options: ignoring %s", run.path, " and ".join(given))
     flat = saved.flat()
     length = {"train.steps", "train.minutes"}
     kept = {name: flat[name] for name in (*OPTIONS, "data.max_tokens") if name not in length}

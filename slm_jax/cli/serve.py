@@ -299,7 +299,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
+    except UnicodeError:
+        raise UserError(f"cannot listen on {host!r}: this is no host name or address") from None
     except OSError as error:
-        # Python adds the address to the system's reason. The numbers of the name lookup are not those of `strerror`.
-        reason = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
+        reason = error.strerror or error
+        if error.errno and not isinstance(error, socket.gaierror):  # the numbers of a name lookup are others
+            reason = os.strerror(error.errno)  # Python's own text has the address as well
         raise UserError(f"cannot listen on {host} port {port}: {reason}; --port 0 uses a free port") from None

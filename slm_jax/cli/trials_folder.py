@@ -68,7 +68,7 @@ def require_seeds(seeds: int | None) -> None:
     """Check the option `--seeds`; None: it is not given.
 
     Raises:
-        UserError: There are none, or more than anybody waits for: the trials are listed before the first begins.
+        UserError: There are none, or more than _MAX_SEEDS: the trials are listed before the first begins.
     """
     if seeds is not None and not 1 <= seeds <= _MAX_SEEDS:
         raise UserError(f"--seeds {seeds} must be from 1 to {_MAX_SEEDS:,}")

@@ -4,7 +4,7 @@ The outputs of linear layers and of attention cost products, so that they are ke
 between them is elementwise: norms, rotations, silu(gate) * up. Recomputed from what is kept while that is read anyway,
 it costs hardly any time and no memory. Per token a block then keeps its input, queries, keys, values, the outputs of
 attention and of its projection, gate and up: 6 D + 2 · inner width values with as many key/value heads as query heads,
-in place of about twice as many, some of them in float32.
+in place of about twice as many, some of them in float32. GPUs keep 1 / rms of each head of queries and keys as well.
 """
 
 from collections.abc import Callable

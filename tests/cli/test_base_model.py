@@ -153,7 +153,7 @@ def test_the_base_of_an_existing_run_stays(started, accepted, refused, folder, c
     with caplog.at_level("INFO", "slm_jax.cli.dial"):
         for name in accepted:
             assert parse("--base", name, "--run", "runs/mine").init.from_run == started
-    assert "runs/mine exists and keeps its options: no effect of --size and --base" in caplog.text
+    assert "runs/mine exists and keeps its options: ignoring --size and --base" in caplog.text
     for name in refused:
         with pytest.raises(UserError, match=f"runs/mine started with .*: --base {name} needs another --run"):
             parse("--base", name, "--run", "runs/mine")

@@ -86,6 +86,9 @@ def test_the_reason_of_a_failed_name_lookup_is_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=unknown))
     with pytest.raises(UserError, match="port 80: nodename nor servname provided; --port 0"):
         main(["--run", str(tmp_path), "--host", "localhost", "--port", "80"])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"cannot listen on 'a\.\.b': this is no host name or address"):
+        main(["--run", str(tmp_path), "--host", "a..b", "--allow_no_key"])
 
 
 @pytest.mark.slow
