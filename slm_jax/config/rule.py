@@ -21,7 +21,7 @@ from slm_jax.utils.errors import UserError
 MIN_STEPS = 300  # a shorter run takes smaller batches instead; see AUTO_EPOCHS
 
 # Vocabulary of a learned tokenizer: VOCABULARY · (parameters / VOCABULARY_AT)^VOCABULARY_POWER.
-VOCABULARY = 2048  # that of quickstart
+VOCABULARY = 2048  # as many as quickstart has at 1.7 M
 VOCABULARY_AT = 2.2e6
 VOCABULARY_POWER = 0.7  # about the 16,384 of gpu_30m and the 32,768 of gpu_125m; not measured
 VOCABULARY_MULTIPLE = 128  # suits matrix units
@@ -39,7 +39,7 @@ MIN_BYTES_PER_TOKEN = 1.2
 SEQUENCE_LENGTHS = ((0, 128), (1.5e6, 256), (5e6, 512), (25e6, 1024), (700e6, 2048))
 
 # Tokens of a batch: BATCH_TOKENS · (training tokens / BATCH_AT)^BATCH_POWER.
-BATCH_TOKENS = 4096  # that of quickstart
+BATCH_TOKENS = 4096  # that of quickstart; half of it was no better in equal time
 BATCH_AT = 2.0e6
 BATCH_POWER = 0.5  # the critical batch grows as tokens^0.47 (arXiv:2410.21676)
 
@@ -65,7 +65,7 @@ INIT_STD = 0.02
 OUTPUT_INIT = "normal"
 
 # Schedule.
-WARMUP_STEPS = 10  # warm-up: WARMUP_STEPS + WARMUP_FRACTION of the steps; 20 of quickstart's 500
+WARMUP_STEPS = 10  # warm-up: WARMUP_STEPS + WARMUP_FRACTION of the steps; 20 of 500
 WARMUP_FRACTION = 0.02
 DECAY_FRACTION = 0.5  # quickstart's
 WEIGHT_DECAY = 0.1  # the default of most recipes (arXiv:2005.14165)

@@ -7,7 +7,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-AUTO_PARAMETERS = 2.2e6  # quickstart's, at the size of its text
+AUTO_PARAMETERS = 2.2e6  # for a text of AUTO_BYTES, the length of Python's documentation
 AUTO_BYTES = 2.4e6
 AUTO_POWER = 0.3  # 0.9 M parameters on 100 kB, see training_length.AUTO_EPOCHS; larger models were not tried
 MIN_AUTO_PARAMETERS = 4e5

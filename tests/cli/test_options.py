@@ -165,7 +165,7 @@ def test_help_comes_in_levels(capsys):
     short = help_of(capsys, "--help")
     assert all(f"  --{name}" in short for name in ("config", "run", "resume", "coordinator"))
     assert all((f"--{name} " in short) == (name in Config.fields_with("common")) for name in Config.fields())
-    assert re.search(r"--train\.steps INT .*\n? *.*Default: 500", short)  # that of the preset quickstart
+    assert re.search(r"--train\.steps INT .*\n? *.*Default: 600", short)  # that of the preset quickstart
     assert "Default: 1600" in help_of(capsys, "--config", "minute", "--help")
     of_model = help_of(capsys, "--help", "model")
     assert "--model.remat auto|none|elementwise|dots|full" in of_model
