@@ -53,6 +53,7 @@ from slm_jax.training.tasks import TrainingTasks, load_tasks
 from slm_jax.training.tokenizer import prepare_data_together
 from slm_jax.training.train_step import TrainState
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.formatting import plural
 from slm_jax.utils.process import DETERMINISTIC
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from slm_jax.utils.waiting import waiting
@@ -369,7 +370,7 @@ def log_start(opened: OpenRun) -> None:
 def _notices(config: Config, start: int, rows: list[Row]) -> Iterator[str]:
     """Yield what is unusual about a run that starts or resumes."""
     if not start and rows:
-        yield f"there is no checkpoint: starting again; the steps in metrics.jsonl ({len(rows):,}) are repeated"
+        yield f"there is no checkpoint: starting again; {plural(len(rows), 'step')} in metrics.jsonl will be repeated"
     elif start and [row["step"] for row in rows[:start]] != list(range(1, start + 1)):
         yield f"metrics.jsonl does not hold every step up to {start}: rows were lost"
     steps = config.train.steps

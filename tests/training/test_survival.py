@@ -122,7 +122,7 @@ def test_lost_files_are_reported_and_a_refusal_changes_nothing(start, tmp_path, 
     assert "caf" not in run.samples.read_text()
     shutil.rmtree(run.checkpoints)
     start(steps=5, eval__sample_tokens=4)
-    assert "there is no checkpoint: starting again; the 2 steps" in caplog.text
+    assert "there is no checkpoint: starting again; 2 steps in metrics.jsonl will be repeated" in caplog.text
     kept = [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in read_metrics(run.metrics)[:4]]
     assert kept == [{k: row[k] for k in ("step", "loss", "grad_norm")} for row in map(json.loads, whole.splitlines())]
 
