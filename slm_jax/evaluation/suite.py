@@ -128,8 +128,9 @@ def evaluate(
             try:
                 update_evaluation(loaded.run.path, task.spec.title, rows, about)
             except (UserError, OSError) as error:
-                evaluation.unstored[task.spec.title] = str(user_message(error) or error)
-                logger.warning("%s: measured, but not stored: %s", task.spec.title, user_message(error) or error)
+                reason = user_message(error) or str(error)
+                evaluation.unstored[task.spec.title] = reason
+                logger.warning("%s: measured, but not stored: %s", task.spec.title, reason)
     return evaluation
 
 
