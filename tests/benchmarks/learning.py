@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).parents[2]
 # Replaces the folder of this file, whose tokenizer.py would shadow the package.
@@ -97,10 +97,15 @@ def train(text: Path, run: Path, steps: int, options: list[str]) -> Trained:
             time.sleep(0.2)
         seconds = time.time() - start
         if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{errors.read()}")
+            exit_with_errors(process, errors)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return Trained(run, start, seconds, rows, used)
+
+
+def exit_with_errors(process: subprocess.Popen[Any], errors: IO[str]) -> NoReturn:
+    """End with the command of a process that has failed, and what it wrote to its standard error."""
+    errors.seek(0)
+    raise SystemExit(f"{' '.join(process.args)}\nended with status {process.returncode}:\n{errors.read()}")
 
 
 def processor_seconds(pid: int) -> float:
@@ -126,8 +131,7 @@ def steps_that_fit(text: Path, run: Path, seconds: float, options: list[str]) ->
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
         while (trial := read_trial(Run(run))) is None:
             if process.poll() is not None:
-                errors.seek(0)
-                raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{errors.read()}")
+                exit_with_errors(process, errors)
             time.sleep(0.05)
         started = Run(run).trial.stat().st_mtime - start - trial.seconds_before
         process.kill()
@@ -162,8 +166,7 @@ def train_rival(text: Path, held_out: Path) -> float:
         seconds = time.time() - start
         rest = process.communicate()[0]
         if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{errors.read()}")
+            exit_with_errors(process, errors)
     score = json.loads(rest)["bits_per_byte"]
     print(f"  nanoGPT's recipe: {score:.3f} bits per byte after {seconds:.1f} s", flush=True)
     return seconds
