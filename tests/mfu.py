@@ -21,7 +21,8 @@ from slm_jax.cli.mfu import main
 from slm_jax.config.schema import Config
 from slm_jax.performance import roofline
 from slm_jax.training import mfu
-from slm_jax.utils.errors import UserError, command_errors
+from slm_jax.utils.command import command_errors
+from slm_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = {

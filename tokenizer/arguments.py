@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tokenizer import TokenizerError, pretrained_names
 
@@ -108,6 +108,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise TokenizerError(f"{message.removeprefix('argument ')} ({self.prog} --help lists what can be given)")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse would ignore that it cannot be written."""
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizer import HybridTokenizer, TokenizerError, pretrained_names
 from tokenizer.arguments import parse
 from tokenizer.learning.text_files import decode_utf8, read_text
+from tokenizer.streams import discard_unwritable_output, print_last
 
 _MAX_EXPANSION = 2**25
 """Ids that the counts of `decode` may add: a short line could stand for more ids than fit into memory."""
@@ -34,24 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
         _COMMANDS[options.command](options)
         sys.stdout.flush()
     except TokenizerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_last(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print_last("stopped")
         return 130
     except BrokenPipeError:  # the reader of the output has exited, for example `head`
-        _discard_output()
+        return 0
     except OSError as error:  # those of files are TokenizerErrors
-        _discard_output()
         place = "cannot write to standard output: " if error.errno in _FULL else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        print_last(f"error: {place}{error.strerror or error}")
         return 2
+    finally:
+        discard_unwritable_output()
     return 0
-
-
-def _discard_output() -> None:
-    """Let nothing be left to write: Python would fail again when it flushes standard output."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load(name: str) -> HybridTokenizer:

@@ -1,7 +1,7 @@
 """Commands, one module each: `python -m slm_jax.NAME` runs `slm_jax/cli/NAME.py`."""
 
 from slm_jax.utils.interrupt import exit_on_interrupt, raise_on_interrupt
-from slm_jax.utils.streams import open_closed_streams
+from tokenizer.streams import discard_unwritable_output, open_closed_streams
 
 
 def run_command(module: str, name: str) -> None:
@@ -27,7 +27,7 @@ def run_main(module: str) -> None:
     open_closed_streams()
     import importlib
 
-    from slm_jax.utils.errors import command_errors
+    from slm_jax.utils.command import command_errors
     from slm_jax.utils.process import without_garbage_collection
 
     try:
@@ -53,7 +53,6 @@ def leave_threads_behind(status: int, seconds: float = 2.0) -> None:
         seconds: Time in which the threads may end by themselves.
     """
     import os
-    import sys
     import threading
     import time
 
@@ -62,6 +61,5 @@ def leave_threads_behind(status: int, seconds: float = 2.0) -> None:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(end - time.monotonic(), 0))
             if thread.is_alive():
-                sys.stdout.flush()
-                sys.stderr.flush()
+                discard_unwritable_output()
                 os._exit(status)

@@ -17,6 +17,7 @@ from slm_jax.config.presets import read_preset, read_toml
 from slm_jax.curriculum import benchmarks
 from slm_jax.curriculum.orchestrate import Outcome, orchestrate
 from slm_jax.distributed import agreement, lifecycle, multihost
+from tokenizer.streams import print_last
 
 PROG = "python -m slm_jax.orchestrator"
 
@@ -85,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
             outcome = orchestrate(curriculum, folder)
     except KeyboardInterrupt:  # between steps, or a second one
         started = (folder / CURRICULUM).is_file()
-        print("stopped" + (f". Resume with:\n  {again}" if started else ", nothing was started"), file=sys.stderr)
+        print_last("stopped" + (f". Resume with:\n  {again}" if started else ", nothing was started"))
         raise SystemExit(130) from None
     if multihost.is_first():
         _print_summary(folder, curriculum, outcome, time.monotonic() - start, again)

@@ -22,6 +22,7 @@ from slm_jax.run.naming import new_run, removed_if_unused
 from slm_jax.training.result import Result
 from slm_jax.training.train import train
 from slm_jax.utils.errors import UserError
+from tokenizer.streams import print_last
 
 if TYPE_CHECKING:
     # These import JAX: wrong options are reported without waiting for it.
@@ -147,11 +148,7 @@ def main(args: Sequence[str] | None = None) -> None:
             forecast = _forecast(config, run) if options.dial.is_auto and multihost.is_first() else None
             result = train(config, run.path, began)
     except KeyboardInterrupt:  # before the first step, or a second one
-        print(
-            "stopped" + (f". Resume with:\n  {again}" if run.exists() else ", nothing was started"),
-            file=sys.stderr,
-            flush=True,
-        )
+        print_last("stopped" + (f". Resume with:\n  {again}" if run.exists() else ", nothing was started"))
         os._exit(130)  # at once: a save in flight may take long, and what it leaves is not taken for a checkpoint
     if not multihost.is_first():
         raise SystemExit(128 + result.stopped_by if result.stopped_by is not None else 0)

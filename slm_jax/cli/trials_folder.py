@@ -2,13 +2,13 @@
 
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import locked_folder
+from tokenizer.streams import print_last
 
 _MAX_SEEDS = 1000
 
@@ -57,10 +57,12 @@ def trials_folder(folder: Path, prog: str) -> Iterator[Callable[[int | None], No
     try:
         with locked_folder(folder, f"running the trials in {folder}", "--to"):
             yield stop
+    except BrokenPipeError:  # of the output
+        raise
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     except KeyboardInterrupt:
-        print(f"stopped. Continue with:\n  {again}", file=sys.stderr)
+        print_last(f"stopped. Continue with:\n  {again}")
         raise SystemExit(130) from None
 
 

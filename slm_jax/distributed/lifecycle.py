@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from slm_jax.distributed.multihost import is_first, log_prefix, process_count
 from slm_jax.utils.errors import UserError, user_message
 from slm_jax.utils.progress import show_log
+from tokenizer.streams import discard_unwritable_output, print_last, write_last
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _is_alone_on_its_host() -> bool:
 
 def _explain_abort(message: bytes) -> None:
     """Print an explanation when JAX aborts this process because of another one; no Python exception is raised then."""
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os.write(2, message) and None)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: write_last(message))
     _explain_abort.handler = handler  # type: ignore[attr-defined]  # C holds no reference that keeps it alive
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
 
@@ -141,13 +141,12 @@ def exit_together() -> Iterator[None]:
         else:
             status = 1
         if status == 1:
-            print(log_prefix() + "".join(traceback.format_exception(error)), file=sys.stderr)
+            print_last(log_prefix() + "".join(traceback.format_exception(error)))
         else:
-            print(f"{log_prefix()}error: {message or error}", file=sys.stderr)
+            print_last(f"{log_prefix()}error: {message or error}")
         if status == PROCESS_LOST:
-            os.write(2, _PROCESS_LOST_MESSAGE)
-        sys.stdout.flush()
-        sys.stderr.flush()
+            write_last(_PROCESS_LOST_MESSAGE)
+        discard_unwritable_output()
         if is_first():
             # The others lose their coordinator with this process: let them report the same error first.
             time.sleep(_EXIT_DELAY)

@@ -23,7 +23,8 @@ from slm_jax.evaluation.scoring import Scorer
 from slm_jax.generation.decode import encode_prompt, generate_ids, suppressed_ids
 from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import load_run
-from slm_jax.utils.errors import UserError, command_errors
+from slm_jax.utils.command import command_errors
+from slm_jax.utils.errors import UserError
 from slm_jax.utils.text_tokenizer import decode_continuation
 
 NAME = "slm_jax"

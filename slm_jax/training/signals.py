@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from slm_jax.distributed import multihost
+from tokenizer.streams import end_at_once, write_last
 
 
 def _leave_closed_terminal() -> None:
@@ -22,8 +23,8 @@ def _leave_closed_terminal() -> None:
 
 def _end_process(number: int, _: Any) -> None:
     # Not by an exception: the interrupted code may take it for another one (NumPy does), or wait for a thread.
-    os.write(2, b"\nstopped; the last checkpoint is complete: run the same command again to resume\n")
-    os._exit(128 + number)
+    message = b"\nstopped; the last checkpoint is complete: run the same command again to resume\n"
+    end_at_once(message, 128 + number)
 
 
 class StopSignals:
@@ -72,7 +73,7 @@ class StopSignals:
                 signal.signal(each, handler if is_notebook else _end_process)
         # print and logging are not safe in a signal handler.
         with contextlib.suppress(OSError):  # the terminal was closed
-            os.write(2, b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
+            write_last(b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
         if number == signal.SIGHUP:
             _leave_closed_terminal()
         if multihost.process_count() > 1:

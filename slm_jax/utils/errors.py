@@ -1,10 +1,7 @@
-"""The exception for users' mistakes, and how a command turns exceptions into messages and exit statuses."""
+"""Errors that the user can correct, and their messages."""
 
 import errno
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,32 +11,6 @@ class UserError(ValueError):
 
 class TrainingError(UserError):
     """Training failed because of its own options (it diverged, or needs more memory): others may succeed."""
-
-
-@contextmanager
-def command_errors() -> Iterator[None]:
-    """Run the body of a command: end with one line instead of a traceback where the user can correct the problem.
-
-    Any other exception is a bug and keeps its traceback.
-
-    Raises:
-        SystemExit: With status 2 after a `UserError`, on a full disk (quota, file-size limit), without permission for a
-            file, or without the device of JAX_PLATFORMS; 130 after Ctrl-C, 141 if the reader of standard output (head,
-            less) has gone.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _exit("stopped", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
-        raise SystemExit(141) from None
-    except Exception as error:
-        text = user_message(error)
-        if text is None:
-            raise
-        _exit(f"error: {text}", 2)
 
 
 def user_message(error: Exception) -> str | None:
@@ -72,11 +43,6 @@ def _missing_device(error: Exception) -> str | None:
         f"{variable}={os.environ[variable]}: JAX cannot use such a device here ({reason}). Unset {variable} to use the "
         f"devices that there are, or install their support: pip install -U 'jax[cuda12]' or 'jax[tpu]'"
     )
-
-
-def _exit(text: str, status: int) -> None:
-    print(text, file=sys.stderr)
-    raise SystemExit(status) from None
 
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

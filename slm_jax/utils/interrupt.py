@@ -5,9 +5,10 @@ in another exception (extension modules convert it) or in a crash, and in a call
 printed and lost. This module imports only what Python has loaded at its start.
 """
 
-import os
 import signal
 from types import FrameType
+
+from tokenizer.streams import end_at_once
 
 _RETRY_SECONDS = 0.02
 _is_deferred = False  # whether a signal waits for the end of an import
@@ -40,8 +41,7 @@ def _install(handler: object) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"stopped\n")  # print is not safe in a signal handler
-    os._exit(130)
+    end_at_once(b"stopped\n", 130)
 
 
 def _raise_outside_imports(number: int, frame: FrameType | None) -> None:

@@ -37,7 +37,8 @@ from slm_jax.performance.roofline import measure_peak, step_shapes  # noqa: E402
 from slm_jax.planning.presets import PRESET_TARGETS  # noqa: E402
 from slm_jax.planning.targets import TARGETS  # noqa: E402
 from slm_jax.training import mfu  # noqa: E402
-from slm_jax.utils.errors import UserError, command_errors  # noqa: E402
+from slm_jax.utils.command import command_errors  # noqa: E402
+from slm_jax.utils.errors import UserError  # noqa: E402
 from slm_jax.utils.process import tune_process  # noqa: E402
 
 HEAD = "preset | chip | tokens/s | MFU | tokens at once | microbatches | memory planned | used | compiled in | versions"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from slm_jax.cli import train as train_command
-from slm_jax.utils.errors import UserError, command_errors
+from slm_jax.utils.command import command_errors
+from slm_jax.utils.errors import UserError
 from tests.helpers import ONE_BLOCK, words_of
 from tests.processes import Process, command_environment, kill_at_random_instants, wait_for
 from tests.runs import assert_same_run, read_rows, saved_arrays, without_clock

@@ -220,6 +220,16 @@ def test_a_full_disk_and_closed_streams(trained):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["encode", "nothing"], ["--help"], ["inspect", "english-8k"]])
+def test_the_status_is_the_same_where_nothing_can_be_written(words, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "tokenizer", *words]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 2
+
+
 def test_ctrl_c_prints_one_line(trained):
     command = [sys.executable, "-m", "tokenizer", "encode", str(trained)]
     with Process(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
