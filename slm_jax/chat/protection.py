@@ -17,7 +17,7 @@ import numpy as np
 
 from slm_jax.chat.messages import Message
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_tokenizer import FOREIGN_JSON
+from slm_jax.utils.tokenizer_files import FOREIGN_JSON
 
 if TYPE_CHECKING:
     from slm_jax.utils.foreign_tokenizer import ForeignTokenizer

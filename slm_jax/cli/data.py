@@ -14,7 +14,8 @@ from slm_jax.run.directory import Run, find_run
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
 from slm_jax.utils.progress import show_log
-from slm_jax.utils.text_tokenizer import TextTokenizer, tokenizer_file
+from slm_jax.utils.text_tokenizer import TextTokenizer
+from slm_jax.utils.tokenizer_files import tokenizer_file
 
 HELP = """List the sources of text, and prepare text in the cache that all runs share.
 

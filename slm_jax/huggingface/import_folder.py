@@ -11,7 +11,7 @@ from slm_jax.model.block import mlp_width
 from slm_jax.performance.flops import parameters
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import memory_size
-from slm_jax.utils.text_tokenizer import FOREIGN_JSON, HYBRID_FILE
+from slm_jax.utils.tokenizer_files import FOREIGN_JSON, HYBRID_FILE
 
 _MIN_PARAMETER_BYTES = 2  # float16 and bfloat16
 _MAX_PADDING_ROWS = 1024  # largest multiple that embeddings are usually padded to

@@ -32,7 +32,7 @@ from slm_jax.config.presets import read_toml
 from slm_jax.config.schema import Config
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial, locked_folder, replace_text
-from slm_jax.utils.text_tokenizer import tokenizer_file
+from slm_jax.utils.tokenizer_files import tokenizer_file
 
 logger = logging.getLogger(__name__)
 

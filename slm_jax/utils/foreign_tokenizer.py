@@ -19,7 +19,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from slm_jax.utils.files import replace_file
-from slm_jax.utils.text_tokenizer import FOREIGN_JSON, TOKENIZER_FILES
+from slm_jax.utils.tokenizer_files import FOREIGN_JSON, TOKENIZER_FILES
 from tokenizer import TokenizerError
 from tokenizer.vocabulary import MAX_ENTRIES
 

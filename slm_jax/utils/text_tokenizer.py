@@ -1,4 +1,4 @@
-"""The interface of a tokenizer that training, evaluation, generation, serving and export use, and its files.
+"""The interface of a tokenizer that training, evaluation, generation, serving and export use, and how it is saved.
 
 Two classes have it: `HybridTokenizer`, the project's own, and `ForeignTokenizer`, any `tokenizer.json`.
 """
@@ -7,26 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from slm_jax.utils.tokenizer_files import FOREIGN_FILE, HYBRID_FILE
 from tokenizer import HybridTokenizer
 
 if TYPE_CHECKING:  # the help of the commands needs no NumPy
     import numpy as np
     from numpy.typing import NDArray
-
-HYBRID_FILE = "tokenizer.hybtok"
-FOREIGN_FILE = "tokenizer.foreign.zip"
-FOREIGN_JSON = "tokenizer.json"
-TOKENIZER_FILES = (
-    FOREIGN_JSON,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-"""Files of a tokenizer in the Hugging Face layout."""
 
 
 class StreamDecoder(Protocol):
@@ -121,12 +107,6 @@ def decode_continuation(tokenizer: TextTokenizer, context_ids: Sequence[int], id
     decoder = tokenizer.stream_decoder(context_ids)
     parts = [decoder.push(id_) for id_ in ids]
     return "".join(parts) + decoder.finish()
-
-
-def tokenizer_file(folder: Path) -> Path:
-    """Return the file of the tokenizer in a folder, and the name of the project's own where there is none."""
-    foreign = folder / FOREIGN_FILE
-    return foreign if foreign.is_file() else folder / HYBRID_FILE
 
 
 def save_tokenizer(tokenizer: TextTokenizer, folder: Path) -> Path:

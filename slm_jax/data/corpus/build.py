@@ -30,7 +30,8 @@ from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.data.sources.documents import Document, InvalidRow, ReadState, Source
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
-from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer, tokenizer_file
+from slm_jax.utils.text_tokenizer import TextTokenizer, save_tokenizer
+from slm_jax.utils.tokenizer_files import tokenizer_file
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from slm_jax.data.corpus.corpus import CHAT_FORMAT, SPLITS, open_array, read_doc
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_json, write_shard
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_tokenizer import tokenizer_file
+from slm_jax.utils.tokenizer_files import tokenizer_file
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ from slm_jax.data.corpus.writing import write_array, write_json
 from slm_jax.data.sources.documents import Document, InvalidRow, Source
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.files import is_partial
-from slm_jax.utils.text_tokenizer import TextTokenizer, restores_text, save_tokenizer, tokenizer_file
+from slm_jax.utils.text_tokenizer import TextTokenizer, restores_text, save_tokenizer
+from slm_jax.utils.tokenizer_files import tokenizer_file
 
 logger = logging.getLogger(__name__)
 
