@@ -7,9 +7,9 @@ with the option that it belongs to.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slm_jax.config.checks import is_source
 from slm_jax.config.paths import CURRICULUM
 from slm_jax.config.presets import preset_names
+from slm_jax.config.source_names import is_source
 from slm_jax.run.directory import Run, stages_in
 from slm_jax.utils.errors import UserError
 

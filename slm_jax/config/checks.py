@@ -11,31 +11,8 @@ from slm_jax.config.model_checks import model_problems
 from slm_jax.config.optimizer_section import MIN_MOMENTUM, OptimizerConfig
 from slm_jax.config.problem import Problem, any_of, multiples
 from slm_jax.config.sections import LoraConfig, Sections, TrainConfig
+from slm_jax.config.source_names import SOURCES, hub_name_problems, is_source, mix_problems
 from slm_jax.utils.formatting import plural
-
-# Named sources; `hf:owner/name[:config][:split]` is any data set on the Hugging Face hub.
-SOURCES: tuple[str, ...] = (
-    "python-docs",
-    "python-qa",
-    "python-chat",
-    "files",
-    "tinystories",
-    "wikitext",
-    "wikitext-2",
-    "openwebtext",
-    "fineweb-edu",
-    "cosmopedia",
-    "wikipedia",
-    "alpaca",
-    "dolly",
-    "smoltalk",
-    "oasst",
-)
-
-
-def is_source(name: str) -> bool:
-    """Return whether `data.source` may have this value: a name, `NAME:CONFIG` (wikipedia:he), or `hf:…`."""
-    return name.startswith("hf:") or name.partition(":")[0] in SOURCES
 
 
 def cross_checks(config: Sections) -> Iterator[Problem]:
@@ -240,6 +217,10 @@ def _data_problems(config: Sections) -> Iterator[Problem]:
             ("data.source",),
             f"data.source {data.source!r} is not known{hint}: use one of {', '.join(SOURCES)}, or hf:OWNER/NAME",
         )
+    for text in hub_name_problems("data.source", [data.source]):
+        yield ("data.source",), text
+    for text in mix_problems(data.mix):
+        yield ("data.mix",), text
     if data.mix and (data.files or data.source != "python-docs"):
         yield (
             ("data.mix", "data.files", "data.source"),

@@ -83,6 +83,8 @@ def mix_problems(entries: Sequence[str]) -> Iterator[str]:
     total = sum(weight for _, weight in weights)
     yield from hub_name_problems("data.mix", [name for name, _ in weights])
     for name, weight in weights:
+        if name == "files":
+            yield "data.mix: files is the source of data.files: name paths or patterns instead, as in 'my/*.txt=1'"
         if weight / total * ROWS_PER_MIX < 1 - 1e-9:
             yield (
                 f"data.mix: {name} with weight {weight:g} of {total:g} would get fewer than one in {ROWS_PER_MIX:,} "

@@ -65,6 +65,25 @@ def test_all_problems_together():
         assert part in text
 
 
+def test_problems_of_a_mixture_are_among_all_problems():
+    """Every entry by itself, and the shares of those that are valid."""
+    mix = ("python-docs=x", "python-qa=0", "=2", "hf:alone", "files=1", "b.txt=1e-8")
+    text = problem(data__mix=mix, train__steps=-1, train__batch_size=7, train__accumulation=2)
+    assert text.count("\n  - ") == 8
+    for part in (
+        "train.steps = -1",
+        "data.mix: python-docs=x: x is not a weight (a number above 0), as in python-docs=0.3",
+        "data.mix: python-qa=0: 0 is not a weight",
+        "data.mix: '=2' names no source",
+        "data.mix: files is the source of data.files: name paths or patterns",
+        "data.mix: hf:alone: a data set of the hub is written as hf:OWNER/NAME",
+        "data.mix: b.txt with weight 1e-08 of 2 would get fewer than one in 1,000,000 rows",
+        "use batch_size 6 or 8",
+    ):
+        assert part in text
+    assert Config.load(data__mix=("a.txt", "b.txt=2e-6")).data.mix
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -89,6 +108,7 @@ def test_all_problems_together():
         ({"checkpoint.folder": "foo://b/x"}, "should be a folder, or a bucket gs://BUCKET/FOLDER"),
         ({"checkpoint.folder": "caf\udce9"}, "checkpoint.folder: .* is not valid Unicode"),
         ({"data.source": "files"}, "--data.files"),
+        ({"data.source": "hf:alone"}, "data.source: hf:alone: a data set of the hub is written as hf:OWNER/NAME"),
         ({"data.source": "tinystory"}, "'tinystory' is not known, perhaps you meant tinystories"),
         ({"data.mix": ("a.txt",), "data.files": ("b.txt",)}, "data.mix names the sources itself"),
         ({"data.source": "python-docs", "data.files": ("a",)}, "leave one out"),

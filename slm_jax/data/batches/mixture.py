@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from slm_jax.utils.errors import UserError
+from slm_jax.config.source_names import ROWS_PER_MIX
 
-MIN_SHARE = 1e-6  # a smaller share of the draws is refused
 _BLOCK = 1000  # consecutive draws in which each source has exactly its share
-_LARGEST_BLOCK = round(1 / MIN_SHARE)
+_LARGEST_BLOCK = ROWS_PER_MIX
 _FEW = 10  # draws in a block below which rounding would change a share by more than a tenth
 
 
@@ -26,13 +25,9 @@ class Mixture:
         """Fix the order of the draws.
 
         Args:
-            weights: The share of each source, not normalized.
+            weights: The share of each source, not normalized, as `mix_problems` allows them.
             seed: The seed of the order.
-
-        Raises:
-            UserError: A share is smaller than `MIN_SHARE`.
         """
-        check_weights([(f"source {number}", weight) for number, weight in enumerate(weights, 1)])
         self._block = _block_size(weights)
         shares = np.array(weights, np.float64) / sum(weights) * self._block
         counts = np.floor(shares).astype(int)
@@ -65,24 +60,6 @@ def _block_size(weights: Sequence[float]) -> int:
         while smallest * size < _FEW and size < _LARGEST_BLOCK:
             size *= 10
     return size
-
-
-def check_weights(weights: Sequence[tuple[str, float]]) -> None:
-    """Check that no source has so small a share that it would get no draws.
-
-    Args:
-        weights: (name, weight) of each source.
-
-    Raises:
-        UserError: A share is smaller than `MIN_SHARE`.
-    """
-    total = sum(weight for _, weight in weights)
-    for name, weight in weights:
-        if weight / total < MIN_SHARE * (1 - 1e-9):
-            raise UserError(
-                f"data.mix: {name} with weight {weight:g} of {total:g} would get fewer than one in {_LARGEST_BLOCK:,} "
-                "rows: raise its weight, or leave it out"
-            )
 
 
 def unused_text(names: Sequence[str], epochs: Sequence[float], steps: int) -> Iterator[str]:

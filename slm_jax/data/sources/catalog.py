@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from slm_jax.chat.formats import named_format
+from slm_jax.config.source_names import parse_hub_name
 from slm_jax.data.sources.rows import ConversationMapper, Mapper, RowMapper
 from slm_jax.data.sources.threads import THREADS
 from slm_jax.utils.errors import UserError
@@ -88,7 +89,5 @@ def find_dataset(name: str) -> HubDataset:
         if rest and not dataset.config:
             raise UserError(f"data.source {name}: {first} has no configurations to choose from")
         return dataset._replace(config=dataset.config.format(rest or dataset.default_config))
-    repo, config, split, *more = [*rest.split(":"), "", ""]
-    if first != "hf" or repo.count("/") != 1 or not all(repo.split("/")) or any(more):
-        raise UserError(f"data.source {name}: a data set of the hub is written as hf:OWNER/NAME[:CONFIG][:SPLIT]")
+    repo, config, split = parse_hub_name(name)
     return HubDataset(repo, "", config, split=split or "train", mapper=RowMapper(detects=True))

@@ -1,8 +1,7 @@
 """Sources by name: the options `data.source`, `data.files` and `data.mix`."""
 
-from slm_jax.config.checks import is_source
 from slm_jax.config.schema import DataConfig
-from slm_jax.data.batches.mixture import check_weights
+from slm_jax.config.source_names import is_source, parse_weight
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.file_source import FileSource
 from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files
@@ -11,46 +10,23 @@ from slm_jax.data.sources.python_chat import PythonChat
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.python_qa import QA_MAPPER, PythonQA
 from slm_jax.data.sources.rows import RowMapper, make_row_mapper
-from slm_jax.utils.errors import UserError
 
 
 def make_sources(config: DataConfig) -> list[tuple[Source, float]]:
     """Return the sources of a config with their weights: one, or those of a mixture.
 
     Raises:
-        UserError: A source does not exist, or a weight is not a positive number or too small beside the others.
+        UserError: A source does not exist, or a weight is not a positive number.
     """
     if not config.mix:
         return [(make_source(config.source, config), 1.0)]
-    weights = [parse_weight(entry) for entry in config.mix]
-    check_weights(weights)
-    return [(make_source(name, config), weight) for name, weight in weights]
-
-
-def parse_weight(entry: str) -> tuple[str, float]:
-    """Split an entry `NAME=WEIGHT` of a mixture; the default weight is 1.
-
-    Raises:
-        UserError: The weight is not a positive number, or the name is empty.
-    """
-    name, equals, text = entry.rpartition("=")
-    if not equals:
-        return entry, 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise UserError(f"data.mix: {entry}: {text} is not a weight (a number above 0), as in python-docs=0.3")
-    if not name.strip():
-        raise UserError(f"data.mix: {entry} names no source: expected NAME=WEIGHT, as in python-docs=0.3")
-    return name, weight
+    return [(make_source(name, config), weight) for name, weight in map(parse_weight, config.mix)]
 
 
 def make_source(name: str, config: DataConfig) -> Source:
     """Return the source of a name; any other name is a pattern of files.
 
-    A new source needs a branch here and its name in `slm_jax.config.checks.SOURCES`.
+    A new source needs a branch here and its name in `slm_jax.config.source_names.SOURCES`.
 
     Args:
         name: A name of `SOURCES`, a hub id (hf:OWNER/NAME), or a path, folder or glob.

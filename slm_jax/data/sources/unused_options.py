@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterator
 
-from slm_jax.config.checks import is_source
 from slm_jax.config.sections import Sections
+from slm_jax.config.source_names import is_source, parse_weight
 from slm_jax.config.unused_options import UnusedOption, given_of, unused_options
 from slm_jax.data.sources.files import ROW_FORMATS, file_format, find_files
-from slm_jax.data.sources.registry import parse_weight
 from slm_jax.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
