@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_jax.config.shape import Shape, choose_shape, shape_reasons, smallest, smooth_flops_per_token
+from slm_jax.config.shape import (
+    UNUSUAL_MLP_RATIO,
+    Shape,
+    choose_shape,
+    shape_reasons,
+    smallest,
+    smooth_flops_per_token,
+)
 from slm_jax.config.small_text import AUTO_DROPOUT, AUTO_STOP_EARLY, TUNED_EPOCHS, TUNED_LR_SCALE, auto_parameters
 from slm_jax.config.training_length import AUTO_EPOCHS, MAX_EPOCHS, TOKENS_PER_PARAMETER
 from slm_jax.utils.errors import UserError
@@ -184,6 +191,11 @@ class _Builder:
             "train.sequence_length", sequence_length(target), f"tokens of a sequence at {_short(target)} parameters"
         )
         shape = choose_shape(target, vocab_size, self._given)
+        if "model.mlp_dim" not in self._given and shape.mlp_ratio > UNUSUAL_MLP_RATIO:
+            self._notes.append(
+                f"the inner width is {shape.mlp_ratio:.0f} times the width, where about 3 is usual: another "
+                "--model.dim or --model.depth gives a more usual shape"
+            )
         for name, (value, reason) in shape_reasons(shape).items():
             self._choose(name, value, reason)
         tokens, reason = self._tokens(shape, length)

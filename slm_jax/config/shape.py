@@ -23,6 +23,10 @@ HEAD_WIDTHS = ((0, 64), (512, 128))
 MLP_MULTIPLES = ((0, 16), (128, 32), (256, 64), (768, 128))
 MLP_RATIO = 8 / 3  # inner width / width: the parameters of an MLP of four times the width (arXiv:2002.05202)
 MAX_PARAMETERS = 20e9  # far beyond what this project is for; larger numbers are typing errors
+# Bounds of what follows from a given width or depth; beyond them the given one is taken for a mistake.
+UNUSUAL_MLP_RATIO = 8  # noted above: that of Gemma 2B, the largest of a decoder in wide use
+MAX_MLP_RATIO = 16
+MAX_DEPTH_PER_WIDTH = 0.5  # blocks of a model of width 1
 _WIDTH_SLACK = 1.2  # a width is taken if its usual model has at most this many times the parameters
 _TOLERANCE = 0.05  # of the number of parameters
 
@@ -57,6 +61,11 @@ class Shape:
         norms = 2 * self.dim + 2 * (self.dim // self.heads)
         block = 4 * self.dim**2 + 3 * self.dim * self.inner + norms
         return self.depth * block + self.tables * self.vocab_size * self.dim + self.dim
+
+    @property
+    def mlp_ratio(self) -> float:
+        """Inner width of the SwiGLU, as a multiple of the width."""
+        return self.inner / self.dim
 
     def flops_per_token(self, length: int) -> float:
         """Return the model FLOPs of one token's training step; `performance.flops` counts the same.
@@ -123,7 +132,8 @@ def choose_shape(parameters: float, vocab_size: int, given: Mapping[str, Any]) -
             `tie_weights` are kept.
 
     Raises:
-        UserError: No shape has about that many parameters; names the smallest one.
+        UserError: No shape has about that many parameters, and the smallest one is named; or the given width or depth
+            would need an absurd number of blocks or inner width.
     """
     if parameters > MAX_PARAMETERS:
         raise UserError(f"{parameters:.3g} parameters are too many: --size at most {MAX_PARAMETERS / 1e9:.0f}B")
@@ -148,7 +158,29 @@ def choose_shape(parameters: float, vocab_size: int, given: Mapping[str, Any]) -
             f"no model of {parameters:,.0f} parameters has a vocabulary of {vocab_size:,} and the given options; the "
             f"smallest has {shape.parameters:,}: give a larger --size or --budget, or a smaller vocabulary"
         )
+    _require_plausible(shape, parameters, given)
     return shape
+
+
+def _require_plausible(shape: Shape, parameters: float, given: Mapping[str, Any]) -> None:
+    """Refuse a shape whose given width or depth leaves most of the parameters to one other quantity.
+
+    Raises:
+        UserError: The inner width or the depth is absurd; names the options to change.
+    """
+    if "model.depth" not in given and shape.depth > max(MIN_DEPTH, MAX_DEPTH_PER_WIDTH * shape.dim):
+        width = _width(parameters, shape.vocab_size, shape.tables, {})
+        raise UserError(
+            f"{parameters:,.0f} parameters of width {shape.dim} need {shape.depth:,} blocks: give a larger --model.dim "
+            f"(such as {width}), a smaller --size or --budget, or --model.depth if that is meant"
+        )
+    if "model.mlp_dim" not in given and shape.mlp_ratio > MAX_MLP_RATIO:
+        usual = round(1.5 * MLP_RATIO * shape.dim)
+        raise UserError(
+            f"{parameters:,.0f} parameters in {shape.depth} blocks of width {shape.dim} need an inner width of "
+            f"{shape.inner:,}, {shape.mlp_ratio:.0f} times the width: leave out --model.depth or --model.dim, give a "
+            f"smaller --size or --budget, or --model.mlp_dim (usual: {usual}) for a model of another size"
+        )
 
 
 def shape_reasons(shape: Shape) -> dict[str, tuple[Any, str]]:
@@ -162,7 +194,7 @@ def shape_reasons(shape: Shape) -> dict[str, tuple[Any, str]]:
         "model.head_dim": (0, "width / heads"),
         "model.mlp_dim": (
             shape.mlp_dim,
-            f"inner width {shape.inner}, {shape.inner / shape.dim:.2f} of the width; meets the parameters",
+            f"inner width {shape.inner}, {shape.mlp_ratio:.2f} of the width; meets the parameters",
         ),
         "model.mlp_multiple": (shape.mlp_multiple, "the inner width suits matrix units"),
     }

@@ -94,6 +94,35 @@ def test_given_options_are_kept_and_the_others_follow(given):
     assert recipe.tokens == config.train.steps * config.train.batch_size * config.train.sequence_length
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model.dim": 64, "model.depth": 4}, "4 blocks of width 64 need an inner width of 12,.* 200 times the width"),
+        ({"model.dim": 64}, r"parameters of width 64 need 20\d blocks: give a larger --model.dim \(such as 384\)"),
+    ],
+)
+def test_a_given_width_that_the_size_cannot_be_meant_with_is_refused(given, message):
+    """Otherwise one quantity takes all parameters, and a long training is wasted."""
+    for budget in ({"parameters": 10e6}, {"tokens": 200e6}):
+        with pytest.raises(UserError, match=message):
+            make_recipe(Request(**budget, vocab_size=2048, given=given))
+    assert make_recipe(Request(parameters=10e6, given={"model.depth": 9, **given, "model.mlp_dim": 256}))
+
+
+@pytest.mark.parametrize("size", SIZES[::4])
+def test_every_shape_of_a_given_depth_or_width_is_plausible_or_refused(size):
+    for given in [{"model.depth": 2**i} for i in range(7)] + [{"model.dim": 2**i} for i in range(6, 12)]:
+        try:
+            recipe = make_recipe(Request(parameters=size, given=given))
+        except UserError:
+            continue
+        model = {**{name: choice.value for name, choice in recipe.options.items()}, **given}
+        ratio = 2 / 3 * model["model.mlp_dim"] / model["model.dim"]
+        assert ratio <= 16
+        assert "model.depth" in given or model["model.depth"] <= max(2, model["model.dim"] / 2)
+        assert any("times the width" in note for note in recipe.notes) == (ratio > 8)
+
+
 def test_a_small_text_is_read_at_most_four_times():
     text = 5_000_000
     for request in (Request(parameters=10e6, text_bytes=text), Request(flops=1e16, text_bytes=text)):
