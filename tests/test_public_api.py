@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import slm_jax
+from slm_jax.config.conversion import loaded
+from slm_jax.utils.errors import UserError
 
 CONSUMER = """
 from pathlib import Path
@@ -47,6 +49,31 @@ def test_names_are_picklable(name):
     value = getattr(slm_jax, name)
     assert pickle.loads(pickle.dumps(value)) is value
     assert name in dir(slm_jax)
+
+
+def test_options_may_be_named():
+    """By every public function alike: the options themselves, a preset, a TOML file, nested dicts."""
+    with pytest.raises(UserError, match="no preset named quikstart, perhaps you meant quickstart"):
+        slm_jax.train("quikstart")
+    with pytest.raises(UserError, match="no preset named curriculum-ofline, perhaps you meant curriculum-offline"):
+        slm_jax.orchestrate("curriculum-ofline")
+    with pytest.raises(UserError, match=r"train\.steps = 0"):
+        slm_jax.train({"train": {"steps": 0}})
+    with pytest.raises(UserError, match=r"cannot read no\.toml"):
+        slm_jax.train(Path("no.toml"))
+    config = slm_jax.Config.load()
+    assert loaded("quickstart", slm_jax.Config) == config
+    assert loaded(config, slm_jax.Config) is config
+
+
+def test_other_options_are_refused():
+    config = slm_jax.Config.load()
+    with pytest.raises(TypeError, match=r"expected a Config, .* not ModelConfig: such as Config\.load"):
+        slm_jax.train(config.model)
+    with pytest.raises(TypeError, match=r"expected a Curriculum, .* not Config: such as Curriculum\.load"):
+        slm_jax.orchestrate(config)
+    with pytest.raises(TypeError, match=r"expected a ModelConfig, not Config: such as Config\.load"):
+        slm_jax.Transformer(config, 300, rngs=None)
 
 
 def test_unknown_names_are_refused():

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slm_jax.config.conversion import loaded
 from slm_jax.config.curriculum import Curriculum, Stage
 from slm_jax.config.paths import CURRICULUM, RUNS
 from slm_jax.config.schema import MAX_STEPS, Config
@@ -66,12 +67,10 @@ def orchestrate(curriculum: Curriculum | str | Path | dict[str, Any], path: str 
 
     Raises:
         UserError: The curriculum is invalid, or differs from what was trained before; all problems are named.
+        TypeError: `curriculum` is none of these.
     """
     show_log(multihost.log_prefix())
-    if isinstance(curriculum, dict):
-        curriculum = Curriculum.from_tree(curriculum)
-    elif not isinstance(curriculum, Curriculum):
-        curriculum = Curriculum.load(curriculum)
+    curriculum = loaded(curriculum, Curriculum)
     folder = Path(agreement.from_first("folder of the curriculum", lambda: str(path or RUNS / curriculum.name)))
     logger.info("curriculum: %s", folder)
     require_same_software()

@@ -61,7 +61,12 @@ class Transformer(nnx.Module):
             policy: Dtypes of products and activations, and the hardware; parameters are float32 in any case. None:
                 everything in float32, on JAX's first device.
             rngs: Source of the initial parameters, its stream `params`.
+
+        Raises:
+            TypeError: `config` is not a ModelConfig.
         """
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"expected a ModelConfig, not {type(config).__name__}: such as Config.load().model")
         self.config = config
         self.vocab_size = vocab_size
         policy = policy or Policy()

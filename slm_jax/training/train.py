@@ -17,7 +17,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from slm_jax.config.conversion import loaded
 from slm_jax.config.schema import Config
 from slm_jax.data.sources.files import find_files
 from slm_jax.distributed import agreement, multihost
@@ -34,14 +36,16 @@ from slm_jax.utils.progress import show_log
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, run: str | Path | None = None, began: float | None = None) -> Result:
+def train(
+    config: Config | str | Path | dict[str, Any], run: str | Path | None = None, began: float | None = None
+) -> Result:
     """Train a model, or resume its training.
 
     SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint; a second one ends the process at
     once.
 
     Args:
-        config: All options, see `Config.load`.
+        config: All options, see `Config.load`; the name of a preset, the path of a TOML file, or nested dicts.
         run: The run directory. A run in it is resumed; None: a new one in `runs/`.
         began: Start of the minutes of `train.minutes` as `time.monotonic()`; None: now.
 
@@ -51,10 +55,15 @@ def train(config: Config, run: str | Path | None = None, began: float | None = N
     Raises:
         UserError: The config does not fit the run, the data or the devices, training has diverged, or a file cannot be
             read or written.
+        TypeError: `config` is none of these.
     """
     began = time.monotonic() if began is None else began
     show_log(multihost.log_prefix())
-    config = _with_absolute_paths(config)
+    return _train(_with_absolute_paths(loaded(config, Config)), run, began)
+
+
+def _train(config: Config, run: str | Path | None, began: float) -> Result:
+    """Train with valid options and absolute paths."""
     require_same_software()
     shared = {name: value for name, value in config.flat().items() if name not in Config.fields_with("per_host")}
     agreement.require_same("the options", lambda: shared, "give the same command to all processes")
