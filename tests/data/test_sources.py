@@ -167,6 +167,14 @@ def test_binary_files_are_refused_with_their_format(tmp_path, data, message, enc
             local(path, encoding_errors=encoding_errors)
 
 
+def test_nul_bytes_among_text_are_kept(tmp_path):
+    """At odd offsets only, as in UTF-16."""
+    text = "abc\0" * 1000
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    assert local(tmp_path / "a.txt") == local(tmp_path / "b.txt.gz") == [text]
+
+
 def test_tar_archive_is_refused(tmp_path):
     (tmp_path / "book.txt").write_text("A book. " * 1000)
     with tarfile.open(tmp_path / "books.tar.gz", "w:gz") as archive:

@@ -1,6 +1,7 @@
 """Recognition of files that are not UTF-8 text by their first bytes."""
 
 import codecs
+import unicodedata
 
 HEAD_SIZE = 1 << 16  # bytes that are examined
 
@@ -29,11 +30,18 @@ _SIGNATURES = (
 )
 
 
+# Among other characters of text, NUL bytes separate or pad fields; ASCII text in UTF-16 has one for each character.
+_MAX_NULS = 1 / 3
+_OTHERS = ("Cc", "Cn")  # categories of characters that text has not: controls, and unassigned ones
+_MAX_OTHERS = 0.01  # of all characters
+_WHITE_SPACE = "\t\n\v\f\r"
+
+
 def describe_binary(head: bytes) -> tuple[str, str] | None:
     """Return what the beginning of a file shows it to be, with a remedy; None for what may be UTF-8 text.
 
-    Text has no NUL bytes. UTF-16 without a byte order mark is recognized by its NUL bytes, which are all at even or all
-    at odd offsets (the upper bytes of spaces, line ends and ASCII letters).
+    Only files with NUL bytes are in doubt. They are UTF-8 text if they decode as such and hardly have other control
+    characters, which UTF-16 text has: upper bytes, as the 4 of Cyrillic letters, and lower ones.
 
     Args:
         head: The first `HEAD_SIZE` bytes, decompressed.
@@ -44,20 +52,28 @@ def describe_binary(head: bytes) -> tuple[str, str] | None:
     for offset, signature, name, remedy in _SIGNATURES:
         if head.startswith(signature, offset):
             return name, remedy
-    if b"\0" not in head:
+    nuls = head.count(0)
+    if not nuls or (nuls <= _MAX_NULS * len(head) and _is_text(head, "utf-8", also="\0")):
         return None
-    even_nuls = head[::2].count(0)
-    odd_nuls = head[1::2].count(0)
-    for order, nuls, others in (("LE", odd_nuls, even_nuls), ("BE", even_nuls, odd_nuls)):
-        if nuls and not others and _is_utf16(head, order):
+    orders = ("LE", "BE") if head[1::2].count(0) > head[::2].count(0) else ("BE", "LE")
+    for order in orders:
+        if _is_text(head, f"utf-16-{order}"):
             return "UTF-16 without a byte order mark", _UTF16_REMEDY.format(order)
     return f"binary data (a NUL byte at offset {head.index(0):,})", _LEAVE_OUT
 
 
-def _is_utf16(head: bytes, order: str) -> bool:
-    """Return whether the bytes decode as UTF-16 of a byte order (LE or BE), except for an incomplete end."""
+def _is_text(data: bytes, encoding: str, also: str = "") -> bool:
+    """Return whether bytes decode, except for an incomplete end, to characters that text consists of.
+
+    Args:
+        data: The bytes.
+        encoding: Their encoding.
+        also: Control characters that are allowed besides white space.
+    """
     try:
-        codecs.getincrementaldecoder(f"utf-16-{order.lower()}")().decode(head)
+        text = codecs.getincrementaldecoder(encoding)().decode(data)
     except UnicodeDecodeError:
         return False
-    return True
+    allowed = _WHITE_SPACE + also
+    others = sum(unicodedata.category(character) in _OTHERS and character not in allowed for character in text)
+    return others <= _MAX_OTHERS * len(text)
