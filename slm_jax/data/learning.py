@@ -10,7 +10,6 @@ from slm_jax.config.schema import Config
 from slm_jax.data.corpus import cache
 from slm_jax.data.corpus.build import CorpusOptions
 from slm_jax.data.corpus.corpus import FORMAT
-from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.sources.documents import Source
 from slm_jax.data.sources.registry import make_sources
@@ -144,9 +143,8 @@ def _training_texts(sources: Sequence[WeightedSource]) -> Iterator[str]:
 def _split_sample(source: WeightedSource) -> list[SplitText]:
     """Return the documents of a source's sample with their splits."""
     sample = source.read_sample()
-    documents = sample.documents()
     options = source.options
-    plan = make_plan(documents, options.validation_fraction, sample.complete)
+    plan = sample.plan(options.validation_fraction)
     assigner = SplitAssigner(plan, max_held_out=options.max_validation_characters)
     counts = SourceCounts()
-    return [text for document in documents for text in assigner.assign(document, counts)]
+    return [text for document in sample.documents() for text in assigner.assign(document, counts)]

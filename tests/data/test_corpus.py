@@ -101,6 +101,33 @@ def test_two_documents_give_both_splits():
         texts_of(["x"])
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (
+            ["nine char", "nine char"],
+            "too short .*: add more \\(9 characters in 1 document, 1 duplicate not counted\\); ",
+        ),
+        ([f"{i:500}" for i in range(30)], "all of the text would be held out.*fraction; "),
+        ([], "there is no text to train on; "),
+    ],
+)
+def test_too_little_text_is_reported_with_what_was_skipped(texts, message):
+    skipped = [InvalidRow("column text is missing", "a:1"), InvalidRow("column text is missing", "a:2"), Document(" ")]
+    sample = CountingReader([*skipped, *map(Document, texts)])
+    expected = "2 invalid rows skipped: 2 x column text is missing (first: a:1); 1 empty document skipped"
+    with pytest.raises(UserError, match=message) as caught:
+        SourceSample(sample).plan(0.9999)
+    assert str(caught.value).endswith(expected)
+
+
+def test_a_source_without_training_text_is_reported():
+    with pytest.raises(UserError, match="no text to train on; all of it is the source's validation text"):
+        SourceSample(CountingReader([Document("held out", split="validation")]))
+    with pytest.raises(UserError, match="no text to train on; the source has no documents"):
+        SourceSample(CountingReader([]))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_corpus_is_read_back_exactly(tmp_path, tokenizer, small_shards, monkeypatch, workers):
     monkeypatch.setattr(

@@ -23,7 +23,6 @@ from slm_jax.data.corpus.corpus import CHAT_FORMAT, FORMAT, SPLITS, read_documen
 from slm_jax.data.corpus.encode import encode_groups
 from slm_jax.data.corpus.encoded import EncodedText, TextEncoder, encoded_items, end_of
 from slm_jax.data.corpus.marks import num_turns, token_dtype
-from slm_jax.data.corpus.plan import make_plan
 from slm_jax.data.corpus.splitting import Assignable, SourceCounts, SourceSample, SplitAssigner, SplitText
 from slm_jax.data.corpus.stream import DOCUMENT_DTYPE
 from slm_jax.data.corpus.writing import write_json, write_shard
@@ -134,10 +133,8 @@ def complete_corpus(
             if not progress.shards[split]:
                 is_limited = options.max_documents or options.max_tokens
                 remedy = "raise data.max_documents or data.max_tokens" if is_limited else "add more"
-                invalid = SourceCounts.from_json(progress.counts).invalid_text()
-                raise UserError(
-                    f"{source.name}: no text is left for {split}: {remedy}{f' ({invalid})' if invalid else ''}"
-                )
+                skipped = SourceCounts.from_json(progress.counts).skipped_text()
+                raise UserError(f"{source.name}: no text is left for {split}: {remedy}{skipped}")
     except UserError:
         if not list(partial.glob("*.tokens.npy")):  # nothing to resume from
             shutil.rmtree(partial)
@@ -186,7 +183,7 @@ def _build_shards(
     if progress is None:
         if sample is None:
             sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
-        plan = make_plan(sample.documents(), options.validation_fraction, sample.complete)
+        plan = sample.plan(options.validation_fraction)
         progress = BuildProgress(plan, len(sample.items), marked=sample.has_conversations())
         progress.save(partial)
         write_shards(partial, sample.all_items(), sample.reader, source.name, tokenizer, options, progress, workers)

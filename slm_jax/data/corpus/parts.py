@@ -40,7 +40,7 @@ from slm_jax.data.corpus.part_files import (
     json_checksum,
     read_groups,
 )
-from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, make_plan, split_digest
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, split_digest
 from slm_jax.data.corpus.splitting import SourceSample, SplitText, is_empty, whole_text
 from slm_jax.data.corpus.verification import checksum
 from slm_jax.data.corpus.writing import write_array, write_json
@@ -89,7 +89,7 @@ def build_part(
     if sample is None:
         sample = SourceSample(source.read(), options.max_documents, options.max_tokens)
     documents = sample.documents()
-    plan = make_plan(documents, options.validation_fraction, sample.complete)
+    plan = sample.plan(options.validation_fraction)
     owners = file_owners(source, options, part.total)
     header = {
         "format": part_version(),

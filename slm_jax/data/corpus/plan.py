@@ -137,7 +137,10 @@ def _make_plan(documents: Sequence[Document], sizes: dict[int, int], fraction: f
     if plan is not None:
         return plan
     if len(sizes) < 2:
-        size = f"{plural(total, 'character')} in {plural(len(documents), 'document')}"
+        different = len({document.digest for document in documents})
+        size = f"{plural(total, 'character')} in {plural(different, 'document')}"
+        if duplicates := len(documents) - different:
+            size += f", {plural(duplicates, 'duplicate')} not counted"
         raise UserError(f"the text is too short to be split into training and validation: add more ({size})")
     if fraction > 0.5:
         raise UserError("all of the text would be held out for validation: add more, or lower data.validation_fraction")

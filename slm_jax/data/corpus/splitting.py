@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from slm_jax.chat.messages import Message
-from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, split_digest
+from slm_jax.data.corpus.plan import SplitPlan, can_be_cut, cut_document, make_plan, split_digest
 from slm_jax.data.sources.documents import Document, InvalidRow, Reader, Split
 from slm_jax.utils.errors import UserError
 from slm_jax.utils.formatting import plural
@@ -231,6 +231,15 @@ class SourceCounts:
         ]
         return f"{plural(self.invalid.total(), 'invalid row')} skipped: " + "; ".join(reasons)
 
+    def skipped_text(self) -> str:
+        """Return a description of everything that was left out, each part after a semicolon; empty for nothing."""
+        parts = [self.invalid_text()]
+        if self.empty:
+            parts.append(f"{plural(self.empty, 'empty document')} skipped")
+        if self.duplicates:
+            parts.append(f"{plural(self.duplicates, 'duplicate')} skipped")
+        return "".join(f"; {part}" for part in parts if part)
+
 
 class SourceSample:
     """The first items of a source, kept so that they are read only once, and the reader of the rest.
@@ -239,6 +248,7 @@ class SourceSample:
         reader: The reader, whose position is that after the last item read.
         items: The first items.
         complete: Whether these are all items of the source.
+        counts: Invalid rows and empty documents among them.
     """
 
     def __init__(self, reader: Reader, max_documents: int = 0, max_tokens: int = 0):
@@ -255,34 +265,50 @@ class SourceSample:
         self.reader = reader
         self.items: list[Document | InvalidRow] = []
         self.complete = False
+        self.counts = SourceCounts()
         self._rest = iter(reader)
         max_size = min(SAMPLE_SIZE, _CHARACTERS_PER_TOKEN * max_tokens) if max_tokens else SAMPLE_SIZE
         max_number = 2 * max_documents + _MIN_DOCUMENTS if max_documents else math.inf
-        counts = SourceCounts()
         size = 0
         number = 0
         for item in self._rest:
             self.items.append(item)
             if isinstance(item, InvalidRow):
-                counts.add_invalid(item)
+                self.counts.add_invalid(item)
                 if not size and len(self.items) >= _MAX_INVALID:
                     break
+            elif is_empty(item):
+                self.counts.empty += 1
             # Validation text that comes first is read past: the tokenizer needs training text to learn from.
-            elif item.split != "validation" and not is_empty(item):
+            elif item.split != "validation":
                 size += item.size
                 number += 1
             if size >= max_size or number >= max_number:
                 return
         self.complete = True
         if not size:
-            reason = counts.invalid_text() or "all documents are empty"
-            lacks_column = any(" is missing (columns: " in each for each in counts.invalid)
+            lacks_column = any(" is missing (columns: " in each for each in self.counts.invalid)
             remedy = ". Name the column of the text with --data.text_field" if lacks_column else ""
-            raise UserError(f"there is no text to train on; {reason}{remedy}")
+            other = "; all of it is the source's validation text" if self.items else "; the source has no documents"
+            raise UserError(f"there is no text to train on{self.counts.skipped_text() or other}{remedy}")
 
     def documents(self) -> list[Document]:
         """Return the documents of the sample that are not empty."""
         return [item for item in self.items if isinstance(item, Document) and not is_empty(item)]
+
+    def plan(self, fraction: float) -> SplitPlan:
+        """Return the plan of the source.
+
+        Args:
+            fraction: The fraction of the text that is held out for validation.
+
+        Raises:
+            UserError: There is too little text for both splits; names what was skipped.
+        """
+        try:
+            return make_plan(self.documents(), fraction, self.complete)
+        except UserError as error:
+            raise UserError(f"{error}{self.counts.skipped_text()}") from None
 
     def has_conversations(self) -> bool:
         """Return whether a document of the sample is a conversation."""
