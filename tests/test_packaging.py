@@ -1,6 +1,7 @@
 """Imports cost nothing and reach nothing; the tokenizer knows no jax; documented names exist."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -49,6 +50,25 @@ def test_documented_names():
 
     assert all(map(callable, (Config, Transformer, generate, load_run, train)))
     assert callable(slm_jax.train)
+
+
+def test_extras_are_installed_in_one_way():
+    """As in the README, and only those of pyproject.toml; the launch files and notebooks install from a URL."""
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [path for folder in ("slm_jax", "tokenizer", "configs", "tests") for path in (root / folder).rglob("*.*")]
+    texts = {
+        path.relative_to(root): path.read_text(encoding="utf-8")
+        for path in [root / "README.md", root / ".github" / "CONTRIBUTING.md", *files]
+        if path.suffix in (".py", ".md", ".toml") and "run_0" not in str(path) and path != Path(__file__)
+    }
+    named = set()
+    for path, text in texts.items():
+        assert not re.search(r"pip install '?\"?slm_jax", text), path
+        named |= set(re.findall(r"pip install -e ['\"]\.\[([a-z-]+)\]", text))
+        named |= set(re.findall(r"""install_command\(['"]([a-z-]+)['"]\)""", text))
+    assert named <= extras.keys()
+    assert {"data", "serve", "logging", "gcs", "tokenizers"} <= named
 
 
 def test_lowest_versions_are_pinned():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slm_jax.checks.finding import Finding, finding, skipped
 from slm_jax.config.schema import Config
-from slm_jax.planning.compilers import install_command, is_installed
+from slm_jax.planning.compilers import compiler_command, is_installed
 from slm_jax.planning.presets import PresetTarget
 from slm_jax.planning.targets import TARGETS
 
@@ -23,7 +23,7 @@ def plan_fit(config: Config, each: PresetTarget) -> Finding:
     target = TARGETS[each.device]
     name = f"plan for {each.devices} x {target.label}" if each.devices > 1 else f"plan for {target.label}"
     if not is_installed(target.kind):
-        return skipped(name, f"needs {install_command(target.kind)}")
+        return skipped(name, f"needs {compiler_command(target.kind)}")
     with tempfile.TemporaryDirectory(prefix="slm_jax_plan") as folder:
         path = Path(folder) / "config.toml"
         path.write_text(config.to_toml(), encoding="utf-8")

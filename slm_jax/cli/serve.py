@@ -21,6 +21,7 @@ from slm_jax.cli.options import Flag, read_options
 from slm_jax.config.paths import RUNS
 from slm_jax.run.directory import first_readable
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 from slm_jax.utils.process import tune_process, without_garbage_collection
 from slm_jax.utils.progress import show_log
 
@@ -119,9 +120,7 @@ def check(options: Options) -> None:
         raise UserError("; ".join(problems))
     if missing := [name for name in ("starlette", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"{' and '.join(missing)} {verb} not installed: pip install 'slm_jax[serve]' (or -e '.[serve]')"
-        )
+        raise UserError(f"{' and '.join(missing)} {verb} not installed: {install_command('serve')}")
 
 
 def read_key(option: str) -> str:

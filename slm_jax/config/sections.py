@@ -13,6 +13,7 @@ from slm_jax.config.data_section import DataConfig, TokenizerConfig
 from slm_jax.config.model_section import ModelConfig
 from slm_jax.config.optimizer_section import OptimizerConfig
 from slm_jax.config.option import TRAITS, Section, Strings, Trait, one_or_more, option, traits_of
+from slm_jax.utils.extras import install_command
 
 MAX_STEPS = 2**31 - 1  # steps are counted in int32
 
@@ -244,7 +245,7 @@ class LogConfig(Section):
         "", "Steps FIRST:LAST that jax.profiler traces to profile/ in the run; empty: none.", resumable=True
     )
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
-        (), "Where metrics go besides metrics.jsonl; needs pip install 'slm_jax[logging]'.", resumable=True
+        (), f"Where metrics go besides metrics.jsonl; needs {install_command('logging')}.", resumable=True
     )
 
 

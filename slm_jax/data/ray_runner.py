@@ -12,6 +12,7 @@ from slm_jax.data.corpus.part_files import Part
 from slm_jax.data.learning import weighted_sources
 from slm_jax.data.prepare import find_tokenizer, prepare_part
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,7 @@ def prepare_parts(config: Config, count: int, tokenizer_path: str = "") -> None:
     try:
         ray = importlib.import_module("ray")
     except ImportError:
-        raise UserError(
-            "--ray needs ray, which is not installed: in a clone pip install -e '.[ray]', or pip install ray"
-        ) from None
+        raise UserError(f"--ray needs ray, which is not installed: {install_command('ray')}") from None
     find_tokenizer(config, tokenizer_path, weighted_sources(config))  # once, before the tasks need it
     workers = config.data.workers or 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})

@@ -25,6 +25,7 @@ from slm_jax.generation.sampling import Sampling
 from slm_jax.run.load import load_run
 from slm_jax.utils.command import command_errors
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 from slm_jax.utils.text_tokenizer import decode_continuation
 
 NAME = "slm_jax"
@@ -143,10 +144,7 @@ def model_class() -> type:
         from lm_eval.api.model import LM
         from lm_eval.api.registry import register_model
     except ImportError as error:
-        raise UserError(
-            f"lm-evaluation-harness is not installed ({error}): pip install -e '.[eval]' in a clone, or pip install "
-            "lm-eval"
-        ) from None
+        raise UserError(f"lm-evaluation-harness is not installed ({error}): {install_command('eval')}") from None
 
     @register_model(NAME)
     class SlmJax(HarnessModel, LM):

@@ -8,6 +8,7 @@ import numpy as np
 from slm_jax.chat.own_template import template_source
 from slm_jax.huggingface.weights import Tensors
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 from slm_jax.utils.text_tokenizer import TextTokenizer
 from tokenizer import HybridTokenizer
 from tokenizer.portable.tokenizer_json import merge_names, token_names
@@ -36,7 +37,7 @@ def check_gguf(config: dict[str, Any], tokenizer: TextTokenizer, dtype: str) -> 
     try:
         import gguf  # noqa: F401  # whether it is there
     except ImportError:
-        raise UserError("--format gguf needs the package gguf: pip install 'slm_jax[gguf]'") from None
+        raise UserError(f"--format gguf needs the package gguf: {install_command('gguf')}") from None
     if not isinstance(tokenizer, HybridTokenizer):
         raise UserError(
             "--format gguf writes portable tokenizers of this project only, and the run has that of a published model: "

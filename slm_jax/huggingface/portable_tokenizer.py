@@ -11,6 +11,7 @@ from typing import Any
 from slm_jax.chat.template import ChatTemplate
 from slm_jax.huggingface.chat_files import CHAT_TEMPLATE, add_chat, verify_chat
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 from tokenizer import HybridTokenizer
 from tokenizer.vocabulary import FIRST_LEARNED
 
@@ -84,8 +85,9 @@ def write_tokenizer_json(tokenizer: HybridTokenizer, folder: Path, is_chat: bool
     if importlib.util.find_spec("tokenizers") is None:
         logger.warning(
             "%s was written, but its ids were not compared with those of the run, which needs the package tokenizers: "
-            "pip install 'slm_jax[tokenizers]'",
+            "%s",
             TOKENIZER_JSON,
+            install_command("tokenizers"),
         )
         return
     count = verify(tokenizer, path)

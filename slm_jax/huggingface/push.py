@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files of an earlier upload of the same format that would be loaded together with the new ones.
@@ -30,9 +31,7 @@ class Hub:
         try:
             import huggingface_hub
         except ImportError:
-            raise UserError(
-                "--push needs huggingface_hub, which is not installed: pip install 'slm_jax[hub]'"
-            ) from None
+            raise UserError(f"--push needs huggingface_hub, which is not installed: {install_command('hub')}") from None
         self._repository = repository
         self._private = private
         self._api = huggingface_hub.HfApi()

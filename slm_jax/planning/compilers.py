@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 
 Kind = Literal["tpu", "gpu"]
 
@@ -34,9 +35,9 @@ def is_installed(kind: Kind) -> bool:
     return any(importlib.util.find_spec(module) is not None for module in _MODULES[kind])
 
 
-def install_command(kind: Kind) -> str:
+def compiler_command(kind: Kind) -> str:
     """Return the command that installs the compiler for a kind of device, in the version of the installed JAX."""
-    return f"pip install -e '.[plan-{kind}]'"
+    return install_command(f"plan-{kind}")
 
 
 def use_compiler(kind: Kind, device: str) -> None:
@@ -50,7 +51,7 @@ def use_compiler(kind: Kind, device: str) -> None:
         UserError: If the compiler is not installed; names the command that installs it.
     """
     if not is_installed(kind):
-        raise UserError(f"--device {device} needs {_VENDORS[kind]}, which is not installed: {install_command(kind)}")
+        raise UserError(f"--device {device} needs {_VENDORS[kind]}, which is not installed: {compiler_command(kind)}")
     os.environ.update(_ENVIRONMENT)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

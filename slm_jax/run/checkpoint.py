@@ -28,6 +28,7 @@ from slm_jax.distributed import agreement, multihost
 from slm_jax.run import checksums
 from slm_jax.run.quiet import quiet_orbax
 from slm_jax.utils.errors import UserError, disk_problem
+from slm_jax.utils.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def open_folder(folder: str | Path | epath.Path) -> epath.Path:
         path = epath.Path(text if "://" in text else Path(text).absolute())
         path.exists()
     except ImportError as error:
-        raise UserError(f"{text} needs a library that reads buckets: pip install gcsfs ({error})") from None
+        raise UserError(f"{text} needs a library that reads buckets: {install_command('gcs')} ({error})") from None
     except Exception as error:  # a bucket's library raises errors of its own
         raise UserError(f"the folder of checkpoints {text} cannot be read ({agreement.summary(error)})") from None
     return path

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from slm_jax.utils.extras import install_command
 from tokenizer import HybridTokenizer, TokenizerError
 
 
@@ -19,6 +20,6 @@ def load_tokenizer(path: str | Path) -> Any:
         from slm_jax.utils.foreign_tokenizer import ForeignTokenizer
     except ImportError:
         raise TokenizerError(
-            f"{path} is read with the package tokenizers, which is not installed: pip install 'slm_jax[tokenizers]'"
+            f"{path} is read with the package tokenizers, which is not installed: {install_command('tokenizers')}"
         ) from None
     return ForeignTokenizer.load(path)

@@ -455,7 +455,7 @@ def test_templates_map_rows_to_instructions():
 
 
 def test_missing_library_is_reported_with_its_extra():
-    with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed\. .*\[data\]"):
+    with pytest.raises(UserError, match=r"reading x\.parquet needs pyarroww, which is not installed: .*\[data\]"):
         import_optional("pyarroww", "reading x.parquet")
 
 

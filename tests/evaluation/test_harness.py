@@ -124,7 +124,7 @@ def test_generation_settings():
 def test_a_missing_harness_raises(monkeypatch):
     harness.model_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed .*pip install lm-eval"):
+    with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed .*pip install -e '\.\[eval\]'"):
         harness.model_class()
 
 

@@ -55,7 +55,7 @@ def test_options_without_effect_are_refused(tmp_path, option):
 
 def test_the_missing_package_is_named(tmp_path, portable, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(UserError, match=r"slm_jax\[gguf\]"):
+    with pytest.raises(UserError, match=r"pip install -e .\.\[gguf\]"):
         export_gguf(loaded_run(tmp_path, portable), tmp_path / "out")
 
 

@@ -126,7 +126,7 @@ def test_a_missing_library_is_reported(run, monkeypatch):
         for module in [name, *(m for m in sys.modules if m.startswith(f"{name}."))]:
             monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     for name in ("tensorboard", "wandb", "trackio"):
-        with pytest.raises(UserError, match=rf"--log.sinks needs {name}.*pip install 'slm_jax\[logging\]'"):
+        with pytest.raises(UserError, match=rf"--log.sinks needs {name}.*pip install -e '\.\[logging\]'"):
             make_loggers(tiny_config(log__sinks=(name,)), run, 0)
 
 

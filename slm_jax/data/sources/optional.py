@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 
 
 def import_optional(module: str, purpose: str) -> Any:
@@ -19,7 +20,4 @@ def import_optional(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f"{purpose} needs {module}, which is not installed. It is part of the extra [data]: in a clone "
-            "pip install -e '.[data]', or on its own: pip install datasets pyarrow zstandard"
-        ) from None
+        raise UserError(f"{purpose} needs {module}, which is not installed: {install_command('data')}") from None

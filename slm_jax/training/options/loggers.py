@@ -1,7 +1,7 @@
 """Loggers: where the rows of metrics.jsonl are sent as well (`log.sinks`): TensorBoard, Weights & Biases, trackio.
 
 metrics.jsonl stays the record. A resumed run leaves each step once in every logger. The libraries come with
-pip install 'slm_jax[logging]'. To add a logger, write a class with the methods of `Logger`, enter it in `_LOGGERS`, and
+pip install -e '.[logging]'. To add a logger, write a class with the methods of `Logger`, enter it in `_LOGGERS`, and
 add its name to the option `log.sinks`.
 """
 
@@ -13,6 +13,7 @@ from slm_jax.config.schema import Config
 from slm_jax.run.directory import Run
 from slm_jax.run.metrics import Row, RowLogger, read_metrics
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import install_command
 
 _PROJECT = "slm_jax"
 
@@ -47,9 +48,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"--log.sinks needs {name.partition('.')[0]} ({error}): pip install 'slm_jax[logging]'"
-        ) from None
+        raise UserError(f"--log.sinks needs {name.partition('.')[0]} ({error}): {install_command('logging')}") from None
 
 
 def _run_name(run: Run) -> str:
