@@ -9,6 +9,7 @@ fsdp     splits the batch as well, and every matrix with its moments (ZeRO-3, ar
 tensor   splits attention heads, the inner width of the SwiGLU and the vocabulary (Megatron-LM, arXiv:1909.08053)
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, cast
@@ -221,5 +222,5 @@ def describe(mesh: Mesh) -> str:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the bytes that the arrays of a tree take on each device."""
-    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    """Return the bytes that the arrays of a tree, which may be abstract, take on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

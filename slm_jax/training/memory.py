@@ -61,7 +61,8 @@ def compile_to_fit(
         min_grad_accum_steps: Lower bound of the microbatches of a batch, if the microbatch is "auto".
 
     Raises:
-        TrainingError: If the requested microbatch does not fit (names one that does), or if none does.
+        TrainingError: If the requested microbatch does not fit (names one that does), or if none does; without
+            compiling where the training state alone does not.
     """
     limit = agreement.minimum("free memory", memory_limit(config, mesh) + resident)
     requested = config.train.microbatch
@@ -108,11 +109,16 @@ def _at_least(lower_bound: int, candidates: list[int]) -> list[int]:
 def _compile(
     config: Config, microbatch: int, vocab_size: int, mesh: jax.sharding.Mesh, batch: Batch, limit: int
 ) -> FittedStep:
-    """Compile the step with a microbatch, whether it fits or not."""
+    """Compile the step with a microbatch, whether it fits or not.
+
+    Raises:
+        TrainingError: The training state alone does not fit.
+    """
     train_config = config.train.model_copy(update={"microbatch": microbatch, "accumulation": 1})
     config = config.model_copy(update={"train": train_config})
     steps = make_steps(config, vocab_size, mesh)
     state = sharding.abstract_arrays(mesh, jax.eval_shape(steps.init), steps.partitions)
+    _require_state(sharding.bytes_per_device(state), limit)
     try:
         train = steps.train.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -122,6 +128,23 @@ def _compile(
     own = 2 * limit if train is None else needed_memory(train)
     needed = max(agreement.gather(f"memory of a step with microbatch {microbatch}", lambda: own))
     return FittedStep(config, steps, train, needed, limit)
+
+
+def _require_state(needed: int, limit: int) -> None:
+    """Refuse a training state that does not fit: a wide model is compiled for minutes before XLA knows what it needs.
+
+    Args:
+        needed: Bytes of one device that the state takes.
+        limit: Bytes of one device that a step may take.
+
+    Raises:
+        TrainingError: It does not fit.
+    """
+    if needed > limit:
+        raise TrainingError(
+            f"the weights and the optimizer state of this model take {memory_size(needed)}, but {memory_size(limit)} "
+            "are free: use a smaller --model.dim or --model.depth, or divide them over devices with --mesh.fsdp"
+        )
 
 
 def needed_memory(compiled: Any) -> int:

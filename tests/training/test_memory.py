@@ -84,8 +84,20 @@ def test_accumulated_step_equals_the_full_batch(needed):
 def test_microbatch_that_does_not_fit_is_rejected_with_one_that_does(needed):
     with pytest.raises(UserError, match=r"train.microbatch 24 needs \d+ MB .* --train.microbatch (12|8|6|4|3|2) fits"):
         fit(train__memory_gb=0.7 * needed, train__microbatch=24)
+    state = sharding.bytes_per_device(fit().steps.init())
     with pytest.raises(UserError, match=r"needs \d+ MB even with 1 sequence at once, .* --model.remat full"):
-        fit(train__memory_gb=1e-5)
+        fit(train__memory_gb=1.01e-9 * state)
+
+
+def test_a_state_that_does_not_fit_is_refused_before_compiling(monkeypatch):
+    state = sharding.bytes_per_device(fit().steps.init())
+    compiled = []
+    monkeypatch.setattr(memory, "needed_memory", compiled.append)
+    with pytest.raises(UserError, match=r"optimizer state of this model take .* are free: use a smaller --model.dim"):
+        fit(train__memory_gb=0.99e-9 * state)
+    with pytest.raises(UserError, match=r"state of this model take \d+\.\d GB, .* or divide them over devices"):
+        fit(model__dim=131_072, model__heads=1024)
+    assert not compiled
 
 
 def test_resumed_run_keeps_its_accumulation(needed):
