@@ -34,8 +34,8 @@ from slm_jax.run.directory import Run
 from slm_jax.run.load import LoadedRun, load_adapters
 from slm_jax.run.selection import Step
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.text_tokenizer import HYBRID_FILE as TOKENIZER_FILE
 from slm_jax.utils.text_tokenizer import TextTokenizer
+from slm_jax.utils.tokenizer_files import HYBRID_FILE as TOKENIZER_FILE
 from slm_jax.utils.tokenizer_files import TOKENIZER_FILES
 from tokenizer import HybridTokenizer
 

@@ -16,7 +16,8 @@ from slm_jax.cli import generate as command  # noqa: E402
 from slm_jax.generation.decode import encode_prompt, generate, generate_ids  # noqa: E402
 from slm_jax.generation.sampling import Sampling  # noqa: E402
 from slm_jax.serve.detokenizer import IncrementalDetokenizer  # noqa: E402
-from slm_jax.utils.text_tokenizer import decode_continuation, document_prefix, save_tokenizer, tokenizer_file  # noqa: E402
+from slm_jax.utils.text_tokenizer import decode_continuation, document_prefix, save_tokenizer  # noqa: E402
+from slm_jax.utils.tokenizer_files import tokenizer_file  # noqa: E402
 from slm_jax.utils.tokenizer_loading import load_tokenizer  # noqa: E402
 from tests.helpers import tiny_model  # noqa: E402
 from tests.test_tokenizer.conftest import make  # noqa: E402
