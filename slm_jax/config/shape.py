@@ -168,8 +168,10 @@ def _require_plausible(shape: Shape, parameters: float, given: Mapping[str, Any]
     Raises:
         UserError: The inner width or the depth is absurd; names the options to change.
     """
-    if "model.depth" not in given and shape.depth > max(MIN_DEPTH, MAX_DEPTH_PER_WIDTH * shape.dim):
-        width = _width(parameters, shape.vocab_size, shape.tables, {})
+    width = _width(parameters, shape.vocab_size, shape.tables, given)
+    is_deep = shape.depth > max(MIN_DEPTH, MAX_DEPTH_PER_WIDTH * shape.dim)
+    # A large vocabulary may leave no wider model: then many blocks are the only ones.
+    if "model.depth" not in given and is_deep and width > shape.dim:
         raise UserError(
             f"{parameters:,.0f} parameters of width {shape.dim} need {shape.depth:,} blocks: give a larger --model.dim "
             f"(such as {width}), a smaller --size or --budget, or --model.depth if that is meant"

@@ -109,6 +109,18 @@ def test_a_given_width_that_the_size_cannot_be_meant_with_is_refused(given, mess
     assert make_recipe(Request(parameters=10e6, given={"model.depth": 9, **given, "model.mlp_dim": 256}))
 
 
+@pytest.mark.parametrize("given", [{}, {"model.dim": 64}])
+def test_many_blocks_are_kept_where_the_vocabulary_leaves_no_wider_model(given):
+    """A published tokenizer in a small model: a width of 128 alone takes 6.4 M parameters."""
+    recipe = make_recipe(Request(parameters=5e6, vocab_size=50257, given=given))
+    assert recipe.options["model.depth"].value > 32
+
+
+def test_the_proposed_width_suits_the_given_heads():
+    with pytest.raises(UserError, match=r"a larger --model.dim \(such as 380\)"):
+        make_recipe(Request(parameters=10e6, vocab_size=2048, given={"model.dim": 60, "model.heads": 10}))
+
+
 @pytest.mark.parametrize("size", SIZES[::4])
 def test_every_shape_of_a_given_depth_or_width_is_plausible_or_refused(size):
     for given in [{"model.depth": 2**i} for i in range(7)] + [{"model.dim": 2**i} for i in range(6, 12)]:
