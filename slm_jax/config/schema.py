@@ -185,7 +185,10 @@ def _expectation(item: Any) -> str:
 
 
 def unknown_option(name: str) -> str:
-    """Return the message for a name that is no option, with the nearest existing one."""
+    """Return the message for a key that is no option or section, with the nearest existing one."""
+    if name in Sections.fields():  # the dotted name as one key
+        section, _, option = name.partition(".")
+        return f"unknown key '{name}': give {option} in the table (in Python, the dict) {section}"
     near = nearest_name(name, [*Sections.fields(), *Sections.model_fields])
     return f"unknown key {name}" + (f", perhaps you meant {near}" if near else "")
 

@@ -65,6 +65,11 @@ def test_all_problems_together():
         assert part in text
 
 
+def test_a_dotted_name_as_one_key_is_explained():
+    with pytest.raises(UserError, match=r"unknown key 'train\.steps': give steps in the table .* train$"):
+        Config.from_tree({"train.steps": 3})
+
+
 def test_problems_of_a_mixture_are_among_all_problems():
     """Every entry by itself, and the shares of those that are valid."""
     mix = ("python-docs=x", "python-qa=0", "=2", "hf:alone", "files=1", "b.txt=1e-8")
