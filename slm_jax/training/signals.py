@@ -71,9 +71,7 @@ class StopSignals:
                 signal.signal(each, signal.SIG_IGN)
             else:
                 signal.signal(each, handler if is_notebook else _end_process)
-        # print and logging are not safe in a signal handler.
-        with contextlib.suppress(OSError):  # the terminal was closed
-            write_last(b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
+        write_last(b"\nfinishing the step and saving; a second Ctrl-C stops at once\n")
         if number == signal.SIGHUP:
             _leave_closed_terminal()
         if multihost.process_count() > 1:

@@ -32,7 +32,7 @@ _SIGNATURES = (
 
 # Among other characters of text, NUL bytes separate or pad fields; ASCII text in UTF-16 has one for each character.
 _MAX_NULS = 1 / 3
-_OTHERS = ("Cc", "Cn")  # categories of characters that text has not: controls, and unassigned ones
+_OTHERS = ("Cc", "Cn")  # categories of characters that text hardly has: controls and unassigned ones
 _MAX_OTHERS = 0.01  # of all characters
 _WHITE_SPACE = "\t\n\v\f\r"
 
@@ -40,8 +40,8 @@ _WHITE_SPACE = "\t\n\v\f\r"
 def describe_binary(head: bytes) -> tuple[str, str] | None:
     """Return what the beginning of a file shows it to be, with a remedy; None for what may be UTF-8 text.
 
-    Only files with NUL bytes are in doubt. They are UTF-8 text if they decode as such and hardly have other control
-    characters, which UTF-16 text has: upper bytes, as the 4 of Cyrillic letters, and lower ones.
+    Only files with NUL bytes are in doubt. They are UTF-8 text if they decode as such to hardly any other control
+    characters. UTF-16 text would decode to many: bytes of its characters, such as the upper byte 4 of Cyrillic letters.
 
     Args:
         head: The first `HEAD_SIZE` bytes, decompressed.
