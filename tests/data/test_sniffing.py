@@ -57,3 +57,13 @@ def test_random_texts_are_recognized(language):
             name, remedy = describe_binary(head) or ("text", "")
             assert name == "UTF-16 without a byte order mark", (order, text[:100])
             assert f"iconv -f UTF-16{order} " in remedy, text[:100]
+
+
+def test_latin_1_text_with_nul_bytes_is_not_called_utf_16():
+    """Read as UTF-16 it is mostly Chinese, which iconv would make of it."""
+    rng = random.Random(0)
+    words = "café était fermé cause fête élève très déçu église où allés ça".split()
+    for _ in range(50):
+        head = "\0".join(rng.choices(words, k=40)).encode("latin-1")
+        name, _ = describe_binary(head) or ("text", "")
+        assert name.startswith("binary data")

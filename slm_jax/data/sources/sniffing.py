@@ -32,7 +32,7 @@ _SIGNATURES = (
 
 # Among other characters of text, NUL bytes separate or pad fields; ASCII text in UTF-16 has one for each character.
 _MAX_NULS = 1 / 3
-_OTHERS = ("Cc", "Cn")  # categories of characters that text hardly has: controls and unassigned ones
+_OTHERS = ("Cc", "Cn", "Co")  # characters that text hardly has: controls, unassigned ones, those for private use
 _MAX_OTHERS = 0.01  # of all characters
 _WHITE_SPACE = "\t\n\v\f\r"
 
@@ -42,6 +42,7 @@ def describe_binary(head: bytes) -> tuple[str, str] | None:
 
     Only files with NUL bytes are in doubt. They are UTF-8 text if they decode as such to hardly any other control
     characters. UTF-16 text would decode to many: bytes of its characters, such as the upper byte 4 of Cyrillic letters.
+    Latin-1 text would decode as UTF-16 to characters for private use: an é and a NUL byte are U+E900.
 
     Args:
         head: The first `HEAD_SIZE` bytes, decompressed.
