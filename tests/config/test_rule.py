@@ -101,7 +101,7 @@ def test_given_options_are_kept_and_the_others_follow(given):
         ({"model.dim": 64}, r"parameters of width 64 need 20\d blocks: give a larger --model.dim \(such as 384\)"),
     ],
 )
-def test_a_given_width_that_the_size_cannot_be_meant_with_is_refused(given, message):
+def test_a_width_that_is_absurd_for_the_size_is_refused(given, message):
     """Otherwise one quantity takes all parameters, and a long training is wasted."""
     for budget in ({"parameters": 10e6}, {"tokens": 200e6}):
         with pytest.raises(UserError, match=message):

@@ -61,7 +61,7 @@ def test_the_plan_is_a_finding(monkeypatch):
     assert (found.verdict, found.name, found.found) == (
         SKIPPED,
         "plan for 8 x TPU v5e",
-        "needs pip install -e '.[plan-tpu]'",
+        "needs pip install -e '.[plan-tpu]' (in a clone of slm_jax)",
     )
     monkeypatch.setattr(planned, "is_installed", lambda kind: True)
     sizes = {"rows": 4, "sequence_length": 128, "grad_accum_steps": 2, "needed_bytes": 2e9, "limit_bytes": 3e9}
