@@ -51,9 +51,9 @@ BATCH_AT = 2.0e6
 BATCH_POWER = 0.5  # the critical batch grows as tokens^0.47 (arXiv:2410.21676)
 
 # Peak learning rate: LR · (width / LR_WIDTH)^-LR_WIDTH_POWER · (tokens of a batch / LR_BATCH)^LR_BATCH_POWER ·
-# (steps / LR_STEPS)^-LR_STEPS_POWER. Measured with Muon (tests/benchmarks/rule.py) at widths 64 to 256, batches of 128
-# to 2,048 tokens, 300 and 1,200 steps, on two texts; the rest is extrapolated. At depths 2 to 8 the best were 0.0052
-# to 0.0063: no power of the depth. The powers of the fit are 0.81 ± 0.25, 0.14 ± 0.09 and 0.54 ± 0.14; these are round
+# (steps / LR_STEPS)^-LR_STEPS_POWER. Measured with Muon (tests/benchmarks/rule.py) at widths 64 to 384, batches of 128
+# to 2,048 tokens, 300 and 1,200 steps, on two texts; the rest is extrapolated. At depths 2 to 8 the best were 0.0049
+# to 0.0064: no power of the depth. The powers of the fit are 0.81 ± 0.25, 0.14 ± 0.09 and 0.54 ± 0.14; these are round
 # numbers within two standard errors, whose rate at width 768 is near a published one: 0.0036, which is 0.02 for
 # orthogonal matrices (github.com/karpathy/nanochat).
 LR = {"muon": 0.005, "normuon": 0.005, "adamw": 0.0005}  # normuon and adamw: not measured
