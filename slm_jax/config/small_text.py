@@ -35,9 +35,11 @@ class Point(NamedTuple):
 
 # Seed 0; 80 kB of documents of the same collection are held out. configs/README.md has the whole runs.
 POINTS: dict[str, tuple[Point, ...]] = {
-    "English news": (Point(100_000, 2.12), Point(300_000, 1.81)),
+    "English news": (Point(100_000, 2.12), Point(300_000, 1.81), Point(1_000_000, 1.64)),
     "pages of technical documentation": (Point(100_000, 1.84), Point(300_000, 1.66)),
+    "documentation of several programs": (Point(1_000_000, 1.72),),
 }
+NEAR = 2.0  # a text counts for sizes up to this factor outside of its measured ones
 
 
 class ExpectedBits(NamedTuple):
@@ -62,18 +64,24 @@ def auto_parameters(text_bytes: int) -> float:
 def expected_bits(text_bytes: int) -> ExpectedBits:
     """Return the range of bits per byte for a text, interpolated between measured sizes in the logarithm of the bytes.
 
-    Outside the measured sizes it is that of the nearest one.
+    Texts that were measured at much smaller or larger sizes only are left out. Outside the sizes of all texts it is the
+    range of the nearest size.
 
     Args:
         text_bytes: Bytes of the training text.
     """
-    values = {name: _interpolate(points, text_bytes) for name, points in POINTS.items()}
     sizes = [point.text_bytes for points in POINTS.values() for point in points]
-    named = " and ".join(f"{name} ({value:.2f})" for name, value in values.items())
-    outside = not min(sizes) <= text_bytes <= max(sizes)
     nearest = min(max(text_bytes, min(sizes)), max(sizes))
-    note = f", measured at {nearest / 1e3:,.0f} kB, the nearest size" if outside else ""
+    near = {name: points for name, points in POINTS.items() if _is_near(points, nearest)}
+    values = {name: _interpolate(points, nearest) for name, points in (near or POINTS).items()}
+    named = " and ".join(f"{name} ({value:.2f})" for name, value in values.items())
+    note = f", measured at {nearest / 1e3:,.0f} kB, the nearest size" if nearest != text_bytes else ""
     return ExpectedBits(min(values.values()), max(values.values()), f"{named}{note}")
+
+
+def _is_near(points: tuple[Point, ...], text_bytes: int) -> bool:
+    """Return whether a size is among the measured ones of a text, or at most by the factor NEAR outside."""
+    return points[0].text_bytes / NEAR <= text_bytes <= points[-1].text_bytes * NEAR
 
 
 def _interpolate(points: tuple[Point, ...], text_bytes: int) -> float:

@@ -66,6 +66,21 @@ def test_between_two_sizes_half_of_the_logarithm_is_half_of_the_way(table):
             assert f"{name} ({(smaller.bits_per_byte + larger.bits_per_byte) / 2:.2f})" in bits.source
 
 
+def test_texts_of_other_sizes_are_left_out(monkeypatch):
+    texts = {"short": (Point(100_000, 2.5), Point(300_000, 2.0)), "long": (Point(1_000_000, 1.5),)}
+    monkeypatch.setattr(small_text, "POINTS", texts)
+    assert expected_bits(499_999).source == "short (2.00)"
+    assert expected_bits(500_000).source == "short (2.00) and long (1.50)"
+    assert expected_bits(600_000)[:2] == (1.5, 2.0)
+    assert expected_bits(600_001).source == "long (1.50)"
+    assert expected_bits(5_000_000).source == "long (1.50), measured at 1,000 kB, the nearest size"
+
+
+def test_between_distant_texts_both_count(monkeypatch):
+    monkeypatch.setattr(small_text, "POINTS", {"short": (Point(100_000, 2.5),), "long": (Point(1_000_000, 1.5),)})
+    assert expected_bits(300_000).source == "short (2.50) and long (1.50)"
+
+
 @pytest.mark.parametrize("factor", [0.1, 10])
 def test_outside_of_the_measured_sizes_the_nearest_is_named(factor, table):
     sizes = [point.text_bytes for points in table.values() for point in points]
