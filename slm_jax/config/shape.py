@@ -178,10 +178,12 @@ def _require_plausible(shape: Shape, parameters: float, given: Mapping[str, Any]
         )
     if "model.mlp_dim" not in given and shape.mlp_ratio > MAX_MLP_RATIO:
         usual = round(1.5 * MLP_RATIO * shape.dim)
+        shape_options = [f"--{name}" for name in ("model.depth", "model.dim") if name in given]
         raise UserError(
             f"{parameters:,.0f} parameters in {shape.depth} blocks of width {shape.dim} need an inner width of "
-            f"{shape.inner:,}, {shape.mlp_ratio:.0f} times the width: leave out --model.depth or --model.dim, give a "
-            f"smaller --size or --budget, or --model.mlp_dim (usual: {usual}) for a model of another size"
+            f"{shape.inner:,}, {shape.mlp_ratio:.0f} times the width: change {' or '.join(shape_options)}, --size or "
+            f"--budget, or the vocabulary of {shape.vocab_size:,}, or give --model.mlp_dim (usual: {usual}) for "
+            "another size"
         )
 
 

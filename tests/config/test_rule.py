@@ -116,6 +116,11 @@ def test_many_blocks_are_kept_where_the_vocabulary_leaves_no_wider_model(given):
     assert recipe.options["model.depth"].value > 32
 
 
+def test_the_options_to_change_are_those_given_and_the_vocabulary():
+    with pytest.raises(UserError, match=r"change --model\.depth, --size or --budget, or the vocabulary of 50,000"):
+        make_recipe(Request(parameters=5e6, vocab_size=50_000, given={"model.depth": 6}))
+
+
 def test_the_proposed_width_suits_the_given_heads():
     with pytest.raises(UserError, match=r"a larger --model.dim \(such as 380\)"):
         make_recipe(Request(parameters=10e6, vocab_size=2048, given={"model.dim": 60, "model.heads": 10}))
