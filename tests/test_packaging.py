@@ -67,6 +67,7 @@ def test_extras_are_installed_in_one_way():
         assert not re.search(r"pip install '?\"?slm_jax", text), path
         named |= set(re.findall(r"pip install -e ['\"]\.\[([a-z-]+)\]", text))
         named |= set(re.findall(r"""install_command\(['"]([a-z-]+)['"]\)""", text))
+        named |= set(re.findall(r'import_optional\([^()]*extra(?:: str )?= ?"([a-z-]+)"', text))
     assert named <= extras.keys()
     assert {"data", "serve", "logging", "gcs", "tokenizers"} <= named
 

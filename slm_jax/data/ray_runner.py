@@ -1,6 +1,5 @@
 """Prepare the parts of a corpus as tasks of Ray (https://docs.ray.io), on one machine or a cluster."""
 
-import importlib
 import logging
 import os
 import tomllib
@@ -12,7 +11,7 @@ from slm_jax.data.corpus.part_files import Part
 from slm_jax.data.learning import weighted_sources
 from slm_jax.data.prepare import find_tokenizer, prepare_part
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.extras import install_command
+from slm_jax.utils.extras import import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +31,7 @@ def prepare_parts(config: Config, count: int, tokenizer_path: str = "") -> None:
     Raises:
         UserError: Ray is not installed or does not start, or a part cannot be prepared.
     """
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError:
-        raise UserError(f"--ray needs ray, which is not installed: {install_command('ray')}") from None
+    ray = import_optional("ray", "--ray", extra="ray")
     find_tokenizer(config, tokenizer_path, weighted_sources(config))  # once, before the tasks need it
     workers = config.data.workers or 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})

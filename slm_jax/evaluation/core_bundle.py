@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm_jax.data.sources.hub import UnreachableError, check_reachable
-from slm_jax.data.sources.optional import import_optional
 from slm_jax.evaluation.datasets import Record
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import import_optional
 from slm_jax.utils.files import replace_file, user_cache_folder
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.utils.errors import UserError
-from slm_jax.utils.extras import install_command
+from slm_jax.utils.extras import import_optional
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files of an earlier upload of the same format that would be loaded together with the new ones.
@@ -28,10 +28,7 @@ class Hub:
         """
         if not _REPOSITORY.fullmatch(repository) or len(repository) > 96:
             raise UserError(f"--push {repository}: give OWNER/NAME, of letters, digits, '-', '_' and '.'")
-        try:
-            import huggingface_hub
-        except ImportError:
-            raise UserError(f"--push needs huggingface_hub, which is not installed: {install_command('hub')}") from None
+        huggingface_hub = import_optional("huggingface_hub", "--push", extra="hub")
         self._repository = repository
         self._private = private
         self._api = huggingface_hub.HfApi()

@@ -1,4 +1,4 @@
-"""UTF-8 text with NUL bytes is told from UTF-16, by random texts of many scripts."""
+"""UTF-8 text with NUL bytes and UTF-16 are distinguished, for random texts of many scripts."""
 
 import random
 

@@ -22,12 +22,12 @@ from slm_jax.config.source_names import parse_weight
 from slm_jax.data.sources import file_source, files, python_docs, python_qa
 from slm_jax.data.sources.documents import Document, InvalidRow
 from slm_jax.data.sources.file_source import FileSource
-from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.python_docs import PythonDocs
 from slm_jax.data.sources.registry import make_source
 from slm_jax.data.sources.rows import Row, RowMapper
 from slm_jax.data.sources.similar import similar_groups
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import import_optional
 
 with contextlib.suppress(ImportError):
     import zstandard  # noqa: F401

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.sniffing import HEAD_SIZE, describe_binary
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import import_optional
 
 ROW_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSED = (".gz", ".xz", ".zst")

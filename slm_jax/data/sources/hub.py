@@ -18,7 +18,6 @@ from slm_jax.chat.formats import format_of_columns
 from slm_jax.config.schema import DataConfig
 from slm_jax.data.sources.catalog import HubDataset, find_dataset
 from slm_jax.data.sources.documents import Document, InvalidRow, Split
-from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.rows import (
     ConversationMapper,
     Mapper,
@@ -29,6 +28,7 @@ from slm_jax.data.sources.rows import (
 )
 from slm_jax.data.sources.threads import THREADS, ThreadJoiner
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import import_optional
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from slm_jax.data.sources.files import (
     open_text,
     read_lines,
 )
-from slm_jax.data.sources.optional import import_optional
 from slm_jax.data.sources.rows import Row
 from slm_jax.data.sources.sniffing import HEAD_SIZE
 from slm_jax.utils.errors import UserError
+from slm_jax.utils.extras import import_optional
 
 _ROWS_AT_ONCE = 1000  # rows of a Parquet file that are converted to Python objects together
 _SAMPLE_LINES = 100  # of a .json file that is not valid JSON, to see whether it has a row per line
